@@ -1,0 +1,42 @@
+"""Station 3: mean head activations over the clean prompts, one vector per layer, head and slot.
+
+Source: section 2.2 of Todd et al. 2023; `get_mean_head_activations` in the reference's extract_utils.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fvcore.hooks import read_heads
+from fvcore.models import LanguageModel
+from fvcore.slots import SlotMap
+
+
+@torch.inference_mode()
+def head_activations(lm: LanguageModel, input_ids: Sequence[int], slots: SlotMap) -> Tensor:
+    """What enters `o_proj`, per head and slot, on one prompt. A word's tokens are averaged in the model's dtype.
+
+    returns: (layer, head, slot, d_head)
+    """
+    with read_heads(lm) as heads:
+        lm.logits(lm.ids(input_ids))
+    # The reference's own memory layout, so that sums over tokens run in its order.
+    by_token = torch.vstack([heads[layer] for layer in range(lm.n_layers)]).permute(0, 2, 1, 3)
+    by_slot = by_token[:, :, list(slots.idx_map)]
+    for first, last in slots.idx_avg.values():
+        by_slot[:, :, slots.idx_map[first]] = by_token[:, :, first : last + 1].mean(dim=2)
+    return by_slot
+
+
+@torch.inference_mode()
+def mean_head_activations(lm: LanguageModel, prompts: Sequence[tuple[Sequence[int], SlotMap]]) -> Tensor:
+    """The mean over prompts, taken at the end in fp32 on the CPU.
+
+    returns: (layer, head, slot, d_head), float32
+    """
+    if not prompts:
+        raise ValueError("no prompts to average over; at least one trial is needed")
+    return torch.stack([head_activations(lm, ids, slots).float().cpu() for ids, slots in prompts]).mean(dim=0)

@@ -1,0 +1,75 @@
+"""Artifact: what one station of the river says, a flat mapping from leaf name to value.
+
+A leaf is a tensor, a number, a string, a boolean, or a nested list of those. Per-trial leaves start with
+the trial's key, `<trial_id>:<trial_idx>/`. On disk an artifact is `<stem>.json`, every leaf in order, with
+the tensors in `<stem>.safetensors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fvcore.formats import FormatError, read_json, read_safetensors, write_json, write_safetensors
+
+Leaf: TypeAlias = Tensor | int | float | str | bool | list[Any] | None
+Artifact: TypeAlias = Mapping[str, Leaf]
+
+TENSOR = "$tensor"
+
+
+def trial_of(leaf: str) -> str | None:
+    """The trial key a leaf belongs to, or None for a leaf of the whole run."""
+    head, separator, _ = leaf.partition("/")
+    return head if separator and ":" in head else None
+
+
+def limited_to(artifact: Artifact, trials: Collection[str]) -> dict[str, Leaf]:
+    """The leaves of these trials, and all leaves that belong to no trial."""
+    return {leaf: value for leaf, value in artifact.items() if trial_of(leaf) in {None, *trials}}
+
+
+def tensor_leaf(artifact: Artifact, leaf: str) -> Tensor:
+    value = artifact[leaf]
+    if not isinstance(value, Tensor):
+        raise TypeError(f"leaf {leaf!r} is a {type(value).__name__}, expected a tensor")
+    return value
+
+
+def save(artifact: Artifact, stem: Path) -> list[Path]:
+    """Write an artifact; returns the files written."""
+    tensors = {leaf: value for leaf, value in artifact.items() if isinstance(value, Tensor)}
+    described = {
+        leaf: {TENSOR: [str(value.dtype).removeprefix("torch."), *value.shape]} if isinstance(value, Tensor) else value
+        for leaf, value in artifact.items()
+    }
+    written = [stem.with_suffix(".json")]
+    write_json(written[0], described)
+    if tensors:
+        written.append(stem.with_suffix(".safetensors"))
+        write_safetensors(written[1], tensors)
+    return written
+
+
+def load(stem: Path) -> dict[str, Leaf]:
+    """Read an artifact; raises FormatError when the two files do not belong together."""
+    path = stem.with_suffix(".json")
+    described = read_json(path)
+    if not isinstance(described, dict):
+        raise FormatError(f"{path}: expected an object of leaves, found {type(described).__name__}")
+    named = {leaf for leaf, value in described.items() if isinstance(value, dict)}
+    tensors = read_safetensors(stem.with_suffix(".safetensors")) if named else {}
+    if named != set(tensors):
+        raise FormatError(f"{path}: tensors {sorted(named ^ set(tensors))} stand in one of the two files only")
+    for leaf in named:
+        dtype, *shape = described[leaf][TENSOR]
+        found = tensors[leaf]
+        if found.dtype != getattr(torch, dtype) or list(found.shape) != shape:
+            raise FormatError(
+                f"{path}: leaf {leaf!r} is described as {dtype} {shape}, found {found.dtype} {list(found.shape)}"
+            )
+    return {leaf: tensors.get(leaf, value) for leaf, value in described.items()}

@@ -1,0 +1,182 @@
+"""Compare two artifacts in the order a person would ask: names, type, dtype, shape, values.
+
+Nothing is coerced: not shape, not dtype, and not the device beyond copying to the CPU to subtract. NaN equals
+only NaN. Everything is counted, the first `MAX_FINDINGS` disagreements are kept, in the artifact's own order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fvcore.artifacts import Artifact, Leaf, trial_of
+from fvcore.gates import Finding, Verdict, merge
+
+MAX_FINDINGS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """|actual - expected| <= max(atol, of_max * max|expected|, of_norm * ||expected||) + rtol * |expected|.
+
+    `of_max` is relative to the largest magnitude in the leaf, `of_norm` to the norm along its last axis.
+    `rule` says where the numbers come from and travels into the report.
+    """
+
+    rtol: float = 0.0
+    atol: float = 0.0
+    of_max: float = 0.0
+    of_norm: float = 0.0
+    rule: str = "exact"
+
+    def allowed(self, expected: Tensor) -> Tensor:
+        """The bound for every element of `expected` (float64)."""
+        if expected.numel() == 0:
+            return expected
+        bound = torch.full_like(expected, max(self.atol, self.of_max * float(expected.abs().max())))
+        if self.of_norm and expected.ndim:
+            bound = torch.maximum(bound, self.of_norm * expected.norm(dim=-1, keepdim=True))
+        return bound + self.rtol * expected.abs()
+
+    def __str__(self) -> str:
+        parts = {"atol": self.atol, "rtol": self.rtol, "of_max": self.of_max, "of_norm": self.of_norm}
+        return ", ".join(f"{name} {value:g}" for name, value in parts.items() if value) or "exact"
+
+
+EXACT = Tolerance()
+
+ToleranceOf = Callable[[str], Tolerance]
+AxesOf = Callable[[str], Sequence[str]]
+
+
+def compare(
+    expected: Artifact,
+    actual: Artifact,
+    tolerance: Tolerance | ToleranceOf = EXACT,
+    axes: AxesOf = lambda leaf: (),
+) -> Verdict:
+    """Compare all leaves. `axes(leaf)` names a tensor's axes, so that a coordinate reads `layer 2, head 1`."""
+    tolerance_of = tolerance if callable(tolerance) else lambda leaf: tolerance
+    verdicts = []
+    for leaf, value in expected.items():
+        if leaf in actual:
+            verdicts.append(compare_leaf(leaf, value, actual[leaf], tolerance_of(leaf), axes(leaf)))
+        else:
+            verdicts.append(_one(leaf, "missing in the candidate", value, None))
+    verdicts += [_one(leaf, "not in the golden", None, actual[leaf]) for leaf in actual if leaf not in expected]
+    verdict = merge(*verdicts)
+    largest = [m for v in verdicts for name, m in v.measurements.items() if name == "max_abs_diff"]
+    measurements = {"max_abs_diff": _largest(largest)} if largest else {}
+    return Verdict(verdict.findings[:MAX_FINDINGS], verdict.compared, verdict.mismatch_count, measurements)
+
+
+def compare_leaf(leaf: str, expected: Leaf, actual: Leaf, tolerance: Tolerance, axes: Sequence[str]) -> Verdict:
+    if type(expected) is not type(actual):
+        names = type(expected).__name__, type(actual).__name__
+        return _one(leaf, f"type differs: expected {names[0]}, actual {names[1]}", expected, actual)
+    if isinstance(expected, Tensor) and isinstance(actual, Tensor):
+        return _compare_tensors(leaf, expected, actual, tolerance, axes)
+    if isinstance(expected, float) and isinstance(actual, float):
+        scalar = torch.tensor(expected, dtype=torch.float64), torch.tensor(actual, dtype=torch.float64)
+        return _compare_tensors(leaf, *scalar, tolerance, ())
+    if isinstance(expected, list) and expected != actual:
+        return _compare_lists(leaf, expected, actual)
+    return Verdict(compared=1) if expected == actual else _one(leaf, "differs", expected, actual)
+
+
+def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tolerance, axes: Sequence[str]) -> Verdict:
+    if expected.dtype != actual.dtype:
+        return _one(
+            leaf,
+            f"dtype differs: expected {expected.dtype}, actual {actual.dtype}",
+            str(expected.dtype),
+            str(actual.dtype),
+        )
+    if expected.shape != actual.shape:
+        shapes = list(expected.shape), list(actual.shape)
+        return _one(leaf, f"shape differs: expected {shapes[0]}, actual {shapes[1]}", *shapes)
+    # float64 holds every float32 and every half exactly, so the comparison adds no rounding of its own.
+    want, have = expected.detach().double().cpu(), actual.detach().double().cpu()
+    difference = torch.where(want == have, torch.zeros_like(want), (have - want).abs())  # inf == inf is no difference
+    difference = torch.where(want.isnan() & have.isnan(), torch.zeros_like(want), difference)
+    wrong = ~(difference <= tolerance.allowed(want))  # a NaN difference is wrong
+    wrong &= difference != 0
+    finite = difference[~difference.isnan()]
+    largest = math.nan if finite.numel() < difference.numel() else float(finite.max()) if finite.numel() else 0.0
+    findings = [
+        _element(leaf, tuple(index), want, have, difference, tolerance, axes)
+        for index in islice(wrong.nonzero().tolist(), MAX_FINDINGS)
+    ]
+    return Verdict(tuple(findings), want.numel(), int(wrong.sum()), {"max_abs_diff": largest})
+
+
+def _element(
+    leaf: str,
+    index: tuple[int, ...],
+    want: Tensor,
+    have: Tensor,
+    difference: Tensor,
+    tolerance: Tolerance,
+    axes: Sequence[str],
+) -> Finding:
+    expected, actual, off = float(want[index]), float(have[index]), float(difference[index])
+    names = axes if len(axes) == len(index) else [f"axis{i}" for i in range(len(index))]
+    coordinate = dict(zip(names, index, strict=True))
+    place = f"[{', '.join(f'{name} {i}' for name, i in coordinate.items())}]" if coordinate else ""
+    return Finding(
+        where=f"{leaf}{place}",
+        message=f"differs by {off:.3g} (allowed: {tolerance}; {tolerance.rule})",
+        expected=_jsonable(expected),
+        actual=_jsonable(actual),
+        coordinate=coordinate | _trial_coordinate(leaf),
+        abs_diff=None if math.isnan(off) or math.isinf(off) else off,
+        rel_diff=off / abs(expected) if expected and math.isfinite(off) and math.isfinite(expected) else None,
+    )
+
+
+def _compare_lists(leaf: str, expected: list[Any], actual: Any) -> Verdict:
+    from deepdiff import DeepDiff
+
+    paths = [change.path() for changes in DeepDiff(expected, actual, view="tree").values() for change in changes]
+    first = min(_positions(expected, actual), default=min(len(expected), len(actual)))
+    if len(expected) != len(actual):
+        message = f"differs first at position {first}; length {len(expected)} expected, {len(actual)} actual"
+    else:
+        message = f"differs first at position {first}; {len(paths)} difference(s) in all"
+    at = {"position": first} | _trial_coordinate(leaf)
+    pair = [side[first] if first < len(side) else None for side in (expected, actual)]
+    return Verdict((Finding(f"{leaf}[{first}]", message, pair[0], pair[1], at),), 1, 1)
+
+
+def _positions(expected: list[Any], actual: list[Any]) -> list[int]:
+    return [i for i, (want, have) in enumerate(zip(expected, actual, strict=False)) if want != have]
+
+
+def _one(leaf: str, message: str, expected: Any, actual: Any) -> Verdict:
+    finding = Finding(leaf, message, _jsonable(expected), _jsonable(actual), _trial_coordinate(leaf))
+    return Verdict((finding,), compared=1, mismatch_count=1)
+
+
+def _trial_coordinate(leaf: str) -> dict[str, int | str]:
+    key = trial_of(leaf)
+    if key is None:
+        return {}
+    trial_id, trial_idx = key.split(":")
+    return {"trial_id": int(trial_id), "trial_idx": int(trial_idx)}
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON has no NaN and no tensors; both travel as text."""
+    if isinstance(value, Tensor):
+        return f"tensor {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+
+
+def _largest(values: Sequence[float]) -> float:
+    return math.nan if any(math.isnan(v) for v in values) else max(values)

@@ -1,0 +1,105 @@
+"""Station 4a: causal indirect effect, defined one head at a time.
+
+On a corrupted prompt one head's activation is replaced by its mean over clean prompts; the effect (CIE) is the change
+in the probability of the right answer. Its mean over trials is the AIE. This is engine `exact`: one prompt, one head,
+the operations of the reference in its order (section 2.3 of Todd et al. 2023;
+`activation_replacement_per_class_intervention` in the reference's compute_indirect_effect.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fvcore.hooks import edit_heads
+from fvcore.models import LanguageModel
+from fvcore.slots import QUERY_PREDICTIVE, SlotMap
+
+# The token classes of the rank-4 effect, in order.
+TOKEN_CLASSES = {
+    "demonstration": r"demonstration_\d+_token",
+    "label": r"demonstration_\d+_label_token",
+    "separator": "separator_token",
+    "predictive": "predictive_token",
+    "structural": "structural_token",
+    "end_of_example": "end_of_example_token",
+    "query_demonstration": "query_demonstration_token",
+    "query_structural": "query_structural_token",
+    "query_separator": "query_separator_token",
+    "query_predictive": QUERY_PREDICTIVE,
+}
+
+
+def tokens_of_class(slots: SlotMap, token_class: str) -> list[int]:
+    pattern = re.compile(TOKEN_CLASSES[token_class])
+    return [token for token, label in enumerate(slots.labels) if pattern.fullmatch(label)]
+
+
+def target_probability(lm: LanguageModel, input_ids: Sequence[int], target_id: int) -> Tensor:
+    """Probability of the target after the prompt; softmax in the model's dtype, as in the reference."""
+    return torch.softmax(lm.logits(lm.ids(input_ids))[0, -1], dim=-1)[target_id]
+
+
+def probability_with_head_replaced(
+    lm: LanguageModel, input_ids: Sequence[int], target_id: int, layer: int, head: int, means: Mapping[int, Tensor]
+) -> Tensor:
+    """The same with `head` of `layer` replaced at some tokens; `means` is token -> (d_head,)."""
+
+    def replace(heads: Tensor) -> None:  # (1, token, head, d_head)
+        for token, mean in means.items():
+            heads[-1, token, head] = mean.to(heads)
+
+    with edit_heads(lm, layer, replace):
+        return target_probability(lm, input_ids, target_id)
+
+
+@torch.inference_mode()
+def causal_indirect_effect(
+    lm: LanguageModel,
+    input_ids: Sequence[int],
+    target_id: int,
+    slots: SlotMap,
+    mean_activations: Tensor,
+    all_token_classes: bool = False,
+) -> Tensor:
+    """CIE of every head on one corrupted prompt.
+
+    mean_activations: (layer, head, slot, d_head)
+    returns: (layer, head), the head replaced at the last token; or (layer, head, class) with `all_token_classes`,
+    where a class without tokens has effect 0.
+    """
+    classes = list(TOKEN_CLASSES) if all_token_classes else ["query_predictive"]
+    tokens = [tokens_of_class(slots, token_class) for token_class in classes]
+    base = target_probability(lm, input_ids, target_id)
+    slot_of = slots.full_idx_map
+    effect = torch.zeros(lm.n_layers, lm.n_heads, len(classes))
+    for layer in range(lm.n_layers):
+        for head in range(lm.n_heads):
+            for i, at in enumerate(tokens):
+                if at:
+                    means = {token: mean_activations[layer, head, slot_of[token]] for token in at}
+                    patched = probability_with_head_replaced(lm, input_ids, target_id, layer, head, means)
+                    effect[layer, head, i] = patched - base
+    return effect if all_token_classes else effect.squeeze(-1)
+
+
+def average_indirect_effect(cie: Tensor, token_class_idx: int = -1) -> Tensor:
+    """AIE, the mean over trials.
+
+    cie: (trial, layer, head), then `token_class_idx` must be -1; or (trial, layer, head, class), where -1 is the
+    last class, query_predictive.      returns: (layer, head)
+    """
+    if cie.ndim == 3 and token_class_idx == -1:
+        return cie.mean(dim=0)
+    if cie.ndim != 4:
+        raise ValueError(
+            f"an indirect effect of shape {tuple(cie.shape)} has no token class {token_class_idx}; expected (trial, "
+            "layer, head) with token class -1, or (trial, layer, head, class)"
+        )
+    n_classes = cie.shape[3]
+    if not -n_classes <= token_class_idx < n_classes:
+        raise ValueError(f"token class {token_class_idx} is not in [-1, {n_classes - 1}]")
+    return cie[:, :, :, token_class_idx].mean(dim=0)

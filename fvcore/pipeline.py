@@ -1,0 +1,311 @@
+"""The stations in order, each saying what it found as an artifact: the candidate of the parity checks.
+
+The methods are named after the check keys. Each takes the artifacts of the earlier keys it uses; whether those are
+its own (chained) or the golden's (isolated) is decided by who calls it.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+
+from fvcore.activations import mean_head_activations
+from fvcore.artifacts import Artifact, Leaf, limited_to, tensor_leaf, trial_of
+from fvcore.effects import TOKEN_CLASSES, average_indirect_effect, causal_indirect_effect
+from fvcore.heads import top_heads
+from fvcore.injection import inject, inject_generate, inject_nll
+from fvcore.models import LanguageModel
+from fvcore.profile import REFERENCE_PROFILES, TARGET_RULES, Conditions, Identity, Profile
+from fvcore.prompts import REGIMES, UPSTREAM_BOS_TEXT, Prompt, PromptTemplate, require_bos_agreement, trial_prompt
+from fvcore.slots import SlotMap, dummy_labels, slot_map
+from fvcore.trials import FixedTrials, Trial
+from fvcore.vectors import function_vector, head_term
+
+ENGINES = ("exact",)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is chosen beside model and trials. -1 as token class is the last token alone (rank 3)."""
+
+    edit_layer: int
+    n_top_heads: int = 10
+    token_class_idx: int = -1
+    alpha: float = 1.0
+    reference_profile: str = "src"
+    engine: str = "exact"
+
+    def require_fit(self, lm: LanguageModel) -> None:
+        """Raise the one clear error a wrong setting deserves, before anything is computed."""
+        lm.require_layer(self.edit_layer)
+        n_heads = lm.n_layers * lm.n_heads
+        if not 1 <= self.n_top_heads <= n_heads:
+            raise ValueError(
+                f"{self.n_top_heads} top heads asked for, {lm.name} has {n_heads}; ask for 1 to {n_heads} (--fv-top-heads)"
+            )
+        if not -1 <= self.token_class_idx < len(TOKEN_CLASSES):
+            raise ValueError(
+                f"token class {self.token_class_idx} is not in [-1, {len(TOKEN_CLASSES) - 1}] (--fv-token-class)"
+            )
+        if self.reference_profile not in REFERENCE_PROFILES:
+            raise ValueError(
+                f"unknown reference profile {self.reference_profile!r}; expected one of {', '.join(REFERENCE_PROFILES)}"
+            )
+        if self.engine not in ENGINES:
+            raise ValueError(f"unknown engine {self.engine!r}; expected one of {', '.join(ENGINES)}")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The method on one model and one trials file.
+
+    Leaves: per trial `<key>/<regime>/...` for prompts and slots, `<key>/...` for injection; tensors
+    `mean_activations` (layer, head, slot, d_head), `cie` (trial, layer, head[, class]), `aie` (layer, head),
+    `function_vector` (d_model,).
+    """
+
+    lm: LanguageModel
+    trials: FixedTrials
+    settings: Settings
+
+    @cached_property
+    def template(self) -> PromptTemplate:
+        facts = require_bos_agreement(self.lm.tokenizer, self.trials.meta)
+        writes_bos = self.settings.reference_profile == "todd_upstream" and not facts.adds_bos
+        return PromptTemplate.of(self.trials.meta, self.lm.tokenizer, UPSTREAM_BOS_TEXT if writes_bos else "")
+
+    @cached_property
+    def dummy_labels(self) -> list[str]:
+        meta = self.trials.meta
+        return dummy_labels(self.lm.tokenizer, self.template, meta.n_shots, meta.model_prepend_bos)
+
+    def prompt(self, trial: Trial, regime: str) -> Prompt:
+        return trial_prompt(self.lm.tokenizer, trial, self.template, regime)
+
+    def slots(self, trial: Trial, regime: str) -> SlotMap:
+        demos = {"clean": trial.demos, "corrupted": trial.corrupted_demos}[regime]
+        return slot_map(
+            self.lm.tokenizer,
+            self.template,
+            demos,
+            trial.query.input,
+            self.dummy_labels,
+            self.trials.meta.model_prepend_bos,
+            where=f"trial {trial.key}, {regime} prompt",
+        )
+
+    # ------------------------------------------------------------ the six check keys
+
+    def prompt_boundary(self) -> Artifact:
+        facts = require_bos_agreement(self.lm.tokenizer, self.trials.meta)
+        leaves: dict[str, Leaf] = {
+            "bos/adds_bos": facts.adds_bos,
+            "bos/bos_token_id": facts.bos_token_id,
+            "bos/without_special_tokens": facts.bos_without_special_tokens,
+            "bos/appends_eos": facts.appends_eos,
+        }
+        for trial in self.trials.trials:
+            prompts = {regime: self.prompt(trial, regime) for regime in REGIMES}
+            for regime, prompt in prompts.items():
+                leaves[f"{trial.key}/{regime}/text"] = prompt.text
+                leaves[f"{trial.key}/{regime}/input_ids"] = list(prompt.input_ids)
+                leaves[f"{trial.key}/{regime}/boundary"] = prompt.boundary
+                leaves[f"{trial.key}/{regime}/answer_ids"] = list(prompt.answer_ids)
+                leaves[f"{trial.key}/{regime}/target_id"] = prompt.target_id
+            upstream = self.settings.reference_profile == "todd_upstream"
+            leaves[f"{trial.key}/target_id"] = prompts["corrupted"].target_id if upstream else trial.target_id
+        return leaves
+
+    def slot_map(self, prompts: Artifact) -> Artifact:
+        leaves: dict[str, Leaf] = {
+            "dummy_labels": [[i, label] for i, label in enumerate(self.dummy_labels)],
+        }
+        for trial, regime in _regimes(self.trials.trials):
+            slots = self.slots(trial, regime)
+            ids = _ids(prompts, trial.key, regime)
+            tokens = [self.lm.tokenizer.decode([i]) for i in ids]
+            leaves[f"{trial.key}/{regime}/labels"] = [
+                [i, token, label] for i, (token, label) in enumerate(zip(tokens, slots.labels, strict=True))
+            ]
+            leaves[f"{trial.key}/{regime}/idx_map"] = [[token, slot] for token, slot in slots.idx_map.items()]
+            leaves[f"{trial.key}/{regime}/idx_avg"] = [[label, *r] for label, r in slots.idx_avg.items()]
+            leaves[f"{trial.key}/{regime}/full_idx_map"] = [
+                [token, slot] for token, slot in sorted(slots.full_idx_map.items())
+            ]
+            leaves[f"{trial.key}/{regime}/query_predictive_slot"] = slots.query_predictive_slot
+            leaves[f"{trial.key}/{regime}/query_predictive_token"] = slots.query_predictive_token
+        return leaves
+
+    def mean_activations(self, prompts: Artifact, slot_map: Artifact) -> Artifact:
+        clean = [(_ids(prompts, key, "clean"), slots_of(slot_map, key, "clean")) for key in trial_keys(prompts)]
+        return {"mean_activations": mean_head_activations(self.lm, clean)}
+
+    def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact) -> Artifact:
+        means = tensor_leaf(mean_activations, "mean_activations")
+        cie = torch.stack(
+            [
+                causal_indirect_effect(
+                    self.lm,
+                    _ids(prompts, key, "corrupted"),
+                    _int(prompts, f"{key}/target_id"),
+                    slots_of(slot_map, key, "corrupted"),
+                    means,
+                    all_token_classes=self.settings.token_class_idx != -1,
+                )
+                for key in trial_keys(prompts)
+            ]
+        )
+        aie = average_indirect_effect(cie, self.settings.token_class_idx)
+        heads = top_heads(aie, self.settings.n_top_heads)
+        return {
+            "cie": cie,
+            "aie": aie,
+            "heads": [[head.layer, head.head] for head in heads],
+            # Rounded as the reference prints them; ranked before rounding.
+            "scores": torch.tensor([round(head.aie, 4) for head in heads], dtype=torch.float64),
+        }
+
+    def fv_vector(self, mean_activations: Artifact, top_heads: Artifact) -> Artifact:
+        means, heads = tensor_leaf(mean_activations, "mean_activations"), _heads(top_heads)
+        vector = function_vector(self.lm, means, heads)
+        terms = [head_term(self.lm, layer, head, means[layer, head, -1]).cpu() for layer, head in heads]
+        return {
+            "function_vector": vector.cpu(),
+            "norm": float(vector.float().norm()),
+            "head_terms": torch.stack(terms),
+        }
+
+    def injection_output(self, prompts: Artifact, fv_vector: Artifact) -> Artifact:
+        vector = tensor_leaf(fv_vector, "function_vector").to(self.lm.device)
+        where = (self.settings.edit_layer, self.settings.alpha)
+        leaves: dict[str, Leaf] = {}
+        for key in trial_keys(prompts):
+            ids, target = _ids(prompts, key, "corrupted"), _int(prompts, f"{key}/target_id")
+            injection = inject(self.lm, ids, target, vector, *where)
+            answer = cast("list[int]", prompts[f"{key}/corrupted/answer_ids"])
+            likelihood = inject_nll(self.lm, ids, answer, vector, *where)
+            generation = inject_generate(self.lm, ids, vector, *where)
+            leaves |= {
+                f"{key}/target_id": target,
+                f"{key}/base_logprob": injection.base_logprob,
+                f"{key}/with_logprob": injection.with_logprob,
+                f"{key}/delta_logprob": injection.delta_logprob,
+                f"{key}/base_logits": injection.base_logits,
+                f"{key}/with_logits": injection.with_logits,
+                f"{key}/base_nll": likelihood.base_nll,
+                f"{key}/with_nll": likelihood.with_nll,
+                f"{key}/base_generated": generation.base_ids,
+                f"{key}/with_generated": generation.with_ids,
+            }
+        return leaves
+
+    # ------------------------------------------------------------ what this run is
+
+    def profile(self) -> Profile:
+        return profile_of(self.lm, self.trials, self.settings)
+
+
+def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Profile:
+    """Identity and conditions of a run, measured from what was really loaded."""
+    import transformers
+
+    meta = trials.meta
+    identity = Identity(
+        weights_sha=lm.weights_sha,
+        tokenizer_sha=lm.tokenizer_sha,
+        trials_sha256=trials.sha256,
+        dataset=trials.dataset,
+        fixed_trials_id=trials.id,
+        seed=meta.seed,
+        n_shots=meta.n_shots,
+        n_trials=len(trials.trials),
+        template=f"{meta.prefixes.model_dump_json()} {meta.separators.model_dump_json()}",
+        target_token_rule=TARGET_RULES[settings.reference_profile],
+        dtype=lm.dtype,
+        quant="none" if getattr(lm.hf.config, "quantization_config", None) is None else "quantised",
+        reference_profile=settings.reference_profile,
+        n_top_heads=settings.n_top_heads,
+        token_class_idx=settings.token_class_idx,
+        edit_layer=settings.edit_layer,
+        alpha=settings.alpha,
+    )
+    conditions = Conditions(
+        model=lm.name,
+        device=lm.device.type,
+        attn_implementation=lm.attn_implementation,
+        engine=settings.engine,
+        threads=torch.get_num_threads(),
+        versions={
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "transformers": str(transformers.__version__),
+        },
+    )
+    return Profile(identity=identity, conditions=conditions)
+
+
+def run(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> dict[str, Artifact]:
+    """All stations in order: check key -> artifact."""
+    stations = Pipeline(lm, trials, settings)
+    settings.require_fit(lm)
+    prompts = stations.prompt_boundary()
+    slots = stations.slot_map(prompts)
+    means = stations.mean_activations(prompts, slots)
+    heads = stations.top_heads(prompts, slots, means)
+    vector = stations.fv_vector(means, heads)
+    return {
+        "prompt_boundary": prompts,
+        "slot_map": slots,
+        "mean_activations": means,
+        "top_heads": heads,
+        "fv_vector": vector,
+        "injection_output": stations.injection_output(prompts, vector),
+    }
+
+
+# ---------------------------------------------------------------- reading leaves back
+
+
+def trial_keys(artifact: Artifact) -> list[str]:
+    """The trials an artifact speaks of, in its order."""
+    return list(dict.fromkeys(key for leaf in artifact if (key := trial_of(leaf)) is not None))
+
+
+def first_trials(artifact: Artifact, n: int | None) -> Artifact:
+    """The artifact with its first `n` trials only."""
+    return artifact if n is None else limited_to(artifact, trial_keys(artifact)[:n])
+
+
+def slots_of(slot_map: Artifact, key: str, regime: str) -> SlotMap:
+    """A prompt's SlotMap from its leaves."""
+
+    def leaf(name: str) -> list[Any]:
+        return cast("list[Any]", slot_map[f"{key}/{regime}/{name}"])
+
+    return SlotMap(
+        labels=tuple(label for _, _, label in leaf("labels")),
+        idx_map={token: slot for token, slot in leaf("idx_map")},
+        idx_avg={label: (first, last) for label, first, last in leaf("idx_avg")},
+        n_slots=len(cast("list[Any]", slot_map["dummy_labels"])),
+    )
+
+
+def _regimes(trials: Sequence[Trial]) -> Iterator[tuple[Trial, str]]:
+    return ((trial, regime) for trial in trials for regime in REGIMES)
+
+
+def _ids(prompts: Artifact, key: str, regime: str) -> list[int]:
+    return cast("list[int]", prompts[f"{key}/{regime}/input_ids"])
+
+
+def _int(artifact: Artifact, leaf: str) -> int:
+    return cast("int", artifact[leaf])
+
+
+def _heads(top_heads: Artifact) -> list[list[int]]:
+    return cast("list[list[int]]", top_heads["heads"])

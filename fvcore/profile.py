@@ -1,0 +1,71 @@
+"""Profile: the identity and the conditions of a run, which decide whether and how closely results can be compared.
+
+A difference in identity means another experiment: comparison is refused. A difference in conditions means the same
+experiment under other circumstances: it is reported and selects the tolerance.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+# Reference profiles: `src` is the project copy of the reference, `todd_upstream` the public repository as it stands.
+REFERENCE_PROFILES = ("src", "todd_upstream")
+TARGET_RULES = {"src": "trial's target_first_token_id", "todd_upstream": "recomputed on the corrupted prompt"}
+
+
+class Identity(BaseModel):
+    """What is computed. Two profiles that differ here are not comparable."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    weights_sha: str
+    tokenizer_sha: str
+    trials_sha256: str
+    dataset: str
+    fixed_trials_id: str
+    seed: int
+    n_shots: int
+    n_trials: int
+    template: str
+    target_token_rule: str
+    dtype: str
+    quant: str
+    reference_profile: str
+    n_top_heads: int
+    token_class_idx: int
+    edit_layer: int
+    alpha: float
+
+
+class Conditions(BaseModel):
+    """Where and how it is computed."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    model: str
+    device: str
+    attn_implementation: str
+    engine: str
+    threads: int
+    versions: dict[str, str]
+
+
+class Profile(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    identity: Identity
+    conditions: Conditions
+
+    def diff_identity(self, other: Profile) -> dict[str, tuple[Any, Any]]:
+        """Field -> (this, other), for the identity fields that differ."""
+        return _diff(self.identity, other.identity)
+
+    def diff_conditions(self, other: Profile) -> dict[str, tuple[Any, Any]]:
+        return _diff(self.conditions, other.conditions)
+
+
+def _diff(one: BaseModel, other: BaseModel) -> dict[str, tuple[Any, Any]]:
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in type(one).model_fields}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,0 +1,185 @@
+"""Station 1: prompts and the token boundary.
+
+A prompt is text and ids; its boundary is the first position after it, and the target token is found at that
+boundary by tokenising prompt and answer together, never the answer alone
+(`create_prompt`, `get_answer_id` in the reference's prompt_utils.py and eval_utils.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fvcore.trials import FixedTrials, Meta, TemplatePart, Trial, TrialsError, WordPair
+
+# The text the public reference puts in front of a prompt when the tokenizer adds no BOS by itself
+# (its prompt_utils.py writes it out). Used by the `todd_upstream` profile alone.
+UPSTREAM_BOS_TEXT = "<|endoftext|>"
+
+REGIMES = ("clean", "corrupted")
+
+
+class Tokenizer(Protocol):
+    """What is asked of a Hugging Face tokenizer."""
+
+    bos_token: Any
+    bos_token_id: Any
+    eos_token: Any
+    eos_token_id: Any
+    model_max_length: int
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Any: ...
+    def tokenize(self, text: str) -> list[str]: ...
+    def decode(self, token_ids: Any) -> str: ...
+
+
+class BoundaryError(TrialsError):
+    """Prompt and answer do not tokenise into the prompt's tokens followed by the answer's."""
+
+
+class BosError(TrialsError):
+    """The trials and the tokenizer disagree about a leading BOS token."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    prefixes: TemplatePart
+    separators: TemplatePart
+
+    @classmethod
+    def of(cls, meta: Meta, tokenizer: Tokenizer, bos_text: str = "") -> PromptTemplate:
+        """The template of a trials file. A BOS string in front of the instructions is stripped once."""
+        prefixes = meta.prefixes
+        written = tokenizer.bos_token or tokenizer.eos_token
+        if written and prefixes.instructions.startswith(written):
+            prefixes = prefixes.model_copy(update={"instructions": prefixes.instructions.removeprefix(written)})
+        if bos_text:
+            prefixes = prefixes.model_copy(update={"instructions": bos_text + prefixes.instructions})
+        return cls(prefixes, meta.separators)
+
+    def text(self, demos: Sequence[WordPair], query: str) -> str:
+        """The prompt up to and including the last output prefix; words carry their own leading space."""
+        parts = [self.prefixes.instructions, self.separators.instructions]
+        for demo in demos:
+            parts += [self.prefixes.input, demo.input, self.separators.input]
+            parts += [self.prefixes.output, demo.output, self.separators.output]
+        parts += [self.prefixes.input, query, self.separators.input, self.prefixes.output]
+        return "".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as the model reads it. `input_ids[:boundary]` is all of it; `target_id` comes next."""
+
+    text: str
+    input_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+
+    @property
+    def boundary(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def target_id(self) -> int:
+        return self.answer_ids[0]
+
+
+def prompt_at_boundary(tokenizer: Tokenizer, text: str, answer: str, add_special_tokens: bool = True) -> Prompt:
+    """Tokenise `text` and `text + answer`; the answer's ids are what the second has more.
+
+    Raises BoundaryError when the longer tokenisation does not begin with the shorter one.
+    """
+    if text.endswith(" ") and not answer.startswith(" "):
+        text, answer = text[:-1], " " + answer
+    source = tuple(tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+    full = tuple(tokenizer(text + answer, add_special_tokens=add_special_tokens).input_ids)
+    tail = f"(prompt tail {text[-20:]!r}, answer {answer!r}, ids {list(source[-4:])} and {list(full[-6:])})"
+    if not len(source) < len(full):
+        raise BoundaryError(f"full tokenization does not extend prefix tokens {tail}")
+    if len(full) >= tokenizer.model_max_length:
+        limit = tokenizer.model_max_length
+        raise BoundaryError(f"prompt and answer are {len(full)} tokens long, the model takes {limit}; use fewer shots")
+    if full[: len(source)] != source:
+        raise BoundaryError(
+            f"prefix tokens mismatch full tokens at boundary {tail}; does the tokenizer append an end-of-text token?"
+        )
+    return Prompt(text, source, full[len(source) :])
+
+
+@dataclass(frozen=True, slots=True)
+class BosFacts:
+    """What the tokenizer really does about BOS and EOS, measured on a short text."""
+
+    bos_token_id: int | None
+    adds_bos: bool
+    bos_without_special_tokens: bool
+    appends_eos: bool
+    first_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> BosFacts:
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        with_special = tokenizer("Q: a").input_ids
+        without = tokenizer("Q: a", add_special_tokens=False).input_ids
+        return cls(
+            bos_token_id=bos,
+            adds_bos=bos is not None and with_special[0] == bos,
+            bos_without_special_tokens=bos is not None and without[0] == bos,
+            appends_eos=eos is not None and with_special[-1] == eos,
+            first_ids=tuple(with_special[:4]),
+        )
+
+
+def require_bos_agreement(tokenizer: Tokenizer, meta: Meta) -> BosFacts:
+    """The trials' `model_prepend_bos` must be what the tokenizer does; raises BosError with the first ids."""
+    facts = BosFacts.of(tokenizer)
+    if facts.appends_eos:
+        raise BosError(
+            f"the tokenizer appends its end-of-text token (ids of 'Q: a': {list(facts.first_ids)}); the model would "
+            "read past the end of the prompt. Use the model's tokenizer without an EOS template."
+        )
+    if facts.adds_bos != meta.model_prepend_bos:
+        does, says = ("adds" if facts.adds_bos else "adds no"), meta.model_prepend_bos
+        raise BosError(
+            f"the tokenizer {does} BOS (ids of 'Q: a': {list(facts.first_ids)}, bos id {facts.bos_token_id}), but the "
+            f"trials say model_prepend_bos = {str(says).lower()}. These trials are for another tokenizer: make new ones "
+            f"with `fvcore trials make --tokenizer ... --{'' if facts.adds_bos else 'no-'}prepend-bos`."
+        )
+    return facts
+
+
+def trial_prompt(
+    tokenizer: Tokenizer, trial: Trial, template: PromptTemplate, regime: str, add_special_tokens: bool = True
+) -> Prompt:
+    demos = {"clean": trial.demos, "corrupted": trial.corrupted_demos, "zero_shot": ()}[regime]
+    try:
+        text = template.text(demos, trial.query.input)
+        return prompt_at_boundary(tokenizer, text, trial.query.output, add_special_tokens)
+    except BoundaryError as error:
+        raise BoundaryError(f"trial {trial.key}, {regime} prompt: {error}") from None
+
+
+def verify(trials: FixedTrials, tokenizer: Tokenizer, first: int | None = None) -> list[str]:
+    """What is wrong with a trials file under this tokenizer, one line each (empty: nothing)."""
+    require_bos_agreement(tokenizer, trials.meta)
+    template = PromptTemplate.of(trials.meta, tokenizer)
+    problems = []
+    for trial, record in list(zip(trials.trials, trials.file.trials, strict=True))[:first]:
+        stored = {"clean": record.clean_prompt_str, "corrupted": record.corrupted_prompt_str}
+        prompts = {regime: trial_prompt(tokenizer, trial, template, regime) for regime in REGIMES}
+        for regime, prompt in prompts.items():
+            if prompt.text != stored[regime]:
+                at = next(
+                    (i for i, (a, b) in enumerate(zip(prompt.text, stored[regime], strict=False)) if a != b), "end"
+                )
+                problems.append(f"trial {trial.key}: {regime}_prompt_str differs from its parts at character {at}")
+        answer = list(prompts["clean"].answer_ids)
+        if record.answer_ids is not None and record.answer_ids != answer:
+            problems.append(f"trial {trial.key}: answer_ids {record.answer_ids}, the tokenizer gives {answer}")
+        if record.target_first_token_id != answer[0]:
+            found = record.target_first_token_id
+            problems.append(f"trial {trial.key}: target_first_token_id {found}, the tokenizer gives {answer[0]}")
+        if record.target_str != record.query.output:
+            problems.append(f"trial {trial.key}: target_str {record.target_str!r} is not the query's output")
+    return problems

@@ -1,0 +1,216 @@
+"""Station 2: the slot map, from the tokens of a real prompt to the slots of a one-token-per-word prompt.
+
+1. Every token gets the label of the prompt part that made it. A part's tokens are counted by how many tokens the
+   text so far grows when the part is appended, because tokenizers merge across parts.
+2. The same is done for a dummy prompt in which every word is `a`: its tokens are the slots.
+3. Each token of the real prompt is mapped to a slot; of a word with several tokens only the first is, and the
+   range of all of them is kept for averaging.
+
+Source: `get_token_meta_labels`, `compute_duplicated_labels`, `update_idx_map` in the reference's prompt_utils.py.
+Where the reference silently cuts to the shorter of two lists, an error is raised here instead; `ref_compat=True`
+gives the reference's silent result, to look at what it does with such a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fvcore.prompts import PromptTemplate, Tokenizer
+from fvcore.trials import WordPair
+
+QUERY_PREDICTIVE = "query_predictive_token"
+DUMMY_WORD = " a"
+
+Part = tuple[str, str]  # text, label
+
+
+class SlotError(Exception):
+    """A prompt cannot be mapped to slots."""
+
+
+class SlotAlignmentError(SlotError):
+    """Tokens, labels and slots do not line up."""
+
+
+class NoPredictiveSlot(SlotError):
+    """The template has no output prefix, so no token predicts the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMap:
+    """Which slot each token of a prompt belongs to.
+
+    labels   one per token
+    idx_map  token -> slot, the first token of each word only
+    idx_avg  label of a word with several tokens -> (first token, last token), inclusive
+    """
+
+    labels: tuple[str, ...]
+    idx_map: dict[int, int]
+    idx_avg: dict[str, tuple[int, int]]
+    n_slots: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def full_idx_map(self) -> dict[int, int]:
+        """idx_map, with every further token of a word mapped to its word's slot."""
+        more = {
+            token: self.idx_map[first]
+            for first, last in self.idx_avg.values()
+            for token in range(first, last + 1)
+            if token not in self.idx_map
+        }
+        return self.idx_map | more
+
+    @property
+    def query_predictive_token(self) -> int:
+        return self.labels.index(QUERY_PREDICTIVE)
+
+    @property
+    def query_predictive_slot(self) -> int:
+        return self.idx_map[self.query_predictive_token]
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    labels: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def prompt_parts(template: PromptTemplate, demos: Sequence[WordPair], query: str) -> list[list[Part]]:
+    """The prompt in labelled parts: the instructions' parts alone, six parts a demonstration, four for the query."""
+    prefixes, separators = template.prefixes, template.separators
+    groups = [[(prefixes.instructions, "bos_token")], [(separators.instructions, "separator_token")]]
+    for k, demo in enumerate(demos, start=1):
+        groups.append(
+            [
+                (prefixes.input, "structural_token"),
+                (demo.input, f"demonstration_{k}_token"),
+                (separators.input, "separator_token"),
+                (prefixes.output, "structural_token"),
+                (demo.output, f"demonstration_{k}_label_token"),
+                (separators.output, "separator_token"),
+            ]
+        )
+    groups.append(
+        [
+            (prefixes.input, "query_structural_token"),
+            (query, "query_demonstration_token"),
+            (separators.input, "query_separator_token"),
+            (prefixes.output, "query_structural_token"),
+        ]
+    )
+    return groups
+
+
+def token_labels(
+    tokenizer: Tokenizer, groups: Sequence[Sequence[Part]], prepend_bos: bool, ref_compat: bool = False
+) -> _Labels:
+    """One label a token, by how many tokens the text grows with each part."""
+    result = _Labels(["bos_token"] if prepend_bos else [])
+    labels, text, n_before = result.labels, "", 0
+    for group in groups:
+        for position, (part, label) in enumerate(group):
+            if not part:
+                continue
+            text += part
+            n_after = len(tokenizer.tokenize(text))
+            n_new = n_after - n_before
+            n_before = n_after
+            if n_new < 0 and not ref_compat:
+                raise SlotAlignmentError(
+                    f"appending {part!r} ({label}) takes {-n_new} token(s) away; labels would outnumber tokens"
+                )
+            if n_new == 0:
+                if not labels:
+                    raise SlotAlignmentError(f"the prompt begins with {part!r}, which is no token of its own")
+                result.notes.append(f"merged_boundary: {part!r} merged into the token before it, now {label}")
+                labels[-1] = label
+            labels += [label] * n_new
+            if position == 3:  # the output prefix: its last token is where the answer is predicted
+                labels[-1] = labels[-1].replace("structural", "predictive").replace("separator", "predictive")
+            if position == 5 and n_new:  # the output separator: its first token ends the example
+                labels[-n_new] = labels[-n_new].replace("separator", "end_of_example")
+    return result
+
+
+def dummy_labels(
+    tokenizer: Tokenizer, template: PromptTemplate, n_shots: int, prepend_bos: bool, ref_compat: bool = False
+) -> list[str]:
+    """The label of every slot: the labels of a prompt in which each word is one token."""
+    if len(tokenizer.tokenize(DUMMY_WORD)) != 1:
+        pieces = tokenizer.tokenize(DUMMY_WORD)
+        raise SlotAlignmentError(
+            f"slots need {DUMMY_WORD!r} to be one token; this tokenizer makes {pieces} of it, so no one-token-per-word "
+            "prompt can be written. Use another tokenizer."
+        )
+    demos = [WordPair(input=DUMMY_WORD, output=DUMMY_WORD)] * n_shots
+    parts = prompt_parts(template, demos, DUMMY_WORD)
+    labels = token_labels(tokenizer, parts, prepend_bos, ref_compat).labels
+    n_tokens = len(tokenizer(template.text(demos, DUMMY_WORD)).input_ids)
+    if not ref_compat:
+        _require_alignment(labels, n_tokens, template, "dummy prompt")
+    return labels[:n_tokens]
+
+
+def slot_map(
+    tokenizer: Tokenizer,
+    template: PromptTemplate,
+    demos: Sequence[WordPair],
+    query: str,
+    slots: Sequence[str],
+    prepend_bos: bool,
+    where: str = "prompt",
+    ref_compat: bool = False,
+) -> SlotMap:
+    """Map one prompt's tokens to `slots` (the dummy labels). `where` names trial and regime in errors."""
+    if not query:
+        raise SlotError(f"{where}: the query is empty; a query needs at least one token")
+    labelled = token_labels(tokenizer, prompt_parts(template, demos, query), prepend_bos, ref_compat)
+    n_tokens = len(tokenizer(template.text(demos, query)).input_ids)
+    if not ref_compat:
+        _require_alignment(labelled.labels, n_tokens, template, where)
+    labels = labelled.labels[:n_tokens]
+
+    ranges: dict[str, tuple[int, int]] = {}
+    later_tokens = set()
+    for token, label in enumerate(labels):
+        if "demo" not in label:
+            continue
+        if label in ranges:
+            later_tokens.add(token)
+        ranges[label] = (ranges.get(label, (token, token))[0], token)
+    kept = [token for token in range(len(labels)) if token not in later_tokens]
+    # The two lists are compared before they are paired: pairing would silently cut the longer one.
+    if len(kept) != len(slots) and not ref_compat:
+        gone = _missing(labels, slots)
+        raise SlotAlignmentError(f"{where}: {len(slots)} slots expected, the prompt fills {len(kept)}{gone}")
+    return SlotMap(
+        labels=tuple(labels),
+        idx_map=dict(zip(kept, range(len(slots)), strict=not ref_compat)),
+        idx_avg={label: r for label, r in sorted(ranges.items()) if r[1] > r[0]},
+        n_slots=len(slots),
+        notes=tuple(labelled.notes),
+    )
+
+
+def _missing(labels: Sequence[str], slots: Sequence[str]) -> str:
+    gone = [label for label in slots if "demo" in label and label not in set(labels)]
+    return f"; no token is left of {', '.join(gone)} (a word swallowed by its neighbour)" if gone else ""
+
+
+def _require_alignment(labels: Sequence[str], n_tokens: int, template: PromptTemplate, where: str) -> None:
+    if not template.prefixes.output:
+        raise NoPredictiveSlot(
+            f"{where}: the output prefix is empty, so no token is marked as predicting the answer and every indirect "
+            "effect would be 0. Give the template an output prefix such as 'A:'."
+        )
+    if len(labels) != n_tokens:
+        more = "a BOS the tokenizer adds but the labels lack" if len(labels) < n_tokens else "a BOS the tokenizer lacks"
+        raise SlotAlignmentError(
+            f"{where}: {n_tokens} tokens but {len(labels)} labels; often {more}: check model_prepend_bos"
+        )
+    if not labels or labels[-1] != QUERY_PREDICTIVE:
+        last = labels[-1] if labels else None
+        raise SlotAlignmentError(f"{where}: the last token is labelled {last!r}, expected {QUERY_PREDICTIVE!r}")

@@ -1,0 +1,397 @@
+"""Fixed trials: the same in-context problems for every implementation, sampled once and kept in a file.
+
+The random draws, their order and the bytes of the file are those of the original project's trial maker
+(specification of the formats: `docs/formats.md`), so that a file made here equals one made there.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from fvcore.formats import FormatError, json_text, read_json, read_text, sha256, write_text
+
+
+class TrialsError(FormatError):
+    """A trials file, or a dataset that trials are drawn from, is not usable."""
+
+
+def _first(value: Any) -> Any:
+    """Several answers given as a list, or a list of lists: the first counts."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return value
+
+
+Word = Annotated[str, BeforeValidator(_first)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+class WordPair(_Record):
+    input: Word
+    output: Word
+
+
+class TemplatePart(_Record):
+    """What stands around an input, an output and the instructions; as prefixes or as separators."""
+
+    input: str
+    output: str
+    instructions: str
+
+
+PREFIXES = TemplatePart(input="Q:", output="A:", instructions="")
+SEPARATORS = TemplatePart(input="\n", output="\n\n", instructions="")
+
+
+class PromptData(_Record):
+    instructions: str
+    separators: TemplatePart
+    prefixes: TemplatePart
+    query_target: WordPair
+    examples: list[WordPair]
+
+
+class TrialRecord(_Record):
+    """One trial as the file holds it, keys in the file's order. Words carry their leading space."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", populate_by_name=True)
+
+    trial_id: int
+    demo_indices_in_train: list[int] | None = None
+    query_index_in_valid: int | None = None
+    demos_clean: list[WordPair]
+    demos_corrupted: list[WordPair]
+    query: WordPair
+    prompt_data_clean: PromptData
+    prompt_data_corrupted: PromptData
+    clean_prompt_str: str
+    corrupted_prompt_str: str
+    target_str: Word
+    answer_ids: list[int] | None = None
+    first_token_id: int | None = None
+    target_first_token_id: int = Field(validation_alias=AliasChoices("target_first_token_id", "target_id"))
+
+
+class Meta(_Record):
+    dataset_json: str = ""
+    seed: int = 0
+    n_trials: int = 10
+    n_shots: int = 10
+    test_split: float = 0.3
+    prefixes: TemplatePart = PREFIXES
+    separators: TemplatePart = SEPARATORS
+    model_name_for_tokenizer: str = "gpt2"
+    model_prepend_bos: bool = False
+    prepend_bos_token_used: bool | None = False
+
+
+class Splits(_Record):
+    train_indices: list[int]
+    valid_indices: list[int]
+    test_indices: list[int]
+
+
+class TrialsFile(_Record):
+    meta: Meta
+    splits: Splits | None = None
+    trials: list[TrialRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One fixed in-context problem: demonstrations, a query, and the labels of its corrupted twin."""
+
+    trial_id: int
+    trial_idx: int
+    demos: tuple[WordPair, ...]
+    query: WordPair
+    corrupted_labels: tuple[str, ...]
+    target_id: int
+    clean_prompt: str
+    corrupted_prompt: str
+
+    @property
+    def key(self) -> str:
+        """`<trial_id>:<trial_idx>`: trials are matched by both and by nothing else."""
+        return f"{self.trial_id}:{self.trial_idx}"
+
+    @property
+    def corrupted_demos(self) -> tuple[WordPair, ...]:
+        pairs = zip(self.demos, self.corrupted_labels, strict=True)
+        return tuple(WordPair(input=demo.input, output=label) for demo, label in pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class FixedTrials:
+    """A trials file: its id (the file's stem), its digest, its settings and its trials."""
+
+    id: str
+    sha256: str
+    file: TrialsFile
+    path: Path | None = None
+
+    @property
+    def meta(self) -> Meta:
+        return self.file.meta
+
+    @property
+    def dataset(self) -> str:
+        """The dataset's name: the stem of the raw file."""
+        return Path(self.meta.dataset_json).stem or self.id
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        return tuple(_trial(record, idx) for idx, record in enumerate(self.file.trials))
+
+
+def _trial(record: TrialRecord, idx: int) -> Trial:
+    return Trial(
+        trial_id=record.trial_id,
+        trial_idx=idx,
+        demos=tuple(record.demos_clean),
+        query=record.query,
+        corrupted_labels=tuple(pair.output for pair in record.demos_corrupted),
+        target_id=record.target_first_token_id,
+        clean_prompt=record.clean_prompt_str,
+        corrupted_prompt=record.corrupted_prompt_str,
+    )
+
+
+# ---------------------------------------------------------------- reading and writing
+
+
+def read(path: Path) -> FixedTrials:
+    """Read a fixed-trials file; every accepted variant of the format, and a located error for the rest."""
+    text = read_text(path)
+    return FixedTrials(path.stem, sha256(text.encode()), parse(read_json(path), str(path)), path)
+
+
+def parse(value: Any, name: str) -> TrialsFile:
+    """`value` is the whole object, or a bare list, which then is the trials list."""
+    if isinstance(value, list):
+        n_shots = _n_shots_of(value)
+        value = {"meta": {"n_trials": len(value), "n_shots": n_shots}, "trials": value}
+    try:
+        file = TrialsFile.model_validate(value)
+    except ValidationError as error:
+        raise TrialsError(f"{name}: {_explain(error)}") from None
+    if not file.trials:
+        raise TrialsError(f"{name}: holds no trials; make some with `fvcore trials make`")
+    for idx, record in enumerate(file.trials):
+        problem = _inconsistency(record, file.meta)
+        if problem:
+            raise TrialsError(f"{name}: trial {idx} (trial_id {record.trial_id}): {problem}")
+    if len(file.trials) != file.meta.n_trials:
+        n = len(file.trials)
+        raise TrialsError(f"{name}: holds {n} trials, meta.n_trials says {file.meta.n_trials}; is the file truncated?")
+    keys = [record.trial_id for record in file.trials]
+    if len(set(keys)) != len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise TrialsError(f"{name}: trial_id {twice} stands twice; trials are matched by their ids")
+    return file
+
+
+def _n_shots_of(records: list[Any]) -> int:
+    first = records[0] if records and isinstance(records[0], dict) else {}
+    demos = first.get("demos_clean")
+    return len(demos) if isinstance(demos, list) else 0
+
+
+def _inconsistency(record: TrialRecord, meta: Meta) -> str | None:
+    for name in ("demos_clean", "demos_corrupted"):
+        n = len(getattr(record, name))
+        if n != meta.n_shots:
+            return f"{name} has {n} demonstrations, meta.n_shots says {meta.n_shots}"
+    for clean, corrupted in zip(record.demos_clean, record.demos_corrupted, strict=True):
+        if clean.input != corrupted.input:
+            return f"demos_corrupted has input {corrupted.input!r} where demos_clean has {clean.input!r}"
+    for regime in ("clean", "corrupted"):
+        data: PromptData = getattr(record, f"prompt_data_{regime}")
+        if data.instructions:
+            return (
+                f"prompt_data_{regime}.instructions is {data.instructions!r}; instructions have no slots in the "
+                "one-token-per-word prompt, so means over them would be misaligned. Leave them empty."
+            )
+        if (data.prefixes, data.separators) != (meta.prefixes, meta.separators):
+            return f"prompt_data_{regime} has another template than meta (prefixes, separators)"
+    ids = {"target_first_token_id": record.target_first_token_id, "first_token_id": record.first_token_id}
+    if record.answer_ids is not None:
+        if not record.answer_ids:
+            return "answer_ids is empty"
+        ids["answer_ids[0]"] = record.answer_ids[0]
+    known = {name: value for name, value in ids.items() if value is not None}
+    if len(set(known.values())) > 1:
+        return "the first answer token has several values: " + ", ".join(f"{k} {v}" for k, v in known.items())
+    return None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem, by trial and key."""
+    problem = error.errors()[0]
+    location = list(problem["loc"])
+    place = ""
+    if location[:1] == ["trials"] and len(location) > 1:
+        place, location = f"trial {location[1]}: ", location[2:]
+    key = ".".join(map(str, location)) or "the top level"
+    if problem["type"] == "missing":
+        return f"{place}missing key {key!r}"
+    return f"{place}key {key!r}: {problem['msg'].lower()} (found {problem['input']!r:.80})"
+
+
+def text_of(file: TrialsFile) -> str:
+    """The file's exact bytes: key order of the format, indent 2, ASCII, no final newline."""
+    return json_text(file.model_dump(mode="json"))
+
+
+def write(path: Path, file: TrialsFile) -> None:
+    write_text(path, text_of(file))
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def read_pairs(path: Path) -> list[WordPair]:
+    """A raw dataset: a JSON list of {"input", "output"} rows, in file order."""
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise TrialsError(f"{path}: expected a list of {{input, output}} rows, found {type(rows).__name__}")
+    pairs = []
+    for number, row in enumerate(rows):
+        try:
+            pairs.append(WordPair.model_validate(row))
+        except ValidationError as error:
+            raise TrialsError(f"{path}: row {number}: {_explain(error)}") from None
+    return pairs
+
+
+def split(n_rows: int, test_split: float, seed: int) -> Splits:
+    """Train, valid and test row numbers, in split order.
+
+    Two seeded splits: rows -> (train, held out), then held out -> (test = the part kept, valid = the part
+    held out again). The naming is the reference's (`split_icl_dataset` in its prompt_utils.py).
+    """
+
+    def cut(indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        n_held = math.ceil(test_split * len(indices))
+        order = np.random.RandomState(seed).permutation(len(indices))
+        return [indices[i] for i in order[n_held:]], [indices[i] for i in order[:n_held]]
+
+    train, held_out = cut(range(n_rows))
+    test, valid = cut(held_out)
+    return Splits(train_indices=train, valid_indices=valid, test_indices=test)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The random choices of one trial: positions inside the splits, and the order of the corrupted labels."""
+
+    demos: tuple[int, ...]
+    query: int
+    label_order: tuple[int, ...]
+
+
+def draws(n_train: int, n_valid: int, n_trials: int, n_shots: int, seed: int) -> list[Draw]:
+    """One PCG64 generator for all trials; per trial: demos, query, permutation of the labels, in that order."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for _ in range(n_trials):
+        demos = rng.choice(n_train, size=n_shots, replace=False)
+        query = rng.choice(n_valid, size=1, replace=False)[0]
+        result.append(Draw(tuple(map(int, demos)), int(query), tuple(map(int, rng.permutation(n_shots)))))
+    return result
+
+
+AnswerIds = Callable[[str, str], list[int]]
+
+
+def sample(
+    pairs: Sequence[WordPair],
+    meta: Meta,
+    answer_ids: AnswerIds,
+    prompt_text: Callable[[Sequence[WordPair], str], str],
+) -> TrialsFile:
+    """Sample a whole trials file.
+
+    `answer_ids(prompt, answer)` tokenises the answer at the prompt's boundary; `prompt_text(demos, query)`
+    writes a prompt. Both are handed in because a trial's words do not depend on a tokenizer.
+    """
+    splits = split(len(pairs), meta.test_split, meta.seed)
+    n_train, n_valid = len(splits.train_indices), len(splits.valid_indices)
+    if n_train < meta.n_shots or n_valid < 1:
+        raise TrialsError(
+            f"{meta.dataset_json}: {len(pairs)} rows give {n_train} training and {n_valid} validation rows; "
+            f"{meta.n_shots} shots need at least {meta.n_shots} and 1. Use fewer shots or a larger dataset."
+        )
+    if meta.n_trials < 1:
+        raise TrialsError(f"n_trials is {meta.n_trials}; at least one trial is needed")
+    records = []
+    for trial_id, draw in enumerate(draws(n_train, n_valid, meta.n_trials, meta.n_shots, meta.seed)):
+        demos = [_spaced(pairs[splits.train_indices[i]]) for i in draw.demos]
+        query = _spaced(pairs[splits.valid_indices[draw.query]])
+        corrupted = [
+            WordPair(input=demo.input, output=demos[i].output) for demo, i in zip(demos, draw.label_order, strict=True)
+        ]
+        clean_prompt = prompt_text(demos, query.input)
+        ids = answer_ids(clean_prompt, query.output)
+        records.append(
+            TrialRecord(
+                trial_id=trial_id,
+                demo_indices_in_train=list(draw.demos),
+                query_index_in_valid=draw.query,
+                demos_clean=demos,
+                demos_corrupted=corrupted,
+                query=query,
+                prompt_data_clean=_prompt_data(demos, query, meta),
+                prompt_data_corrupted=_prompt_data(corrupted, query, meta),
+                clean_prompt_str=clean_prompt,
+                corrupted_prompt_str=prompt_text(corrupted, query.input),
+                target_str=query.output,
+                answer_ids=ids,
+                first_token_id=ids[0],
+                target_first_token_id=ids[0],
+            )
+        )
+    return TrialsFile(meta=meta, splits=splits, trials=records)
+
+
+def _spaced(pair: WordPair) -> WordPair:
+    return WordPair(input=f" {pair.input}", output=f" {pair.output}")
+
+
+def _prompt_data(demos: list[WordPair], query: WordPair, meta: Meta) -> PromptData:
+    return PromptData(
+        instructions="", separators=meta.separators, prefixes=meta.prefixes, query_target=query, examples=demos
+    )
+
+
+def model_tag(name: str) -> str:
+    """`meta-llama/Llama-3.1-8B` -> `llama_3_1_8b`: the last part of a trials file's name."""
+    return re.sub(r"[^a-z0-9]+", "_", Path(name.rstrip("/")).name.lower()).strip("_")
+
+
+def file_name(meta: Meta) -> str:
+    dataset, tag = Path(meta.dataset_json).stem, model_tag(meta.model_name_for_tokenizer)
+    return f"fixed_trials_{dataset}_t{meta.n_trials}_s{meta.n_shots}_seed{meta.seed}_{tag}.json"
+
+
+def same_draws(file: TrialsFile, pairs: Sequence[WordPair]) -> list[str]:
+    """Sample again from the raw rows; what differs from the file, trial by trial (empty: nothing)."""
+    again = sample(pairs, file.meta, answer_ids=lambda prompt, answer: [0], prompt_text=lambda demos, query: "")
+    problems = [] if file.splits in (None, again.splits) else ["splits differ from a fresh split of the dataset"]
+    fields = ("demo_indices_in_train", "query_index_in_valid", "demos_clean", "demos_corrupted", "query")
+    for idx, (have, want) in enumerate(zip(file.trials, again.trials, strict=False)):
+        for name in fields:
+            if getattr(have, name) != getattr(want, name):
+                problems.append(f"trial {idx}: {name} differs from a fresh sample with seed {file.meta.seed}")
+    return problems
