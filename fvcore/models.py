@@ -104,7 +104,7 @@ class LanguageModel:
     def require_layer(self, layer: int) -> None:
         if not 0 <= layer < self.n_layers:
             raise ModelError(
-                f"edit_layer out of range: {layer} not in [0, {self.n_layers - 1}] ({self.name} has {self.n_layers} layers)"
+                f"edit_layer out of range: {layer} not in [0, {self.n_layers - 1}] ({self.n_layers} layers)"
             )
 
     @property
@@ -161,7 +161,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 def deterministic(seed: int) -> None:
     """Seeds fixed; TF32 and kernel search off, so that fp32 means fp32 and two runs agree."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the reference and older code draw from the legacy generator
+    np.random.seed(seed)  # the reference draws from the legacy generator
     torch.manual_seed(seed)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -193,7 +193,9 @@ def load(name: str, device: str = "cpu", dtype: str = "fp32", attn: str | None =
     `name` is a shipped model (`tiny-llama`, `tiny-gpt2`), a directory or a hub id in the local cache.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # local files load in a moment; a bar would tear the test output
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
     deterministic(seed)

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 
 from fvcore.activations import mean_head_activations
-from fvcore.artifacts import Artifact, Leaf, limited_to, tensor_leaf, trial_of
+from fvcore.artifacts import Artifact, Leaf, tensor_leaf, trial_of
 from fvcore.effects import TOKEN_CLASSES, average_indirect_effect, causal_indirect_effect
 from fvcore.heads import top_heads
 from fvcore.injection import inject, inject_generate, inject_nll
@@ -276,11 +276,6 @@ def trial_keys(artifact: Artifact) -> list[str]:
     return list(dict.fromkeys(key for leaf in artifact if (key := trial_of(leaf)) is not None))
 
 
-def first_trials(artifact: Artifact, n: int | None) -> Artifact:
-    """The artifact with its first `n` trials only."""
-    return artifact if n is None else limited_to(artifact, trial_keys(artifact)[:n])
-
-
 def slots_of(slot_map: Artifact, key: str, regime: str) -> SlotMap:
     """A prompt's SlotMap from its leaves."""
 
@@ -289,7 +284,7 @@ def slots_of(slot_map: Artifact, key: str, regime: str) -> SlotMap:
 
     return SlotMap(
         labels=tuple(label for _, _, label in leaf("labels")),
-        idx_map={token: slot for token, slot in leaf("idx_map")},
+        idx_map=dict(leaf("idx_map")),
         idx_avg={label: (first, last) for label, first, last in leaf("idx_avg")},
         n_slots=len(cast("list[Any]", slot_map["dummy_labels"])),
     )

@@ -385,12 +385,12 @@ def file_name(meta: Meta) -> str:
     return f"fixed_trials_{dataset}_t{meta.n_trials}_s{meta.n_shots}_seed{meta.seed}_{tag}.json"
 
 
-def same_draws(file: TrialsFile, pairs: Sequence[WordPair]) -> list[str]:
+def same_draws(file: TrialsFile, pairs: Sequence[WordPair], first: int | None = None) -> list[str]:
     """Sample again from the raw rows; what differs from the file, trial by trial (empty: nothing)."""
     again = sample(pairs, file.meta, answer_ids=lambda prompt, answer: [0], prompt_text=lambda demos, query: "")
     problems = [] if file.splits in (None, again.splits) else ["splits differ from a fresh split of the dataset"]
     fields = ("demo_indices_in_train", "query_index_in_valid", "demos_clean", "demos_corrupted", "query")
-    for idx, (have, want) in enumerate(zip(file.trials, again.trials, strict=False)):
+    for idx, (have, want) in enumerate(zip(file.trials[:first], again.trials, strict=False)):
         for name in fields:
             if getattr(have, name) != getattr(want, name):
                 problems.append(f"trial {idx}: {name} differs from a fresh sample with seed {file.meta.seed}")

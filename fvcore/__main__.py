@@ -1,0 +1,3 @@
+from fvcore.cli import main
+
+main()

@@ -1,0 +1,114 @@
+"""`fvcore ...`: every sub-command builds its settings and calls the library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fvcore.formats import FormatError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Function vectors: data and experiments.")
+trials_app = typer.Typer(no_args_is_help=True, help="Fixed trials: make a file, verify a file.")
+app.add_typer(trials_app, name="trials")
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+@trials_app.command("make")
+def trials_make(
+    dataset_json: Annotated[Path, typer.Option(help="Raw dataset: a JSON list of {input, output} rows.")],
+    tokenizer: Annotated[str, typer.Option(help="Shipped model, directory or cached hub id.")],
+    out: Annotated[Path | None, typer.Option(help="File, or folder (default: datasets/fixed_trials/).")] = None,
+    n_trials: Annotated[int, typer.Option(min=1)] = 10,
+    n_shots: Annotated[int, typer.Option(min=0)] = 10,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    prepend_bos: Annotated[
+        bool | None,
+        typer.Option("--prepend-bos/--no-prepend-bos", help="The tokenizer adds a BOS (default: measured)."),
+    ] = None,
+    prepend_bos_token_used: Annotated[
+        bool, typer.Option("--prepend-bos-token-used", help="A BOS string is part of the prompt text.")
+    ] = False,
+) -> None:
+    """Sample trials and write them, with the draws and the bytes of the format."""
+    from fvcore import models, trials
+    from fvcore.prompts import BosFacts, PromptTemplate, prompt_at_boundary, require_bos_agreement
+
+    if prepend_bos_token_used:
+        raise trials.TrialsError(
+            "--prepend-bos-token-used: a BOS string in the prompt text is labelled in the real prompt and not in the "
+            "one-token-per-word prompt, which shifts every slot. Let the tokenizer add it, or use the reference "
+            "profile todd_upstream, which writes it in both."
+        )
+    pairs, loaded = trials.read_pairs(dataset_json), models.load_tokenizer(tokenizer)
+    meta = trials.Meta(
+        dataset_json=dataset_json.as_posix(),
+        seed=seed,
+        n_trials=n_trials,
+        n_shots=n_shots,
+        model_name_for_tokenizer=tokenizer,
+        model_prepend_bos=BosFacts.of(loaded).adds_bos if prepend_bos is None else prepend_bos,
+    )
+    require_bos_agreement(loaded, meta)
+    template = PromptTemplate.of(meta, loaded)
+    file = trials.sample(
+        pairs,
+        meta,
+        answer_ids=lambda prompt, answer: list(prompt_at_boundary(loaded, prompt, answer).answer_ids),
+        prompt_text=template.text,
+    )
+    folder = Path("datasets", "fixed_trials") if out is None else out
+    path = folder if folder.suffix == ".json" else folder / trials.file_name(meta)
+    trials.write(path, file)
+    console.print(
+        f"wrote {path}: {n_trials} trials of {n_shots} shots from {len(pairs)} rows, seed {seed}", soft_wrap=True
+    )
+
+
+@trials_app.command("verify")
+def trials_verify(
+    file: Annotated[Path, typer.Argument(help="Fixed-trials file.")],
+    first: Annotated[int | None, typer.Option(min=1, help="Check the first N trials only.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Default: the one the file names.")] = None,
+    dataset_json: Annotated[
+        Path | None, typer.Option(help="Raw dataset to sample again (default: the one the file names, if there).")
+    ] = None,
+) -> None:
+    """Check a trials file: format, prompts, boundary and target under its tokenizer, and its draws from the raw data."""
+    from fvcore import models, prompts, trials
+
+    fixed = trials.read(file)
+    n = len(fixed.trials)
+    if first is not None and first > n:
+        raise trials.TrialsError(f"{file}: --first {first}, but the file holds {n} trials")
+    name = tokenizer or fixed.meta.model_name_for_tokenizer
+    problems = prompts.verify(fixed, models.load_tokenizer(name), first)
+    raw = dataset_json or Path(fixed.meta.dataset_json)
+    sampled = "not sampled again (the raw dataset is not at hand; --dataset-json)"
+    if dataset_json is not None or raw.is_file():
+        problems += trials.same_draws(fixed.file, trials.read_pairs(raw), first)
+        sampled = f"sampled again from {raw}"
+    for problem in problems:
+        console.print(problem, soft_wrap=True, markup=False)
+    console.print(
+        f"{file}: {first or n} of {n} trials checked with {name}, {sampled}; mismatch_count {len(problems)}",
+        soft_wrap=True,
+        markup=False,
+    )
+    if problems:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The console script: an expected error is one line and exit status 2, not a traceback."""
+    from fvcore.models import ModelError
+
+    try:
+        app()
+    except (FormatError, ModelError) as error:
+        errors.print(f"fvcore: {error}", style="red", soft_wrap=True, markup=False)
+        raise SystemExit(2) from None

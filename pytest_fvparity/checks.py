@@ -1,0 +1,280 @@
+"""The six checks, in the pipeline's order. Read this page first.
+
+Every check compares what the candidate says at one key with what the golden says. In a run the candidate is *chained*:
+it is handed its own earlier artifacts. A key that fails is run once more *isolated*, on the golden's artifacts: if it
+still fails, the fault is its own, otherwise it is inherited from an earlier key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from fvcore.gates import Finding, NotProvided, Stage, Suite, Verdict, merge
+from pytest_fvparity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Implementation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fvcore.artifacts import Artifact
+    from fvcore.compare import Tolerance
+    from pytest_fvparity.tolerances import Tolerances
+
+TITLES = {
+    "prompt_boundary": "Prompt and token boundary",
+    "slot_map": "Slot map",
+    "mean_activations": "Mean head activations",
+    "top_heads": "Indirect effects and top heads",
+    "fv_vector": "Function vector",
+    "injection_output": "Injection output",
+}
+
+AXES: dict[str, tuple[str, ...]] = {
+    "mean_activations": ("layer", "head", "slot", "dim"),
+    "cie": ("trial", "layer", "head", "token_class"),
+    "aie": ("layer", "head"),
+    "scores": ("rank",),
+    "function_vector": ("dim",),
+    "head_terms": ("rank", "dim"),
+    "base_logits": ("token_id",),
+    "with_logits": ("token_id",),
+}
+
+
+@dataclass
+class ParityRun:
+    """The subject of a parity suite: both sides, and what the candidate has said so far."""
+
+    candidate: Implementation
+    golden: Implementation
+    tolerances: Tolerances
+    max_trials: int | None = None
+    _actual: dict[str, Artifact] = field(default_factory=dict)
+    # Keys that differ from the golden by a tie alone: later keys take the golden's choice, or they would differ too.
+    _tied: set[str] = field(default_factory=set)
+
+    def expected(self, key: str) -> Artifact:
+        artifact: Artifact = getattr(self.golden, key)(*self._golden_inputs(key))
+        return artifact
+
+    def actual(self, key: str) -> Artifact:
+        """The candidate's artifact on its own inputs (chained); computed once."""
+        if key not in self._actual:
+            inputs = [self.expected(name) if name in self._tied else self.actual(name) for name in INPUTS[key]]
+            self._actual[key] = self._ask(key, inputs)
+        return self._actual[key]
+
+    def isolated(self, key: str) -> Artifact:
+        """The candidate's artifact on the golden's inputs."""
+        return self._ask(key, self._golden_inputs(key))
+
+    def tied(self, key: str) -> None:
+        self._tied.add(key)
+
+    def compare(self, key: str, actual: Artifact) -> Verdict:
+        from fvcore.compare import compare
+
+        expected = self.expected(key)
+        if key in PER_TRIAL_KEYS:
+            expected, actual = self._limited(expected), self._limited(actual)
+        verdict = compare(expected, actual, self.tolerances.of(key), _axes)
+        return REFINEMENTS.get(key, _unrefined)(self, verdict, expected, actual)
+
+    def _golden_inputs(self, key: str) -> list[Artifact]:
+        return [self.expected(name) for name in INPUTS[key]]
+
+    def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
+        method = getattr(self.candidate, key, None)
+        if method is None:
+            raise NotProvided(f"the candidate {type(self.candidate).__name__} has no method {key!r}")
+        if key == "injection_output":
+            inputs = [self._limited(inputs[0]), *inputs[1:]]
+        artifact: Artifact = method(*inputs)
+        return artifact
+
+    def _limited(self, artifact: Artifact) -> Artifact:
+        """The leaves of the trials that are compared: the golden's first ones."""
+        if self.max_trials is None:
+            return artifact
+        from fvcore.artifacts import limited_to
+        from fvcore.pipeline import trial_keys
+
+        return limited_to(artifact, trial_keys(self.expected("prompt_boundary"))[: self.max_trials])
+
+
+def check(key: str) -> Callable[[ParityRun], Verdict]:
+    """The check of one key: chained first; if that fails, isolated, to say whose fault it is."""
+
+    def check_key(run: ParityRun) -> Verdict:
+        try:
+            chained = run.compare(key, run.actual(key))
+        except Exception as error:
+            # A broken earlier artifact can make this key's code fail: only then is the error not its own.
+            if not INPUTS[key] or not run.compare(key, run.isolated(key)).passed:
+                raise
+            broken = Finding(key, f"fails on the candidate's own inputs: {type(error).__name__}: {error}")
+            return Verdict((broken,), compared=1, mismatch_count=1, details={"fault": "inherited"})
+        if chained.passed:
+            return chained
+        isolated = run.compare(key, run.isolated(key)) if INPUTS[key] else chained
+        if isolated.passed:
+            return replace(chained, details={**chained.details, "fault": "inherited"})
+        return replace(isolated, details={**isolated.details, "fault": "own"})
+
+    return check_key
+
+
+def parity_suite(
+    name: str, subject: Callable[[], ParityRun], keys: Sequence[str] = CHECK_KEYS, keep_going: bool = False
+) -> Suite[ParityRun]:
+    stages = tuple(Stage(key, TITLES[key], check(key)) for key in keys)
+    return Suite(name, stages, subject, keep_going)
+
+
+def _axes(leaf: str) -> Sequence[str]:
+    return AXES.get(leaf.rpartition("/")[2], ())
+
+
+# ---------------------------------------------------------------- what some keys say beyond their leaves
+
+
+def _unrefined(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    return verdict
+
+
+def _named_slots(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """A slot's number says little: its label joins the coordinate."""
+    labels = dict(cast("list[list[Any]]", run.expected("slot_map")["dummy_labels"]))
+
+    def named(finding: Finding) -> Finding:
+        slot = finding.coordinate.get("slot")
+        if slot is None or slot not in labels:
+            return finding
+        where = finding.where.replace(f"slot {slot}", f"slot {slot} ({labels[slot]})")
+        return replace(finding, where=where, coordinate={**finding.coordinate, "slot_label": labels[slot]})
+
+    return replace(verdict, findings=tuple(map(named, verdict.findings)))
+
+
+def _named_trials(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """A row of the CIE tensor is a trial: its key joins the coordinate."""
+    from fvcore.pipeline import trial_keys
+
+    keys = trial_keys(run.expected("prompt_boundary"))
+
+    def named(finding: Finding) -> Finding:
+        row = finding.coordinate.get("trial")
+        if not isinstance(row, int) or row >= len(keys):
+            return finding
+        trial_id, trial_idx = map(int, keys[row].split(":"))
+        return replace(finding, coordinate={**finding.coordinate, "trial_id": trial_id, "trial_idx": trial_idx})
+
+    return replace(verdict, findings=tuple(map(named, verdict.findings)))
+
+
+def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """Heads in another order are a tie if the golden's own effects leave the order open, and a fault otherwise."""
+    details = {
+        "aie_expected": _rows(expected, "aie"),
+        "aie_actual": _rows(actual, "aie"),
+        "heads_expected": expected.get("heads"),
+        "heads_actual": actual.get("heads"),
+        "scores_actual": _rows(actual, "scores"),
+    }
+    verdict = replace(_named_trials(run, verdict, expected, actual), details=details)
+    at_heads = [f for f in verdict.findings if f.where.startswith("heads[")]
+    if not at_heads or not _is_tie(expected, actual, run.tolerances.of("top_heads")("aie")):
+        return verdict
+    run.tied("top_heads")
+    ties = tuple(
+        replace(f, blocking=False, message=f"tie: {f.message}; their effects differ by less than the tolerance")
+        if f in at_heads
+        else f
+        for f in verdict.findings
+    )
+    return replace(verdict, findings=ties, mismatch_count=verdict.mismatch_count - len(at_heads))
+
+
+def _is_tie(expected: Artifact, actual: Artifact, tolerance: Tolerance) -> bool:
+    """Whether each rank's head is, by the golden's effects, as good as the golden's head of that rank."""
+    from fvcore.artifacts import tensor_leaf
+
+    aie = tensor_leaf(expected, "aie").double()
+    want, have = (cast("list[list[int]]", side["heads"]) for side in (expected, actual))
+    n_layers, n_heads = aie.shape
+    valid = all(0 <= layer < n_layers and 0 <= head < n_heads for layer, head in have)
+    if len(want) != len(have) or not valid or len(set(map(tuple, have))) != len(have):
+        return False
+    allowed = tolerance.allowed(aie)
+    return all(
+        bool((aie[tuple(w)] - aie[tuple(h)]).abs() <= allowed[tuple(w)]) for w, h in zip(want, have, strict=True)
+    )
+
+
+def _measured_vector(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """Cosine and norms, as measurements: a wrong scale has cosine 1, a wrong direction the same norm."""
+    import torch
+
+    pair = [side.get("function_vector") for side in (expected, actual)]
+    if not all(isinstance(vector, torch.Tensor) for vector in pair):
+        return verdict
+    want, have = (cast("torch.Tensor", vector).double().flatten() for vector in pair)
+    if want.shape != have.shape:
+        return verdict
+    measured = {
+        "cosine": float(torch.nn.functional.cosine_similarity(want, have, dim=0)),
+        "norm_expected": float(want.norm()),
+        "norm_actual": float(have.norm()),
+    }
+    return replace(verdict, measurements={**verdict.measurements, **measured})
+
+
+def _moved_logits(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """The vector must do something on every trial; and the per-trial table of the report."""
+    import torch
+
+    from fvcore.pipeline import trial_keys
+
+    idle = []
+    for key in trial_keys(actual):
+        base, injected = (actual.get(f"{key}/{name}_logits") for name in ("base", "with"))
+        if isinstance(base, torch.Tensor) and isinstance(injected, torch.Tensor) and torch.equal(base, injected):
+            idle.append(key)
+    table = [_trial_row(key, expected, actual) for key in trial_keys(expected)]
+    verdict = replace(verdict, details={**verdict.details, "trials": table})
+    if not idle:
+        return verdict
+    silent = Finding("with_logits", f"injection had no effect: no logit moved on trial(s) {', '.join(idle)}")
+    return merge(Verdict((silent,), mismatch_count=1), verdict)
+
+
+def _trial_row(key: str, expected: Artifact, actual: Artifact) -> dict[str, Any]:
+    import torch
+
+    trial_id, trial_idx = map(int, key.split(":"))
+    row: dict[str, Any] = {"trial_id": trial_id, "trial_idx": trial_idx, "target_id": expected.get(f"{key}/target_id")}
+    for name in ("base", "with", "delta"):
+        leaf = f"{key}/{name}_logprob"
+        row[f"{name}_logprob_src"], row[f"{name}_logprob_fv"] = expected.get(leaf), actual.get(leaf)
+    for name in ("base", "with"):
+        pair = [side.get(f"{key}/{name}_logits") for side in (expected, actual)]
+        tensors = [x for x in pair if isinstance(x, torch.Tensor)]
+        same_shape = len(tensors) == 2 and tensors[0].shape == tensors[1].shape
+        row[f"{name}_logits_max_abs_diff"] = float((tensors[0] - tensors[1]).abs().max()) if same_shape else None
+    return row
+
+
+def _rows(artifact: Mapping[str, Any], leaf: str) -> Any:
+    import torch
+
+    value = artifact.get(leaf)
+    return value.double().tolist() if isinstance(value, torch.Tensor) else None
+
+
+REFINEMENTS: dict[str, Callable[[ParityRun, Verdict, Artifact, Artifact], Verdict]] = {
+    "mean_activations": _named_slots,
+    "top_heads": _judged_heads,
+    "fv_vector": _measured_vector,
+    "injection_output": _moved_logits,
+}

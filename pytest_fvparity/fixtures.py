@@ -1,0 +1,234 @@
+"""The public fixtures: model, trials, golden, candidate and profile, for the stages and for anybody's own tests.
+
+Nothing else loads them. A user who overrides one in a conftest.py changes what the stages run on.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fvcore.gates import StageError
+from pytest_fvparity import shipped
+from pytest_fvparity.items import OPTIONS_KEY, StageItem
+from pytest_fvparity.options import ParityOptions
+
+if TYPE_CHECKING:
+    from fvcore.models import LanguageModel
+    from fvcore.pipeline import Settings
+    from fvcore.profile import Profile
+    from fvcore.trials import FixedTrials
+    from pytest_fvparity.checks import ParityRun
+    from pytest_fvparity.golden import Golden
+    from pytest_fvparity.implementation import Implementation
+
+# What is expensive and belongs to one trials file is kept for the session, by its path.
+CACHE_KEY = pytest.StashKey[dict[tuple[str, ...], Any]]()
+
+RECORDING_DEFAULTS = {"edit_layer": 9, "n_top_heads": 10, "token_class_idx": -1}
+
+# Below this size one CPU thread is faster than two, and several pools of spinning threads are far slower.
+SMALL_MODEL = 50_000_000
+
+
+def _options(request: pytest.FixtureRequest) -> ParityOptions:
+    return request.config.stash[OPTIONS_KEY]
+
+
+def _cached(request: pytest.FixtureRequest, make: Any, *key: str) -> Any:
+    cache = request.config.stash.setdefault(CACHE_KEY, {})
+    if key not in cache:
+        cache[key] = make()
+    return cache[key]
+
+
+@pytest.fixture(scope="session")
+def fv_model(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
+    """The `LanguageModel` of --fv-model, loaded once a session in eval mode, fp32 on the CPU by default."""
+    import torch
+
+    from fvcore import models
+
+    options = _options(request)
+    device = _device(request, options)
+    lm = models.load(options.model, device, options.dtype, options.attn, options.seed)
+    before = torch.get_num_threads()
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if device == "cpu" and (worker or sum(p.numel() for p in lm.hf.parameters()) < SMALL_MODEL):
+        torch.set_num_threads(1)
+    yield lm
+    torch.set_num_threads(before)
+
+
+def _device(request: pytest.FixtureRequest, options: ParityOptions) -> str:
+    """The device to run on; worker k of n takes GPU k mod n. Without CUDA a GPU run is skipped, or fails if required."""
+    if options.device == "cpu":
+        return "cpu"
+    import torch
+
+    if not torch.cuda.is_available():
+        if options.require_gpu:
+            raise StageError("--fv-require-gpu: this machine has no CUDA device")
+        pytest.skip(
+            f"--fv-device {options.device}: no CUDA device on this machine (--fv-require-gpu makes this a failure)"
+        )
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    return options.device if ":" in options.device else f"cuda:{int(worker) % torch.cuda.device_count()}"
+
+
+@pytest.fixture
+def fv_trials(request: pytest.FixtureRequest) -> FixedTrials:
+    """The `FixedTrials` of a stage's own file; in any other test, one run per --fv-trials file."""
+    path: Path = request.node.trials_path if isinstance(request.node, StageItem) else request.param
+
+    def read() -> Any:
+        from fvcore import trials
+
+        return trials.read(path)
+
+    found: FixedTrials = _cached(request, read, "trials", str(path))
+    return found
+
+
+@pytest.fixture
+def fv_check_key(request: pytest.FixtureRequest) -> str:
+    """Runs the test once for each of the six check keys, in order."""
+    key: str = request.param
+    return key
+
+
+@pytest.fixture
+def fv_golden(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trials: FixedTrials) -> Golden:
+    """The `Golden` of these trials: read from disk with every hash checked, or with --fv-live recorded now."""
+    from pytest_fvparity.golden import Golden
+
+    options = _options(request)
+
+    def find() -> Golden:
+        if options.live:
+            return _live(request, fv_model, fv_trials)
+        return Golden.open(_golden_path(options, fv_trials))
+
+    found: Golden = _cached(request, find, "golden", fv_trials.id, fv_trials.sha256)
+    return found
+
+
+def _golden_path(options: ParityOptions, trials: FixedTrials) -> Path:
+    from pytest_fvparity.golden import locate, relative_path, search_roots
+
+    roots = search_roots(options.golden, options.rootdir, shipped.root())
+    return locate(dict.fromkeys(roots), relative_path(trials.dataset, trials.id, options.reference_profile))
+
+
+def _live(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTrials) -> Golden:
+    from pytest_fvparity import golden, reference
+
+    options = _options(request)
+    scratch = tempfile.TemporaryDirectory(prefix="fvparity-live-")
+    request.config.add_cleanup(scratch.cleanup)
+    recording = reference.run(options.src, lm, trials, recording_settings(options), options.src_python)
+    golden.write(recording, Path(scratch.name))
+    return golden.Golden.open(Path(scratch.name))
+
+
+def recording_settings(options: ParityOptions) -> Settings:
+    """Settings of a recording: the options, then the plan's defaults."""
+    return _settings(options, RECORDING_DEFAULTS)
+
+
+def _settings(options: ParityOptions, defaults: dict[str, int]) -> Settings:
+    from fvcore.pipeline import Settings
+
+    given = {
+        "edit_layer": options.edit_layer,
+        "n_top_heads": options.top_heads,
+        "token_class_idx": options.token_class,
+    }
+    chosen = defaults | {name: value for name, value in given.items() if value is not None}
+    return Settings(**chosen, reference_profile=options.reference_profile, engine=options.engine)
+
+
+def _run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Settings:
+    """Settings of a comparison: the options, then the golden's, then the plan's defaults."""
+    from pytest_fvparity.golden import Golden, NoGolden
+
+    options = _options(request)
+    if options.live:
+        return recording_settings(options)
+    try:
+        recorded = _cached(
+            request, lambda: Golden.open(_golden_path(options, trials)), "golden", trials.id, trials.sha256
+        )
+    except NoGolden:
+        return recording_settings(options)
+    identity = recorded.profile.identity
+    return _settings(options, {name: getattr(identity, name) for name in RECORDING_DEFAULTS})
+
+
+@pytest.fixture
+def fv_candidate(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trials: FixedTrials) -> Implementation:
+    """The implementation under test: what hook `pytest_fvparity_candidate` returns, else fvcore's pipeline."""
+    settings = _run_settings(request, fv_trials)
+    settings.require_fit(fv_model)
+    hook = request.config.pluginmanager.hook
+    candidate: Implementation = hook.pytest_fvparity_candidate(lm=fv_model, trials=fv_trials, settings=settings)
+    return candidate
+
+
+@pytest.fixture
+def fv_profile(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trials: FixedTrials) -> Profile:
+    """The `Profile` of this run: identity and conditions, measured from what was loaded."""
+    from fvcore.pipeline import profile_of
+
+    settings = _run_settings(request, fv_trials)
+    settings.require_fit(fv_model)
+    return profile_of(fv_model, fv_trials, settings)
+
+
+# ---------------------------------------------------------------- what the stages build from them
+
+
+def parity_run(request: pytest.FixtureRequest, context: dict[str, Any]) -> ParityRun:
+    """The subject of a parity suite; fills `context` with what the report says about the run."""
+    from pytest_fvparity.checks import ParityRun
+    from pytest_fvparity.golden import require_comparable
+
+    options = _options(request)
+    trials: FixedTrials = request.getfixturevalue("fv_trials")
+    context |= {"dataset": trials.dataset, "fixed_trials_id": trials.id, "n_trials": len(trials.trials)}
+    lm: LanguageModel = request.getfixturevalue("fv_model")
+    context |= {"model": lm.name, "n_layers": lm.n_layers, "n_heads": lm.n_heads}
+    if options.max_trials is not None and options.max_trials > len(trials.trials):
+        n = len(trials.trials)
+        raise StageError(f"--fv-max-trials {options.max_trials}: {trials.id} has {n} trials; ask for 1 to {n}")
+    context["n_compared_trials"] = options.max_trials or len(trials.trials)
+    golden: Golden = request.getfixturevalue("fv_golden")
+    context |= {"golden": golden.profile.model_dump(), "golden_path": _shown(golden.path, options)}
+    context["reference"] = golden.manifest.reference.model_dump(include={"commit", "repository"})
+    profile: Profile = request.getfixturevalue("fv_profile")
+    context["profile"] = profile.model_dump()
+    require_comparable(golden.profile, profile)
+    context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
+    candidate: Implementation = request.getfixturevalue("fv_candidate")
+    context["candidate"] = f"{type(candidate).__module__}.{type(candidate).__qualname__}"
+    return ParityRun(candidate, golden, _tolerances(request, profile), options.max_trials)
+
+
+def _tolerances(request: pytest.FixtureRequest, profile: Profile) -> Any:
+    from pytest_fvparity.tolerances import Rule, Tolerances
+
+    facts = {"dtype": profile.identity.dtype, "device": profile.conditions.device}
+    tolerances = Tolerances.read(_options(request).tolerances, **facts)
+    added = request.config.pluginmanager.hook.pytest_fvparity_tolerances(**facts)
+    rules = [Rule.model_validate(row) for rows in added for row in rows or ()]
+    return Tolerances((*rules, *tolerances.rules), tolerances.source, **facts)
+
+
+def _shown(path: Path, options: ParityOptions) -> str:
+    """A path as a report shows it: inside the project relative, so that reports of two machines agree."""
+    return path.relative_to(options.rootdir).as_posix() if path.is_relative_to(options.rootdir) else str(path)

@@ -1,0 +1,254 @@
+"""Goldens: recordings of the reference on disk, and the only way they come to be.
+
+`<golden>/<dataset>/<fixed_trials_id>/<reference profile>/` holds `manifest.json` and one artifact a check key. The
+manifest says what was recorded, with what, and the sha256 of every file; a file that does not match is never used.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fvcore import artifacts
+from fvcore.artifacts import Artifact
+from fvcore.formats import FormatError, json_text, read_json, sha256_file, write_text
+from fvcore.gates import Refused, StageError, Status
+from fvcore.profile import Profile
+from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.reference import Recording
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+class NoGolden(StageError):
+    """There is no golden for these trials."""
+
+    status = Status.NO_GOLDEN
+
+
+class DamagedGolden(Refused):
+    """A golden's files are not what its manifest says."""
+
+
+class Provenance(BaseModel):
+    """What was run to record a golden. `applied` normalisations changed the checkout's behaviour, `already` were so."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    repository: str
+    commit: str
+    sources: dict[str, str]
+    normalisations: dict[str, list[str]]
+    versions: dict[str, str]
+
+
+class Manifest(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int
+    profile: Profile
+    reference: Provenance
+    command: str
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A golden directory, as an Implementation that reads. Opening it checks every file's hash."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Golden:
+        try:
+            manifest = Manifest.model_validate(read_json(path / MANIFEST))
+        except (FormatError, ValidationError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise DamagedGolden(f"{path}: the golden's manifest cannot be read: {reason}; {_again()}") from None
+        if manifest.schema_version != SCHEMA_VERSION:
+            found = manifest.schema_version
+            raise DamagedGolden(f"{path}: manifest schema {found}, this version reads {SCHEMA_VERSION}; {_again()}")
+        for name, expected in manifest.files.items():
+            file = path / name
+            if not file.is_file():
+                raise DamagedGolden(f"{file}: missing, the manifest lists it; {_again()}")
+            actual = sha256_file(file)
+            if actual != expected:
+                raise DamagedGolden(
+                    f"{file}: damaged: sha256 {expected[:12]}... expected, {actual[:12]}... found; {_again()}"
+                )
+        return cls(path, manifest)
+
+    @property
+    def profile(self) -> Profile:
+        return self.manifest.profile
+
+    @cached_property
+    def _artifacts(self) -> dict[str, Artifact]:
+        return {key: artifacts.load(self.path / key) for key in CHECK_KEYS}
+
+    def prompt_boundary(self) -> Artifact:
+        return self._artifacts["prompt_boundary"]
+
+    def slot_map(self, *_: Artifact) -> Artifact:
+        return self._artifacts["slot_map"]
+
+    def mean_activations(self, *_: Artifact) -> Artifact:
+        return self._artifacts["mean_activations"]
+
+    def top_heads(self, *_: Artifact) -> Artifact:
+        return self._artifacts["top_heads"]
+
+    def fv_vector(self, *_: Artifact) -> Artifact:
+        return self._artifacts["fv_vector"]
+
+    def injection_output(self, *_: Artifact) -> Artifact:
+        return self._artifacts["injection_output"]
+
+
+def _again() -> str:
+    return "restore it from version control, or record it again with --fv-regen-golden --fv-src PATH"
+
+
+def require_comparable(golden: Profile, candidate: Profile) -> None:
+    """Refuse, naming the fields, when the two are not the same experiment."""
+    different = golden.diff_identity(candidate)
+    if different:
+        fields = "; ".join(f"{name}: golden {want!r}, this run {have!r}" for name, (want, have) in different.items())
+        raise Refused(
+            f"profile mismatch, nothing was compared. {fields}. Use the golden's settings, or record a golden of these"
+        )
+
+
+# ---------------------------------------------------------------- where goldens lie
+
+
+def relative_path(dataset: str, fixed_trials_id: str, reference_profile: str) -> Path:
+    return Path(dataset) / fixed_trials_id / reference_profile
+
+
+def locate(roots: Iterable[Path], relative: Path) -> Path:
+    """The golden's directory in the first root that has it; raises NoGolden with the places tried and the command."""
+    tried = [root / relative for root in roots]
+    for path in tried:
+        if (path / MANIFEST).is_file():
+            return path
+    places = " or ".join(str(path) for path in tried)
+    raise NoGolden(
+        f"no golden at {places}. Record one with `pytest -m parity --fv-regen-golden --fv-src PATH` and the same "
+        "--fv-model and --fv-trials, or compare with a live run of the reference: --fv-live --fv-src PATH"
+    )
+
+
+# ---------------------------------------------------------------- recording
+
+
+def write(recording: Recording, path: Path) -> None:
+    """Write a recording as a golden directory; its bytes depend on nothing but what was recorded."""
+    for key in CHECK_KEYS:
+        artifacts.save(recording.artifacts[key], path / key)
+    files = {file.name: sha256_file(file) for file in sorted(path.iterdir())}
+    provenance = {name: recording.provenance[name] for name in Provenance.model_fields}
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        profile=recording.profile,
+        reference=Provenance.model_validate(provenance),
+        command=_command(recording.profile),
+        files=files,
+    )
+    write_text(path / MANIFEST, json_text(manifest.model_dump(mode="json")))
+
+
+def _command(profile: Profile) -> str:
+    """How to record this golden again; paths are left to the reader."""
+    identity = profile.identity
+    return (
+        f"pytest -m parity --fv-regen-golden --fv-src PATH --fv-model {profile.conditions.model} "
+        f"--fv-trials {identity.fixed_trials_id}.json --fv-edit-layer {identity.edit_layer} "
+        f"--fv-top-heads {identity.n_top_heads} --fv-token-class {identity.token_class_idx} "
+        f"--fv-reference-profile {identity.reference_profile}"
+    )
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What `regenerate` did: where, and how each key changed."""
+
+    path: Path
+    changes: dict[str, str]
+
+
+def regenerate(record: Callable[[], Recording], path: Path) -> Recorded:
+    """Record twice, demand equal bytes, then take the old golden's place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".recording-") as scratch:
+        staged = [Path(scratch) / name for name in ("first", "second")]
+        for directory in staged:
+            directory.mkdir()
+            write(record(), directory)
+        _require_equal(*staged)
+        changes = describe_changes(path, staged[0])
+        swap(staged[0], path)
+    return Recorded(path, changes)
+
+
+def _require_equal(first: Path, second: Path) -> None:
+    names = {file.name for directory in (first, second) for file in directory.iterdir()}
+    different = sorted(n for n in names if not _same(first / n, second / n))
+    if different:
+        raise Refused(f"two recordings of the same reference differ in {', '.join(different)}; nothing was changed")
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def swap(new: Path, target: Path) -> None:
+    """`new` takes `target`'s name; if anything fails the old directory is put back."""
+    old = new.with_name("old")
+    had_one = target.exists()
+    if had_one:
+        target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        if had_one:
+            old.rename(target)
+        raise
+    if had_one:
+        shutil.rmtree(old)
+
+
+def describe_changes(old: Path, new: Path) -> dict[str, str]:
+    """Check key -> what a new recording changes, in words."""
+    from fvcore.compare import compare
+
+    if not (old / MANIFEST).is_file():
+        return dict.fromkeys(CHECK_KEYS, "new")
+    changes = {}
+    for key in CHECK_KEYS:
+        try:
+            before = artifacts.load(old / key)
+        except FormatError:
+            changes[key] = "the old one cannot be read"
+            continue
+        verdict = compare(before, artifacts.load(new / key))
+        largest = verdict.measurements.get("max_abs_diff")
+        n = f"{verdict.mismatch_count} of {verdict.compared} values"
+        changes[key] = (
+            "unchanged" if verdict.passed else f"{n} change" + (f", by up to {largest:.3g}" if largest else "")
+        )
+    return changes
+
+
+def search_roots(explicit: Path | None, rootdir: Path, shipped: Path) -> Sequence[Path]:
+    """--fv-golden alone if given; else the project's own, then the shipped ones."""
+    return [explicit] if explicit else [rootdir / "golden", shipped / "golden"]

@@ -1,0 +1,23 @@
+"""Hooks a user's conftest.py or plugin can implement."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from fvcore.models import LanguageModel
+    from fvcore.pipeline import Settings
+    from fvcore.trials import FixedTrials
+    from pytest_fvparity.implementation import Implementation
+
+
+@pytest.hookspec(firstresult=True)
+def pytest_fvparity_candidate(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Implementation | None:
+    """Return the implementation under test. Default: `fvcore.pipeline.Pipeline`."""
+
+
+@pytest.hookspec
+def pytest_fvparity_tolerances(dtype: str, device: str) -> list[dict[str, Any]] | None:
+    """Return rules to put in front of the default tolerances, in the form of `tolerances.yaml`."""

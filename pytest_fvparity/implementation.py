@@ -1,0 +1,35 @@
+"""The one language of candidate, reference and golden: six methods, named like the check keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from fvcore.artifacts import Artifact
+
+# Check key -> the earlier keys whose artifacts its method takes, in order.
+INPUTS: dict[str, tuple[str, ...]] = {
+    "prompt_boundary": (),
+    "slot_map": ("prompt_boundary",),
+    "mean_activations": ("prompt_boundary", "slot_map"),
+    "top_heads": ("prompt_boundary", "slot_map", "mean_activations"),
+    "fv_vector": ("mean_activations", "top_heads"),
+    "injection_output": ("prompt_boundary", "fv_vector"),
+}
+
+CHECK_KEYS = tuple(INPUTS)
+
+# Keys whose leaves belong to single trials; `--fv-max-trials` shortens these and no others.
+PER_TRIAL_KEYS = frozenset({"prompt_boundary", "slot_map", "injection_output"})
+
+
+@runtime_checkable
+class Implementation(Protocol):
+    """An implementation of the method, as the checks see it."""
+
+    def prompt_boundary(self) -> Artifact: ...
+    def slot_map(self, prompts: Artifact, /) -> Artifact: ...
+    def mean_activations(self, prompts: Artifact, slot_map: Artifact, /) -> Artifact: ...
+    def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact, /) -> Artifact: ...
+    def fv_vector(self, mean_activations: Artifact, top_heads: Artifact, /) -> Artifact: ...
+    def injection_output(self, prompts: Artifact, fv_vector: Artifact, /) -> Artifact: ...

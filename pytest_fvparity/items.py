@@ -1,0 +1,155 @@
+"""A trials file is a test file: one suite, `parity`, one item a check key.
+
+Node ids read `datasets/fixed_trials/<id>.json::parity::slot_map`. An item is a `pytest.Function`, so it gets model,
+trials, golden and candidate from the same fixtures as anybody's test.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fvcore.gates import Stage, StageError, StageResult, Status, run_stage
+from pytest_fvparity.checks import TITLES, check
+from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.options import ParityOptions, command, reproduce_options
+
+if TYPE_CHECKING:
+    from pytest_fvparity.checks import ParityRun
+
+SUITE = "parity"
+OPTIONS_KEY = pytest.StashKey[ParityOptions]()
+
+# The attribute of a test report that carries a stage's result as JSON text: xdist serialises it with the report.
+REPORT_ATTRIBUTE = "fvparity_stage"
+
+
+def stage_of(nodeid: str) -> tuple[str, str] | None:
+    """(trials file, check key) of a parity item's node id; None for any other test."""
+    parts = nodeid.split("::")
+    if len(parts) == 3 and parts[1] == SUITE and parts[2] in CHECK_KEYS and parts[0].endswith(".json"):
+        return parts[0], parts[2]
+    return None
+
+
+class StageFailed(Exception):
+    """A stage's result is not PASS; its text is what the terminal shows."""
+
+    def __init__(self, result: StageResult) -> None:
+        super().__init__(describe(result))
+        self.result = result
+
+
+def describe(result: StageResult) -> str:
+    """A result in a few lines: what, where, both values."""
+    lines = [f"{result.key}: {result.status}" + (f" (blocked by {result.blocked_by})" if result.blocked_by else "")]
+    if result.message:
+        lines.append(result.message)
+    verdict = result.verdict
+    if verdict.mismatch_count:
+        lines.append(f"{verdict.mismatch_count} of {verdict.compared} values differ; the first of them:")
+    for finding in [f for f in verdict.findings if f.blocking][:5]:
+        lines.append(f"  {finding.where}: {finding.message}")
+        if finding.expected is not None or finding.actual is not None:
+            lines.append(f"    expected {finding.expected!r:.200}")
+            lines.append(f"    actual   {finding.actual!r:.200}")
+    if verdict.details.get("fault") == "inherited":
+        lines.append("on golden inputs this key agrees: the fault is inherited from an earlier key")
+    return "\n".join(lines)
+
+
+class TrialsFile(pytest.File):
+    def collect(self) -> Iterator[pytest.Collector]:
+        yield SuiteCollector.from_parent(self, name=SUITE)
+
+
+class SuiteCollector(pytest.Collector):
+    """The parity suite of one trials file; it remembers the subject and the earliest failure."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        self.earliest_failed: str | None = None
+        self.context: dict[str, Any] = {}
+        self._run: ParityRun | None = None
+
+    def collect(self) -> Iterator[pytest.Item]:
+        for key in CHECK_KEYS:
+            item = StageItem.from_parent(self, name=key, callobj=_stage_function(key))
+            item.add_marker("parity")
+            yield item
+
+    def subject(self, request: pytest.FixtureRequest) -> ParityRun:
+        """Both sides, brought up by the fixtures when the first stage that runs asks for them."""
+        if self._run is None:
+            from pytest_fvparity.fixtures import parity_run
+
+            self._run = parity_run(request, self.context)
+        return self._run
+
+
+def _stage_function(key: str) -> Any:
+    def stage(request: pytest.FixtureRequest) -> None:
+        item = request.node
+        assert isinstance(item, StageItem)
+        suite = item.suite
+        result = run_stage(SUITE, Stage(key, TITLES[key], check(key)), lambda: suite.subject(request))
+        item.record(result)
+        if result.status is not Status.PASS:
+            raise StageFailed(result)
+
+    return stage
+
+
+class StageItem(pytest.Function):
+    """One check key of one trials file."""
+
+    result: StageResult | None = None
+
+    @property
+    def suite(self) -> SuiteCollector:
+        assert isinstance(self.parent, SuiteCollector)
+        return self.parent
+
+    @property
+    def trials_path(self) -> Path:
+        return self.path
+
+    def record(self, result: StageResult) -> None:
+        self.result = result
+        if result.status is not Status.PASS and self.suite.earliest_failed is None:
+            self.suite.earliest_failed = self.name
+
+    def record_error(self, error: BaseException) -> None:
+        """A fixture or a hook failed before the stage could be judged."""
+        status = error.status if isinstance(error, StageError) else Status.ERROR
+        self.record(StageResult(SUITE, self.name, status, message=f"{type(error).__name__}: {error}"))
+
+    def block(self) -> None:
+        """Skip this item if an earlier key failed."""
+        earliest = self.suite.earliest_failed
+        if earliest is None or self.config.stash[OPTIONS_KEY].keep_going:
+            return
+        self.result = StageResult(SUITE, self.name, Status.BLOCKED, blocked_by=earliest)
+        pytest.skip(f"blocked by {earliest}")
+
+    def to_json(self) -> str | None:
+        if self.result is None:
+            return None
+        row = {"nodeid": self.nodeid, "reproduce": self.reproduce(), "context": self.suite.context}
+        return json.dumps({**row, "result": self.result.to_dict()})
+
+    def reproduce(self) -> str:
+        """One line that runs this stage alone."""
+        return command("pytest", self.nodeid, *reproduce_options(self.config))
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        if isinstance(excinfo.value, StageFailed):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        return self.path, None, f"{self.path.stem} :: {TITLES[self.name]}"

@@ -1,0 +1,211 @@
+"""The --fv-* options and their ini twins, read once into one frozen view. Imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_fvparity import shipped
+
+REFERENCE_PROFILES = ("src", "todd_upstream")
+DEVICES = "cpu, cuda or cuda:N"
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One option: `--fv-<name>` on the command line, `fv_<name>` in the ini file."""
+
+    name: str
+    help: str
+    type: type = str
+    default: Any = None
+    many: bool = False
+    choices: tuple[str, ...] | None = None
+    ini: bool = True
+
+    @property
+    def flag(self) -> str:
+        return f"--fv-{self.name}"
+
+    @property
+    def dest(self) -> str:
+        return f"fv_{self.name.replace('-', '_')}"
+
+
+OPTIONS = (
+    _Option("model", f"shipped model, directory or cached hub id (default {shipped.DEFAULT_MODEL})"),
+    _Option("trials", "fixed-trials file; may be given several times", many=True),
+    _Option("golden", "folder of goldens (default: golden/ of the project, then the shipped ones)"),
+    _Option("regen-golden", "record the golden from the reference (needs --fv-src), then compare", bool, ini=False),
+    _Option("regen-allow-ci", "allow --fv-regen-golden in CI", bool, ini=False),
+    _Option(
+        "live", "compare with a run of the reference made now (needs --fv-src); no golden is read or written", bool
+    ),
+    _Option("src", "checkout of the public reference"),
+    _Option("src-python", "interpreter that runs the reference (default: this one)"),
+    _Option("reference-profile", "src (default) or todd_upstream", default="src", choices=REFERENCE_PROFILES),
+    _Option("engine", "how effects are computed (default exact)", default="exact"),
+    _Option("device", f"{DEVICES} (default cpu)"),
+    _Option("dtype", "fp32 (default), fp16 or bf16", default="fp32", choices=("fp32", "fp16", "bf16")),
+    _Option("attn", "attention implementation: eager, sdpa, ... (default: the library's)"),
+    _Option("seed", "seed of everything random beside the trials (default 0)", int, default=0),
+    _Option("max-trials", "compare the first N trials of the per-trial keys", int),
+    _Option("top-heads", "number of top heads (default: the golden's; 10 when recording)", int),
+    _Option(
+        "token-class", "token class of the effect, -1 the last token (default: the golden's; -1 when recording)", int
+    ),
+    _Option("edit-layer", "block whose output is injected into (default: the golden's; 9 when recording)", int),
+    _Option("tolerances", "YAML file in place of the default tolerances"),
+    _Option("keep-going", "run later keys on golden inputs instead of blocking them", bool),
+    _Option("require-gpu", "fail instead of skipping when there is no CUDA device", bool),
+    _Option("report-dir", "where reports are written (default reports/)", default="reports"),
+)
+
+
+def register(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fvparity", "parity of function-vector implementations")
+    for option in OPTIONS:
+        how: dict[str, Any] = {"dest": option.dest, "default": None, "help": option.help}
+        if option.type is bool:
+            how["action"] = "store_true"
+        else:
+            how |= {"type": option.type, "metavar": option.name.rpartition("-")[2].upper()}
+            how |= {"action": "append"} if option.many else {}
+            how |= {"choices": option.choices, "metavar": None} if option.choices else {}
+        group.addoption(option.flag, **how)
+        if option.ini:
+            if option.many:
+                parser.addini(option.dest, option.help, type="linelist", default=None)
+            elif option.type is bool:
+                parser.addini(option.dest, option.help, type="bool", default=None)
+            else:
+                parser.addini(option.dest, option.help, type="string", default=None)
+
+
+def _value(config: pytest.Config, option: _Option) -> Any:
+    """Command line, then ini file, then default."""
+    given = config.getoption(option.dest)
+    if given is not None or not option.ini:
+        return given
+    written = config.getini(option.dest)
+    if written in (None, "", []):
+        return option.default
+    if option.type is int:
+        try:
+            return int(written)
+        except ValueError:
+            raise pytest.UsageError(f"ini {option.dest}: expected a whole number, found {written!r}") from None
+    if option.choices and written not in option.choices:
+        raise pytest.UsageError(f"ini {option.dest}: expected one of {', '.join(option.choices)}, found {written!r}")
+    return written
+
+
+@dataclass(frozen=True)
+class ParityOptions:
+    """All options of a run, typed; paths are absolute."""
+
+    model: str
+    trials: tuple[Path, ...]
+    golden: Path | None
+    regen_golden: bool
+    regen_allow_ci: bool
+    live: bool
+    src: Path | None
+    src_python: str | None
+    reference_profile: str
+    engine: str
+    device: str
+    dtype: str
+    attn: str | None
+    seed: int
+    max_trials: int | None
+    top_heads: int | None
+    token_class: int | None
+    edit_layer: int | None
+    tolerances: Path | None
+    keep_going: bool
+    require_gpu: bool
+    report_dir: Path
+    rootdir: Path
+
+    @classmethod
+    def from_config(cls, config: pytest.Config) -> ParityOptions:
+        """Read and check the options; raises pytest.UsageError before anything is collected."""
+        given = {option.dest.removeprefix("fv_"): _value(config, option) for option in OPTIONS}
+        base = config.invocation_params.dir
+        device = given["device"] or ("cuda" if given["require_gpu"] else "cpu")
+        if given["require_gpu"] and device == "cpu":
+            raise pytest.UsageError("--fv-require-gpu contradicts --fv-device cpu")
+        if device != "cpu" and device.partition(":")[0] != "cuda":
+            raise pytest.UsageError(f"--fv-device: expected {DEVICES}, found {device!r}")
+        if given["max_trials"] is not None and given["max_trials"] < 1:
+            raise pytest.UsageError(f"--fv-max-trials: at least 1, found {given['max_trials']}")
+        if given["live"] and given["regen_golden"]:
+            raise pytest.UsageError("--fv-live changes no golden and --fv-regen-golden does: give one of them")
+        if (given["live"] or given["regen_golden"]) and given["src"] is None:
+            from pytest_fvparity.reference import GET_ONE
+
+            flag = "--fv-live" if given["live"] else "--fv-regen-golden"
+            raise pytest.UsageError(f"{flag} needs a checkout of the reference: {GET_ONE}")
+        paths = {name: _path(base, given[name]) for name in ("golden", "src", "tolerances", "report_dir")}
+        trials = tuple(_trials_file(base, name) for name in given["trials"] or ())
+        flags = {name: bool(given[name]) for name, option in _by_dest().items() if option.type is bool}
+        model = given["model"] or shipped.DEFAULT_MODEL
+        return cls(
+            **{
+                **given,
+                **paths,
+                **flags,
+                "trials": trials,
+                "device": device,
+                "model": model,
+                "rootdir": config.rootpath,
+            }
+        )
+
+    def default_trials(self) -> Path:
+        """The trials of a shipped model; for any other model the command that makes some is shown."""
+        path = shipped.trials_of(self.model, self.rootdir)
+        if path is None:
+            raise pytest.UsageError(
+                f"--fv-model {self.model} is no shipped model, so --fv-trials is needed. Make a file with `fvcore trials "
+                f"make --dataset-json datasets/antonym/raw/antonym.json --n-trials 10 --n-shots 10 --seed 0 --tokenizer "
+                f"{self.model}`"
+            )
+        return path
+
+
+def _by_dest() -> Mapping[str, _Option]:
+    return {option.dest.removeprefix("fv_"): option for option in OPTIONS}
+
+
+def _path(base: Path, name: str | None) -> Path | None:
+    return None if name is None else (base / Path(name).expanduser()).resolve()
+
+
+def _trials_file(base: Path, name: str) -> Path:
+    path = (base / Path(name).expanduser()).resolve()
+    if not path.is_file():
+        raise pytest.UsageError(f"--fv-trials: no such file: {name}. `fvcore trials make` writes one")
+    return path
+
+
+def reproduce_options(config: pytest.Config) -> list[str]:
+    """The options given on the command line that a stage's outcome depends on, for a reproduce command."""
+    dull = {"trials", "regen-golden", "regen-allow-ci", "report-dir", "keep-going", "require-gpu"}
+    words: list[str] = []
+    for option in OPTIONS:
+        value = config.getoption(option.dest)
+        if option.name in dull or value is None:
+            continue
+        words += [option.flag] if option.type is bool else [option.flag, str(value)]
+    return words
+
+
+def command(*words: str) -> str:
+    return shlex.join(words)

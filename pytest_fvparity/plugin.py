@@ -1,0 +1,207 @@
+"""The pytest hooks, and nothing else. Imports neither torch nor anything heavy: every pytest run loads this file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_fvparity import hookspecs, options
+from pytest_fvparity.fixtures import fv_candidate, fv_check_key, fv_golden, fv_model, fv_profile, fv_trials
+from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.items import OPTIONS_KEY, REPORT_ATTRIBUTE, StageFailed, StageItem, TrialsFile
+from pytest_fvparity.options import ParityOptions
+from pytest_fvparity.session import ParityReporter
+
+if TYPE_CHECKING:
+    from fvcore.models import LanguageModel
+    from fvcore.pipeline import Settings
+    from fvcore.trials import FixedTrials
+    from pytest_fvparity.implementation import Implementation
+
+__all__ = ["fv_candidate", "fv_check_key", "fv_golden", "fv_model", "fv_profile", "fv_trials"]
+
+_TRIALS_KEY = pytest.StashKey[frozenset[Path]]()
+_DIST_KEY = pytest.StashKey[bool]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """When pytest starts, before the command line is read."""
+    options.register(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """When plugins are loaded: our own hooks become known."""
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
+    """Around the whole run, before xdist chooses how to distribute: one worker keeps one suite, in order."""
+    chosen = getattr(config.option, "dist", "no") != "no" or getattr(config.option, "distload", False)
+    if getattr(config.option, "numprocesses", None) and not chosen and _wants_parity(config):
+        config.option.dist = "loadscope"
+        config.stash[_DIST_KEY] = True
+    return (yield)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Once the command line is read, on the controller and on every worker."""
+    config.addinivalue_line("markers", "parity: a stage of the parity suite, or a test that belongs to it")
+    parsed = ParityOptions.from_config(config)
+    config.stash[OPTIONS_KEY] = parsed
+    on_controller = not hasattr(config, "workerinput")
+    if parsed.regen_golden:
+        _require_regen_allowed(config, parsed)
+    files: frozenset[Path] = frozenset(_trials_files(config, parsed))
+    config.stash[_TRIALS_KEY] = files
+    if on_controller:
+        config.pluginmanager.register(ParityReporter(config), "fvparity-reporter")
+
+
+def _require_regen_allowed(config: pytest.Config, parsed: ParityOptions) -> None:
+    if (
+        getattr(config.option, "numprocesses", None)
+        or getattr(config.option, "tx", None)
+        or hasattr(config, "workerinput")
+    ):
+        raise pytest.UsageError("--fv-regen-golden writes goldens and cannot run on several workers: leave out -n")
+    if os.environ.get("CI", "").lower() not in {"", "0", "false"} and not parsed.regen_allow_ci:
+        raise pytest.UsageError(
+            "--fv-regen-golden is refused in CI, where nobody reads what changes; --fv-regen-allow-ci"
+        )
+
+
+def _wants_parity(config: pytest.Config) -> bool:
+    """Whether this run is about parity: trials are given, a golden is recorded, or `-m` picks `parity` by name."""
+    given = config.getoption("fv_trials") or config.getini("fv_trials") or config.getoption("fv_regen_golden")
+    return bool(given) or _marks_parity(config) or bool(_json_arguments(config))
+
+
+def _marks_parity(config: pytest.Config) -> bool:
+    """`-m` selects an item that bears `parity`, and none that bears nothing: `not slow` is no wish for parity."""
+    expression = config.getoption("markexpr", "")
+    if not expression:
+        return False
+    from _pytest.mark.expression import Expression  # pytest offers no public way to evaluate -m
+
+    try:
+        compiled = Expression.compile(expression)
+    except SyntaxError:
+        return False  # pytest itself will say what is wrong with it
+
+    def named_parity(name: str, /, **_: object) -> bool:
+        return name == "parity"
+
+    def unmarked(name: str, /, **_: object) -> bool:
+        return False
+
+    return compiled.evaluate(named_parity) and not compiled.evaluate(unmarked)
+
+
+def _json_arguments(config: pytest.Config) -> list[Path]:
+    """Trials files among the arguments: node ids of stages, or JSON files in a run with `-m parity`."""
+    base, found = config.invocation_params.dir, []
+    for argument in config.args:
+        name, _, rest = str(argument).partition("::")
+        if name.endswith(".json") and (rest.startswith("parity") or _marks_parity(config)):
+            found.append((base / name).resolve())
+    return found
+
+
+def _trials_files(config: pytest.Config, parsed: ParityOptions) -> list[Path]:
+    """The trials files of this run. Those the arguments do not name yet are added to them."""
+    named = _json_arguments(config)
+    if named:
+        return [*named, *parsed.trials]
+    wanted = list(parsed.trials)
+    if not wanted and _wants_parity(config):
+        wanted = [parsed.default_trials()]
+    config.args += [str(path) for path in wanted if str(path) not in config.args]
+    return wanted
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """At the top of the terminal output."""
+    if not config.stash[_TRIALS_KEY]:
+        return []
+    parsed = config.stash[OPTIONS_KEY]
+    lines = [
+        f"fvparity: model {parsed.model}, {parsed.dtype} on {parsed.device}, reference profile {parsed.reference_profile}"
+    ]
+    if config.stash.get(_DIST_KEY, False):
+        lines.append("fvparity: parity stages must run in order: --dist loadscope is set")
+    return lines
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> TrialsFile | None:
+    """For every file pytest comes by: a trials file of this run is a test file."""
+    files = parent.config.stash[_TRIALS_KEY]
+    if file_path.suffix == ".json" and file_path.resolve() in files:
+        return TrialsFile.from_parent(parent, path=file_path)
+    return None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """For every collected test function: one run per trials file, and one per check key where asked for."""
+    if "fv_trials" in metafunc.fixturenames:
+        parsed = metafunc.config.stash[OPTIONS_KEY]
+        paths = sorted(metafunc.config.stash[_TRIALS_KEY]) or [parsed.default_trials()]
+        metafunc.parametrize("fv_trials", paths, indirect=True, ids=[path.stem for path in paths])
+    if "fv_check_key" in metafunc.fixturenames:
+        metafunc.parametrize("fv_check_key", CHECK_KEYS, indirect=True)
+
+
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """After collection, before the first test: goldens are recorded if that was asked for."""
+    parsed = session.config.stash[OPTIONS_KEY]
+    if parsed.regen_golden and not session.config.option.collectonly:
+        from pytest_fvparity.recording import record_goldens
+
+        files = dict.fromkeys(item.trials_path for item in session.items if isinstance(item, StageItem))
+        record_goldens(session.config, parsed, list(files))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before an item's fixtures are set up: a stage behind a failed one is blocked."""
+    if isinstance(item, StageItem):
+        item.block()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """After setup, call and teardown of an item: the stage's result travels on the report that decides it."""
+    report = yield
+    if not isinstance(item, StageItem):
+        return report
+    error = call.excinfo.value if call.excinfo else None
+    if isinstance(error, Exception) and not isinstance(error, StageFailed | pytest.skip.Exception):
+        item.record_error(error)
+    decided = report.when == "call" or not report.passed
+    if decided and (text := item.to_json()):
+        setattr(report, REPORT_ATTRIBUTE, text)
+        if item.result is not None and report.when != "teardown":
+            item.user_properties.append(("fvparity_status", str(item.result.status)))
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(report: Any) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+    """For every report, to count and colour it: blocked is a count of its own."""
+    if getattr(report, REPORT_ATTRIBUTE, None) and report.skipped:
+        return "blocked", "B", ("BLOCKED", {"yellow": True})
+    return None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_fvparity_candidate(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Implementation:
+    """When a candidate is needed and nobody else gave one: fvcore's own pipeline."""
+    from fvcore.pipeline import Pipeline
+
+    return Pipeline(lm, trials, settings)

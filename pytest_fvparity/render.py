@@ -1,0 +1,216 @@
+"""Renders a report: JSON, Markdown, HTML, CSV and log, all from the one value, all written atomically."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fvcore.formats import json_text, write_csv, write_json, write_text
+from pytest_fvparity.implementation import CHECK_KEYS
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from pytest_fvparity.report import Check, Report
+
+STAGE_COLUMNS = ("name", "status", "exit_code", "mismatch_count", "max_abs_diff", "duration_sec", "cmd")
+TRIAL_COLUMNS = (
+    "trial_id",
+    "trial_idx",
+    "target_id",
+    "clean_src_logprob",
+    "clean_fv_logprob",
+    "with_src_logprob",
+    "with_fv_logprob",
+    "delta_src_logprob",
+    "delta_fv_logprob",
+    "clean_equal",
+    "with_equal",
+    "delta_equal",
+    "trial_match",
+    "clean_logits_max_abs_diff",
+    "with_logits_max_abs_diff",
+)
+
+
+def write_all(reports: Sequence[Report], report_dir: Path) -> None:
+    """Every report into `<report dir>/<dataset>/<fixed_trials_id>/`, and a summary above them."""
+    for report in reports:
+        write_report(report, report_dir / report.dataset / report.fixed_trials_id)
+    summary = {
+        "overall_status": "PASS" if all(r.overall_status == "PASS" for r in reports) else "FAIL",
+        "runs": [_summary_row(report) for report in reports],
+    }
+    write_json(report_dir / "summary.json", summary)
+    templates = environment()
+    for kind in ("md", "html"):
+        write_text(report_dir / f"summary.{kind}", templates.get_template(f"summary.{kind}.j2").render(summary))
+
+
+def write_report(report: Report, folder: Path) -> None:
+    value = report.model_dump(mode="json")
+    templates = environment()
+    write_json(folder / "src_vs_fv_diff_report.json", value)
+    for kind in ("md", "html"):
+        text = templates.get_template(f"report.{kind}.j2").render(value, keys=CHECK_KEYS)
+        write_text(folder / f"src_vs_fv_diff_report.{kind}", text)
+    stages = [_stage(check) for check in report.checks]
+    write_json(folder / "parity_suite_report.json", _suite_report(report, stages, folder))
+    rows = [row | {"duration_sec": f"{row['duration_sec']:.6f}"} for row in stages]
+    write_csv(folder / "parity_suite_stages.csv", STAGE_COLUMNS, rows)
+    write_text(folder / "parity_suite.log", templates.get_template("suite.log.j2").render(value))
+    trials = [_trial_row(row) for row in report.trials]
+    write_csv(folder / "injection_parity_trials.csv", TRIAL_COLUMNS, trials)
+    write_json(folder / "injection_parity_report.json", _injection_report(report, trials))
+
+
+def environment() -> Environment:
+    """Templates of this package; HTML is escaped, and a name the report lacks is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    templates = Environment(
+        loader=PackageLoader("pytest_fvparity"),
+        autoescape=select_autoescape(enabled_extensions=("html.j2",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"number": _number, "cell": _markdown_cell, "tojson_text": json_text}
+    templates.globals["heat_map"] = heat_map
+    return templates
+
+
+def _number(value: Any) -> str:
+    """A number as a reader wants it: short, and a dash for none."""
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _markdown_cell(value: Any) -> str:
+    """Text that cannot break out of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
+
+
+# ---------------------------------------------------------------- the plans' own files
+
+
+def _stage(check: Check) -> dict[str, Any]:
+    return {
+        "name": check.key,
+        "status": check.status,
+        "cmd": check.repro_command,
+        "exit_code": 0 if check.status == "PASS" else 1,
+        "mismatch_count": check.mismatch_count,
+        "max_abs_diff": check.max_abs_diff,
+        "duration_sec": check.duration_sec,
+    }
+
+
+def _suite_report(report: Report, stages: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+    failed = next((check.key for check in report.checks if check.status != "PASS"), None)
+    divergence = report.first_divergence
+    return {
+        "status": report.overall_status,
+        "dataset_name": report.dataset,
+        "fixed_trials_id": report.fixed_trials_id,
+        "model_name": report.model,
+        "seed": _identity(report).get("seed"),
+        "earliest_failed_stage": failed,
+        "stages": list(stages),
+        "paths": {
+            "log": "parity_suite.log",
+            "csv": "parity_suite_stages.csv",
+            "report": "parity_suite_report.json",
+        },
+        "first_divergence": divergence.model_dump(mode="json") if divergence else None,
+        "reproduce": report.repro_command,
+    }
+
+
+def _identity(report: Report) -> Mapping[str, Any]:
+    identity: Mapping[str, Any] = (report.profile or {}).get("identity", {})
+    return identity
+
+
+def _trial_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One trial in the plans' words: `clean` is the run without the vector."""
+    words = {"base": "clean", "with": "with", "delta": "delta"}
+    cells: dict[str, Any] = {name: row[name] for name in ("trial_id", "trial_idx", "target_id")}
+    for name, word in words.items():
+        src, fv = row[f"{name}_logprob_src"], row[f"{name}_logprob_fv"]
+        cells |= {f"{word}_src_logprob": src, f"{word}_fv_logprob": fv, f"{word}_equal": src == fv}
+    cells["trial_match"] = int(all(cells[f"{word}_equal"] for word in words.values()))
+    for name in ("base", "with"):
+        cells[f"{words[name]}_logits_max_abs_diff"] = row[f"{name}_logits_max_abs_diff"]
+    return cells
+
+
+def _injection_report(report: Report, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    identity, check = _identity(report), next((c for c in report.checks if c.key == "injection_output"), None)
+
+    def largest(name: str) -> float | None:
+        return max((row[name] for row in trials if row[name] is not None), default=None)
+
+    heads, scores = report.heads.get("heads_actual") or [], report.heads.get("scores_actual") or []
+    return {
+        "dataset_name": report.dataset,
+        "fixed_trials_id": report.fixed_trials_id,
+        "model_name": report.model,
+        "device": (report.profile or {}).get("conditions", {}).get("device"),
+        "seed": identity.get("seed"),
+        "status": check.status if check else "not selected",
+        "checked_trials": len(trials),
+        "edit_layer": identity.get("edit_layer"),
+        "n_top_heads": identity.get("n_top_heads"),
+        "token_class_idx": identity.get("token_class_idx"),
+        "top_heads": [[*head, score] for head, score in zip(heads, scores, strict=False)],
+        "mismatch_count": check.mismatch_count if check else None,
+        "max_abs_diff_clean_logits": largest("clean_logits_max_abs_diff"),
+        "max_abs_diff_with_logits": largest("with_logits_max_abs_diff"),
+        "trials_csv": "injection_parity_trials.csv",
+    }
+
+
+def _summary_row(report: Report) -> dict[str, Any]:
+    return {
+        "dataset": report.dataset,
+        "fixed_trials_id": report.fixed_trials_id,
+        "model": report.model,
+        "overall_status": report.overall_status,
+        "headline": report.headline,
+        "repro_command": report.repro_command,
+        "statuses": {check.key: check.status for check in report.checks},
+        "report": f"{report.dataset}/{report.fixed_trials_id}/src_vs_fv_diff_report.html",
+    }
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def heat_map(aie: Sequence[Sequence[float]], largest: float, heads: Sequence[Sequence[int]] | None) -> dict[str, Any]:
+    """Geometry and colours of a layer x head map of AIE; `heads` are marked. Layer 0 is at the bottom."""
+    n_layers = len(aie)
+    top = {tuple(head) for head in heads or ()}
+    cells = [
+        {
+            "x": head,
+            "y": n_layers - 1 - layer,
+            "layer": layer,
+            "head": head,
+            "value": value,
+            "fill": _colour(value / largest if largest else 0.0),
+            "top": (layer, head) in top,
+        }
+        for layer, row in enumerate(aie)
+        for head, value in enumerate(row)
+    ]
+    return {"cells": cells, "width": max((len(row) for row in aie), default=0), "height": n_layers}
+
+
+def _colour(share: float) -> str:
+    """Blue for negative, white for zero, orange for positive: tells apart for all kinds of colour vision."""
+    share = max(-1.0, min(1.0, share))
+    end = (214, 96, 20) if share > 0 else (33, 102, 172)
+    strength = abs(share) ** 0.5  # small effects stay visible beside large ones
+    red, green, blue = (round(255 + (channel - 255) * strength) for channel in end)
+    return f"rgb({red},{green},{blue})"

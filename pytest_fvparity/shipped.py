@@ -1,0 +1,26 @@
+"""Where the goldens and trials that ship with the project lie: in the installed package, or in the checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FIXED_TRIALS = Path("datasets", "fixed_trials")
+TRIALS = {
+    "tiny-llama": FIXED_TRIALS / "fixed_trials_tiny_antonym_t10_s10_seed0_tiny_llama.json",
+    "tiny-gpt2": FIXED_TRIALS / "fixed_trials_tiny_antonym_t10_s10_seed0_tiny_gpt2.json",
+}
+DEFAULT_MODEL = "tiny-llama"
+
+
+def root() -> Path:
+    """The folder that holds `golden/` and `datasets/`. An editable install has them beside the package."""
+    packaged = Path(__file__).parent / "shipped"
+    return packaged if packaged.is_dir() else Path(__file__).parents[1]
+
+
+def trials_of(model: str, rootdir: Path) -> Path | None:
+    """The trials file that ships for a shipped model; the project's own copy comes first."""
+    if model not in TRIALS:
+        return None
+    places = (base / TRIALS[model] for base in (rootdir, root()))
+    return next((place for place in places if place.is_file()), None)

@@ -1,0 +1,139 @@
+"""Tiny random models of every supported family, and toy tokenizers of every kind that matters to slots.
+
+Random initialisation hides faults: biases start at zero, and small weights make all effects equal. So biases are
+drawn, and weights are large (initializer_range 0.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from fvcore.models import LanguageModel
+from fvcore.prompts import PromptTemplate, prompt_at_boundary, require_bos_agreement
+from fvcore.trials import FixedTrials, Meta, WordPair, sample, sha256, text_of
+
+SIZES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": None},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 12},  # 4 heads x 12 = 48, d_model is 32
+    "gpt2": {},
+    "gptj": {"rotary_dim": 4},
+    "gpt_neox": {"rotary_pct": 0.25},
+}
+FAMILIES = tuple(SIZES)
+REFERENCE_FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox")
+
+# Opposites, with words of several tokens (in 4-letter pieces) as inputs and outputs.
+PAIRS = [
+    ("hot", "cold"), ("big", "tiny"), ("unhappy", "glad"), ("sunny", "overcast"), ("up", "down"), ("wet", "dry"),
+    ("fast", "slow"), ("open", "shut"), ("early", "late"), ("strong", "weak"), ("bright", "dark"), ("full", "empty"),
+    ("hard", "soft"), ("high", "low"), ("near", "far"), ("new", "old"), ("rich", "poor"), ("safe", "dangerous"),
+    ("sharp", "blunt"), ("sweet", "sour"), ("thick", "thin"), ("true", "false"), ("wide", "narrow"), ("young", "aged"),
+]  # fmt: skip
+
+
+def toy_tokenizer(kind: str = "bos") -> PreTrainedTokenizerFast:
+    """`bos`: adds BOS, two newlines are one token. `gpt2`: no BOS, two newlines are one token at the end of a text only.
+
+    `eos`: appends an end-of-text token to every encoding.
+    """
+    blank_line = r"\n\n(?![^\n])|\n" if kind == "gpt2" else r"\n\n|\n"
+    pattern = blank_line + r"| ?[A-Za-z]{1,4}|[^A-Za-z\s]|\s"
+    specials = ["<|endoftext|>", "<s>", "</s>", "[UNK]"]
+    splitter = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    words = {word for pair in PAIRS for word in pair} | {"a", "yes", "Mr", "over", "cast"}
+    pieces = {"Q", "A", ":", "\n", "\n\n", "!", "?", ".", " "}
+    for word in words:
+        for text in (word, f" {word}"):
+            pieces |= {piece for piece, _ in splitter.pre_tokenize_str(text)}
+    vocab = {token: i for i, token in enumerate([*specials, *sorted(pieces)])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.Fuse()
+    template = {"bos": "<s> $A", "eos": "$A </s>"}.get(kind)
+    if template:
+        pairs = [(token, vocab[token]) for token in ("<s>", "</s>")]
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=pairs)
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    if kind == "gpt2":
+        names = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", model_max_length=256, clean_up_tokenization_spaces=False, **names
+    )
+
+
+def random_model(family: str, vocab_size: int, seed: int = 0, n_layers: int = 2) -> Any:
+    """Two layers, four heads, d_model 32."""
+    torch.manual_seed(seed)
+    names = {
+        "gpt2": {"n_embd": 32, "n_layer": n_layers, "n_head": 4, "n_positions": 256},
+        "gptj": {"n_embd": 32, "n_layer": n_layers, "n_head": 4, "n_positions": 256},
+    }
+    sizes = names.get(
+        family,
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": n_layers,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "max_position_embeddings": 256,
+        },
+    )
+    config = AutoConfig.for_model(
+        family, vocab_size=vocab_size, initializer_range=0.3, bos_token_id=1, eos_token_id=2, pad_token_id=None,
+        tie_word_embeddings=False, **sizes, **SIZES[family],
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.1)
+    return model
+
+
+def random_lm(family: str, kind: str | None = None, seed: int = 0, directory: Path | None = None) -> LanguageModel:
+    """A tiny random model with a toy tokenizer; saved to `directory` if one is given."""
+    tokenizer = toy_tokenizer(kind or ("gpt2" if family == "gpt2" else "bos"))
+    hf = random_model(family, len(tokenizer), seed)
+    if directory is not None:
+        hf.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+    return LanguageModel.wrap(hf, tokenizer, f"random-{family}", directory)
+
+
+def trials_for(
+    lm: LanguageModel,
+    n_trials: int = 3,
+    n_shots: int = 3,
+    seed: int = 0,
+    edit: Callable[[list[Any]], None] | None = None,
+) -> FixedTrials:
+    """Fixed trials over PAIRS under this model's tokenizer."""
+    tokenizer = lm.tokenizer
+    meta = Meta(
+        dataset_json="datasets/pairs/raw/pairs.json",
+        seed=seed,
+        n_trials=n_trials,
+        n_shots=n_shots,
+        model_name_for_tokenizer=lm.name,
+        model_prepend_bos=tokenizer("a").input_ids[0] == tokenizer.bos_token_id,
+    )
+    require_bos_agreement(tokenizer, meta)
+    template = PromptTemplate.of(meta, tokenizer)
+    pairs = [WordPair(input=a, output=b) for a, b in PAIRS]
+    if edit:
+        edit(pairs)
+    file = sample(
+        pairs,
+        meta,
+        lambda prompt, answer: list(prompt_at_boundary(tokenizer, prompt, answer).answer_ids),
+        template.text,
+    )
+    return FixedTrials(f"fixed_trials_pairs_{lm.name}", sha256(text_of(file).encode()), file)
