@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fv_candidate", "fv_check_key", "fv_golden", "fv_model", "fv_profile", "fv_trials"]
 
-_TRIALS_KEY = pytest.StashKey[frozenset[Path]]()
+_TRIALS_KEY = pytest.StashKey[tuple[Path, ...]]()
 _DIST_KEY = pytest.StashKey[bool]()
 
 
@@ -56,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     on_controller = not hasattr(config, "workerinput")
     if parsed.regen_golden:
         _require_regen_allowed(config, parsed)
-    files: frozenset[Path] = frozenset(_trials_files(config, parsed))
+    files = tuple(_trials_files(config, parsed))
     config.stash[_TRIALS_KEY] = files
     if on_controller:
         config.pluginmanager.register(ParityReporter(config), "fvparity-reporter")
