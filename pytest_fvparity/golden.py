@@ -202,12 +202,12 @@ def regenerate(record: Callable[[], Recording], path: Path) -> Recorded:
 
 def _require_equal(first: Path, second: Path) -> None:
     names = {file.name for directory in (first, second) for file in directory.iterdir()}
-    different = sorted(n for n in names if not _same(first / n, second / n))
+    different = sorted(n for n in names if not same_bytes(first / n, second / n))
     if different:
         raise Refused(f"two recordings of the same reference differ in {', '.join(different)}; nothing was changed")
 
 
-def _same(one: Path, other: Path) -> bool:
+def same_bytes(one: Path, other: Path) -> bool:
     return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
 
 

@@ -149,7 +149,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """For every collected test function: one run per trials file, and one per check key where asked for."""
     if "fv_trials" in metafunc.fixturenames:
         parsed = metafunc.config.stash[OPTIONS_KEY]
-        paths = sorted(metafunc.config.stash[_TRIALS_KEY]) or [parsed.default_trials()]
+        files = metafunc.config.stash[_TRIALS_KEY]
+        paths = sorted(files) or [parsed.default_trials()]
         metafunc.parametrize("fv_trials", paths, indirect=True, ids=[path.stem for path in paths])
     if "fv_check_key" in metafunc.fixturenames:
         metafunc.parametrize("fv_check_key", CHECK_KEYS, indirect=True)

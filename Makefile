@@ -1,0 +1,49 @@
+# `make parity` and `make test` each do their whole set-up on a fresh machine.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help parity test lint format docs goldens-verify clean
+
+help:
+	@echo "make parity   six check keys of fvcore against the recorded reference, on the shipped model"
+	@echo "make test     the project's own tests"
+	@echo "make lint     ruff and mypy --strict"
+	@echo "make docs     regenerate what is generated under docs/"
+	@echo "make goldens-verify FV_SRC=path   record the goldens again from a checkout and compare bytes"
+
+parity: $(VENV)/.run-time
+	$(BIN)/pytest -m parity
+
+test: $(VENV)/.development
+	$(BIN)/pytest
+
+lint: $(VENV)/.development
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.development
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.run-time
+	$(BIN)/python -m pytest_fvparity.schema docs/report.schema.json
+
+goldens-verify: $(VENV)/.development
+	@test -n "$(FV_SRC)" || { echo "FV_SRC: path of a checkout of https://github.com/ericwtodd/function_vectors" >&2; exit 2; }
+	$(BIN)/python benchmarks/goldens_verify.py "$(FV_SRC)"
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.run-time: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.development: $(VENV)/.run-time
+	$(PIP) --editable '.[dev]'
+	@touch $@
