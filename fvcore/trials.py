@@ -180,8 +180,7 @@ def read(path: Path) -> FixedTrials:
 def parse(value: Any, name: str) -> TrialsFile:
     """`value` is the whole object, or a bare list, which then is the trials list."""
     if isinstance(value, list):
-        n_shots = _n_shots_of(value)
-        value = {"meta": {"n_trials": len(value), "n_shots": n_shots}, "trials": value}
+        value = {"meta": _meta_of(value), "trials": value}
     try:
         file = TrialsFile.model_validate(value)
     except ValidationError as error:
@@ -202,10 +201,12 @@ def parse(value: Any, name: str) -> TrialsFile:
     return file
 
 
-def _n_shots_of(records: list[Any]) -> int:
+def _meta_of(records: list[Any]) -> dict[str, Any]:
+    """What a bare list says about itself: how many trials and shots, and the template of the first trial."""
     first = records[0] if records and isinstance(records[0], dict) else {}
-    demos = first.get("demos_clean")
-    return len(demos) if isinstance(demos, list) else 0
+    demos, data = first.get("demos_clean"), first.get("prompt_data_clean")
+    template = {key: data[key] for key in ("prefixes", "separators") if key in data} if isinstance(data, dict) else {}
+    return {"n_trials": len(records), "n_shots": len(demos) if isinstance(demos, list) else 0, **template}
 
 
 def _inconsistency(record: TrialRecord, meta: Meta) -> str | None:
