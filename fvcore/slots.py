@@ -167,7 +167,10 @@ def slot_map(
     """Map one prompt's tokens to `slots` (the dummy labels). `where` names trial and regime in errors."""
     if not query:
         raise SlotError(f"{where}: the query is empty; a query needs at least one token")
-    labelled = token_labels(tokenizer, prompt_parts(template, demos, query), prepend_bos, ref_compat)
+    try:
+        labelled = token_labels(tokenizer, prompt_parts(template, demos, query), prepend_bos, ref_compat)
+    except SlotAlignmentError as error:
+        raise SlotAlignmentError(f"{where}: {error}") from None
     n_tokens = len(tokenizer(template.text(demos, query)).input_ids)
     if not ref_compat:
         _require_alignment(labelled.labels, n_tokens, template, where)
