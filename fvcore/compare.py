@@ -126,7 +126,7 @@ def _element(
     axes: Sequence[str],
 ) -> Finding:
     expected, actual, off = float(want[index]), float(have[index]), float(difference[index])
-    names = axes if len(axes) == len(index) else [f"axis{i}" for i in range(len(index))]
+    names = axes[: len(index)] if len(axes) >= len(index) else [f"axis{i}" for i in range(len(index))]
     coordinate = dict(zip(names, index, strict=True))
     place = f"[{', '.join(f'{name} {i}' for name, i in coordinate.items())}]" if coordinate else ""
     return Finding(

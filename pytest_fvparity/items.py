@@ -63,6 +63,20 @@ def describe(result: StageResult) -> str:
 
 
 class TrialsFile(pytest.File):
+    @classmethod
+    def at(cls, parent: pytest.Collector, path: Path) -> TrialsFile:
+        """Outside the rootdir pytest gives every file the empty node id, so that two could not be told apart."""
+        if path.is_relative_to(parent.config.rootpath):
+            return cls.from_parent(parent, path=path)
+        nodeid: Any = path.as_posix()
+        try:
+            from _pytest.nodeid import NodeId  # since pytest 9.2 a node id is a value of its own
+        except ImportError:
+            pass
+        else:
+            nodeid = NodeId(path=nodeid)
+        return cls.from_parent(parent, path=path, nodeid=nodeid)
+
     def collect(self) -> Iterator[pytest.Collector]:
         yield SuiteCollector.from_parent(self, name=SUITE)
 
@@ -143,13 +157,18 @@ class StageItem(pytest.Function):
         return json.dumps({**row, "result": self.result.to_dict()})
 
     def reproduce(self) -> str:
-        """One line that runs this stage alone."""
-        return command("pytest", self.nodeid, *reproduce_options(self.config))
+        """One line that runs this stage alone, from the folder this run was started in."""
+        here, given = self.config.invocation_params.dir, reproduce_options(self.config)
+        if self.path.is_relative_to(here):
+            nodeid = f"{self.path.relative_to(here).as_posix()}::{SUITE}::{self.name}"
+            return command("pytest", nodeid, *given)
+        # An argument outside this folder would leave the conftest.py here unread, and with it the candidate.
+        return command("pytest", "-m", SUITE, "-k", self.name, f"--fv-trials={self.path}", *given)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         if isinstance(excinfo.value, StageFailed):
             return str(excinfo.value)
         return super().repr_failure(excinfo)
 
-    def reportinfo(self) -> tuple[Path, None, str]:
-        return self.path, None, f"{self.path.stem} :: {TITLES[self.name]}"
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, 0, f"{self.path.stem} :: {TITLES[self.name]}"

@@ -203,7 +203,8 @@ def reproduce_options(config: pytest.Config) -> list[str]:
         value = config.getoption(option.dest)
         if option.name in dull or value is None:
             continue
-        words += [option.flag] if option.type is bool else [option.flag, str(value)]
+        # With `=`: pytest takes an existing path that stands alone for a test path, and moves its rootdir there.
+        words.append(option.flag if option.type is bool else f"{option.flag}={value}")
     return words
 
 

@@ -141,7 +141,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> TrialsFile
     """For every file pytest comes by: a trials file of this run is a test file."""
     files = parent.config.stash[_TRIALS_KEY]
     if file_path.suffix == ".json" and file_path.resolve() in files:
-        return TrialsFile.from_parent(parent, path=file_path)
+        return TrialsFile.at(parent, file_path)
     return None
 
 

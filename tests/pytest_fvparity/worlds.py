@@ -1,0 +1,98 @@
+"""A small world for pytester: a tiny random model on disk, its trials, and a golden recorded from `exact`.
+
+What the real reference says is held by the shipped goldens; here the golden is our own, so that planted faults are the
+only difference.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvcore import models, pipeline, trials
+from pytest_fvparity import golden
+from pytest_fvparity.reference import Recording
+from tests.tiny_models import random_lm, trials_for
+
+SETTINGS = pipeline.Settings(edit_layer=1, n_top_heads=3)
+PROVENANCE: dict[str, Any] = {
+    "repository": "none",
+    "commit": "none",
+    "sources": {},
+    "normalisations": {"applied": [], "already": []},
+    "versions": {},
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """Paths of everything a run needs, and the options that name them."""
+
+    model: Path
+    trials: tuple[Path, ...]
+    golden: Path
+
+    @property
+    def options(self) -> list[str]:
+        return [f"--fv-model={self.model}", *self.trial_options, f"--fv-golden={self.golden}"]
+
+    @property
+    def trial_options(self) -> list[str]:
+        # With `=`: pytest takes an existing path that stands alone for a test path, and moves its rootdir there.
+        return [f"--fv-trials={path}" for path in self.trials]
+
+
+def make_world(folder: Path, family: str = "llama", seeds: tuple[int, ...] = (0,)) -> World:
+    directory = folder / f"random-{family}"
+    random_lm(family, directory=directory)
+    lm = models.load(str(directory))
+    paths = []
+    for seed in seeds:
+        path = folder / f"fixed_trials_pairs_seed{seed}_{family}.json"
+        trials.write(path, trials_for(lm, seed=seed).file)
+        record(lm, trials.read(path), folder / "golden")
+        paths.append(path)
+    return World(directory, tuple(paths), folder / "golden")
+
+
+def record(lm: models.LanguageModel, fixed: trials.FixedTrials, root: Path) -> Path:
+    """What --fv-regen-golden writes, with fvcore in the reference's place."""
+    artifacts = pipeline.run(lm, fixed, SETTINGS)
+    profile = pipeline.profile_of(lm, fixed, SETTINGS)
+    path = root / golden.relative_path(fixed.dataset, fixed.id, SETTINGS.reference_profile)
+    golden.write(Recording(artifacts, PROVENANCE, profile), path)
+    return path
+
+
+# A conftest that puts a faulty candidate in fvcore's place. `{method}` is a check key, `{fault}` changes its leaves.
+FAULTY = """
+import os, torch
+from fvcore.pipeline import Pipeline
+
+class Faulty(Pipeline):
+    def {method}(self, *inputs):
+        leaves = dict(super().{method}(*inputs))
+        {fault}
+        return leaves
+
+def pytest_fvparity_candidate(lm, trials, settings):
+    return Faulty(lm, trials, settings)
+"""
+
+
+def plant(pytester: pytest.Pytester, method: str, fault: str) -> None:
+    pytester.makeconftest(FAULTY.format(method=method, fault=fault))
+
+
+def reports(pytester: pytest.Pytester) -> list[dict[str, Any]]:
+    """Every report the run wrote."""
+    files = sorted(pytester.path.glob("reports/*/*/src_vs_fv_diff_report.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+def statuses(report: dict[str, Any]) -> dict[str, str]:
+    return {check["key"]: check["status"] for check in report["checks"]}
