@@ -1,0 +1,143 @@
+"""A stand-in for a checkout of the reference: its function names and conventions in a few lines of our own.
+
+`stand_in/` behaves like the public repository as it stands. `plant` writes a copy of it, or of one of its variants.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from fvcore import models, trials
+from fvcore.formats import sha256_file
+from fvcore.models import LanguageModel
+from fvcore.trials import FixedTrials
+from tests.tiny_models import random_lm, trials_for
+
+TREE = Path(__file__).with_name("stand_in")
+
+INTERVENTION, EXTRACT = "src/utils/intervention_utils.py", "src/utils/extract_utils.py"
+PROMPT, EFFECT = "src/utils/prompt_utils.py", "src/compute_indirect_effect.py"
+
+# Variant -> what is appended to which file.
+VARIANTS: dict[str, dict[str, str]] = {
+    "plain": {},
+    # It behaves as wanted already: no BOS text, tensors are edited too, and the vector is cast before it is added.
+    "modified": {
+        PROMPT: """
+with_bos_text = word_pairs_to_prompt_data
+
+
+def word_pairs_to_prompt_data(*args, prepend_bos_token=False, **options):
+    return with_bos_text(*args, **options)
+""",
+        INTERVENTION: """
+
+def add_function_vector(edit_layer, fv_vector, device, idx=-1):
+    def add(output, layer_name):
+        if layer_number(layer_name) == edit_layer:
+            hidden = output[0] if isinstance(output, tuple) else output
+            hidden[:, idx] += fv_vector.to(hidden)
+        return output
+
+    return add
+""",
+    },
+    # Not even a tuple is edited.
+    "no injection": {
+        INTERVENTION: """
+
+def add_function_vector(edit_layer, fv_vector, device, idx=-1):
+    return lambda output, layer_name: output
+"""
+    },
+    # The edit is right, and a vector of zeros is handed to it.
+    "zero vector": {
+        INTERVENTION: """
+intervene = function_vector_intervention
+
+
+def function_vector_intervention(sentence, target, edit_layer, function_vector, *args, **options):
+    return intervene(sentence, target, edit_layer, 0 * function_vector, *args, **options)
+"""
+    },
+    "no replacement": {
+        INTERVENTION: """
+
+def replace_activation_w_avg(*args):
+    return lambda output, layer_name: output
+"""
+    },
+    "no activations": {
+        EXTRACT: """
+read = gather_attn_activations
+
+
+def gather_attn_activations(*args):
+    return 0 * read(*args)
+"""
+    },
+    "labels shifted": {
+        PROMPT: """
+label_all = tokenize_labels
+
+
+def tokenize_labels(*args):
+    return label_all(*args)[1:]
+"""
+    },
+    "slots merged": {
+        PROMPT: """
+label_dummy = get_dummy_token_labels
+
+
+def get_dummy_token_labels(*args, **options):
+    return label_dummy(*args, **options)[1:]
+"""
+    },
+    "fewer trials": {
+        EXTRACT: """
+all_trials = get_mean_head_activations
+
+
+def get_mean_head_activations(*args, N_TRIALS, **options):
+    return all_trials(*args, N_TRIALS=N_TRIALS - 1, **options)
+"""
+    },
+    "function missing": {PROMPT: "\ndel get_dummy_token_labels\n"},
+    "module missing": {EFFECT: "\nimport a_module_nobody_has\n"},
+    "broken": {EFFECT: "\nraise ValueError('a fault of its own')\n"},
+    "no checkout": {},
+}
+
+
+def plant(directory: Path, variant: str = "plain") -> Path:
+    """A copy of the tree in `directory`, changed as `variant` says."""
+    root = directory / variant.replace(" ", "_")
+    shutil.copytree(TREE, root, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, text in VARIANTS[variant].items():
+        with (root / name).open("a") as file:
+            file.write(text)
+    if variant == "no checkout":
+        (root / EFFECT).unlink()
+    return root
+
+
+def digests(root: Path) -> dict[str, str]:
+    """Every file below `root` with its digest; folders too, with none."""
+    return {p.relative_to(root).as_posix(): sha256_file(p) if p.is_file() else "" for p in sorted(root.rglob("*"))}
+
+
+def saved(family: str, directory: Path, seed: int = 0) -> LanguageModel:
+    """A tiny random model loaded from disk, as the reference's process will load it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    random_lm(family, seed=seed, directory=directory)
+    return models.load(str(directory))
+
+
+def saved_trials(lm: LanguageModel, directory: Path) -> FixedTrials:
+    """Trials under the model's tokenizer, written to disk and read back."""
+    fixed = trials_for(lm, n_trials=2, n_shots=2)
+    path = directory / "fixed_trials_pairs.json"
+    trials.write(path, fixed.file)
+    return trials.read(path)

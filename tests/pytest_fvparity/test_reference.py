@@ -1,0 +1,433 @@
+"""The driver of the reference, on a stand-in for its checkout: what it changes, what it records, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fvcore import models
+from fvcore.artifacts import Artifact, tensor_leaf
+from fvcore.compare import EXACT, Tolerance, compare
+from fvcore.model_spec import MODEL_SPECS, ModelSpec
+from fvcore.models import LanguageModel
+from fvcore.pipeline import Settings, profile_of, run
+from fvcore.profile import REFERENCE_PROFILES
+from fvcore.trials import FixedTrials
+from pytest_fvparity import reference
+from pytest_fvparity import reference_driver as driver
+from pytest_fvparity.reference import Recording, RecordingError
+from tests.pytest_fvparity.stand_in import digests, plant, saved, saved_trials
+from tests.tiny_models import REFERENCE_FAMILIES, random_lm, trials_for
+
+SRC = Settings(edit_layer=1, n_top_heads=3)
+UPSTREAM = replace(SRC, reference_profile="todd_upstream")
+
+# What a pristine checkout needs before it behaves as a profile says. Stand-ins for missing modules come on top.
+APPLIED = {
+    "src": [
+        "injection_edits_bare_tensors",
+        "bos_from_tokenizer_only",
+        "injection_casts_vector",
+        "effect_uses_stored_target",
+    ],
+    "todd_upstream": ["injection_edits_bare_tensors"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As in the reference's process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LanguageModel]:
+    """family -> a tiny random model of it, loaded from disk."""
+    return cache(lambda family: saved(family, tmp_path_factory.mktemp(family)))
+
+
+@pytest.fixture
+def llama(model: Callable[[str], LanguageModel]) -> LanguageModel:
+    return model("llama")
+
+
+@pytest.fixture
+def fixed(llama: LanguageModel, tmp_path: Path) -> FixedTrials:
+    return saved_trials(llama, tmp_path)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver without a process of its own, which takes seconds to start; what the process adds is tested apart."""
+
+    def start(_: str, path: Path) -> None:
+        job = json.loads(path.read_text())
+        try:
+            with imported_for_a_while(), torch.no_grad():
+                torch.save(driver.Recorder(job).record(), job["out"])
+        except driver.RecordingRefused as refusal:
+            raise RecordingError(str(refusal)) from None
+
+    monkeypatch.setattr(reference, "_start", start)
+
+
+@contextmanager
+def imported_for_a_while() -> Iterator[None]:
+    """What a checkout brings into this process is gone when the block ends."""
+    path, writes_no_bytecode = list(sys.path), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.path[:], sys.dont_write_bytecode = path, writes_no_bytecode
+        brought = {"utils", "compute_indirect_effect", "baukit", "bitsandbytes"}
+        for name in [name for name in sys.modules if name.partition(".")[0] in brought]:
+            del sys.modules[name]
+
+
+@contextmanager
+def checkout_at(root: Path) -> Iterator[driver.Checkout]:
+    with imported_for_a_while():
+        driver.provide_modules()
+        yield driver.Checkout.at(root)
+
+
+def recorded_leaves(recording: Recording) -> dict[str, Artifact]:
+    """What a recording says when it is asked as an Implementation."""
+    return {key: getattr(recording, key)() for key in recording.artifacts}
+
+
+def differences(expected: dict[str, Artifact], actual: dict[str, Artifact], tolerance: Tolerance = EXACT) -> list[str]:
+    assert list(expected) == list(actual)
+    found = [f for key in expected for f in compare(expected[key], actual[key], tolerance).findings]
+    return [f"{finding.where}: {finding.message}" for finding in found]
+
+
+# ---------------------------------------------------------------- normalisations
+
+NORMALISATIONS: dict[str, Callable[[driver.Checkout, Any], driver.Normalisation]] = {
+    "injection_edits_bare_tensors": lambda src, _: driver.injection_edits_bare_tensors(src),
+    "injection_casts_vector": lambda src, _: driver.injection_casts_vector(src),
+    "bos_from_tokenizer_only": lambda src, _: driver.bos_from_tokenizer_only(src),
+    "effect_uses_stored_target": lambda src, tokenizer: driver.StoredTarget().normalisation(src, tokenizer),
+}
+
+
+@pytest.mark.parametrize("name", NORMALISATIONS)
+def test_a_normalisation_changes_a_pristine_checkout_and_is_listed(
+    name: str, llama: LanguageModel, tmp_path: Path
+) -> None:
+    with checkout_at(plant(tmp_path)) as src:
+        normalisation = NORMALISATIONS[name](src, llama.tokenizer)
+
+        assert not normalisation.holds()
+        assert driver.normalise([normalisation]) == {"applied": [name], "already": []}
+        assert normalisation.holds()
+
+
+@pytest.mark.parametrize("name", ["injection_edits_bare_tensors", "injection_casts_vector", "bos_from_tokenizer_only"])
+def test_a_normalisation_is_not_applied_where_the_checkout_behaves_so_already(name: str, tmp_path: Path) -> None:
+    with checkout_at(plant(tmp_path, "modified")) as src:
+        functions = src.add_function_vector, src.word_pairs_to_prompt_data
+
+        assert driver.normalise([NORMALISATIONS[name](src, None)]) == {"applied": [], "already": [name]}
+        assert (src.add_function_vector, src.word_pairs_to_prompt_data) == functions
+
+
+def test_a_normalisation_without_effect_is_refused() -> None:
+    idle = driver.Normalisation("idle", holds=lambda: False, apply=lambda: None)
+
+    with pytest.raises(driver.RecordingRefused, match="normalisation idle was applied and has no effect"):
+        driver.normalise([idle])
+
+
+def test_generation_that_samples_is_made_greedy() -> None:
+    sampling = SimpleNamespace(generation_config=SimpleNamespace(do_sample=True))
+
+    for listed in ("applied", "already"):
+        assert driver.normalise([driver.greedy_generation(sampling)])[listed] == ["greedy_generation"]
+    assert not sampling.generation_config.do_sample
+
+
+def test_a_function_is_replaced_in_every_module_that_holds_it(tmp_path: Path) -> None:
+    with checkout_at(plant(tmp_path)) as src:
+        holders = {module.__name__ for module in src.modules if hasattr(module, "get_answer_id")}
+        src.rebind("get_answer_id", len)
+        replaced = {module.__name__ for module in src.modules if getattr(module, "get_answer_id", None) is len}
+
+    assert replaced == holders == {"utils.eval_utils", "utils.extract_utils", "compute_indirect_effect"}
+
+
+def test_the_stored_target_counts_for_effects_alone(llama: LanguageModel, tmp_path: Path) -> None:
+    stored = driver.StoredTarget()
+    with checkout_at(plant(tmp_path)) as src:
+        stored.normalisation(src, llama.tokenizer).apply()
+        own = src.get_answer_id("Q: a\nA:", " hot", llama.tokenizer)
+        with stored.of(5):
+            assert src.get_answer_id("Q: a\nA:", " hot", llama.tokenizer) == [5]
+
+        assert src.get_answer_id("Q: a\nA:", " hot", llama.tokenizer) == own != [5]
+
+
+# ---------------------------------------------------------------- recording
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("profile", REFERENCE_PROFILES)
+@pytest.mark.parametrize("family", [*REFERENCE_FAMILIES, "mistral"])
+def test_what_is_recorded_is_what_fvcore_computes(
+    family: str, profile: str, model: Callable[[str], LanguageModel], tmp_path: Path
+) -> None:
+    lm, settings = model(family), replace(SRC, reference_profile=profile)
+    trials = saved_trials(lm, tmp_path)
+
+    recording = reference.run(plant(tmp_path), lm, trials, settings)
+
+    assert differences(recorded_leaves(recording), run(lm, trials, settings), Tolerance(atol=1e-6)) == []
+    assert recording.profile.identity == profile_of(lm, trials, settings).identity
+    normalisations = recording.provenance["normalisations"]
+    assert [name for name in normalisations["applied"] if not name.endswith("_stand_in")] == APPLIED[profile]
+    assert normalisations["already"] == ["greedy_generation"]
+
+
+@pytest.mark.parametrize(("family", "settings"), [("llama", SRC), ("gpt2", UPSTREAM)])
+def test_a_process_of_its_own_records_the_same_and_leaves_the_checkout_as_it_was(
+    family: str,
+    settings: Settings,
+    model: Callable[[str], LanguageModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm, root = model(family), plant(tmp_path)
+    trials, before = saved_trials(lm, tmp_path), digests(root)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "torch.py").write_text("raise ImportError('found through PYTHONPATH')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "elsewhere"))
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+
+    recording = reference.run(root, lm, trials, settings)
+
+    assert digests(root) == before
+    assert differences(recorded_leaves(recording), run(lm, trials, settings), Tolerance(atol=1e-6)) == []
+    assert recording.provenance["sources"] == {name: sha for name, sha in before.items() if name.endswith(".py")}
+    assert recording.provenance["weights_sha"] == lm.weights_sha
+    assert recording.provenance["repository"] == reference.REPOSITORY
+    assert recording.provenance["commit"] == "unknown"
+    assert recording.profile.conditions == profile_of(lm, trials, settings).conditions
+
+
+@pytest.mark.usefixtures("in_process")
+def test_only_a_pristine_checkout_writes_a_bos_text(model: Callable[[str], LanguageModel], tmp_path: Path) -> None:
+    lm, root = model("gpt2"), plant(tmp_path)
+    trials = saved_trials(lm, tmp_path)
+
+    texts = [reference.run(root, lm, trials, s).prompt_boundary()["0:0/clean/text"] for s in (UPSTREAM, SRC)]
+
+    assert texts[0] == f"<|endoftext|>{texts[1]}"
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_stored_target_that_is_another_token_counts_in_the_src_profile_alone(
+    llama: LanguageModel, fixed: FixedTrials, tmp_path: Path
+) -> None:
+    other = fixed.trials[0].target_id + 1
+    change = {"target_first_token_id": other, "first_token_id": other, "answer_ids": [other]}
+    first = fixed.file.trials[0].model_copy(update=change)
+    changed = replace(fixed, file=fixed.file.model_copy(update={"trials": [first, *fixed.file.trials[1:]]}))
+    root = plant(tmp_path)
+
+    of_src = reference.run(root, llama, changed, SRC)
+    of_upstream = reference.run(root, llama, changed, UPSTREAM)
+
+    assert differences(recorded_leaves(of_src), run(llama, changed, SRC)) == []
+    assert differences(recorded_leaves(of_upstream), run(llama, fixed, UPSTREAM)) == []
+    effects = torch.stack([tensor_leaf(of.top_heads(), "cie") for of in (of_src, of_upstream)])
+    assert [effects[0, trial].equal(effects[1, trial]) for trial in range(2)] == [False, True]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_effects_of_all_token_classes_are_recorded(model: Callable[[str], LanguageModel], tmp_path: Path) -> None:
+    lm, settings = model("gpt2"), replace(SRC, token_class_idx=2)
+    trials = saved_trials(lm, tmp_path)
+
+    recording = reference.run(plant(tmp_path), lm, trials, settings)
+
+    cie = tensor_leaf(recording.top_heads(), "cie")
+    assert cie.shape == (2, 2, 4, 10)
+    assert cie.abs().amax(dim=(0, 1, 2)).all()
+    assert differences(recorded_leaves(recording), run(lm, trials, settings), Tolerance(atol=1e-6)) == []
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_checkout_that_behaves_so_already_is_recorded_as_it_is(
+    llama: LanguageModel, fixed: FixedTrials, tmp_path: Path
+) -> None:
+    recording = reference.run(plant(tmp_path, "modified"), llama, fixed, SRC)
+
+    normalisations = recording.provenance["normalisations"]
+    # Fixed trials come from outside the checkout, so their stored targets always do too.
+    assert [n for n in normalisations["applied"] if not n.endswith("_stand_in")] == ["effect_uses_stored_target"]
+    assert sorted(normalisations["already"]) == [
+        "bos_from_tokenizer_only",
+        "greedy_generation",
+        "injection_casts_vector",
+        "injection_edits_bare_tensors",
+    ]
+    assert differences(recorded_leaves(recording), run(llama, fixed, SRC)) == []
+
+
+def test_every_family_has_a_branch_of_the_reference() -> None:
+    assert set(reference.BRANCHES) == set(MODEL_SPECS)
+
+
+def test_the_commit_is_named_only_if_the_checkout_is_the_repository_itself(tmp_path: Path) -> None:
+    root = plant(tmp_path)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "All"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+    assert reference.commit_of(tmp_path) == commit
+    assert reference.commit_of(root) == "unknown"
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("no injection", "injection_edits_bare_tensors was applied and has no effect on this checkout"),
+        ("zero vector", "trial 0:0: the injection moved no logit"),
+        ("no replacement", "the indirect effect is zero everywhere"),
+        ("no activations", "the mean activations are zero everywhere"),
+        ("labels shifted", r"0:0/clean: \d+ tokens, \d+ labels, the last one"),
+        ("slots merged", r"0:0/clean: the prompt fills \d+ slots, the dummy prompt has \d+"),
+        ("fewer trials", "the means asked for 1 trials, there are 2"),
+        ("function missing", "the checkout has no function 'get_dummy_token_labels'"),
+        ("no checkout", r"is no checkout of the reference \(missing: src/compute_indirect_effect.py\); get one with"),
+    ],
+)
+def test_what_is_not_alive_is_not_recorded(
+    variant: str, message: str, llama: LanguageModel, fixed: FixedTrials, tmp_path: Path
+) -> None:
+    with pytest.raises(RecordingError, match=message):
+        reference.run(plant(tmp_path, variant), llama, fixed, SRC)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_changed_checkout_is_no_todd_upstream(llama: LanguageModel, fixed: FixedTrials, tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match="writes no BOS text: it is not pristine, so not `todd_upstream`"):
+        reference.run(plant(tmp_path, "modified"), llama, fixed, UPSTREAM)
+
+
+def test_without_a_checkout_the_way_to_one_is_shown(llama: LanguageModel, fixed: FixedTrials) -> None:
+    with pytest.raises(RecordingError, match=re.escape(f"`git clone {reference.REPOSITORY}`")):
+        reference.run(None, llama, fixed, SRC)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_heads_that_do_not_fill_the_hidden_state_are_refused(tmp_path: Path) -> None:
+    lm = random_lm("qwen3", directory=tmp_path / "qwen3")
+
+    with pytest.raises(RecordingError, match="this model has 4 heads of 12, not 32"):
+        reference.run(plant(tmp_path), lm, trials_for(lm), SRC)
+
+
+def test_a_family_the_reference_does_not_know_is_refused(
+    llama: LanguageModel, fixed: FixedTrials, tmp_path: Path
+) -> None:
+    unknown = replace(llama, spec=ModelSpec("new_family", "model.layers", "self_attn", "o_proj"))
+
+    with pytest.raises(RecordingError, match="the reference has no branch for 'new_family'; known: gpt2, "):
+        reference.run(plant(tmp_path), unknown, fixed, SRC)
+
+
+def test_a_model_in_memory_is_refused_with_the_way_out(fixed: FixedTrials, tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match=r"has none; save it with save_pretrained .* as --fv-model"):
+        reference.run(plant(tmp_path), random_lm("llama"), fixed, SRC)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_other_weights_than_those_of_this_process_are_refused(
+    llama: LanguageModel, fixed: FixedTrials, tmp_path: Path
+) -> None:
+    other = saved("llama", tmp_path / "other", seed=1)
+    mixed = LanguageModel.wrap(llama.hf, llama.tokenizer, "mixed", other.source)
+
+    with pytest.raises(RecordingError, match=f"the reference loaded other weights from {re.escape(str(other.source))}"):
+        reference.run(plant(tmp_path), mixed, fixed, SRC)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_dtype_of_this_process_is_the_reference_s_too(
+    fixed: FixedTrials, llama: LanguageModel, tmp_path: Path
+) -> None:
+    half = models.load(llama.name, dtype="bf16")
+
+    recording = reference.run(plant(tmp_path), half, fixed, SRC)
+
+    assert recording.profile.identity.dtype == "bf16"
+    assert differences(recorded_leaves(recording), run(half, fixed, SRC)) == []
+
+
+def test_an_interpreter_that_does_not_exist_is_named(llama: LanguageModel, fixed: FixedTrials, tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match=r"cannot start '/no/such/python' \(No such file .*--fv-src-python"):
+        reference.run(plant(tmp_path), llama, fixed, SRC, python="/no/such/python")
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("broken", r"the reference was not recorded: ValueError: a fault of its own\nTraceback"),
+        ("module missing", r"No module named 'a_module_nobody_has'\. .*pytest-fvparity\[reference\].*--fv-src-python"),
+        ("no injection", "the reference was not recorded: normalisation injection_edits_bare_tensors was applied"),
+    ],
+)
+def test_the_reason_comes_back_from_the_other_process(
+    variant: str, message: str, llama: LanguageModel, fixed: FixedTrials, tmp_path: Path
+) -> None:
+    with pytest.raises(RecordingError, match=message):
+        reference.run(plant(tmp_path, variant), llama, fixed, SRC)
+
+
+def test_words_that_the_reference_would_space_twice_or_not_at_all_are_refused() -> None:
+    with pytest.raises(driver.RecordingRefused, match="the word 'hot' has no leading space"):
+        driver.words([{"input": "hot", "output": " cold"}])
+
+
+# ---------------------------------------------------------------- the stand-in for baukit
+
+
+def test_a_traced_layer_that_was_not_run_is_an_error(llama: LanguageModel) -> None:
+    trace_dict = driver.trace_dict_module().TraceDict
+    names = [f"{llama.spec.block_path(layer)}.mlp" for layer in range(2)]
+
+    refused = pytest.raises(driver.RecordingRefused, match=r"a hook that did not fire: model\.layers\.1\.mlp$")
+    with refused, trace_dict(llama.hf, names):
+        llama.hf.get_submodule(names[0])(torch.zeros(1, 1, 32))
+
+
+def test_traces_leave_no_hooks_behind(llama: LanguageModel) -> None:
+    trace_dict, layer = driver.trace_dict_module().TraceDict, llama.spec.block_path(0)
+
+    with pytest.raises(ZeroDivisionError), trace_dict(llama.hf, [layer]):
+        1 / 0  # noqa: B018
+
+    assert not llama.hf.get_submodule(layer)._forward_hooks
