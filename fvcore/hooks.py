@@ -22,17 +22,22 @@ class HookNeverFired(RuntimeError):
 
 
 @contextmanager
-def _hooks(handles: Iterable[RemovableHandle], fired: list[int], what: str) -> Iterator[None]:
-    registered: list[RemovableHandle] = []
+def _hooks(
+    register: Callable[[int], RemovableHandle], layers: Iterable[int], fired: set[int], what: str
+) -> Iterator[None]:
+    """Hooks on some layers; each adds its layer to `fired` when it runs."""
+    handles: dict[int, RemovableHandle] = {}
     try:
-        registered.extend(handles)
+        for layer in layers:
+            handles[layer] = register(layer)
         yield
     finally:
-        for handle in registered:
+        for handle in handles.values():
             handle.remove()
-    if not fired:
+    if silent := sorted(handles.keys() - fired):
         raise HookNeverFired(
-            f"{what}: the hook never fired; was the model run, and is the module the one it runs through?"
+            f"{what} at layer {', '.join(map(str, silent))}: the hook never fired; was the model run, and is the module "
+            "the one it runs through?"
         )
 
 
@@ -45,31 +50,31 @@ def split_heads(x: Tensor, lm: LanguageModel) -> Tensor:
 def read_heads(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
     """Copies of the heads entering each `o_proj`: layer -> (batch, token, head, d_head)."""
     heads: dict[int, Tensor] = {}
-    fired: list[int] = []
+    fired: set[int] = set()
 
-    def read(layer: int) -> RemovableHandle:
+    def register(layer: int) -> RemovableHandle:
         def hook(module: Any, args: tuple[Tensor, ...]) -> None:
-            fired.append(layer)
+            fired.add(layer)
             heads[layer] = split_heads(args[0].detach().clone(), lm)
 
         return lm.o_proj(layer).register_forward_pre_hook(hook)
 
-    with _hooks((read(layer) for layer in range(lm.n_layers)), fired, "reading heads"):
+    with _hooks(register, range(lm.n_layers), fired, "reading heads"):
         yield heads
 
 
 @contextmanager
 def edit_heads(lm: LanguageModel, layer: int, edit: Callable[[Tensor], None]) -> Iterator[None]:
     """Let `edit` change, in place, a copy of the heads (batch, token, head, d_head) entering `o_proj` of `layer`."""
-    fired: list[int] = []
+    fired: set[int] = set()
 
     def hook(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        fired.append(layer)
+        fired.add(layer)
         x = args[0].clone()
         edit(split_heads(x, lm))
         return (x, *args[1:])
 
-    with _hooks([lm.o_proj(layer).register_forward_pre_hook(hook)], fired, f"editing heads of layer {layer}"):
+    with _hooks(lambda layer: lm.o_proj(layer).register_forward_pre_hook(hook), [layer], fired, "editing heads"):
         yield
 
 
@@ -80,13 +85,13 @@ def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor, token: int = 
     During cached generation every step is a forward pass whose last position is the new token.
     """
     lm.require_layer(layer)
-    fired: list[int] = []
+    fired: set[int] = set()
 
     def hook(module: Any, args: Any, output: Any) -> Any:
-        fired.append(layer)
+        fired.add(layer)
         hidden = (output[0] if isinstance(output, tuple) else output).clone()
         hidden[:, token] += vector.to(hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    with _hooks([lm.blocks[layer].register_forward_hook(hook)], fired, f"injection at layer {layer}"):
+    with _hooks(lambda layer: lm.blocks[layer].register_forward_hook(hook), [layer], fired, "injection"):
         yield
