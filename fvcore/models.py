@@ -203,11 +203,20 @@ def load(name: str, device: str = "cpu", dtype: str = "fp32", attn: str | None =
     where = resolve(name)
     options = {"attn_implementation": attn} if attn else {}
     try:
-        hf = AutoModelForCausalLM.from_pretrained(str(where), dtype=DTYPES[dtype], local_files_only=True, **options)
+        hf, report = AutoModelForCausalLM.from_pretrained(
+            str(where), dtype=DTYPES[dtype], local_files_only=True, output_loading_info=True, **options
+        )
         hf.to(device)
     except Exception as error:
         raise ModelError(_not_loaded("model", name, error)) from error
-    return LanguageModel.wrap(hf, tokenizer, name, where if isinstance(where, Path) else None)
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{name!r} lacks {len(missing)} weight(s) of a {hf.config.model_type} model, which would be drawn at random: "
+            f"{', '.join(missing[:3])}. Use a complete checkpoint of a causal language model."
+        )
+    if isinstance(where, Path):
+        return LanguageModel.wrap(hf, tokenizer, where.name, where)
+    return LanguageModel.wrap(hf, tokenizer, name)
 
 
 def _not_loaded(what: str, name: str, error: Exception) -> str:
