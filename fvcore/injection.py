@@ -119,8 +119,9 @@ def inject_generate(
         options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": n_tokens, "do_sample": False}
         # Sampling settings of a model's own generation config mean nothing to greedy decoding and only warn.
         options |= dict.fromkeys(("temperature", "top_p", "top_k"))
+        # One prompt is never padded. The id is given because a model's own may be a list, or missing.
         with around:
-            output = lm.hf.generate(ids, pad_token_id=lm.hf.generation_config.eos_token_id or 0, **options)
+            output = lm.hf.generate(ids, pad_token_id=0, **options)
         return [int(i) for i in output[0, ids.shape[1] :]]
 
     return Generation(generate(nullcontext()), generate(_injected(lm, vector, edit_layer, alpha)))
