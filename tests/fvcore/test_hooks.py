@@ -1,0 +1,226 @@
+"""Hooks: what they read and change while they are set, and that nothing is left of them afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fvcore.hooks import HookNeverFired, add_to_residual, edit_heads, read_heads
+from fvcore.models import LanguageModel, ModelError
+from tests.tiny_models import FAMILIES
+
+Tiny = Callable[[str], LanguageModel]
+per_family = pytest.mark.parametrize("family", FAMILIES)
+
+VECTOR = torch.linspace(-1, 2, 32)
+
+
+def ids_of(lm: LanguageModel) -> Tensor:
+    return lm.ids(lm.tokenizer("Q: hot\nA: cold\n\nQ: unhappy\nA:").input_ids)
+
+
+def hooks_on(lm: LanguageModel) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lm.hf.modules())
+
+
+def _nothing(heads: Tensor) -> None:
+    pass
+
+
+INTERVENTIONS: dict[str, Callable[[LanguageModel], AbstractContextManager[Any]]] = {
+    "read_heads": read_heads,
+    "edit_heads": lambda lm: edit_heads(lm, 1, _nothing),
+    "add_to_residual": lambda lm: add_to_residual(lm, 1, VECTOR),
+}
+per_intervention = pytest.mark.parametrize("name", INTERVENTIONS)
+
+
+@per_intervention
+@per_family
+def test_hooks_are_gone_after_the_block(tiny: Tiny, family: str, name: str) -> None:
+    lm = tiny(family)
+    with torch.inference_mode():
+        before = lm.logits(ids_of(lm))
+        with INTERVENTIONS[name](lm):
+            assert hooks_on(lm) > 0
+            lm.logits(ids_of(lm))
+        assert hooks_on(lm) == 0
+        assert torch.equal(lm.logits(ids_of(lm)), before)
+
+
+@per_intervention
+def test_hooks_are_gone_after_an_exception_and_it_is_the_one_that_is_seen(tiny: Tiny, name: str) -> None:
+    lm = tiny("llama")
+    with pytest.raises(ZeroDivisionError), INTERVENTIONS[name](lm):
+        _ = 1 // 0
+    assert hooks_on(lm) == 0
+
+
+def test_hooks_are_gone_when_the_edit_itself_fails(tiny: Tiny) -> None:
+    lm = tiny("llama")
+
+    def edit(heads: Tensor) -> None:
+        heads[0, 99999, 0] = 0
+
+    with pytest.raises(IndexError), edit_heads(lm, 0, edit):
+        lm.logits(ids_of(lm))
+    assert hooks_on(lm) == 0
+
+
+@per_intervention
+def test_a_hook_that_never_fired_is_an_error(tiny: Tiny, name: str) -> None:
+    with (
+        pytest.raises(HookNeverFired, match="the hook never fired; was the model run"),
+        INTERVENTIONS[name](tiny("llama")),
+    ):
+        pass
+
+
+def test_reading_half_of_the_layers_is_an_error(tiny: Tiny) -> None:
+    lm = tiny("llama")
+    with pytest.raises(HookNeverFired, match="reading heads at layer 1: the hook never fired"), read_heads(lm):
+        lm.o_proj(0)(torch.zeros(1, 1, 32))
+
+
+def test_a_layer_that_is_not_there_is_refused_before_anything_is_hooked(tiny: Tiny) -> None:
+    lm = tiny("llama")
+    for layer in (-1, 2):
+        with pytest.raises(ModelError, match="edit_layer out of range"), add_to_residual(lm, layer, VECTOR):
+            lm.logits(ids_of(lm))
+    assert hooks_on(lm) == 0
+
+
+# ---------------------------------------------------------------- adding to the residual stream
+
+
+@per_family
+@pytest.mark.parametrize("layer", [0, 1])
+@torch.inference_mode()
+def test_adding_zero_changes_nothing(tiny: Tiny, family: str, layer: int) -> None:
+    lm = tiny(family)
+    base = lm.logits(ids_of(lm))
+    with add_to_residual(lm, layer, torch.zeros(32)):
+        assert torch.equal(lm.logits(ids_of(lm)), base)
+
+
+@per_family
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("token", [-1, -3, 5])
+@torch.inference_mode()
+def test_adding_a_vector_changes_logits_from_its_token_on_and_none_before(
+    tiny: Tiny, family: str, layer: int, token: int
+) -> None:
+    lm = tiny(family)
+    base = lm.logits(ids_of(lm))[0]
+    with add_to_residual(lm, layer, VECTOR, token):
+        injected = lm.logits(ids_of(lm))[0]
+    at = token % base.shape[0]
+    assert torch.equal(injected[:at], base[:at])
+    changed = (injected - base).abs().amax(dim=-1) > 1e-3
+    # Behind the last block tokens do not see each other any more.
+    assert changed[at:].tolist() == [True] * (len(base) - at) if layer == 0 else changed.nonzero().tolist() == [[at]]
+
+
+@per_family
+@torch.inference_mode()
+def test_the_vector_is_added_to_the_output_of_the_block_as_it_is(tiny: Tiny, family: str) -> None:
+    lm = tiny(family)
+    outputs: list[Any] = []
+    with add_to_residual(lm, 1, VECTOR):
+        # Registered later, so it sees the edited output.
+        handle = lm.blocks[1].register_forward_hook(lambda module, args, output: outputs.append(output))
+        lm.logits(ids_of(lm))
+        handle.remove()
+    handle = lm.blocks[1].register_forward_hook(lambda module, args, output: outputs.append(output))
+    lm.logits(ids_of(lm))
+    handle.remove()
+    injected, base = outputs
+    assert type(injected) is type(base)
+    assert isinstance(base, tuple) == (family == "gptj")
+    if isinstance(base, tuple):
+        assert len(injected) == len(base)
+        injected, base = injected[0], base[0]
+    assert torch.equal(injected[:, :-1], base[:, :-1])
+    assert torch.equal(injected[0, -1], base[0, -1] + VECTOR)
+
+
+@torch.inference_mode()
+def test_the_vector_takes_the_dtype_of_the_stream(tiny: Tiny) -> None:
+    lm = tiny("llama")
+    logits = []
+    for vector in (VECTOR, VECTOR.double()):
+        with add_to_residual(lm, 0, vector):
+            logits.append(lm.logits(ids_of(lm)))
+    assert logits[1].dtype == torch.float32
+    assert torch.equal(*logits)
+
+
+# ---------------------------------------------------------------- reading and editing heads
+
+
+@per_family
+@torch.inference_mode()
+def test_heads_are_the_slices_of_what_enters_the_projection(tiny: Tiny, family: str) -> None:
+    lm = tiny(family)
+    entering: list[Tensor] = []
+    handle = lm.o_proj(1).register_forward_pre_hook(lambda module, args: entering.append(args[0].clone()))
+    with read_heads(lm) as heads:
+        lm.logits(ids_of(lm))
+    handle.remove()
+    assert list(heads) == [0, 1]
+    assert heads[1].shape == (1, ids_of(lm).shape[1], lm.n_heads, lm.d_head)
+    for head in range(lm.n_heads):
+        assert torch.equal(heads[1][0, :, head], entering[0][0, :, head * lm.d_head : (head + 1) * lm.d_head])
+
+
+@per_family
+@torch.inference_mode()
+def test_editing_replaces_what_the_projection_sees(tiny: Tiny, family: str) -> None:
+    lm = tiny(family)
+    base = lm.logits(ids_of(lm))[0]
+
+    def edit(heads: Tensor) -> None:
+        heads[0, 4, 2] = 7.0
+
+    with edit_heads(lm, 0, edit), read_heads(lm) as seen:
+        edited = lm.logits(ids_of(lm))[0]
+    with read_heads(lm) as clean:
+        lm.logits(ids_of(lm))
+    expected = clean[0].clone()
+    expected[0, 4, 2] = 7.0
+    assert torch.equal(seen[0], expected)
+    assert torch.equal(edited[:4], base[:4])
+    assert (edited[4:] - base[4:]).abs().amax(dim=-1).min() > 1e-4
+
+
+@torch.inference_mode()
+def test_editing_leaves_the_activations_it_was_given_alone(tiny: Tiny) -> None:
+    lm = tiny("llama")
+    given: list[Tensor] = []
+    handle = lm.o_proj(0).register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    with edit_heads(lm, 0, Tensor.zero_):
+        lm.logits(ids_of(lm))
+    handle.remove()
+    assert given[0].abs().max() > 0
+
+
+@torch.inference_mode()
+def test_heads_that_were_read_are_not_changed_by_a_later_edit(tiny: Tiny) -> None:
+    lm = tiny("llama")
+    with read_heads(lm) as clean:
+        lm.logits(ids_of(lm))
+
+    def spoil(module: Any, args: Any) -> None:
+        args[0].zero_()
+
+    # Set after the reading hook, so it changes the very tensor that was read.
+    with read_heads(lm) as heads:
+        handle = lm.o_proj(0).register_forward_pre_hook(spoil)
+        lm.logits(ids_of(lm))
+        handle.remove()
+    assert torch.equal(heads[0], clean[0])
