@@ -195,6 +195,7 @@ def fv_profile(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trial
 
 def parity_run(request: pytest.FixtureRequest, context: dict[str, Any]) -> ParityRun:
     """The subject of a parity suite; fills `context` with what the report says about the run."""
+    from fvcore.prompts import require_bos_agreement
     from pytest_fvparity.checks import ParityRun
     from pytest_fvparity.golden import require_comparable
 
@@ -203,6 +204,7 @@ def parity_run(request: pytest.FixtureRequest, context: dict[str, Any]) -> Parit
     context |= {"dataset": trials.dataset, "fixed_trials_id": trials.id, "n_trials": len(trials.trials)}
     lm: LanguageModel = request.getfixturevalue("fv_model")
     context |= {"model": lm.name, "n_layers": lm.n_layers, "n_heads": lm.n_heads}
+    require_bos_agreement(lm.tokenizer, trials.meta)
     if options.max_trials is not None and options.max_trials > len(trials.trials):
         n = len(trials.trials)
         raise StageError(f"--fv-max-trials {options.max_trials}: {trials.id} has {n} trials; ask for 1 to {n}")

@@ -99,9 +99,15 @@ class SuiteCollector(pytest.Collector):
     def subject(self, request: pytest.FixtureRequest) -> ParityRun:
         """Both sides, brought up by the fixtures when the first stage that runs asks for them."""
         if self._run is None:
+            from fvcore.formats import FormatError
+            from fvcore.models import ModelError
             from pytest_fvparity.fixtures import parity_run
 
-            self._run = parity_run(request, self.context)
+            try:
+                self._run = parity_run(request, self.context)
+            except (FormatError, ModelError, ValueError, LookupError) as error:
+                # Bad input says what is wrong in one sentence; a traceback would bury it.
+                raise StageError(str(error)) from error
         return self._run
 
 
