@@ -1,0 +1,216 @@
+"""The report: one value, its published schema, and renderings that say the same and can break nothing."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvcore.gates import Finding, StageResult, Status, Verdict
+from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.render import heat_map, write_all, write_report
+from pytest_fvparity.report import Report, assemble
+from pytest_fvparity.schema import report_schema
+from tests.pytest_fvparity.worlds import World, plant
+
+ROOT = Path(__file__).parents[2]
+FILE = "datasets/fixed_trials/fixed_trials_x.json"
+CONTEXT = {
+    "dataset": "words",
+    "fixed_trials_id": "fixed_trials_x",
+    "n_trials": 3,
+    "n_compared_trials": 3,
+    "model": "m",
+    "golden_path": "golden/words/fixed_trials_x/src",
+}
+
+
+def _row(key: str, status: Status = Status.PASS, verdict: Verdict | None = None, **rest: Any) -> dict[str, Any]:
+    result = StageResult("parity", key, status, verdict or Verdict(compared=1), **rest)
+    # Through JSON, as it comes from a worker.
+    row = {"nodeid": f"{FILE}::parity::{key}", "reproduce": f"pytest {FILE}::parity::{key}"}
+    return json.loads(json.dumps({**row, "context": CONTEXT, "result": result.to_dict()}))
+
+
+def _rows(**changed: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {key: changed.get(key, _row(key)) for key in CHECK_KEYS}
+
+
+def _failed(message: str = "differs by 1", **how: Any) -> Verdict:
+    coordinate = {"layer": 2, "head": 1, "slot": 3, "dim": 4}
+    finding = Finding("mean_activations[layer 2, head 1, slot 3, dim 4]", message, 1.0, 2.0, coordinate, 1.0, 1.0)
+    return Verdict((replace(finding, **how),), compared=10, mismatch_count=1, measurements={"max_abs_diff": 1.0})
+
+
+def test_the_published_schema_is_current_and_a_report_fits_it() -> None:
+    import jsonschema
+
+    published = json.loads((ROOT / "docs" / "report.schema.json").read_text())
+
+    assert published == report_schema(), "run `make docs`"
+    report = assemble(FILE, CHECK_KEYS, _rows(mean_activations=_row("mean_activations", Status.FAIL, _failed())))
+    jsonschema.validate(report.model_dump(mode="json"), published)
+
+
+def test_the_first_line_is_verdict_divergence_and_values() -> None:
+    report = assemble(FILE, CHECK_KEYS, _rows(mean_activations=_row("mean_activations", Status.FAIL, _failed())))
+
+    assert report.headline == (
+        "FAIL: earliest divergence at stage mean_activations, file golden/words/fixed_trials_x/src/mean_activations.safetensors, "
+        "key mean_activations[layer 2, head 1, slot 3, dim 4]: differs by 1; expected 1.0, got 2.0"
+    )
+    assert report.repro_command == f"pytest {FILE}::parity::mean_activations"
+    assert report.first_divergence is not None
+    assert report.first_divergence.json_pointer == "/mean_activations/2/1/3/4"
+
+
+def test_a_pass_behind_a_failure_is_not_believed() -> None:
+    report = assemble(FILE, CHECK_KEYS, _rows(slot_map=_row("slot_map", Status.FAIL, _failed())))
+
+    assert [check.status for check in report.checks] == ["PASS", "FAIL", *["BLOCKED"] * 4]
+    assert {check.blocked_by for check in report.checks[2:]} == {"slot_map"}
+
+
+def test_with_keep_going_a_later_pass_stands() -> None:
+    rows = _rows(slot_map=_row("slot_map", Status.FAIL, _failed()))
+
+    report = assemble(FILE, CHECK_KEYS, rows, keep_going=True)
+
+    assert [check.status for check in report.checks] == ["PASS", "FAIL", *["PASS"] * 4]
+    assert report.overall_status == "FAIL"
+
+
+def test_a_planned_stage_that_never_reported_is_crashed_and_red() -> None:
+    rows = _rows()
+    del rows["top_heads"], rows["fv_vector"], rows["injection_output"]
+
+    report = assemble(FILE, CHECK_KEYS, rows)
+
+    assert [check.status for check in report.checks][3:] == ["CRASHED", "BLOCKED", "BLOCKED"]
+    assert report.overall_status == "FAIL"
+
+
+def test_no_row_at_all_is_still_a_report() -> None:
+    report = assemble(FILE, CHECK_KEYS, {})
+
+    assert report.fixed_trials_id == "fixed_trials_x"
+    assert report.overall_status == "FAIL"
+
+
+def test_a_nan_difference_is_written_as_a_word(tmp_path: Path) -> None:
+    verdict = replace(_failed(), measurements={"max_abs_diff": float("nan")})
+    report = assemble(FILE, CHECK_KEYS, _rows(mean_activations=_row("mean_activations", Status.FAIL, verdict)))
+
+    write_report(report, tmp_path)
+
+    value = json.loads((tmp_path / "src_vs_fv_diff_report.json").read_text())
+    assert value["checks"][2]["max_abs_diff"] == "nan"
+
+
+class _Tags(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attrs if name in {"src", "href"}]
+
+
+def test_html_is_escaped_and_uses_no_network(tmp_path: Path) -> None:
+    nasty = "<script>alert(1)</script>"
+    verdict = _failed(nasty, expected=nasty, actual=f"</code>{nasty}", where=f"0:0/clean/text{nasty}")
+    row = _row("prompt_boundary", Status.FAIL, verdict, message=nasty)
+    row["context"] = {**CONTEXT, "model": nasty}
+    row["reproduce"] = f"pytest {nasty}"
+    report = assemble(FILE, CHECK_KEYS, _rows(prompt_boundary=row))
+
+    write_all([report], tmp_path)
+
+    for file in tmp_path.rglob("*.html"):
+        parser = _Tags()
+        parser.feed(file.read_text())
+        assert "script" not in parser.tags, file
+        assert not [link for link in parser.links if "//" in link], file
+        assert "url(" not in file.read_text(), file
+
+
+def test_markdown_cells_cannot_break_the_table(tmp_path: Path) -> None:
+    report = assemble(FILE, CHECK_KEYS, _rows(slot_map=_row("slot_map", Status.FAIL, _failed(expected="a|b\n`c`"))))
+
+    write_report(report, tmp_path)
+
+    lines = (tmp_path / "src_vs_fv_diff_report.md").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("| `mean_activations[")]
+    assert "a\\|b 'c'" in line
+
+
+def test_the_plans_own_files_hold_their_fields(pytester: pytest.Pytester, world: World) -> None:
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+
+    (folder,) = pytester.path.glob("reports/*/*")
+    suite = json.loads((folder / "parity_suite_report.json").read_text())
+    assert list(suite)[:8] == [
+        *("status", "dataset_name", "fixed_trials_id", "model_name", "seed", "earliest_failed_stage", "stages", "paths")
+    ]
+    assert [stage["name"] for stage in suite["stages"]] == list(CHECK_KEYS)
+    assert list(suite["stages"][0]) == [
+        "name",
+        "status",
+        "cmd",
+        "exit_code",
+        "mismatch_count",
+        "max_abs_diff",
+        "duration_sec",
+    ]
+    stages = (folder / "parity_suite_stages.csv").read_bytes()
+    assert stages.startswith(b"name,status,exit_code,mismatch_count,max_abs_diff,duration_sec,cmd\r\n")
+    with (folder / "injection_parity_trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["trial_id"], row["trial_idx"]) for row in rows] == [("0", "0"), ("1", "1"), ("2", "2")]
+    assert {(row["clean_equal"], row["with_equal"], row["delta_equal"], row["trial_match"]) for row in rows} == {
+        ("True", "True", "True", "1")
+    }
+    assert float(rows[0]["delta_src_logprob"]) == float(rows[0]["with_src_logprob"]) - float(
+        rows[0]["clean_src_logprob"]
+    )
+    injection = json.loads((folder / "injection_parity_report.json").read_text())
+    assert injection["checked_trials"] == 3
+    assert injection["mismatch_count"] == 0
+    assert [len(head) for head in injection["top_heads"]] == [3, 3, 3]
+
+
+def test_a_blocked_injection_leaves_no_old_numbers_behind(pytester: pytest.Pytester, world: World) -> None:
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+    plant(pytester, "slot_map", 'leaves["dummy_labels"] = []')
+
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+
+    (folder,) = pytester.path.glob("reports/*/*")
+    assert len((folder / "injection_parity_trials.csv").read_text().splitlines()) == 1
+    injection = json.loads((folder / "injection_parity_report.json").read_text())
+    assert (injection["status"], injection["checked_trials"]) == ("BLOCKED", 0)
+
+
+def test_a_report_reads_back_into_the_same_value() -> None:
+    report = assemble(FILE, CHECK_KEYS, _rows(mean_activations=_row("mean_activations", Status.FAIL, _failed())))
+
+    assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_the_heat_map_puts_layer_zero_at_the_bottom_and_marks_the_heads() -> None:
+    drawn = heat_map([[0.0, 0.5], [-0.5, 0.1]], largest=0.5, heads=[[0, 1]])
+
+    cells = {(cell["layer"], cell["head"]): cell for cell in drawn["cells"]}
+    assert cells[0, 0]["y"] == 1
+    assert cells[1, 0]["y"] == 0
+    assert [at for at, cell in cells.items() if cell["top"]] == [(0, 1)]
+    assert cells[0, 0]["fill"] == "rgb(255,255,255)"
+    assert cells[0, 1]["fill"] == "rgb(214,96,20)"
+    assert cells[1, 0]["fill"] == "rgb(33,102,172)"
