@@ -69,13 +69,18 @@ class Golden:
     @classmethod
     def open(cls, path: Path) -> Golden:
         try:
-            manifest = Manifest.model_validate(read_json(path / MANIFEST))
+            written = read_json(path / MANIFEST)
+            # Asked first: a manifest of another schema has other fields.
+            found = written.get("schema_version", SCHEMA_VERSION) if isinstance(written, dict) else SCHEMA_VERSION
+            if found != SCHEMA_VERSION:
+                raise DamagedGolden(f"{path}: manifest schema {found}, this version reads {SCHEMA_VERSION}; {_again()}")
+            manifest = Manifest.model_validate(written)
         except (FormatError, ValidationError) as error:
             reason = " ".join(str(error).split())[:300]
             raise DamagedGolden(f"{path}: the golden's manifest cannot be read: {reason}; {_again()}") from None
-        if manifest.schema_version != SCHEMA_VERSION:
-            found = manifest.schema_version
-            raise DamagedGolden(f"{path}: manifest schema {found}, this version reads {SCHEMA_VERSION}; {_again()}")
+        needed = {f"{key}.json" for key in CHECK_KEYS} | {file.name for file in path.glob("*.safetensors")}
+        if unlisted := sorted(needed - manifest.files.keys()):
+            raise DamagedGolden(f"{path}: the manifest says nothing of {', '.join(unlisted)}; {_again()}")
         for name, expected in manifest.files.items():
             file = path / name
             if not file.is_file():
@@ -188,14 +193,15 @@ class Recorded:
 
 def regenerate(record: Callable[[], Recording], path: Path) -> Recorded:
     """Record twice, demand equal bytes, then take the old golden's place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".recording-") as scratch:
+    nearest = next(folder for folder in path.parents if folder.is_dir())  # a refusal leaves not even a folder
+    with tempfile.TemporaryDirectory(dir=nearest, prefix=".recording-") as scratch:
         staged = [Path(scratch) / name for name in ("first", "second")]
         for directory in staged:
             directory.mkdir()
             write(record(), directory)
         _require_equal(*staged)
         changes = describe_changes(path, staged[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
         swap(staged[0], path)
     return Recorded(path, changes)
 
