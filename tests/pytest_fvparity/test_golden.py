@@ -1,0 +1,440 @@
+"""Goldens on disk: how they come to be, what guards them, and `--fv-regen-golden` and `--fv-live` from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fvcore import trials
+from fvcore.artifacts import tensor_leaf
+from fvcore.formats import read_json, write_json
+from fvcore.gates import Refused
+from fvcore.pipeline import Settings, profile_of, run
+from fvcore.profile import Identity, Profile
+from fvcore.trials import FixedTrials
+from pytest_fvparity import golden, reference
+from pytest_fvparity.golden import DamagedGolden, Golden, NoGolden
+from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.reference import Recording
+from tests.pytest_fvparity.stand_in import digests, plant, saved
+from tests.tiny_models import trials_for
+
+FILES = sorted(
+    [f"{key}.json" for key in CHECK_KEYS]
+    + [f"{key}.safetensors" for key in ("mean_activations", "top_heads", "fv_vector", "injection_output")]
+)
+RECORD_AGAIN = "or record it again with --fv-regen-golden --fv-src PATH"
+
+
+@dataclass(frozen=True)
+class World:
+    """A tiny random model and its trials on disk, and a recording of them with fvcore in the reference's place."""
+
+    model: Path
+    trials: Path
+    fixed: FixedTrials
+    recording: Recording
+
+    @property
+    def relative(self) -> Path:
+        return golden.relative_path(self.fixed.dataset, self.fixed.id, "src")
+
+    def options(self, *more: str) -> list[str]:
+        named = ["--fv-model", str(self.model), "--fv-trials", str(self.trials)]
+        return [*named, "--fv-edit-layer", "1", "--fv-top-heads", "3", "-p", "no:cacheprovider", *more]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    lm = saved("llama", folder / "random-llama")
+    path = folder / "fixed_trials_pairs.json"
+    trials.write(path, trials_for(lm, n_trials=2, n_shots=2).file)
+    fixed, settings = trials.read(path), Settings(edit_layer=1, n_top_heads=3)
+    provenance = {
+        "repository": reference.REPOSITORY,
+        "commit": "unknown",
+        "sources": {"src/a.py": "0" * 64},
+        "normalisations": {"applied": ["one"], "already": []},
+        "versions": {"python": "3"},
+    }
+    recording = Recording(run(lm, fixed, settings), provenance, profile_of(lm, fixed, settings))
+    return World(folder / "random-llama", path, fixed, recording)
+
+
+@pytest.fixture
+def path(world: World, tmp_path: Path) -> Path:
+    """A golden directory, written."""
+    path = tmp_path / "golden" / world.relative
+    golden.regenerate(lambda: world.recording, path)
+    return path
+
+
+def with_leaf(recording: Recording, key: str, leaf: str, value: Any) -> Recording:
+    changed = {**recording.artifacts, key: {**recording.artifacts[key], leaf: value}}
+    return replace(recording, artifacts=changed)
+
+
+def one_after_the_other(*recordings: Recording | Exception) -> Callable[[], Recording]:
+    left = list(recordings)
+
+    def record() -> Recording:
+        following = left.pop(0)
+        if isinstance(following, Exception):
+            raise following
+        return following
+
+    return record
+
+
+# ---------------------------------------------------------------- writing and reading
+
+
+def test_a_golden_reads_back_what_was_recorded(world: World, path: Path) -> None:
+    opened = Golden.open(path)
+
+    assert sorted(opened.manifest.files) == FILES
+    assert opened.profile == world.recording.profile
+    assert opened.manifest.reference.model_dump() == world.recording.provenance
+    for key in CHECK_KEYS:
+        expected, found = world.recording.artifacts[key], getattr(opened, key)()
+        assert list(found) == list(expected)
+        for leaf, value in expected.items():
+            same = value.equal(found[leaf]) if isinstance(value, torch.Tensor) else value == found[leaf]
+            assert same, f"{key} {leaf}"
+
+
+def test_a_golden_s_bytes_depend_on_the_recording_alone(world: World, path: Path, tmp_path: Path) -> None:
+    golden.regenerate(lambda: world.recording, tmp_path / "elsewhere")
+
+    assert digests(tmp_path / "elsewhere") == digests(path)
+
+
+def test_the_manifest_says_how_to_record_it_again(path: Path) -> None:
+    words = Golden.open(path).manifest.command
+
+    assert words.startswith("pytest -m parity --fv-regen-golden --fv-src PATH --fv-model ")
+    assert words.endswith("--fv-edit-layer 1 --fv-top-heads 3 --fv-token-class -1 --fv-reference-profile src")
+
+
+# ---------------------------------------------------------------- recording
+
+
+def test_a_new_golden_is_described_as_new_and_the_same_one_as_unchanged(world: World, tmp_path: Path) -> None:
+    first = golden.regenerate(lambda: world.recording, tmp_path / "golden")
+    again = golden.regenerate(lambda: world.recording, tmp_path / "golden")
+
+    assert first.changes == dict.fromkeys(CHECK_KEYS, "new")
+    assert again.changes == dict.fromkeys(CHECK_KEYS, "unchanged")
+    assert [p.name for p in tmp_path.iterdir()] == ["golden"]
+
+
+def test_what_a_new_recording_changes_is_counted_and_measured(world: World, path: Path) -> None:
+    aie = tensor_leaf(world.recording.artifacts["top_heads"], "aie").clone()
+    aie[1, 2] += 0.25
+    changed = with_leaf(world.recording, "top_heads", "aie", aie)
+    changed = with_leaf(changed, "prompt_boundary", "bos/adds_bos", False)
+    n_values = {"top_heads": 0, "prompt_boundary": len(world.recording.artifacts["prompt_boundary"])}
+    (path / "fv_vector.json").write_text("{")
+
+    done = golden.regenerate(lambda: changed, path)
+
+    assert done.changes["slot_map"] == "unchanged"
+    assert done.changes["prompt_boundary"] == f"1 of {n_values['prompt_boundary']} values change"
+    assert done.changes["top_heads"].startswith("1 of ")
+    assert done.changes["top_heads"].endswith(" values change, by up to 0.25")
+    assert done.changes["fv_vector"] == "the old one cannot be read"
+    assert Golden.open(path).top_heads()["aie"].equal(aie)  # type: ignore[union-attr]
+
+
+def test_two_recordings_that_differ_are_refused_and_nothing_changes(world: World, path: Path) -> None:
+    before = digests(path.parents[2])
+    norm = world.recording.artifacts["fv_vector"]["norm"]
+    assert isinstance(norm, float)
+    unsteady = with_leaf(world.recording, "fv_vector", "norm", norm + 1e-12)
+
+    with pytest.raises(Refused, match=r"two recordings .* differ in fv_vector\.json, manifest\.json; nothing was"):
+        golden.regenerate(one_after_the_other(unsteady, world.recording), path)
+
+    assert digests(path.parents[2]) == before
+
+
+@pytest.mark.parametrize("n_good", [0, 1])
+def test_a_recording_that_fails_leaves_no_trace(n_good: int, world: World, path: Path, tmp_path: Path) -> None:
+    before = digests(tmp_path)
+    failing = [*[world.recording] * n_good, RuntimeError("the reference is gone")]
+
+    for target in (path, tmp_path / "golden" / "new" / "and" / "deep"):
+        with pytest.raises(RuntimeError, match="the reference is gone"):
+            golden.regenerate(one_after_the_other(*failing), target)
+
+    assert digests(tmp_path) == before
+
+
+def test_a_swap_that_fails_half_way_puts_the_old_golden_back(
+    world: World, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, rename = digests(path.parents[2]), Path.rename
+
+    def full_disk(self: Path, target: Path) -> Path:
+        if self.name == "first":
+            raise OSError("no space left")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full_disk)
+    changed = with_leaf(world.recording, "fv_vector", "norm", 1.0)
+    with pytest.raises(OSError, match="no space left"):
+        golden.regenerate(lambda: changed, path)
+
+    assert digests(path.parents[2]) == before
+
+
+# ---------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_byte_in_any_file_is_named(name: str, path: Path) -> None:
+    content = bytearray((path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / name).write_bytes(content)
+
+    with pytest.raises(DamagedGolden) as caught:
+        Golden.open(path)
+
+    assert str(path / name) in str(caught.value)
+    assert "damaged: sha256" in str(caught.value)
+    assert RECORD_AGAIN in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_missing_is_named(name: str, path: Path) -> None:
+    (path / name).unlink()
+
+    with pytest.raises(DamagedGolden, match=f"{name}: missing, the manifest lists it; .*{RECORD_AGAIN}"):
+        Golden.open(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_the_manifest_does_not_vouch_for_is_named(name: str, path: Path) -> None:
+    manifest = read_json(path / golden.MANIFEST)
+    del manifest["files"][name]
+    write_json(path / golden.MANIFEST, manifest)
+
+    with pytest.raises(DamagedGolden, match=f"the manifest says nothing of {name}; .*{RECORD_AGAIN}"):
+        Golden.open(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "valid dictionary"),
+        ('{"schema_version": 1}', "profile Field required"),
+        (b"\xff\xfe", "not UTF-8 text"),
+        (None, "no such file"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused_with_the_reason(text: str | bytes | None, reason: str, path: Path) -> None:
+    manifest = path / golden.MANIFEST
+    manifest.unlink()
+    if text is not None:
+        manifest.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    with pytest.raises(DamagedGolden, match=f"the golden's manifest cannot be read: .*{reason}.*{RECORD_AGAIN}"):
+        Golden.open(path)
+
+
+@pytest.mark.parametrize("more", [{}, {"a_field_of_the_future": 1}])
+def test_a_manifest_of_another_schema_is_refused_by_its_version(more: Mapping[str, Any], path: Path) -> None:
+    manifest = read_json(path / golden.MANIFEST)
+    write_json(path / golden.MANIFEST, {**manifest, **more, "schema_version": 2})
+
+    with pytest.raises(DamagedGolden, match=f"manifest schema 2, this version reads 1; .*{RECORD_AGAIN}"):
+        Golden.open(path)
+
+
+# ---------------------------------------------------------------- comparable or not
+
+
+def changed_identity(profile: Profile, name: str) -> Profile:
+    value = getattr(profile.identity, name)
+    other = value + 1 if isinstance(value, int | float) else f"{value} other"
+    return profile.model_copy(update={"identity": profile.identity.model_copy(update={name: other})})
+
+
+@pytest.mark.parametrize("name", Identity.model_fields)
+def test_another_identity_is_refused_and_exactly_what_differs_is_named(name: str, world: World) -> None:
+    profile = world.recording.profile
+    other = changed_identity(profile, name)
+
+    with pytest.raises(Refused) as caught:
+        golden.require_comparable(profile, other)
+
+    want, have = getattr(profile.identity, name), getattr(other.identity, name)
+    named = f"profile mismatch, nothing was compared. {name}: golden {want!r}, this run {have!r}. Use the golden's"
+    assert str(caught.value).startswith(named)
+
+
+def test_every_identity_field_that_differs_is_named(world: World) -> None:
+    other = changed_identity(changed_identity(world.recording.profile, "seed"), "alpha")
+
+    with pytest.raises(Refused, match=r"seed: golden 0, this run 1; alpha: golden 1\.0, this run 2\.0\. Use"):
+        golden.require_comparable(world.recording.profile, other)
+
+
+def test_conditions_may_differ(world: World) -> None:
+    profile = world.recording.profile
+    elsewhere = {"model": "other", "device": "cuda", "attn_implementation": "eager", "engine": "fast", "threads": 8}
+    conditions = profile.conditions.model_copy(update={**elsewhere, "versions": {"torch": "0"}})
+
+    golden.require_comparable(profile, profile.model_copy(update={"conditions": conditions}))
+
+
+# ---------------------------------------------------------------- where goldens lie
+
+
+def test_the_first_root_that_has_a_golden_wins(world: World, tmp_path: Path) -> None:
+    roots = [tmp_path / name for name in ("none", "first", "second")]
+    for root in roots[1:]:
+        golden.write(world.recording, root / world.relative)
+
+    assert golden.locate(roots, world.relative) == tmp_path / "first" / world.relative
+
+
+def test_without_a_golden_the_places_tried_and_the_command_are_named(tmp_path: Path) -> None:
+    roots = [tmp_path / "mine", tmp_path / "shipped"]
+
+    with pytest.raises(NoGolden) as caught:
+        golden.locate(roots, Path("pairs", "some_trials", "src"))
+
+    places = " or ".join(str(root / "pairs" / "some_trials" / "src") for root in roots)
+    assert str(caught.value).startswith(f"no golden at {places}. Record one with `pytest -m parity --fv-regen-golden")
+    assert "--fv-live --fv-src PATH" in str(caught.value)
+
+
+def test_a_golden_folder_that_is_given_is_the_only_place(tmp_path: Path) -> None:
+    given, rootdir, shipped = (tmp_path / name for name in ("given", "rootdir", "shipped"))
+
+    assert golden.search_roots(given, rootdir, shipped) == [given]
+    assert golden.search_roots(None, rootdir, shipped) == [rootdir / "golden", shipped / "golden"]
+
+
+# ---------------------------------------------------------------- from outside
+
+
+@pytest.fixture
+def started(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+    """Run pytest in a process of its own, as on a developer's machine."""
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # spinning thread pools of several processes are slow
+    pytester.makeini("[pytest]")
+    return pytester.runpytest_subprocess
+
+
+def test_a_golden_is_recorded_and_the_checks_pass_on_it(
+    world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
+) -> None:
+    root = plant(pytester.path)
+    before = digests(root)
+
+    result = started(*world.options("--fv-regen-golden", "--fv-src", str(root)))
+
+    result.assert_outcomes(passed=6)
+    assert result.ret == pytest.ExitCode.OK
+    path = pytester.path / "golden" / world.relative
+    result.stdout.fnmatch_lines([f"fvparity: recorded {path} twice, byte for byte the same"])
+    result.stdout.fnmatch_lines([f"  {key:<18}new" for key in CHECK_KEYS])
+    recorded = Golden.open(path)
+    assert recorded.manifest.reference.sources == {name: sha for name, sha in before.items() if name.endswith(".py")}
+    assert recorded.profile.identity == world.recording.profile.identity
+    assert digests(root) == before
+    assert [p.name for p in path.parent.iterdir()] == ["src"]
+
+
+def test_a_refused_recording_ends_the_run_and_leaves_the_golden_alone(
+    world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
+) -> None:
+    golden.write(world.recording, pytester.path / "golden" / world.relative)
+    before = digests(pytester.path / "golden")
+    root = plant(pytester.path, "no replacement")
+
+    result = started(*world.options("--fv-regen-golden", "--fv-src", str(root)))
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    lines = result.stdout.str() + result.stderr.str()
+    assert "--fv-regen-golden: the reference was not recorded: the indirect effect is zero everywhere" in lines
+    assert "passed" not in lines
+    assert digests(pytester.path / "golden") == before
+
+
+def test_a_live_run_compares_and_leaves_the_golden_alone(
+    world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
+) -> None:
+    damaged = pytester.path / "golden" / world.relative / golden.MANIFEST
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("a live run does not read this")
+    before = digests(pytester.path / "golden")
+
+    result = started(*world.options("--fv-live", "--fv-src", str(plant(pytester.path))))
+
+    result.assert_outcomes(passed=6)
+    assert result.ret == pytest.ExitCode.OK
+    assert digests(pytester.path / "golden") == before
+
+
+@pytest.mark.parametrize(
+    ("more", "ci", "message"),
+    [
+        (["-n", "2"], "", "--fv-regen-golden writes goldens and cannot run on several workers: leave out -n"),
+        ([], "true", "--fv-regen-golden is refused in CI, where nobody reads what changes; --fv-regen-allow-ci"),
+        (["-k", "no_such_stage"], "", "no parity stage is selected, so there is nothing to record"),
+        (["--fv-live"], "", "--fv-live changes no golden and --fv-regen-golden does: give one of them"),
+    ],
+)
+def test_recording_is_refused_where_it_would_do_harm(
+    more: list[str],
+    ci: str,
+    message: str,
+    world: World,
+    pytester: pytest.Pytester,
+    started: Callable[..., pytest.RunResult],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CI", ci)
+
+    result = started(*world.options("--fv-regen-golden", "--fv-src", str(plant(pytester.path)), *more))
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert message in result.stdout.str() + result.stderr.str()
+    assert not (pytester.path / "golden").exists()
+
+
+@pytest.mark.parametrize("flag", ["--fv-regen-golden", "--fv-live"])
+def test_without_a_checkout_the_way_to_one_is_shown(
+    flag: str, world: World, started: Callable[..., pytest.RunResult]
+) -> None:
+    result = started(*world.options(flag))
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"{flag} needs a checkout of the reference: {reference.GET_ONE}" in result.stderr.str()
+
+
+def test_recording_in_ci_can_be_allowed(
+    world: World,
+    pytester: pytest.Pytester,
+    started: Callable[..., pytest.RunResult],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CI", "true")
+
+    result = started(
+        *world.options("--fv-regen-golden", "--fv-regen-allow-ci", "--fv-src", str(plant(pytester.path)), "--co")
+    )
+
+    assert result.ret == pytest.ExitCode.OK
+    assert not (pytester.path / "golden").exists()
