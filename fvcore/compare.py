@@ -39,10 +39,12 @@ class Tolerance:
         """The bound for every element of `expected` (float64)."""
         if expected.numel() == 0:
             return expected
-        bound = torch.full_like(expected, max(self.atol, self.of_max * float(expected.abs().max())))
+        # An infinity excuses no difference, neither its own nor its neighbours'.
+        size = torch.where(expected.isfinite(), expected.abs(), torch.zeros_like(expected))
+        bound = torch.full_like(expected, max(self.atol, self.of_max * float(size.max())))
         if self.of_norm and expected.ndim:
-            bound = torch.maximum(bound, self.of_norm * expected.norm(dim=-1, keepdim=True))
-        return bound + self.rtol * expected.abs()
+            bound = torch.maximum(bound, self.of_norm * size.norm(dim=-1, keepdim=True))
+        return bound + self.rtol * size
 
     def __str__(self) -> str:
         parts = {"atol": self.atol, "rtol": self.rtol, "of_max": self.of_max, "of_norm": self.of_norm}
