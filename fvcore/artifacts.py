@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 from fvcore.formats import FormatError, read_json, read_safetensors, write_json, write_safetensors
@@ -66,9 +65,9 @@ def load(stem: Path) -> dict[str, Leaf]:
     if named != set(tensors):
         raise FormatError(f"{path}: tensors {sorted(named ^ set(tensors))} stand in one of the two files only")
     for leaf in named:
-        dtype, *shape = described[leaf][TENSOR]
+        dtype, *shape = described[leaf].get(TENSOR) or ["no tensor"]
         found = tensors[leaf]
-        if found.dtype != getattr(torch, dtype) or list(found.shape) != shape:
+        if str(found.dtype) != f"torch.{dtype}" or list(found.shape) != shape:
             raise FormatError(
                 f"{path}: leaf {leaf!r} is described as {dtype} {shape}, found {found.dtype} {list(found.shape)}"
             )

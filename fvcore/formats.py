@@ -120,7 +120,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Bytes depend on names and values alone: tensors are stored contiguous, on the CPU, sorted by name."""
+    """Bytes depend on names and values alone: tensors are stored contiguous, on the CPU, sorted by name.
+
+    Names may share one tensor; each gets a copy, because the format takes no shared memory.
+    """
     from safetensors.torch import save
 
-    write_bytes(path, save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}))
+    write_bytes(path, save({name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}))
