@@ -1,0 +1,283 @@
+"""Comparing artifacts: nothing coerced, everything counted, each difference located."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+
+from fvcore.compare import EXACT, MAX_FINDINGS, Tolerance, compare
+
+NAN, INF = math.nan, math.inf
+
+
+def messages(expected: Mapping[str, Any], actual: Mapping[str, Any], **options: Any) -> list[str]:
+    return [f"{f.where}: {f.message}" for f in compare(expected, actual, **options).findings]
+
+
+# ---------------------------------------------------------------- names, type, dtype, shape, values
+
+
+def test_equal_artifacts_pass_and_are_counted() -> None:
+    artifact = {"a": torch.arange(6.0), "b": 3, "c": [1, [2, "x"]], "d": None, "e": 0.5, "f": True}
+    verdict = compare(artifact, artifact)
+    assert verdict.passed
+    assert (verdict.compared, verdict.mismatch_count, verdict.findings) == (6 + 5, 0, ())
+    assert verdict.measurements == {"max_abs_diff": 0.0}
+
+
+def test_a_missing_leaf_and_a_new_leaf_are_both_disagreements() -> None:
+    assert messages({"a": 1, "b": 2}, {"b": 2, "c": 3}) == ["a: missing in the candidate", "c: not in the golden"]
+
+
+def test_disagreements_come_in_the_order_of_the_golden_then_new_leaves() -> None:
+    verdict = compare({"z": 1, "a": torch.zeros(1), "m": "x"}, {"new": 1, "m": "y", "a": torch.ones(1), "z": 2})
+    assert [finding.where for finding in verdict.findings] == ["z", "a[axis0 0]", "m", "new"]
+    assert verdict.first_mismatch is verdict.findings[0]
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "names"),
+    [
+        (1, 1.0, ("int", "float")),
+        (1, True, ("int", "bool")),
+        ("1", 1, ("str", "int")),
+        (None, 0, ("NoneType", "int")),
+        ([1, 2], (1, 2), ("list", "tuple")),
+        (torch.tensor(1.0), 1.0, ("Tensor", "float")),
+        ([1.0], torch.tensor([1.0]), ("list", "Tensor")),
+    ],
+)
+def test_another_type_is_a_disagreement_even_where_python_sees_equality(
+    expected: Any, actual: Any, names: tuple[str, str]
+) -> None:
+    assert messages({"a": expected}, {"a": actual}) == [f"a: type differs: expected {names[0]}, actual {names[1]}"]
+
+
+def test_the_type_is_named_before_the_dtype_and_the_dtype_before_the_shape() -> None:
+    assert messages({"a": torch.zeros(2)}, {"a": torch.zeros(3, dtype=torch.float64)}) == [
+        "a: dtype differs: expected torch.float32, actual torch.float64"
+    ]
+    assert messages({"a": torch.zeros(2, 3)}, {"a": torch.ones(3, 2)}) == [
+        "a: shape differs: expected [2, 3], actual [3, 2]"
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+def test_a_dtype_is_never_coerced(dtype: torch.dtype) -> None:
+    verdict = compare({"a": torch.ones(2)}, {"a": torch.ones(2, dtype=dtype)}, Tolerance(atol=100.0))
+    assert not verdict.passed
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (4, 1), (2, 2), (), (1,)])
+def test_a_shape_is_never_broadcast(shape: tuple[int, ...]) -> None:
+    verdict = compare({"a": torch.ones(4)}, {"a": torch.ones(shape)}, Tolerance(atol=100.0))
+    assert (verdict.mismatch_count, verdict.findings[0].expected) == (1, [4])
+
+
+def test_empty_tensors_of_one_shape_are_equal() -> None:
+    assert compare({"a": torch.zeros(0, 3)}, {"a": torch.zeros(0, 3)}, Tolerance(of_max=0.1, of_norm=0.1)).passed
+    assert not compare({"a": torch.zeros(0, 3)}, {"a": torch.zeros(0, 2)}).passed
+
+
+# ---------------------------------------------------------------- NaN and infinity
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "equal"),
+    [
+        (NAN, NAN, True),
+        (NAN, 1.0, False),
+        (1.0, NAN, False),
+        (NAN, INF, False),
+        (INF, INF, True),
+        (-INF, -INF, True),
+        (INF, -INF, False),
+        (INF, 1.0, False),
+        (1.0, INF, False),
+        (0.0, -0.0, True),
+    ],
+)
+@pytest.mark.parametrize(
+    "tolerance",
+    [EXACT, Tolerance(atol=1.0, rtol=0.1), Tolerance(of_max=0.1), Tolerance(of_norm=0.1)],
+    ids=["exact", "absolute", "of_max", "of_norm"],
+)
+def test_nan_equals_nan_alone_and_infinity_itself_alone(
+    expected: float, actual: float, equal: bool, tolerance: Tolerance
+) -> None:
+    assert compare({"a": expected}, {"a": actual}, tolerance).passed is equal
+    tensors = [{"a": torch.tensor([0.5, value])} for value in (expected, actual)]
+    verdict = compare(*tensors, tolerance)
+    assert (verdict.passed, verdict.mismatch_count) == (equal, 0 if equal else 1)
+
+
+@pytest.mark.parametrize("odd", [NAN, INF, -INF])
+@pytest.mark.parametrize("tolerance", [Tolerance(of_max=0.1), Tolerance(of_norm=0.1), Tolerance(atol=0.1, rtol=0.1)])
+def test_one_odd_value_does_not_excuse_its_neighbours(odd: float, tolerance: Tolerance) -> None:
+    expected, actual = torch.tensor([odd, 1.0, 2.0]), torch.tensor([odd, 1.0, 3.0])
+    verdict = compare({"a": expected}, {"a": actual}, tolerance)
+    assert [finding.coordinate for finding in verdict.findings] == [{"axis0": 2}]
+
+
+def test_one_odd_value_does_not_condemn_its_neighbours() -> None:
+    for tolerance in (Tolerance(of_max=0.1), Tolerance(of_norm=0.1)):
+        for odd in (NAN, INF):
+            expected, actual = torch.tensor([odd, 1.0, 2.0]), torch.tensor([odd, 1.0, 2.1])
+            assert compare({"a": expected}, {"a": actual}, tolerance).passed
+
+
+def test_the_largest_difference_is_nan_when_any_is() -> None:
+    verdict = compare({"a": torch.tensor([1.0, 2.0]), "b": 1.0}, {"a": torch.tensor([NAN, 2.5]), "b": 1.5})
+    assert math.isnan(verdict.measurements["max_abs_diff"])
+    assert verdict.mismatch_count == 3
+
+
+def test_the_largest_difference_is_over_all_leaves_and_passes_or_not() -> None:
+    expected, actual = {"a": torch.tensor([1.0, 2.0]), "b": 1.0}, {"a": torch.tensor([1.25, 2.0]), "b": 0.5}
+    for tolerance in (EXACT, Tolerance(atol=1.0)):
+        assert compare(expected, actual, tolerance).measurements == {"max_abs_diff": 0.5}
+
+
+def test_findings_can_be_written_as_json() -> None:
+    expected = {"a": torch.tensor([1.0, NAN, INF, 2.0]), "b": torch.zeros(2), "c": NAN, "d": [1]}
+    actual = {"a": torch.tensor([NAN, 1.0, -INF, INF]), "b": 3, "c": 1.0, "d": torch.zeros(1)}
+    verdict = compare(expected, actual)
+    assert verdict.mismatch_count == 7
+    text = json.dumps([asdict(finding) for finding in verdict.findings], allow_nan=False)
+    assert '"tensor float32 [2]"' in text
+    assert '"nan"' in text
+
+
+# ---------------------------------------------------------------- tolerances
+
+
+def passes(expected: Any, actual: Any, **tolerance: float) -> bool:
+    one, other = (torch.tensor(side, dtype=torch.float64) for side in (expected, actual))
+    return compare({"a": one}, {"a": other}, Tolerance(**tolerance)).passed
+
+
+def test_an_absolute_bound_is_inclusive() -> None:
+    assert passes([1.0], [1.5], atol=0.5)
+    assert not passes([1.0], [1.5000001], atol=0.5)
+
+
+def test_a_relative_bound_is_relative_to_the_expected_value_and_adds() -> None:
+    assert passes([100.0], [110.0], rtol=0.1)
+    assert not passes([100.0], [111.0], rtol=0.1)
+    assert passes([100.0], [111.0], rtol=0.1, atol=1.0)
+    assert not passes([90.0], [100.0], rtol=0.1)
+    assert not passes([0.0], [1e-30], rtol=0.1)
+
+
+def test_a_bound_of_the_maximum_is_the_same_for_the_whole_leaf() -> None:
+    assert passes([[0.0, -10.0], [0.0, 0.0]], [[0.9, -10.0], [0.0, 0.9]], of_max=0.1)
+    assert not passes([[0.0, -10.0], [0.0, 0.0]], [[1.1, -10.0], [0.0, 0.0]], of_max=0.1)
+
+
+def test_a_bound_of_the_norm_is_that_of_the_last_axis() -> None:
+    expected = [[3.0, 4.0], [0.3, 0.4]]
+    assert passes(expected, [[3.4, 4.0], [0.3, 0.44]], of_norm=0.1)
+    assert not passes(expected, [[3.6, 4.0], [0.3, 0.4]], of_norm=0.1)
+    assert not passes(expected, [[3.0, 4.0], [0.3, 0.46]], of_norm=0.1)
+
+
+def test_the_larger_of_two_bounds_counts() -> None:
+    assert passes([1.0], [1.4], atol=0.5, of_max=0.1)
+    assert passes([10.0], [10.9], atol=0.5, of_max=0.1)
+    assert passes([10.0], [10.9], atol=0.5, of_norm=0.1)
+
+
+def test_each_leaf_has_its_own_tolerance_and_the_message_says_the_rule() -> None:
+    tolerances = {"a": Tolerance(atol=0.5, rule="measured"), "b": EXACT}
+    found = messages({"a": 1.0, "b": 1.0}, {"a": 1.25, "b": 1.25}, tolerance=tolerances.__getitem__)
+    assert found == ["b: differs by 0.25 (allowed: exact; exact)"]
+    found = messages({"a": 1.0}, {"a": 2.0}, tolerance=tolerances["a"])
+    assert found == ["a: differs by 1 (allowed: atol 0.5; measured)"]
+
+
+def test_a_tolerance_does_not_apply_to_whole_numbers_text_or_lists() -> None:
+    assert (
+        len(messages({"a": 1, "b": "1", "c": [1.0]}, {"a": 2, "b": "2", "c": [2.0]}, tolerance=Tolerance(atol=9))) == 3
+    )
+
+
+def test_half_precision_is_compared_without_rounding_of_its_own() -> None:
+    one = torch.tensor([1.0], dtype=torch.bfloat16)
+    other = one + torch.finfo(torch.bfloat16).eps
+    verdict = compare({"a": one}, {"a": other})
+    assert verdict.measurements["max_abs_diff"] == 2**-7
+
+
+# ---------------------------------------------------------------- counting and locating
+
+
+def test_everything_is_counted_and_the_first_hundred_are_kept() -> None:
+    verdict = compare({"a": torch.zeros(30, 10), "b": 1}, {"a": torch.ones(30, 10), "b": 2})
+    assert (verdict.compared, verdict.mismatch_count, len(verdict.findings)) == (301, 301, MAX_FINDINGS)
+    assert verdict.findings[0].coordinate == {"axis0": 0, "axis1": 0}
+    assert verdict.findings[99].coordinate == {"axis0": 9, "axis1": 9}
+
+
+def test_the_first_hundred_are_over_all_leaves() -> None:
+    verdict = compare({f"{i:03}": i for i in range(250)}, {f"{i:03}": -1 for i in range(250)})
+    assert (verdict.mismatch_count, len(verdict.findings)) == (250, 100)
+    assert verdict.findings[-1].where == "099"
+
+
+def test_a_coordinate_has_the_names_of_its_axes() -> None:
+    expected = torch.zeros(2, 3)
+    actual = expected.clone()
+    actual[1, 2] = 0.5
+    (finding,) = compare({"cie": expected}, {"cie": actual}, axes=lambda leaf: ("layer", "head")).findings
+    assert finding.where == "cie[layer 1, head 2]"
+    assert finding.coordinate == {"layer": 1, "head": 2}
+    assert (finding.expected, finding.actual, finding.abs_diff, finding.rel_diff) == (0.0, 0.5, 0.5, None)
+
+
+def test_a_leaf_of_a_trial_is_located_at_the_trial() -> None:
+    leaf = "7:3/corrupted/logits"
+    (finding,) = compare({leaf: torch.zeros(2)}, {leaf: torch.tensor([0.0, 2.0])}).findings
+    assert finding.coordinate == {"axis0": 1, "trial_id": 7, "trial_idx": 3}
+    (missing,) = compare({leaf: 1}, {}).findings
+    assert missing.coordinate == {"trial_id": 7, "trial_idx": 3}
+
+
+def test_a_relative_difference_is_relative_to_the_expected_value() -> None:
+    (finding,) = compare({"a": -4.0}, {"a": -3.0}).findings
+    assert (finding.abs_diff, finding.rel_diff) == (1.0, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "position", "pair"),
+    [
+        ([1, 2, 3], [1, 5, 6], 1, (2, 5)),
+        ([1, 2, 3], [1, 2], 2, (3, None)),
+        ([1, 2], [1, 2, 3], 2, (None, 3)),
+        ([1, 2], [4, 2, 3], 0, (1, 4)),
+        ([], [1], 0, (None, 1)),
+        ([[0, "Q"], [1, "A"]], [[0, "Q"], [1, "B"]], 1, ([1, "A"], [1, "B"])),
+    ],
+)
+def test_lists_differ_at_their_first_differing_position(
+    expected: list[Any], actual: list[Any], position: int, pair: tuple[Any, Any]
+) -> None:
+    verdict = compare({"1:1/ids": expected}, {"1:1/ids": actual})
+    (finding,) = verdict.findings
+    assert finding.where == f"1:1/ids[{position}]"
+    assert finding.coordinate == {"position": position, "trial_id": 1, "trial_idx": 1}
+    assert (finding.expected, finding.actual) == pair
+    assert f"differs first at position {position}" in finding.message
+    if len(expected) != len(actual):
+        assert f"length {len(expected)} expected, {len(actual)} actual" in finding.message
+
+
+def test_a_list_says_how_many_of_its_elements_differ() -> None:
+    assert messages({"a": [1, 2, 3, 4]}, {"a": [1, 5, 3, 6]}) == [
+        "a[1]: differs first at position 1; 2 difference(s) in all"
+    ]

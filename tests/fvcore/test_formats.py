@@ -1,0 +1,186 @@
+"""Reading and writing: whole files or none, and every error names its file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fvcore import formats
+from fvcore.formats import FormatError
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# ---------------------------------------------------------------- atomic writes
+
+
+def test_a_write_makes_its_folders_and_replaces_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file.bin"
+    formats.write_bytes(path, b"old, and longer")
+    formats.write_bytes(path, b"new")
+    assert everything_in(path.parent) == {"file.bin": b"new"}
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, error: BaseException
+) -> None:
+    path = tmp_path / "file.json"
+    formats.write_text(path, "old")
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(*((os, "fsync") if failing == "fsync" else (Path, failing)), fail)
+    with pytest.raises(type(error)):
+        formats.write_text(path, "new")
+    assert everything_in(tmp_path) == {"file.json": b"old"}
+
+
+def test_a_reader_never_sees_a_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "file.bin", []
+    formats.write_bytes(path, b"old")
+    fsync = os.fsync
+
+    def look(descriptor: int) -> None:
+        seen.append(path.read_bytes())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    formats.write_bytes(path, b"new" * 10_000)
+    assert seen == [b"old"]
+    assert path.read_bytes() == b"new" * 10_000
+
+
+def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
+    formats.write_bytes(tmp_path / "file", b"x")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+# ---------------------------------------------------------------- JSON, YAML, CSV
+
+
+def test_json_is_indented_ascii_without_a_final_newline(tmp_path: Path) -> None:
+    formats.write_json(tmp_path / "a.json", {"b": ["\u00e9", 1.5], "a": None})
+    expected = b'{\n  "b": [\n    "\\u00e9",\n    1.5\n  ],\n  "a": null\n}'
+    assert (tmp_path / "a.json").read_bytes() == expected
+    assert formats.read_json(tmp_path / "a.json") == {"b": ["\u00e9", 1.5], "a": None}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, [1, -math.inf], {"a": {"b": math.nan}}])
+def test_json_has_no_nan_and_the_old_file_stays(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "a.json"
+    formats.write_json(path, 1)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        formats.write_json(path, value)
+    assert everything_in(tmp_path) == {"a.json": b"1"}
+
+
+def test_csv_has_the_default_dialect_full_precision_and_empty_for_none() -> None:
+    rows = [{"a": 0.1 + 0.2, "b": True, "c": None}, {"a": 1e-05, "b": 'x,"y"', "c": 3}]
+    assert formats.csv_text(["c", "a", "b"], rows) == ('c,a,b\r\n,0.30000000000000004,True\r\n3,1e-05,"x,""y"""\r\n')
+
+
+def test_csv_is_written_without_another_line_ending(tmp_path: Path) -> None:
+    formats.write_csv(tmp_path / "a.csv", ["a"], [{"a": 1}])
+    assert (tmp_path / "a.csv").read_bytes() == b"a\r\n1\r\n"
+
+
+def test_csv_refuses_a_column_that_was_not_announced() -> None:
+    with pytest.raises(ValueError, match="'b'"):
+        formats.csv_text(["a"], [{"a": 1, "b": 2}])
+
+
+# ---------------------------------------------------------------- errors
+
+READERS: list[Callable[[Path], Any]] = [
+    formats.read_bytes,
+    formats.read_text,
+    formats.read_json,
+    formats.read_yaml,
+    formats.read_safetensors,
+    formats.sha256_file,
+]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_names_the_missing_file(tmp_path: Path, reader: Callable[[Path], Any]) -> None:
+    with pytest.raises(FormatError, match=r"^/.*nowhere\.x: no such file$"):
+        reader(tmp_path / "nowhere.x")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_names_what_is_no_file(tmp_path: Path, reader: Callable[[Path], Any]) -> None:
+    with pytest.raises(FormatError, match=r": cannot be read \(.*directory\)$"):
+        reader(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("reader", "data", "message"),
+    [
+        (formats.read_text, b"ab\xff", r"not UTF-8 text \(byte 2\)"),
+        (formats.read_json, b'{"a": 1,\n}', r"not valid JSON \(line 2, column 1"),
+        (formats.read_json, b"", "not valid JSON"),
+        (formats.read_yaml, b"a: [1", "not valid YAML"),
+        (formats.read_yaml, b"!!python/object/apply:os.getcwd []", "not valid YAML"),
+        (formats.read_safetensors, b"", "not a whole safetensors file"),
+        (formats.read_safetensors, b"\x80\x04not a pickle either", "not a whole safetensors file"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_fault(
+    tmp_path: Path, reader: Callable[[Path], Any], data: bytes, message: str
+) -> None:
+    path = tmp_path / "broken.x"
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=message) as error:
+        reader(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_truncated_tensors_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    formats.write_safetensors(path, {"a": torch.ones(100)})
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(FormatError, match=r"a\.safetensors: not a whole safetensors file"):
+        formats.read_safetensors(path)
+
+
+# ---------------------------------------------------------------- tensors and digests
+
+
+def test_tensor_bytes_depend_on_names_and_values_alone(tmp_path: Path) -> None:
+    a, b = torch.arange(6.0).reshape(2, 3), torch.ones(2, dtype=torch.float16)
+    formats.write_safetensors(tmp_path / "one", {"a": a, "b": b})
+    formats.write_safetensors(tmp_path / "two", {"b": b.clone(), "a": a.T.contiguous().T.requires_grad_()})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    back = formats.read_safetensors(tmp_path / "two")
+    assert torch.equal(back["a"], a)
+    assert torch.equal(back["b"], b)
+
+
+def test_two_names_of_one_tensor_are_two_tensors(tmp_path: Path) -> None:
+    shared = torch.arange(4.0)
+    formats.write_safetensors(tmp_path / "a", {"x": shared, "y": shared, "z": shared[1:3]})
+    back = formats.read_safetensors(tmp_path / "a")
+    assert (back["x"].tolist(), back["y"].tolist(), back["z"].tolist()) == ([0, 1, 2, 3], [0, 1, 2, 3], [1, 2])
+
+
+def test_a_digest_is_the_sha256_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert formats.sha256_file(tmp_path / "a") == formats.sha256(b"abc") == known
+
+
+def test_json_text_is_what_json_itself_reads() -> None:
+    value = {"a": [1, 2.5, "x", None, True]}
+    assert json.loads(formats.json_text(value)) == value
