@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from fvcore.formats import FormatError
+from fvcore.model_spec import ModelError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Function vectors: data and experiments.")
 trials_app = typer.Typer(no_args_is_help=True, help="Fixed trials: make a file, verify a file.")
@@ -105,8 +106,6 @@ def trials_verify(
 
 def main() -> None:
     """The console script: an expected error is one line and exit status 2, not a traceback."""
-    from fvcore.models import ModelError
-
     try:
         app()
     except (FormatError, ModelError) as error:

@@ -9,6 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+class ModelError(Exception):
+    """A model or tokenizer cannot be loaded, or has no part where its spec says."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Dotted paths, as `torch.nn.Module.get_submodule` reads them."""

@@ -15,13 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fvcore import embedded
+from fvcore.model_spec import ModelError as ModelError
 from fvcore.model_spec import ModelSpec, spec_for
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class ModelError(Exception):
-    """A model or tokenizer cannot be loaded, or has no part where its spec says."""
 
 
 @dataclass(frozen=True)
