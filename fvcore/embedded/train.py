@@ -1,0 +1,236 @@
+"""The recipe of the shipped models.
+
+    python -m fvcore.embedded.train tiny-llama --out DIR [--seed 0]
+
+writes a `from_pretrained` directory with a model card. The same seed, machine and library versions give the same
+bytes. One thread: on small matrices more threads are slower, and they change the order of sums.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from fvcore.embedded import EMBEDDED, tokenizer
+from fvcore.embedded.batches import Pairs, icl_batch, sample_pairs, shuffled_answers
+from fvcore.embedded.card import card
+from fvcore.embedded.gate import SEEDS, measure
+from fvcore.embedded.objectives import (
+    guess_loss,
+    heads_with_gradient,
+    injection_loss,
+    next_token_losses,
+    probe_loss,
+    relation_vectors,
+)
+from fvcore.embedded.recipe import RECIPES, Phase, Recipe
+from fvcore.embedded.words import Relation, group_of, relations
+from fvcore.formats import write_text
+from fvcore.models import LanguageModel, deterministic, load
+
+
+def untrained(recipe: Recipe, vocabulary: Tokenizer) -> Any:
+    """The recipe's architecture with random weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    eos = vocabulary.token_to_id(tokenizer.SPECIALS[recipe.name].eos)
+    bos = vocabulary.token_to_id(tokenizer.SPECIALS[recipe.name].bos)
+    if recipe.name == "tiny-llama":
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=vocabulary.get_vocab_size(),
+                hidden_size=recipe.d_model,
+                intermediate_size=recipe.d_mlp,
+                num_hidden_layers=recipe.n_layers,
+                num_attention_heads=recipe.n_heads,
+                num_key_value_heads=recipe.n_kv_heads,
+                max_position_embeddings=recipe.n_positions,
+                rms_norm_eps=1e-5,
+                tie_word_embeddings=True,
+                initializer_range=recipe.initializer_range,
+                bos_token_id=bos,
+                eos_token_id=eos,
+            )
+        )
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocabulary.get_vocab_size(),
+            n_embd=recipe.d_model,
+            n_inner=recipe.d_mlp,
+            n_layer=recipe.n_layers,
+            n_head=recipe.n_heads,
+            n_positions=recipe.n_positions,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            initializer_range=recipe.initializer_range,
+            bos_token_id=bos,
+            eos_token_id=eos,
+        )
+    )
+
+
+def rate(recipe: Recipe, step: int) -> float:
+    """Learning rate at `step` (from 1): linear warm-up, then a cosine down to a fraction."""
+    if step < recipe.warm_up:
+        return recipe.learning_rate * step / recipe.warm_up
+    progress = (step - recipe.warm_up) / max(1, recipe.n_steps - recipe.warm_up)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return recipe.learning_rate * (recipe.final_rate + (1 - recipe.final_rate) * cosine)
+
+
+def probe_weight(recipe: Recipe, step: int) -> float:
+    """Full, then falling to zero over `probe_fade`."""
+    begin, end = recipe.probe_fade
+    left = (end - step / recipe.n_steps) / (end - begin)
+    return recipe.probe_weight * min(1.0, max(0.0, left))
+
+
+def relation_weight(recipe: Recipe, name: str) -> float:
+    """How often a relation is drawn, relative to most."""
+    return next((weight for part, weight in recipe.weights if part in name), 1.0)
+
+
+class Training:
+    """A model on its way: weights, optimizer and the one source of random choices."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        deterministic(recipe.seed)
+        self.recipe = recipe
+        self.rng = Random(recipe.seed)
+        self.tables = relations()
+        self.relations = list(self.tables.values())
+        self.weights = [relation_weight(recipe, name) for name in self.tables]
+        self.vocabulary = tokenizer.build(recipe.name)
+        self.lm = LanguageModel.wrap(untrained(recipe, self.vocabulary))
+        self.lm.hf.requires_grad_(True)
+        self.probe = nn.Linear(recipe.d_model, len(self.relations))
+        parameters = list(self.lm.hf.parameters())
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+                {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+                {"params": self.probe.parameters(), "weight_decay": 0.0},
+            ],
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+        )
+
+    def draw(self, n_texts: int, n_pairs: int) -> tuple[list[int], list[Pairs]]:
+        """Texts of one relation each: relations by index, and pairs."""
+        drawn = self.rng.choices(range(len(self.relations)), self.weights, k=n_texts)
+        return drawn, [sample_pairs(self.relations[index], n_pairs, self.rng) for index in drawn]
+
+    def losses(self, phase: Phase, step: int) -> dict[str, Tensor]:
+        """The weighted terms of the loss at `step`."""
+        recipe, lm, rng = self.recipe, self.lm, self.rng
+        drawn, contents = self.draw(phase.n_texts, phase.n_pairs)
+        batch = icl_batch(self.vocabulary, contents, recipe.beginnings, rng)
+        with heads_with_gradient(lm, recipe.vector_layer) as heads:
+            output = lm.hf(input_ids=batch.input_ids, use_cache=False, output_hidden_states=True)
+        answers, layout = next_token_losses(output.logits, batch)
+        terms = {"answers": answers, "layout": recipe.layout_weight * layout}
+        if weight := probe_weight(recipe, step):
+            terms["probe"] = weight * probe_loss(self.probe, output.hidden_states[1], batch, drawn)
+        if step > recipe.injection_start:
+            vectors = relation_vectors(lm, recipe.vector_layer, heads[0], batch, drawn, recipe.n_skipped_answers)
+            terms["injection"] = recipe.injection_weight * injection_loss(
+                lm,
+                self.vocabulary,
+                vectors,
+                self.relations,
+                layer=rng.randint(0, recipe.last_injection_layer),
+                n_questions=recipe.n_injected_questions,
+                begin=rng.choice(recipe.beginnings),
+                rng=rng,
+            )
+        if phase.n_shuffled:
+            terms["guess"] = recipe.guess_weight * self.guess_loss(phase)
+        return terms
+
+    def guess_loss(self, phase: Phase) -> Tensor:
+        """The loss on texts with shuffled answers."""
+        drawn, contents = self.draw(phase.n_shuffled, phase.n_pairs)
+        shuffled = [shuffled_answers(pairs, self.rng) for pairs in contents]
+        guesses = [
+            [self.guess(question, self.relations[index]) for question, _ in pairs[self.recipe.n_skipped_answers :]]
+            for index, pairs in zip(drawn, shuffled, strict=True)
+        ]
+        batch = icl_batch(self.vocabulary, shuffled, self.recipe.beginnings, self.rng)
+        return guess_loss(self.vocabulary, self.lm.logits(batch.input_ids), batch, guesses)
+
+    def guess(self, question: str, relation: Relation) -> str:
+        """The answer to `question` by a random relation of the same group."""
+        group = group_of(relation)
+        allowed = [
+            table
+            for name, table in self.tables.items()
+            if group_of(table) == group and name != self.recipe.never_guessed
+        ]
+        return self.rng.choice(allowed)[question]
+
+    def step(self, phase: Phase, step: int) -> dict[str, float]:
+        """One update; returns the terms of the loss before it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(self.recipe, step)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            terms = self.losses(phase, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.lm.hf.parameters(), self.recipe.max_gradient_norm)
+        self.optimizer.step()
+        return {name: float(term.detach()) for name, term in terms.items()}
+
+
+def train(recipe: Recipe, report: Callable[[int, dict[str, float]], None] | None = None) -> Any:
+    """The trained model, as a Hugging Face causal LM."""
+    training = Training(recipe)
+    step = 0
+    for phase in recipe.phases:
+        for _ in range(phase.steps):
+            step += 1
+            terms = training.step(phase, step)
+            if report:
+                report(step, terms)
+    return training.lm.hf
+
+
+def save(hf: Any, recipe: Recipe, directory: Path) -> None:
+    """Write weights, configuration and tokenizer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    hf.save_pretrained(directory)
+    tokenizer.save(recipe.name, directory, recipe.n_positions)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train a model that ships with the project.")
+    parser.add_argument("name", choices=EMBEDDED)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    started = time.monotonic()
+
+    def report(step: int, terms: dict[str, float]) -> None:
+        if step % 50 == 0:
+            figures = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            print(f"step {step}  {time.monotonic() - started:.0f} s  {figures}", flush=True)
+
+    recipe = RECIPES[options.name](options.seed)
+    hf = train(recipe, report)
+    save(hf, recipe, options.out)
+    lm = load(str(options.out))
+    write_text(options.out / "README.md", card(hf, recipe, options.out, [measure(lm, seed) for seed in SEEDS]))
+
+
+if __name__ == "__main__":
+    main()
