@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import pytest
 
-from fvcore.models import LanguageModel
+if TYPE_CHECKING:
+    from fvcore.models import LanguageModel
 
 pytest_plugins = ["pytester"]
 

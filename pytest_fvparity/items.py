@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SUITE = "parity"
 OPTIONS_KEY = pytest.StashKey[ParityOptions]()
+ROOT_KEY = pytest.StashKey[pytest.Directory]()
 
 # The attribute of a test report that carries a stage's result as JSON text: xdist serialises it with the report.
 REPORT_ATTRIBUTE = "fvparity_stage"
@@ -128,6 +129,17 @@ class StageItem(pytest.Function):
     """One check key of one trials file."""
 
     result: StageResult | None = None
+
+    def iter_parents(self) -> Iterator[pytest.Item | pytest.Collector]:
+        """The project's root folder is a parent of every stage, also of trials that lie elsewhere.
+
+        pytest 9.1 looks for a conftest's fixtures among an item's parents; the root conftest.py must reach stages
+        whose trials come from the installed package.
+        """
+        yield from super().iter_parents()  # type: ignore[misc]
+        root = self.config.stash.get(ROOT_KEY, None)
+        if root is not None and not self.path.is_relative_to(root.path):
+            yield root
 
     @property
     def suite(self) -> SuiteCollector:

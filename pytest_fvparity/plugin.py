@@ -12,7 +12,7 @@ import pytest
 from pytest_fvparity import hookspecs, options
 from pytest_fvparity.fixtures import fv_candidate, fv_check_key, fv_golden, fv_model, fv_profile, fv_trials
 from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.items import OPTIONS_KEY, REPORT_ATTRIBUTE, StageFailed, StageItem, TrialsFile
+from pytest_fvparity.items import OPTIONS_KEY, REPORT_ATTRIBUTE, ROOT_KEY, StageFailed, StageItem, TrialsFile
 from pytest_fvparity.options import ParityOptions
 from pytest_fvparity.session import ParityReporter
 
@@ -143,6 +143,12 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> TrialsFile
     if file_path.suffix == ".json" and file_path.resolve() in files:
         return TrialsFile.at(parent, file_path)
     return None
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Before a collector collects: the root folder's node is remembered for stages whose trials lie outside it."""
+    if isinstance(collector, pytest.Directory) and collector.path == collector.config.rootpath:
+        collector.config.stash[ROOT_KEY] = collector
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
