@@ -167,7 +167,7 @@ def test_two_recordings_that_differ_are_refused_and_nothing_changes(world: World
 @pytest.mark.parametrize("n_good", [0, 1])
 def test_a_recording_that_fails_leaves_no_trace(n_good: int, world: World, path: Path, tmp_path: Path) -> None:
     before = digests(tmp_path)
-    failing = [*[world.recording] * n_good, RuntimeError("the reference is gone")]
+    failing: list[Recording | Exception] = [*[world.recording] * n_good, RuntimeError("the reference is gone")]
 
     for target in (path, tmp_path / "golden" / "new" / "and" / "deep"):
         with pytest.raises(RuntimeError, match="the reference is gone"):

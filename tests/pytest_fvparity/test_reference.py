@@ -379,7 +379,7 @@ def test_other_weights_than_those_of_this_process_are_refused(
 def test_the_dtype_of_this_process_is_the_reference_s_too(
     fixed: FixedTrials, llama: LanguageModel, tmp_path: Path
 ) -> None:
-    half = models.load(llama.name, dtype="bf16")
+    half = models.load(str(llama.source), dtype="bf16")
 
     recording = reference.run(plant(tmp_path), half, fixed, SRC)
 
