@@ -183,6 +183,12 @@ def test_the_order_of_the_parts_is_the_order_of_the_text() -> None:
     assert [len(group) for group in groups] == [1, 1, 6, 6, 4]
 
 
+def test_of_an_output_separator_with_two_tokens_the_first_ends_the_example() -> None:
+    slots, found = mapped(RegexTokenizer(T1.removeprefix(r"\n\n|")), pairs(("hot", "cold"), ("wet", "dry")))
+    assert slots[7:10] == ["end_of_example_token", "separator_token", "structural_token"]
+    assert found.labels == (*slots[:-3], *slots[-4:])  # the query alone has two tokens
+
+
 # ---------------------------------------------------------------- edge cases
 
 

@@ -229,9 +229,9 @@ def test_every_token_of_a_class_gets_the_mean_of_its_own_slot(llama: Bench) -> N
     effect = causal_indirect_effect(llama.lm, llama.ids, llama.target, slots, means, all_token_classes=True)
     tokens = tokens_of_class(slots, "label")
     assert len(tokens) > 2  # two labels of several tokens each
-    by_token = {token: means[1, 2, slots.full_idx_map[token]] for token in tokens}
-    patched = probability_with_head_replaced(llama.lm, llama.ids, llama.target, 1, 2, by_token)
-    assert effect[1, 2, 1] == patched - target_probability(llama.lm, llama.ids, llama.target)
+    by_token = {token: means[0, 2, slots.full_idx_map[token]] for token in tokens}
+    patched = probability_with_head_replaced(llama.lm, llama.ids, llama.target, 0, 2, by_token)
+    assert effect[0, 2, 1] == patched - target_probability(llama.lm, llama.ids, llama.target) != 0
 
 
 def test_token_classes_stand_in_the_order_of_the_reference_and_take_whole_labels() -> None:
