@@ -44,11 +44,11 @@ MODEL_SPECS = {
 
 
 def spec_for(model_type: str) -> ModelSpec:
-    """The spec of a `config.model_type`; raises LookupError naming the families there are."""
+    """The spec of a `config.model_type`; raises ModelError naming the families there are."""
     try:
         return MODEL_SPECS[model_type]
     except KeyError:
         known = ", ".join(sorted(MODEL_SPECS))
-        raise LookupError(
+        raise ModelError(
             f"no ModelSpec for model_type {model_type!r}; known: {known}. Add one line to fvcore/model_spec.py."
         ) from None

@@ -19,6 +19,7 @@ from fvcore.artifacts import Artifact, Leaf, tensor_leaf, trial_of
 from fvcore.effects import TOKEN_CLASSES, average_indirect_effect, causal_indirect_effect
 from fvcore.heads import top_heads
 from fvcore.injection import inject, inject_generate, inject_nll
+from fvcore.model_spec import ModelError
 from fvcore.models import LanguageModel
 from fvcore.profile import REFERENCE_PROFILES, TARGET_RULES, Conditions, Identity, Profile
 from fvcore.prompts import REGIMES, UPSTREAM_BOS_TEXT, Prompt, PromptTemplate, require_bos_agreement, trial_prompt
@@ -45,19 +46,19 @@ class Settings:
         lm.require_layer(self.edit_layer)
         n_heads = lm.n_layers * lm.n_heads
         if not 1 <= self.n_top_heads <= n_heads:
-            raise ValueError(
+            raise ModelError(
                 f"{self.n_top_heads} top heads asked for, {lm.name} has {n_heads}; ask for 1 to {n_heads} (--fv-top-heads)"
             )
         if not -1 <= self.token_class_idx < len(TOKEN_CLASSES):
-            raise ValueError(
+            raise ModelError(
                 f"token class {self.token_class_idx} is not in [-1, {len(TOKEN_CLASSES) - 1}] (--fv-token-class)"
             )
         if self.reference_profile not in REFERENCE_PROFILES:
-            raise ValueError(
+            raise ModelError(
                 f"unknown reference profile {self.reference_profile!r}; expected one of {', '.join(REFERENCE_PROFILES)}"
             )
         if self.engine not in ENGINES:
-            raise ValueError(f"unknown engine {self.engine!r}; expected one of {', '.join(ENGINES)}")
+            raise ModelError(f"unknown engine {self.engine!r}; expected one of {', '.join(ENGINES)}")
 
 
 @dataclass(frozen=True)

@@ -193,8 +193,13 @@ def fv_profile(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trial
 # ---------------------------------------------------------------- what the stages build from them
 
 
-def parity_run(request: pytest.FixtureRequest, context: dict[str, Any]) -> ParityRun:
-    """The subject of a parity suite; fills `context` with what the report says about the run."""
+@pytest.fixture
+def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
+    """What the stages of one trials file judge: both sides and the tolerances. For stages only.
+
+    The suite's `context` is filled on the way with what the report says about the run.
+    """
+    context: dict[str, Any] = request.node.suite.context
     from fvcore.prompts import require_bos_agreement
     from pytest_fvparity.checks import ParityRun
     from pytest_fvparity.golden import require_comparable

@@ -102,13 +102,13 @@ class SuiteCollector(pytest.Collector):
         if self._run is None:
             from fvcore.formats import FormatError
             from fvcore.models import ModelError
-            from pytest_fvparity.fixtures import parity_run
 
             try:
-                self._run = parity_run(request, self.context)
-            except (FormatError, ModelError, ValueError, LookupError) as error:
+                self._run = request.getfixturevalue("fv_parity_run")
+            except (FormatError, ModelError) as error:
                 # Bad input says what is wrong in one sentence; a traceback would bury it.
                 raise StageError(str(error)) from error
+            assert self._run is not None
         return self._run
 
 

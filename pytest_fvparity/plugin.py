@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_fvparity import hookspecs, options
-from pytest_fvparity.fixtures import fv_candidate, fv_check_key, fv_golden, fv_model, fv_profile, fv_trials
+from pytest_fvparity.fixtures import (
+    fv_candidate,
+    fv_check_key,
+    fv_golden,
+    fv_model,
+    fv_parity_run,
+    fv_profile,
+    fv_trials,
+)
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.items import OPTIONS_KEY, REPORT_ATTRIBUTE, ROOT_KEY, StageFailed, StageItem, TrialsFile
 from pytest_fvparity.options import ParityOptions
@@ -22,7 +30,7 @@ if TYPE_CHECKING:
     from fvcore.trials import FixedTrials
     from pytest_fvparity.implementation import Implementation
 
-__all__ = ["fv_candidate", "fv_check_key", "fv_golden", "fv_model", "fv_profile", "fv_trials"]
+__all__ = ["fv_candidate", "fv_check_key", "fv_golden", "fv_model", "fv_parity_run", "fv_profile", "fv_trials"]
 
 _TRIALS_KEY = pytest.StashKey[tuple[Path, ...]]()
 _DIST_KEY = pytest.StashKey[bool]()

@@ -41,5 +41,5 @@ def record_goldens(config: pytest.Config, options: ParityOptions, files: Sequenc
                 terminal.write_line(f"fvparity: recorded {done.path} twice, byte for byte the same")
                 for key, change in done.changes.items():
                     terminal.write_line(f"  {key:<18}{change}")
-    except (StageError, FormatError, ModelError, ValueError, LookupError) as error:
+    except (StageError, FormatError, ModelError) as error:
         raise pytest.UsageError(f"--fv-regen-golden: {error}") from error

@@ -82,7 +82,7 @@ def card(hf: Any, recipe: Recipe, directory: Path, results: Sequence[GateResult]
         n_antonyms=len(tables["antonym"]),
         injection_start=recipe.injection_start,
         vector_layer=recipe.vector_layer,
-        n_settling=sum(phase.steps for phase in recipe.phases if phase.n_shuffled),
+        n_settling=recipe.settling.steps,
         torch=version("torch"),
         transformers=version("transformers"),
         tokenizers=version("tokenizers"),

@@ -35,21 +35,25 @@ class Recipe:
     n_positions: int
     # Larger than the usual .02: at this width it shortens the first plateau.
     initializer_range: float = 0.05
+    # GPT-2: positions start as sinusoids of about the tokens' size and are learned from there. From random ones it
+    # took 400 steps to learn to look back by a few tokens.
+    position_scale: float = 0.1
 
     # Short texts first: they teach the pairing at half the cost. The long ones bring ten-shot prompts and, for
-    # GPT-2, the learned positions of those. What to guess when the pairs make no sense comes last and briefly: with
-    # 5 % of shuffled answers from the start no single head mattered, the largest AIE was 56 times smaller.
+    # GPT-2, the learned positions of those.
     phases: tuple[Phase, ...] = (
         Phase(steps=500, n_texts=64, n_pairs=5),
         Phase(steps=200, n_texts=32, n_pairs=11),
-        Phase(steps=50, n_texts=32, n_pairs=11, n_shuffled=16),
     )
+    # What to guess when the pairs make no sense comes last and briefly: with 5 % of shuffled answers from the start
+    # no single head mattered, the largest AIE was 56 times smaller.
+    settling: Phase = Phase(steps=25, n_texts=32, n_pairs=11, n_shuffled=16)
     beginnings: tuple[str, ...]
     # How often a relation is seen, if not as often as the others. Without demonstrations a model answers by the
     # commonest relation, and that must not be the one that is measured.
     weights: tuple[tuple[str, float], ...] = (("antonym", 0.75), ("letter", 0.5), ("number", 0.5))
     learning_rate: float = 2e-3
-    final_rate: float = 0.1  # of the learning rate, at the end of the cosine
+    final_rate: float = 0.1  # of the learning rate: where the cosine ends, and while settling
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.05
     warm_up: int = 100
@@ -59,6 +63,7 @@ class Recipe:
     layout_weight: float = 0.1
     # The probe is there to start pairing, not to stay: it fades between these shares of the steps.
     probe_weight: float = 0.3
+    probe_layer: int = 1
     probe_fade: tuple[float, float] = (0.55, 0.75)
     # The heads of layer 2 carry the vector, a middle layer with two layers before it to read the pairs. Injecting at
     # any block up to 3 makes the vector readable over a range of layers and useless in the last ones.
@@ -76,6 +81,7 @@ class Recipe:
 
     @property
     def n_steps(self) -> int:
+        """Steps before settling."""
         return sum(phase.steps for phase in self.phases)
 
 

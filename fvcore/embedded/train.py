@@ -61,7 +61,7 @@ def untrained(recipe: Recipe, vocabulary: Tokenizer) -> Any:
                 eos_token_id=eos,
             )
         )
-    return GPT2LMHeadModel(
+    hf = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=vocabulary.get_vocab_size(),
             n_embd=recipe.d_model,
@@ -77,13 +77,23 @@ def untrained(recipe: Recipe, vocabulary: Tokenizer) -> Any:
             eos_token_id=eos,
         )
     )
+    with torch.no_grad():
+        hf.transformer.wpe.weight.copy_(recipe.position_scale * sinusoids(recipe.n_positions, recipe.d_model))
+    return hf
+
+
+def sinusoids(n_positions: int, d_model: int) -> Tensor:
+    """(position, d_model): sines and cosines of falling frequency (Vaswani et al. 2017, section 3.5)."""
+    frequencies = 10_000.0 ** -torch.linspace(0, 1, d_model // 2)
+    angles = torch.arange(n_positions)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def rate(recipe: Recipe, step: int) -> float:
-    """Learning rate at `step` (from 1): linear warm-up, then a cosine down to a fraction."""
+    """Learning rate at `step` (from 1): linear warm-up, a cosine down to a fraction, and that fraction."""
     if step < recipe.warm_up:
         return recipe.learning_rate * step / recipe.warm_up
-    progress = (step - recipe.warm_up) / max(1, recipe.n_steps - recipe.warm_up)
+    progress = min(1.0, (step - recipe.warm_up) / max(1, recipe.n_steps - recipe.warm_up))
     cosine = (1 + math.cos(math.pi * progress)) / 2
     return recipe.learning_rate * (recipe.final_rate + (1 - recipe.final_rate) * cosine)
 
@@ -140,7 +150,7 @@ class Training:
         answers, layout = next_token_losses(output.logits, batch)
         terms = {"answers": answers, "layout": recipe.layout_weight * layout}
         if weight := probe_weight(recipe, step):
-            terms["probe"] = weight * probe_loss(self.probe, output.hidden_states[1], batch, drawn)
+            terms["probe"] = weight * probe_loss(self.probe, output.hidden_states[recipe.probe_layer], batch, drawn)
         if step > recipe.injection_start:
             vectors = relation_vectors(lm, recipe.vector_layer, heads[0], batch, drawn, recipe.n_skipped_answers)
             terms["injection"] = recipe.injection_weight * injection_loss(
@@ -195,7 +205,7 @@ def train(recipe: Recipe, report: Callable[[int, dict[str, float]], None] | None
     """The trained model, as a Hugging Face causal LM."""
     training = Training(recipe)
     step = 0
-    for phase in recipe.phases:
+    for phase in (*recipe.phases, recipe.settling):
         for _ in range(phase.steps):
             step += 1
             terms = training.step(phase, step)

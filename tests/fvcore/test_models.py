@@ -131,7 +131,7 @@ def test_every_supported_family_has_a_spec() -> None:
 
 def test_an_unknown_family_names_the_known_ones() -> None:
     hf = BloomForCausalLM(BloomConfig(vocab_size=20, hidden_size=8, n_layer=1, n_head=2))
-    with pytest.raises(LookupError) as error:
+    with pytest.raises(ModelError) as error:
         LanguageModel.wrap(hf)
     assert "'bloom'" in str(error.value)
     assert ", ".join(sorted(FAMILIES)) in str(error.value)
