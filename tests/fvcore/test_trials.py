@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from fvcore import trials
-from fvcore.formats import sha256_file
+from fvcore.formats import sha256, sha256_file
+from fvcore.prompts import PromptTemplate
 from fvcore.trials import Meta, TemplatePart, TrialsError, TrialsFile, WordPair
 from tests.tiny_models import PAIRS
 
@@ -148,6 +149,14 @@ def test_the_antonym_trials_are_the_committed_ones(pytestconfig: pytest.Config) 
     assert first.clean_prompt_str.startswith("Q: interrogation\nA: explanation\n\nQ: stranger\nA: familiar\n\n")
     assert first.clean_prompt_str.endswith("Q: analogy\nA: discrepancy\n\nQ: dusty\nA:")
     assert first.corrupted_prompt_str.startswith("Q: interrogation\nA: official\n\nQ: stranger\nA: genius\n\n")
+
+    # With the first answer tokens GPT-2 gives, the whole file is the committed one, byte for byte.
+    answers = iter([3424, 2291, 13574, 7786, 9320, 3424, 22160, 2219, 34624, 47906])
+    meta = trials.Meta(dataset_json="datasets/antonym/raw/antonym.json")
+    template = PromptTemplate(meta.prefixes, meta.separators)
+    file = trials.sample(pairs, meta, lambda prompt, answer: [next(answers)], template.text)
+    digest = sha256(trials.text_of(file).encode())
+    assert digest == "deaca5eea41fce3aa4f99ff976687ea2171424f3e977ec99737a45af9b698e27"
 
 
 # ---------------------------------------------------------------- the bytes
