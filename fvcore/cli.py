@@ -32,7 +32,11 @@ def trials_make(
         typer.Option("--prepend-bos/--no-prepend-bos", help="The tokenizer adds a BOS (default: measured)."),
     ] = None,
     prepend_bos_token_used: Annotated[
-        bool, typer.Option("--prepend-bos-token-used", help="A BOS string is part of the prompt text.")
+        bool,
+        typer.Option(
+            "--prepend-bos-token-used/--no-prepend-bos-token-used",
+            help="A BOS string is part of the prompt text. Only false is accepted, and the error says why.",
+        ),
     ] = False,
 ) -> None:
     """Sample trials and write them, with the draws and the bytes of the format."""

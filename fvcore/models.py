@@ -101,7 +101,8 @@ class LanguageModel:
     def require_layer(self, layer: int) -> None:
         if not 0 <= layer < self.n_layers:
             raise ModelError(
-                f"edit_layer out of range: {layer} not in [0, {self.n_layers - 1}] ({self.n_layers} layers)"
+                f"edit_layer out of range: {layer} not in [0, {self.n_layers - 1}] (this model has "
+                f"{self.n_layers} layers; choose one with --fv-edit-layer)"
             )
 
     @property
