@@ -59,13 +59,14 @@ def probe_loss(probe: nn.Module, hidden: Tensor, batch: Batch, relation: Sequenc
 
 
 def relation_vectors(
-    lm: LanguageModel, layer: int, heads: Tensor, batch: Batch, relation: Sequence[int], n_told: int
+    lm: LanguageModel, layer: int, heads: Tensor, batch: Batch, relation: Sequence[int], skipped: int
 ) -> dict[int, Tensor]:
     """The function vector of all heads of `layer`, (d_model,), for each relation of the texts.
 
-    Means are over the tokens that predict the last `n_told` answers: before, the text hardly tells its relation. A bias counts once per head, as in `fvcore.vectors`.
+    Means are over the tokens that predict an answer, without the first `skipped` of each text: before, the text does
+    not tell its relation. A bias counts once per head, as in `fvcore.vectors`.
     """
-    predictive = at_answers(heads, batch, -1)[:, -n_told:].float().mean(dim=1)  # (text, head, d_head)
+    predictive = at_answers(heads, batch, -1)[:, skipped:].float().mean(dim=1)  # (text, head, d_head)
     o_proj = lm.o_proj(layer)
     bias = getattr(o_proj, "bias", None)
     more = 0.0 if bias is None else (lm.n_heads - 1) * bias
