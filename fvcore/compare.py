@@ -73,8 +73,10 @@ def compare(
             verdicts.append(_one(leaf, "missing in the candidate", value, None))
     verdicts += [_one(leaf, "not in the golden", None, actual[leaf]) for leaf in actual if leaf not in expected]
     verdict = merge(*verdicts)
-    largest = [m for v in verdicts for name, m in v.measurements.items() if name == "max_abs_diff"]
-    measurements = {"max_abs_diff": _largest(largest)} if largest else {}
+    measurements: dict[str, float] = {}
+    for name in ("max_abs_diff", "max_rel_diff"):
+        found = [v.measurements[name] for v in verdicts if name in v.measurements]
+        measurements |= {name: _largest(found)} if found else {}
     return Verdict(verdict.findings[:MAX_FINDINGS], verdict.compared, verdict.mismatch_count, measurements)
 
 
@@ -87,7 +89,7 @@ def compare_leaf(leaf: str, expected: Leaf, actual: Leaf, tolerance: Tolerance, 
     if isinstance(expected, float) and isinstance(actual, float):
         scalar = torch.tensor(expected, dtype=torch.float64), torch.tensor(actual, dtype=torch.float64)
         return _compare_tensors(leaf, *scalar, tolerance, ())
-    if isinstance(expected, list) and expected != actual:
+    if isinstance(expected, list) and isinstance(actual, list):
         return _compare_lists(leaf, expected, actual)
     return Verdict(compared=1) if expected == actual else _one(leaf, "differs", expected, actual)
 
@@ -110,12 +112,18 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     wrong = ~(difference <= tolerance.allowed(want))  # a NaN difference is wrong
     wrong &= difference != 0
     finite = difference[~difference.isnan()]
+    relative = (difference / want.abs())[(want != 0) & difference.isfinite() & want.isfinite()]
     largest = math.nan if finite.numel() < difference.numel() else float(finite.max()) if finite.numel() else 0.0
     findings = [
         _element(leaf, tuple(index), want, have, difference, tolerance, axes)
         for index in islice(wrong.nonzero().tolist(), MAX_FINDINGS)
     ]
-    return Verdict(tuple(findings), want.numel(), int(wrong.sum()), {"max_abs_diff": largest})
+    return Verdict(
+        tuple(findings),
+        want.numel(),
+        int(wrong.sum()),
+        {"max_abs_diff": largest, "max_rel_diff": float(relative.max()) if relative.numel() else 0.0},
+    )
 
 
 def _element(
@@ -142,22 +150,34 @@ def _element(
     )
 
 
-def _compare_lists(leaf: str, expected: list[Any], actual: Any) -> Verdict:
+def _compare_lists(leaf: str, expected: list[Any], actual: list[Any]) -> Verdict:
+    """Element by element and type by type: 1, True and 1.0 are three values. Every difference counts."""
+    n_elements = _n_elements(expected)
+    if _same(expected, actual):
+        return Verdict(compared=n_elements)
     from deepdiff import DeepDiff
 
-    paths = [change.path() for changes in DeepDiff(expected, actual, view="tree").values() for change in changes]
-    first = min(_positions(expected, actual), default=min(len(expected), len(actual)))
+    changes = [change for group in DeepDiff(expected, actual, view="tree").values() for change in group]
+    position = next((i for i, pair in enumerate(zip(expected, actual, strict=False)) if not _same(*pair)), None)
+    first = min(len(expected), len(actual)) if position is None else position
     if len(expected) != len(actual):
         message = f"differs first at position {first}; length {len(expected)} expected, {len(actual)} actual"
     else:
-        message = f"differs first at position {first}; {len(paths)} difference(s) in all"
+        message = f"differs first at position {first}; {len(changes)} difference(s) in all"
     at = {"position": first} | _trial_coordinate(leaf)
     pair = [side[first] if first < len(side) else None for side in (expected, actual)]
-    return Verdict((Finding(f"{leaf}[{first}]", message, pair[0], pair[1], at),), 1, 1)
+    n_wrong = max(1, len(changes))
+    return Verdict((Finding(f"{leaf}[{first}]", message, pair[0], pair[1], at),), max(n_elements, n_wrong), n_wrong)
 
 
-def _positions(expected: list[Any], actual: list[Any]) -> list[int]:
-    return [i for i, (want, have) in enumerate(zip(expected, actual, strict=False)) if want != have]
+def _n_elements(value: Any) -> int:
+    """How many values a nested list holds; an empty list is one statement."""
+    return max(1, sum(map(_n_elements, value))) if isinstance(value, list) else 1
+
+
+def _same(expected: Any, actual: Any) -> bool:
+    """Equal in value and in type, all the way down."""
+    return type(expected) is type(actual) and repr(expected) == repr(actual)
 
 
 def _one(leaf: str, message: str, expected: Any, actual: Any) -> Verdict:

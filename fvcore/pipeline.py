@@ -205,10 +205,15 @@ class Pipeline:
             }
         return leaves
 
-    # ------------------------------------------------------------ what this run is
-
-    def profile(self) -> Profile:
-        return profile_of(self.lm, self.trials, self.settings)
+    def notes(self, key: str) -> list[str]:
+        """What is worth knowing about a key's artifact and is no difference: a warning each."""
+        if key != "slot_map":
+            return []
+        return [
+            f"trial {trial.key}, {regime} prompt: {note}"
+            for trial, regime in _regimes(self.trials.trials)
+            for note in self.slots(trial, regime).notes
+        ]
 
 
 def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Profile:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from fvcore.gates import Finding, NotProvided, Stage, Suite, Verdict, merge
+from fvcore.gates import Finding, NotProvided, Stage, StageError, Verdict, merge
 from pytest_fvparity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Implementation
 
 if TYPE_CHECKING:
@@ -43,34 +43,40 @@ AXES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass
+class Memory:
+    """What is kept from one stage of a suite to the next: the candidate's artifacts, and what became of the keys."""
+
+    actual: dict[str, Artifact] = field(default_factory=dict)
+    judged: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+    # Keys that differ from the golden by a tie alone: later keys take the golden's choice, or they would differ too.
+    tied: set[str] = field(default_factory=set)
+
+
+@dataclass
 class ParityRun:
-    """The subject of a parity suite: both sides, and what the candidate has said so far."""
+    """The subject of a parity suite: both sides, as the fixtures give them, and the suite's memory."""
 
     candidate: Implementation
     golden: Implementation
     tolerances: Tolerances
     max_trials: int | None = None
-    _actual: dict[str, Artifact] = field(default_factory=dict)
-    # Keys that differ from the golden by a tie alone: later keys take the golden's choice, or they would differ too.
-    _tied: set[str] = field(default_factory=set)
+    memory: Memory = field(default_factory=Memory)
 
     def expected(self, key: str) -> Artifact:
-        artifact: Artifact = getattr(self.golden, key)(*self._golden_inputs(key))
+        artifact: Artifact = getattr(self.golden, key)(*(self.expected(name) for name in INPUTS[key]))
         return artifact
 
     def actual(self, key: str) -> Artifact:
         """The candidate's artifact on its own inputs (chained); computed once."""
-        if key not in self._actual:
-            inputs = [self.expected(name) if name in self._tied else self.actual(name) for name in INPUTS[key]]
-            self._actual[key] = self._ask(key, inputs)
-        return self._actual[key]
+        if key not in self.memory.actual:
+            inputs = [self._chained_input(name) for name in INPUTS[key]]
+            self.memory.actual[key] = self._ask(key, inputs)
+        return self.memory.actual[key]
 
     def isolated(self, key: str) -> Artifact:
         """The candidate's artifact on the golden's inputs."""
-        return self._ask(key, self._golden_inputs(key))
-
-    def tied(self, key: str) -> None:
-        self._tied.add(key)
+        return self._ask(key, [_copy(self.expected(name)) for name in INPUTS[key]])
 
     def compare(self, key: str, actual: Artifact) -> Verdict:
         from fvcore.compare import compare
@@ -79,10 +85,20 @@ class ParityRun:
         if key in PER_TRIAL_KEYS:
             expected, actual = self._limited(expected), self._limited(actual)
         verdict = compare(expected, actual, self.tolerances.of(key), _axes)
-        return REFINEMENTS.get(key, _unrefined)(self, verdict, expected, actual)
+        self.memory.judged.add(key)
+        if not verdict.compared:
+            return Verdict((Finding(key, "nothing was compared: the golden has no leaves"),), mismatch_count=1)
+        verdict = replace(verdict, details={"tolerances": self.tolerances.table(key, expected)})
+        verdict = REFINEMENTS.get(key, _unrefined)(self, verdict, expected, actual)
+        notes = getattr(self.candidate, "notes", None)
+        warnings = [Finding(key, note, blocking=False) for note in (notes(key) if notes else ())]
+        return replace(verdict, findings=(*verdict.findings, *warnings))
 
-    def _golden_inputs(self, key: str) -> list[Artifact]:
-        return [self.expected(name) for name in INPUTS[key]]
+    def _chained_input(self, key: str) -> Artifact:
+        actual = self.actual(key)
+        if key == "top_heads" and key not in self.memory.judged:
+            self.compare(key, actual)  # whether it is a tie must be known, also when that stage was not selected
+        return _copy(self.expected(key)) if key in self.memory.tied else actual
 
     def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
         method = getattr(self.candidate, key, None)
@@ -91,6 +107,7 @@ class ParityRun:
         if key == "injection_output":
             inputs = [self._limited(inputs[0]), *inputs[1:]]
         artifact: Artifact = method(*inputs)
+        _require_leaves(key, artifact)
         return artifact
 
     def _limited(self, artifact: Artifact) -> Artifact:
@@ -103,33 +120,72 @@ class ParityRun:
         return limited_to(artifact, trial_keys(self.expected("prompt_boundary"))[: self.max_trials])
 
 
+def _copy(artifact: Artifact) -> Artifact:
+    """The golden's values, in tensors of their own: a candidate that edits its input in place changes no golden."""
+    import torch
+
+    return {leaf: value.clone() if isinstance(value, torch.Tensor) else value for leaf, value in artifact.items()}
+
+
+def _require_leaves(key: str, artifact: Any) -> None:
+    """A candidate's artifact holds tensors, plain values and lists of them; raises StageError naming the leaf."""
+    import torch
+
+    def foreign(value: Any) -> Any:
+        if isinstance(value, list):
+            return next((found for item in value if (found := foreign(item)) is not None), None)
+        return None if type(value) in {int, float, str, bool, type(None)} else value
+
+    if not isinstance(artifact, Mapping):
+        raise StageError(
+            f"{key}: expected a mapping from leaf to value, the candidate gave a {type(artifact).__name__}"
+        )
+    for leaf, value in artifact.items():
+        found = None if isinstance(value, torch.Tensor) else foreign(value)
+        if found is not None:
+            kind = f"{type(found).__module__}.{type(found).__qualname__}"
+            raise StageError(
+                f"{key}: leaf {leaf!r} holds a {kind}; expected a torch tensor, int, float, str, bool, None, or a list "
+                "of such plain values (convert with .item() or .tolist())"
+            )
+
+
 def check(key: str) -> Callable[[ParityRun], Verdict]:
     """The check of one key: chained first; if that fails, isolated, to say whose fault it is."""
 
     def check_key(run: ParityRun) -> Verdict:
         try:
-            chained = run.compare(key, run.actual(key))
-        except Exception as error:
-            # A broken earlier artifact can make this key's code fail: only then is the error not its own.
-            if not INPUTS[key] or not run.compare(key, run.isolated(key)).passed:
-                raise
-            broken = Finding(key, f"fails on the candidate's own inputs: {type(error).__name__}: {error}")
-            return Verdict((broken,), compared=1, mismatch_count=1, details={"fault": "inherited"})
-        if chained.passed:
-            return chained
-        isolated = run.compare(key, run.isolated(key)) if INPUTS[key] else chained
-        if isolated.passed:
-            return replace(chained, details={**chained.details, "fault": "inherited"})
-        return replace(isolated, details={**isolated.details, "fault": "own"})
+            verdict = _judge(run, key)
+        except Exception:
+            run.memory.failed.add(key)
+            raise
+        if not verdict.passed:
+            run.memory.failed.add(key)
+        return verdict
 
     return check_key
 
 
-def parity_suite(
-    name: str, subject: Callable[[], ParityRun], keys: Sequence[str] = CHECK_KEYS, keep_going: bool = False
-) -> Suite[ParityRun]:
-    stages = tuple(Stage(key, TITLES[key], check(key)) for key in keys)
-    return Suite(name, stages, subject, keep_going)
+def _judge(run: ParityRun, key: str) -> Verdict:
+    not_own = "inherited" if run.memory.failed else "accumulated"
+    try:
+        chained = run.compare(key, run.actual(key))
+    except Exception as error:
+        # A broken earlier artifact can make this key's code fail: only then is the error not its own.
+        if not INPUTS[key] or not run.compare(key, run.isolated(key)).passed:
+            raise
+        broken = Finding(key, f"fails on the candidate's own inputs: {type(error).__name__}: {error}")
+        return Verdict((broken,), compared=1, mismatch_count=1, details={"fault": not_own})
+    if chained.passed:
+        return chained
+    try:
+        passes_alone = bool(INPUTS[key]) and run.compare(key, run.isolated(key)).passed
+    except Exception:
+        passes_alone = False  # its code fails on golden inputs: the fault is here, and the chained numbers locate it
+    return replace(chained, details={**chained.details, "fault": not_own if passes_alone else "own"})
+
+
+STAGES: tuple[Stage[ParityRun], ...] = tuple(Stage(key, TITLES[key], check(key)) for key in CHECK_KEYS)
 
 
 def _axes(leaf: str) -> Sequence[str]:
@@ -176,6 +232,7 @@ def _named_trials(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
 def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """Heads in another order are a tie if the golden's own effects leave the order open, and a fault otherwise."""
     details = {
+        **verdict.details,
         "aie_expected": _rows(expected, "aie"),
         "aie_actual": _rows(actual, "aie"),
         "heads_expected": expected.get("heads"),
@@ -186,7 +243,7 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
     at_heads = [f for f in verdict.findings if f.where.startswith("heads[")]
     if not at_heads or not _is_tie(expected, actual, run.tolerances.of("top_heads")("aie")):
         return verdict
-    run.tied("top_heads")
+    run.memory.tied.add("top_heads")
     ties = tuple(
         replace(f, blocking=False, message=f"tie: {f.message}; their effects differ by less than the tolerance")
         if f in at_heads
@@ -201,9 +258,10 @@ def _is_tie(expected: Artifact, actual: Artifact, tolerance: Tolerance) -> bool:
     from fvcore.artifacts import tensor_leaf
 
     aie = tensor_leaf(expected, "aie").double()
-    want, have = (cast("list[list[int]]", side["heads"]) for side in (expected, actual))
+    want, have = (cast("list[list[int]]", side.get("heads")) for side in (expected, actual))
     n_layers, n_heads = aie.shape
-    valid = all(0 <= layer < n_layers and 0 <= head < n_heads for layer, head in have)
+    pairs = all(isinstance(head, list) and [type(i) for i in head] == [int, int] for head in have)
+    valid = pairs and all(0 <= layer < n_layers and 0 <= head < n_heads for layer, head in have)
     if len(want) != len(have) or not valid or len(set(map(tuple, have))) != len(have):
         return False
     allowed = tolerance.allowed(aie)

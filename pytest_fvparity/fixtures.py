@@ -15,8 +15,8 @@ import pytest
 
 from fvcore.gates import StageError
 from pytest_fvparity import shipped
-from pytest_fvparity.items import OPTIONS_KEY, StageItem
-from pytest_fvparity.options import ParityOptions
+from pytest_fvparity.items import NoDevice, StageItem
+from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
 
 if TYPE_CHECKING:
     from fvcore.models import LanguageModel
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_fvparity.checks import ParityRun
     from pytest_fvparity.golden import Golden
     from pytest_fvparity.implementation import Implementation
+    from pytest_fvparity.tolerances import Tolerances
 
 # What is expensive and belongs to one trials file is kept for the session, by its path.
 CACHE_KEY = pytest.StashKey[dict[tuple[str, ...], Any]]()
@@ -74,7 +75,7 @@ def _device(request: pytest.FixtureRequest, options: ParityOptions) -> str:
     if not torch.cuda.is_available():
         if options.require_gpu:
             raise StageError("--fv-require-gpu: this machine has no CUDA device")
-        pytest.skip(
+        raise NoDevice(
             f"--fv-device {options.device}: no CUDA device on this machine (--fv-require-gpu makes this a failure)"
         )
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
@@ -175,8 +176,12 @@ def fv_candidate(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_tri
     """The implementation under test: what hook `pytest_fvparity_candidate` returns, else fvcore's pipeline."""
     settings = _run_settings(request, fv_trials)
     settings.require_fit(fv_model)
-    hook = request.config.pluginmanager.hook
-    candidate: Implementation = hook.pytest_fvparity_candidate(lm=fv_model, trials=fv_trials, settings=settings)
+
+    def make() -> Any:
+        hook = request.config.pluginmanager.hook
+        return hook.pytest_fvparity_candidate(lm=fv_model, trials=fv_trials, settings=settings)
+
+    candidate: Implementation = _cached(request, make, "candidate", fv_trials.id, fv_trials.sha256, str(id(fv_model)))
     return candidate
 
 
@@ -200,7 +205,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     The suite's `context` is filled on the way with what the report says about the run.
     """
     context: dict[str, Any] = request.node.suite.context
-    from fvcore.prompts import require_bos_agreement
+    from fvcore import prompts
     from pytest_fvparity.checks import ParityRun
     from pytest_fvparity.golden import require_comparable
 
@@ -209,7 +214,8 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context |= {"dataset": trials.dataset, "fixed_trials_id": trials.id, "n_trials": len(trials.trials)}
     lm: LanguageModel = request.getfixturevalue("fv_model")
     context |= {"model": lm.name, "n_layers": lm.n_layers, "n_heads": lm.n_heads}
-    require_bos_agreement(lm.tokenizer, trials.meta)
+    if problems := prompts.verify(trials, lm.tokenizer):
+        raise StageError(f"{trials.id}: {problems[0]} ({len(problems)} problem(s); `fvcore trials verify` lists them)")
     if options.max_trials is not None and options.max_trials > len(trials.trials):
         n = len(trials.trials)
         raise StageError(f"--fv-max-trials {options.max_trials}: {trials.id} has {n} trials; ask for 1 to {n}")
@@ -223,17 +229,18 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
     candidate: Implementation = request.getfixturevalue("fv_candidate")
     context["candidate"] = f"{type(candidate).__module__}.{type(candidate).__qualname__}"
-    return ParityRun(candidate, golden, _tolerances(request, profile), options.max_trials)
+    tolerances = _tolerances(request, profile)
+    context["tolerances"] = tolerances.sources
+    return ParityRun(candidate, golden, tolerances, options.max_trials, request.node.suite.memory)
 
 
-def _tolerances(request: pytest.FixtureRequest, profile: Profile) -> Any:
-    from pytest_fvparity.tolerances import Rule, Tolerances
+def _tolerances(request: pytest.FixtureRequest, profile: Profile) -> Tolerances:
+    from pytest_fvparity.tolerances import Tolerances
 
-    facts = {"dtype": profile.identity.dtype, "device": profile.conditions.device}
-    tolerances = Tolerances.read(_options(request).tolerances, **facts)
-    added = request.config.pluginmanager.hook.pytest_fvparity_tolerances(**facts)
-    rules = [Rule.model_validate(row) for rows in added for row in rows or ()]
-    return Tolerances((*rules, *tolerances.rules), tolerances.source, **facts)
+    dtype, device = profile.identity.dtype, profile.conditions.device
+    added = request.config.pluginmanager.hook.pytest_fvparity_tolerances(dtype=dtype, device=device)
+    rules = [rule for rules in added for rule in rules or ()]
+    return Tolerances.read(_options(request).tolerances, rules, dtype, device)
 
 
 def _shown(path: Path, options: ParityOptions) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from fvcore.artifacts import Artifact
 from fvcore.formats import FormatError, json_text, read_json, sha256_file, write_text
 from fvcore.gates import Refused, StageError, Status
 from fvcore.profile import Profile
-from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.implementation import CHECK_KEYS, Answers
 from pytest_fvparity.reference import Recording
 
 MANIFEST = "manifest.json"
@@ -60,7 +61,7 @@ class Manifest(BaseModel):
 
 
 @dataclass(frozen=True)
-class Golden:
+class Golden(Answers):
     """A golden directory, as an Implementation that reads. Opening it checks every file's hash."""
 
     path: Path
@@ -100,23 +101,8 @@ class Golden:
     def _artifacts(self) -> dict[str, Artifact]:
         return {key: artifacts.load(self.path / key) for key in CHECK_KEYS}
 
-    def prompt_boundary(self) -> Artifact:
-        return self._artifacts["prompt_boundary"]
-
-    def slot_map(self, *_: Artifact) -> Artifact:
-        return self._artifacts["slot_map"]
-
-    def mean_activations(self, *_: Artifact) -> Artifact:
-        return self._artifacts["mean_activations"]
-
-    def top_heads(self, *_: Artifact) -> Artifact:
-        return self._artifacts["top_heads"]
-
-    def fv_vector(self, *_: Artifact) -> Artifact:
-        return self._artifacts["fv_vector"]
-
-    def injection_output(self, *_: Artifact) -> Artifact:
-        return self._artifacts["injection_output"]
+    def artifact(self, key: str) -> Artifact:
+        return self._artifacts[key]
 
 
 def _again() -> str:
@@ -144,6 +130,7 @@ def locate(roots: Iterable[Path], relative: Path) -> Path:
     """The golden's directory in the first root that has it; raises NoGolden with the places tried and the command."""
     tried = [root / relative for root in roots]
     for path in tried:
+        restore(path)
         if (path / MANIFEST).is_file():
             return path
     places = " or ".join(str(path) for path in tried)
@@ -200,6 +187,7 @@ def regenerate(record: Callable[[], Recording], path: Path) -> Recorded:
             directory.mkdir()
             write(record(), directory)
         _require_equal(*staged)
+        restore(path)
         changes = describe_changes(path, staged[0])
         path.parent.mkdir(parents=True, exist_ok=True)
         swap(staged[0], path)
@@ -218,19 +206,29 @@ def same_bytes(one: Path, other: Path) -> bool:
 
 
 def swap(new: Path, target: Path) -> None:
-    """`new` takes `target`'s name; if anything fails the old directory is put back."""
-    old = new.with_name("old")
-    had_one = target.exists()
-    if had_one:
+    """`new` takes `target`'s name. If anything fails the old directory is put back, now or by `restore`."""
+    old = previous(target)
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     try:
         new.rename(target)
     except BaseException:
-        if had_one:
-            old.rename(target)
+        restore(target)
         raise
-    if had_one:
-        shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def previous(target: Path) -> Path:
+    """Where the old directory waits while the new one takes its name."""
+    return target.with_name(f".{target.name}.previous")
+
+
+def restore(target: Path) -> None:
+    """Finish what a process that was killed between the two renames of `swap` left undone."""
+    if not target.exists():
+        with suppress(FileNotFoundError):  # nothing to restore, or another process just did
+            previous(target).rename(target)
 
 
 def describe_changes(old: Path, new: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -33,3 +34,28 @@ class Implementation(Protocol):
     def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact, /) -> Artifact: ...
     def fv_vector(self, mean_activations: Artifact, top_heads: Artifact, /) -> Artifact: ...
     def injection_output(self, prompts: Artifact, fv_vector: Artifact, /) -> Artifact: ...
+
+
+class Answers(ABC):
+    """An Implementation that has all its answers already and looks at no input: a recording, a golden."""
+
+    @abstractmethod
+    def artifact(self, key: str) -> Artifact: ...
+
+    def prompt_boundary(self) -> Artifact:
+        return self.artifact("prompt_boundary")
+
+    def slot_map(self, *_: Artifact) -> Artifact:
+        return self.artifact("slot_map")
+
+    def mean_activations(self, *_: Artifact) -> Artifact:
+        return self.artifact("mean_activations")
+
+    def top_heads(self, *_: Artifact) -> Artifact:
+        return self.artifact("top_heads")
+
+    def fv_vector(self, *_: Artifact) -> Artifact:
+        return self.artifact("fv_vector")
+
+    def injection_output(self, *_: Artifact) -> Artifact:
+        return self.artifact("injection_output")

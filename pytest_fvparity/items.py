@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fvcore.gates import Stage, StageError, StageResult, Status, run_stage
-from pytest_fvparity.checks import TITLES, check
+from pytest_fvparity.checks import STAGES, TITLES, Memory
 from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.options import ParityOptions, command, reproduce_options
+from pytest_fvparity.options import OPTIONS_KEY
 
 if TYPE_CHECKING:
     from pytest_fvparity.checks import ParityRun
 
 SUITE = "parity"
-OPTIONS_KEY = pytest.StashKey[ParityOptions]()
 ROOT_KEY = pytest.StashKey[pytest.Directory]()
 
 # The attribute of a test report that carries a stage's result as JSON text: xdist serialises it with the report.
@@ -37,12 +36,29 @@ def stage_of(nodeid: str) -> tuple[str, str] | None:
     return None
 
 
+def status_of(report: Any) -> Status | None:
+    """The status of the stage that a test report decides, if it does."""
+    text = getattr(report, REPORT_ATTRIBUTE, None)
+    return Status(json.loads(text)["result"]["status"]) if text else None
+
+
+class NoDevice(pytest.skip.Exception):  # type: ignore[name-defined,misc]
+    """The one skip that leaves a stage without a verdict: the device asked for is not there."""
+
+
 class StageFailed(Exception):
     """A stage's result is not PASS; its text is what the terminal shows."""
 
     def __init__(self, result: StageResult) -> None:
         super().__init__(describe(result))
         self.result = result
+
+
+FAULTS = {
+    "own": "on golden inputs this key differs too: the fault is its own",
+    "inherited": "on golden inputs this key agrees: the fault is inherited from an earlier key",
+    "accumulated": "on golden inputs this key agrees: what differs adds up from earlier keys, each within tolerance",
+}
 
 
 def describe(result: StageResult) -> str:
@@ -58,8 +74,8 @@ def describe(result: StageResult) -> str:
         if finding.expected is not None or finding.actual is not None:
             lines.append(f"    expected {finding.expected!r:.200}")
             lines.append(f"    actual   {finding.actual!r:.200}")
-    if verdict.details.get("fault") == "inherited":
-        lines.append("on golden inputs this key agrees: the fault is inherited from an earlier key")
+    if fault := FAULTS.get(verdict.details.get("fault", "")):
+        lines.append(fault)
     return "\n".join(lines)
 
 
@@ -83,46 +99,44 @@ class TrialsFile(pytest.File):
 
 
 class SuiteCollector(pytest.Collector):
-    """The parity suite of one trials file; it remembers the subject and the earliest failure."""
+    """The parity suite of one trials file; it remembers what earlier stages found, and the earliest failure."""
 
     def __init__(self, **how: Any) -> None:
         super().__init__(**how)
         self.earliest_failed: str | None = None
         self.context: dict[str, Any] = {}
-        self._run: ParityRun | None = None
+        self.memory = Memory()
 
     def collect(self) -> Iterator[pytest.Item]:
-        for key in CHECK_KEYS:
-            item = StageItem.from_parent(self, name=key, callobj=_stage_function(key))
+        for stage in STAGES:
+            item = StageItem.from_parent(self, name=stage.key, callobj=_test_of(stage))
             item.add_marker("parity")
             yield item
 
-    def subject(self, request: pytest.FixtureRequest) -> ParityRun:
-        """Both sides, brought up by the fixtures when the first stage that runs asks for them."""
-        if self._run is None:
-            from fvcore.formats import FormatError
-            from fvcore.models import ModelError
 
-            try:
-                self._run = request.getfixturevalue("fv_parity_run")
-            except (FormatError, ModelError) as error:
-                # Bad input says what is wrong in one sentence; a traceback would bury it.
-                raise StageError(str(error)) from error
-            assert self._run is not None
-        return self._run
+def subject(request: pytest.FixtureRequest) -> ParityRun:
+    """Both sides, from the fixtures: a session loads them once, a user who overrides one is heard in every stage."""
+    from fvcore.formats import FormatError
+    from fvcore.models import ModelError
+
+    try:
+        run: ParityRun = request.getfixturevalue("fv_parity_run")
+    except (FormatError, ModelError) as error:
+        # Bad input says what is wrong in one sentence; a traceback would bury it.
+        raise StageError(str(error)) from error
+    return run
 
 
-def _stage_function(key: str) -> Any:
-    def stage(request: pytest.FixtureRequest) -> None:
+def _test_of(stage: Stage[ParityRun]) -> Any:
+    def test(request: pytest.FixtureRequest) -> None:
         item = request.node
         assert isinstance(item, StageItem)
-        suite = item.suite
-        result = run_stage(SUITE, Stage(key, TITLES[key], check(key)), lambda: suite.subject(request))
+        result = run_stage(SUITE, stage, lambda: subject(request))
         item.record(result)
         if result.status is not Status.PASS:
             raise StageFailed(result)
 
-    return stage
+    return test
 
 
 class StageItem(pytest.Function):
@@ -156,14 +170,17 @@ class StageItem(pytest.Function):
             self.suite.earliest_failed = self.name
 
     def record_error(self, error: BaseException) -> None:
-        """A fixture or a hook failed before the stage could be judged."""
+        """A fixture, a mark or a hook kept the stage from being judged, or failed after it passed."""
+        if self.result is not None and self.result.status is not Status.PASS:
+            return  # what the stage itself said says more
         status = error.status if isinstance(error, StageError) else Status.ERROR
-        self.record(StageResult(SUITE, self.name, status, message=f"{type(error).__name__}: {error}"))
+        kind = "skipped" if isinstance(error, pytest.skip.Exception) else type(error).__name__
+        self.record(StageResult(SUITE, self.name, status, message=f"{kind}: {error}"))
 
     def block(self) -> None:
         """Skip this item if an earlier key failed."""
         earliest = self.suite.earliest_failed
-        if earliest is None or self.config.stash[OPTIONS_KEY].keep_going:
+        if earliest in {None, self.name} or self.config.stash[OPTIONS_KEY].keep_going:
             return
         self.result = StageResult(SUITE, self.name, Status.BLOCKED, blocked_by=earliest)
         pytest.skip(f"blocked by {earliest}")
@@ -171,17 +188,8 @@ class StageItem(pytest.Function):
     def to_json(self) -> str | None:
         if self.result is None:
             return None
-        row = {"nodeid": self.nodeid, "reproduce": self.reproduce(), "context": self.suite.context}
-        return json.dumps({**row, "result": self.result.to_dict()})
-
-    def reproduce(self) -> str:
-        """One line that runs this stage alone, from the folder this run was started in."""
-        here, given = self.config.invocation_params.dir, reproduce_options(self.config)
-        if self.path.is_relative_to(here):
-            nodeid = f"{self.path.relative_to(here).as_posix()}::{SUITE}::{self.name}"
-            return command("pytest", nodeid, *given)
-        # An argument outside this folder would leave the conftest.py here unread, and with it the candidate.
-        return command("pytest", "-m", SUITE, "-k", self.name, f"--fv-trials={self.path}", *given)
+        # A user's candidate decides what a finding holds: what JSON has no word for is shown as text.
+        return json.dumps({"context": self.suite.context, "result": self.result.to_dict()}, default=str)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         if isinstance(excinfo.value, StageFailed):

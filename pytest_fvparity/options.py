@@ -79,12 +79,8 @@ def register(parser: pytest.Parser) -> None:
             how |= {"choices": option.choices, "metavar": None} if option.choices else {}
         group.addoption(option.flag, **how)
         if option.ini:
-            if option.many:
-                parser.addini(option.dest, option.help, type="linelist", default=None)
-            elif option.type is bool:
-                parser.addini(option.dest, option.help, type="bool", default=None)
-            else:
-                parser.addini(option.dest, option.help, type="string", default=None)
+            kind: Any = "linelist" if option.many else {bool: "bool", int: "int"}.get(option.type, "string")
+            parser.addini(option.dest, option.help, type=kind, default=None)
 
 
 def _value(config: pytest.Config, option: _Option) -> Any:
@@ -92,14 +88,12 @@ def _value(config: pytest.Config, option: _Option) -> Any:
     given = config.getoption(option.dest)
     if given is not None or not option.ini:
         return given
-    written = config.getini(option.dest)
-    if written in (None, "", []):
+    try:
+        written = config.getini(option.dest)
+    except (TypeError, ValueError) as error:
+        raise pytest.UsageError(f"ini {option.dest}: expected a {option.type.__name__}: {error}") from None
+    if written is None or written in ("", []):
         return option.default
-    if option.type is int:
-        try:
-            return int(written)
-        except ValueError:
-            raise pytest.UsageError(f"ini {option.dest}: expected a whole number, found {written!r}") from None
     if option.choices and written not in option.choices:
         raise pytest.UsageError(f"ini {option.dest}: expected one of {', '.join(option.choices)}, found {written!r}")
     return written
@@ -137,7 +131,6 @@ class ParityOptions:
     def from_config(cls, config: pytest.Config) -> ParityOptions:
         """Read and check the options; raises pytest.UsageError before anything is collected."""
         given = {option.dest.removeprefix("fv_"): _value(config, option) for option in OPTIONS}
-        base = config.invocation_params.dir
         device = given["device"] or ("cuda" if given["require_gpu"] else "cpu")
         if given["require_gpu"] and device == "cpu":
             raise pytest.UsageError("--fv-require-gpu contradicts --fv-device cpu")
@@ -152,8 +145,10 @@ class ParityOptions:
 
             flag = "--fv-live" if given["live"] else "--fv-regen-golden"
             raise pytest.UsageError(f"{flag} needs a checkout of the reference: {GET_ONE}")
-        paths = {name: _path(base, given[name]) for name in ("golden", "src", "tolerances", "report_dir")}
-        trials = tuple(_trials_file(base, name) for name in given["trials"] or ())
+        paths = {
+            name: _path(_base(config, name), given[name]) for name in ("golden", "src", "tolerances", "report_dir")
+        }
+        trials = tuple(_trials_file(_base(config, "trials"), name) for name in given["trials"] or ())
         flags = {name: bool(given[name]) for name, option in _by_dest().items() if option.type is bool}
         model = given["model"] or shipped.DEFAULT_MODEL
         return cls(
@@ -171,6 +166,12 @@ class ParityOptions:
     def default_trials(self) -> Path:
         """The trials of a shipped model; for any other model the command that makes some is shown."""
         path = shipped.trials_of(self.model, self.rootdir)
+        if path and not path.is_relative_to(self.rootdir) and not shipped.is_packaged():
+            # Collecting there would read that checkout's root conftest.py, which pytest allows in its own root only.
+            raise pytest.UsageError(
+                f"the project is installed from {shipped.root()} (editable): run `pytest -m parity` there, or copy "
+                f"{path} into this project and give it as --fv-trials"
+            )
         if path is None:
             raise pytest.UsageError(
                 f"--fv-model {self.model} is no shipped model, so --fv-trials is needed. Make a file with `fvcore trials "
@@ -180,8 +181,18 @@ class ParityOptions:
         return path
 
 
+OPTIONS_KEY = pytest.StashKey[ParityOptions]()
+
+
 def _by_dest() -> Mapping[str, _Option]:
     return {option.dest.removeprefix("fv_"): option for option in OPTIONS}
+
+
+def _base(config: pytest.Config, name: str) -> Path:
+    """A path on the command line is relative to where one types, a path in the ini file to that file."""
+    if config.getoption(f"fv_{name}") is not None or config.inipath is None:
+        return config.invocation_params.dir
+    return config.inipath.parent
 
 
 def _path(base: Path, name: str | None) -> Path | None:
@@ -195,10 +206,21 @@ def _trials_file(base: Path, name: str) -> Path:
     return path
 
 
-def reproduce_options(config: pytest.Config) -> list[str]:
-    """The options given on the command line that a stage's outcome depends on, for a reproduce command."""
-    dull = {"trials", "regen-golden", "regen-allow-ci", "report-dir", "keep-going", "require-gpu"}
-    words: list[str] = []
+def reproduce(config: pytest.Config, trials_file: str, key: str) -> str:
+    """One line that runs this stage alone, from the folder this run was started in."""
+    here, path = config.invocation_params.dir, config.rootpath / trials_file
+    given = _reproduce_options(config)
+    if path.is_relative_to(here):
+        return shlex.join(["pytest", f"{path.relative_to(here).as_posix()}::parity::{key}", *given])
+    # An argument outside this folder would leave the conftest.py here unread, and with it the candidate.
+    return shlex.join(["pytest", "-m", "parity", "-k", key, f"--fv-trials={path}", *given])
+
+
+def _reproduce_options(config: pytest.Config) -> list[str]:
+    """The options given on the command line that a stage's outcome depends on."""
+    dull = {"trials", "regen-golden", "regen-allow-ci", "report-dir", "keep-going", "require-gpu", "device"}
+    device = config.stash[OPTIONS_KEY].device
+    words = [] if device == "cpu" else [f"--fv-device={device}"]
     for option in OPTIONS:
         value = config.getoption(option.dest)
         if option.name in dull or value is None:
@@ -206,7 +228,3 @@ def reproduce_options(config: pytest.Config) -> list[str]:
         # With `=`: pytest takes an existing path that stands alone for a test path, and moves its rootdir there.
         words.append(option.flag if option.type is bool else f"{option.flag}={value}")
     return words
-
-
-def command(*words: str) -> str:
-    return shlex.join(words)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_fvparity import hookspecs, options
+from fvcore.gates import Status
+from pytest_fvparity import fixtures, hookspecs, options
 from pytest_fvparity.fixtures import (
     fv_candidate,
     fv_check_key,
@@ -20,8 +21,17 @@ from pytest_fvparity.fixtures import (
     fv_trials,
 )
 from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.items import OPTIONS_KEY, REPORT_ATTRIBUTE, ROOT_KEY, StageFailed, StageItem, TrialsFile
-from pytest_fvparity.options import ParityOptions
+from pytest_fvparity.items import (
+    REPORT_ATTRIBUTE,
+    ROOT_KEY,
+    NoDevice,
+    StageFailed,
+    StageItem,
+    SuiteCollector,
+    TrialsFile,
+    status_of,
+)
+from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
 from pytest_fvparity.session import ParityReporter
 
 if TYPE_CHECKING:
@@ -67,7 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
     files = tuple(_trials_files(config, parsed))
     config.stash[_TRIALS_KEY] = files
     if on_controller:
-        config.pluginmanager.register(ParityReporter(config), "fvparity-reporter")
+        config.pluginmanager.register(ParityReporter(config, files), "fvparity-reporter")
 
 
 def _require_regen_allowed(config: pytest.Config, parsed: ParityOptions) -> None:
@@ -84,8 +94,11 @@ def _require_regen_allowed(config: pytest.Config, parsed: ParityOptions) -> None
 
 
 def _wants_parity(config: pytest.Config) -> bool:
-    """Whether this run is about parity: trials are given, a golden is recorded, or `-m` picks `parity` by name."""
-    given = config.getoption("fv_trials") or config.getini("fv_trials") or config.getoption("fv_regen_golden")
+    """Whether this run is about parity: trials are given, a golden is recorded, or `-m` picks `parity` by name.
+
+    Trials in the ini file only say which: a plain `pytest` there must not load a model.
+    """
+    given = config.getoption("fv_trials") or config.getoption("fv_regen_golden")
     return bool(given) or _marks_parity(config) or bool(_json_arguments(config))
 
 
@@ -123,13 +136,18 @@ def _json_arguments(config: pytest.Config) -> list[Path]:
 def _trials_files(config: pytest.Config, parsed: ParityOptions) -> list[Path]:
     """The trials files of this run. Those the arguments do not name yet are added to them."""
     named = _json_arguments(config)
-    if named:
-        return [*named, *parsed.trials]
-    wanted = list(parsed.trials)
-    if not wanted and _wants_parity(config):
-        wanted = [parsed.default_trials()]
+    wanted = list(parsed.trials) if config.getoption("fv_trials") else []
+    if not named and not wanted and _wants_parity(config):
+        wanted = list(parsed.trials) or [parsed.default_trials()]
     config.args += [str(path) for path in wanted if str(path) not in config.args]
-    return wanted
+    files = list(dict.fromkeys([*named, *wanted]))
+    for path in files:
+        if others := [str(other) for other in files if other.stem == path.stem and other != path]:
+            raise pytest.UsageError(
+                f"two trials files of one name, whose goldens and reports would be mixed up: {path}, {others[0]}; "
+                "run them one at a time, or rename one"
+            )
+    return files
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -163,11 +181,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """For every collected test function: one run per trials file, and one per check key where asked for."""
     if "fv_trials" in metafunc.fixturenames:
         parsed = metafunc.config.stash[OPTIONS_KEY]
-        files = metafunc.config.stash[_TRIALS_KEY]
+        files = metafunc.config.stash[_TRIALS_KEY] or parsed.trials
         paths = sorted(files) or [parsed.default_trials()]
         metafunc.parametrize("fv_trials", paths, indirect=True, ids=[path.stem for path in paths])
     if "fv_check_key" in metafunc.fixturenames:
         metafunc.parametrize("fv_check_key", CHECK_KEYS, indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """When the order of all tests is settled: the stages of a suite take their places in the pipeline's order.
+
+    --ff and plugins that shuffle would run a later key first.
+    """
+    places: dict[SuiteCollector, list[int]] = {}
+    for place, item in enumerate(session.items):
+        if isinstance(item, StageItem):
+            places.setdefault(item.suite, []).append(place)
+    for taken in places.values():
+        stages = sorted((session.items[place] for place in taken), key=lambda item: CHECK_KEYS.index(item.name))
+        for place, item in zip(taken, stages, strict=True):
+            session.items[place] = item
 
 
 def pytest_runtestloop(session: pytest.Session) -> None:
@@ -176,8 +210,20 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     if parsed.regen_golden and not session.config.option.collectonly:
         from pytest_fvparity.recording import record_goldens
 
-        files = dict.fromkeys(item.trials_path for item in session.items if isinstance(item, StageItem))
-        record_goldens(session.config, parsed, list(files))
+        stages = {item.trials_path: item for item in session.items if isinstance(item, StageItem)}
+        for stage in stages.values():
+            _require_own_model(session, stage)
+        record_goldens(session.config, parsed, list(stages))
+
+
+def _require_own_model(session: pytest.Session, stage: StageItem) -> None:
+    """The reference loads --fv-model by itself: what a fixture put in its place would not be recorded."""
+    definitions = session._fixturemanager.getfixturedefs("fv_model", stage) or ()
+    if definitions and definitions[-1].func.__module__ != fixtures.__name__:
+        raise pytest.UsageError(
+            f"--fv-regen-golden records --fv-model, and fixture fv_model is overridden in {definitions[-1].baseid or '.'}"
+            ": record without that override, with its model's directory as --fv-model"
+        )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -196,8 +242,12 @@ def pytest_runtest_makereport(
     if not isinstance(item, StageItem):
         return report
     error = call.excinfo.value if call.excinfo else None
-    if isinstance(error, Exception) and not isinstance(error, StageFailed | pytest.skip.Exception):
+    blocked = item.result is not None and item.result.status is Status.BLOCKED
+    if error is not None and not blocked and not isinstance(error, StageFailed | NoDevice):
         item.record_error(error)
+        if report.skipped:
+            # A stage that is skipped is a stage nobody judged: that is no reason for green.
+            report.outcome, report.longrepr = "failed", f"{item.name}: ERROR: skipped: {error}"
     decided = report.when == "call" or not report.passed
     if decided and (text := item.to_json()):
         setattr(report, REPORT_ATTRIBUTE, text)
@@ -209,7 +259,7 @@ def pytest_runtest_makereport(
 @pytest.hookimpl(tryfirst=True)
 def pytest_report_teststatus(report: Any) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
     """For every report, to count and colour it: blocked is a count of its own."""
-    if getattr(report, REPORT_ATTRIBUTE, None) and report.skipped:
+    if report.skipped and status_of(report) is Status.BLOCKED:
         return "blocked", "B", ("BLOCKED", {"yellow": True})
     return None
 

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fvcore import prompts
 from fvcore.artifacts import Artifact
-from fvcore.formats import sha256_file
 from fvcore.gates import StageError
 from fvcore.models import DTYPES, LanguageModel
 from fvcore.pipeline import Settings, profile_of
 from fvcore.profile import Conditions, Profile
-from fvcore.prompts import PromptTemplate, require_bos_agreement
+from fvcore.prompts import PromptTemplate
 from fvcore.trials import FixedTrials, Trial
+from pytest_fvparity.implementation import Answers
 
 REPOSITORY = "https://github.com/ericwtodd/function_vectors"
 GET_ONE = f"get one with `git clone {REPOSITORY}` and pass its path as --fv-src (or ini `fv_src`)"
@@ -47,30 +48,15 @@ class RecordingError(StageError):
 
 
 @dataclass(frozen=True)
-class Recording:
+class Recording(Answers):
     """What one run of the reference said: an Implementation that answers from memory."""
 
     artifacts: Mapping[str, Artifact]
     provenance: Mapping[str, Any]
     profile: Profile
 
-    def prompt_boundary(self) -> Artifact:
-        return self.artifacts["prompt_boundary"]
-
-    def slot_map(self, *_: Artifact) -> Artifact:
-        return self.artifacts["slot_map"]
-
-    def mean_activations(self, *_: Artifact) -> Artifact:
-        return self.artifacts["mean_activations"]
-
-    def top_heads(self, *_: Artifact) -> Artifact:
-        return self.artifacts["top_heads"]
-
-    def fv_vector(self, *_: Artifact) -> Artifact:
-        return self.artifacts["fv_vector"]
-
-    def injection_output(self, *_: Artifact) -> Artifact:
-        return self.artifacts["injection_output"]
+    def artifact(self, key: str) -> Artifact:
+        return self.artifacts[key]
 
 
 def require_checkout(path: Path | None) -> Path:
@@ -91,7 +77,8 @@ def run(
     """Run the reference once, in a process of its own, on the files `lm` was loaded from."""
     root = require_checkout(checkout)
     settings.require_fit(lm)
-    require_bos_agreement(lm.tokenizer, trials.meta)
+    if problems := prompts.verify(trials, lm.tokenizer):
+        raise RecordingError(f"{trials.id} does not fit the tokenizer of {lm.name}: {problems[0]}")
     if lm.source is None:
         raise RecordingError(
             f"the reference loads its model from a directory, and {lm.name!r} has none; save it with save_pretrained "
@@ -196,7 +183,3 @@ def _profile(lm: LanguageModel, trials: FixedTrials, settings: Settings, provena
         versions=versions,
     )
     return Profile(identity=profile_of(lm, trials, settings).identity, conditions=conditions)
-
-
-def driver_sha256() -> str:
-    return sha256_file(DRIVER)

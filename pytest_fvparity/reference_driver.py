@@ -4,12 +4,12 @@ Started as a script, `python reference_driver.py JOB.json`, also by an interpret
 it imports the standard library, torch, transformers, and the checkout. It knows the reference's functions and how they
 must be normalised to run on today's libraries; it never edits the checkout and names no model.
 
-1. Put the modules the reference wants and few people have (`baukit`, `bitsandbytes`) in place if they are missing.
+1. Put stand-ins for the modules the reference wants and few people have (`baukit`, `bitsandbytes`) in place.
 2. Load model and tokenizer itself: the reference's own loader branches on names and chooses dtypes by them.
 3. Normalise. Every normalisation first probes whether the checkout already behaves so, is applied only if not, and is
    probed again: one that has no effect is an error.
 4. Record, and refuse to record what is not alive: effects that are zero everywhere, an injection that moves no logit,
-   labels that do not line up with tokens.
+   a number that is not finite, labels that do not line up with tokens.
 """
 
 from __future__ import annotations
@@ -96,16 +96,10 @@ def trace_dict_module() -> types.ModuleType:
 
 
 def provide_modules() -> list[str]:
-    """Stand-ins for what cannot be imported; returns the names of those put in place."""
-    provided = []
-    for name, stand_in in (("baukit", trace_dict_module), ("bitsandbytes", lambda: types.ModuleType("bitsandbytes"))):
-        try:
-            __import__(name)
-        except Exception:
-            # Not only ImportError: bitsandbytes and baukit fail in other ways when their own needs are not met.
-            sys.modules[name] = stand_in()
-            provided.append(f"{name}_stand_in")
-    return provided
+    """Put the stand-ins in place, also of modules that are installed: a recording must not depend on who has them."""
+    stand_ins = {"baukit": trace_dict_module(), "bitsandbytes": types.ModuleType("bitsandbytes")}
+    sys.modules |= stand_ins
+    return [f"{name}_stand_in" for name in stand_ins]
 
 
 # ---------------------------------------------------------------- the checkout
@@ -580,15 +574,17 @@ class Recorder:
         means = self.mean_activations()
         heads = self.top_heads(means["mean_activations"])
         vector = self.fv_vector(means["mean_activations"], heads)
+        artifacts = {
+            "prompt_boundary": prompts,
+            "slot_map": slots,
+            "mean_activations": means,
+            "top_heads": heads,
+            "fv_vector": vector,
+            "injection_output": self.injection_output(vector["function_vector"]),
+        }
+        require_finite(artifacts)
         return {
-            "artifacts": {
-                "prompt_boundary": prompts,
-                "slot_map": slots,
-                "mean_activations": means,
-                "top_heads": heads,
-                "fv_vector": vector,
-                "injection_output": self.injection_output(vector["function_vector"]),
-            },
+            "artifacts": artifacts,
             "provenance": {
                 "sources": self.src.sources(),
                 "normalisations": self.normalisations,
@@ -597,6 +593,16 @@ class Recorder:
                 "versions": versions(),
             },
         }
+
+
+def require_finite(artifacts: dict[str, dict[str, Any]]) -> None:
+    """A NaN in a golden would make a NaN of the candidate look right."""
+    import torch
+
+    for key, leaves in artifacts.items():
+        for leaf, value in leaves.items():
+            if isinstance(value, float | torch.Tensor) and not bool(torch.as_tensor(value).isfinite().all()):
+                raise RecordingRefused(f"{key}: {leaf} holds a number that is not finite")
 
 
 def _takes_dtype() -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvcore.formats import json_text, write_csv, write_json, write_text
 from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.report import UNKNOWN, earliest_failure
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -37,7 +39,8 @@ TRIAL_COLUMNS = (
 def write_all(reports: Sequence[Report], report_dir: Path) -> None:
     """Every report into `<report dir>/<dataset>/<fixed_trials_id>/`, and a summary above them."""
     for report in reports:
-        write_report(report, report_dir / report.dataset / report.fixed_trials_id)
+        for folder in folders(report, report_dir):
+            write_report(report, folder)
     summary = {
         "overall_status": "PASS" if all(r.overall_status == "PASS" for r in reports) else "FAIL",
         "runs": [_summary_row(report) for report in reports],
@@ -46,6 +49,18 @@ def write_all(reports: Sequence[Report], report_dir: Path) -> None:
     templates = environment()
     for kind in ("md", "html"):
         write_text(report_dir / f"summary.{kind}", templates.get_template(f"summary.{kind}.j2").render(summary))
+
+
+def folders(report: Report, report_dir: Path) -> list[Path]:
+    """`<report dir>/<dataset>/<fixed_trials_id>`.
+
+    Trials that cannot be read do not tell their dataset: then every earlier report of that name is replaced, so that
+    none is left to say PASS.
+    """
+    earlier = sorted(path for path in report_dir.glob(f"*/{glob.escape(report.fixed_trials_id)}") if path.is_dir())
+    if report.dataset == UNKNOWN and earlier:
+        return earlier
+    return [report_dir / report.dataset / report.fixed_trials_id]
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -77,7 +92,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters |= {"number": _number, "cell": _markdown_cell, "tojson_text": json_text}
-    templates.globals["heat_map"] = heat_map
+    templates.globals |= {"heat_map": heat_map, "largest_effect": largest_effect}
     return templates
 
 
@@ -107,7 +122,7 @@ def _stage(check: Check) -> dict[str, Any]:
 
 
 def _suite_report(report: Report, stages: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
-    failed = next((check.key for check in report.checks if check.status != "PASS"), None)
+    failed = earliest_failure(report.checks)
     divergence = report.first_divergence
     return {
         "status": report.overall_status,
@@ -115,7 +130,7 @@ def _suite_report(report: Report, stages: Sequence[Mapping[str, Any]], folder: P
         "fixed_trials_id": report.fixed_trials_id,
         "model_name": report.model,
         "seed": _identity(report).get("seed"),
-        "earliest_failed_stage": failed,
+        "earliest_failed_stage": failed.key if failed else None,
         "stages": list(stages),
         "paths": {
             "log": "parity_suite.log",
@@ -148,8 +163,10 @@ def _trial_row(row: Mapping[str, Any]) -> dict[str, Any]:
 def _injection_report(report: Report, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     identity, check = _identity(report), next((c for c in report.checks if c.key == "injection_output"), None)
 
-    def largest(name: str) -> float | None:
-        return max((row[name] for row in trials if row[name] is not None), default=None)
+    def largest(name: str) -> float | str | None:
+        found = [row[name] for row in trials if row[name] is not None]
+        words = [value for value in found if isinstance(value, str)]
+        return words[0] if words else max(found, default=None)
 
     heads, scores = report.heads.get("heads_actual") or [], report.heads.get("scores_actual") or []
     return {
@@ -187,7 +204,16 @@ def _summary_row(report: Report) -> dict[str, Any]:
 # ---------------------------------------------------------------- pictures
 
 
-def heat_map(aie: Sequence[Sequence[float]], largest: float, heads: Sequence[Sequence[int]] | None) -> dict[str, Any]:
+Effects = Sequence[Sequence[float | str]]
+"""(layer, head); what is not finite is a word."""
+
+
+def largest_effect(*maps: Effects) -> float:
+    """The largest finite magnitude, 0.0 if there is none: one colour scale for all maps of a report."""
+    return max((abs(v) for aie in maps for row in aie for v in row if isinstance(v, float)), default=0.0)
+
+
+def heat_map(aie: Effects, largest: float, heads: Sequence[Sequence[int]] | None) -> dict[str, Any]:
     """Geometry and colours of a layer x head map of AIE; `heads` are marked. Layer 0 is at the bottom."""
     n_layers = len(aie)
     top = {tuple(head) for head in heads or ()}
@@ -198,7 +224,7 @@ def heat_map(aie: Sequence[Sequence[float]], largest: float, heads: Sequence[Seq
             "layer": layer,
             "head": head,
             "value": value,
-            "fill": _colour(value / largest if largest else 0.0),
+            "fill": _colour(value / largest if largest else 0.0) if isinstance(value, float) else "url(#odd)",
             "top": (layer, head) in top,
         }
         for layer, row in enumerate(aie)

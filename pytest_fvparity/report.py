@@ -6,7 +6,7 @@ The field names are those of the milestone plans' diff report; the schema is pub
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +16,8 @@ from fvcore.gates import Finding, StageResult, Status
 from pytest_fvparity.implementation import CHECK_KEYS
 
 SCHEMA_VERSION = 1
+UNKNOWN = "unknown"
+LARGEST = ("max_abs_diff", "max_rel_diff")
 
 
 class _Model(BaseModel):
@@ -30,19 +32,34 @@ class Mismatch(_Model):
     message: str
     expected: Any = None
     got: Any = None
-    abs_diff: float | None = None
-    rel_diff: float | None = None
+    abs_diff: float | str | None = None
+    rel_diff: float | str | None = None
     coordinate: dict[str, int | str] = {}
 
 
+class ToleranceRow(_Model):
+    """What a leaf was compared with: |got - expected| <= max(atol, of_max * max|expected|, of_norm * norm) + rtol *
+    |expected|, and the rule it comes from."""
+
+    leaf: str
+    rtol: float
+    atol: float
+    of_max: float
+    of_norm: float
+    rule: str
+
+
 class Check(_Model):
-    """One check key. `fault` says of a failed key whether it fails on golden inputs too (own) or not (inherited)."""
+    """One check key. `fault` says why a key failed: own (on golden inputs too), inherited (an earlier key failed), or
+    accumulated (it agrees on golden inputs and no earlier key failed: differences within tolerance add up)."""
 
     key: str
     status: str
     n_compared: int = 0
     mismatch_count: int = 0
     max_abs_diff: float | str | None = None
+    max_rel_diff: float | str | None = None
+    tolerances: list[ToleranceRow] = []
     measurements: dict[str, float | str] = {}
     fault: str | None = None
     blocked_by: str | None = None
@@ -69,8 +86,8 @@ class Divergence(_Model):
     coordinate: dict[str, int | str]
     expected: Any
     got: Any
-    abs_diff: float | None
-    rel_diff: float | None
+    abs_diff: float | str | None
+    rel_diff: float | str | None
     message: str
 
 
@@ -93,6 +110,7 @@ class Report(_Model):
     golden_path: str | None
     reference: dict[str, Any] | None
     conditions: dict[str, list[Any]]
+    tolerance_sources: list[str]
     first_divergence: Divergence | None
     checks: list[Check]
     repro_command: str | None
@@ -105,12 +123,17 @@ def now() -> str:
 
 
 def assemble(
-    trials_file: str, planned: Sequence[str], rows: Mapping[str, Mapping[str, Any]], keep_going: bool = False
+    trials_file: str,
+    planned: Sequence[str],
+    rows: Mapping[str, Mapping[str, Any]],
+    reproduce: Callable[[str], str],
+    keep_going: bool = False,
 ) -> Report:
     """Build the report of one trials file.
 
-    `planned` are the selected check keys, `rows` what came back, by key. A planned key without a row never reported:
-    it crashed. A key that passed behind one that did not is not trusted: it ran beside a failure it did not know of.
+    `planned` are the selected check keys, `rows` what came back, by key; `reproduce` gives a key's command. A planned
+    key without a row never reported: it crashed. A key that passed behind one that did not is not trusted: it ran
+    beside a failure it did not know of.
     """
     keys = [key for key in CHECK_KEYS if key in planned]
     results = {key: StageResult.from_dict(rows[key]["result"]) if key in rows else _crashed(key) for key in keys}
@@ -118,8 +141,8 @@ def assemble(
     context: dict[str, Any] = {}
     for row in rows.values():
         context |= row["context"]
-    checks = [_check(results[key], rows.get(key, {}), context) for key in keys]
-    failed = next((check for check in checks if check.status != Status.PASS), None)
+    checks = [_check(results[key], reproduce(key), context) for key in keys]
+    failed = earliest_failure(checks)
     result = results[failed.key] if failed else None
     divergence = _divergence(failed, result) if failed and result else None
     stem = trials_file.rpartition("/")[2].removesuffix(".json")
@@ -127,9 +150,9 @@ def assemble(
         created_at=now(),
         overall_status="FAIL" if failed else "PASS",
         headline=_headline(checks, divergence, context),
-        dataset=context.get("dataset", "unknown"),
+        dataset=context.get("dataset", UNKNOWN),
         fixed_trials_id=context.get("fixed_trials_id", stem),
-        model=context.get("model", "unknown"),
+        model=context.get("model", UNKNOWN),
         reference_profile=(context.get("profile") or {}).get("identity", {}).get("reference_profile"),
         n_trials=context.get("n_trials"),
         n_compared_trials=context.get("n_compared_trials"),
@@ -138,12 +161,19 @@ def assemble(
         golden_path=context.get("golden_path"),
         reference=context.get("reference"),
         conditions=context.get("conditions", {}),
+        tolerance_sources=context.get("tolerances", []),
         first_divergence=divergence,
         checks=checks,
         repro_command=failed.repro_command if failed else None,
-        trials=_details(results, "injection_output").get("trials", []),
-        heads={k: v for k, v in _details(results, "top_heads").items() if k != "fault"},
+        trials=_words(_details(results, "injection_output").get("trials", [])),
+        heads={k: _words(v) for k, v in _details(results, "top_heads").items() if k not in {"fault", "tolerances"}},
     )
+
+
+def earliest_failure(checks: Sequence[Check]) -> Check | None:
+    """The first key that failed itself; blocked keys only stand behind one."""
+    open_ones = [check for check in checks if check.status != Status.PASS]
+    return next((check for check in open_ones if check.status != Status.BLOCKED), next(iter(open_ones), None))
 
 
 def _crashed(key: str) -> StageResult:
@@ -166,12 +196,16 @@ def _details(results: Mapping[str, StageResult], key: str) -> dict[str, Any]:
     return dict(results[key].verdict.details) if key in results else {}
 
 
-def _number(value: float | None) -> float | str | None:
-    """JSON has no NaN and no infinity: they are written as words."""
-    return value if value is None or math.isfinite(value) else str(value)
+def _words(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they are written as words, at any depth."""
+    if isinstance(value, dict):
+        return {key: _words(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_words(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _check(result: StageResult, row: Mapping[str, Any], context: Mapping[str, Any]) -> Check:
+def _check(result: StageResult, reproduce: str, context: Mapping[str, Any]) -> Check:
     verdict = result.verdict
     blocking = [_mismatch(f) for f in verdict.findings if f.blocking]
     golden = context.get("golden_path")
@@ -180,8 +214,10 @@ def _check(result: StageResult, row: Mapping[str, Any], context: Mapping[str, An
         status=str(result.status),
         n_compared=verdict.compared,
         mismatch_count=verdict.mismatch_count,
-        max_abs_diff=_number(verdict.measurements.get("max_abs_diff")),
-        measurements={k: _number(v) for k, v in verdict.measurements.items() if k != "max_abs_diff"},  # type: ignore[misc]
+        max_abs_diff=_words(verdict.measurements.get("max_abs_diff")),
+        max_rel_diff=_words(verdict.measurements.get("max_rel_diff")),
+        tolerances=verdict.details.get("tolerances", []),
+        measurements=_words({k: v for k, v in verdict.measurements.items() if k not in LARGEST}),
         fault=verdict.details.get("fault"),
         blocked_by=result.blocked_by,
         message=result.message,
@@ -191,7 +227,7 @@ def _check(result: StageResult, row: Mapping[str, Any], context: Mapping[str, An
         details=blocking,
         warnings=[_mismatch(f) for f in verdict.findings if not f.blocking],
         duration_sec=result.duration_s,
-        repro_command=row.get("reproduce", ""),
+        repro_command=reproduce,
     )
 
 
@@ -205,10 +241,10 @@ def _mismatch(finding: Finding) -> Mismatch:
         where=finding.where,
         json_pointer="/" + "/".join([escaped, *map(str, position)]),
         message=finding.message,
-        expected=finding.expected,
-        got=finding.actual,
-        abs_diff=finding.abs_diff,
-        rel_diff=finding.rel_diff,
+        expected=_words(finding.expected),
+        got=_words(finding.actual),
+        abs_diff=_words(finding.abs_diff),
+        rel_diff=_words(finding.rel_diff),
         coordinate=dict(finding.coordinate),
     )
 
@@ -240,22 +276,30 @@ def _divergence(check: Check, result: StageResult) -> Divergence:
 
 
 def _headline(checks: Sequence[Check], divergence: Divergence | None, context: Mapping[str, Any]) -> str:
-    """Verdict and earliest divergence in one sentence."""
+    """Verdict and earliest divergence in one sentence, with whatever makes the verdict a weaker one."""
+    sources = context.get("tolerances")
+    loosened = f" under tolerances of {' and '.join(sources)}" if sources else ""
     if divergence is None:
-        largest = [check.max_abs_diff for check in checks if isinstance(check.max_abs_diff, float)]
-        scope = (
-            "all 6 check keys agree"
-            if len(checks) == len(CHECK_KEYS)
-            else f"{len(checks)} of 6 check keys compared, all agree"
-        )
-        return f"PASS: {scope} with the reference" + (f"; largest difference {max(largest):.3g}" if largest else "")
+        return f"PASS: {_agreement(checks, context)}{loosened}"
     if divergence.leaf is None:
         return f"{divergence.status}: nothing could be judged at {divergence.check_key}: {divergence.message}"
     trial = f", trial {divergence.trial_id}:{divergence.trial_idx}" if divergence.trial_id is not None else ""
     return (
         f"FAIL: earliest divergence at stage {divergence.check_key}, file {divergence.artifact}, key {divergence.leaf}{trial}: "
-        f"{divergence.message}; expected {_short(divergence.expected)}, got {_short(divergence.got)}"
+        f"{divergence.message}; expected {_short(divergence.expected)}, got {_short(divergence.got)}{loosened}"
     )
+
+
+def _agreement(checks: Sequence[Check], context: Mapping[str, Any]) -> str:
+    whole = len(checks) == len(CHECK_KEYS)
+    scope = "all 6 check keys agree" if whole else f"{len(checks)} of 6 check keys compared, all agree"
+    n, total = context.get("n_compared_trials"), context.get("n_trials")
+    trials = f" ({n} of {total} trials)" if n != total else ""
+    ties = sum(warning.message.startswith("tie") for check in checks for warning in check.warnings)
+    tied = f", {ties} tie(s) among top heads aside" if ties else ""
+    largest = [check.max_abs_diff for check in checks if isinstance(check.max_abs_diff, float)]
+    difference = f"; largest difference {max(largest):.3g}" if largest else ""
+    return f"{scope} with the reference{trials}{tied}{difference}"
 
 
 def _short(value: Any) -> str:

@@ -12,10 +12,17 @@ TRIALS = {
 DEFAULT_MODEL = "tiny-llama"
 
 
+PACKAGED = Path(__file__).parent / "shipped"
+
+
+def is_packaged() -> bool:
+    """Whether goldens and trials lie inside the installed package. An editable install has them beside it."""
+    return PACKAGED.is_dir()
+
+
 def root() -> Path:
-    """The folder that holds `golden/` and `datasets/`. An editable install has them beside the package."""
-    packaged = Path(__file__).parent / "shipped"
-    return packaged if packaged.is_dir() else Path(__file__).parents[1]
+    """The folder that holds `golden/` and `datasets/`."""
+    return PACKAGED if is_packaged() else PACKAGED.parents[1]
 
 
 def trials_of(model: str, rootdir: Path) -> Path | None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fvcore.artifacts import Artifact
 from fvcore.compare import EXACT, Tolerance
 from fvcore.formats import FormatError, read_yaml
 from pytest_fvparity.implementation import CHECK_KEYS
 
 DEFAULTS = Path(__file__).with_name("tolerances.yaml")
+DEFAULT = "default"
 
 
 class Rule(BaseModel):
@@ -46,37 +49,53 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class Tolerances:
-    """The rules in force, for one dtype and device."""
+    """The rules in force, each with its name, for one dtype and device."""
 
-    rules: tuple[Rule, ...]
-    source: str
+    rules: tuple[tuple[str, Rule], ...]
     dtype: str
     device: str
 
     @classmethod
-    def read(cls, path: Path | None, dtype: str, device: str) -> Tolerances:
-        file = path or DEFAULTS
-        try:
-            rules = _File.model_validate(read_yaml(file)).rules
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(map(str, problem["loc"])) or "the top level"
-            raise FormatError(f"{file}: {place}: {problem['msg'].lower()}") from None
-        for number, rule in enumerate(rules, start=1):
-            if rule.key not in CHECK_KEYS:
-                raise FormatError(
-                    f"{file}: rule {number}: unknown key {rule.key!r}; expected one of {', '.join(CHECK_KEYS)}"
-                )
-        return cls(tuple(rules), file.name, dtype, device)
+    def read(cls, path: Path | None, added: Sequence[Mapping[str, Any]], dtype: str, device: str) -> Tolerances:
+        """The rules that hooks added come first, then those of `path`, or the defaults."""
+        hooks = _named("hook pytest_fvparity_tolerances", {"rules": list(added)})
+        name = DEFAULT if path is None else path.name
+        return cls((*hooks, *_named(name, read_yaml(path or DEFAULTS))), dtype, device)
+
+    @property
+    def sources(self) -> list[str]:
+        """Where rules come from, if not from the defaults alone."""
+        names = dict.fromkeys(name.rpartition(" rule ")[0] for name, _ in self.rules)
+        return [name for name in names if name != DEFAULT]
 
     def of(self, key: str) -> Callable[[str], Tolerance]:
         """leaf -> tolerance, for one check key; a leaf's trial key is not part of its name here."""
 
         def tolerance_of(leaf: str) -> Tolerance:
-            name = leaf.rpartition("/")[2]
-            for number, rule in enumerate(self.rules, start=1):
-                if rule.fits(key, name, self.dtype, self.device):
-                    return rule.tolerance(f"{self.source} rule {number}")
+            short = leaf.rpartition("/")[2]
+            for name, rule in self.rules:
+                if rule.fits(key, short, self.dtype, self.device):
+                    return rule.tolerance(name)
             return EXACT
 
         return tolerance_of
+
+    def table(self, key: str, artifact: Artifact) -> list[dict[str, Any]]:
+        """What each numeric leaf of an artifact is compared with: one row a leaf name, trials aside."""
+        numeric = [leaf for leaf, value in artifact.items() if isinstance(value, float) or hasattr(value, "dtype")]
+        names = dict.fromkeys(leaf.rpartition("/")[2] for leaf in numeric)
+        return [{"leaf": name, **asdict(self.of(key)(name))} for name in names]
+
+
+def _named(source: str, value: Any) -> list[tuple[str, Rule]]:
+    try:
+        rules = _File.model_validate(value).rules
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "the top level"
+        raise FormatError(f"{source}: {place}: {problem['msg'].lower()}") from None
+    for number, rule in enumerate(rules, start=1):
+        if rule.key not in CHECK_KEYS:
+            known = ", ".join(CHECK_KEYS)
+            raise FormatError(f"{source}: rule {number}: unknown key {rule.key!r}; expected one of {known}")
+    return [(f"{source} rule {number}", rule) for number, rule in enumerate(rules, start=1)]

@@ -133,7 +133,7 @@ def test_one_odd_value_does_not_condemn_its_neighbours() -> None:
 
 
 def test_the_largest_difference_is_nan_when_any_is() -> None:
-    verdict = compare({"a": torch.tensor([1.0, 2.0]), "b": 1.0}, {"a": torch.tensor([NAN, 2.5]), "b": 1.5})
+    verdict = compare({"b": 1.0, "a": torch.tensor([1.0, 2.0])}, {"b": 1.5, "a": torch.tensor([NAN, 2.5])})
     assert math.isnan(verdict.measurements["max_abs_diff"])
     assert verdict.mismatch_count == 3
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BloomConfig, BloomForCausalLM
 
 from fvcore import models
@@ -189,12 +189,19 @@ def test_one_changed_weight_changes_the_digest() -> None:
     assert weights_digest(hf) != before
 
 
-def test_weights_in_another_dtype_or_under_another_name_have_another_digest() -> None:
-    hf = random_model("llama", 20)
-    digests = {weights_digest(hf), weights_digest(random_model("llama", 20).to(torch.bfloat16))}
-    layers = hf.model.layers
-    layers[0], layers[1] = layers[1], layers[0]
-    assert len(digests | {weights_digest(hf)}) == 3
+def test_the_same_bytes_under_another_name_dtype_or_shape_have_another_digest() -> None:
+    def zeros(name: str, n_in: int, n_out: int, dtype: torch.dtype) -> nn.Module:
+        module = nn.ModuleDict({name: nn.Linear(n_in, n_out, bias=False, dtype=dtype)})
+        nn.init.zeros_(next(module.parameters()))
+        return module
+
+    modules = [
+        zeros("a", 2, 3, torch.float16),
+        zeros("b", 2, 3, torch.float16),
+        zeros("a", 3, 2, torch.float16),
+        zeros("a", 2, 3, torch.bfloat16),
+    ]
+    assert len({weights_digest(module) for module in modules}) == 4
 
 
 def test_digests_are_the_same_wherever_the_model_lies(saved: Callable[[str], Path], llama_directory: Path) -> None:
@@ -215,7 +222,9 @@ def test_a_tokenizers_digest_ignores_truncation_and_padding() -> None:
 def test_a_tokenizers_digest_sees_what_decides_the_ids() -> None:
     renumbered = toy_tokenizer("bos")
     vocab = renumbered.get_vocab()
-    model = type(renumbered.backend_tokenizer.model)(vocab | {"!": vocab["?"], "?": vocab["!"]}, unk_token="[UNK]")
+    model = type(renumbered.backend_tokenizer.model)(
+        vocab | {" dark": vocab[" weak"], " weak": vocab[" dark"]}, unk_token="[UNK]"
+    )
     renumbered.backend_tokenizer.model = model
     kinds = [toy_tokenizer(kind) for kind in ("bos", "plain", "gpt2", "eos")]
     assert len({tokenizer_digest(tokenizer) for tokenizer in [*kinds, renumbered]}) == 5
