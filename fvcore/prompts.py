@@ -160,6 +160,13 @@ def trial_prompt(
         raise BoundaryError(f"trial {trial.key}, {regime} prompt: {error}") from None
 
 
+def require_verified(trials: FixedTrials, tokenizer: Tokenizer) -> None:
+    """Raise TrialsError with the first problem `verify` finds: no number is worth computing from such a file."""
+    if problems := verify(trials, tokenizer):
+        n = len(problems)
+        raise TrialsError(f"{trials.id}: {problems[0]} ({n} problem(s) in all; `fvcore trials verify` lists them)")
+
+
 def verify(trials: FixedTrials, tokenizer: Tokenizer, first: int | None = None) -> list[str]:
     """What is wrong with a trials file under this tokenizer, one line each (empty: nothing)."""
     require_bos_agreement(tokenizer, trials.meta)

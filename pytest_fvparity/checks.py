@@ -231,6 +231,8 @@ def _named_trials(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
 
 def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """Heads in another order are a tie if the golden's own effects leave the order open, and a fault otherwise."""
+    from fvcore.compare import compare
+
     details = {
         **verdict.details,
         "aie_expected": _rows(expected, "aie"),
@@ -250,7 +252,8 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
         else f
         for f in verdict.findings
     )
-    return replace(verdict, findings=ties, mismatch_count=verdict.mismatch_count - len(at_heads))
+    n_swapped = compare({"heads": expected["heads"]}, {"heads": actual["heads"]}).mismatch_count
+    return replace(verdict, findings=ties, mismatch_count=verdict.mismatch_count - n_swapped)
 
 
 def _is_tie(expected: Artifact, actual: Artifact, tolerance: Tolerance) -> bool:

@@ -205,7 +205,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     The suite's `context` is filled on the way with what the report says about the run.
     """
     context: dict[str, Any] = request.node.suite.context
-    from fvcore import prompts
+    from fvcore.prompts import require_verified
     from pytest_fvparity.checks import ParityRun
     from pytest_fvparity.golden import require_comparable
 
@@ -214,8 +214,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context |= {"dataset": trials.dataset, "fixed_trials_id": trials.id, "n_trials": len(trials.trials)}
     lm: LanguageModel = request.getfixturevalue("fv_model")
     context |= {"model": lm.name, "n_layers": lm.n_layers, "n_heads": lm.n_heads}
-    if problems := prompts.verify(trials, lm.tokenizer):
-        raise StageError(f"{trials.id}: {problems[0]} ({len(problems)} problem(s); `fvcore trials verify` lists them)")
+    require_verified(trials, lm.tokenizer)
     if options.max_trials is not None and options.max_trials > len(trials.trials):
         n = len(trials.trials)
         raise StageError(f"--fv-max-trials {options.max_trials}: {trials.id} has {n} trials; ask for 1 to {n}")

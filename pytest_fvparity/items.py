@@ -45,6 +45,8 @@ def status_of(report: Any) -> Status | None:
 class NoDevice(pytest.skip.Exception):  # type: ignore[name-defined,misc]
     """The one skip that leaves a stage without a verdict: the device asked for is not there."""
 
+    __module__ = "builtins"  # so that pytest shows the bare name
+
 
 class StageFailed(Exception):
     """A stage's result is not PASS; its text is what the terminal shows."""

@@ -19,6 +19,7 @@ def record_goldens(config: pytest.Config, options: ParityOptions, files: Sequenc
         raise pytest.UsageError("--fv-regen-golden: no parity stage is selected, so there is nothing to record")
     from fvcore import models, trials
     from fvcore.models import ModelError
+    from fvcore.prompts import require_verified
     from pytest_fvparity import golden, reference
 
     terminal = config.pluginmanager.get_plugin("terminalreporter")
@@ -26,6 +27,7 @@ def record_goldens(config: pytest.Config, options: ParityOptions, files: Sequenc
         lm = models.load(options.model, "cpu", options.dtype, options.attn, options.seed)
         for file in files:
             fixed = trials.read(file)
+            require_verified(fixed, lm.tokenizer)
             settings = recording_settings(options)
             settings.require_fit(lm)
             path = (options.golden or options.rootdir / "golden") / golden.relative_path(

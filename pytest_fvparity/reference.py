@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fvcore import prompts
 from fvcore.artifacts import Artifact
 from fvcore.gates import StageError
 from fvcore.models import DTYPES, LanguageModel
 from fvcore.pipeline import Settings, profile_of
 from fvcore.profile import Conditions, Profile
-from fvcore.prompts import PromptTemplate
+from fvcore.prompts import PromptTemplate, require_bos_agreement
 from fvcore.trials import FixedTrials, Trial
 from pytest_fvparity.implementation import Answers
 
@@ -77,8 +76,7 @@ def run(
     """Run the reference once, in a process of its own, on the files `lm` was loaded from."""
     root = require_checkout(checkout)
     settings.require_fit(lm)
-    if problems := prompts.verify(trials, lm.tokenizer):
-        raise RecordingError(f"{trials.id} does not fit the tokenizer of {lm.name}: {problems[0]}")
+    require_bos_agreement(lm.tokenizer, trials.meta)
     if lm.source is None:
         raise RecordingError(
             f"the reference loads its model from a directory, and {lm.name!r} has none; save it with save_pretrained "

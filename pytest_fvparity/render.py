@@ -224,7 +224,7 @@ def heat_map(aie: Effects, largest: float, heads: Sequence[Sequence[int]] | None
             "layer": layer,
             "head": head,
             "value": value,
-            "fill": _colour(value / largest if largest else 0.0) if isinstance(value, float) else "url(#odd)",
+            "fill": _colour(value / largest if largest else 0.0) if isinstance(value, float) else "none",
             "top": (layer, head) in top,
         }
         for layer, row in enumerate(aie)

@@ -27,8 +27,8 @@ def test_equal_artifacts_pass_and_are_counted() -> None:
     artifact = {"a": torch.arange(6.0), "b": 3, "c": [1, [2, "x"]], "d": None, "e": 0.5, "f": True}
     verdict = compare(artifact, artifact)
     assert verdict.passed
-    assert (verdict.compared, verdict.mismatch_count, verdict.findings) == (6 + 5, 0, ())
-    assert verdict.measurements == {"max_abs_diff": 0.0}
+    assert (verdict.compared, verdict.mismatch_count, verdict.findings) == (6 + 1 + 3 + 1 + 1 + 1, 0, ())
+    assert verdict.measurements == {"max_abs_diff": 0.0, "max_rel_diff": 0.0}
 
 
 def test_a_missing_leaf_and_a_new_leaf_are_both_disagreements() -> None:
@@ -141,7 +141,10 @@ def test_the_largest_difference_is_nan_when_any_is() -> None:
 def test_the_largest_difference_is_over_all_leaves_and_passes_or_not() -> None:
     expected, actual = {"a": torch.tensor([1.0, 2.0]), "b": 1.0}, {"a": torch.tensor([1.25, 2.0]), "b": 0.5}
     for tolerance in (EXACT, Tolerance(atol=1.0)):
-        assert compare(expected, actual, tolerance).measurements == {"max_abs_diff": 0.5}
+        assert compare(expected, actual, tolerance).measurements == {
+            "max_abs_diff": 0.5,
+            "max_rel_diff": 0.5,
+        }
 
 
 def test_findings_can_be_written_as_json() -> None:

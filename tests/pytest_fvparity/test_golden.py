@@ -139,13 +139,14 @@ def test_what_a_new_recording_changes_is_counted_and_measured(world: World, path
     aie[1, 2] += 0.25
     changed = with_leaf(world.recording, "top_heads", "aie", aie)
     changed = with_leaf(changed, "prompt_boundary", "bos/adds_bos", False)
-    n_values = {"top_heads": 0, "prompt_boundary": len(world.recording.artifacts["prompt_boundary"])}
+    prompts = world.recording.artifacts["prompt_boundary"]
+    n_values = sum(len(value) if isinstance(value, list) else 1 for value in prompts.values())
     (path / "fv_vector.json").write_text("{")
 
     done = golden.regenerate(lambda: changed, path)
 
     assert done.changes["slot_map"] == "unchanged"
-    assert done.changes["prompt_boundary"] == f"1 of {n_values['prompt_boundary']} values change"
+    assert done.changes["prompt_boundary"] == f"1 of {n_values} values change"
     assert done.changes["top_heads"].startswith("1 of ")
     assert done.changes["top_heads"].endswith(" values change, by up to 0.25")
     assert done.changes["fv_vector"] == "the old one cannot be read"

@@ -87,9 +87,15 @@ def test_max_trials_shortens_the_per_trial_keys_only_and_says_so(pytester: pytes
     assert (report["n_compared_trials"], report["n_trials"]) == (1, 3)
     assert len(report["trials"]) == 1
     compared = {check["key"]: check["n_compared"] for check in report["checks"]}
-    assert compared["prompt_boundary"] == 4 + 11
+    (file,) = world.golden.rglob("prompt_boundary.json")
+    leaves = json.loads(file.read_text())
+    of_first = {leaf: value for leaf, value in leaves.items() if leaf.startswith(("0:0/", "bos/"))}
+    assert len(of_first) == 4 + 11
+    # Every element of a list counts: ids are what this key is about.
+    n_values = sum(len(value) if isinstance(value, list) else 1 for value in of_first.values())
+    assert compared["prompt_boundary"] == n_values
     assert compared["mean_activations"] == 2 * 4 * 31 * 8
-    assert compared["top_heads"] == 3 * 8 + 8 + 1 + 3
+    assert compared["top_heads"] == 3 * 8 + 8 + 3 * 2 + 3  # cie, aie, heads, scores
 
 
 def test_users_share_the_fixtures_and_an_override_changes_what_the_stages_run_on(
@@ -188,7 +194,7 @@ def test_a_gpu_run_without_a_gpu_is_not_run_or_fails_if_required(pytester: pytes
         pytest.fail("this test describes a machine without CUDA; run the suite with CUDA_VISIBLE_DEVICES=''")
     skipped = pytester.runpytest_inprocess("-m", "parity", "--fv-device", "cuda", *world.options)
     skipped.assert_outcomes(skipped=6)
-    skipped.stdout.fnmatch_lines(["*6 parity stage(s) NOT RUN*no CUDA device*"])
+    skipped.stdout.fnmatch_lines(["6 parity stage(s) of *NOT RUN: NoDevice: --fv-device cuda: no CUDA device*"])
 
     required = pytester.runpytest_inprocess("-m", "parity", "--fv-require-gpu", *world.options)
     assert required.ret == pytest.ExitCode.TESTS_FAILED
