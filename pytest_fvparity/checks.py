@@ -98,7 +98,7 @@ class ParityRun:
         actual = self.actual(key)
         if key == "top_heads" and key not in self.memory.judged:
             self.compare(key, actual)  # whether it is a tie must be known, also when that stage was not selected
-        return _copy(self.expected(key)) if key in self.memory.tied else actual
+        return _copy(self.expected(key) if key in self.memory.tied else actual)
 
     def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
         method = getattr(self.candidate, key, None)
@@ -121,7 +121,7 @@ class ParityRun:
 
 
 def _copy(artifact: Artifact) -> Artifact:
-    """The golden's values, in tensors of their own: a candidate that edits its input in place changes no golden."""
+    """The same values in tensors of their own: a candidate that edits its input in place changes nothing but that."""
     import torch
 
     return {leaf: value.clone() if isinstance(value, torch.Tensor) else value for leaf, value in artifact.items()}

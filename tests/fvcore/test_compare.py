@@ -284,3 +284,19 @@ def test_a_list_says_how_many_of_its_elements_differ() -> None:
     assert messages({"a": [1, 2, 3, 4]}, {"a": [1, 5, 3, 6]}) == [
         "a[1]: differs first at position 1; 2 difference(s) in all"
     ]
+
+
+def test_values_of_another_type_in_a_list_differ_even_where_python_calls_them_equal() -> None:
+    for actual in ([True, [2]], [1.0, [2]], [1, (2,)]):
+        assert not compare({"a": [1, [2]]}, {"a": actual}).passed
+    assert compare({"a": [1, [2]]}, {"a": [1, [2]]}).passed
+
+
+def test_every_difference_in_a_list_counts() -> None:
+    verdict = compare({"a": [1, 2, [3, 4]]}, {"a": [1, 0, [0, 4]]})
+    assert (verdict.compared, verdict.mismatch_count) == (4, 2)
+
+
+def test_the_largest_relative_difference_is_of_the_expected_value() -> None:
+    verdict = compare({"a": torch.tensor([4.0, 0.5, 0.0])}, {"a": torch.tensor([5.0, 1.0, 0.1])})
+    assert verdict.measurements == {"max_abs_diff": 1.0, "max_rel_diff": 1.0}

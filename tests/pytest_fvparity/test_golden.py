@@ -307,6 +307,18 @@ def test_the_first_root_that_has_a_golden_wins(world: World, tmp_path: Path) -> 
     assert golden.locate(roots, world.relative) == tmp_path / "first" / world.relative
 
 
+def test_a_golden_whose_swap_was_killed_half_way_is_back_when_it_is_looked_for(tmp_path: Path, path: Path) -> None:
+    root = path.parents[2]
+    kept = {file.name: file.read_bytes() for file in path.iterdir()}
+    path.rename(golden.previous(path))  # the first of the two renames, and then the process died
+
+    found = golden.locate([root], path.relative_to(root))
+
+    assert found == path
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == kept
+    assert not golden.previous(path).exists()
+
+
 def test_without_a_golden_the_places_tried_and_the_command_are_named(tmp_path: Path) -> None:
     roots = [tmp_path / "mine", tmp_path / "shipped"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -431,3 +432,21 @@ def test_traces_leave_no_hooks_behind(llama: LanguageModel) -> None:
         1 / 0  # noqa: B018
 
     assert not llama.hf.get_submodule(layer)._forward_hooks
+
+
+def test_a_recording_does_not_depend_on_which_modules_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = ModuleType("baukit")
+    monkeypatch.setitem(sys.modules, "baukit", installed)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+
+    assert driver.provide_modules() == ["baukit_stand_in", "bitsandbytes_stand_in"]
+    assert sys.modules["baukit"] is not installed
+    assert hasattr(sys.modules["baukit"], "TraceDict")
+
+
+@pytest.mark.parametrize("value", [math.nan, torch.tensor([0.0, math.inf])])
+def test_a_number_that_is_not_finite_is_never_recorded(value: Any) -> None:
+    driver.require_finite({"fv_vector": {"norm": 1.0, "function_vector": torch.ones(2), "heads": [[0, 1]]}})
+
+    with pytest.raises(driver.RecordingRefused, match="fv_vector: norm holds a number that is not finite"):
+        driver.require_finite({"fv_vector": {"norm": value}})

@@ -1,0 +1,439 @@
+"""What tries to look green without having been compared, and runs that other plugins, marks or folders disturb."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fvcore.gates import StageResult, Status
+from pytest_fvparity.items import REPORT_ATTRIBUTE
+from pytest_fvparity.options import OPTIONS_KEY
+from pytest_fvparity.session import ParityReporter
+from tests.pytest_fvparity.worlds import World, plant, reports, statuses
+
+SKIPPED = {
+    "by a mark": """
+        import pytest
+
+        def pytest_collection_modifyitems(items):
+            for item in items:
+                if item.name == "slot_map":
+                    item.add_marker(pytest.mark.skip(reason="not today"))
+        """,
+    "by a fixture": """
+        import pytest
+
+        @pytest.fixture(autouse=True)
+        def not_today(request):
+            if request.node.name == "slot_map":
+                pytest.skip("not today")
+        """,
+    "by the candidate": """
+        import pytest
+        from fvcore.pipeline import Pipeline
+
+        class Shy(Pipeline):
+            def slot_map(self, prompts):
+                pytest.skip("not today")
+
+        def pytest_fvparity_candidate(lm, trials, settings):
+            return Shy(lm, trials, settings)
+        """,
+}
+
+
+@pytest.mark.parametrize("conftest", SKIPPED.values(), ids=SKIPPED.keys())
+def test_a_skipped_stage_is_an_error_and_blocks(pytester: pytest.Pytester, world: World, conftest: str) -> None:
+    pytester.makeconftest(conftest)
+
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options)
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*not today*", "*4 blocked*"])
+    (report,) = reports(pytester)
+    assert list(statuses(report).values()) == ["PASS", "ERROR", *["BLOCKED"] * 4]
+    assert report["headline"] == "ERROR: nothing could be judged at slot_map: skipped: not today"
+
+
+@pytest.mark.parametrize("statement", ["import sys; sys.exit(0)", "import pytest; pytest.fail('no')"])
+def test_a_candidate_that_leaves_is_an_error_and_blocks(
+    pytester: pytest.Pytester, world: World, statement: str
+) -> None:
+    plant(pytester, "slot_map", statement)
+
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options)
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    (report,) = reports(pytester)
+    assert list(statuses(report).values()) == ["PASS", "ERROR", *["BLOCKED"] * 4]
+
+
+def test_an_expected_failure_is_still_a_divergence(pytester: pytest.Pytester, world: World) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+        from fvcore.pipeline import Pipeline
+
+        class Faulty(Pipeline):
+            def slot_map(self, prompts):
+                return {}
+
+        def pytest_fvparity_candidate(lm, trials, settings):
+            return Faulty(lm, trials, settings)
+
+        def pytest_collection_modifyitems(items):
+            for item in items:
+                item.add_marker(pytest.mark.xfail)
+        """
+    )
+
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options)
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    (report,) = reports(pytester)
+    assert report["first_divergence"]["check_key"] == "slot_map"
+
+
+def test_a_failure_is_not_forgotten_when_a_stage_is_run_again() -> None:
+    stash = {OPTIONS_KEY: SimpleNamespace(keep_going=False)}
+    reporter = ParityReporter(SimpleNamespace(stash=stash), ())  # type: ignore[arg-type]
+
+    def row(status: Status) -> Any:
+        text = json.dumps({"context": {}, "result": StageResult("parity", "slot_map", status).to_dict()})
+        return SimpleNamespace(nodeid="a.json::parity::slot_map", skipped=False, **{REPORT_ATTRIBUTE: text})
+
+    for status in (Status.FAIL, Status.PASS):
+        reporter.pytest_runtest_logreport(row(status))
+
+    assert reporter.rows["a.json"]["slot_map"]["result"]["status"] == "FAIL"
+
+
+def test_an_error_after_a_stage_hides_no_divergence_and_spoils_a_pass(pytester: pytest.Pytester, world: World) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+        from fvcore.pipeline import Pipeline
+
+        class Faulty(Pipeline):
+            def slot_map(self, prompts):
+                return {**super().slot_map(prompts), "dummy_labels": []}
+
+        def pytest_fvparity_candidate(lm, trials, settings):
+            return Faulty(lm, trials, settings)
+
+        @pytest.fixture(autouse=True)
+        def untidy(request):
+            yield
+            if request.node.name in request.config.getini("markers")[0]:
+                raise RuntimeError("cannot clean up")
+        """
+    )
+    for name, found in {"prompt_boundary": ["ERROR", "BLOCKED"], "slot_map": ["PASS", "FAIL"]}.items():
+        pytester.makeini(f"[pytest]\nmarkers = {name}: the stage with the untidy fixture")
+        result = pytester.runpytest_inprocess("-m", "parity", *world.options)
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
+        (report,) = reports(pytester)
+        assert list(statuses(report).values())[:2] == found
+
+
+def test_stages_keep_their_order_whatever_shuffles_them(pytester: pytest.Pytester, two_files: World) -> None:
+    pytester.makeconftest(
+        """
+        def pytest_collection_modifyitems(items):
+            items.reverse()
+        """
+    )
+
+    result = pytester.runpytest_inprocess("-m", "parity", "-v", *two_files.options)
+
+    result.assert_outcomes(passed=12)
+    lines = [line for line in result.outlines if "::parity::" in line]
+    of_one = [line.partition("::parity::")[2].split()[0] for line in lines if "seed0" in line.partition("::")[0]]
+    assert of_one[0] == "prompt_boundary"
+    assert of_one[-1] == "injection_output"
+
+
+def test_failed_first_does_not_put_a_later_stage_first(pytester: pytest.Pytester, world: World) -> None:
+    plant(pytester, "slot_map", 'leaves["dummy_labels"] = []')
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+    plant(pytester, "prompt_boundary", 'leaves["0:0/target_id"] = -1')
+
+    pytester.runpytest_inprocess("-m", "parity", "--ff", *world.options)
+
+    (report,) = reports(pytester)
+    assert report["first_divergence"]["check_key"] == "prompt_boundary"
+    assert statuses(report)["slot_map"] == "BLOCKED"
+
+
+# ---------------------------------------------------------------- which files
+
+
+def test_trials_that_are_given_run_beside_a_stage_that_is_named(pytester: pytest.Pytester, two_files: World) -> None:
+    named, given = two_files.trials
+
+    result = pytester.runpytest_inprocess(
+        f"{named}::parity::slot_map", f"--fv-trials={given}", two_files.options[0], two_files.options[-1]
+    )
+
+    result.assert_outcomes(passed=1 + 6)
+
+
+def test_trials_without_a_selected_stage_are_said_to_be_uncompared(pytester: pytest.Pytester, world: World) -> None:
+    pytester.makepyfile("def test_mine(): pass")
+
+    result = pytester.runpytest_inprocess("-k", "mine", *world.options)
+
+    result.assert_outcomes(passed=1, deselected=6)
+    result.stdout.fnmatch_lines([f"no parity stage of {world.trials[0].name} is selected: nothing of it was compared"])
+
+
+def test_two_files_of_one_name_are_refused(pytester: pytest.Pytester, world: World) -> None:
+    copy = pytester.path / world.trials[0].name
+    shutil.copy(world.trials[0], copy)
+
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options, f"--fv-trials={copy}")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*two trials files of one name*"])
+
+
+def test_trials_in_the_ini_file_do_not_turn_every_run_into_a_parity_run(
+    pytester: pytest.Pytester, world: World
+) -> None:
+    pytester.makeini(f"[pytest]\nfv_trials = {world.trials[0]}\nfv_model = {world.model}\nfv_golden = {world.golden}")
+    pytester.makepyfile("def test_mine(): pass")
+
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+    pytester.runpytest_inprocess("-m", "parity").assert_outcomes(passed=6, deselected=1)
+
+
+def test_paths_in_the_ini_file_are_relative_to_it(pytester: pytest.Pytester, world: World) -> None:
+    shutil.copytree(world.golden, pytester.path / "recorded")
+    shutil.copy(world.trials[0], pytester.path)
+    pytester.makeini(f"[pytest]\nfv_trials = {world.trials[0].name}\nfv_golden = recorded\nfv_report_dir = said")
+    below = pytester.mkdir("below")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(below)
+        result = pytester.runpytest_inprocess("-m", "parity", f"--fv-model={world.model}")
+
+    result.assert_outcomes(passed=6)
+    assert (pytester.path / "said" / "summary.json").is_file()
+
+
+def test_a_number_in_the_ini_file_that_is_none_is_refused(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nfv_edit_layer = two")
+
+    result = pytester.runpytest_inprocess("-m", "parity")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*ini fv_edit_layer: expected a whole number, found *two*"])
+
+
+def test_an_editable_install_is_not_run_from_elsewhere_without_trials(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_inprocess("-m", "parity")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*installed from * (editable): run `pytest -m parity` there, or copy *--fv-trials*"])
+
+
+# ---------------------------------------------------------------- reports that must not outlive their run
+
+
+def test_a_refused_recording_leaves_the_reports_of_the_last_run(pytester: pytest.Pytester, world: World) -> None:
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+    before = reports(pytester)
+    src = pytester.mkdir("no-checkout")
+
+    result = pytester.runpytest_inprocess("-m", "parity", "--fv-regen-golden", f"--fv-src={src}", *world.options)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert reports(pytester) == before
+
+
+def test_recording_is_refused_for_a_model_the_reference_would_not_see(pytester: pytest.Pytester, world: World) -> None:
+    pytester.makeconftest(
+        f"""
+        import pytest
+        from fvcore import models
+
+        @pytest.fixture(scope="session")
+        def fv_model():
+            return models.load({str(world.model)!r})
+        """
+    )
+
+    result = pytester.runpytest_inprocess("-m", "parity", "--fv-regen-golden", "--fv-src=.", *world.options)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "fixture fv_model is overridden" in result.stdout.str() + result.stderr.str()
+
+
+def test_trials_that_became_unreadable_leave_no_old_pass(pytester: pytest.Pytester, world: World) -> None:
+    path = pytester.path / world.trials[0].name
+    shutil.copy(world.trials[0], path)
+    own = World(world.model, (path,), world.golden)
+    pytester.runpytest_inprocess("-m", "parity", *own.options)
+    assert reports(pytester)[0]["overall_status"] == "PASS"
+    path.write_text("{")
+
+    pytester.runpytest_inprocess("-m", "parity", *own.options)
+
+    (report,) = reports(pytester)
+    assert report["overall_status"] == "FAIL"
+
+
+def test_a_report_that_cannot_be_written_is_said_and_red(pytester: pytest.Pytester, world: World) -> None:
+    (pytester.path / "taken").write_text("a file")
+
+    result = pytester.runpytest_inprocess("-m", "parity", "--fv-report-dir=taken", *world.options)
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["reports NOT WRITTEN:*taken*--fv-report-dir*"])
+
+
+# ---------------------------------------------------------------- candidates with odd answers
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ('leaves["cie"] = leaves["cie"].numpy()', "leaf 'cie' holds a numpy.ndarray; expected a torch tensor"),
+        ('leaves["heads"] = [tuple(h) for h in leaves["heads"]]', "leaf 'heads' holds a builtins.tuple"),
+        ("return 3", "expected a mapping from leaf to value, the candidate gave a int"),
+    ],
+)
+def test_an_answer_in_another_form_is_named(pytester: pytest.Pytester, world: World, fault: str, message: str) -> None:
+    plant(pytester, "top_heads", fault)
+
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+
+    (report,) = reports(pytester)
+    assert statuses(report)["top_heads"] == "ERROR"
+    assert message in report["headline"]
+
+
+def test_numbers_that_are_none_reach_every_report_as_words(pytester: pytest.Pytester, world: World) -> None:
+    pytester.makeconftest(
+        """
+        from fvcore.pipeline import Pipeline
+
+        class Broken(Pipeline):
+            def top_heads(self, *inputs):
+                leaves = super().top_heads(*inputs)
+                return {**leaves, "aie": leaves["aie"] * float("nan")}
+
+            def injection_output(self, *inputs):
+                return {k: v * float("nan") if isinstance(v, float) else v for k, v in
+                        super().injection_output(*inputs).items()}
+
+        def pytest_fvparity_candidate(lm, trials, settings):
+            return Broken(lm, trials, settings)
+        """
+    )
+
+    result = pytester.runpytest_inprocess("-m", "parity", "--fv-keep-going", *world.options)
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    (report,) = reports(pytester)
+    assert {value for row in report["heads"]["aie_actual"] for value in row} == {"nan"}
+    assert report["trials"][0]["with_logprob_fv"] == "nan"
+    (folder,) = pytester.path.glob("reports/*/*")
+    for file in folder.glob("*.json"):
+        json.loads(file.read_text(), parse_constant=pytest.fail)  # called for what JSON does not know
+    assert "aie" in (folder / "src_vs_fv_diff_report.html").read_text()
+
+
+def test_a_candidate_that_edits_its_inputs_changes_no_golden(pytester: pytest.Pytester, world: World) -> None:
+    pytester.makeconftest(
+        """
+        from fvcore.pipeline import Pipeline
+
+        class Careless(Pipeline):
+            def top_heads(self, prompts, slot_map, means):
+                means["mean_activations"].zero_()
+                return super().top_heads(prompts, slot_map, means)
+
+        def pytest_fvparity_candidate(lm, trials, settings):
+            return Careless(lm, trials, settings)
+        """
+    )
+
+    pytester.runpytest_inprocess("-m", "parity", "--fv-keep-going", *world.options)
+
+    (report,) = reports(pytester)
+    found = statuses(report)
+    assert (found["mean_activations"], found["top_heads"]) == ("PASS", "FAIL")
+    # Judged on the golden's means: had they been zeroed too, both sides would be wrong together.
+    faults = {check["key"]: check["fault"] for check in report["checks"]}
+    assert (faults["top_heads"], faults["fv_vector"]) == ("own", "inherited")
+
+
+LOOSE_MEANS = """
+    def pytest_fvparity_tolerances(dtype, device):
+        return [{"key": "mean_activations", "leaf": "mean_activations", "atol": 10.0}]
+    """
+
+
+def test_differences_within_tolerance_that_add_up_are_nobody_s_own(pytester: pytest.Pytester, world: World) -> None:
+    plant(pytester, "mean_activations", 'leaves["mean_activations"] = leaves["mean_activations"] + 0.5')
+    conftest = pytester.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + "\n" + "\n".join(line[4:] for line in LOOSE_MEANS.splitlines()))
+
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+
+    (report,) = reports(pytester)
+    checks = {check["key"]: check for check in report["checks"]}
+    assert checks["mean_activations"]["status"] == "PASS"
+    assert (checks["top_heads"]["status"], checks["top_heads"]["fault"]) == ("FAIL", "accumulated")
+    assert checks["top_heads"]["first_mismatch"]["abs_diff"] > 0
+
+
+def test_other_tolerances_stand_in_the_first_line(pytester: pytest.Pytester, world: World) -> None:
+    pytester.makeconftest(LOOSE_MEANS)
+
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options)
+
+    result.assert_outcomes(passed=6)
+    (report,) = reports(pytester)
+    assert report["headline"].endswith("under tolerances of hook pytest_fvparity_tolerances")
+    (row,) = report["checks"][2]["tolerances"]
+    assert (row["atol"], row["rule"]) == (10.0, "hook pytest_fvparity_tolerances rule 1")
+    (row,) = [row for row in report["checks"][4]["tolerances"] if row["leaf"] == "norm"]
+    assert row["rule"].startswith("default rule ")
+
+
+def test_what_is_odd_but_no_difference_is_a_warning(pytester: pytest.Pytester, world: World) -> None:
+    pytester.makeconftest(
+        """
+        from fvcore.pipeline import Pipeline
+
+        class Talkative(Pipeline):
+            def notes(self, key):
+                return ["merged_boundary: look here"] if key == "slot_map" else []
+
+        def pytest_fvparity_candidate(lm, trials, settings):
+            return Talkative(lm, trials, settings)
+        """
+    )
+
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options)
+
+    result.assert_outcomes(passed=6)
+    result.stdout.fnmatch_lines(["2 slot_map *merged_boundary*"])
+    (report,) = reports(pytester)
+    assert [warning["message"] for warning in report["checks"][1]["warnings"]] == ["merged_boundary: look here"]
+
+
+def test_a_missing_gpu_is_reproduced_on_that_device(pytester: pytest.Pytester, world: World) -> None:
+    result = pytester.runpytest_inprocess("-m", "parity", "--fv-device=cuda:7", "--fv-require-gpu", *world.options)
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    (report,) = reports(pytester)
+    assert "--fv-device=cuda:7" in report["repro_command"]
+    assert Path("reports") not in [Path(word) for word in report["repro_command"].split()]
