@@ -1,0 +1,66 @@
+"""The claim of the first page: on the shipped models fvcore says what the reference said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fvcore import trials
+from fvcore.embedded import EMBEDDED
+from fvcore.profile import REFERENCE_PROFILES
+from pytest_fvparity import shipped
+from pytest_fvparity.golden import Golden, relative_path
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("profile", REFERENCE_PROFILES)
+@pytest.mark.parametrize("model", EMBEDDED)
+def test_all_six_keys_agree_with_the_recorded_reference(model: str, profile: str, tmp_path: Path) -> None:
+    # A process of its own, from the project's folder: what a person types.
+    options = [f"--fv-model={model}", f"--fv-reference-profile={profile}", f"--fv-report-dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "parity", "datasets", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = tmp_path.glob("*/*/src_vs_fv_diff_report.json")
+    report = json.loads(file.read_text())
+    assert [check["status"] for check in report["checks"]] == ["PASS"] * 6
+    assert report["reference"]["repository"] == "https://github.com/ericwtodd/function_vectors"
+    exact = [check for check in report["checks"] if check["key"] in {"prompt_boundary", "slot_map"}]
+    assert sum(check["mismatch_count"] for check in exact) == 0
+    assert report["heads"]["heads_expected"] == report["heads"]["heads_actual"]
+
+
+@pytest.mark.parametrize("profile", REFERENCE_PROFILES)
+@pytest.mark.parametrize("model", EMBEDDED)
+def test_goldens_were_recorded_from_the_public_reference_on_the_shipped_files(model: str, profile: str) -> None:
+    fixed = trials.read(ROOT / shipped.TRIALS[model])
+    golden = Golden.open(ROOT / "golden" / relative_path(fixed.dataset, fixed.id, profile))
+
+    assert golden.profile.identity.trials_sha256 == fixed.sha256
+    assert golden.profile.identity.reference_profile == profile
+    assert golden.manifest.reference.commit.startswith("fb9eac7")
+    assert "src/utils/extract_utils.py" in golden.manifest.reference.sources
+    assert "injection_edits_bare_tensors" in golden.manifest.reference.normalisations["applied"]
+
+
+def test_the_two_profiles_ask_different_questions_of_a_model_without_bos() -> None:
+    fixed = trials.read(ROOT / shipped.TRIALS["tiny-gpt2"])
+    n_slots = {
+        profile: len(
+            Golden.open(ROOT / "golden" / relative_path(fixed.dataset, fixed.id, profile)).slot_map()["dummy_labels"]  # type: ignore[arg-type]
+        )
+        for profile in REFERENCE_PROFILES
+    }
+    # Upstream writes a BOS text in front of every prompt: one more token, one more slot.
+    assert n_slots["todd_upstream"] == n_slots["src"] + 1
