@@ -17,6 +17,6 @@ pytest_plugins = ["pytester"]
 @pytest.fixture(scope="session")
 def tiny() -> Callable[[str], LanguageModel]:
     """family -> a tiny random model of it with a toy tokenizer; the same object for the whole session."""
-    from tests.tiny_models import random_lm
+    from fvcore.embedded.random_models import random_lm
 
     return cache(random_lm)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fvcore import __version__, cli, trials
-from tests.tiny_models import PAIRS, toy_tokenizer
+from fvcore.embedded.random_models import PAIRS, toy_tokenizer
 
 
 @dataclass

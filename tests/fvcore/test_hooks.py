@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fvcore.hooks import HookNeverFired, add_to_residual, edit_heads, read_heads
 from fvcore.models import LanguageModel, ModelError
-from tests.tiny_models import FAMILIES
+from fvcore.embedded.random_models import FAMILIES
 
 Tiny = Callable[[str], LanguageModel]
 per_family = pytest.mark.parametrize("family", FAMILIES)

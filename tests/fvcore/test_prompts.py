@@ -22,7 +22,7 @@ from fvcore.prompts import (
     verify,
 )
 from fvcore.trials import PREFIXES, SEPARATORS, FixedTrials, Meta, TrialsFile, WordPair
-from tests.tiny_models import toy_tokenizer, trials_for
+from fvcore.embedded.random_models import toy_tokenizer, trials_for
 
 PROMPT = "Q: hot\nA: cold\n\nQ: sunny\nA:"
 

@@ -23,7 +23,7 @@ from fvcore.slots import (
     token_labels,
 )
 from fvcore.trials import PREFIXES, SEPARATORS, TrialsError, WordPair, parse
-from tests.tiny_models import toy_tokenizer
+from fvcore.embedded.random_models import toy_tokenizer
 
 TEMPLATE = PromptTemplate(PREFIXES, SEPARATORS)
 T1 = r"\n\n|\n| ?[A-Za-z]{1,4}|[^A-Za-z\s]|\s"

@@ -31,7 +31,7 @@ from fvcore.prompts import Prompt
 from fvcore.slots import SlotMap
 from fvcore.trials import FixedTrials, WordPair
 from fvcore.vectors import function_vector, head_term
-from tests.tiny_models import FAMILIES, random_lm, trials_for
+from fvcore.embedded.random_models import FAMILIES, random_lm, trials_for
 
 Tiny = Callable[[str], LanguageModel]
 per_family = pytest.mark.parametrize("family", FAMILIES)

@@ -14,7 +14,7 @@ from fvcore import trials
 from fvcore.formats import sha256, sha256_file
 from fvcore.prompts import PromptTemplate
 from fvcore.trials import Meta, TemplatePart, TrialsError, TrialsFile, WordPair
-from tests.tiny_models import PAIRS
+from fvcore.embedded.random_models import PAIRS
 
 WORDS = [WordPair(input=a, output=b) for a, b in PAIRS]
 

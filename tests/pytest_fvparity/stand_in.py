@@ -12,7 +12,7 @@ from fvcore import models, trials
 from fvcore.formats import sha256_file
 from fvcore.models import LanguageModel
 from fvcore.trials import FixedTrials
-from tests.tiny_models import random_lm, trials_for
+from fvcore.embedded.random_models import random_lm, trials_for
 
 TREE = Path(__file__).with_name("stand_in")
 

@@ -13,7 +13,7 @@ import pytest
 from fvcore import trials
 from pytest_fvparity.implementation import CHECK_KEYS
 from tests.pytest_fvparity.worlds import World, reports, statuses
-from tests.tiny_models import toy_tokenizer
+from fvcore.embedded.random_models import toy_tokenizer
 
 
 def _files(folder: Path) -> dict[str, bytes]:

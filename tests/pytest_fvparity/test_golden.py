@@ -22,7 +22,7 @@ from pytest_fvparity.golden import DamagedGolden, Golden, NoGolden
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.reference import Recording
 from tests.pytest_fvparity.stand_in import digests, plant, saved
-from tests.tiny_models import trials_for
+from fvcore.embedded.random_models import trials_for
 
 FILES = sorted(
     [f"{key}.json" for key in CHECK_KEYS]

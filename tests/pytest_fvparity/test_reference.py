@@ -30,7 +30,7 @@ from pytest_fvparity import reference
 from pytest_fvparity import reference_driver as driver
 from pytest_fvparity.reference import Recording, RecordingError
 from tests.pytest_fvparity.stand_in import digests, plant, saved, saved_trials
-from tests.tiny_models import REFERENCE_FAMILIES, random_lm, trials_for
+from fvcore.embedded.random_models import REFERENCE_FAMILIES, random_lm, trials_for
 
 SRC = Settings(edit_layer=1, n_top_heads=3)
 UPSTREAM = replace(SRC, reference_profile="todd_upstream")

@@ -1,0 +1,82 @@
+"""The test bed: tiny random models with the golden that engine `exact` gives on them.
+
+A bed must not hide faults. Biases are drawn, because freshly made ones are zero; weights are large, because small ones
+make all effects equal; words have several tokens, inputs, outputs and queries alike; models are in eval mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from fvcore.artifacts import Artifact
+from fvcore.embedded.random_models import REFERENCE_FAMILIES, random_lm, trials_for
+from fvcore.gates import StageResult, Suite, run_suite
+from fvcore.models import LanguageModel
+from fvcore.pipeline import Pipeline, Settings, profile_of, run
+from fvcore.profile import Profile
+from fvcore.trials import FixedTrials
+from pytest_fvparity.checks import STAGES, ParityRun
+from pytest_fvparity.golden import require_comparable
+from pytest_fvparity.implementation import Answers, Implementation
+from pytest_fvparity.tolerances import Tolerances
+
+# Conv1D with bias and tensor output; tuple output; parallel blocks with bias; grouped heads; heads x width != d_model.
+FAMILIES = (*REFERENCE_FAMILIES, "qwen3")
+
+
+@dataclass(frozen=True)
+class Recorded(Answers):
+    """Artifacts in memory."""
+
+    artifacts: dict[str, Artifact]
+
+    def artifact(self, key: str) -> Artifact:
+        return self.artifacts[key]
+
+
+@dataclass(frozen=True)
+class Bed:
+    """One model, its trials, the settings, and what is right on them."""
+
+    family: str
+    lm: LanguageModel
+    trials: FixedTrials
+    settings: Settings
+    golden: Recorded
+
+    @property
+    def profile(self) -> Profile:
+        return profile_of(self.lm, self.trials, self.settings)
+
+    def candidate(self, **stations: Callable[..., Any]) -> Pipeline:
+        """fvcore's pipeline with some methods replaced: `candidate(slot_map=lambda self, prompts: ...)`."""
+        return type("Planted", (Pipeline,), stations)(self.lm, self.trials, self.settings)
+
+    def judge(self, candidate: Implementation, profile: Profile | None = None) -> list[StageResult]:
+        """The six checks, as the plugin runs them; `profile` is what the candidate says of itself."""
+
+        def subject() -> ParityRun:
+            require_comparable(self.profile, profile or self.profile)
+            conditions = self.profile.conditions
+            return ParityRun(candidate, self.golden, Tolerances.read(None, (), self.lm.dtype, conditions.device))
+
+        return list(run_suite(Suite("parity", STAGES, subject)))
+
+
+@cache
+def bed(family: str, token_class_idx: int = -1) -> Bed:
+    """The bed of a family; the same object each time, so nothing may change it."""
+    lm = random_lm(family)
+    return bed_of(family, lm, trials_for(lm), Settings(edit_layer=1, n_top_heads=3, token_class_idx=token_class_idx))
+
+
+def bed_of(family: str, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Bed:
+    """A bed of one's own making."""
+    return Bed(family, lm, trials, settings, Recorded(run(lm, trials, settings)))
+
+
+def beds(families: Sequence[str] = FAMILIES) -> list[Bed]:
+    return [bed(family) for family in families]

@@ -1,0 +1,1 @@
+"""The faults, a module a check key; each function plants one."""
