@@ -127,3 +127,14 @@ def observed(results: Sequence[StageResult]) -> Observed:
     mismatch = first.verdict.first_mismatch
     message = f"{mismatch.where}: {mismatch.message}" if mismatch else first.message.strip().splitlines()[-1]
     return Observed(outcome, None if outcome is Outcome.REFUSED else first.key, message)
+
+
+def varied(results: Sequence[StageResult]) -> Observed:
+    """What is seen of a legal variation: passing counts only if some number really differs."""
+    seen = observed(results)
+    difference = max(result.verdict.measurements.get("max_abs_diff", 0.0) for result in results)
+    if seen.outcome is not Outcome.PASSES:
+        return seen
+    if not difference:
+        return Observed(Outcome.ERRORS, None, "nothing was varied: every number is the same")
+    return Observed(Outcome.PASSES, None, f"differs by up to {difference:.1e}")
