@@ -20,7 +20,7 @@ from fvcore.vectors import function_vector, head_term
 from pytest_fvparity.implementation import Implementation
 from pytest_fvparity.selftest.bed import Bed
 from pytest_fvparity.selftest.catalogue import Observed, Outcome, candidate_fault, fault, observed, varied
-from pytest_fvparity.selftest.copies import bed_in
+from pytest_fvparity.selftest.copies import bed_on, changed
 
 KEY = "fv_vector"
 
@@ -140,7 +140,8 @@ def summed_in_model_dtype(lm: LanguageModel, means: Tensor, heads: Heads) -> Ten
 
 
 def in_half_precision(bed: Bed, dtype: torch.dtype) -> Observed:
-    half = bed_in(bed, dtype)
+    # Each head is one rounding more, so all of them are summed.
+    half = bed_on(bed, changed(bed.lm, lambda hf: hf.to(dtype)), n_top_heads=bed.lm.n_layers * bed.lm.n_heads)
     with with_vector(half, summed_in_model_dtype) as candidate:
         return observed(half.judge(candidate))
 
