@@ -127,3 +127,17 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save
 
     write_bytes(path, save({name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}))
+
+
+def read_pt(path: Path) -> Any:
+    """What `torch.save` wrote, read with `weights_only`: tensors and plain values, and no code."""
+    import pickle
+
+    import torch
+
+    try:
+        return torch.load(io.BytesIO(read_bytes(path)), weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise FormatError(
+            f"{path}: not a file of tensors and plain values ({' '.join(str(error).split())[:200]})"
+        ) from None

@@ -32,6 +32,10 @@ class Status(StrEnum):
     REFUSED = "REFUSED"
 
 
+NON_BLOCKING = frozenset({Status.PASS, Status.NOT_PROVIDED})
+"""What later stages may run behind: a stage that is not provided is not green, and says nothing about the next."""
+
+
 class StageError(Exception):
     """A stage could not be judged; `status` says why. The message names the way out."""
 
@@ -155,7 +159,7 @@ def run_suite(suite: Suite[Subject]) -> Iterator[StageResult]:
             yield StageResult(suite.name, stage.key, Status.BLOCKED, blocked_by=earliest)
             continue
         result = run_stage(suite.name, stage, subject)
-        if result.status is not Status.PASS and earliest is None:
+        if result.status not in NON_BLOCKING and earliest is None:
             earliest = stage.key
         yield result
 

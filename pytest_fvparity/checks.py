@@ -84,18 +84,27 @@ class ParityRun:
         expected = self.expected(key)
         if key in PER_TRIAL_KEYS:
             expected, actual = self._limited(expected), self._limited(actual)
+        partial, absent = getattr(self.candidate, "partial", False), [leaf for leaf in expected if leaf not in actual]
+        if partial:
+            expected = {leaf: value for leaf, value in expected.items() if leaf in actual}
         verdict = compare(expected, actual, self.tolerances.of(key), _axes)
         self.memory.judged.add(key)
         if not verdict.compared:
             return Verdict((Finding(key, "nothing was compared: the golden has no leaves"),), mismatch_count=1)
         verdict = replace(verdict, details={"tolerances": self.tolerances.table(key, expected)})
         verdict = REFINEMENTS.get(key, _unrefined)(self, verdict, expected, actual)
+        if partial and absent and verdict.passed:
+            agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
+            raise NotProvided(f"{agrees} agree(s) with the golden; not provided: {names}")
         notes = getattr(self.candidate, "notes", None)
         warnings = [Finding(key, note, blocking=False) for note in (notes(key) if notes else ())]
         return replace(verdict, findings=(*verdict.findings, *warnings))
 
     def _chained_input(self, key: str) -> Artifact:
-        actual = self.actual(key)
+        try:
+            actual = self.actual(key)
+        except NotProvided:
+            return _copy(self.expected(key))  # what a candidate leaves out is not its fault at a later key
         if key == "top_heads" and key not in self.memory.judged:
             self.compare(key, actual)  # whether it is a tie must be known, also when that stage was not selected
         return _copy(self.expected(key) if key in self.memory.tied else actual)
@@ -156,6 +165,8 @@ def check(key: str) -> Callable[[ParityRun], Verdict]:
     def check_key(run: ParityRun) -> Verdict:
         try:
             verdict = _judge(run, key)
+        except NotProvided:
+            raise
         except Exception:
             run.memory.failed.add(key)
             raise
@@ -170,6 +181,8 @@ def _judge(run: ParityRun, key: str) -> Verdict:
     not_own = "inherited" if run.memory.failed else "accumulated"
     try:
         chained = run.compare(key, run.actual(key))
+    except NotProvided:
+        raise
     except Exception as error:
         # A broken earlier artifact can make this key's code fail: only then is the error not its own.
         if not INPUTS[key] or not run.compare(key, run.isolated(key)).passed:

@@ -173,15 +173,33 @@ def _run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Settin
 
 @pytest.fixture
 def fv_candidate(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trials: FixedTrials) -> Implementation:
-    """The implementation under test: what hook `pytest_fvparity_candidate` returns, else fvcore's pipeline."""
+    """The implementation under test: what an option names, else what hook `pytest_fvparity_candidate` returns."""
     settings = _run_settings(request, fv_trials)
     settings.require_fit(fv_model)
 
     def make() -> Any:
+        if (chosen := _chosen(request, fv_model, fv_trials, settings)) is not None:
+            return chosen
         hook = request.config.pluginmanager.hook
         return hook.pytest_fvparity_candidate(lm=fv_model, trials=fv_trials, settings=settings)
 
     candidate: Implementation = _cached(request, make, "candidate", fv_trials.id, fv_trials.sha256, str(id(fv_model)))
+    return candidate
+
+
+def _chosen(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Any:
+    """The candidate that the options name, if they name one."""
+    from pytest_fvparity import candidates
+
+    options, folder = _options(request), request.config.invocation_params.dir
+    if options.candidate_dir is not None:
+        return candidates.from_folder(options.candidate_dir)
+    if options.candidate is None:
+        return None
+    if options.candidate_python is None:
+        return candidates.from_factory(options.candidate, folder, lm, trials, settings)
+    candidate = candidates.elsewhere(options.candidate_python, options.candidate, folder, lm, trials, settings)
+    request.config.add_cleanup(candidate.close)
     return candidate
 
 

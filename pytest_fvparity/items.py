@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fvcore.gates import Stage, StageError, StageResult, Status, run_stage
+from fvcore.gates import NON_BLOCKING, Stage, StageError, StageResult, Status, run_stage
 from pytest_fvparity.checks import STAGES, TITLES, Memory
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.options import OPTIONS_KEY
@@ -168,7 +168,7 @@ class StageItem(pytest.Function):
 
     def record(self, result: StageResult) -> None:
         self.result = result
-        if result.status is not Status.PASS and self.suite.earliest_failed is None:
+        if result.status not in NON_BLOCKING and self.suite.earliest_failed is None:
             self.suite.earliest_failed = self.name
 
     def record_error(self, error: BaseException) -> None:

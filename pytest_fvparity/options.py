@@ -46,6 +46,9 @@ OPTIONS = (
     _Option(
         "live", "compare with a run of the reference made now (needs --fv-src); no golden is read or written", bool
     ),
+    _Option("candidate", "implementation under test: package.module:factory (default: hook, else fvcore)"),
+    _Option("candidate-python", "interpreter that runs --fv-candidate (default: this one)"),
+    _Option("candidate-dir", "folder of artifacts the candidate has computed already"),
     _Option("src", "checkout of the public reference"),
     _Option("src-python", "interpreter that runs the reference (default: this one)"),
     _Option("reference-profile", "src (default) or todd_upstream", default="src", choices=REFERENCE_PROFILES),
@@ -112,6 +115,9 @@ class ParityOptions:
     regen_golden: bool
     regen_allow_ci: bool
     live: bool
+    candidate: str | None
+    candidate_python: str | None
+    candidate_dir: Path | None
     src: Path | None
     src_python: str | None
     reference_profile: str
@@ -143,14 +149,18 @@ class ParityOptions:
             raise pytest.UsageError(f"--fv-max-trials: at least 1, found {given['max_trials']}")
         if given["live"] and given["regen_golden"]:
             raise pytest.UsageError("--fv-live changes no golden and --fv-regen-golden does: give one of them")
+        if given["candidate_dir"] and given["candidate"]:
+            raise pytest.UsageError(
+                "--fv-candidate runs a candidate and --fv-candidate-dir reads one: give one of them"
+            )
+        if given["candidate_python"] and not given["candidate"]:
+            raise pytest.UsageError("--fv-candidate-python runs --fv-candidate=package.module:factory: give that too")
         if (given["live"] or given["regen_golden"]) and given["src"] is None:
             from pytest_fvparity.reference import GET_ONE
 
             flag = "--fv-live" if given["live"] else "--fv-regen-golden"
             raise pytest.UsageError(f"{flag} needs a checkout of the reference: {GET_ONE}")
-        paths = {
-            name: _path(_base(config, name), given[name]) for name in ("golden", "src", "tolerances", "report_dir")
-        }
+        paths = {name: _path(_base(config, name), given[name]) for name in _PATHS}
         trials = tuple(_trials_file(_base(config, "trials"), name) for name in given["trials"] or ())
         flags = {name: bool(given[name]) for name, option in _by_dest().items() if option.type is bool}
         model = given["model"] or shipped.DEFAULT_MODEL
@@ -189,6 +199,9 @@ OPTIONS_KEY = pytest.StashKey[ParityOptions]()
 
 def _by_dest() -> Mapping[str, _Option]:
     return {option.dest.removeprefix("fv_"): option for option in OPTIONS}
+
+
+_PATHS = ("golden", "src", "tolerances", "report_dir", "candidate_dir")
 
 
 def _base(config: pytest.Config, name: str) -> Path:

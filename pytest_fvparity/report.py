@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from fvcore.gates import Finding, StageResult, Status
+from fvcore.gates import NON_BLOCKING, Finding, StageResult, Status
 from pytest_fvparity.implementation import CHECK_KEYS
 
 SCHEMA_VERSION = 1
@@ -171,9 +171,10 @@ def assemble(
 
 
 def earliest_failure(checks: Sequence[Check]) -> Check | None:
-    """The first key that failed itself; blocked keys only stand behind one."""
+    """The first key that failed itself; blocked keys stand behind one, and what is not provided says nothing."""
+    ranks = {Status.PASS: 3, Status.BLOCKED: 2, Status.NOT_PROVIDED: 1}
     open_ones = [check for check in checks if check.status != Status.PASS]
-    return next((check for check in open_ones if check.status != Status.BLOCKED), next(iter(open_ones), None))
+    return min(open_ones, key=lambda check: ranks.get(Status(check.status), 0), default=None)
 
 
 def _crashed(key: str) -> StageResult:
@@ -186,7 +187,7 @@ def _blocked_behind_failure(results: Mapping[str, StageResult]) -> dict[str, Sta
     for key, result in results.items():
         if earliest is not None and result.status in {Status.PASS, Status.CRASHED}:
             result = StageResult(result.suite, key, Status.BLOCKED, blocked_by=earliest)
-        elif earliest is None and result.status is not Status.PASS:
+        elif earliest is None and result.status not in NON_BLOCKING:
             earliest = key
         judged[key] = result
     return judged
@@ -281,6 +282,12 @@ def _headline(checks: Sequence[Check], divergence: Divergence | None, context: M
     loosened = f" under tolerances of {' and '.join(sources)}" if sources else ""
     if divergence is None:
         return f"PASS: {_agreement(checks, context)}{loosened}"
+    if divergence.status == Status.NOT_PROVIDED:
+        absent = [check.key for check in checks if check.status == Status.NOT_PROVIDED]
+        agreeing = sum(check.status == Status.PASS for check in checks)
+        return (
+            f"NOT_PROVIDED: {', '.join(absent)} cannot be judged; {agreeing} of 6 check keys agree with the reference"
+        )
     if divergence.leaf is None:
         return f"{divergence.status}: nothing could be judged at {divergence.check_key}: {divergence.message}"
     trial = f", trial {divergence.trial_id}:{divergence.trial_idx}" if divergence.trial_id is not None else ""

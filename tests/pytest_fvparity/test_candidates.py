@@ -1,0 +1,227 @@
+"""Candidates of any make: a factory, another interpreter, a folder of artifacts; whole or in part."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fvcore import artifacts, models, pipeline, trials
+from pytest_fvparity.implementation import CHECK_KEYS
+from tests.pytest_fvparity.worlds import SETTINGS, World, reports, statuses
+
+FACTORY = """
+from fvcore.pipeline import Pipeline
+
+class Mine(Pipeline):
+    def fv_vector(self, means, heads):
+        leaves = dict(super().fv_vector(means, heads))
+        leaves["function_vector"] = leaves["function_vector"] * SCALE
+        return leaves
+
+def make(lm, trials, settings):
+    return Mine(lm, trials, settings)
+"""
+
+# It is handed paths and settings alone, as in an interpreter that has never heard of this project.
+ELSEWHERE = """
+import os
+from pathlib import Path
+from fvcore import models, trials
+from fvcore.pipeline import Pipeline, Settings
+
+class Mine(Pipeline):
+    def slot_map(self, prompts):
+        print("chatter on the output stream")
+        FAULT
+        return super().slot_map(prompts)
+
+def make(job):
+    lm = models.load(job["model_dir"], job["device"], job["dtype"])
+    return Mine(lm, trials.read(Path(job["trials"])), Settings(**job["settings"]))
+"""
+
+ONE_KEY = """
+class Mine:
+    def __init__(self, job):
+        self.job = job
+
+    def prompt_boundary(self):
+        import numpy
+        return {"0:0/target_id": -1, "ids": numpy.arange(3)}
+"""
+
+
+@pytest.fixture
+def computed(world: World, tmp_path: Path) -> Path:
+    """A folder with all six artifacts, as engine `exact` computes them."""
+    lm = models.load(str(world.model))
+    for key, artifact in pipeline.run(lm, trials.read(world.trials[0]), SETTINGS).items():
+        artifacts.save(artifact, tmp_path / key)
+    return tmp_path
+
+
+def judged(pytester: pytest.Pytester, world: World, *words: str) -> dict[str, str]:
+    pytester.runpytest_inprocess("-m", "parity", *world.options, *words)
+    (report,) = reports(pytester)
+    return statuses(report)
+
+
+# ---------------------------------------------------------------- a factory
+
+
+def test_a_factory_beside_the_tests_is_the_candidate(
+    pytester: pytest.Pytester, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name, scale, status in (("sound", 1, "PASS"), ("doubled", 2, "FAIL")):
+        (pytester.path / f"{name}.py").write_text(FACTORY.replace("SCALE", str(scale)))
+        assert judged(pytester, world, f"--fv-candidate={name}:make")["fv_vector"] == status
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere:make", "No module named 'nowhere'"),
+        ("json:nothing", "has no attribute 'nothing'"),
+        ("json", "expected package.module:factory, found 'json'"),
+    ],
+)
+def test_a_factory_that_is_not_there_is_named(pytester: pytest.Pytester, world: World, name: str, message: str) -> None:
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options, f"--fv-candidate={name}")
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines([f"*ERROR: nothing could be judged*{message}*"])
+
+
+@pytest.mark.parametrize("words", [["--fv-candidate-python=python"], ["--fv-candidate=a:b", "--fv-candidate-dir=."]])
+def test_options_that_do_not_fit_together_are_refused(pytester: pytest.Pytester, words: list[str]) -> None:
+    result = pytester.runpytest_inprocess(*words)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--fv-candidate*"])
+
+
+# ---------------------------------------------------------------- another interpreter
+
+
+def elsewhere(pytester: pytest.Pytester, world: World, text: str, factory: str = "make") -> pytest.RunResult:
+    (pytester.path / "mine.py").write_text(text)
+    words = [f"--fv-candidate=mine:{factory}", f"--fv-candidate-python={sys.executable}"]
+    return pytester.runpytest_inprocess("-m", "parity", *world.options, *words)
+
+
+def test_a_candidate_in_another_interpreter_says_the_same(pytester: pytest.Pytester, world: World) -> None:
+    elsewhere(pytester, world, ELSEWHERE.replace("FAULT", "pass")).assert_outcomes(passed=6)
+
+    (report,) = reports(pytester)
+    assert {check["max_abs_diff"] for check in report["checks"]} <= {0.0, None}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("raise ValueError('over there')", "over there"), ("os._exit(3)", "ended its process (exit status 3)")],
+)
+def test_what_happens_to_it_over_there_is_told_here(
+    pytester: pytest.Pytester, world: World, fault: str, message: str
+) -> None:
+    result = elsewhere(pytester, world, ELSEWHERE.replace("FAULT", fault))
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    (report,) = reports(pytester)
+    assert list(statuses(report).values())[:3] == ["PASS", "ERROR", "BLOCKED"]
+    assert message in report["headline"]
+
+
+def test_a_factory_that_fails_over_there_is_an_error(pytester: pytest.Pytester, world: World) -> None:
+    elsewhere(pytester, world, "def make(job): raise OSError('no such weights')")
+
+    (report,) = reports(pytester)
+    assert "no such weights" in report["headline"]
+
+
+def test_it_may_provide_a_single_key_and_needs_none_of_our_packages(pytester: pytest.Pytester, world: World) -> None:
+    elsewhere(pytester, world, ONE_KEY, "Mine")
+
+    (report,) = reports(pytester)
+    assert statuses(report)["prompt_boundary"] == "FAIL"
+    wheres = {row["where"]: row["message"] for row in report["checks"][0]["details"]}
+    assert wheres["0:0/target_id"] == "differs"
+    assert wheres["ids"] == "not in the golden"
+
+
+# ---------------------------------------------------------------- a folder
+
+
+def test_computed_artifacts_are_judged(pytester: pytest.Pytester, world: World, computed: Path) -> None:
+    found = judged(pytester, world, f"--fv-candidate-dir={computed}")
+
+    assert found == dict.fromkeys(CHECK_KEYS, "PASS")
+
+
+def test_a_key_that_is_left_out_blocks_nothing_and_is_never_green(
+    pytester: pytest.Pytester, world: World, computed: Path
+) -> None:
+    for file in computed.glob("slot_map.*"):
+        file.unlink()
+
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options, f"--fv-candidate-dir={computed}")
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    (report,) = reports(pytester)
+    assert statuses(report) == {key: "NOT_PROVIDED" if key == "slot_map" else "PASS" for key in CHECK_KEYS}
+    assert report["headline"] == ("NOT_PROVIDED: slot_map cannot be judged; 5 of 6 check keys agree with the reference")
+
+
+def test_a_fault_behind_a_key_that_is_left_out_comes_first(
+    pytester: pytest.Pytester, world: World, computed: Path
+) -> None:
+    (computed / "prompt_boundary.json").unlink()
+    vector = artifacts.load(computed / "fv_vector")
+    artifacts.save({**vector, "norm": 0.0}, computed / "fv_vector")
+
+    found = judged(pytester, world, f"--fv-candidate-dir={computed}")
+
+    assert (found["prompt_boundary"], found["fv_vector"]) == ("NOT_PROVIDED", "FAIL")
+    (report,) = reports(pytester)
+    assert report["first_divergence"]["check_key"] == "fv_vector"
+
+
+def test_the_plans_file_names_are_read(pytester: pytest.Pytester, world: World, computed: Path) -> None:
+    means, heads, vector = (artifacts.load(computed / key) for key in ("mean_activations", "top_heads", "fv_vector"))
+    folder = pytester.mkdir("plan")
+    torch.save(means["mean_activations"], folder / "mean_activations.pt")
+    rows = [{"layer": layer, "head": head, "score_key": "mean_delta_p"} for layer, head in heads["heads"]]  # type: ignore[union-attr, misc]
+    (folder / "top_heads.json").write_text(json.dumps({"meta": {}, "heads": rows}))
+    torch.save({"fv_global_resid": vector["function_vector"], "resid_dim": 32}, folder / "fv_global_resid.pt")
+
+    found = judged(pytester, world, f"--fv-candidate-dir={folder}")
+
+    # The whole artifact is there for one key, a part of it for two: what is there was compared.
+    assert found["mean_activations"] == "PASS"
+    assert [key for key, status in found.items() if status == "NOT_PROVIDED"] == [
+        key for key in CHECK_KEYS if key != "mean_activations"
+    ]
+    (report,) = reports(pytester)
+    messages = {check["key"]: check["message"] for check in report["checks"]}
+    assert messages["top_heads"] == "heads agree(s) with the golden; not provided: cie, aie, scores"
+
+    torch.save({"fv_global_resid": -vector["function_vector"]}, folder / "fv_global_resid.pt")  # type: ignore[operator]
+    assert judged(pytester, world, f"--fv-candidate-dir={folder}")["fv_vector"] == "FAIL"
+
+
+def test_a_pickle_in_the_folder_is_not_run(pytester: pytest.Pytester, world: World) -> None:
+    import pickle
+
+    folder = pytester.mkdir("bad")
+    (folder / "mean_activations.pt").write_bytes(pickle.dumps(print))
+
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options, f"--fv-candidate-dir={folder}")
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    (report,) = reports(pytester)
+    assert statuses(report)["mean_activations"] == "ERROR"
+    assert "not a file of tensors and plain values" in report["headline"]
