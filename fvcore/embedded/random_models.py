@@ -6,7 +6,7 @@ drawn, and weights are large (initializer_range 0.3).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from fvcore.formats import sha256
 from fvcore.models import LanguageModel
 from fvcore.prompts import PromptTemplate, prompt_at_boundary, require_bos_agreement
-from fvcore.trials import FixedTrials, Meta, WordPair, sample, sha256, text_of
+from fvcore.trials import PREFIXES, FixedTrials, Meta, TemplatePart, WordPair, sample, text_of
 
 SIZES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
@@ -30,6 +31,15 @@ SIZES: dict[str, dict[str, Any]] = {
 FAMILIES = tuple(SIZES)
 REFERENCE_FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox")
 
+# The five families of the test bed, each with the toy tokenizer that is like its own (`bos` stands in for Qwen's, so
+# that there are two that add BOS): grouped heads; Conv1D with bias and tensor output; tuple output; parallel blocks with
+# bias; heads x width != d_model.
+BED_TOKENIZERS = {"llama": "bos", "gpt2": "gpt2", "gptj": "gpt2", "gpt_neox": "plain", "qwen3": "bos"}
+WITH_BOS = tuple(family for family, kind in BED_TOKENIZERS.items() if kind == "bos")
+WITHOUT_BOS = tuple(family for family in BED_TOKENIZERS if family not in WITH_BOS)
+# Their tokenizers join punctuation with the newlines after it.
+JOINING = tuple(family for family, kind in BED_TOKENIZERS.items() if kind != "gpt2")
+
 # Opposites, with words of several tokens (in 4-letter pieces) as inputs and outputs.
 PAIRS = [
     ("hot", "cold"), ("big", "tiny"), ("unhappy", "glad"), ("sunny", "overcast"), ("up", "down"), ("wet", "dry"),
@@ -38,20 +48,33 @@ PAIRS = [
     ("sharp", "blunt"), ("sweet", "sour"), ("thick", "thin"), ("true", "false"), ("wide", "narrow"), ("young", "aged"),
 ]  # fmt: skip
 
+# Words that separate right from wrong: most have several tokens, some end in punctuation that swallows the newline
+# after it, and every pair stands in both directions, so that words come twice in a prompt.
+AWKWARD_PAIRS = [
+    pair
+    for a, b in (
+        ("unhappy", "glad"), ("sunny", "overcast"), ("Mr.", "Madam!"), ("yes!", "never."), ("hot", "cold"),
+        ("narrow", "wide"), ("dangerous", "safe"), ("bright", "dark"), ("strong", "weak"), ("early", "late"),
+        ("empty", "full"), ("young", "elderly"),
+    )
+    for pair in ((a, b), (b, a))
+]  # fmt: skip
 
-def toy_tokenizer(kind: str = "bos") -> PreTrainedTokenizerFast:
+
+def toy_tokenizer(kind: str = "bos", pairs: Sequence[tuple[str, str]] = PAIRS) -> PreTrainedTokenizerFast:
     """`bos`: adds BOS, two newlines are one token. `gpt2`: no BOS, two newlines are one token at the end of a text only.
 
-    `eos`: appends an end-of-text token to every encoding.
+    `plain`: as `bos`, without BOS. `eos`: appends an end-of-text token to every encoding. All but `gpt2` join
+    punctuation that ends a word with the newlines after it. `pairs` are the words it knows.
     """
-    blank_line = r"\n\n(?![^\n])|\n" if kind == "gpt2" else r"\n\n|\n"
-    pattern = blank_line + r"| ?[A-Za-z]{1,4}|[^A-Za-z\s]|\s"
+    newlines = r"\n\n(?![^\n])|\n" if kind == "gpt2" else r" ?[.!?]\n*|\n\n|\n"
+    pattern = newlines + r"| ?[A-Za-z]{1,4}|[^A-Za-z\s]|\s"
     specials = ["<|endoftext|>", "<s>", "</s>", "[UNK]"]
     splitter = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    words = {word for pair in PAIRS for word in pair} | {"a", "yes", "Mr", "over", "cast"}
+    words = {word for pair in pairs for word in pair} | {"a", "yes", "Mr", "over", "cast"}
     pieces = {"Q", "A", ":", "\n", "\n\n", "!", "?", ".", " "}
     for word in words:
-        for text in (word, f" {word}"):
+        for text in (word, f" {word}", f" {word}\n", f" {word}\n\n"):
             pieces |= {piece for piece, _ in splitter.pre_tokenize_str(text)}
     vocab = {token: i for i, token in enumerate([*specials, *sorted(pieces)])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
@@ -59,8 +82,8 @@ def toy_tokenizer(kind: str = "bos") -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Fuse()
     template = {"bos": "<s> $A", "eos": "$A </s>"}.get(kind)
     if template:
-        pairs = [(token, vocab[token]) for token in ("<s>", "</s>")]
-        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=pairs)
+        ids = [(token, vocab[token]) for token in ("<s>", "</s>")]
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
     names = {"bos_token": "<s>", "eos_token": "</s>"}
     if kind == "gpt2":
         names = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
@@ -98,9 +121,15 @@ def random_model(family: str, vocab_size: int, seed: int = 0, n_layers: int = 2)
     return model
 
 
-def random_lm(family: str, kind: str | None = None, seed: int = 0, directory: Path | None = None) -> LanguageModel:
+def random_lm(
+    family: str,
+    kind: str | None = None,
+    seed: int = 0,
+    directory: Path | None = None,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+) -> LanguageModel:
     """A tiny random model with a toy tokenizer; saved to `directory` if one is given."""
-    tokenizer = toy_tokenizer(kind or ("gpt2" if family == "gpt2" else "bos"))
+    tokenizer = toy_tokenizer(kind or ("gpt2" if family == "gpt2" else "bos"), pairs)
     hf = random_model(family, len(tokenizer), seed)
     if directory is not None:
         hf.save_pretrained(directory)
@@ -114,24 +143,27 @@ def trials_for(
     n_shots: int = 3,
     seed: int = 0,
     edit: Callable[[list[Any]], None] | None = None,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+    prefixes: TemplatePart = PREFIXES,
 ) -> FixedTrials:
-    """Fixed trials over PAIRS under this model's tokenizer."""
+    """Fixed trials over `pairs` under this model's tokenizer."""
     tokenizer = lm.tokenizer
     meta = Meta(
         dataset_json="datasets/pairs/raw/pairs.json",
         seed=seed,
         n_trials=n_trials,
         n_shots=n_shots,
+        prefixes=prefixes,
         model_name_for_tokenizer=lm.name,
         model_prepend_bos=tokenizer("a").input_ids[0] == tokenizer.bos_token_id,
     )
     require_bos_agreement(tokenizer, meta)
     template = PromptTemplate.of(meta, tokenizer)
-    pairs = [WordPair(input=a, output=b) for a, b in PAIRS]
+    rows = [WordPair(input=a, output=b) for a, b in pairs]
     if edit:
-        edit(pairs)
+        edit(rows)
     file = sample(
-        pairs,
+        rows,
         meta,
         lambda prompt, answer: list(prompt_at_boundary(tokenizer, prompt, answer).answer_ids),
         template.text,

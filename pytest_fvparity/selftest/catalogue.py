@@ -79,7 +79,7 @@ def fault(
     return register
 
 
-Plant = Callable[[Bed], Implementation | AbstractContextManager[Implementation]]
+Plant = Callable[[Bed], Implementation | AbstractContextManager[Implementation] | list[Implementation]]
 
 
 def candidate_fault(
@@ -91,14 +91,19 @@ def candidate_fault(
     outcome: Outcome = Outcome.FAILS,
     families: Sequence[str] = FAMILIES,
 ) -> Callable[[Plant], Plant]:
-    """The usual kind: a function from a bed to a faulty candidate (or a context manager around one)."""
+    """The usual kind: a function from a bed to a faulty candidate, a context manager around one, or several candidates.
+
+    Of several, each a variant of the same fault, the first counts of which something else is seen than expected.
+    """
 
     def register(plant: Plant) -> Plant:
-        def observe(bed: Bed) -> Observed:
-            with _entered(plant(bed)) as candidate:
-                return observed(bed.judge(candidate))
-
         concerned = None if outcome in {Outcome.PASSES, Outcome.REFUSED} else key
+
+        def observe(bed: Bed) -> Observed:
+            with _entered(plant(bed)) as candidates:
+                seen = [observed(bed.judge(candidate)) for candidate in candidates]
+            return next((s for s in seen if (s.outcome, s.key) != (outcome, concerned)), seen[0])
+
         fault(id, hazard, planted, outcome, concerned, signature, families)(observe)
         return plant
 
@@ -106,12 +111,14 @@ def candidate_fault(
 
 
 @contextmanager
-def _entered(planted: Implementation | AbstractContextManager[Implementation]) -> Iterator[Implementation]:
+def _entered(
+    planted: Implementation | AbstractContextManager[Implementation] | list[Implementation],
+) -> Iterator[list[Implementation]]:
     if isinstance(planted, AbstractContextManager):
         with planted as candidate:
-            yield candidate
+            yield [candidate]
     else:
-        yield planted
+        yield planted if isinstance(planted, list) else [planted]
 
 
 STATUSES = {Status.FAIL: Outcome.FAILS, Status.ERROR: Outcome.ERRORS, Status.REFUSED: Outcome.REFUSED}
