@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fvcore.embedded.random_models import FAMILIES
 from fvcore.hooks import HookNeverFired, add_to_residual, edit_heads, read_heads
 from fvcore.models import LanguageModel, ModelError
-from fvcore.embedded.random_models import FAMILIES
 
 Tiny = Callable[[str], LanguageModel]
 per_family = pytest.mark.parametrize("family", FAMILIES)

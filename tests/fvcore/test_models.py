@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import BloomConfig, BloomForCausalLM
 
 from fvcore import models
+from fvcore.embedded.random_models import FAMILIES, random_lm, random_model, toy_tokenizer
 from fvcore.hooks import read_heads
 from fvcore.model_spec import MODEL_SPECS, ModelSpec, spec_for
 from fvcore.models import LanguageModel, ModelError, tokenizer_digest, weights_digest
 from fvcore.vectors import head_term
-from fvcore.embedded.random_models import FAMILIES, random_lm, random_model, toy_tokenizer
 
 Tiny = Callable[[str], LanguageModel]
 PROMPT = "Q: hot\nA: cold\n\nQ: unhappy\nA:"

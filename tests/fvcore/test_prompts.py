@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fvcore import trials
+from fvcore.embedded.random_models import toy_tokenizer, trials_for
 from fvcore.models import LanguageModel
 from fvcore.prompts import (
     BosError,
@@ -22,7 +23,6 @@ from fvcore.prompts import (
     verify,
 )
 from fvcore.trials import PREFIXES, SEPARATORS, FixedTrials, Meta, TrialsFile, WordPair
-from fvcore.embedded.random_models import toy_tokenizer, trials_for
 
 PROMPT = "Q: hot\nA: cold\n\nQ: sunny\nA:"
 

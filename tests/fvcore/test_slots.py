@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fvcore.embedded.random_models import toy_tokenizer
 from fvcore.prompts import PromptTemplate
 from fvcore.slots import (
     QUERY_PREDICTIVE,
@@ -23,7 +24,6 @@ from fvcore.slots import (
     token_labels,
 )
 from fvcore.trials import PREFIXES, SEPARATORS, TrialsError, WordPair, parse
-from fvcore.embedded.random_models import toy_tokenizer
 
 TEMPLATE = PromptTemplate(PREFIXES, SEPARATORS)
 T1 = r"\n\n|\n| ?[A-Za-z]{1,4}|[^A-Za-z\s]|\s"

@@ -22,6 +22,7 @@ from fvcore.effects import (
     target_probability,
     tokens_of_class,
 )
+from fvcore.embedded.random_models import FAMILIES, random_lm, trials_for
 from fvcore.heads import top_heads
 from fvcore.hooks import HookNeverFired, add_to_residual, read_heads
 from fvcore.injection import N_GENERATED, inject, inject_generate, inject_nll
@@ -31,7 +32,6 @@ from fvcore.prompts import Prompt
 from fvcore.slots import SlotMap
 from fvcore.trials import FixedTrials, WordPair
 from fvcore.vectors import function_vector, head_term
-from fvcore.embedded.random_models import FAMILIES, random_lm, trials_for
 
 Tiny = Callable[[str], LanguageModel]
 per_family = pytest.mark.parametrize("family", FAMILIES)

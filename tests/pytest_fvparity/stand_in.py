@@ -9,10 +9,10 @@ import shutil
 from pathlib import Path
 
 from fvcore import models, trials
+from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.formats import sha256_file
 from fvcore.models import LanguageModel
 from fvcore.trials import FixedTrials
-from fvcore.embedded.random_models import random_lm, trials_for
 
 TREE = Path(__file__).with_name("stand_in")
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from fvcore import trials
+from fvcore.embedded.random_models import toy_tokenizer
 from pytest_fvparity.implementation import CHECK_KEYS
 from tests.pytest_fvparity.worlds import World, reports, statuses
-from fvcore.embedded.random_models import toy_tokenizer
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ import torch
 
 from fvcore import trials
 from fvcore.artifacts import tensor_leaf
+from fvcore.embedded.random_models import trials_for
 from fvcore.formats import read_json, write_json
 from fvcore.gates import Refused
 from fvcore.pipeline import Settings, profile_of, run
@@ -22,7 +23,6 @@ from pytest_fvparity.golden import DamagedGolden, Golden, NoGolden
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.reference import Recording
 from tests.pytest_fvparity.stand_in import digests, plant, saved
-from fvcore.embedded.random_models import trials_for
 
 FILES = sorted(
     [f"{key}.json" for key in CHECK_KEYS]

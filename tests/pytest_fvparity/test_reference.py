@@ -21,6 +21,7 @@ import torch
 from fvcore import models
 from fvcore.artifacts import Artifact, tensor_leaf
 from fvcore.compare import EXACT, Tolerance, compare
+from fvcore.embedded.random_models import REFERENCE_FAMILIES, random_lm, trials_for
 from fvcore.model_spec import MODEL_SPECS, ModelSpec
 from fvcore.models import LanguageModel
 from fvcore.pipeline import Settings, profile_of, run
@@ -30,7 +31,6 @@ from pytest_fvparity import reference
 from pytest_fvparity import reference_driver as driver
 from pytest_fvparity.reference import Recording, RecordingError
 from tests.pytest_fvparity.stand_in import digests, plant, saved, saved_trials
-from fvcore.embedded.random_models import REFERENCE_FAMILIES, random_lm, trials_for
 
 SRC = Settings(edit_layer=1, n_top_heads=3)
 UPSTREAM = replace(SRC, reference_profile="todd_upstream")

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from fvcore import models, pipeline, trials
+from fvcore.embedded.random_models import random_lm, trials_for
 from pytest_fvparity import golden
 from pytest_fvparity.reference import Recording
-from fvcore.embedded.random_models import random_lm, trials_for
 
 SETTINGS = pipeline.Settings(edit_layer=1, n_top_heads=3)
 PROVENANCE: dict[str, Any] = {
