@@ -101,7 +101,7 @@ class Golden(Answers):
     def _artifacts(self) -> dict[str, Artifact]:
         return {key: artifacts.load(self.path / key) for key in CHECK_KEYS}
 
-    def artifact(self, key: str) -> Artifact:
+    def stored(self, key: str) -> Artifact:
         return self._artifacts[key]
 
 
