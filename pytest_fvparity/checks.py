@@ -1,8 +1,9 @@
 """The six checks, in the pipeline's order. Read this page first.
 
 Every check compares what the candidate says at one key with what the golden says. In a run the candidate is *chained*:
-it is handed its own earlier artifacts. A key that fails is run once more *isolated*, on the golden's artifacts: if it
-still fails, the fault is its own, otherwise it is inherited from an earlier key.
+it is handed its own earlier artifacts. A key that fails, and with `--fv-keep-going` every key behind one that failed, is
+judged once more *isolated*, on the golden's artifacts: if it fails there, the fault is its own, otherwise it comes from
+earlier keys.
 """
 
 from __future__ import annotations
