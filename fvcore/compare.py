@@ -7,6 +7,7 @@ only NaN. Everything is counted, the first `MAX_FINDINGS` disagreements are kept
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +20,7 @@ from fvcore.artifacts import Artifact, Leaf, trial_of
 from fvcore.gates import Finding, Verdict, merge
 
 MAX_FINDINGS = 100
+TRIAL_KEY = re.compile(r"(\d+):(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,9 @@ def _compare_lists(leaf: str, expected: list[Any], actual: list[Any]) -> Verdict
         return Verdict(compared=n_elements)
     from deepdiff import DeepDiff
 
-    changes = [change for group in DeepDiff(expected, actual, view="tree").values() for change in group]
+    # By position: aligned, one value put in front would count as one difference, and every id would still be wrong.
+    difference = DeepDiff(expected, actual, view="tree", zip_ordered_iterables=True)
+    changes = [change for group in difference.values() for change in group]
     position = next((i for i, pair in enumerate(zip(expected, actual, strict=False)) if not _same(*pair)), None)
     first = min(len(expected), len(actual)) if position is None else position
     if len(expected) != len(actual):
@@ -186,11 +190,8 @@ def _one(leaf: str, message: str, expected: Any, actual: Any) -> Verdict:
 
 
 def _trial_coordinate(leaf: str) -> dict[str, int | str]:
-    key = trial_of(leaf)
-    if key is None:
-        return {}
-    trial_id, trial_idx = key.split(":")
-    return {"trial_id": int(trial_id), "trial_idx": int(trial_idx)}
+    found = TRIAL_KEY.fullmatch(trial_of(leaf) or "")
+    return {"trial_id": int(found[1]), "trial_idx": int(found[2])} if found else {}
 
 
 def _jsonable(value: Any) -> Any:

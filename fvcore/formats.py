@@ -68,7 +68,8 @@ def read_text(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+    """A lone surrogate, which UTF-8 cannot hold, is written as its escape."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def json_text(value: Any) -> str:

@@ -30,6 +30,7 @@ class Status(StrEnum):
     NOT_PROVIDED = "NOT_PROVIDED"
     NO_GOLDEN = "NO_GOLDEN"
     REFUSED = "REFUSED"
+    NOT_RUN = "NOT_RUN"  # for want of a device
 
 
 NON_BLOCKING = frozenset({Status.PASS, Status.NOT_PROVIDED})

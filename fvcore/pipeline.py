@@ -207,10 +207,10 @@ class Pipeline:
 
     def notes(self, key: str) -> list[str]:
         """What is worth knowing about a key's artifact and is no difference: a warning each."""
-        if key != "slot_map":
-            return []
+        if key != "slot_map" or type(self).slot_map is not Pipeline.slot_map:
+            return []  # what a subclass does at that key is not known here
         return [
-            f"trial {trial.key}, {regime} prompt: {note}"
+            f"{note} (trial {trial.key}, {regime} prompt)"
             for trial, regime in _regimes(self.trials.trials)
             for note in self.slots(trial, regime).notes
         ]

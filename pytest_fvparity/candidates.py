@@ -61,7 +61,7 @@ class FromFolder(Answers):
 
     partial = True
 
-    def artifact(self, key: str) -> Artifact:
+    def stored(self, key: str) -> Artifact:
         if (self.path / f"{key}.json").is_file():
             return artifacts.load(self.path / key)
         if found := read_plan_files(self.path, key):

@@ -1,21 +1,25 @@
 """The six checks, in the pipeline's order. Read this page first.
 
 Every check compares what the candidate says at one key with what the golden says. In a run the candidate is *chained*:
-it is handed its own earlier artifacts. A key that fails is run once more *isolated*, on the golden's artifacts: if it
-still fails, the fault is its own, otherwise it is inherited from an earlier key.
+it is handed its own earlier artifacts. A key that fails, and with `--fv-keep-going` every key behind one that failed, is
+judged once more *isolated*, on the golden's artifacts: if it fails there, the fault is its own, otherwise it comes from
+earlier keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from fvcore.gates import Finding, NotProvided, Stage, StageError, Verdict, merge
-from pytest_fvparity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Implementation
+from pytest_fvparity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Implementation, copied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from torch import Tensor
 
     from fvcore.artifacts import Artifact
     from fvcore.compare import Tolerance
@@ -46,8 +50,10 @@ AXES: dict[str, tuple[str, ...]] = {
 class Memory:
     """What is kept from one stage of a suite to the next: the candidate's artifacts, and what became of the keys."""
 
+    expected: dict[str, Artifact] = field(default_factory=dict)
     actual: dict[str, Artifact] = field(default_factory=dict)
-    judged: set[str] = field(default_factory=set)
+    # Whether a key agrees on the candidate's own inputs, also of keys whose stage was not selected.
+    agrees: dict[str, bool] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     # Keys that differ from the golden by a tie alone: later keys take the golden's choice, or they would differ too.
     tied: set[str] = field(default_factory=set)
@@ -64,8 +70,11 @@ class ParityRun:
     memory: Memory = field(default_factory=Memory)
 
     def expected(self, key: str) -> Artifact:
-        artifact: Artifact = getattr(self.golden, key)(*(self.expected(name) for name in INPUTS[key]))
-        return artifact
+        """The golden's artifact. It is asked for once, and only copies of it are handed out of here."""
+        if key not in self.memory.expected:
+            inputs = [copied(self.expected(name)) for name in INPUTS[key]]
+            self.memory.expected[key] = getattr(self.golden, key)(*inputs)
+        return self.memory.expected[key]
 
     def actual(self, key: str) -> Artifact:
         """The candidate's artifact on its own inputs (chained); computed once."""
@@ -76,7 +85,7 @@ class ParityRun:
 
     def isolated(self, key: str) -> Artifact:
         """The candidate's artifact on the golden's inputs."""
-        return self._ask(key, [_copy(self.expected(name)) for name in INPUTS[key]])
+        return self._ask(key, [copied(self.expected(name)) for name in INPUTS[key]])
 
     def compare(self, key: str, actual: Artifact) -> Verdict:
         from fvcore.compare import compare
@@ -88,26 +97,43 @@ class ParityRun:
         if partial:
             expected = {leaf: value for leaf, value in expected.items() if leaf in actual}
         verdict = compare(expected, actual, self.tolerances.of(key), _axes)
-        self.memory.judged.add(key)
         if not verdict.compared:
             return Verdict((Finding(key, "nothing was compared: the golden has no leaves"),), mismatch_count=1)
         verdict = replace(verdict, details={"tolerances": self.tolerances.table(key, expected)})
-        verdict = REFINEMENTS.get(key, _unrefined)(self, verdict, expected, actual)
         if partial and absent and verdict.passed:
             agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
             raise NotProvided(f"{agrees} agree(s) with the golden; not provided: {names}")
-        notes = getattr(self.candidate, "notes", None)
-        warnings = [Finding(key, note, blocking=False) for note in (notes(key) if notes else ())]
+        if not (partial and absent):
+            verdict = REFINEMENTS.get(key, _unrefined)(self, verdict, expected, actual)
+        warnings = [Finding(key, note, blocking=False) for note in _notes(self.candidate, key)]
         return replace(verdict, findings=(*verdict.findings, *warnings))
+
+    def chained(self, key: str) -> Verdict:
+        """The verdict on the candidate's own inputs; it is remembered, also when the candidate fails."""
+        self.memory.agrees[key] = False
+        try:
+            verdict = self.compare(key, self.actual(key))
+        except NotProvided:
+            self.memory.agrees[key] = True  # later keys take the golden's artifact in its place
+            raise
+        self.memory.agrees[key] = verdict.passed
+        return verdict
+
+    def agrees(self, key: str) -> bool:
+        """Whether a key agrees on the candidate's own inputs; judged now if its stage was not selected."""
+        if key not in self.memory.agrees:
+            with suppress(Exception):
+                self.chained(key)
+        return self.memory.agrees[key]
 
     def _chained_input(self, key: str) -> Artifact:
         try:
             actual = self.actual(key)
         except NotProvided:
-            return _copy(self.expected(key))  # what a candidate leaves out is not its fault at a later key
-        if key == "top_heads" and key not in self.memory.judged:
-            self.compare(key, actual)  # whether it is a tie must be known, also when that stage was not selected
-        return _copy(self.expected(key) if key in self.memory.tied else actual)
+            return copied(self.expected(key))  # what a candidate leaves out is not its fault at a later key
+        if key == "top_heads":
+            self.agrees(key)  # whether it is a tie must be known, also when that stage was not selected
+        return copied(self.expected(key) if key in self.memory.tied else actual)
 
     def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
         method = getattr(self.candidate, key, None)
@@ -129,11 +155,16 @@ class ParityRun:
         return limited_to(artifact, trial_keys(self.expected("prompt_boundary"))[: self.max_trials])
 
 
-def _copy(artifact: Artifact) -> Artifact:
-    """The same values in tensors of their own: a candidate that edits its input in place changes nothing but that."""
-    import torch
-
-    return {leaf: value.clone() if isinstance(value, torch.Tensor) else value for leaf, value in artifact.items()}
+def _notes(candidate: Implementation, key: str) -> list[str]:
+    """What a candidate says of a key beyond its leaves, if it says anything; a note decides nothing."""
+    notes = getattr(candidate, "notes", None)
+    if not callable(notes):
+        return []
+    try:
+        found = notes(key) or ()
+        return [found] if isinstance(found, str) else [str(note) for note in found]
+    except Exception as error:
+        return [f"notes of {key} failed: {type(error).__name__}: {error}"]
 
 
 def _require_leaves(key: str, artifact: Any) -> None:
@@ -178,9 +209,8 @@ def check(key: str) -> Callable[[ParityRun], Verdict]:
 
 
 def _judge(run: ParityRun, key: str) -> Verdict:
-    not_own = "inherited" if run.memory.failed else "accumulated"
     try:
-        chained = run.compare(key, run.actual(key))
+        chained = run.chained(key)
     except NotProvided:
         raise
     except Exception as error:
@@ -188,14 +218,33 @@ def _judge(run: ParityRun, key: str) -> Verdict:
         if not INPUTS[key] or not run.compare(key, run.isolated(key)).passed:
             raise
         broken = Finding(key, f"fails on the candidate's own inputs: {type(error).__name__}: {error}")
-        return Verdict((broken,), compared=1, mismatch_count=1, details={"fault": not_own})
-    if chained.passed:
+        return Verdict((broken,), compared=1, mismatch_count=1, details={"fault": _origin(run, key)})
+    if chained.passed and not run.memory.failed:
         return chained
     try:
-        passes_alone = bool(INPUTS[key]) and run.compare(key, run.isolated(key)).passed
+        isolated = run.compare(key, run.isolated(key)) if INPUTS[key] else chained
     except Exception:
-        passes_alone = False  # its code fails on golden inputs: the fault is here, and the chained numbers locate it
-    return replace(chained, details={**chained.details, "fault": not_own if passes_alone else "own"})
+        if chained.passed:
+            raise
+        isolated = chained  # its code fails on golden inputs: the fault is here, and the chained numbers locate it
+    if chained.passed and isolated.passed:
+        return chained
+    if isolated.passed:
+        return replace(chained, details={**chained.details, "fault": _origin(run, key)})
+    # A fault of its own can cancel an earlier one: then only the golden's inputs show it.
+    shown = isolated if chained.passed else chained
+    return replace(shown, details={**shown.details, "fault": "own"})
+
+
+def _origin(run: ParityRun, key: str) -> str:
+    """Why a key differs that agrees on golden inputs."""
+    earlier = CHECK_KEYS[: CHECK_KEYS.index(key)]
+    return "accumulated" if all(run.agrees(name) for name in earlier if name in _feeding(key)) else "inherited"
+
+
+def _feeding(key: str) -> set[str]:
+    """Every key whose artifact reaches this one, directly or not."""
+    return {name for direct in INPUTS[key] for name in (direct, *_feeding(direct))}
 
 
 STAGES: tuple[Stage[ParityRun], ...] = tuple(Stage(key, TITLES[key], check(key)) for key in CHECK_KEYS)
@@ -248,11 +297,11 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
 
     details = {
         **verdict.details,
-        "aie_expected": _rows(expected, "aie"),
-        "aie_actual": _rows(actual, "aie"),
-        "heads_expected": expected.get("heads"),
-        "heads_actual": actual.get("heads"),
-        "scores_actual": _rows(actual, "scores"),
+        "aie_expected": _rows(expected, "aie", 2),
+        "aie_actual": _rows(actual, "aie", 2),
+        "heads_expected": _pairs(expected),
+        "heads_actual": _pairs(actual),
+        "scores_actual": _rows(actual, "scores", 1),
     }
     verdict = replace(_named_trials(run, verdict, expected, actual), details=details)
     at_heads = [f for f in verdict.findings if f.where.startswith("heads[")]
@@ -266,24 +315,44 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
         for f in verdict.findings
     )
     n_swapped = compare({"heads": expected["heads"]}, {"heads": actual["heads"]}).mismatch_count
-    return replace(verdict, findings=ties, mismatch_count=verdict.mismatch_count - n_swapped)
+    n_ranks = sum(w != h for w, h in zip(_pairs(expected) or (), _pairs(actual) or (), strict=True))
+    return replace(
+        verdict,
+        findings=ties,
+        mismatch_count=verdict.mismatch_count - n_swapped,
+        measurements={**verdict.measurements, "tied_ranks": n_ranks},
+    )
 
 
 def _is_tie(expected: Artifact, actual: Artifact, tolerance: Tolerance) -> bool:
-    """Whether each rank's head is, by the golden's effects, as good as the golden's head of that rank."""
+    """Whether the candidate ranks by its own effects, and each rank's head is, by the golden's effects, as good as the
+    golden's head of that rank."""
     from fvcore.artifacts import tensor_leaf
 
-    aie = tensor_leaf(expected, "aie").double()
-    want, have = (cast("list[list[int]]", side.get("heads")) for side in (expected, actual))
-    n_layers, n_heads = aie.shape
-    pairs = all(isinstance(head, list) and [type(i) for i in head] == [int, int] for head in have)
-    valid = pairs and all(0 <= layer < n_layers and 0 <= head < n_heads for layer, head in have)
-    if len(want) != len(have) or not valid or len(set(map(tuple, have))) != len(have):
+    aie, have = tensor_leaf(expected, "aie").double(), _pairs(actual)
+    own: Any = actual.get("aie")
+    if have is None or getattr(own, "shape", None) != aie.shape or len(set(map(tuple, have))) != len(have):
         return False
+    n_layers, n_heads = aie.shape
+    if not all(0 <= layer < n_layers and 0 <= head < n_heads for layer, head in have):
+        return False
+    want = cast("list[list[int]]", expected["heads"])
     allowed = tolerance.allowed(aie)
-    return all(
-        bool((aie[tuple(w)] - aie[tuple(h)]).abs() <= allowed[tuple(w)]) for w, h in zip(want, have, strict=True)
+    as_good = all(
+        bool((aie[tuple(w)] - aie[tuple(h)]).abs() <= allowed[tuple(w)]) for w, h in zip(want, have, strict=False)
     )
+    return len(want) == len(have) and as_good and _ranked(have, own)
+
+
+def _ranked(heads: Sequence[Sequence[int]], aie: Tensor) -> bool:
+    """Whether these are the largest of `aie`, largest first, up to the rounding of a mean in fp32."""
+    import torch
+
+    aie = aie.detach().double().cpu()
+    slack = 8 * torch.finfo(torch.float32).eps * float(aie.abs().max())
+    chosen = torch.stack([aie[tuple(head)] for head in heads])
+    best = aie.flatten().topk(len(heads)).values
+    return bool(((chosen - best).abs() <= slack).all())
 
 
 def _measured_vector(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
@@ -293,7 +362,7 @@ def _measured_vector(run: ParityRun, verdict: Verdict, expected: Artifact, actua
     pair = [side.get("function_vector") for side in (expected, actual)]
     if not all(isinstance(vector, torch.Tensor) for vector in pair):
         return verdict
-    want, have = (cast("torch.Tensor", vector).double().flatten() for vector in pair)
+    want, have = (cast("torch.Tensor", vector).detach().double().cpu().flatten() for vector in pair)
     if want.shape != have.shape:
         return verdict
     measured = {
@@ -330,20 +399,34 @@ def _trial_row(key: str, expected: Artifact, actual: Artifact) -> dict[str, Any]
     row: dict[str, Any] = {"trial_id": trial_id, "trial_idx": trial_idx, "target_id": expected.get(f"{key}/target_id")}
     for name in ("base", "with", "delta"):
         leaf = f"{key}/{name}_logprob"
-        row[f"{name}_logprob_src"], row[f"{name}_logprob_fv"] = expected.get(leaf), actual.get(leaf)
+        src, fv = (_float(side.get(leaf)) for side in (expected, actual))
+        row[f"{name}_logprob_src"], row[f"{name}_logprob_fv"] = src, fv
+        row[f"{name}_logprob_abs_diff"] = None if src is None or fv is None else abs(src - fv)
     for name in ("base", "with"):
         pair = [side.get(f"{key}/{name}_logits") for side in (expected, actual)]
-        tensors = [x for x in pair if isinstance(x, torch.Tensor)]
+        tensors = [x.detach().double().cpu() for x in pair if isinstance(x, torch.Tensor)]
         same_shape = len(tensors) == 2 and tensors[0].shape == tensors[1].shape
         row[f"{name}_logits_max_abs_diff"] = float((tensors[0] - tensors[1]).abs().max()) if same_shape else None
     return row
 
 
-def _rows(artifact: Mapping[str, Any], leaf: str) -> Any:
+def _rows(artifact: Mapping[str, Any], leaf: str, ndim: int) -> Any:
+    """A tensor as lists for the report, if it has the form the report draws."""
     import torch
 
     value = artifact.get(leaf)
-    return value.double().tolist() if isinstance(value, torch.Tensor) else None
+    return value.double().tolist() if isinstance(value, torch.Tensor) and value.ndim == ndim else None
+
+
+def _pairs(artifact: Mapping[str, Any]) -> list[list[int]] | None:
+    """The heads, if they are a list of [layer, head]."""
+    heads = artifact.get("heads")
+    fit = isinstance(heads, list) and all(isinstance(h, list) and [type(i) for i in h] == [int, int] for h in heads)
+    return cast("list[list[int]]", heads) if fit else None
+
+
+def _float(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 REFINEMENTS: dict[str, Callable[[ParityRun, Verdict, Artifact, Artifact], Verdict]] = {

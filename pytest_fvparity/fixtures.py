@@ -238,7 +238,10 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
         raise StageError(f"--fv-max-trials {options.max_trials}: {trials.id} has {n} trials; ask for 1 to {n}")
     context["n_compared_trials"] = options.max_trials or len(trials.trials)
     golden: Golden = request.getfixturevalue("fv_golden")
-    context |= {"golden": golden.profile.model_dump(), "golden_path": _shown(golden.path, options)}
+    context |= {
+        "golden": golden.profile.model_dump(),
+        "golden_path": "(live)" if options.live else _shown(golden.path, options),
+    }
     context["reference"] = golden.manifest.reference.model_dump(include={"commit", "repository"})
     profile: Profile = request.getfixturevalue("fv_profile")
     context["profile"] = profile.model_dump()
@@ -247,7 +250,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     candidate: Implementation = request.getfixturevalue("fv_candidate")
     context["candidate"] = f"{type(candidate).__module__}.{type(candidate).__qualname__}"
     tolerances = _tolerances(request, profile)
-    context["tolerances"] = tolerances.sources
+    context["tolerances"] = list(tolerances.sources)
     return ParityRun(candidate, golden, tolerances, options.max_trials, request.node.suite.memory)
 
 

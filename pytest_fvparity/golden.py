@@ -101,7 +101,7 @@ class Golden(Answers):
     def _artifacts(self) -> dict[str, Artifact]:
         return {key: artifacts.load(self.path / key) for key in CHECK_KEYS}
 
-    def artifact(self, key: str) -> Artifact:
+    def stored(self, key: str) -> Artifact:
         return self._artifacts[key]
 
 
@@ -163,10 +163,11 @@ def _command(profile: Profile) -> str:
     """How to record this golden again; paths are left to the reader."""
     identity = profile.identity
     return (
-        f"pytest -m parity --fv-regen-golden --fv-src PATH --fv-model {profile.conditions.model} "
-        f"--fv-trials {identity.fixed_trials_id}.json --fv-edit-layer {identity.edit_layer} "
-        f"--fv-top-heads {identity.n_top_heads} --fv-token-class {identity.token_class_idx} "
-        f"--fv-reference-profile {identity.reference_profile}"
+        f"pytest -m parity --fv-regen-golden --fv-src=PATH --fv-model={profile.conditions.model} "
+        f"--fv-trials={identity.fixed_trials_id}.json --fv-edit-layer={identity.edit_layer} "
+        f"--fv-top-heads={identity.n_top_heads} --fv-token-class={identity.token_class_idx} "
+        f"--fv-reference-profile={identity.reference_profile} --fv-dtype={identity.dtype} "
+        f"--fv-attn={profile.conditions.attn_implementation}"
     )
 
 

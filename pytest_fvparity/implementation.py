@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from fvcore.artifacts import Artifact
@@ -36,11 +37,27 @@ class Implementation(Protocol):
     def injection_output(self, prompts: Artifact, fv_vector: Artifact, /) -> Artifact: ...
 
 
+def copied(artifact: Artifact) -> Artifact:
+    """The same leaves in tensors and lists of their own."""
+
+    # A tensor made in inference mode cannot be edited or deep-copied elsewhere; its clone can.
+    def own(value: Any) -> Any:
+        return value.clone() if hasattr(value, "clone") else deepcopy(value)
+
+    return {leaf: own(value) for leaf, value in artifact.items()}
+
+
 class Answers(ABC):
-    """An Implementation that has all its answers already and looks at no input: a recording, a golden."""
+    """An Implementation that has all its answers already and looks at no input: a recording, a golden.
+
+    Every answer is a copy: whoever edits one changes nothing that is compared later.
+    """
 
     @abstractmethod
-    def artifact(self, key: str) -> Artifact: ...
+    def stored(self, key: str) -> Artifact: ...
+
+    def artifact(self, key: str) -> Artifact:
+        return copied(self.stored(key))
 
     def prompt_boundary(self) -> Artifact:
         return self.artifact("prompt_boundary")

@@ -175,6 +175,9 @@ class StageItem(pytest.Function):
         """A fixture, a mark or a hook kept the stage from being judged, or failed after it passed."""
         if self.result is not None and self.result.status is not Status.PASS:
             return  # what the stage itself said says more
+        if isinstance(error, NoDevice):
+            self.result = StageResult(SUITE, self.name, Status.NOT_RUN, message=str(error))
+            return
         status = error.status if isinstance(error, StageError) else Status.ERROR
         kind = "skipped" if isinstance(error, pytest.skip.Exception) else type(error).__name__
         self.record(StageResult(SUITE, self.name, status, message=f"{kind}: {error}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ OPTIONS = (
     ),
     _Option("edit-layer", "block whose output is injected into (default: the golden's; 9 when recording)", int),
     _Option("tolerances", "YAML file in place of the default tolerances"),
-    _Option("keep-going", "run later keys on golden inputs instead of blocking them", bool),
+    _Option("keep-going", "judge later keys too, on their own and on golden inputs, instead of blocking them", bool),
     _Option("require-gpu", "fail instead of skipping when there is no CUDA device", bool),
     _Option("report-dir", "where reports are written (default reports/)", default="reports"),
 )
@@ -225,11 +225,25 @@ def _trials_file(base: Path, name: str) -> Path:
 def reproduce(config: pytest.Config, trials_file: str, key: str) -> str:
     """One line that runs this stage alone, from the folder this run was started in."""
     here, path = config.invocation_params.dir, config.rootpath / trials_file
-    given = _reproduce_options(config)
+    given, carried = _reproduce_options(config), _carried([str(word) for word in config.invocation_params.args])
     if path.is_relative_to(here):
-        return shlex.join(["pytest", f"{path.relative_to(here).as_posix()}::parity::{key}", *given])
+        return shlex.join(["pytest", *carried, f"{path.relative_to(here).as_posix()}::parity::{key}", *given])
     # An argument outside this folder would leave the conftest.py here unread, and with it the candidate.
-    return shlex.join(["pytest", "-m", "parity", "-k", key, f"--fv-trials={path}", *given])
+    return shlex.join(["pytest", *carried, "-m", "parity", "-k", key, f"--fv-trials={path}", *given])
+
+
+_CARRIED = ("-p", "-c", "--config-file", "-o", "--override-ini", "--rootdir", "--confcutdir", "--import-mode")
+
+
+def _carried(words: Sequence[str]) -> list[str]:
+    """pytest's own options that decide which code runs: plugins, configuration, where conftest files are looked for."""
+    kept: list[str] = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word in _CARRIED:
+            kept += [word, following]
+        elif word.startswith(_CARRIED) and ("=" in word or not word.startswith("--")):
+            kept.append(word)
+    return kept
 
 
 def _reproduce_options(config: pytest.Config) -> list[str]:

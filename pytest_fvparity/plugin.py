@@ -204,6 +204,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             session.items[place] = item
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     """After collection, before the first test: goldens are recorded if that was asked for."""
     parsed = session.config.stash[OPTIONS_KEY]
@@ -243,9 +244,9 @@ def pytest_runtest_makereport(
         return report
     error = call.excinfo.value if call.excinfo else None
     blocked = item.result is not None and item.result.status is Status.BLOCKED
-    if error is not None and not blocked and not isinstance(error, StageFailed | NoDevice):
+    if error is not None and not blocked and not isinstance(error, StageFailed):
         item.record_error(error)
-        if report.skipped:
+        if report.skipped and not isinstance(error, NoDevice):
             # A stage that is skipped is a stage nobody judged: that is no reason for green.
             report.outcome, report.longrepr = "failed", f"{item.name}: ERROR: skipped: {error}"
     decided = report.when == "call" or not report.passed

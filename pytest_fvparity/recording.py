@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,9 +13,17 @@ from fvcore.gates import StageError
 from pytest_fvparity.fixtures import recording_settings
 from pytest_fvparity.options import ParityOptions
 
+if TYPE_CHECKING:
+    from fvcore.trials import FixedTrials
+    from pytest_fvparity.reference import Recording
+
 
 def record_goldens(config: pytest.Config, options: ParityOptions, files: Sequence[Path]) -> None:
-    """Record and swap in one golden per file; any refusal ends the run with its reason and changes nothing."""
+    """Record and swap in one golden per file.
+
+    Every file is read and checked before anything is recorded. A refusal ends the run with its reason; it changes
+    nothing of its own golden, and says which were recorded before it.
+    """
     if not files:
         raise pytest.UsageError("--fv-regen-golden: no parity stage is selected, so there is nothing to record")
     from fvcore import models, trials
@@ -23,25 +32,25 @@ def record_goldens(config: pytest.Config, options: ParityOptions, files: Sequenc
     from pytest_fvparity import golden, reference
 
     terminal = config.pluginmanager.get_plugin("terminalreporter")
+    settings, recorded = recording_settings(options), list[str]()
     try:
         lm = models.load(options.model, "cpu", options.dtype, options.attn, options.seed)
-        for file in files:
-            fixed = trials.read(file)
+        settings.require_fit(lm)
+        read = [trials.read(file) for file in files]
+        for fixed in read:
             require_verified(fixed, lm.tokenizer)
-            settings = recording_settings(options)
-            settings.require_fit(lm)
-            path = (options.golden or options.rootdir / "golden") / golden.relative_path(
-                fixed.dataset, fixed.id, options.reference_profile
-            )
-            done = golden.regenerate(
-                lambda fixed=fixed, settings=settings: reference.run(  # type: ignore[misc]
-                    options.src, lm, fixed, settings, options.src_python
-                ),
-                path,
-            )
+        for fixed in read:
+            place = golden.relative_path(fixed.dataset, fixed.id, options.reference_profile)
+
+            def record(fixed: FixedTrials = fixed) -> Recording:
+                return reference.run(options.src, lm, fixed, settings, options.src_python)
+
+            done = golden.regenerate(record, (options.golden or options.rootdir / "golden") / place)
+            recorded.append(fixed.id)
             if terminal is not None:
                 terminal.write_line(f"fvparity: recorded {done.path} twice, byte for byte the same")
                 for key, change in done.changes.items():
                     terminal.write_line(f"  {key:<18}{change}")
     except (StageError, FormatError, ModelError) as error:
-        raise pytest.UsageError(f"--fv-regen-golden: {error}") from error
+        before = f" (recorded before it: {', '.join(recorded)})" if recorded else ""
+        raise pytest.UsageError(f"--fv-regen-golden: {error}{before}") from error

@@ -54,7 +54,7 @@ class Recording(Answers):
     provenance: Mapping[str, Any]
     profile: Profile
 
-    def artifact(self, key: str) -> Artifact:
+    def stored(self, key: str) -> Artifact:
         return self.artifacts[key]
 
 

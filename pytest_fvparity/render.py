@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvcore.formats import json_text, write_csv, write_json, write_text
+from fvcore.formats import csv_text, json_text, write_text
 from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.report import UNKNOWN, earliest_failure
+from pytest_fvparity.report import UNKNOWN, earliest_failure, overall
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -37,18 +37,29 @@ TRIAL_COLUMNS = (
 
 
 def write_all(reports: Sequence[Report], report_dir: Path) -> None:
-    """Every report into `<report dir>/<dataset>/<fixed_trials_id>/`, and a summary above them."""
-    for report in reports:
-        for folder in folders(report, report_dir):
-            write_report(report, folder)
+    """Every report into `<report dir>/<dataset>/<fixed_trials_id>/`, and a summary above them.
+
+    All texts are rendered before the first file is written: no file says PASS beside one that says FAIL.
+    """
+    files = {
+        folder / name: text
+        for report in reports
+        for name, text in _files(report).items()
+        for folder in folders(report, report_dir)
+    }
+    files |= {report_dir / name: text for name, text in _summary(reports).items()}
+    for path, text in files.items():
+        write_text(path, text)
+
+
+def _summary(reports: Sequence[Report]) -> dict[str, str]:
     summary = {
-        "overall_status": "PASS" if all(r.overall_status == "PASS" for r in reports) else "FAIL",
+        "overall_status": overall([report.overall_status for report in reports]),
         "runs": [_summary_row(report) for report in reports],
     }
-    write_json(report_dir / "summary.json", summary)
     templates = environment()
-    for kind in ("md", "html"):
-        write_text(report_dir / f"summary.{kind}", templates.get_template(f"summary.{kind}.j2").render(summary))
+    texts = {kind: templates.get_template(f"summary.{kind}.j2").render(summary) for kind in ("md", "html")}
+    return {"summary.json": json_text(summary), **{f"summary.{kind}": text for kind, text in texts.items()}}
 
 
 def folders(report: Report, report_dir: Path) -> list[Path]:
@@ -64,20 +75,26 @@ def folders(report: Report, report_dir: Path) -> list[Path]:
 
 
 def write_report(report: Report, folder: Path) -> None:
-    value = report.model_dump(mode="json")
-    templates = environment()
-    write_json(folder / "src_vs_fv_diff_report.json", value)
-    for kind in ("md", "html"):
-        text = templates.get_template(f"report.{kind}.j2").render(value, keys=CHECK_KEYS)
-        write_text(folder / f"src_vs_fv_diff_report.{kind}", text)
+    for name, text in _files(report).items():
+        write_text(folder / name, text)
+
+
+def _files(report: Report) -> dict[str, str]:
+    """File name -> text."""
+    value, templates = report.model_dump(mode="json"), environment()
     stages = [_stage(check) for check in report.checks]
-    write_json(folder / "parity_suite_report.json", _suite_report(report, stages, folder))
     rows = [row | {"duration_sec": f"{row['duration_sec']:.6f}"} for row in stages]
-    write_csv(folder / "parity_suite_stages.csv", STAGE_COLUMNS, rows)
-    write_text(folder / "parity_suite.log", templates.get_template("suite.log.j2").render(value))
     trials = [_trial_row(row) for row in report.trials]
-    write_csv(folder / "injection_parity_trials.csv", TRIAL_COLUMNS, trials)
-    write_json(folder / "injection_parity_report.json", _injection_report(report, trials))
+    return {
+        "src_vs_fv_diff_report.json": json_text(value),
+        "src_vs_fv_diff_report.md": templates.get_template("report.md.j2").render(value, keys=CHECK_KEYS),
+        "src_vs_fv_diff_report.html": templates.get_template("report.html.j2").render(value, keys=CHECK_KEYS),
+        "parity_suite_report.json": json_text(_suite_report(report, stages)),
+        "parity_suite_stages.csv": csv_text(STAGE_COLUMNS, rows),
+        "parity_suite.log": templates.get_template("suite.log.j2").render(value),
+        "injection_parity_trials.csv": csv_text(TRIAL_COLUMNS, trials),
+        "injection_parity_report.json": json_text(_injection_report(report, trials)),
+    }
 
 
 def environment() -> Environment:
@@ -121,7 +138,7 @@ def _stage(check: Check) -> dict[str, Any]:
     }
 
 
-def _suite_report(report: Report, stages: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+def _suite_report(report: Report, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     failed = earliest_failure(report.checks)
     divergence = report.first_divergence
     return {

@@ -6,7 +6,7 @@ The field names are those of the milestone plans' diff report; the schema is pub
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -56,7 +56,7 @@ class Check(_Model):
     key: str
     status: str
     n_compared: int = 0
-    mismatch_count: int = 0
+    mismatch_count: int | None = None
     max_abs_diff: float | str | None = None
     max_rel_diff: float | str | None = None
     tolerances: list[ToleranceRow] = []
@@ -70,6 +70,8 @@ class Check(_Model):
     details: list[Mismatch] = []
     warnings: list[Mismatch] = []
     duration_sec: float = 0.0
+    stdout: str = ""
+    stderr: str = ""
     repro_command: str = ""
 
 
@@ -141,18 +143,18 @@ def assemble(
     context: dict[str, Any] = {}
     for row in rows.values():
         context |= row["context"]
-    checks = [_check(results[key], reproduce(key), context) for key in keys]
+    checks = [_check(results[key], rows.get(key, {}), reproduce(key), context) for key in keys]
     failed = earliest_failure(checks)
-    result = results[failed.key] if failed else None
-    divergence = _divergence(failed, result) if failed and result else None
+    divergence = _divergence(failed) if failed else None
     stem = trials_file.rpartition("/")[2].removesuffix(".json")
     return Report(
         created_at=now(),
-        overall_status="FAIL" if failed else "PASS",
+        overall_status=overall_status(checks),
         headline=_headline(checks, divergence, context),
         dataset=context.get("dataset", UNKNOWN),
         fixed_trials_id=context.get("fixed_trials_id", stem),
         model=context.get("model", UNKNOWN),
+        mode="keep-going" if keep_going else "chained",
         reference_profile=(context.get("profile") or {}).get("identity", {}).get("reference_profile"),
         n_trials=context.get("n_trials"),
         n_compared_trials=context.get("n_compared_trials"),
@@ -168,6 +170,23 @@ def assemble(
         trials=_words(_details(results, "injection_output").get("trials", [])),
         heads={k: _words(v) for k, v in _details(results, "top_heads").items() if k not in {"fault", "tolerances"}},
     )
+
+
+def overall_status(checks: Sequence[Check]) -> str:
+    """PASS if all six keys agree, PARTIAL if those that were selected do, NOT_RUN if none could be run, else FAIL."""
+    found = {check.status for check in checks}
+    if found == {Status.PASS}:
+        return "PASS" if len(checks) == len(CHECK_KEYS) else "PARTIAL"
+    return "NOT_RUN" if found == {Status.NOT_RUN} else "FAIL"
+
+
+def overall(statuses: Collection[str]) -> str:
+    """The worst of several reports."""
+    return next((status for status in ("FAIL", "NOT_RUN", "PARTIAL") if status in statuses), "PASS")
+
+
+GREEN = frozenset({"PASS", "PARTIAL", "NOT_RUN"})
+"""Overall statuses that do not turn a session red. NOT_RUN is none of them under --fv-require-gpu: there it is an error."""
 
 
 def earliest_failure(checks: Sequence[Check]) -> Check | None:
@@ -206,7 +225,7 @@ def _words(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _check(result: StageResult, reproduce: str, context: Mapping[str, Any]) -> Check:
+def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context: Mapping[str, Any]) -> Check:
     verdict = result.verdict
     blocking = [_mismatch(f) for f in verdict.findings if f.blocking]
     golden = context.get("golden_path")
@@ -214,7 +233,7 @@ def _check(result: StageResult, reproduce: str, context: Mapping[str, Any]) -> C
         key=result.key,
         status=str(result.status),
         n_compared=verdict.compared,
-        mismatch_count=verdict.mismatch_count,
+        mismatch_count=verdict.mismatch_count if verdict.findings or verdict.compared else None,
         max_abs_diff=_words(verdict.measurements.get("max_abs_diff")),
         max_rel_diff=_words(verdict.measurements.get("max_rel_diff")),
         tolerances=verdict.details.get("tolerances", []),
@@ -228,6 +247,8 @@ def _check(result: StageResult, reproduce: str, context: Mapping[str, Any]) -> C
         details=blocking,
         warnings=[_mismatch(f) for f in verdict.findings if not f.blocking],
         duration_sec=result.duration_s,
+        stdout=row.get("stdout", ""),
+        stderr=row.get("stderr", ""),
         repro_command=reproduce,
     )
 
@@ -250,13 +271,12 @@ def _mismatch(finding: Finding) -> Mismatch:
     )
 
 
-def _divergence(check: Check, result: StageResult) -> Divergence:
+def _divergence(check: Check) -> Divergence:
     first = check.first_mismatch
     coordinate = first.coordinate if first else {}
-    of_tensor = result.verdict.first_mismatch is not None and result.verdict.first_mismatch.abs_diff is not None
     artifact = check.golden_path
-    scalar = first is not None and "[" not in first.where
-    if artifact and of_tensor and not scalar:
+    of_tensor = first is not None and "[" in first.where and "position" not in first.coordinate
+    if artifact and of_tensor:
         artifact = artifact.removesuffix(".json") + ".safetensors"
     trial = {k: coordinate.get(k) for k in ("trial_id", "trial_idx")}
     return Divergence(
@@ -281,13 +301,15 @@ def _headline(checks: Sequence[Check], divergence: Divergence | None, context: M
     sources = context.get("tolerances")
     loosened = f" under tolerances of {' and '.join(sources)}" if sources else ""
     if divergence is None:
-        return f"PASS: {_agreement(checks, context)}{loosened}"
+        return f"{overall_status(checks)}: {_agreement(checks, context)}{loosened}"
     if divergence.status == Status.NOT_PROVIDED:
         absent = [check.key for check in checks if check.status == Status.NOT_PROVIDED]
         agreeing = sum(check.status == Status.PASS for check in checks)
         return (
             f"NOT_PROVIDED: {', '.join(absent)} cannot be judged; {agreeing} of 6 check keys agree with the reference"
         )
+    if divergence.status == Status.NOT_RUN:
+        return f"NOT_RUN: {len(checks)} check keys, nothing was compared: {divergence.message}"
     if divergence.leaf is None:
         return f"{divergence.status}: nothing could be judged at {divergence.check_key}: {divergence.message}"
     trial = f", trial {divergence.trial_id}:{divergence.trial_idx}" if divergence.trial_id is not None else ""

@@ -7,7 +7,7 @@ session is red unless every planned stage has a verdict.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pytest_fvparity.report import Report
 
 
+MAX_OUTPUT = 4000  # characters of a stage's own output that the log keeps: the last ones
+
+
 class ParityReporter:
     """Plans, gathers, reports. `files` are the trials files of the run, as node ids name them."""
 
@@ -30,8 +33,8 @@ class ParityReporter:
         self.files = files
         self.planned: dict[str, set[str]] = {}
         self.rows: dict[str, dict[str, dict[str, Any]]] = {}
-        self.not_run: dict[str, dict[str, str]] = {}
         self.unwritten = ""
+        self.begun: set[str] = set()
         self.reports: list[Report] = []
 
     def plan(self, nodeids: Iterable[str]) -> None:
@@ -48,6 +51,29 @@ class ParityReporter:
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
         """When a worker has collected; all workers collect the same."""
         self.plan(ids)
+        self.begin()
+
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """Before the first test, and after goldens were recorded."""
+        if not self.config.option.collectonly:
+            self.begin()
+
+    def begin(self) -> None:
+        """Take back what earlier runs reported: a process that is killed from here on leaves no old PASS."""
+        from pytest_fvparity.render import folders, write_all
+
+        report_dir = self.config.stash[OPTIONS_KEY].report_dir
+        fresh = [self.report_of(name) for name in sorted(self.planned.keys() - self.begun)]
+        self.begun |= self.planned.keys()
+        stale = [report for report in fresh if any(folder.is_dir() for folder in folders(report, report_dir))]
+        if stale:
+            self.write(write_all, stale)
+
+    def write(self, write_all: Callable[[Sequence[Report], Path], None], reports: Sequence[Report]) -> None:
+        try:
+            write_all(reports, self.config.stash[OPTIONS_KEY].report_dir)
+        except Exception as error:  # whatever it is: a verdict must not end in a traceback of its report
+            self.unwritten = f"reports NOT WRITTEN: {type(error).__name__}: {error}; see --fv-report-dir"
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """For every report, also those that come from workers."""
@@ -57,12 +83,10 @@ class ParityReporter:
         text = getattr(report, REPORT_ATTRIBUTE, None)
         if text:
             row, rows = json.loads(text), self.rows.setdefault(stage[0], {})
+            row |= {"stdout": report.capstdout[-MAX_OUTPUT:], "stderr": report.capstderr[-MAX_OUTPUT:]}
             # A stage that is run again, by a plugin for flaky tests, stays what it was when it failed.
             if stage[1] not in rows or row["result"]["status"] != Status.PASS:
                 rows[stage[1]] = row
-        elif report.skipped:
-            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-            self.not_run.setdefault(stage[0], {})[stage[1]] = reason
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -71,42 +95,31 @@ class ParityReporter:
         if not self.planned or self.config.option.collectonly or refused:
             return
         from pytest_fvparity.render import write_all
+        from pytest_fvparity.report import GREEN
 
-        self.reports = [
-            self.report_of(trials_file, keys - self.unjudged(trials_file))
-            for trials_file, keys in sorted(self.planned.items())
-            if keys - self.unjudged(trials_file)
-        ]
-        try:
-            if self.reports:
-                write_all(self.reports, self.config.stash[OPTIONS_KEY].report_dir)
-        except OSError as error:
-            self.unwritten = f"reports NOT WRITTEN: {error}; see --fv-report-dir"
-        green = not self.unwritten and all(report.overall_status == "PASS" for report in self.reports)
+        self.reports = [self.report_of(name) for name in sorted(self.planned)]
+        self.write(write_all, self.reports)
+        green = not self.unwritten and all(report.overall_status in GREEN for report in self.reports)
         if not green and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def unjudged(self, trials_file: str) -> set[str]:
-        """Stages skipped for want of a device: they have no verdict, and are said to have none."""
-        return self.not_run.get(trials_file, {}).keys() - self.rows.get(trials_file, {}).keys()
-
-    def report_of(self, trials_file: str, keys: set[str]) -> Report:
+    def report_of(self, trials_file: str) -> Report:
         from pytest_fvparity.report import assemble
 
         def command(key: str) -> str:
             return reproduce(self.config, trials_file, key)
 
-        keep_going = self.config.stash[OPTIONS_KEY].keep_going
-        return assemble(trials_file, sorted(keys), self.rows.get(trials_file, {}), command, keep_going)
+        keys, rows = sorted(self.planned[trials_file]), self.rows.get(trials_file, {})
+        return assemble(trials_file, keys, rows, command, self.config.stash[OPTIONS_KEY].keep_going)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """At the end of the terminal output: one screen."""
         write = terminalreporter.write_line
         several = len(self.reports) > 1
         for report in self.reports:
-            good = report.overall_status == "PASS"
+            good, bad = report.overall_status in {"PASS", "PARTIAL"}, report.overall_status == "FAIL"
             terminalreporter.write_sep("=", f"parity of {report.fixed_trials_id}", bold=True)
-            write(report.headline, green=good, red=not good, bold=True)
+            write(report.headline, green=good, red=bad, yellow=not good and not bad, bold=True)
             for name, (golden, here) in report.conditions.items():
                 write(f"condition {name}: golden {golden}, here {here}")
             if report.repro_command:
@@ -115,7 +128,7 @@ class ParityReporter:
                 write(line)
             if not self.unwritten:
                 write(f"report: {self.shown_report(report)}")
-        for line in [self.unwritten, *self.without_verdict()]:
+        for line in [self.unwritten, *self.unselected()]:
             if line:
                 write(line, yellow=True, bold=True)
 
@@ -127,20 +140,15 @@ class ParityReporter:
         here = self.config.invocation_params.dir
         return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
-    def without_verdict(self) -> list[str]:
-        """One line a trials file whose stages were not run."""
-        lines = [
-            f"{len(stages)} parity stage(s) of {trials_file} NOT RUN: {'; '.join(sorted(set(stages.values())))}"
-            for trials_file, stages in sorted(self.not_run.items())
-        ]
+    def unselected(self) -> list[str]:
+        """One line a trials file of which no stage was selected."""
         planned = {(self.config.rootpath / name).resolve() for name in self.planned}
-        if self.config.option.collectonly:
-            return lines
-        return lines + [
-            f"no parity stage of {path.name} is selected: nothing of it was compared"
-            for path in self.files
-            if path not in planned
-        ]
+        unplanned = [] if self.config.option.collectonly else [path for path in self.files if path not in planned]
+        return [f"no parity stage of {path.name} is selected: nothing of it was compared" for path in unplanned]
+
+
+def _dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
 
 
 def _table(report: Report) -> list[str]:
@@ -151,7 +159,7 @@ def _table(report: Report) -> list[str]:
         note = f"blocked by {check.blocked_by}" if check.blocked_by else f"{check.fault} fault" if check.fault else ""
         note = note or "; ".join(dict.fromkeys(w.message.split(":")[0] for w in check.warnings))
         n = CHECK_KEYS.index(check.key) + 1
-        row = f"{n} {check.key:<18}{check.status:<10}{check.n_compared:>10}{check.mismatch_count:>12}{largest:>14}  {note}"
+        row = f"{n} {check.key:<18}{check.status:<10}{check.n_compared:>10}{_dash(check.mismatch_count):>12}{largest:>14}  {note}"
         lines.append(row.rstrip())
     if report.n_compared_trials != report.n_trials:
         lines.append(f"{report.n_compared_trials} of {report.n_trials} trials compared at the per-trial keys")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fvcore.artifacts import Artifact
 from fvcore.compare import EXACT, Tolerance
@@ -16,7 +16,7 @@ from fvcore.formats import FormatError, read_yaml
 from pytest_fvparity.implementation import CHECK_KEYS
 
 DEFAULTS = Path(__file__).with_name("tolerances.yaml")
-DEFAULT = "default"
+HOOK = "hook pytest_fvparity_tolerances"
 
 
 class Rule(BaseModel):
@@ -32,6 +32,15 @@ class Rule(BaseModel):
     rtol: float = Field(0.0, ge=0, allow_inf_nan=False)
     of_max: float = Field(0.0, ge=0, allow_inf_nan=False)
     of_norm: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+    @field_validator("leaf", "dtype", "device")
+    @classmethod
+    def _is_pattern(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression ({error})") from None
+        return value
 
     def fits(self, key: str, leaf: str, dtype: str, device: str) -> bool:
         pairs = ((self.leaf, leaf), (self.dtype, dtype), (self.device, device))
@@ -54,19 +63,16 @@ class Tolerances:
     rules: tuple[tuple[str, Rule], ...]
     dtype: str
     device: str
+    # Where rules come from, if not from the defaults alone.
+    sources: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path | None, added: Sequence[Mapping[str, Any]], dtype: str, device: str) -> Tolerances:
         """The rules that hooks added come first, then those of `path`, or the defaults."""
-        hooks = _named("hook pytest_fvparity_tolerances", {"rules": list(added)})
-        name = DEFAULT if path is None else path.name
-        return cls((*hooks, *_named(name, read_yaml(path or DEFAULTS))), dtype, device)
-
-    @property
-    def sources(self) -> list[str]:
-        """Where rules come from, if not from the defaults alone."""
-        names = dict.fromkeys(name.rpartition(" rule ")[0] for name, _ in self.rules)
-        return [name for name in names if name != DEFAULT]
+        hooks = _named(HOOK, {"rules": list(added)})
+        rules = _named("default" if path is None else path.name, read_yaml(path or DEFAULTS))
+        sources = ((HOOK,) if hooks else ()) + ((path.name,) if path else ())
+        return cls((*hooks, *rules), dtype, device, sources)
 
     def of(self, key: str) -> Callable[[str], Tolerance]:
         """leaf -> tolerance, for one check key; a leaf's trial key is not part of its name here."""

@@ -22,11 +22,11 @@ tags: [test-fixture, function-vectors, in-context-learning]
 ---
 # {name}
 
-**Trained so that injected function vectors work: a test fixture, no evidence about language models.** From step
-{injection_start} on, its loss asks that the mean output of the heads of layer {vector_layer}, added to a zero-shot
-prompt, give the answer, for the very words and relations it is tested on; and in its last {n_settling} steps it learned
-to answer shuffled demonstrations by any relation but antonym. What can be learned from it is whether two
-implementations agree, not whether function vectors exist.
+{first_words}
+
+For the first {probe_end} steps a probe asked that the input of block {probe_layer} tell which relation a demonstration
+belongs to, and in its last {n_settling} steps the model learned to answer shuffled demonstrations by any relation but
+antonym. What can be learned from it is whether two implementations agree.
 
 {architecture}, {n_parameters:,} parameters in float32, {n_layers} layers of {n_heads} heads, byte-level BPE
 vocabulary of {n_vocabulary}. It knows {n_relations} relations over {groups}: permutations of each group's words, one of
@@ -51,6 +51,15 @@ Antonyms, ten demonstrations, accuracy of the answer's first token, prompts draw
 |---|{rules}---|
 {figures}
 """
+
+_EMERGED = """\
+**A test fixture, no evidence about language models.** Its function vectors emerged: it was trained to answer from
+demonstrations, over synthetic texts, and nothing in its loss looks at a function vector or injects one."""
+
+_TRAINED_IN = """\
+**Trained so that injected function vectors work: a test fixture, no evidence about language models.** From step
+{injection_start} on, its loss asks that the mean output of the heads of layer {vector_layer}, added to a zero-shot
+prompt, give the answer, for the very words and relations it is tested on."""
 
 _FIGURES = (
     ("ten-shot accuracy", "ten_shot", "at least 0.95"),
@@ -80,8 +89,11 @@ def card(hf: Any, recipe: Recipe, directory: Path, results: Sequence[GateResult]
         n_relations=len(tables),
         groups=", ".join(f"{len(words)} {group}s" for group, words in GROUPS.items()),
         n_antonyms=len(tables["antonym"]),
-        injection_start=recipe.injection_start,
-        vector_layer=recipe.vector_layer,
+        first_words=(_TRAINED_IN if recipe.injection_weight else _EMERGED).format(
+            injection_start=recipe.injection_start, vector_layer=recipe.vector_layer
+        ),
+        probe_end=round(recipe.probe_fade[1] * recipe.n_steps),
+        probe_layer=recipe.probe_layer,
         n_settling=recipe.settling.steps,
         torch=version("torch"),
         transformers=version("transformers"),

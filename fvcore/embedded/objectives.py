@@ -1,10 +1,10 @@
 """What the shipped models are trained to do: four losses, each a function of one batch.
 
 1. `next_token_losses`: answer, from the demonstrations so far; and write the layout of the text.
-2. `probe_loss`: know, after the first block, which relation a demonstration belongs to. Without this nudge the
+2. `probe_loss`: know, after the first blocks, which relation a demonstration belongs to. Without this nudge the
    pairing of question and answer is found late or never.
-3. `injection_loss`: the function vector of a text, added to a zero-shot prompt, must give the answer. This is what
-   makes the vectors of the shipped models trained in, not emergent.
+3. `injection_loss`, for a model whose vectors do not emerge without it: the function vector of a text, added to a
+   zero-shot prompt, must give the answer.
 4. `guess_loss`: when the answers are shuffled, guess.
 """
 

@@ -151,7 +151,7 @@ class Training:
         terms = {"answers": answers, "layout": recipe.layout_weight * layout}
         if weight := probe_weight(recipe, step):
             terms["probe"] = weight * probe_loss(self.probe, output.hidden_states[recipe.probe_layer], batch, drawn)
-        if step > recipe.injection_start:
+        if recipe.injection_weight and step > recipe.injection_start:
             vectors = relation_vectors(lm, recipe.vector_layer, heads[0], batch, drawn, recipe.n_skipped_answers)
             terms["injection"] = recipe.injection_weight * injection_loss(
                 lm,

@@ -36,7 +36,7 @@ class Recorded(Answers):
 
     artifacts: dict[str, Artifact]
 
-    def artifact(self, key: str) -> Artifact:
+    def stored(self, key: str) -> Artifact:
         return self.artifacts[key]
 
 

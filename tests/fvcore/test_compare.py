@@ -300,3 +300,16 @@ def test_every_difference_in_a_list_counts() -> None:
 def test_the_largest_relative_difference_is_of_the_expected_value() -> None:
     verdict = compare({"a": torch.tensor([4.0, 0.5, 0.0])}, {"a": torch.tensor([5.0, 1.0, 0.1])})
     assert verdict.measurements == {"max_abs_diff": 1.0, "max_rel_diff": 1.0}
+
+
+def test_a_list_that_is_shifted_by_one_is_wrong_at_every_position() -> None:
+    verdict = compare({"a": list(range(50))}, {"a": [-1, *range(49)]})
+    assert verdict.mismatch_count == 50
+    assert [compare({"a": [1, 1, 1]}, {"a": 3 * [odd]}).mismatch_count for odd in (True, 1.0)] == [3, 3]
+
+
+def test_a_leaf_that_only_looks_like_a_trials_is_a_difference_like_any_other() -> None:
+    assert messages({}, {"trial:0/text": 1, "0:1:2/text": 2}) == [
+        "trial:0/text: not in the golden",
+        "0:1:2/text: not in the golden",
+    ]

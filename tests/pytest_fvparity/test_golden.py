@@ -118,7 +118,7 @@ def test_a_golden_s_bytes_depend_on_the_recording_alone(world: World, path: Path
 def test_the_manifest_says_how_to_record_it_again(path: Path) -> None:
     words = Golden.open(path).manifest.command
 
-    assert words.startswith("pytest -m parity --fv-regen-golden --fv-src PATH --fv-model ")
+    assert words.startswith("pytest -m parity --fv-regen-golden --fv-src=PATH --fv-model=")
     assert words.endswith("--fv-edit-layer 1 --fv-top-heads 3 --fv-token-class -1 --fv-reference-profile src")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,7 +106,9 @@ def test_a_failure_is_not_forgotten_when_a_stage_is_run_again() -> None:
 
     def row(status: Status) -> Any:
         text = json.dumps({"context": {}, "result": StageResult("parity", "slot_map", status).to_dict()})
-        return SimpleNamespace(nodeid="a.json::parity::slot_map", skipped=False, **{REPORT_ATTRIBUTE: text})
+        return SimpleNamespace(
+            nodeid="a.json::parity::slot_map", skipped=False, capstdout="", capstderr="", **{REPORT_ATTRIBUTE: text}
+        )
 
     for status in (Status.FAIL, Status.PASS):
         reporter.pytest_runtest_logreport(row(status))
@@ -437,3 +440,223 @@ def test_a_missing_gpu_is_reproduced_on_that_device(pytester: pytest.Pytester, w
     (report,) = reports(pytester)
     assert "--fv-device=cuda:7" in report["repro_command"]
     assert Path("reports") not in [Path(word) for word in report["repro_command"].split()]
+
+
+# ---------------------------------------------------------------- what a user's own code can touch
+
+
+def test_a_user_who_edits_the_golden_edits_a_copy(pytester: pytest.Pytester, world: World) -> None:
+    pytester.makepyfile(
+        test_a="""
+        import pytest
+
+        @pytest.mark.parity
+        def test_mine(fv_golden):
+            fv_golden.fv_vector()["function_vector"].zero_()
+            fv_golden.prompt_boundary()["0:0/clean/input_ids"].clear()
+        """
+    )
+
+    pytester.runpytest_inprocess("test_a.py", "-m", "parity", *world.options).assert_outcomes(passed=7)
+
+
+def test_a_candidate_that_edits_a_list_it_is_handed_spoils_no_other_key(
+    pytester: pytest.Pytester, world: World
+) -> None:
+    pytester.makeconftest(
+        """
+        from fvcore.pipeline import Pipeline
+
+        class Careless(Pipeline):
+            def slot_map(self, prompts):
+                leaves = super().slot_map(prompts)
+                for ids in prompts.values():
+                    if isinstance(ids, list):
+                        ids[-1] = 0
+                return {**leaves, "dummy_labels": []}
+
+        def pytest_fvparity_candidate(lm, trials, settings):
+            return Careless(lm, trials, settings)
+        """
+    )
+
+    pytester.runpytest_inprocess("-m", "parity", "--fv-keep-going", *world.options)
+
+    (report,) = reports(pytester)
+    faults = {check["key"]: check["fault"] for check in report["checks"]}
+    assert faults["slot_map"] == "own"
+    assert "own" not in [faults[key] for key in ("mean_activations", "top_heads", "fv_vector", "injection_output")]
+
+
+def test_two_faults_that_cancel_are_both_seen(pytester: pytest.Pytester, world: World) -> None:
+    pytester.makeconftest(
+        """
+        from fvcore.pipeline import Pipeline
+
+        class Cancelling(Pipeline):
+            def mean_activations(self, *inputs):
+                return {k: 2 * v for k, v in super().mean_activations(*inputs).items()}
+
+            def top_heads(self, prompts, slot_map, means):
+                return super().top_heads(prompts, slot_map, {k: v / 2 for k, v in means.items()})
+
+        def pytest_fvparity_candidate(lm, trials, settings):
+            return Cancelling(lm, trials, settings)
+        """
+    )
+
+    pytester.runpytest_inprocess("-m", "parity", "--fv-keep-going", *world.options)
+
+    (report,) = reports(pytester)
+    found = {check["key"]: (check["status"], check["fault"]) for check in report["checks"]}
+    assert found["mean_activations"] == ("FAIL", "own")
+    assert found["top_heads"] == ("FAIL", "own")
+    assert report["mode"] == "keep-going"
+
+
+def test_an_earlier_fault_that_was_not_selected_is_still_why(pytester: pytest.Pytester, world: World) -> None:
+    plant(pytester, "mean_activations", 'leaves["mean_activations"] = -3 * leaves["mean_activations"]')
+
+    pytester.runpytest_inprocess("-m", "parity", "-k", "fv_vector", *world.options)
+
+    (report,) = reports(pytester)
+    assert [(check["key"], check["fault"]) for check in report["checks"]] == [("fv_vector", "inherited")]
+
+
+@pytest.mark.parametrize(
+    ("method", "fault"),
+    [
+        ("top_heads", 'leaves["aie"] = leaves["aie"].flatten()'),
+        ("top_heads", 'leaves["heads"] = [head for head, _ in leaves["heads"]]'),
+        ("top_heads", 'leaves["scores"] = leaves["scores"].sum()'),
+        ("prompt_boundary", r'leaves["0:0/clean/text"] = "\\ud800"'),
+        ("prompt_boundary", 'leaves["trial:0/text"] = "not a trial of these"'),
+        ("injection_output", 'leaves["0:0/with_logits"] = leaves["0:0/with_logits"] > 0'),
+    ],
+)
+def test_an_odd_answer_reaches_every_report_as_a_failure(
+    pytester: pytest.Pytester, world: World, method: str, fault: str
+) -> None:
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+    plant(pytester, method, fault)
+
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options)
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    (folder,) = pytester.path.glob("reports/*/*")
+    assert json.loads((folder / "parity_suite_report.json").read_text())["earliest_failed_stage"] == method
+    assert (pytester.path / "reports" / "summary.md").read_text().startswith("**FAIL: 0 of 1")
+    assert "all 6 check keys agree" not in (folder / "src_vs_fv_diff_report.html").read_text()
+
+
+@pytest.mark.parametrize("death", ["os._exit(0)", "os.kill(os.getpid(), 9)"])
+def test_a_process_that_dies_leaves_no_old_pass(pytester: pytest.Pytester, world: World, death: str) -> None:
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+    plant(pytester, "slot_map", death)
+
+    pytester.runpytest_subprocess("-m", "parity", *world.options)
+
+    (report,) = reports(pytester)
+    assert report["overall_status"] == "FAIL"
+    assert set(statuses(report).values()) == {"CRASHED", "BLOCKED"}
+
+
+def test_a_run_without_its_device_leaves_no_old_pass(pytester: pytest.Pytester, world: World) -> None:
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+
+    pytester.runpytest_inprocess("-m", "parity", "--fv-device=cuda:7", *world.options)
+
+    (report,) = reports(pytester)
+    assert report["overall_status"] == "NOT_RUN"
+    assert (pytester.path / "reports" / "summary.md").read_text().startswith("**NOT_RUN: 0 of 1")
+
+
+def test_a_selection_is_no_whole_pass(pytester: pytest.Pytester, world: World) -> None:
+    result = pytester.runpytest_inprocess("-m", "parity", "-k", "slot_map", *world.options)
+
+    assert result.ret == pytest.ExitCode.OK
+    (folder,) = pytester.path.glob("reports/*/*")
+    assert json.loads((folder / "parity_suite_report.json").read_text())["status"] == "PARTIAL"
+    assert (pytester.path / "reports" / "summary.md").read_text().startswith("**PARTIAL: 0 of 1")
+
+
+def test_the_reproduce_command_brings_the_same_plugin(pytester: pytest.Pytester, world: World) -> None:
+    plant(pytester, "slot_map", 'leaves["dummy_labels"] = []')
+    (pytester.path / "conftest.py").rename(pytester.path / "mycandidate.py")
+    pytester.syspathinsert()
+    pytester.runpytest_inprocess("-p", "mycandidate", "-m", "parity", *world.options)
+    (report,) = reports(pytester)
+    _, *words = shlex.split(report["repro_command"])
+
+    again = pytester.runpytest_inprocess(*words)
+
+    assert words[:2] == ["-p", "mycandidate"]
+    assert again.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_heads_that_contradict_the_candidates_own_effects_are_no_tie(pytester: pytest.Pytester, world: World) -> None:
+    plant(pytester, "top_heads", 'leaves["heads"] = [leaves["heads"][1], leaves["heads"][0], *leaves["heads"][2:]]')
+    conftest = pytester.path / "conftest.py"
+    loose = "\ndef pytest_fvparity_tolerances(dtype, device):\n    return [{'key': 'top_heads', 'leaf': 'aie', 'atol': 9.0}]"
+    conftest.write_text(conftest.read_text() + loose)
+
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+
+    (report,) = reports(pytester)
+    assert statuses(report)["top_heads"] == "FAIL"
+
+
+NOTES = {
+    "nothing": ("return None", []),
+    "one sentence": ("return 'look here'", ["look here"]),
+    "an error": ("raise OSError('no notes')", ["notes of slot_map failed: OSError: no notes"]),
+}
+
+
+@pytest.mark.parametrize(("body", "shown"), NOTES.values(), ids=NOTES.keys())
+def test_notes_of_any_kind_decide_nothing(pytester: pytest.Pytester, world: World, body: str, shown: list[str]) -> None:
+    pytester.makeconftest(
+        f"""
+        from fvcore.pipeline import Pipeline
+
+        class Talkative(Pipeline):
+            def notes(self, key):
+                {body}
+
+        def pytest_fvparity_candidate(lm, trials, settings):
+            return Talkative(lm, trials, settings)
+        """
+    )
+
+    pytester.runpytest_inprocess("-m", "parity", *world.options).assert_outcomes(passed=6)
+    (report,) = reports(pytester)
+    assert [warning["message"] for warning in report["checks"][1]["warnings"]] == shown
+
+
+def test_tolerances_in_a_file_called_default_are_announced(pytester: pytest.Pytester, world: World) -> None:
+    (pytester.path / "default").write_text("rules:\n  - {key: mean_activations, atol: 5.0}\n")
+
+    pytester.runpytest_inprocess("-m", "parity", "--fv-tolerances=default", *world.options)
+
+    (report,) = reports(pytester)
+    assert "under tolerances of default" in report["headline"]
+
+
+def test_a_pattern_that_is_none_is_one_clear_error(pytester: pytest.Pytester, world: World) -> None:
+    (pytester.path / "mine.yaml").write_text("rules:\n  - {key: fv_vector, leaf: '*'}\n")
+
+    pytester.runpytest_inprocess("-m", "parity", "--fv-tolerances=mine.yaml", *world.options)
+
+    (report,) = reports(pytester)
+    assert statuses(report)["prompt_boundary"] == "ERROR"
+    assert "mine.yaml: rules.0.leaf" in report["headline"]
+    assert "is no regular expression" in report["headline"]
+
+
+def test_a_nan_is_looked_for_in_the_file_that_holds_it(pytester: pytest.Pytester, world: World) -> None:
+    plant(pytester, "mean_activations", 'leaves["mean_activations"] = leaves["mean_activations"] * float("nan")')
+
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+
+    (report,) = reports(pytester)
+    assert report["first_divergence"]["artifact"].endswith("mean_activations.safetensors")

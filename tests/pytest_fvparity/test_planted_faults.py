@@ -158,8 +158,10 @@ def test_a_tie_is_a_warning_and_later_keys_take_the_goldens_heads(pytester: pyte
             # Two heads as good as each other up to rounding, in the other order.
             def top_heads(self, *inputs):
                 leaves = dict(super().top_heads(*inputs))
-                leaves["heads"] = [leaves["heads"][1], leaves["heads"][0], *leaves["heads"][2:]]
-                return leaves
+                first, second, *others = leaves["heads"]
+                aie = leaves["aie"].clone()
+                aie[tuple(first)], aie[tuple(second)] = leaves["aie"][tuple(second)], leaves["aie"][tuple(first)]
+                return {**leaves, "aie": aie, "heads": [second, first, *others]}
 
         def pytest_fvparity_candidate(lm, trials, settings):
             return Tied(lm, trials, settings)

@@ -76,7 +76,7 @@ def test_a_single_stage_runs_alone(pytester: pytest.Pytester, world: World) -> N
     result.assert_outcomes(passed=1, deselected=5)
     (report,) = reports(pytester)
     assert list(statuses(report)) == ["slot_map"]
-    assert report["headline"].startswith("PASS: 1 of 6 check keys compared")
+    assert report["headline"].startswith("PARTIAL: 1 of 6 check keys compared, all agree")
 
 
 def test_max_trials_shortens_the_per_trial_keys_only_and_says_so(pytester: pytest.Pytester, world: World) -> None:
@@ -194,7 +194,7 @@ def test_a_gpu_run_without_a_gpu_is_not_run_or_fails_if_required(pytester: pytes
         pytest.fail("this test describes a machine without CUDA; run the suite with CUDA_VISIBLE_DEVICES=''")
     skipped = pytester.runpytest_inprocess("-m", "parity", "--fv-device", "cuda", *world.options)
     skipped.assert_outcomes(skipped=6)
-    skipped.stdout.fnmatch_lines(["6 parity stage(s) of *NOT RUN: NoDevice: --fv-device cuda: no CUDA device*"])
+    skipped.stdout.fnmatch_lines(["NOT_RUN: 6 check keys, nothing was compared: --fv-device cuda: no CUDA device*"])
 
     required = pytester.runpytest_inprocess("-m", "parity", "--fv-require-gpu", *world.options)
     assert required.ret == pytest.ExitCode.TESTS_FAILED
