@@ -21,7 +21,7 @@ CAUGHT = (
 # What the checks do not see yet.
 OPEN = {
     "F21": "a slot map that came out of JSON objects is an error, and it says the same",
-    "F72": "the golden is read after the candidate was asked, and lists are handed out without a copy",
+    "F72": "the golden's files are read after the candidate was asked, and it may have written over them",
     "F73": "nobody looks for hooks that a candidate left on the model",
 }
 
