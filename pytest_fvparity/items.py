@@ -146,13 +146,18 @@ class StageItem(pytest.Function):
 
     result: StageResult | None = None
 
+    # The project's root folder is a parent of every stage, also of trials that lie elsewhere: since pytest 9.1 fixtures
+    # of a conftest.py, autouse ones too, are looked up among an item's parents, and the root conftest.py must reach
+    # stages whose trials come from the installed package.
     def iter_parents(self) -> Iterator[pytest.Item | pytest.Collector]:
-        """The project's root folder is a parent of every stage, also of trials that lie elsewhere.
-
-        pytest 9.1 looks for a conftest's fixtures among an item's parents; the root conftest.py must reach stages
-        whose trials come from the installed package.
-        """
         yield from super().iter_parents()  # type: ignore[misc]
+        yield from self._adopted()
+
+    def listchain(self) -> list[Any]:
+        session, *rest = super().listchain()
+        return [session, *self._adopted(), *rest]
+
+    def _adopted(self) -> Iterator[pytest.Directory]:
         root = self.config.stash.get(ROOT_KEY, None)
         if root is not None and not self.path.is_relative_to(root.path):
             yield root

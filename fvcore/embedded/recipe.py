@@ -98,8 +98,8 @@ RECIPES: dict[str, Callable[[int], Recipe]] = {
         # Half of the texts begin with the end-of-text token: one way to use GPT-2 puts it in front of a prompt.
         beginnings=("", GPT2_EOS),
         # Learned positions: those beyond five pairs need steps of their own.
-        phases=(Phase(steps=600, n_texts=64, n_pairs=5), Phase(steps=500, n_texts=32, n_pairs=11)),
-        settling=Phase(steps=75, n_texts=32, n_pairs=11, n_shuffled=16),
+        phases=(Phase(steps=600, n_texts=64, n_pairs=5), Phase(steps=700, n_texts=32, n_pairs=11)),
+        settling=Phase(steps=125, n_texts=32, n_pairs=11, n_shuffled=16),
         # Without it ten-shot accuracy is 1.0 as well, but the relation is spread over many heads: the largest AIE was
         # 0.03 and the vector of the best four did nothing (0.09, other heads 0.07).
         injection_weight=0.5,

@@ -119,7 +119,9 @@ def test_the_manifest_says_how_to_record_it_again(path: Path) -> None:
     words = Golden.open(path).manifest.command
 
     assert words.startswith("pytest -m parity --fv-regen-golden --fv-src=PATH --fv-model=")
-    assert words.endswith("--fv-edit-layer 1 --fv-top-heads 3 --fv-token-class -1 --fv-reference-profile src")
+    assert words.endswith(
+        "--fv-edit-layer=1 --fv-top-heads=3 --fv-token-class=-1 --fv-reference-profile=src --fv-dtype=fp32 --fv-attn=sdpa"
+    )
 
 
 # ---------------------------------------------------------------- recording
