@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fvcore.models import LanguageModel
@@ -95,3 +95,19 @@ def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor, token: int = 
 
     with _hooks(lambda layer: lm.blocks[layer].register_forward_hook(hook), [layer], fired, "injection"):
         yield
+
+
+@contextmanager
+def hooks_left(root: nn.Module | None) -> Iterator[list[str]]:
+    """The modules on which the block leaves hooks that were not there before; the hooks are taken off again."""
+    modules = dict(root.named_modules()) if root is not None else {}
+    tables = [(name, t) for name, m in modules.items() for t in (m._forward_pre_hooks, m._forward_hooks)]
+    before = [set(table) for _, table in tables]
+    left: list[str] = []
+    try:
+        yield left
+    finally:
+        for (name, table), known in zip(tables, before, strict=True):
+            for handle in table.keys() - known:
+                del table[handle]
+                left.append(name)

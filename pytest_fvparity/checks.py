@@ -19,7 +19,7 @@ from pytest_fvparity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, I
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from fvcore.artifacts import Artifact
     from fvcore.compare import Tolerance
@@ -68,6 +68,7 @@ class ParityRun:
     tolerances: Tolerances
     max_trials: int | None = None
     memory: Memory = field(default_factory=Memory)
+    model: nn.Module | None = None  # what a candidate may leave hooks on
 
     def expected(self, key: str) -> Artifact:
         """The golden's artifact. It is asked for once, and only copies of it are handed out of here."""
@@ -142,6 +143,8 @@ class ParityRun:
         if key == "injection_output":
             inputs = [self._limited(inputs[0]), *inputs[1:]]
         artifact: Artifact = method(*inputs)
+        if key == "slot_map" and isinstance(artifact, Mapping):
+            artifact = {leaf: _as_rows(value) for leaf, value in artifact.items()}
         _require_leaves(key, artifact)
         return artifact
 
@@ -165,6 +168,14 @@ def _notes(candidate: Implementation, key: str) -> list[str]:
         return [found] if isinstance(found, str) else [str(note) for note in found]
     except Exception as error:
         return [f"notes of {key} failed: {type(error).__name__}: {error}"]
+
+
+def _as_rows(value: Any) -> Any:
+    """A map that came as a JSON object, whose keys are text, as the pairs (or rows) that a slot map is written in."""
+    if not isinstance(value, dict):
+        return value
+    rows = [(int(key) if str(key).isdecimal() else key, entry) for key, entry in value.items()]
+    return [[key, *entry] if isinstance(entry, list) else [key, entry] for key, entry in rows]
 
 
 def _require_leaves(key: str, artifact: Any) -> None:
@@ -194,13 +205,19 @@ def check(key: str) -> Callable[[ParityRun], Verdict]:
     """The check of one key: chained first; if that fails, isolated, to say whose fault it is."""
 
     def check_key(run: ParityRun) -> Verdict:
-        try:
-            verdict = _judge(run, key)
-        except NotProvided:
-            raise
-        except Exception:
-            run.memory.failed.add(key)
-            raise
+        from fvcore.hooks import hooks_left
+
+        with hooks_left(run.model) as left:
+            try:
+                verdict = _judge(run, key)
+            except NotProvided:
+                raise
+            except Exception:
+                run.memory.failed.add(key)
+                raise
+        if left:
+            behind = Finding(key, f"the candidate left {len(left)} hook(s) on the model, at {', '.join(left)}; removed")
+            verdict = merge(Verdict((behind,), mismatch_count=1), verdict)
         if not verdict.passed:
             run.memory.failed.add(key)
         return verdict

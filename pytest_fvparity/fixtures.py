@@ -251,7 +251,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["candidate"] = f"{type(candidate).__module__}.{type(candidate).__qualname__}"
     tolerances = _tolerances(request, profile)
     context["tolerances"] = list(tolerances.sources)
-    return ParityRun(candidate, golden, tolerances, options.max_trials, request.node.suite.memory)
+    return ParityRun(candidate, golden, tolerances, options.max_trials, request.node.suite.memory, lm.hf)
 
 
 def _tolerances(request: pytest.FixtureRequest, profile: Profile) -> Tolerances:

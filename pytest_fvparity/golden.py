@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -66,6 +65,7 @@ class Golden(Answers):
 
     path: Path
     manifest: Manifest
+    artifacts: dict[str, Artifact]
 
     @classmethod
     def open(cls, path: Path) -> Golden:
@@ -91,18 +91,15 @@ class Golden(Answers):
                 raise DamagedGolden(
                     f"{file}: damaged: sha256 {expected[:12]}... expected, {actual[:12]}... found; {_again()}"
                 )
-        return cls(path, manifest)
+        # Read now, before any candidate is asked: what it writes over the files later is not compared with.
+        return cls(path, manifest, {key: artifacts.load(path / key) for key in CHECK_KEYS})
 
     @property
     def profile(self) -> Profile:
         return self.manifest.profile
 
-    @cached_property
-    def _artifacts(self) -> dict[str, Artifact]:
-        return {key: artifacts.load(self.path / key) for key in CHECK_KEYS}
-
     def stored(self, key: str) -> Artifact:
-        return self._artifacts[key]
+        return self.artifacts[key]
 
 
 def _again() -> str:

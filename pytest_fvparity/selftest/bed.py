@@ -65,7 +65,8 @@ class Bed:
         def subject() -> ParityRun:
             require_comparable(self.profile, profile or self.profile)
             conditions = self.profile.conditions
-            return ParityRun(candidate, self.golden, Tolerances.read(None, (), self.lm.dtype, conditions.device))
+            tolerances = Tolerances.read(None, (), self.lm.dtype, conditions.device)
+            return ParityRun(candidate, self.golden, tolerances, model=self.lm.hf)
 
         return list(run_suite(Suite("parity", STAGES, subject)))
 
