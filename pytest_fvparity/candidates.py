@@ -62,10 +62,10 @@ class FromFolder(Answers):
     partial = True
 
     def stored(self, key: str) -> Artifact:
-        if (self.path / f"{key}.json").is_file():
-            return artifacts.load(self.path / key)
         if found := read_plan_files(self.path, key):
             return found
+        if (self.path / f"{key}.json").is_file():
+            return artifacts.load(self.path / key)
         raise NotProvided(f"{self.path} holds no {key}.json, and none of the plans' files for this key")
 
 

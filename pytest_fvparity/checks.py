@@ -11,18 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fvcore.gates import Finding, NotProvided, Stage, StageError, Verdict, merge
 from pytest_fvparity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Implementation, copied
+from pytest_fvparity.refinements import refined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from fvcore.artifacts import Artifact
-    from fvcore.compare import Tolerance
     from pytest_fvparity.tolerances import Tolerances
 
 TITLES = {
@@ -105,7 +105,7 @@ class ParityRun:
             agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
             raise NotProvided(f"{agrees} agree(s) with the golden; not provided: {names}")
         if not (partial and absent):
-            verdict = REFINEMENTS.get(key, _unrefined)(self, verdict, expected, actual)
+            verdict = refined(key, self, verdict, expected, actual)
         warnings = [Finding(key, note, blocking=False) for note in _notes(self.candidate, key)]
         return replace(verdict, findings=(*verdict.findings, *warnings))
 
@@ -269,186 +269,3 @@ STAGES: tuple[Stage[ParityRun], ...] = tuple(Stage(key, TITLES[key], check(key))
 
 def _axes(leaf: str) -> Sequence[str]:
     return AXES.get(leaf.rpartition("/")[2], ())
-
-
-# ---------------------------------------------------------------- what some keys say beyond their leaves
-
-
-def _unrefined(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
-    return verdict
-
-
-def _named_slots(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
-    """A slot's number says little: its label joins the coordinate."""
-    labels = dict(cast("list[list[Any]]", run.expected("slot_map")["dummy_labels"]))
-
-    def named(finding: Finding) -> Finding:
-        slot = finding.coordinate.get("slot")
-        if slot is None or slot not in labels:
-            return finding
-        where = finding.where.replace(f"slot {slot}", f"slot {slot} ({labels[slot]})")
-        return replace(finding, where=where, coordinate={**finding.coordinate, "slot_label": labels[slot]})
-
-    return replace(verdict, findings=tuple(map(named, verdict.findings)))
-
-
-def _named_trials(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
-    """A row of the CIE tensor is a trial: its key joins the coordinate."""
-    from fvcore.pipeline import trial_keys
-
-    keys = trial_keys(run.expected("prompt_boundary"))
-
-    def named(finding: Finding) -> Finding:
-        row = finding.coordinate.get("trial")
-        if not isinstance(row, int) or row >= len(keys):
-            return finding
-        trial_id, trial_idx = map(int, keys[row].split(":"))
-        return replace(finding, coordinate={**finding.coordinate, "trial_id": trial_id, "trial_idx": trial_idx})
-
-    return replace(verdict, findings=tuple(map(named, verdict.findings)))
-
-
-def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
-    """Heads in another order are a tie if the golden's own effects leave the order open, and a fault otherwise."""
-    from fvcore.compare import compare
-
-    details = {
-        **verdict.details,
-        "aie_expected": _rows(expected, "aie", 2),
-        "aie_actual": _rows(actual, "aie", 2),
-        "heads_expected": _pairs(expected),
-        "heads_actual": _pairs(actual),
-        "scores_actual": _rows(actual, "scores", 1),
-    }
-    verdict = replace(_named_trials(run, verdict, expected, actual), details=details)
-    at_heads = [f for f in verdict.findings if f.where.startswith("heads[")]
-    if not at_heads or not _is_tie(expected, actual, run.tolerances.of("top_heads")("aie")):
-        return verdict
-    run.memory.tied.add("top_heads")
-    ties = tuple(
-        replace(f, blocking=False, message=f"tie: {f.message}; their effects differ by less than the tolerance")
-        if f in at_heads
-        else f
-        for f in verdict.findings
-    )
-    n_swapped = compare({"heads": expected["heads"]}, {"heads": actual["heads"]}).mismatch_count
-    n_ranks = sum(w != h for w, h in zip(_pairs(expected) or (), _pairs(actual) or (), strict=True))
-    return replace(
-        verdict,
-        findings=ties,
-        mismatch_count=verdict.mismatch_count - n_swapped,
-        measurements={**verdict.measurements, "tied_ranks": n_ranks},
-    )
-
-
-def _is_tie(expected: Artifact, actual: Artifact, tolerance: Tolerance) -> bool:
-    """Whether the candidate ranks by its own effects, and each rank's head is, by the golden's effects, as good as the
-    golden's head of that rank."""
-    from fvcore.artifacts import tensor_leaf
-
-    aie, have = tensor_leaf(expected, "aie").double(), _pairs(actual)
-    own: Any = actual.get("aie")
-    if have is None or getattr(own, "shape", None) != aie.shape or len(set(map(tuple, have))) != len(have):
-        return False
-    n_layers, n_heads = aie.shape
-    if not all(0 <= layer < n_layers and 0 <= head < n_heads for layer, head in have):
-        return False
-    want = cast("list[list[int]]", expected["heads"])
-    allowed = tolerance.allowed(aie)
-    as_good = all(
-        bool((aie[tuple(w)] - aie[tuple(h)]).abs() <= allowed[tuple(w)]) for w, h in zip(want, have, strict=False)
-    )
-    return len(want) == len(have) and as_good and _ranked(have, own)
-
-
-def _ranked(heads: Sequence[Sequence[int]], aie: Tensor) -> bool:
-    """Whether these are the largest of `aie`, largest first, up to the rounding of a mean in fp32."""
-    import torch
-
-    aie = aie.detach().double().cpu()
-    slack = 8 * torch.finfo(torch.float32).eps * float(aie.abs().max())
-    chosen = torch.stack([aie[tuple(head)] for head in heads])
-    best = aie.flatten().topk(len(heads)).values
-    return bool(((chosen - best).abs() <= slack).all())
-
-
-def _measured_vector(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
-    """Cosine and norms, as measurements: a wrong scale has cosine 1, a wrong direction the same norm."""
-    import torch
-
-    pair = [side.get("function_vector") for side in (expected, actual)]
-    if not all(isinstance(vector, torch.Tensor) for vector in pair):
-        return verdict
-    want, have = (cast("torch.Tensor", vector).detach().double().cpu().flatten() for vector in pair)
-    if want.shape != have.shape:
-        return verdict
-    measured = {
-        "cosine": float(torch.nn.functional.cosine_similarity(want, have, dim=0)),
-        "norm_expected": float(want.norm()),
-        "norm_actual": float(have.norm()),
-    }
-    return replace(verdict, measurements={**verdict.measurements, **measured})
-
-
-def _moved_logits(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
-    """The vector must do something on every trial; and the per-trial table of the report."""
-    import torch
-
-    from fvcore.pipeline import trial_keys
-
-    idle = []
-    for key in trial_keys(actual):
-        base, injected = (actual.get(f"{key}/{name}_logits") for name in ("base", "with"))
-        if isinstance(base, torch.Tensor) and isinstance(injected, torch.Tensor) and torch.equal(base, injected):
-            idle.append(key)
-    table = [_trial_row(key, expected, actual) for key in trial_keys(expected)]
-    verdict = replace(verdict, details={**verdict.details, "trials": table})
-    if not idle:
-        return verdict
-    silent = Finding("with_logits", f"injection had no effect: no logit moved on trial(s) {', '.join(idle)}")
-    return merge(Verdict((silent,), mismatch_count=1), verdict)
-
-
-def _trial_row(key: str, expected: Artifact, actual: Artifact) -> dict[str, Any]:
-    import torch
-
-    trial_id, trial_idx = map(int, key.split(":"))
-    row: dict[str, Any] = {"trial_id": trial_id, "trial_idx": trial_idx, "target_id": expected.get(f"{key}/target_id")}
-    for name in ("base", "with", "delta"):
-        leaf = f"{key}/{name}_logprob"
-        src, fv = (_float(side.get(leaf)) for side in (expected, actual))
-        row[f"{name}_logprob_src"], row[f"{name}_logprob_fv"] = src, fv
-        row[f"{name}_logprob_abs_diff"] = None if src is None or fv is None else abs(src - fv)
-    for name in ("base", "with"):
-        pair = [side.get(f"{key}/{name}_logits") for side in (expected, actual)]
-        tensors = [x.detach().double().cpu() for x in pair if isinstance(x, torch.Tensor)]
-        same_shape = len(tensors) == 2 and tensors[0].shape == tensors[1].shape
-        row[f"{name}_logits_max_abs_diff"] = float((tensors[0] - tensors[1]).abs().max()) if same_shape else None
-    return row
-
-
-def _rows(artifact: Mapping[str, Any], leaf: str, ndim: int) -> Any:
-    """A tensor as lists for the report, if it has the form the report draws."""
-    import torch
-
-    value = artifact.get(leaf)
-    return value.double().tolist() if isinstance(value, torch.Tensor) and value.ndim == ndim else None
-
-
-def _pairs(artifact: Mapping[str, Any]) -> list[list[int]] | None:
-    """The heads, if they are a list of [layer, head]."""
-    heads = artifact.get("heads")
-    fit = isinstance(heads, list) and all(isinstance(h, list) and [type(i) for i in h] == [int, int] for h in heads)
-    return cast("list[list[int]]", heads) if fit else None
-
-
-def _float(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
-
-
-REFINEMENTS: dict[str, Callable[[ParityRun, Verdict, Artifact, Artifact], Verdict]] = {
-    "mean_activations": _named_slots,
-    "top_heads": _judged_heads,
-    "fv_vector": _measured_vector,
-    "injection_output": _moved_logits,
-}

@@ -15,13 +15,10 @@ from fvcore.formats import FormatError, read_json, read_pt
 
 def read_plan_files(folder: Path, key: str) -> Artifact | None:
     """The leaves of a check key that the plans' files in `folder` hold, or None when there is no such file."""
-    name, read = FILES.get(key, ("", _nothing))
-    path = folder / name
-    return read(path) if name and path.is_file() else None
-
-
-def _nothing(path: Path) -> Artifact:
-    return {}
+    if key not in FILES:
+        return None
+    name, read = FILES[key]
+    return read(folder / name) if (folder / name).is_file() else None
 
 
 def _mean_activations(path: Path) -> Artifact:
@@ -32,8 +29,10 @@ def _mean_activations(path: Path) -> Artifact:
     return {"mean_activations": value}
 
 
-def _top_heads(path: Path) -> Artifact:
+def _top_heads(path: Path) -> Artifact | None:
     value = read_json(path)
+    if isinstance(value, dict) and "meta" not in value:
+        return None  # our own file of that name: its leaves are not rows
     rows: Any = value.get("heads") if isinstance(value, dict) else value
     try:
         heads = [[int(row["layer"]), int(row["head"])] for row in rows]
@@ -50,7 +49,7 @@ def _fv_vector(path: Path) -> Artifact:
     return {"function_vector": vector.reshape(-1)}
 
 
-FILES: dict[str, tuple[str, Callable[[Path], Artifact]]] = {
+FILES: dict[str, tuple[str, Callable[[Path], Artifact | None]]] = {
     "mean_activations": ("mean_activations.pt", _mean_activations),
     "top_heads": ("top_heads.json", _top_heads),
     "fv_vector": ("fv_global_resid.pt", _fv_vector),

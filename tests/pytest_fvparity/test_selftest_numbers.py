@@ -28,9 +28,6 @@ NUMBERS = {f"F{n}" for n in (*range(24, 70), 74)} - {"F52"}
 # What the harness does not see yet.
 UNSEEN = {
     "F51": "the reference is started on module names it cannot parse",
-    "F55": "half precision allows the vector 5 % of its norm, its sum taken in bf16 is 0.2 % off",
-    "F55-fp16": "half precision allows the vector 5 % of its norm, its sum taken in fp16 is 0.02 % off",
-    "F68": "half precision allows log-probabilities 2e-2, a log_softmax in fp16 is 2e-3 off",
 }
 
 
