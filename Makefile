@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help parity test lint format docs goldens-verify clean
+.PHONY: help parity test lint format docs faults goldens-verify clean
 
 help:
 	@echo "make parity   six check keys of fvcore against the recorded reference, on the shipped model"
 	@echo "make test     the project's own tests"
 	@echo "make lint     ruff and mypy --strict"
 	@echo "make docs     regenerate what is generated under docs/"
+	@echo "make faults   plant every known fault and write what the harness says to docs/faults.md"
 	@echo "make goldens-verify FV_SRC=path   record the goldens again from a checkout and compare bytes"
 
 parity: $(VENV)/.run-time
@@ -31,6 +32,9 @@ format: $(VENV)/.development
 
 docs: $(VENV)/.run-time
 	$(BIN)/python -m pytest_fvparity.schema docs/report.schema.json
+
+faults: $(VENV)/.run-time
+	$(BIN)/fvparity selftest --markdown docs/faults.md
 
 goldens-verify: $(VENV)/.development
 	@test -n "$(FV_SRC)" || { echo "FV_SRC: path of a checkout of https://github.com/ericwtodd/function_vectors" >&2; exit 2; }

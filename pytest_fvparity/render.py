@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import glob
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvcore.formats import csv_text, json_text, write_text
+from pydantic import ValidationError
+
+from fvcore.formats import FormatError, csv_text, json_text, read_json, write_text
 from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.report import UNKNOWN, earliest_failure, overall
+from pytest_fvparity.markdown import STEP_SUMMARY, within
+from pytest_fvparity.report import OVERALL, SCHEMA_VERSION, UNKNOWN, Report, earliest_failure, overall
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from pytest_fvparity.report import Check, Report
+    from pytest_fvparity.history import Comparison
+    from pytest_fvparity.report import Check
 
+REPORT, COMPARISON = "src_vs_fv_diff_report", "src_vs_fv_comparison"
 STAGE_COLUMNS = ("name", "status", "exit_code", "mismatch_count", "max_abs_diff", "duration_sec", "cmd")
 TRIAL_COLUMNS = (
     "trial_id",
@@ -36,7 +43,18 @@ TRIAL_COLUMNS = (
 )
 
 
-def write_all(reports: Sequence[Report], report_dir: Path) -> None:
+def write_reports(reports: Sequence[Report], report_dir: Path) -> None:
+    """The reports alone, without the summary over all of them."""
+    for report in reports:
+        for folder in folders(report, report_dir):
+            write_report(report, folder)
+
+
+Comparisons = Mapping[tuple[str, str], "Comparison"]
+"""(dataset, fixed_trials_id) -> the report beside an earlier one."""
+
+
+def write_all(reports: Sequence[Report], report_dir: Path, comparisons: Comparisons | None = None) -> None:
     """Every report into `<report dir>/<dataset>/<fixed_trials_id>/`, and a summary above them.
 
     All texts are rendered before the first file is written: no file says PASS beside one that says FAIL.
@@ -44,7 +62,7 @@ def write_all(reports: Sequence[Report], report_dir: Path) -> None:
     files = {
         folder / name: text
         for report in reports
-        for name, text in _files(report).items()
+        for name, text in _files(report, _comparison(report, comparisons)).items()
         for folder in folders(report, report_dir)
     }
     files |= {report_dir / name: text for name, text in _summary(reports).items()}
@@ -52,13 +70,20 @@ def write_all(reports: Sequence[Report], report_dir: Path) -> None:
         write_text(path, text)
 
 
+def _comparison(report: Report, comparisons: Comparisons | None) -> Comparison | None:
+    return (comparisons or {}).get((report.dataset, report.fixed_trials_id))
+
+
 def _summary(reports: Sequence[Report]) -> dict[str, str]:
+    """The worst first, so that a cut takes the best."""
+    ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.dataset, r.fixed_trials_id))
     summary = {
         "overall_status": overall([report.overall_status for report in reports]),
-        "runs": [_summary_row(report) for report in reports],
+        "runs": [_summary_row(report) for report in ordered],
     }
     templates = environment()
     texts = {kind: templates.get_template(f"summary.{kind}.j2").render(summary) for kind in ("md", "html")}
+    texts["md"] = within(texts["md"], STEP_SUMMARY, "All runs are in `summary.html`.")
     return {"summary.json": json_text(summary), **{f"summary.{kind}": text for kind, text in texts.items()}}
 
 
@@ -74,27 +99,50 @@ def folders(report: Report, report_dir: Path) -> list[Path]:
     return [report_dir / report.dataset / report.fixed_trials_id]
 
 
-def write_report(report: Report, folder: Path) -> None:
-    for name, text in _files(report).items():
+def read_report(path: Path) -> Report:
+    """What `write_report` wrote: everything else can be rendered from it again, byte for byte."""
+    value = read_json(path)
+    if isinstance(value, dict) and value.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+        raise FormatError(f"{path}: a report of schema version {value['schema_version']}, not {SCHEMA_VERSION}")
+    try:
+        return Report.model_validate(value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "the top level"
+        raise FormatError(f"{path}: not a parity report ({place}: {problem['msg'].lower()})") from None
+
+
+def write_report(report: Report, folder: Path, comparison: Comparison | None = None) -> None:
+    for name, text in _files(report, comparison).items():
         write_text(folder / name, text)
 
 
-def _files(report: Report) -> dict[str, str]:
+def _files(report: Report, comparison: Comparison | None = None) -> dict[str, str]:
     """File name -> text."""
     value, templates = report.model_dump(mode="json"), environment()
     stages = [_stage(check) for check in report.checks]
     rows = [row | {"duration_sec": f"{row['duration_sec']:.6f}"} for row in stages]
     trials = [_trial_row(row) for row in report.trials]
+    beside = {f"{COMPARISON}.json": json_text(comparison.model_dump(mode="json"))} if comparison else {}
+    page = templates.get_template("report.html.j2")
     return {
-        "src_vs_fv_diff_report.json": json_text(value),
-        "src_vs_fv_diff_report.md": templates.get_template("report.md.j2").render(value, keys=CHECK_KEYS),
-        "src_vs_fv_diff_report.html": templates.get_template("report.html.j2").render(value, keys=CHECK_KEYS),
+        f"{REPORT}.json": json_text(value),
+        f"{REPORT}.md": markdown(report, STEP_SUMMARY, comparison),
+        f"{REPORT}.html": page.render(value, keys=CHECK_KEYS, comparison=comparison),
         "parity_suite_report.json": json_text(_suite_report(report, stages)),
         "parity_suite_stages.csv": csv_text(STAGE_COLUMNS, rows),
         "parity_suite.log": templates.get_template("suite.log.j2").render(value),
         "injection_parity_trials.csv": csv_text(TRIAL_COLUMNS, trials),
         "injection_parity_report.json": json_text(_injection_report(report, trials)),
+        **beside,
     }
+
+
+def markdown(report: Report, budget: int, comparison: Comparison | None = None) -> str:
+    """The report in at most so many bytes: verdict and earliest divergence first, failing keys before passing ones."""
+    template = environment().get_template("report.md.j2")
+    text = template.render(report.model_dump(mode="json"), keys=CHECK_KEYS, comparison=comparison)
+    return within(text, budget, f"All of it is in `{REPORT}.html`.")
 
 
 def environment() -> Environment:
@@ -109,6 +157,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters |= {"number": _number, "cell": _markdown_cell, "tojson_text": json_text}
+    templates.filters |= {"fence": _fence, "worst_first": _worst_first, "failing_first": _failing_first}
+    templates.filters["ran_on"] = _ran_on
     templates.globals |= {"heat_map": heat_map, "largest_effect": largest_effect}
     return templates
 
@@ -121,6 +171,31 @@ def _number(value: Any) -> str:
 def _markdown_cell(value: Any) -> str:
     """Text that cannot break out of a Markdown table."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
+
+
+def _fence(text: str) -> str:
+    """A code fence that nothing inside can close."""
+    mark = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{mark}\n{text}\n{mark}"
+
+
+def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What has no number first, for it is no question of tolerance; then by size."""
+
+    def weight(row: Any) -> float:
+        difference = row["abs_diff"]
+        return difference if isinstance(difference, float) else math.inf
+
+    return sorted(rows, key=weight, reverse=True)
+
+
+def _failing_first(checks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(checks, key=lambda check: check["status"] == "PASS")
+
+
+def _ran_on(conditions: Mapping[str, Any]) -> str:
+    flat = {k: v for k, v in conditions.items() if k != "versions"} | conditions.get("versions", {})
+    return ", ".join(f"{name} {value}" for name, value in flat.items()) or "–"
 
 
 # ---------------------------------------------------------------- the plans' own files

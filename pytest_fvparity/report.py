@@ -93,8 +93,16 @@ class Divergence(_Model):
     message: str
 
 
+class Shard(_Model):
+    """One of the reports that a merged one was made of: when it ran, the keys taken from it, and where it ran."""
+
+    created_at: str
+    keys: list[str]
+    conditions: dict[str, Any]
+
+
 class Report(_Model):
-    """One trials file's parity run."""
+    """One trials file's parity run, or several of them merged: then `shards` says which."""
 
     schema_version: int = SCHEMA_VERSION
     created_at: str
@@ -118,6 +126,7 @@ class Report(_Model):
     repro_command: str | None
     trials: list[dict[str, Any]]
     heads: dict[str, Any]
+    shards: list[Shard] = []
 
 
 def now() -> str:
@@ -144,13 +153,10 @@ def assemble(
     for row in rows.values():
         context |= row["context"]
     checks = [_check(results[key], rows.get(key, {}), reproduce(key), context) for key in keys]
-    failed = earliest_failure(checks)
-    divergence = _divergence(failed) if failed else None
     stem = trials_file.rpartition("/")[2].removesuffix(".json")
     return Report(
         created_at=now(),
-        overall_status=overall_status(checks),
-        headline=_headline(checks, divergence, context),
+        **conclusion(checks, context),
         dataset=context.get("dataset", UNKNOWN),
         fixed_trials_id=context.get("fixed_trials_id", stem),
         model=context.get("model", UNKNOWN),
@@ -164,12 +170,22 @@ def assemble(
         reference=context.get("reference"),
         conditions=context.get("conditions", {}),
         tolerance_sources=context.get("tolerances", []),
-        first_divergence=divergence,
         checks=checks,
-        repro_command=failed.repro_command if failed else None,
         trials=_words(_details(results, "injection_output").get("trials", [])),
         heads={k: _words(v) for k, v in _details(results, "top_heads").items() if k not in {"fault", "tolerances"}},
     )
+
+
+def conclusion(checks: Sequence[Check], context: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a report that follow from its checks; `context` has tolerances, n_trials and n_compared_trials."""
+    failed = earliest_failure(checks)
+    divergence = _divergence(failed) if failed else None
+    return {
+        "overall_status": overall_status(checks),
+        "headline": _headline(checks, divergence, context),
+        "first_divergence": divergence,
+        "repro_command": failed.repro_command if failed else None,
+    }
 
 
 def overall_status(checks: Sequence[Check]) -> str:
@@ -182,7 +198,11 @@ def overall_status(checks: Sequence[Check]) -> str:
 
 def overall(statuses: Collection[str]) -> str:
     """The worst of several reports."""
-    return next((status for status in ("FAIL", "NOT_RUN", "PARTIAL") if status in statuses), "PASS")
+    return next((status for status in OVERALL if status in statuses), "PASS")
+
+
+OVERALL = ("FAIL", "NOT_RUN", "PARTIAL", "PASS")
+"""Overall statuses, the worst first."""
 
 
 GREEN = frozenset({"PASS", "PARTIAL", "NOT_RUN"})
@@ -200,16 +220,24 @@ def _crashed(key: str) -> StageResult:
     return StageResult("parity", key, Status.CRASHED, message="planned, and never reported a verdict")
 
 
-def _blocked_behind_failure(results: Mapping[str, StageResult]) -> dict[str, StageResult]:
-    judged: dict[str, StageResult] = {}
+def blocked_behind(statuses: Mapping[str, str]) -> dict[str, str]:
+    """Key -> the earliest key that failed, for the keys behind it whose PASS or CRASHED is therefore not believed."""
+    blocked: dict[str, str] = {}
     earliest: str | None = None
-    for key, result in results.items():
-        if earliest is not None and result.status in {Status.PASS, Status.CRASHED}:
-            result = StageResult(result.suite, key, Status.BLOCKED, blocked_by=earliest)
-        elif earliest is None and result.status not in NON_BLOCKING:
+    for key, status in statuses.items():
+        if earliest is not None and status in {Status.PASS, Status.CRASHED}:
+            blocked[key] = earliest
+        elif earliest is None and status not in NON_BLOCKING:
             earliest = key
-        judged[key] = result
-    return judged
+    return blocked
+
+
+def _blocked_behind_failure(results: Mapping[str, StageResult]) -> dict[str, StageResult]:
+    blocked = blocked_behind({key: result.status for key, result in results.items()})
+    return {
+        key: StageResult(result.suite, key, Status.BLOCKED, blocked_by=blocked[key]) if key in blocked else result
+        for key, result in results.items()
+    }
 
 
 def _details(results: Mapping[str, StageResult], key: str) -> dict[str, Any]:

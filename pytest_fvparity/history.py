@@ -1,0 +1,137 @@
+"""A report beside an earlier one of the same trials: what is new, what is fixed, and what drifts inside its tolerance."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from fvcore.gates import Status
+from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.report import Check, Report
+
+SILENT = frozenset({Status.BLOCKED, Status.NOT_RUN, Status.NOT_PROVIDED, None})
+"""Statuses that say nothing about a key, and no status at all."""
+
+LARGE_DRIFT = 10.0
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class KeyChange(_Model):
+    """One check key then and now.
+
+    `atol` is the largest one of the key's leaves; a room is log10(atol / max_abs_diff): 0 is on the limit, 2 a
+    hundredth of it.
+    """
+
+    key: str
+    change: str
+    before: str | None
+    now: str | None
+    max_abs_diff_before: float | str | None
+    max_abs_diff_now: float | str | None
+    ratio: float | str | None
+    atol: float | None
+    room_before: float | str | None
+    room_now: float | str | None
+
+
+class Comparison(_Model):
+    """`changed` are fields of the profile that are others now: name -> [before, now]."""
+
+    dataset: str
+    fixed_trials_id: str
+    created_before: str
+    created_now: str
+    overall_before: str
+    overall_now: str
+    sentence: str
+    changed: dict[str, list[Any]]
+    keys: list[KeyChange]
+
+
+def compared(now: Report, before: Report) -> Comparison:
+    """`before` is of the same trials."""
+    checks = [{check.key: check for check in report.checks} for report in (before, now)]
+    keys = [_change(key, *(side.get(key) for side in checks)) for key in CHECK_KEYS if key in checks[0] | checks[1]]
+    return Comparison(
+        dataset=now.dataset,
+        fixed_trials_id=now.fixed_trials_id,
+        created_before=before.created_at,
+        created_now=now.created_at,
+        overall_before=before.overall_status,
+        overall_now=now.overall_status,
+        sentence=_sentence(keys),
+        changed=_changed(before, now),
+        keys=keys,
+    )
+
+
+def _change(key: str, before: Check | None, now: Check | None) -> KeyChange:
+    statuses = [check.status if check else None for check in (before, now)]
+    largest = [check.max_abs_diff if check else None for check in (before, now)]
+    atols = [_atol(check) for check in (before, now)]
+    return KeyChange(
+        key=key,
+        change=_word(*statuses),
+        before=statuses[0],
+        now=statuses[1],
+        max_abs_diff_before=largest[0],
+        max_abs_diff_now=largest[1],
+        ratio=_ratio(largest[0], largest[1]),
+        atol=atols[1] or atols[0],
+        room_before=_room(atols[0], largest[0]),
+        room_now=_room(atols[1], largest[1]),
+    )
+
+
+def _word(before: str | None, now: str | None) -> str:
+    if now in SILENT:
+        return "not judged"
+    if now == Status.PASS:
+        return "same" if before == Status.PASS else "passes" if before in SILENT else "fixed"
+    return "new" if before in SILENT or before == Status.PASS else "still failing"
+
+
+def _ratio(before: float | str | None, now: float | str | None) -> float | str | None:
+    if not isinstance(before, float) or not isinstance(now, float):
+        return None
+    return now / before if before else "inf" if now else 1.0
+
+
+def _atol(check: Check | None) -> float | None:
+    return max((row.atol for row in check.tolerances if row.atol), default=None) if check else None
+
+
+def _room(atol: float | None, largest: float | str | None) -> float | str | None:
+    if atol is None or not isinstance(largest, float):
+        return None
+    return math.log10(atol / largest) if largest else "inf"
+
+
+def _sentence(keys: list[KeyChange]) -> str:
+    words = ("new", "still failing", "fixed", "same", "passes", "not judged")
+    counts = {word: sum(row.change == word for row in keys) for word in words}
+    parts = [", ".join(f"{n} {word}" for word, n in counts.items() if n)]
+    for row in keys:
+        if row.change == "same" and isinstance(row.ratio, float) and row.ratio >= LARGE_DRIFT:
+            parts.append(f"{row.key} passes, and differs {row.ratio:.3g} times as much as before")
+        elif row.change == "same" and row.ratio == "inf":
+            parts.append(f"{row.key} passes, and is no longer equal to the last bit")
+    return "; ".join(parts)
+
+
+def _changed(before: Report, now: Report) -> dict[str, list[Any]]:
+    sides = [_fields(before), _fields(now)]
+    names = list(sides[0] | sides[1]) if all(sides) else []
+    pairs = {name: [side.get(name) for side in sides] for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _fields(report: Report) -> dict[str, Any]:
+    profile = report.profile or {}
+    return {**profile.get("identity", {}), **profile.get("conditions", {})}

@@ -1,0 +1,117 @@
+"""Markdown within a budget of bytes: GitHub drops a step summary over 1 MiB, and a comment over 64 KiB, as a whole.
+
+1. The text is split into blocks: a table (two lines of head, rows), a code fence (its marks, lines), any other line.
+2. Blocks are kept from the start, so a document puts the worst first. A table or fence is cut between its rows, and
+   keeps its head and its marks.
+3. The last line counts what was cut.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+STEP_SUMMARY = 1024 * 1024
+COMMENT = 64 * 1024
+LEAST = 1000  # below this not even a headline and the note are sure to fit
+FENCE = re.compile(r"(`{3,})[^`]*")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that may be cut from the end, and the lines around them that they cannot do without."""
+
+    rows: tuple[str, ...]
+    head: tuple[str, ...] = ()
+    tail: tuple[str, ...] = ()
+
+    @property
+    def is_table(self) -> bool:
+        return bool(self.head) and not self.tail
+
+    @property
+    def lines(self) -> list[str]:
+        return [*self.head, *self.rows, *self.tail]
+
+
+def size(text: str) -> int:
+    """Bytes of a text as it is written; a lone surrogate is written as its escape."""
+    return len(text.encode("utf-8", errors="backslashreplace"))
+
+
+def within(text: str, budget: int, whole: str) -> str:
+    """The text if it fits, else what fits of it and a note that counts the rest; `whole` says where all of it is."""
+    if budget < LEAST:
+        raise ValueError(f"a budget of {budget} bytes: at least {LEAST} are needed")
+    if size(text) <= budget:
+        return text
+    blocks = list(parse(text))
+    shortened = [_shortened(block, budget // 4) for block in blocks]
+    n_shortened = sum(old != new for old, new in zip(blocks, shortened, strict=True))
+    longest = _note(budget, whole, blocks, [len(block.rows) for block in blocks], n_shortened)
+    kept = _fitting(shortened, budget - size(longest) - 2)
+    lines = [line for block in kept if block for line in block.lines]
+    cut = [len(block.rows) - (len(part.rows) if part else 0) for block, part in zip(blocks, kept, strict=True)]
+    return "\n".join([*lines, "", _note(budget, whole, blocks, cut, n_shortened)])
+
+
+def parse(text: str) -> Iterator[Block]:
+    lines, at = text.split("\n"), 0
+    while at < len(lines):
+        if fence := FENCE.fullmatch(lines[at]):
+            end = _end_of_fence(lines, at + 1, fence[1])
+            yield Block(tuple(lines[at + 1 : end]), (lines[at],), (fence[1],))
+            at = end + 1
+        elif lines[at].startswith("|") and at + 1 < len(lines) and lines[at + 1].startswith("|-"):
+            end = next((i for i in range(at, len(lines)) if not lines[i].startswith("|")), len(lines))
+            yield Block(tuple(lines[at + 2 : end]), tuple(lines[at : at + 2]))
+            at = end
+        else:
+            yield Block((lines[at],))
+            at += 1
+
+
+def _end_of_fence(lines: Sequence[str], start: int, mark: str) -> int:
+    closing = re.compile(f"`{{{len(mark)},}} *")
+    return next((i for i in range(start, len(lines)) if closing.fullmatch(lines[i])), len(lines))
+
+
+def _shortened(block: Block, longest: int) -> Block:
+    """A single line has no rows to cut: an endless one loses its end."""
+    if block.head or size(block.rows[0]) <= longest:
+        return block
+    start = block.rows[0].encode("utf-8", errors="backslashreplace")[: longest - size("…")]
+    return Block((start.decode("utf-8", errors="ignore") + "…",))
+
+
+def _fitting(blocks: Sequence[Block], room: int) -> list[Block | None]:
+    """What fits of each block; of those behind the first that does not fit wholly, nothing."""
+    kept = []
+    for block in blocks:
+        part = _start(block, room)
+        kept.append(part)
+        room = room - _cost(block.lines) if part == block else 0
+    return kept
+
+
+def _start(block: Block, room: int) -> Block | None:
+    room -= _cost([*block.head, *block.tail])
+    n = 0
+    while n < len(block.rows) and (cost := _cost(block.rows[n : n + 1])) <= room:
+        room, n = room - cost, n + 1
+    return None if room < 0 or (block.rows and not n) else replace(block, rows=block.rows[:n])
+
+
+def _cost(lines: Sequence[str]) -> int:
+    return sum(size(line) + 1 for line in lines)
+
+
+def _note(budget: int, whole: str, blocks: Sequence[Block], cut: Sequence[int], n_shortened: int) -> str:
+    tables = [(n, len(block.rows)) for block, n in zip(blocks, cut, strict=True) if block.is_table]
+    words = [(n if any(b.rows) else 0, len(b.rows)) for b, n in zip(blocks, cut, strict=True) if not b.is_table]
+    shorter = f", {n_shortened} line(s) shortened" if n_shortened else ""
+    return (
+        f"**Cut to stay within {budget} bytes: {sum(n for n, _ in tables)} of {sum(n for _, n in tables)} table rows "
+        f"and {sum(n for n, _ in words)} of {sum(n for _, n in words)} other lines left out{shorter}.** {whole}"
+    )
