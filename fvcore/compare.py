@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -20,6 +21,8 @@ from fvcore.artifacts import Artifact, Leaf, trial_of
 from fvcore.gates import Finding, Verdict, merge
 
 MAX_FINDINGS = 100
+MAX_ERROR_TABLES = 10
+ZERO, NOT_FINITE = -999, 999  # decades of what has none
 TRIAL_KEY = re.compile(r"(\d+):(\d+)")
 
 
@@ -28,7 +31,8 @@ class Tolerance:
     """|actual - expected| <= max(atol, of_max * max|expected|, of_norm * ||expected||) + rtol * |expected|.
 
     `of_max` is relative to the largest magnitude in the leaf, `of_norm` to the norm along its last axis.
-    `rule` says where the numbers come from and travels into the report.
+    `rule` says where the numbers come from and travels into the report. With `measured`, the larger bound of the two
+    counts.
     """
 
     rtol: float = 0.0
@@ -36,6 +40,7 @@ class Tolerance:
     of_max: float = 0.0
     of_norm: float = 0.0
     rule: str = "exact"
+    measured: Tolerance | None = None
 
     def allowed(self, expected: Tensor) -> Tensor:
         """The bound for every element of `expected` (float64)."""
@@ -46,7 +51,23 @@ class Tolerance:
         bound = torch.full_like(expected, max(self.atol, self.of_max * float(size.max())))
         if self.of_norm and expected.ndim:
             bound = torch.maximum(bound, self.of_norm * size.norm(dim=-1, keepdim=True))
-        return bound + self.rtol * size
+        bound = bound + self.rtol * size
+        return bound if self.measured is None else torch.maximum(bound, self.measured.allowed(expected))
+
+    @property
+    def own(self) -> Tolerance:
+        """This tolerance without what was measured."""
+        return replace(self, measured=None)
+
+    def widened(self, expected: Tensor) -> Tensor:
+        """Where the measured bound is the larger one."""
+        if self.measured is None:
+            return torch.zeros_like(expected, dtype=torch.bool)
+        return self.measured.allowed(expected) > self.own.allowed(expected)
+
+    def deciding(self, expected: Tensor, index: tuple[int, ...]) -> Tolerance:
+        """The one of the two that gives the bound of an element."""
+        return self.measured if self.measured is not None and bool(self.widened(expected)[index]) else self.own
 
     def __str__(self) -> str:
         parts = {"atol": self.atol, "rtol": self.rtol, "of_max": self.of_max, "of_norm": self.of_norm}
@@ -79,7 +100,9 @@ def compare(
     for name in ("max_abs_diff", "max_rel_diff"):
         found = [v.measurements[name] for v in verdicts if name in v.measurements]
         measurements |= {name: _largest(found)} if found else {}
-    return Verdict(verdict.findings[:MAX_FINDINGS], verdict.compared, verdict.mismatch_count, measurements)
+    errors = {leaf: table for v in verdicts for leaf, table in v.details.get("errors", {}).items()}
+    details = {"errors": dict(islice(errors.items(), MAX_ERROR_TABLES))} if errors else {}
+    return Verdict(verdict.findings[:MAX_FINDINGS], verdict.compared, verdict.mismatch_count, measurements, details)
 
 
 def compare_leaf(leaf: str, expected: Leaf, actual: Leaf, tolerance: Tolerance, axes: Sequence[str]) -> Verdict:
@@ -116,8 +139,9 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     finite = difference[~difference.isnan()]
     relative = (difference / want.abs())[(want != 0) & difference.isfinite() & want.isfinite()]
     largest = math.nan if finite.numel() < difference.numel() else float(finite.max()) if finite.numel() else 0.0
+    needed = _needed(difference, want, tolerance)
     findings = [
-        _element(leaf, tuple(index), want, have, difference, tolerance, axes)
+        _element(leaf, tuple(index), want, have, difference, tolerance, needed, axes)
         for index in islice(wrong.nonzero().tolist(), MAX_FINDINGS)
     ]
     return Verdict(
@@ -125,7 +149,33 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
         want.numel(),
         int(wrong.sum()),
         {"max_abs_diff": largest, "max_rel_diff": float(relative.max()) if relative.numel() else 0.0},
+        {"errors": {leaf: error_table(want, difference)}} if findings else {},
     )
+
+
+def _needed(difference: Tensor, want: Tensor, tolerance: Tolerance) -> float | None:
+    """The smallest atol that would have passed, rtol as it is; None if none would."""
+    if not difference.numel() or not bool((difference.isfinite() & want.isfinite()).all()):
+        return None
+    return float((difference - tolerance.rtol * want.abs()).max())
+
+
+def error_table(want: Tensor, difference: Tensor) -> list[dict[str, int]]:
+    """How many elements have which magnitude and which error, by decade: one row a pair that occurs.
+
+    Small numbers that are far off and large ones that are a little off are two different stories. A zero has no decade:
+    it stands under `ZERO`; what is not finite stands under `NOT_FINITE`.
+    """
+
+    def decades(values: Tensor) -> Tensor:
+        found = values.abs().clamp(min=1e-300).log10().floor()
+        found = torch.where(values == 0, torch.full_like(found, ZERO), found)
+        return torch.where(values.isfinite(), found, torch.full_like(found, NOT_FINITE)).flatten().long()
+
+    counts = Counter(zip(decades(want).tolist(), decades(difference).tolist(), strict=True))
+    return [
+        {"magnitude": magnitude, "error": error, "count": count} for (magnitude, error), count in sorted(counts.items())
+    ]
 
 
 def _element(
@@ -135,21 +185,27 @@ def _element(
     have: Tensor,
     difference: Tensor,
     tolerance: Tolerance,
+    needed: float | None,
     axes: Sequence[str],
 ) -> Finding:
     expected, actual, off = float(want[index]), float(have[index]), float(difference[index])
     names = axes[: len(index)] if len(axes) >= len(index) else [f"axis{i}" for i in range(len(index))]
     coordinate = dict(zip(names, index, strict=True))
+    decided = tolerance.deciding(want, index)
     place = f"[{', '.join(f'{name} {i}' for name, i in coordinate.items())}]" if coordinate else ""
     return Finding(
         where=f"{leaf}{place}",
-        message=f"differs by {off:.3g} (allowed: {tolerance}; {tolerance.rule})",
+        message=f"differs by {off:.3g} (allowed: {decided}; {decided.rule}; {_would_pass(needed)})",
         expected=_jsonable(expected),
         actual=_jsonable(actual),
         coordinate=coordinate | _trial_coordinate(leaf),
         abs_diff=None if math.isnan(off) or math.isinf(off) else off,
         rel_diff=off / abs(expected) if expected and math.isfinite(off) and math.isfinite(expected) else None,
     )
+
+
+def _would_pass(needed: float | None) -> str:
+    return "no tolerance would have passed" if needed is None else f"atol {needed:.3g} would have passed"
 
 
 def _compare_lists(leaf: str, expected: list[Any], actual: list[Any]) -> Verdict:

@@ -100,7 +100,7 @@ class ParityRun:
         verdict = compare(expected, actual, self.tolerances.of(key), _axes)
         if not verdict.compared:
             return Verdict((Finding(key, "nothing was compared: the golden has no leaves"),), mismatch_count=1)
-        verdict = replace(verdict, details={"tolerances": self.tolerances.table(key, expected)})
+        verdict = replace(verdict, details={**verdict.details, "tolerances": self.tolerances.table(key, expected)})
         if partial and absent and verdict.passed:
             agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
             raise NotProvided(f"{agrees} agree(s) with the golden; not provided: {names}")

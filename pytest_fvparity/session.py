@@ -69,6 +69,13 @@ class ParityReporter:
         if stale:
             self.write(write_all, stale)
 
+    def keep(self, trials_file: str) -> None:
+        """Write what is known so far: a process that is killed later takes no verdict along."""
+        from pytest_fvparity.render import write_reports
+
+        if trials_file in self.planned:
+            self.write(write_reports, [self.report_of(trials_file)])
+
     def write(self, write_all: Callable[[Sequence[Report], Path], None], reports: Sequence[Report]) -> None:
         try:
             write_all(reports, self.config.stash[OPTIONS_KEY].report_dir)
@@ -87,6 +94,7 @@ class ParityReporter:
             # A stage that is run again, by a plugin for flaky tests, stays what it was when it failed.
             if stage[1] not in rows or row["result"]["status"] != Status.PASS:
                 rows[stage[1]] = row
+                self.keep(stage[0])
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

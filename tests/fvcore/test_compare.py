@@ -199,9 +199,9 @@ def test_the_larger_of_two_bounds_counts() -> None:
 def test_each_leaf_has_its_own_tolerance_and_the_message_says_the_rule() -> None:
     tolerances = {"a": Tolerance(atol=0.5, rule="measured"), "b": EXACT}
     found = messages({"a": 1.0, "b": 1.0}, {"a": 1.25, "b": 1.25}, tolerance=tolerances.__getitem__)
-    assert found == ["b: differs by 0.25 (allowed: exact; exact)"]
+    assert found == ["b: differs by 0.25 (allowed: exact; exact; atol 0.25 would have passed)"]
     found = messages({"a": 1.0}, {"a": 2.0}, tolerance=tolerances["a"])
-    assert found == ["a: differs by 1 (allowed: atol 0.5; measured)"]
+    assert found == ["a: differs by 1 (allowed: atol 0.5; measured; atol 1 would have passed)"]
 
 
 def test_a_tolerance_does_not_apply_to_whole_numbers_text_or_lists() -> None:
@@ -313,3 +313,28 @@ def test_a_leaf_that_only_looks_like_a_trials_is_a_difference_like_any_other() -
         "trial:0/text: not in the golden",
         "0:1:2/text: not in the golden",
     ]
+
+
+# ---------------------------------------------------------------- how far off, and where
+
+
+def test_the_message_says_which_tolerance_would_have_passed_and_it_would() -> None:
+    expected, actual = {"a": torch.tensor([10.0, -2.0])}, {"a": torch.tensor([10.5, -2.25])}
+    (found, *_) = messages(expected, actual, tolerance=Tolerance(rtol=0.01, rule="mine"))
+    assert found.endswith("(allowed: rtol 0.01; mine; atol 0.4 would have passed)")
+    assert compare(expected, actual, Tolerance(rtol=0.01, atol=0.4000001)).passed
+    assert not compare(expected, actual, Tolerance(rtol=0.01, atol=0.3999)).passed
+
+
+def test_no_tolerance_passes_a_nan() -> None:
+    (found,) = messages({"a": torch.tensor([1.0])}, {"a": torch.tensor([NAN])})
+    assert "no tolerance would have passed" in found
+
+
+def test_errors_are_counted_by_magnitude_and_size() -> None:
+    expected = torch.tensor([5.0, 7.0, 0.02, 0.0, 1.0])
+    actual = torch.tensor([5.5, 7.5, 0.02, 30.0, NAN])
+    table = compare({"a": expected}, {"a": actual}).details["errors"]["a"]
+    rows = {(row["magnitude"], row["error"]): row["count"] for row in table}
+    assert rows == {(0, -1): 2, (-2, -999): 1, (-999, 1): 1, (0, 999): 1}
+    assert "errors" not in compare({"a": expected}, {"a": expected.clone()}).details

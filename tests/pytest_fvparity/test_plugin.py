@@ -244,3 +244,36 @@ def test_report_paths_do_not_depend_on_where_pytest_is_called_from(pytester: pyt
         "summary.md",
         "summary.html",
     }
+
+
+@pytest.mark.parametrize("dist", ["load", "loadfile", "loadscope", "loadgroup", "worksteal", "each"])
+def test_no_way_to_distribute_turns_a_fault_green(pytester: pytest.Pytester, world: World, dist: str) -> None:
+    plant(pytester, "slot_map", 'leaves["dummy_labels"] = []')
+    how = ["--tx=2*popen"] if dist == "each" else ["-n", "2"]
+
+    result = pytester.runpytest_subprocess("-m", "parity", *how, "--dist", dist, *world.options)
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    (report,) = reports(pytester)
+    assert report["first_divergence"]["check_key"] == "slot_map"
+    assert "PASS" not in list(statuses(report).values())[1:]
+
+
+def test_an_interrupted_run_keeps_what_it_knows(pytester: pytest.Pytester, world: World) -> None:
+    plant(pytester, "mean_activations", "raise KeyboardInterrupt")
+
+    result = pytester.runpytest_subprocess("-m", "parity", *world.options)
+
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    (report,) = reports(pytester)
+    assert list(statuses(report).values()) == ["PASS", "PASS", "CRASHED", *["BLOCKED"] * 3]
+
+
+def test_a_killed_process_keeps_what_it_knows(pytester: pytest.Pytester, world: World) -> None:
+    plant(pytester, "mean_activations", "os.kill(os.getpid(), 9)")
+
+    pytester.runpytest_subprocess("-m", "parity", *world.options)
+
+    (report,) = reports(pytester)
+    assert list(statuses(report).values()) == ["PASS", "PASS", "CRASHED", *["BLOCKED"] * 3]
+    assert report["overall_status"] == "FAIL"
