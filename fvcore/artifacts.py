@@ -39,12 +39,22 @@ def tensor_leaf(artifact: Artifact, leaf: str) -> Tensor:
     return value
 
 
+def _description(tensor: Tensor) -> list[Any]:
+    """What the JSON says in a tensor's place: its dtype and its sizes."""
+    return [str(tensor.dtype).removeprefix("torch."), *tensor.shape]
+
+
+def _shown(description: Any) -> str:
+    if isinstance(description, list) and description:
+        return f"{f'{description[0]} {description[1:]}':.200}"
+    return "no tensor"
+
+
 def save(artifact: Artifact, stem: Path) -> list[Path]:
     """Write an artifact; returns the files written."""
     tensors = {leaf: value for leaf, value in artifact.items() if isinstance(value, Tensor)}
     described = {
-        leaf: {TENSOR: [str(value.dtype).removeprefix("torch."), *value.shape]} if isinstance(value, Tensor) else value
-        for leaf, value in artifact.items()
+        leaf: {TENSOR: _description(value)} if isinstance(value, Tensor) else value for leaf, value in artifact.items()
     }
     written = [stem.with_suffix(".json")]
     write_json(written[0], described)
@@ -57,18 +67,16 @@ def save(artifact: Artifact, stem: Path) -> list[Path]:
 def load(stem: Path) -> dict[str, Leaf]:
     """Read an artifact; raises FormatError when the two files do not belong together."""
     path = stem.with_suffix(".json")
-    described = read_json(path)
+    described = read_json(path, strict=False)  # a candidate's NaN is a value, and found to be wrong where it stands
     if not isinstance(described, dict):
         raise FormatError(f"{path}: expected an object of leaves, found {type(described).__name__}")
     named = {leaf for leaf, value in described.items() if isinstance(value, dict)}
     tensors = read_safetensors(stem.with_suffix(".safetensors")) if named else {}
     if named != set(tensors):
-        raise FormatError(f"{path}: tensors {sorted(named ^ set(tensors))} stand in one of the two files only")
+        lone = f"{sorted(named ^ set(tensors))}"
+        raise FormatError(f"{path}: tensors {lone:.200} stand in one of the two files only")
     for leaf in named:
-        dtype, *shape = described[leaf].get(TENSOR) or ["no tensor"]
-        found = tensors[leaf]
-        if str(found.dtype) != f"torch.{dtype}" or list(found.shape) != shape:
-            raise FormatError(
-                f"{path}: leaf {leaf!r} is described as {dtype} {shape}, found {found.dtype} {list(found.shape)}"
-            )
+        want, found = described[leaf].get(TENSOR), _description(tensors[leaf])
+        if repr(want) != repr(found):  # in value and in type: 1, True and 1.0 are three sizes
+            raise FormatError(f"{path}: leaf {leaf!r:.80} is described as {_shown(want)}, found {_shown(found)}")
     return {leaf: tensors.get(leaf, value) for leaf, value in described.items()}

@@ -12,7 +12,9 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -77,11 +79,65 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False)
 
 
-def read_json(path: Path) -> Any:
+MAX_DEPTH = 64
+SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
+
+
+def read_json(path: Path, strict: bool = True) -> Any:
+    """JSON as the standard has it. What Python reads beside it would be taken for something else, so it is refused:
+
+    a key that stands twice in one object, and more levels than `MAX_DEPTH`; if `strict`, also NaN, infinite numbers and
+    lone surrogates, which a candidate's values may well be and no file of ours holds.
+    """
+    text = read_text(path)
+    hooks: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite} if strict else {}
     try:
-        return json.loads(read_text(path))
+        value = json.loads(text, object_pairs_hook=_unique, **hooks)
+        _require_shallow(value)
+        if strict and SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise FormatError(f"{path}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})") from error
+    except UnicodeEncodeError:
+        raise FormatError(f"{path}: not valid JSON (half a surrogate pair, which is no character)") from None
+    except ValueError as error:  # the hooks' own, and a number of more digits than Python takes
+        raise FormatError(f"{path}: not valid JSON ({str(error).partition(';')[0]})") from None
+    except RecursionError:
+        raise FormatError(f"{path}: not valid JSON (nested deeper than {MAX_DEPTH} levels)") from None
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a key that stands twice, Python would keep the last."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in value if keys.count(key) > 1)
+        raise ValueError(f"key {twice!r:.80} stands twice in one object")
+    return value
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number:.40} is no finite number")
+    return value
+
+
+def _require_shallow(value: Any) -> None:
+    """Level by level, because whoever walks the value later may do so by recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in _children(node)]
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _children(node: Any) -> Iterable[Any]:
+    if isinstance(node, dict):
+        return node.values()
+    return node if isinstance(node, list) else ()
 
 
 def write_json(path: Path, value: Any) -> None:

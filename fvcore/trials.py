@@ -170,6 +170,8 @@ def _trial(record: TrialRecord, idx: int) -> Trial:
 
 # ---------------------------------------------------------------- reading and writing
 
+MAX_NAME = 100  # characters of a dataset's name: file systems take 255 bytes
+
 
 def read(path: Path) -> FixedTrials:
     """Read a fixed-trials file; every accepted variant of the format, and a located error for the rest."""
@@ -187,6 +189,12 @@ def parse(value: Any, name: str) -> TrialsFile:
         raise TrialsError(f"{name}: {_explain(error)}") from None
     if not file.trials:
         raise TrialsError(f"{name}: holds no trials; make some with `fvcore trials make`")
+    dataset = Path(file.meta.dataset_json).stem
+    if dataset == ".." or not dataset.isprintable() or len(dataset) > MAX_NAME:
+        raise TrialsError(
+            f"{name}: meta.dataset_json {file.meta.dataset_json!r:.80} names no dataset: its goldens and reports lie in a "
+            "folder of that name. Expected the path of a JSON file"
+        )
     for idx, record in enumerate(file.trials):
         problem = _inconsistency(record, file.meta)
         if problem:

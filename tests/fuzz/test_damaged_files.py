@@ -1,0 +1,184 @@
+"""Damaged trials files and goldens: each is one clear error, none is taken for what it was, and no file is changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from fvcore import artifacts, models, pipeline, trials
+from fvcore.compare import compare
+from fvcore.formats import sha256
+from fvcore.prompts import require_verified
+from pytest_fvparity import golden, shipped
+from pytest_fvparity.implementation import CHECK_KEYS
+from tests.fuzz.damage import Campaign, byte_damage, drawn, json_damage
+
+ROOT = Path(__file__).parents[2]
+TRIALS = ROOT / shipped.TRIALS["tiny-llama"]
+FIXED = trials.read(TRIALS)
+PLACE = golden.relative_path(FIXED.dataset, FIXED.id, "src")
+GOLDEN = ROOT / "golden" / PLACE
+SETTINGS = pipeline.Settings(edit_layer=1)  # named by the run: by default they are read from the golden
+
+# How many distinct damaged inputs each campaign must have tried.
+N = {
+    "trials, structure": 600,
+    "trials, bytes": 250,
+    "golden, any file": 250,
+    "manifest, structure": 400,
+    "artifact, structure": 400,
+    "tensors, bytes": 250,
+}
+
+
+def test_at_least_two_thousand_inputs_are_damaged() -> None:
+    assert sum(N.values()) >= 2000
+
+
+@pytest.fixture(scope="module")
+def lm() -> Iterator[models.LanguageModel]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield models.load("tiny-llama")
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    """A copy of the golden under a root of its own; each damage is undone before the next."""
+    shutil.copytree(GOLDEN, tmp_path / "golden" / PLACE)
+    return tmp_path
+
+
+def judged(lm: models.LanguageModel, path: Path, root: Path) -> trials.FixedTrials:
+    """What a parity run does with its files before it computes a number."""
+    fixed = trials.read(path)
+    require_verified(fixed, lm.tokenizer)
+    recorded = golden.Golden.open(golden.locate([root], golden.relative_path(fixed.dataset, fixed.id, "src")))
+    golden.require_comparable(recorded.profile, pipeline.profile_of(lm, fixed, SETTINGS))
+    return fixed
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def compared_part(place: Path) -> object:
+    manifest = golden.Golden.open(place).manifest
+    return manifest.schema_version, manifest.profile.identity, manifest.files
+
+
+def test_the_undamaged_files_are_accepted(lm: models.LanguageModel) -> None:
+    assert judged(lm, TRIALS, ROOT / "golden") == FIXED
+
+
+@pytest.mark.parametrize("kind", ["structure", "bytes"])
+def test_damaged_trials(lm: models.LanguageModel, scratch: Path, kind: str) -> None:
+    sound, name = TRIALS.read_bytes(), f"trials, {kind}"
+    campaign, path = Campaign(), scratch / TRIALS.name
+    damages = json_damage(sound.decode()) if kind == "structure" else byte_damage(sound)
+
+    @drawn(N[name])
+    @given(damages)
+    def one(data: bytes) -> None:
+        campaign.hurt(data, sound)
+        path.write_bytes(data)
+        before = contents(scratch)
+        campaign.refused(lambda: judged(lm, path, scratch / "golden"), path)
+        assert contents(scratch) == before
+
+    one()
+    tell(name, campaign)
+
+
+def test_a_golden_with_any_file_damaged(lm: models.LanguageModel, scratch: Path) -> None:
+    campaign, folder, name = Campaign(), scratch / "golden" / PLACE, "golden, any file"
+    whole = contents(folder)
+
+    @drawn(N[name])
+    @given(st.sampled_from([file for file in whole if file.name != golden.MANIFEST]), st.data())
+    def one(file: Path, data: st.DataObject) -> None:
+        damaged = data.draw(byte_damage(whole[file]))
+        campaign.hurt(damaged, whole[file], means=lambda data: data)
+        file.write_bytes(damaged)
+        before = contents(scratch)
+        campaign.refused(lambda: judged(lm, TRIALS, scratch / "golden"), file)
+        assert contents(scratch) == before
+        file.write_bytes(whole[file])
+
+    one()
+    tell(name, campaign)
+
+
+def test_a_damaged_manifest(lm: models.LanguageModel, scratch: Path) -> None:
+    """What a manifest tells of where a golden came from is compared with nothing; all the rest of it is."""
+    campaign, path, name = Campaign(), scratch / "golden" / PLACE / golden.MANIFEST, "manifest, structure"
+    written = path.read_bytes()
+    sound = compared_part(path.parent)
+
+    @drawn(N[name])
+    @given(json_damage(written.decode()))
+    def one(data: bytes) -> None:
+        campaign.hurt(data, written)
+        assume(data.startswith(b'{"schema_version": ') and data[19:20].isdigit())
+        path.write_bytes(data)
+        before = contents(scratch)
+
+        def judge() -> None:
+            judged(lm, TRIALS, scratch / "golden")
+            assert compared_part(path.parent) == sound
+            raise golden.Refused("only its story differs")
+
+        campaign.refused(judge, path)
+        assert contents(scratch) == before
+
+    one()
+    tell(name, campaign)
+
+
+@pytest.mark.parametrize("kind", ["artifact, structure", "tensors, bytes"])
+def test_a_damaged_golden_whose_manifest_was_sealed_again(scratch: Path, kind: str) -> None:
+    """With the right digests the files cannot be told from a recording: they are refused, or found to differ."""
+    campaign, folder = Campaign(), scratch / "golden" / PLACE
+    whole = contents(folder)
+    suffix = ".json" if kind == "artifact, structure" else ".safetensors"
+    sound = {key: artifacts.load(folder / key) for key in CHECK_KEYS}
+    manifest = json.loads(whole[folder / golden.MANIFEST])
+    files = [file for file in whole if file.suffix == suffix and file.name != golden.MANIFEST]
+
+    @drawn(N[kind])
+    @given(st.sampled_from(files), st.data())
+    def one(file: Path, data: st.DataObject) -> None:
+        damage = json_damage(whole[file].decode()) if suffix == ".json" else byte_damage(whole[file])
+        damaged = data.draw(damage)
+        campaign.hurt(damaged, whole[file])
+        file.write_bytes(damaged)
+        sealed = {**manifest, "files": {**manifest["files"], file.name: sha256(damaged)}}
+        (folder / golden.MANIFEST).write_text(json.dumps(sealed))
+        before = contents(scratch)
+
+        def judge() -> None:
+            opened = golden.Golden.open(folder)
+            verdict = compare(sound[file.stem], opened.stored(file.stem))
+            if not verdict.passed:
+                raise golden.Refused("found to differ")
+
+        campaign.refused(judge, file)
+        assert contents(scratch) == before
+        file.write_bytes(whole[file])
+
+    one()
+    tell(kind, campaign)
+
+
+def tell(name: str, campaign: Campaign) -> None:
+    said = ", ".join(f"{kind} {n}" for kind, n in sorted(campaign.said.items()))
+    print(f"{name}: {len(campaign.seen)} damaged inputs ({said})")
+    assert len(campaign.seen) >= N[name], f"{name}: only {len(campaign.seen)} inputs"
