@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_fvparity.checks import ParityRun
     from pytest_fvparity.golden import Golden
     from pytest_fvparity.implementation import Implementation
+    from pytest_fvparity.noise import Noise
     from pytest_fvparity.tolerances import Tolerances
 
 # What is expensive and belongs to one trials file is kept for the session, by its path.
@@ -249,18 +250,19 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
     candidate: Implementation = request.getfixturevalue("fv_candidate")
     context["candidate"] = f"{type(candidate).__module__}.{type(candidate).__qualname__}"
-    tolerances = _tolerances(request, profile)
+    # A golden of a user's own make may know no noise.
+    tolerances = _tolerances(request, profile, getattr(golden, "noise", None))
     context["tolerances"] = list(tolerances.sources)
     return ParityRun(candidate, golden, tolerances, options.max_trials, request.node.suite.memory, lm.hf)
 
 
-def _tolerances(request: pytest.FixtureRequest, profile: Profile) -> Tolerances:
+def _tolerances(request: pytest.FixtureRequest, profile: Profile, noise: Noise | None) -> Tolerances:
     from pytest_fvparity.tolerances import Tolerances
 
     dtype, device = profile.identity.dtype, profile.conditions.device
     added = request.config.pluginmanager.hook.pytest_fvparity_tolerances(dtype=dtype, device=device)
     rules = [rule for rules in added for rule in rules or ()]
-    return Tolerances.read(_options(request).tolerances, rules, dtype, device)
+    return Tolerances.read(_options(request).tolerances, rules, dtype, device, noise)
 
 
 def _shown(path: Path, options: ParityOptions) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact
@@ -21,10 +22,12 @@ from fvcore.formats import FormatError, json_text, read_json, sha256_file, write
 from fvcore.gates import Refused, StageError, Status
 from fvcore.profile import Profile
 from pytest_fvparity.implementation import CHECK_KEYS, Answers
+from pytest_fvparity.noise import Noise
 from pytest_fvparity.reference import Recording
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
+# 2: the golden's own noise stands beside what was recorded.
+SCHEMA_VERSION = 2
 
 
 class NoGolden(StageError):
@@ -56,7 +59,17 @@ class Manifest(BaseModel):
     profile: Profile
     reference: Provenance
     command: str
+    # What the reference's legal variations change, at most: check key -> leaf name -> absolute difference.
+    variations: list[str]
+    noise: dict[str, dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]]
     files: dict[str, str]
+
+    @field_validator("noise")
+    @classmethod
+    def _knows_its_keys(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        if unknown := sorted(value.keys() - set(CHECK_KEYS)):
+            raise ValueError(f"noise of an unknown check key: {', '.join(unknown)}")
+        return value
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,10 @@ class Golden(Answers):
             # Asked first: a manifest of another schema has other fields.
             found = written.get("schema_version", SCHEMA_VERSION) if isinstance(written, dict) else SCHEMA_VERSION
             if found != SCHEMA_VERSION:
-                raise DamagedGolden(f"{path}: manifest schema {found}, this version reads {SCHEMA_VERSION}; {_again()}")
+                raise DamagedGolden(
+                    f"{path}: manifest schema {found}, this version reads {SCHEMA_VERSION}: another version of "
+                    f"pytest-fvparity recorded it; {_again()}"
+                )
             manifest = Manifest.model_validate(written)
         except (FormatError, ValidationError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -97,6 +113,10 @@ class Golden(Answers):
     @property
     def profile(self) -> Profile:
         return self.manifest.profile
+
+    @property
+    def noise(self) -> Noise:
+        return Noise(tuple(self.manifest.variations), self.manifest.noise)
 
     def stored(self, key: str) -> Artifact:
         return self.artifacts[key]
@@ -151,6 +171,8 @@ def write(recording: Recording, path: Path) -> None:
         profile=recording.profile,
         reference=Provenance.model_validate(provenance),
         command=_command(recording.profile),
+        variations=list(recording.noise.variations),
+        noise={key: dict(leaves) for key, leaves in recording.noise.largest.items()},
         files=files,
     )
     write_text(path / MANIFEST, json_text(manifest.model_dump(mode="json")))

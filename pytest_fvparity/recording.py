@@ -51,6 +51,7 @@ def record_goldens(config: pytest.Config, options: ParityOptions, files: Sequenc
                 terminal.write_line(f"fvparity: recorded {done.path} twice, byte for byte the same")
                 for key, change in done.changes.items():
                     terminal.write_line(f"  {key:<18}{change}")
+                terminal.write_line(f"  {golden.Golden.open(done.path).noise}")
     except (StageError, FormatError, ModelError) as error:
         before = f" (recorded before it: {', '.join(recorded)})" if recorded else ""
         raise pytest.UsageError(f"--fv-regen-golden: {error}{before}") from error

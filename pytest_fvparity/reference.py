@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from fvcore.profile import Conditions, Profile
 from fvcore.prompts import PromptTemplate, require_bos_agreement
 from fvcore.trials import FixedTrials, Trial
 from pytest_fvparity.implementation import Answers
+from pytest_fvparity.noise import Noise, measured, variations
 
 REPOSITORY = "https://github.com/ericwtodd/function_vectors"
 GET_ONE = f"get one with `git clone {REPOSITORY}` and pass its path as --fv-src (or ini `fv_src`)"
@@ -53,6 +54,7 @@ class Recording(Answers):
     artifacts: Mapping[str, Artifact]
     provenance: Mapping[str, Any]
     profile: Profile
+    noise: Noise = field(default_factory=Noise)
 
     def stored(self, key: str) -> Artifact:
         return self.artifacts[key]
@@ -73,7 +75,8 @@ def require_checkout(path: Path | None) -> Path:
 def run(
     checkout: Path | None, lm: LanguageModel, trials: FixedTrials, settings: Settings, python: str | None = None
 ) -> Recording:
-    """Run the reference once, in a process of its own, on the files `lm` was loaded from."""
+    """Run the reference in a process of its own, on the files `lm` was loaded from: once to record what it says, and
+    once under each legal variation, to measure how far it is from itself."""
     root = require_checkout(checkout)
     settings.require_fit(lm)
     require_bos_agreement(lm.tokenizer, trials.meta)
@@ -93,7 +96,8 @@ def run(
     provenance = recorded["provenance"] | {"repository": REPOSITORY, "commit": commit_of(root)}
     if provenance["weights_sha"] != lm.weights_sha:
         raise RecordingError(f"the reference loaded other weights from {lm.source} than this process did")
-    return Recording(recorded["artifacts"], provenance, _profile(lm, trials, settings, provenance))
+    noise = measured(recorded["artifacts"], recorded["varied"])
+    return Recording(recorded["artifacts"], provenance, _profile(lm, trials, settings, provenance), noise)
 
 
 def _job(root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings, out: Path) -> dict[str, Any]:
@@ -107,6 +111,7 @@ def _job(root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings,
         "dtype": str(DTYPES[lm.dtype]).removeprefix("torch."),
         "device": lm.device.type,
         "attn_implementation": lm.attn_implementation,
+        "variations": variations(lm),
         "branch": BRANCHES[lm.spec.name],
         "attn_hook_names": [lm.spec.out_proj_path(layer) for layer in range(lm.n_layers)],
         "layer_hook_names": [lm.spec.block_path(layer) for layer in range(lm.n_layers)],
@@ -137,6 +142,7 @@ def _start(python: str, job: Path) -> None:
     # Its own module search path alone: the reference's top-level package is called `utils`.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # two threads that spin on one core take minutes for a second's work
     try:
         done = subprocess.run(
             [python, str(DRIVER), str(job)],

@@ -10,6 +10,7 @@ must be normalised to run on today's libraries; it never edits the checkout and 
    probed again: one that has no effect is an error.
 4. Record, and refuse to record what is not alive: effects that are zero everywhere, an injection that moves no logit,
    a number that is not finite, labels that do not line up with tokens.
+5. Run again under the legal variations that the job lists, for the noise of what was recorded.
 """
 
 from __future__ import annotations
@@ -317,18 +318,13 @@ class Recorder:
     """The reference, its model and its trials: one method a check key."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self.job = job
         provided = provide_modules()
         self.src = Checkout.at(Path(job["checkout"]))
         self.tokenizer = AutoTokenizer.from_pretrained(job["model_dir"], local_files_only=True)
-        options = {"attn_implementation": job["attn_implementation"]} if job["attn_implementation"] else {}
-        # The dtype is always passed on: without it the library chooses the checkpoint's.
-        dtype = {"dtype" if _takes_dtype() else "torch_dtype": getattr(torch, job["dtype"])}
-        self.model = AutoModelForCausalLM.from_pretrained(job["model_dir"], local_files_only=True, **dtype, **options)
-        self.model.eval().to(job["device"])
+        self.model = load_model(job, job["attn_implementation"])
         bos = self.tokenizer.bos_token_id
         self.adds_bos = bos is not None and self.tokenizer("Q: a").input_ids[0] == bos
         heads, width = self.model.config.num_attention_heads, self.model.config.hidden_size
@@ -592,7 +588,48 @@ class Recorder:
                 "attn_implementation": self.model.config._attn_implementation,
                 "versions": versions(),
             },
+            "varied": {change["name"]: self.varied(change, artifacts) for change in self.job["variations"]},
         }
+
+    def varied(self, change: dict[str, Any], recorded: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The numeric keys again, on other kernels or threads; the recorded heads count, or a tie would look like noise."""
+        self.model = None  # two copies of a large model would not fit
+        self.model = load_model(self.job, change["attn_implementation"])
+        normalise([greedy_generation(self.model)])
+        if change["copies_weights"]:
+            for parameter in self.model.parameters():
+                parameter.data = parameter.data.clone()
+        with n_threads(change["threads"]):
+            means = self.mean_activations()
+            heads = self.top_heads(means["mean_activations"])
+            vector = self.fv_vector(means["mean_activations"], recorded["top_heads"])
+            injected = self.injection_output(vector["function_vector"])
+        artifacts = {"mean_activations": means, "top_heads": heads, "fv_vector": vector, "injection_output": injected}
+        require_finite(artifacts)
+        return recorded | artifacts
+
+
+def load_model(job: dict[str, Any], attn_implementation: str | None) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    # The dtype is always passed on: without it the library chooses the checkpoint's.
+    dtype = {"dtype" if _takes_dtype() else "torch_dtype": getattr(torch, job["dtype"])}
+    model = AutoModelForCausalLM.from_pretrained(job["model_dir"], local_files_only=True, **dtype, **options)
+    return model.eval().to(job["device"])
+
+
+@contextmanager
+def n_threads(n: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def require_finite(artifacts: dict[str, dict[str, Any]]) -> None:

@@ -1,21 +1,26 @@
-"""Which tolerance a leaf is compared with: `tolerances.yaml`, or the user's file in its place."""
+"""Which tolerance a leaf is compared with: `tolerances.yaml`, or the user's file in its place.
+
+The defaults are a floor: where the golden's own noise allows more, that counts. What a user says is never widened.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fvcore.artifacts import Artifact
+from fvcore.artifacts import Artifact, Leaf
 from fvcore.compare import EXACT, Tolerance
 from fvcore.formats import FormatError, read_yaml
 from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.noise import Noise, is_number
 
 DEFAULTS = Path(__file__).with_name("tolerances.yaml")
+DEFAULT = "default"
 HOOK = "hook pytest_fvparity_tolerances"
 
 
@@ -65,14 +70,24 @@ class Tolerances:
     device: str
     # Where rules come from, if not from the defaults alone.
     sources: tuple[str, ...] = ()
+    # Of the golden; it widens the default rules alone.
+    noise: Noise = field(default_factory=Noise)
 
     @classmethod
-    def read(cls, path: Path | None, added: Sequence[Mapping[str, Any]], dtype: str, device: str) -> Tolerances:
+    def read(
+        cls,
+        path: Path | None,
+        added: Sequence[Mapping[str, Any]],
+        dtype: str,
+        device: str,
+        noise: Noise | None = None,
+    ) -> Tolerances:
         """The rules that hooks added come first, then those of `path`, or the defaults."""
         hooks = _named(HOOK, {"rules": list(added)})
-        rules = _named("default" if path is None else path.name, read_yaml(path or DEFAULTS))
+        rules = _named(DEFAULT if path is None else path.name, read_yaml(path or DEFAULTS))
         sources = ((HOOK,) if hooks else ()) + ((path.name,) if path else ())
-        return cls((*hooks, *rules), dtype, device, sources)
+        measured = noise if noise is not None and path is None else Noise()
+        return cls((*hooks, *rules), dtype, device, sources, measured)
 
     def of(self, key: str) -> Callable[[str], Tolerance]:
         """leaf -> tolerance, for one check key; a leaf's trial key is not part of its name here."""
@@ -81,16 +96,34 @@ class Tolerances:
             short = leaf.rpartition("/")[2]
             for name, rule in self.rules:
                 if rule.fits(key, short, self.dtype, self.device):
-                    return rule.tolerance(name)
+                    users = name.startswith(HOOK)
+                    measured = None if users else self.noise.tolerance(key, short)
+                    return replace(rule.tolerance(name), measured=measured)
             return EXACT
 
         return tolerance_of
 
     def table(self, key: str, artifact: Artifact) -> list[dict[str, Any]]:
         """What each numeric leaf of an artifact is compared with: one row a leaf name, trials aside."""
-        numeric = [leaf for leaf, value in artifact.items() if isinstance(value, float) or hasattr(value, "dtype")]
-        names = dict.fromkeys(leaf.rpartition("/")[2] for leaf in numeric)
-        return [{"leaf": name, **asdict(self.of(key)(name))} for name in names]
+        by_name: dict[str, list[Leaf]] = {}
+        for leaf, value in artifact.items():
+            if is_number(value):
+                by_name.setdefault(leaf.rpartition("/")[2], []).append(value)
+        return [{"leaf": name, **_row(self.of(key)(name), values)} for name, values in by_name.items()]
+
+
+def _row(tolerance: Tolerance, values: Sequence[Leaf]) -> dict[str, Any]:
+    """The numbers in force for leaves of one name, and the rule that gave them."""
+    import torch
+
+    shown = tolerance.own
+    if (measured := tolerance.measured) is not None:
+        widened = [tolerance.widened(torch.as_tensor(value).detach().double().cpu()) for value in values]
+        if all(bool(where.all()) for where in widened):
+            shown = measured
+        elif any(bool(where.any()) for where in widened):
+            shown = replace(shown, rule=f"{shown.rule}; {measured.rule} ({measured.atol:.3g}) where that is larger")
+    return {name: getattr(shown, name) for name in ("rtol", "atol", "of_max", "of_norm", "rule")}
 
 
 def _named(source: str, value: Any) -> list[tuple[str, Rule]]:

@@ -237,7 +237,7 @@ def test_a_file_the_manifest_does_not_vouch_for_is_named(name: str, path: Path) 
     [
         ("{", "not valid JSON"),
         ("[]", "valid dictionary"),
-        ('{"schema_version": 1}', "profile Field required"),
+        ('{"schema_version": 2}', "profile Field required"),
         (b"\xff\xfe", "not UTF-8 text"),
         (None, "no such file"),
     ],
@@ -255,9 +255,33 @@ def test_a_manifest_that_is_none_is_refused_with_the_reason(text: str | bytes | 
 @pytest.mark.parametrize("more", [{}, {"a_field_of_the_future": 1}])
 def test_a_manifest_of_another_schema_is_refused_by_its_version(more: Mapping[str, Any], path: Path) -> None:
     manifest = read_json(path / golden.MANIFEST)
-    write_json(path / golden.MANIFEST, {**manifest, **more, "schema_version": 2})
+    write_json(path / golden.MANIFEST, {**manifest, **more, "schema_version": 3})
 
-    with pytest.raises(DamagedGolden, match=f"manifest schema 2, this version reads 1; .*{RECORD_AGAIN}"):
+    with pytest.raises(DamagedGolden, match=f"manifest schema 3, this version reads 2: another .*; .*{RECORD_AGAIN}"):
+        Golden.open(path)
+
+
+def test_a_manifest_from_before_noise_was_measured_asks_to_be_recorded_again(path: Path) -> None:
+    manifest = read_json(path / golden.MANIFEST)
+    del manifest["noise"], manifest["variations"]
+    write_json(path / golden.MANIFEST, {**manifest, "schema_version": 1})
+
+    with pytest.raises(DamagedGolden, match=f"manifest schema 1, this version reads 2: another .*; .*{RECORD_AGAIN}"):
+        Golden.open(path)
+
+
+@pytest.mark.parametrize(
+    ("noise", "reason"),
+    [
+        ({"fv_vector": {"norm": -1.0}}, "greater than or equal to 0"),
+        ({"fv_vector": {"norm": "inf"}}, "finite number"),
+        ({"a_key": {"norm": 1.0}}, "noise of an unknown check key: a_key"),
+    ],
+)
+def test_a_noise_that_is_none_is_refused(noise: Any, reason: str, path: Path) -> None:
+    write_json(path / golden.MANIFEST, read_json(path / golden.MANIFEST) | {"noise": noise})
+
+    with pytest.raises(DamagedGolden, match=f"the golden's manifest cannot be read: .*{reason}.*{RECORD_AGAIN}"):
         Golden.open(path)
 
 
@@ -365,6 +389,9 @@ def test_a_golden_is_recorded_and_the_checks_pass_on_it(
     result.stdout.fnmatch_lines([f"fvparity: recorded {path} twice, byte for byte the same"])
     result.stdout.fnmatch_lines([f"  {key:<18}new" for key in CHECK_KEYS])
     recorded = Golden.open(path)
+    assert recorded.noise.variations == ("repeat", "attn_implementation=eager", "threads=2")
+    assert list(recorded.noise.largest) == ["mean_activations", "top_heads", "fv_vector", "injection_output"]
+    result.stdout.fnmatch_lines(["  noise under repeat, attn_implementation=eager, threads=2: mean_activations *"])
     assert recorded.manifest.reference.sources == {name: sha for name, sha in before.items() if name.endswith(".py")}
     assert recorded.profile.identity == world.recording.profile.identity
     assert digests(root) == before
