@@ -103,6 +103,12 @@ def run(
 def _job(root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings, out: Path) -> dict[str, Any]:
     if lm.spec.name not in BRANCHES:
         raise RecordingError(f"the reference has no branch for {lm.spec.name!r}; known: {', '.join(BRANCHES)}")
+    paths = [lm.spec.block_path(layer) for layer in range(lm.n_layers)]
+    if unread := [path for layer, path in enumerate(paths) if path.split(".")[2:3] != [str(layer)]]:
+        raise RecordingError(
+            f"the reference reads a layer's number from the third part of a module's name, and {unread[0]!r} has "
+            "another part there; only models whose blocks lie at <a>.<b>.<layer> can be recorded"
+        )
     template = PromptTemplate.of(trials.meta, lm.tokenizer)
     return {
         "checkout": str(root),
