@@ -1,0 +1,286 @@
+"""The table of false alarms: the same method, run in ways that are all legal, against its golden.
+
+    python -m pytest_fvparity.selftest.alarms docs/alarms.md
+
+Every run must be green at default tolerances. For the bed's families the golden is what engine `exact` gives, and the
+floors of `tolerances.yaml` alone are in force; the shipped models are judged against their committed goldens, as a user
+would judge them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fvcore import models, trials
+from fvcore.artifacts import Artifact
+from fvcore.compare import Tolerance
+from fvcore.embedded.random_models import AWKWARD_PAIRS, trials_for
+from fvcore.formats import write_text
+from fvcore.gates import Status, Suite, run_suite
+from fvcore.models import LanguageModel
+from fvcore.pipeline import Pipeline, Settings, run
+from fvcore.trials import FixedTrials
+from pytest_fvparity import shipped
+from pytest_fvparity.checks import STAGES, ParityRun
+from pytest_fvparity.golden import MANIFEST, Golden
+from pytest_fvparity.implementation import CHECK_KEYS, Answers
+from pytest_fvparity.noise import Noise, is_number, measured, other_attention
+from pytest_fvparity.selftest.bed import FAMILIES, TRIALS, Recorded, bed
+from pytest_fvparity.selftest.copies import changed
+from pytest_fvparity.selftest.faults.activations import batched
+from pytest_fvparity.tolerances import Tolerances
+
+SEEDS = tuple(range(10))
+HALF_SEEDS = SEEDS[:2]  # half precision is slow on a CPU, and two show what there is to see
+
+
+# ---------------------------------------------------------------- what is judged
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on its trials, and the golden it is judged against."""
+
+    lm: LanguageModel
+    trials: FixedTrials
+    settings: Settings
+    golden: Answers
+    noise: Noise
+
+    def judge(self, variation: Variation) -> Seen:
+        with varied(self.lm, variation):
+            planted: type[Pipeline] = type("Varied", (Pipeline,), dict(variation.stations))
+            tolerances = Tolerances.read(None, (), self.lm.dtype, self.lm.device.type, self.noise)
+            subject = ParityRun(planted(self.lm, self.trials, self.settings), self.golden, tolerances)
+            results = list(run_suite(Suite("parity", STAGES, lambda: subject)))
+        return Seen(tuple(r.key for r in results if r.status is not Status.PASS)[:1], *_largest(subject))
+
+
+def family_cases(families: Sequence[str] = FAMILIES, seeds: Sequence[int] = SEEDS) -> Iterator[Case]:
+    for family in families:
+        for seed in seeds:
+            yield case_of(bed(family).lm, seed)
+
+
+def case_of(lm: LanguageModel, seed: int) -> Case:
+    fixed = trials_for(lm, **{**TRIALS, "seed": seed, "pairs": AWKWARD_PAIRS})
+    settings = Settings(edit_layer=1, n_top_heads=3)
+    return Case(lm, fixed, settings, Recorded(run(lm, fixed, settings)), Noise())
+
+
+def half_cases(families: Sequence[str] = FAMILIES, seeds: Sequence[int] = HALF_SEEDS) -> Iterator[Case]:
+    """The families in bf16, where the reference has two attention implementations to differ in."""
+    for family in families:
+        if other_attention(bed(family).lm):
+            lm = changed(bed(family).lm, lambda hf: hf.to(torch.bfloat16))
+            yield from (case_of(lm, seed) for seed in seeds)
+
+
+def with_noise(case: Case) -> Case:
+    """The same case with what a recording would have measured, engine `exact` in the reference's place."""
+    recorded, seen = {key: case.golden.artifact(key) for key in CHECK_KEYS}, {}
+    for variation in (EAGER, TWO_THREADS):
+        with varied(case.lm, variation):
+            seen[variation.name] = _numbers(Pipeline(case.lm, case.trials, case.settings), recorded)
+    return replace(case, noise=measured(recorded, seen))
+
+
+def _numbers(stations: Pipeline, recorded: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """The numeric keys again, with the recorded heads, as the reference's driver runs a variation."""
+    prompts, slots = recorded["prompt_boundary"], recorded["slot_map"]
+    means = stations.mean_activations(prompts, slots)
+    vector = stations.fv_vector(means, recorded["top_heads"])
+    found = {
+        "mean_activations": means,
+        "top_heads": stations.top_heads(prompts, slots, means),
+        "fv_vector": vector,
+        "injection_output": stations.injection_output(prompts, vector),
+    }
+    return {**recorded, **found}
+
+
+def shipped_cases() -> Iterator[Case]:
+    for manifest in sorted((shipped.root() / "golden").rglob(MANIFEST)):
+        golden = Golden.open(manifest.parent)
+        identity, conditions = golden.profile.identity, golden.profile.conditions
+        chosen = {name: getattr(identity, name) for name in ("edit_layer", "n_top_heads", "token_class_idx", "alpha")}
+        fixed = trials.read(shipped.root() / shipped.FIXED_TRIALS / f"{identity.fixed_trials_id}.json")
+        lm = models.load(conditions.model, dtype=identity.dtype, attn=conditions.attn_implementation)
+        settings = Settings(**chosen, reference_profile=identity.reference_profile)
+        yield Case(lm, fixed, settings, golden, golden.noise)
+
+
+# ---------------------------------------------------------------- how it is run
+
+
+@dataclass(frozen=True)
+class Variation:
+    """A legal way to run the method that need not give the same last bits."""
+
+    name: str
+    attention: bool = False  # the other attention implementation, for models that have one
+    threads: int = 1
+    stations: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+
+    def fits(self, lm: LanguageModel) -> bool:
+        return not self.attention or bool(other_attention(lm))
+
+
+def forward_padded(lm: LanguageModel, ids: Tensor, mask: Tensor) -> None:
+    """One pass over a left-padded batch; positions count from the first real token."""
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    lm.hf(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
+
+
+BATCHED = {"mean_activations": batched(forward_padded)}
+TWO_THREADS = Variation("threads 2 for 1", threads=2)
+EAGER = Variation("eager for sdpa attention", attention=True)
+VARIATIONS = (
+    Variation("run a second time"),
+    TWO_THREADS,
+    EAGER,
+    Variation("clean prompts in one padded batch", stations=BATCHED),
+    Variation("all of these at once", attention=True, threads=2, stations=BATCHED),
+)
+
+
+@contextmanager
+def varied(lm: LanguageModel, variation: Variation) -> Iterator[None]:
+    """The model under a variation; what was changed is put back."""
+    threads, attention = torch.get_num_threads(), lm.attn_implementation
+    torch.set_num_threads(variation.threads)
+    if variation.attention:
+        lm.hf.set_attn_implementation(other_attention(lm)[0])
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if variation.attention:
+            lm.hf.set_attn_implementation(attention)
+
+
+# ---------------------------------------------------------------- what is seen
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One run: the first key that was not green, if any, and the largest difference relative to its tolerance."""
+
+    alarm: tuple[str, ...]
+    ratio: float
+    where: str
+
+
+def _largest(subject: ParityRun) -> tuple[float, str]:
+    """Over all numbers that were compared; the leaf it was found at."""
+    ratios = {"": 0.0}
+    for key, actual in subject.memory.actual.items():
+        expected, tolerance_of = subject.expected(key), subject.tolerances.of(key)
+        for leaf, value in expected.items():
+            if is_number(value) and leaf in actual:
+                name = f"{key} {leaf.rpartition('/')[2]}"
+                ratios[name] = max(ratios.get(name, 0.0), _ratio(value, actual[leaf], tolerance_of(leaf)))
+    where = max(ratios, key=lambda name: ratios[name])
+    return ratios[where], where
+
+
+def _ratio(expected: Any, actual: Any, tolerance: Tolerance) -> float:
+    want, have = (torch.as_tensor(value).detach().double().cpu() for value in (expected, actual))
+    off = (have - want).abs()
+    return float((off / tolerance.allowed(want))[off > 0].max()) if bool((off > 0).any()) else 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """All runs of one variation on cases of one kind."""
+
+    cases: str
+    variation: str
+    seen: tuple[Seen, ...]
+
+    @property
+    def alarms(self) -> list[str]:
+        """The key of every alarm."""
+        return [key for run in self.seen for key in run.alarm]
+
+    @property
+    def largest(self) -> Seen:
+        return max(self.seen, key=lambda run: run.ratio)
+
+
+def rows(
+    families: Sequence[str] = FAMILIES,
+    seeds: Sequence[int] = SEEDS,
+    variations: Sequence[Variation] = VARIATIONS,
+    with_shipped: bool = True,
+) -> Iterator[Row]:
+    """The table, row by row."""
+    name = f"{len(families)} families x {len(seeds)} trial seeds, floors alone"
+    yield from rows_of(name, family_cases(families, seeds), variations)
+    if with_shipped:
+        yield from rows_of("shipped models, their goldens", shipped_cases(), variations)
+
+
+def half_rows(families: Sequence[str] = FAMILIES, seeds: Sequence[int] = HALF_SEEDS) -> Iterator[Row]:
+    """bf16, where the kernels' difference is large: with the floors alone, and with the noise of each golden."""
+    cases = list(half_cases(families, seeds))
+    yield from rows_of("bf16, floors alone", cases, [EAGER])
+    yield from rows_of("bf16, noise of the golden", map(with_noise, cases), [EAGER])
+
+
+def rows_of(name: str, cases: Iterable[Case], variations: Sequence[Variation]) -> list[Row]:
+    found: dict[str, list[Seen]] = {variation.name: [] for variation in variations}
+    for case in cases:
+        for variation in variations:
+            if variation.fits(case.lm):
+                found[variation.name].append(case.judge(variation))
+    return [Row(name, variation, tuple(seen)) for variation, seen in found.items() if seen]
+
+
+# ---------------------------------------------------------------- the page
+
+
+HEAD = """# False alarms
+
+What is legal must be green. Here the same method is run in ways that need not give the same last bits, each against a
+golden of the usual way (one thread, sdpa where the family has it, one prompt at a time), at default tolerances. Written by
+`python -m pytest_fvparity.selftest.alarms docs/alarms.md`. Differences are relative to the tolerance: 1 is the edge.
+"""
+
+HALF = """
+## Half precision
+
+In bf16 two attention implementations differ by more than the fixed floors on random models, whose weights are large.
+These rows are no promise: they show what the floors alone say, and what the noise stored in a golden makes of it.
+"""
+
+
+def table(found: Iterable[Row]) -> str:
+    lines = ["| golden | what was varied | runs | alarms | largest difference | at |", "|---|---|---|---|---|---|"]
+    for row in found:
+        keys = ", ".join(f"{key} {row.alarms.count(key)}" for key in dict.fromkeys(row.alarms))
+        alarms = f"{len(row.alarms)} ({keys})" if keys else "0"
+        where = f"`{row.largest.where}`" if row.largest.where else "-"
+        cells = (row.cases, row.variation, str(len(row.seen)), alarms, f"{row.largest.ratio:.1g}", where)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(path: Path) -> int:
+    found = list(rows())
+    n_runs, n_alarms = sum(len(row.seen) for row in found), sum(len(row.alarms) for row in found)
+    total = f"\n**{n_runs} runs, {n_alarms} alarms.**\n\n"
+    write_text(path, HEAD + total + table(found) + HALF + "\n" + table(half_rows()))
+    return 1 if n_alarms else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
