@@ -49,11 +49,10 @@ def within(text: str, budget: int, whole: str) -> str:
     blocks = list(parse(text))
     shortened = [_shortened(block, budget // 4) for block in blocks]
     n_shortened = sum(old != new for old, new in zip(blocks, shortened, strict=True))
-    longest = _note(budget, whole, blocks, [len(block.rows) for block in blocks], n_shortened)
+    longest = _note(budget, whole, blocks, [None] * len(blocks), n_shortened)
     kept = _fitting(shortened, budget - size(longest) - 2)
     lines = [line for block in kept if block for line in block.lines]
-    cut = [len(block.rows) - (len(part.rows) if part else 0) for block, part in zip(blocks, kept, strict=True)]
-    return "\n".join([*lines, "", _note(budget, whole, blocks, cut, n_shortened)])
+    return "\n".join([*lines, "", _note(budget, whole, blocks, kept, n_shortened)])
 
 
 def parse(text: str) -> Iterator[Block]:
@@ -107,11 +106,19 @@ def _cost(lines: Sequence[str]) -> int:
     return sum(size(line) + 1 for line in lines)
 
 
-def _note(budget: int, whole: str, blocks: Sequence[Block], cut: Sequence[int], n_shortened: int) -> str:
-    tables = [(n, len(block.rows)) for block, n in zip(blocks, cut, strict=True) if block.is_table]
-    words = [(n if any(b.rows) else 0, len(b.rows)) for b, n in zip(blocks, cut, strict=True) if not b.is_table]
+def _note(budget: int, whole: str, blocks: Sequence[Block], kept: Sequence[Block | None], n_shortened: int) -> str:
+    counts = []
+    for of_tables in (True, False):
+        pairs = [(b, part) for b, part in zip(blocks, kept, strict=True) if b.is_table is of_tables]
+        total, left = sum(_n_rows(block) for block, _ in pairs), sum(_n_rows(part) for _, part in pairs)
+        counts.append(f"{total - left} of {total}")
     shorter = f", {n_shortened} line(s) shortened" if n_shortened else ""
     return (
-        f"**Cut to stay within {budget} bytes: {sum(n for n, _ in tables)} of {sum(n for _, n in tables)} table rows "
-        f"and {sum(n for n, _ in words)} of {sum(n for _, n in words)} other lines left out{shorter}.** {whole}"
+        f"**Cut to stay within {budget} bytes: {counts[0]} table rows and {counts[1]} other lines left out{shorter}.** "
+        f"{whole}"
     )
+
+
+def _n_rows(block: Block | None) -> int:
+    """Empty lines do not count."""
+    return sum(bool(row) for row in block.rows) if block else 0

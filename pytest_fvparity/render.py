@@ -117,8 +117,18 @@ def write_report(report: Report, folder: Path, comparison: Comparison | None = N
         write_text(folder / name, text)
 
 
-def _files(report: Report, comparison: Comparison | None = None) -> dict[str, str]:
-    """File name -> text."""
+def _files(report: Report, comparison: Comparison | None) -> dict[str, str]:
+    """File name -> text. A report from elsewhere may fit its schema and still lack what the templates show."""
+    from jinja2 import TemplateRuntimeError
+
+    try:
+        return _rendered(report, comparison)
+    except (KeyError, TypeError, ValueError, TemplateRuntimeError) as error:
+        trials = f"{report.dataset}/{report.fixed_trials_id}"
+        raise FormatError(f"the report of {trials} cannot be rendered ({type(error).__name__}: {error})") from error
+
+
+def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str]:
     value, templates = report.model_dump(mode="json"), environment()
     stages = [_stage(check) for check in report.checks]
     rows = [row | {"duration_sec": f"{row['duration_sec']:.6f}"} for row in stages]

@@ -5,53 +5,20 @@ from __future__ import annotations
 import csv
 import html.parser
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fvcore.gates import Finding, StageResult, Status, Verdict
-from pytest_fvparity import report as report_module
+from fvcore.gates import Status
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.render import heat_map, write_all, write_report
 from pytest_fvparity.report import Report
 from pytest_fvparity.schema import report_schema
+from tests.pytest_fvparity.made_reports import CONTEXT, FILE, assemble, failed, row_of, rows_of
 from tests.pytest_fvparity.worlds import World, plant
 
 ROOT = Path(__file__).parents[2]
-FILE = "datasets/fixed_trials/fixed_trials_x.json"
-CONTEXT = {
-    "dataset": "words",
-    "fixed_trials_id": "fixed_trials_x",
-    "n_trials": 3,
-    "n_compared_trials": 3,
-    "model": "m",
-    "golden_path": "golden/words/fixed_trials_x/src",
-}
-
-
-def _row(key: str, status: Status = Status.PASS, verdict: Verdict | None = None, **rest: Any) -> dict[str, Any]:
-    result = StageResult("parity", key, status, verdict or Verdict(compared=1), **rest)
-    # Through JSON, as it comes from a worker.
-    return json.loads(json.dumps({"context": CONTEXT, "result": result.to_dict()}))
-
-
-def _rows(**changed: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {key: changed.get(key, _row(key)) for key in CHECK_KEYS}
-
-
-def assemble(
-    planned: Sequence[str], rows: dict[str, dict[str, Any]], keep_going: bool = False, suffix: str = ""
-) -> Report:
-    return report_module.assemble(FILE, planned, rows, lambda key: f"pytest {FILE}::parity::{key}{suffix}", keep_going)
-
-
-def _failed(message: str = "differs by 1", **how: Any) -> Verdict:
-    coordinate = {"layer": 2, "head": 1, "slot": 3, "dim": 4}
-    finding = Finding("mean_activations[layer 2, head 1, slot 3, dim 4]", message, 1.0, 2.0, coordinate, 1.0, 1.0)
-    return Verdict((replace(finding, **how),), compared=10, mismatch_count=1, measurements={"max_abs_diff": 1.0})
 
 
 def test_the_published_schema_is_current_and_a_report_fits_it() -> None:
@@ -60,12 +27,12 @@ def test_the_published_schema_is_current_and_a_report_fits_it() -> None:
     published = json.loads((ROOT / "docs" / "report.schema.json").read_text())
 
     assert published == report_schema(), "run `make docs`"
-    report = assemble(CHECK_KEYS, _rows(mean_activations=_row("mean_activations", Status.FAIL, _failed())))
+    report = assemble(CHECK_KEYS, rows_of(mean_activations=row_of("mean_activations", Status.FAIL, failed())))
     jsonschema.validate(report.model_dump(mode="json"), published)
 
 
 def test_the_first_line_is_verdict_divergence_and_values() -> None:
-    report = assemble(CHECK_KEYS, _rows(mean_activations=_row("mean_activations", Status.FAIL, _failed())))
+    report = assemble(CHECK_KEYS, rows_of(mean_activations=row_of("mean_activations", Status.FAIL, failed())))
 
     assert report.headline == (
         "FAIL: earliest divergence at stage mean_activations, file golden/words/fixed_trials_x/src/mean_activations.safetensors, "
@@ -77,14 +44,14 @@ def test_the_first_line_is_verdict_divergence_and_values() -> None:
 
 
 def test_a_pass_behind_a_failure_is_not_believed() -> None:
-    report = assemble(CHECK_KEYS, _rows(slot_map=_row("slot_map", Status.FAIL, _failed())))
+    report = assemble(CHECK_KEYS, rows_of(slot_map=row_of("slot_map", Status.FAIL, failed())))
 
     assert [check.status for check in report.checks] == ["PASS", "FAIL", *["BLOCKED"] * 4]
     assert {check.blocked_by for check in report.checks[2:]} == {"slot_map"}
 
 
 def test_with_keep_going_a_later_pass_stands() -> None:
-    rows = _rows(slot_map=_row("slot_map", Status.FAIL, _failed()))
+    rows = rows_of(slot_map=row_of("slot_map", Status.FAIL, failed()))
 
     report = assemble(CHECK_KEYS, rows, keep_going=True)
 
@@ -93,7 +60,7 @@ def test_with_keep_going_a_later_pass_stands() -> None:
 
 
 def test_a_planned_stage_that_never_reported_is_crashed_and_red() -> None:
-    rows = _rows()
+    rows = rows_of()
     del rows["top_heads"], rows["fv_vector"], rows["injection_output"]
 
     report = assemble(CHECK_KEYS, rows)
@@ -110,8 +77,8 @@ def test_no_row_at_all_is_still_a_report() -> None:
 
 
 def test_a_nan_difference_is_written_as_a_word(tmp_path: Path) -> None:
-    verdict = replace(_failed(), measurements={"max_abs_diff": float("nan")})
-    report = assemble(CHECK_KEYS, _rows(mean_activations=_row("mean_activations", Status.FAIL, verdict)))
+    verdict = replace(failed(), measurements={"max_abs_diff": float("nan")})
+    report = assemble(CHECK_KEYS, rows_of(mean_activations=row_of("mean_activations", Status.FAIL, verdict)))
 
     write_report(report, tmp_path)
 
@@ -132,10 +99,10 @@ class _Tags(html.parser.HTMLParser):
 
 def test_html_is_escaped_and_uses_no_network(tmp_path: Path) -> None:
     nasty = "<script>alert(1)</script>"
-    verdict = _failed(nasty, expected=nasty, actual=f"</code>{nasty}", where=f"0:0/clean/text{nasty}")
-    row = _row("prompt_boundary", Status.FAIL, verdict, message=nasty)
+    verdict = failed(nasty, expected=nasty, actual=f"</code>{nasty}", where=f"0:0/clean/text{nasty}")
+    row = row_of("prompt_boundary", Status.FAIL, verdict, message=nasty)
     row["context"] = {**CONTEXT, "model": nasty}
-    report = assemble(CHECK_KEYS, _rows(prompt_boundary=row), suffix=nasty)
+    report = assemble(CHECK_KEYS, rows_of(prompt_boundary=row), suffix=nasty)
 
     write_all([report], tmp_path)
 
@@ -148,7 +115,7 @@ def test_html_is_escaped_and_uses_no_network(tmp_path: Path) -> None:
 
 
 def test_markdown_cells_cannot_break_the_table(tmp_path: Path) -> None:
-    report = assemble(CHECK_KEYS, _rows(slot_map=_row("slot_map", Status.FAIL, _failed(expected="a|b\n`c`"))))
+    report = assemble(CHECK_KEYS, rows_of(slot_map=row_of("slot_map", Status.FAIL, failed(expected="a|b\n`c`"))))
 
     write_report(report, tmp_path)
 
@@ -205,7 +172,7 @@ def test_a_blocked_injection_leaves_no_old_numbers_behind(pytester: pytest.Pytes
 
 
 def test_a_report_reads_back_into_the_same_value() -> None:
-    report = assemble(CHECK_KEYS, _rows(mean_activations=_row("mean_activations", Status.FAIL, _failed())))
+    report = assemble(CHECK_KEYS, rows_of(mean_activations=row_of("mean_activations", Status.FAIL, failed())))
 
     assert Report.model_validate_json(report.model_dump_json()) == report
 

@@ -1,0 +1,406 @@
+"""`fvparity selftest`, `merge` and `render`, from the command line to files, output and exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvcore.gates import Status
+from pytest_fvparity import cli
+from pytest_fvparity.fault_table import absent
+from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.render import write_all
+from pytest_fvparity.selftest import run
+from pytest_fvparity.selftest.catalogue import Fault, Observed, Outcome
+from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
+from tests.pytest_fvparity.worlds import World, plant
+
+ROOT = Path(__file__).parents[2]
+NAME = "src_vs_fv_diff_report.json"
+
+
+@dataclass
+class Result:
+    """What one call of the program did."""
+
+    status: int
+    out: str
+    err: str
+
+
+Program = Callable[..., Result]
+
+
+@pytest.fixture
+def fvparity(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["fvparity", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        streams = capfd.readouterr()
+        code = stopped.value.code
+        return Result(code if isinstance(code, int) else int(code is not None), streams.out, streams.err)
+
+    return call
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---------------------------------------------------------------- selftest
+
+
+def fault(id: str, seen: dict[str, Observed], outcome: Outcome = Outcome.FAILS, key: str | None = "slot_map") -> Fault:
+    def observe(bed: Any) -> Observed:
+        return seen[bed]
+
+    return Fault(id, f"hazard | of {id}", "planted [so]", "", outcome, key, tuple(seen), observe)
+
+
+RIGHT, EARLIER = Observed(Outcome.FAILS, "slot_map", "differs by 0.123"), Observed(Outcome.FAILS, "prompt_boundary")
+CAUGHT = fault("F01", {"a": RIGHT, "b": RIGHT})
+WRONG = fault("F02", {"a": RIGHT, "b": EARLIER})
+MISSED = fault("F03", {"a": EARLIER, "b": Observed(Outcome.PASSES)})
+IDLE = fault("F04-gpu", {"a": Observed(Outcome.NOT_RUN)})
+LEGAL = fault("F05", {"a": Observed(Outcome.PASSES)}, Outcome.PASSES, None)
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put these faults in the catalogue's place."""
+
+    def put(*faults: Fault) -> None:
+        monkeypatch.setattr(run, "catalogue", lambda: {one.id: one for one in faults})
+        monkeypatch.setattr(run, "bed", lambda family: family)
+
+    return put
+
+
+def test_each_fault_has_a_line_and_a_row_and_is_counted(fvparity: Program, planted: Callable[..., None]) -> None:
+    planted(CAUGHT, WRONG, MISSED, IDLE, LEGAL)
+
+    result = fvparity("selftest")
+
+    assert result.status == 1
+    assert result.err.splitlines() == [
+        "[1/5] F01: caught",
+        "[2/5] F02: wrong key",
+        "[3/5] F03: missed",
+        "[4/5] F04-gpu: not run here",
+        "[5/5] F05: caught",
+    ]
+    assert result.out.splitlines()[-1] == "2 caught, 1 wrong key, 1 missed, 1 not run here"
+    (row,) = [line for line in result.out.splitlines() if "│ F02" in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "F02",
+        "hazard | of F02",
+        "fails at slot_map",
+        "fails at slot_map (a); fails at prompt_boundary (b)",
+        "wrong key",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("faults", "status"),
+    [((CAUGHT, IDLE, LEGAL), 0), ((CAUGHT, WRONG), 1), ((CAUGHT, MISSED), 1)],
+    ids=["none", "wrong key", "missed"],
+)
+def test_the_status_is_red_for_what_is_missed_or_misplaced(
+    fvparity: Program, planted: Callable[..., None], faults: tuple[Fault, ...], status: int
+) -> None:
+    planted(*faults)
+
+    assert fvparity("selftest").status == status
+
+
+def test_some_faults_by_id(fvparity: Program, planted: Callable[..., None]) -> None:
+    planted(CAUGHT, WRONG, MISSED)
+
+    result = fvparity("selftest", "F01", "F01")
+
+    assert (result.status, result.out.splitlines()[-1]) == (0, "1 caught, 0 wrong key, 0 missed, 0 not run here")
+
+
+def test_an_unknown_fault_is_refused_before_any_is_planted(fvparity: Program, planted: Callable[..., None]) -> None:
+    planted(CAUGHT)
+
+    result = fvparity("selftest", "F01", "F99")
+
+    assert (result.status, result.out) == (2, "")
+    assert result.err == "fvparity: no fault F99 in the catalogue; known: F01\n"
+
+
+def test_the_page_is_whole_and_the_same_every_time(
+    fvparity: Program, planted: Callable[..., None], tmp_path: Path
+) -> None:
+    planted(CAUGHT, WRONG, IDLE)
+    pages = [tmp_path / "one.md", tmp_path / "two.md"]
+
+    for page in pages:
+        assert fvparity("selftest", "--markdown", page).status == 1  # written although it is red
+
+    one, two = (page.read_text() for page in pages)
+    assert one == two
+    assert one.startswith("<!-- Generated by `fvparity selftest")
+    assert "**1 caught, 1 wrong key, 0 missed, 1 not run here**\n" in one
+    assert "| F01 | hazard \\| of F01 | planted [so] | 2 | fails at slot_map | fails at slot_map | caught |" in one
+    assert "0.123" not in one, "numbers differ from machine to machine"
+    assert "Without a fault in the catalogue: F03, F05, F06" in one
+
+
+def test_a_page_of_some_faults_says_so(fvparity: Program, planted: Callable[..., None], tmp_path: Path) -> None:
+    planted(CAUGHT, WRONG, IDLE)
+
+    fvparity("selftest", "F01", "--markdown", tmp_path / "x.md")
+
+    assert "of the 3 faults in the catalogue, 1 selected" in (tmp_path / "x.md").read_text()
+
+
+def test_a_variant_counts_for_its_number() -> None:
+    ids = [f"F{n:02}" for n in range(1, 75)]
+
+    assert absent(ids) == ["F75"]
+    assert absent([*ids, "F75-variant"]) == []
+
+
+def test_a_real_fault_is_caught(fvparity: Program) -> None:
+    result = fvparity("selftest", "F01")
+
+    assert result.status == 0
+    assert "fails at prompt_boundary" in result.out
+
+
+def test_the_published_table_lists_the_catalogue() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text()
+    listed = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| F")]
+
+    assert listed == list(run.catalogue()), "run `make faults`"
+
+
+# ---------------------------------------------------------------- render
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    """What a run of two trials files wrote, one of them red."""
+    red = assemble(CHECK_KEYS, rows_of(slot_map=row_of("slot_map", Status.FAIL, failed("a|b ``` <b>"))))
+    green = assemble(CHECK_KEYS, rows_of()).model_copy(update={"fixed_trials_id": "fixed_trials_a"})
+    write_all([green, red], tmp_path / "reports")
+    return tmp_path / "reports"
+
+
+def test_rendering_again_gives_the_same_bytes(fvparity: Program, reports: Path, tmp_path: Path) -> None:
+    before = tree(reports)
+
+    assert fvparity("render", reports).status == 0
+    assert tree(reports) == before
+    assert fvparity("render", *sorted(reports.rglob(NAME), reverse=True), "--out", tmp_path / "again").status == 0
+    assert tree(tmp_path / "again") == before
+
+
+def test_everything_is_rendered_from_the_json_alone(fvparity: Program, reports: Path) -> None:
+    before = tree(reports)
+    for path in reports.rglob("*"):
+        if path.is_file() and path.name != NAME:
+            path.unlink()
+
+    fvparity("render", reports, "--out", reports)
+
+    assert tree(reports) == before
+
+
+def test_a_real_run_is_rendered_again_byte_by_byte(
+    fvparity: Program, pytester: pytest.Pytester, two_files: World
+) -> None:
+    plant(pytester, "mean_activations", 'leaves["mean_activations"][0, 1, 2, 3] += float("nan")')
+    pytester.runpytest_inprocess("-m", "parity", "--fv-keep-going", *two_files.options)
+    before = tree(pytester.path / "reports")
+    assert len(before) == 2 * 8 + 3
+
+    assert fvparity("render", "reports", "--out", "again").status == 0
+
+    assert tree(pytester.path / "again") == before
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        without = {"created_at", "duration_sec", "stdout", "stderr"}
+        return {key: _timeless(item) for key, item in value.items() if key not in without}
+    return [_timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def test_two_runs_differ_in_times_alone(pytester: pytest.Pytester, two_files: World) -> None:
+    found = []
+    for _ in range(2):
+        pytester.runpytest_inprocess("-m", "parity", *two_files.options)
+        found.append(tree(pytester.path / "reports"))
+        shutil.rmtree(pytester.path / "reports")
+
+    one, two = found
+    assert one.keys() == two.keys()
+    for name in one:
+        if name.endswith(".json"):
+            assert _timeless(json.loads(one[name])) == _timeless(json.loads(two[name])), name
+        elif name.endswith((".md", "trials.csv")) or name == "summary.html":
+            assert one[name] == two[name], name
+
+
+def test_a_budget_is_kept_on_stdout_and_writes_nothing(fvparity: Program, reports: Path) -> None:
+    before = tree(reports)
+    (path,) = reports.rglob(f"fixed_trials_x/{NAME}")
+
+    result = fvparity("render", path, "--budget", 1000)
+
+    assert result.status == 0
+    assert len(result.out.encode()) <= 1000
+    assert "**Cut to stay within 1000 bytes: " in result.out
+    assert tree(reports) == before
+    assert fvparity("render", path, "--budget", 65536).out == path.with_suffix(".md").read_text()
+
+
+def test_annotations_are_printed_and_nothing_is_written(fvparity: Program, reports: Path) -> None:
+    before = tree(reports)
+
+    result = fvparity("render", reports, "--annotations")
+
+    assert (result.status, len(result.out.splitlines())) == (0, 1)
+    assert result.out.startswith(
+        "::error file=golden/words/fixed_trials_x/src/slot_map.safetensors,title=fixed_trials_x%3A"
+    )
+    assert tree(reports) == before
+
+
+def test_a_step_summary_is_not_written_by_itself(
+    fvparity: Program, reports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
+
+    fvparity("render", reports)
+
+    assert not (tmp_path / "summary").exists()
+
+
+def test_against_an_earlier_run(fvparity: Program, reports: Path, tmp_path: Path) -> None:
+    earlier = assemble(CHECK_KEYS, rows_of())
+    write_all([earlier], tmp_path / "earlier")
+
+    result = fvparity("render", reports, "--against", tmp_path / "earlier", "--out", tmp_path / "out")
+
+    assert result.status == 0
+    folder = tmp_path / "out" / "words" / "fixed_trials_x"
+    comparison = json.loads((folder / "src_vs_fv_comparison.json").read_text())
+    assert [row["change"] for row in comparison["keys"]] == ["same", "new", *["not judged"] * 4]
+    assert "| `slot_map` | new | PASS | FAIL |" in (folder / "src_vs_fv_diff_report.md").read_text()
+    # The other trials have no earlier report, and no section.
+    assert not (tmp_path / "out" / "words" / "fixed_trials_a" / "src_vs_fv_comparison.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere.json",), "nowhere.json: no such file"),
+        (("empty",), "empty: no src_vs_fv_diff_report.json under this folder"),
+        (("list.json",), "list.json: not a parity report (the top level: "),
+        (("older.json",), "older.json: a report of schema version 0, not 1"),
+        (("lacking.json",), "lacking.json: not a parity report (checks: field required)"),
+        (("hollow.json",), "the report of words/fixed_trials_x cannot be rendered (UndefinedError: "),
+        (
+            ("reports", "--against", "a.json"),
+            "--against a.json: no report of the same trials (words/fixed_trials_a, words/",
+        ),
+        (("x.json", "copy.json"), "two reports would be written to ."),
+        (("x.json", "reports", "--out", "out"), "two reports would be written to out/words/fixed_trials_x"),
+        (("reports", "--budget", "5000"), "--budget prints one report, and 2 were given"),
+        (("x.json", "--budget", "5000", "--annotations"), "--out, --budget and --annotations exclude one another"),
+    ],
+)
+def test_what_cannot_be_rendered_is_one_message_and_no_file(
+    fvparity: Program,
+    reports: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(reports.parent)
+    (whole,) = reports.rglob(f"fixed_trials_x/{NAME}")
+    value = json.loads(whole.read_text())
+    other = value | {"fixed_trials_id": "fixed_trials_other"}
+    lacking = {key: item for key, item in value.items() if key != "checks"}
+    hollow = value | {"profile": {"identity": {}}}
+    damaged = {"list": [1], "older": value | {"schema_version": 0}, "lacking": lacking, "hollow": hollow}
+    for name, content in ({"x": value, "copy": value, "a": other} | damaged).items():
+        Path(f"{name}.json").write_text(json.dumps(content))
+    Path("empty").mkdir()
+    before = tree(reports.parent)
+
+    result = fvparity("render", *arguments)
+
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith(f"fvparity: {message}")
+    assert tree(reports.parent) == before
+
+
+# ---------------------------------------------------------------- merge
+
+
+def test_a_run_in_two_halves_merges_into_a_whole_one(
+    fvparity: Program, pytester: pytest.Pytester, two_files: World
+) -> None:
+    for name, keys in (("early", CHECK_KEYS[:3]), ("late", CHECK_KEYS[3:])):
+        chosen = ["-k", " or ".join(keys), f"--fv-report-dir={name}"]
+        pytester.runpytest_inprocess("-m", "parity", *chosen, *two_files.options)
+
+    result = fvparity("merge", "early", "late", "--out", "merged")
+
+    assert result.status == 0
+    assert result.out.splitlines()[-1] == "4 report(s) merged into 2: merged/summary.html"
+    summary = json.loads((pytester.path / "merged" / "summary.json").read_text())
+    assert summary["overall_status"] == "PASS"
+    assert [list(row["statuses"].values()) for row in summary["runs"]] == [["PASS"] * 6] * 2
+    merged = tree(pytester.path / "merged")
+    fvparity("merge", "late", "early", "--out", "other")
+    assert tree(pytester.path / "other") == merged
+    fvparity("render", "merged", "--out", "again")
+    assert tree(pytester.path / "again") == merged
+
+
+def test_a_red_merge_is_red(fvparity: Program, reports: Path, tmp_path: Path) -> None:
+    result = fvparity("merge", reports, "--out", tmp_path / "merged")
+
+    assert result.status == 1
+    assert "words/fixed_trials_x: FAIL: earliest divergence at stage slot_map" in result.out
+
+
+def test_a_contradiction_names_the_files_and_writes_nothing(fvparity: Program, reports: Path, tmp_path: Path) -> None:
+    write_all([assemble(CHECK_KEYS, rows_of())], tmp_path / "other")
+
+    result = fvparity("merge", reports, tmp_path / "other", "--out", tmp_path / "merged")
+
+    assert (result.status, result.out) == (2, "")
+    assert "fixed_trials_x: slot_map is " in result.err
+    assert f"PASS in {tmp_path}/other/words/fixed_trials_x/{NAME}" in result.err
+    assert not (tmp_path / "merged").exists()
+
+
+# ---------------------------------------------------------------- the program
+
+
+def test_help_and_rendering_do_not_import_torch(reports: Path) -> None:
+    code = "import sys; from pytest_fvparity import cli\ntry: cli.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+
+    for arguments in (["--help"], ["render", str(reports)], ["merge", str(reports), "--out", str(reports / "m")]):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", code, *arguments], env=environment, check=True, capture_output=True)

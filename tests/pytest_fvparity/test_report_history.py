@@ -1,0 +1,119 @@
+"""A report beside an earlier one: each word for a change, and drift in figures one can check by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvcore.gates import Status, Verdict
+from pytest_fvparity.history import compared
+from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.render import markdown, write_report
+from pytest_fvparity.report import Report, ToleranceRow
+from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
+
+KEY = "mean_activations"
+
+
+def _of(status: Status | None) -> Report:
+    planned = [key for key in CHECK_KEYS if key != KEY or status is not None]
+    verdict = failed() if status is Status.FAIL else None
+    rows = rows_of() if status is None else rows_of(**{KEY: row_of(KEY, status, verdict)})
+    return assemble(planned, rows, keep_going=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "change"),
+    [
+        (Status.PASS, Status.PASS, "same"),
+        (Status.PASS, Status.FAIL, "new"),
+        (Status.PASS, Status.ERROR, "new"),
+        (Status.BLOCKED, Status.FAIL, "new"),
+        (None, Status.FAIL, "new"),
+        (Status.FAIL, Status.PASS, "fixed"),
+        (Status.CRASHED, Status.PASS, "fixed"),
+        (Status.FAIL, Status.FAIL, "still failing"),
+        (Status.FAIL, Status.ERROR, "still failing"),
+        (Status.BLOCKED, Status.PASS, "passes"),
+        (None, Status.PASS, "passes"),
+        (Status.FAIL, Status.BLOCKED, "not judged"),
+        (Status.FAIL, None, "not judged"),
+        (Status.PASS, Status.NOT_PROVIDED, "not judged"),
+    ],
+)
+def test_each_change_has_its_word(before: Status | None, now: Status | None, change: str) -> None:
+    rows = {row.key: row for row in compared(_of(now), _of(before)).keys}
+
+    assert rows[KEY].change == change
+    assert {row.change for key, row in rows.items() if key != KEY} == {"same"}
+
+
+def _differing(largest: float, atol: float = 1e-4, **rest: Any) -> Report:
+    verdict = Verdict(compared=10, measurements={"max_abs_diff": largest})
+    report = assemble(CHECK_KEYS, rows_of(**{KEY: row_of(KEY, verdict=verdict)}))
+    rows = [ToleranceRow(leaf=n, rtol=0, atol=a, of_max=0, of_norm=0, rule="r") for n, a in (("a", atol), ("b", 0.0))]
+    checks = [c.model_copy(update={"tolerances": rows}) if c.key == KEY else c for c in report.checks]
+    return report.model_copy(update={"checks": checks, **rest})
+
+
+def test_drift_is_a_ratio_and_the_room_left() -> None:
+    row = compared(_differing(4e-5), _differing(1e-6)).keys[2]
+
+    assert row.ratio == pytest.approx(40)
+    assert row.atol == 1e-4
+    assert row.room_before == pytest.approx(2)
+    assert row.room_now == pytest.approx(0.39794, abs=1e-5)
+
+
+def test_a_large_drift_that_passes_is_said_in_words() -> None:
+    assert compared(_differing(4e-5), _differing(1e-6)).sentence == (
+        "6 same; mean_activations passes, and differs 40 times as much as before"
+    )
+    assert compared(_differing(9e-6), _differing(1e-6)).sentence == "6 same"
+    assert compared(_differing(1e-6), _differing(0.0)).sentence.endswith("no longer equal to the last bit")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "ratio", "room"), [(0.0, 0.0, 1.0, "inf"), (0.0, 1e-6, "inf", 2.0), (1e-6, 0.0, 0.0, "inf")]
+)
+def test_zero_has_its_words(before: float, now: float, ratio: float | str, room: float | str) -> None:
+    row = compared(_differing(now), _differing(before)).keys[2]
+
+    assert row.ratio == ratio
+    assert row.room_now == pytest.approx(room) if isinstance(room, float) else row.room_now == room
+
+
+def test_a_key_without_an_atol_has_a_ratio_and_no_room() -> None:
+    row = compared(_differing(2e-6, atol=0.0), _differing(1e-6, atol=0.0)).keys[2]
+
+    assert (row.ratio, row.atol, row.room_now) == (2.0, None, None)
+
+
+def test_what_changed_around_the_numbers_is_listed() -> None:
+    def profile(layer: int, torch: str) -> dict[str, Any]:
+        return {"identity": {"edit_layer": layer, "seed": 0}, "conditions": {"versions": {"torch": torch}}}
+
+    sides = [_differing(1e-6, profile=profile(n, f"2.{n}")) for n in (8, 9)]
+
+    assert compared(sides[1], sides[0]).changed == {
+        "edit_layer": [8, 9],
+        "versions": [{"torch": "2.8"}, {"torch": "2.9"}],
+    }
+
+
+def test_it_is_in_markdown_in_html_and_in_json(tmp_path: Path) -> None:
+    now, before = _of(Status.FAIL), _of(Status.PASS)
+    comparison = compared(now, before)
+
+    write_report(now, tmp_path, comparison)
+
+    value = json.loads((tmp_path / "src_vs_fv_comparison.json").read_text())
+    assert value == comparison.model_dump(mode="json")
+    assert "| `mean_activations` | new | PASS | FAIL | – | 1 |" in (tmp_path / "src_vs_fv_diff_report.md").read_text()
+    page = (tmp_path / "src_vs_fv_diff_report.html").read_text()
+    assert '<td>mean_activations</td><td class="off">new</td><td>PASS</td><td>FAIL</td>' in page
+    assert "<script" not in page
+    assert "Against" not in markdown(now, 100_000)

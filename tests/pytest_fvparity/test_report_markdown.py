@@ -1,0 +1,184 @@
+"""Markdown within a budget, and annotations: what GitHub shows is never over its limit, never broken, and counted."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fvcore.gates import Status
+from pytest_fvparity.annotations import MOST, workflow_commands
+from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.markdown import LEAST, parse, size, within
+from pytest_fvparity.render import environment, markdown
+from pytest_fvparity.report import Report
+from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
+
+ROW = "| {} | ä{} |"
+DOCUMENT = "\n".join(
+    [
+        "**FAIL: it fails**",
+        "",
+        "```",
+        *(f"line {n}" for n in range(100)),
+        "```",
+        "",
+        "| a | b |",
+        "|---|---|",
+        *(ROW.format(n, "x" * 40) for n in range(200)),
+        "",
+        "the end",
+    ]
+)
+N_BYTES = size(DOCUMENT)
+NOTE = re.compile(
+    r"\*\*Cut to stay within (\d+) bytes: (\d+) of (\d+) table rows and (\d+) of (\d+) other lines left out"
+)
+
+
+def test_what_fits_is_left_alone() -> None:
+    assert within(DOCUMENT, N_BYTES, "") == DOCUMENT
+    assert within(DOCUMENT, N_BYTES - 1, "") != DOCUMENT
+
+
+@pytest.mark.parametrize("budget", [*range(LEAST, N_BYTES, 997), N_BYTES - 1])
+def test_a_cut_is_within_the_budget_whole_in_form_and_counted(budget: int) -> None:
+    text = within(DOCUMENT, budget, "All of it is elsewhere.")
+
+    assert size(text) <= budget
+    *body, empty, note = text.split("\n")
+    start = DOCUMENT.split("\n")[: len(body)]
+    assert empty == ""
+    assert body == start or body == [*start[:-1], "```"]
+    assert text.count("```") in {0, 2}
+    assert ("| a | b |" in body) == ("|---|---|" in body) == any(line.startswith("| 0 |") for line in body)
+    found = NOTE.match(note)
+    assert found
+    said, rows, of_rows, lines, of_lines = map(int, found.groups())
+    kept_rows = sum(bool(re.match(r"\| \d", line)) for line in body)
+    kept_lines = sum(bool(line) and line[0] not in "|`" for line in body)
+    assert (said, of_rows, of_lines) == (budget, 200, 102)
+    assert rows == 200 - kept_rows
+    assert lines == 102 - kept_lines
+
+
+def test_a_cut_keeps_as_much_as_it_can() -> None:
+    text = within(DOCUMENT, 8000, "")
+
+    assert 8000 - size(text) < size(ROW.format(100, "x" * 40)) + 10
+
+
+def test_an_endless_line_loses_its_end_and_the_note_says_so() -> None:
+    text = within("ä" * 5000 + "\nthe rest", 2000, "")
+
+    assert size(text) <= 2000
+    assert "the rest" in text
+    assert "1 line(s) shortened" in text
+
+
+def test_a_lone_surrogate_is_counted_as_it_is_written() -> None:
+    text = within("\ud800" * 5000, 2000, "")
+
+    assert len(text.encode("utf-8", errors="backslashreplace")) <= 2000
+
+
+def test_a_fence_inside_a_fence_is_text() -> None:
+    text = environment().from_string("{{ text | fence }}").render(text="```\n| a |\n|---|\n```")
+
+    (block,) = parse(text)
+    assert (block.head, block.tail) == (("````",), ("````",))
+    assert len(block.rows) == 4
+
+
+def test_a_table_without_rows_keeps_its_head() -> None:
+    text = within("| a |\n|---|\n\n" + "x\n" * 1000, LEAST, "")
+
+    assert text.startswith("| a |\n|---|\n\nx\n")
+
+
+def test_too_small_a_budget_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1000"):
+        within(DOCUMENT, 999, "")
+
+
+def _many(n: int, key: str = "mean_activations", **changed: dict[str, Any]) -> Report:
+    one = failed().findings[0]
+    findings = tuple(replace(one, where=f"row {i}", abs_diff=float(i)) for i in range(n - 1))
+    findings += (replace(one, where="row text", abs_diff=None),)
+    verdict = replace(failed(), findings=findings, mismatch_count=n + 7)
+    return assemble(CHECK_KEYS, rows_of(**{key: row_of(key, Status.FAIL, verdict)}, **changed))
+
+
+def test_rows_without_a_number_come_first_and_then_the_largest() -> None:
+    text = markdown(_many(30), 1_000_000)
+
+    assert re.findall(r"^\| `row (\w+)`", text, re.M) == ["text", *(str(n) for n in reversed(range(29)))]
+    assert "7 more were counted and not recorded." in text
+
+
+def test_failing_keys_come_before_passing_ones() -> None:
+    tie = replace(failed(), findings=(replace(failed().findings[0], message="tie", blocking=False),), mismatch_count=0)
+    report = _many(3, prompt_boundary=row_of("prompt_boundary", verdict=tie))
+
+    assert re.findall(r"^## (\w+_\w+)$", markdown(report, 1_000_000), re.M) == ["mean_activations", "prompt_boundary"]
+
+
+def test_a_report_in_a_small_budget_says_first_what_failed() -> None:
+    report = _many(100)
+    text = markdown(report, 3000)
+
+    assert size(text) <= 3000
+    assert text.startswith("**FAIL: earliest divergence at stage mean_activations")
+    assert "| 3 | `mean_activations` | FAIL |" in text
+    assert "table rows" in text.split("\n")[-1]
+
+
+# ---------------------------------------------------------------- annotations
+
+
+def _failing(number: int, message: str = "differs by 1") -> Report:
+    report = assemble(CHECK_KEYS, rows_of(slot_map=row_of("slot_map", Status.FAIL, failed(message))))
+    return report.model_copy(update={"fixed_trials_id": f"trials_{number:02}"})
+
+
+def test_the_earliest_failure_is_one_annotation() -> None:
+    (line,) = workflow_commands([_failing(1), assemble(CHECK_KEYS, rows_of())])
+
+    artifact = "golden/words/fixed_trials_x/src/slot_map.safetensors"
+    assert line.startswith(f"::error file={artifact},title=trials_01%3A FAIL at slot_map::FAIL: earliest divergence")
+    assert line.endswith("%0Areproduce: pytest datasets/fixed_trials/fixed_trials_x.json::parity::slot_map")
+
+
+def test_nothing_in_a_message_can_end_it_or_start_another() -> None:
+    report = _failing(1, "100%\r\n::error::forged").model_copy(update={"fixed_trials_id": "a,b:c\n%"})
+
+    (line,) = workflow_commands([report])
+
+    assert "\n" not in line
+    assert "\r" not in line
+    assert "100%25%0D%0A::error::forged" in line
+    assert "title=a%2Cb%3Ac%0A%25%3A FAIL" in line
+
+
+def test_ten_at_most_and_the_last_counts_the_rest() -> None:
+    lines = workflow_commands([_failing(n) for n in range(13)])
+
+    assert len(workflow_commands([_failing(n) for n in range(MOST)])) == MOST == len(lines)
+    assert (
+        lines[-1]
+        == "::error title=parity%3A 4 more::words/trials_09, words/trials_10, words/trials_11, words/trials_12"
+    )
+
+
+def test_what_was_not_run_is_a_warning_behind_the_failures() -> None:
+    idle = assemble(CHECK_KEYS, {key: row_of(key, Status.NOT_RUN, message="no CUDA") for key in CHECK_KEYS})
+
+    assert [line.split(" ")[0] for line in workflow_commands([idle, _failing(1)])] == ["::error", "::warning"]
+
+
+def test_a_crash_without_a_file_is_annotated_without_one() -> None:
+    (line,) = workflow_commands([assemble(CHECK_KEYS, {})])
+
+    assert line.startswith("::error title=fixed_trials_x%3A CRASHED at prompt_boundary::CRASHED")
