@@ -72,13 +72,18 @@ def test_after_a_failure_nothing_runs_and_the_earliest_is_named() -> None:
         (ValueError("boom"), Status.ERROR),
         (StageError("no way"), Status.ERROR),
         (Refused("another experiment"), Status.REFUSED),
-        (NotProvided("not offered"), Status.NOT_PROVIDED),
     ],
 )
 def test_after_an_exception_nothing_runs(raised: Exception, status: Status) -> None:
     log, results = ran(logging_stage("a", raised), logging_stage("b"))
     assert log == ["a"]
     assert results == [("a", status, None), ("b", Status.BLOCKED, "a")]
+
+
+def test_what_is_not_provided_is_not_green_and_stops_nothing() -> None:
+    log, results = ran(logging_stage("a", NotProvided("not offered")), logging_stage("b"))
+    assert log == ["a", "b"]
+    assert results == [("a", Status.NOT_PROVIDED, None), ("b", Status.PASS, None)]
 
 
 def test_keeping_going_runs_everything() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from fvcore.gates import Status
 from pytest_fvparity import cli
@@ -42,7 +43,7 @@ Program = Callable[..., Result]
 
 @pytest.fixture
 def fvparity(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("pytest_fvparity.cli.console", Console(highlight=False, width=200))
 
     def call(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["fvparity", *map(str, arguments)])
