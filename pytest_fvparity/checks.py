@@ -70,6 +70,11 @@ class ParityRun:
     memory: Memory = field(default_factory=Memory)
     model: nn.Module | None = None  # what a candidate may leave hooks on
 
+    @property
+    def tied(self) -> set[str]:
+        """Keys that differ by a tie alone."""
+        return self.memory.tied
+
     def expected(self, key: str) -> Artifact:
         """The golden's artifact. It is asked for once, and only copies of it are handed out of here."""
         if key not in self.memory.expected:
@@ -134,7 +139,7 @@ class ParityRun:
             return copied(self.expected(key))  # what a candidate leaves out is not its fault at a later key
         if key == "top_heads":
             self.agrees(key)  # whether it is a tie must be known, also when that stage was not selected
-        return copied(self.expected(key) if key in self.memory.tied else actual)
+        return copied(self.expected(key) if key in self.tied else actual)
 
     def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
         method = getattr(self.candidate, key, None)
@@ -210,10 +215,9 @@ def check(key: str) -> Callable[[ParityRun], Verdict]:
         with hooks_left(run.model) as left:
             try:
                 verdict = _judge(run, key)
-            except NotProvided:
-                raise
-            except Exception:
-                run.memory.failed.add(key)
+            except Exception as error:
+                if not isinstance(error, NotProvided):
+                    run.memory.failed.add(key)
                 raise
         if left:
             behind = Finding(key, f"the candidate left {len(left)} hook(s) on the model, at {', '.join(left)}; removed")

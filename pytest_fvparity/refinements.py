@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fvcore.gates import Finding, Verdict, merge
 
@@ -15,18 +15,28 @@ if TYPE_CHECKING:
 
     from fvcore.artifacts import Artifact
     from fvcore.compare import Tolerance
-    from pytest_fvparity.checks import ParityRun
+    from pytest_fvparity.tolerances import Tolerances
 
 OWN_LOGPROB = 1e-4
 """How far (nats) a log-probability may be from the candidate's own logits: fp32 is within 1e-6, fp16 is off by 1e-3."""
 
 
-def refined(key: str, run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+class Run(Protocol):
+    """What a refinement asks of the run it belongs to."""
+
+    tolerances: Tolerances
+
+    @property
+    def tied(self) -> set[str]: ...
+    def expected(self, key: str) -> Artifact: ...
+
+
+def refined(key: str, run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """A key's verdict with what is particular to that key."""
     return REFINEMENTS[key](run, verdict, expected, actual) if key in REFINEMENTS else verdict
 
 
-def _named_slots(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+def _named_slots(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """A slot's number says little: its label joins the coordinate."""
     labels = dict(cast("list[list[Any]]", run.expected("slot_map")["dummy_labels"]))
 
@@ -40,7 +50,7 @@ def _named_slots(run: ParityRun, verdict: Verdict, expected: Artifact, actual: A
     return replace(verdict, findings=tuple(map(named, verdict.findings)))
 
 
-def _named_trials(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+def _named_trials(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """A row of the CIE tensor is a trial: its key joins the coordinate."""
     from fvcore.pipeline import trial_keys
 
@@ -56,7 +66,7 @@ def _named_trials(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
     return replace(verdict, findings=tuple(map(named, verdict.findings)))
 
 
-def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+def _judged_heads(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """Heads in another order are a tie if the golden's own effects leave the order open, and a fault otherwise."""
     from fvcore.compare import compare
 
@@ -72,7 +82,7 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
     at_heads = [f for f in verdict.findings if f.where.startswith("heads[")]
     if not at_heads or not _is_tie(expected, actual, run.tolerances.of("top_heads")("aie")):
         return verdict
-    run.memory.tied.add("top_heads")
+    run.tied.add("top_heads")
     ties = tuple(
         replace(f, blocking=False, message=f"tie: {f.message}; their effects differ by less than the tolerance")
         if f in at_heads
@@ -120,7 +130,7 @@ def _ranked(heads: Sequence[Sequence[int]], aie: Tensor) -> bool:
     return bool(((chosen - best).abs() <= slack).all())
 
 
-def _measured_vector(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+def _measured_vector(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """Cosine and norms, as measurements: a wrong scale has cosine 1, a wrong direction the same norm."""
     import torch
 
@@ -167,7 +177,7 @@ def _not_its_terms(actual: Artifact) -> tuple[Finding, ...]:
     return (Finding(where, message, float(total[first]), float(have[first]), {"dim": first}),)
 
 
-def _moved_logits(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+def _moved_logits(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """The vector must do something on every trial; and the per-trial table of the report."""
     import torch
 
@@ -250,7 +260,7 @@ def _float(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-REFINEMENTS: dict[str, Callable[[ParityRun, Verdict, Artifact, Artifact], Verdict]] = {
+REFINEMENTS: dict[str, Callable[[Run, Verdict, Artifact, Artifact], Verdict]] = {
     "mean_activations": _named_slots,
     "top_heads": _judged_heads,
     "fv_vector": _measured_vector,
