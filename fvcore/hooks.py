@@ -79,8 +79,8 @@ def edit_heads(lm: LanguageModel, layer: int, edit: Callable[[Tensor], None]) ->
 
 
 @contextmanager
-def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor, token: int = -1) -> Iterator[None]:
-    """Add `vector` (d_model,) to the output of block `layer` at one token position, in every forward pass.
+def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor, token: int | slice = -1) -> Iterator[None]:
+    """Add `vector` (d_model,) to the output of block `layer` at a token position (or several), in every forward pass.
 
     During cached generation every step is a forward pass whose last position is the new token.
     """

@@ -61,7 +61,7 @@ def _logprob(logits: Tensor, target_id: int) -> float:
 
 
 def _injected(
-    lm: LanguageModel, vector: Tensor, edit_layer: int, alpha: float, token: int = -1
+    lm: LanguageModel, vector: Tensor, edit_layer: int, alpha: float, token: int | slice = -1
 ) -> AbstractContextManager[None]:
     # alpha 1 leaves the vector's bits alone, so that it is the reference's own addition.
     return add_to_residual(lm, edit_layer, vector if alpha == 1 else alpha * vector, token)
@@ -125,3 +125,22 @@ def inject_generate(
         return [int(i) for i in output[0, ids.shape[1] :]]
 
     return Generation(generate(nullcontext()), generate(_injected(lm, vector, edit_layer, alpha)))
+
+
+@torch.inference_mode()
+def continuation_logits(
+    lm: LanguageModel,
+    input_ids: Sequence[int],
+    generated: Sequence[int],
+    vector: Tensor | None,
+    edit_layer: int,
+    alpha: float = 1.0,
+) -> Tensor:
+    """Logits (vocab,) of the token that follows `generated`, in one pass over prompt and generated ids.
+
+    The vector is added where cached generation has added it: at the prompt's last token and every one since.
+    """
+    ids, since = lm.ids([*input_ids, *generated]), slice(len(input_ids) - 1, None)
+    around = nullcontext() if vector is None else _injected(lm, vector, edit_layer, alpha, since)
+    with around:
+        return lm.logits(ids)[0, -1].cpu()

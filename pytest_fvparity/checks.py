@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fvcore.gates import Finding, NotProvided, Stage, StageError, Verdict, merge
 from pytest_fvparity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Implementation, copied
-from pytest_fvparity.refinements import refined
+from pytest_fvparity.refinements import Continuation, refined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,6 +69,7 @@ class ParityRun:
     max_trials: int | None = None
     memory: Memory = field(default_factory=Memory)
     model: nn.Module | None = None  # what a candidate may leave hooks on
+    continuation: Continuation | None = None  # None: generated ids are compared without a word on near ties
 
     @property
     def tied(self) -> set[str]:

@@ -227,6 +227,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     from fvcore.prompts import require_verified
     from pytest_fvparity.checks import ParityRun
     from pytest_fvparity.golden import require_comparable
+    from pytest_fvparity.refinements import continuation_of
 
     options = _options(request)
     trials: FixedTrials = request.getfixturevalue("fv_trials")
@@ -253,7 +254,8 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     # A golden of a user's own make may know no noise.
     tolerances = _tolerances(request, profile, getattr(golden, "noise", None))
     context["tolerances"] = list(tolerances.sources)
-    return ParityRun(candidate, golden, tolerances, options.max_trials, request.node.suite.memory, lm.hf)
+    continuation = continuation_of(lm, golden, _run_settings(request, trials))
+    return ParityRun(candidate, golden, tolerances, options.max_trials, request.node.suite.memory, lm.hf, continuation)
 
 
 def _tolerances(request: pytest.FixtureRequest, profile: Profile, noise: Noise | None) -> Tolerances:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from fvcore.gates import Finding, Verdict, merge
 
@@ -15,20 +15,45 @@ if TYPE_CHECKING:
 
     from fvcore.artifacts import Artifact
     from fvcore.compare import Tolerance
+    from fvcore.models import LanguageModel
+    from fvcore.pipeline import Settings
+    from pytest_fvparity.implementation import Implementation
     from pytest_fvparity.tolerances import Tolerances
 
 OWN_LOGPROB = 1e-4
 """How far (nats) a log-probability may be from the candidate's own logits: fp32 is within 1e-6, fp16 is off by 1e-3."""
 
 
+Continuation: TypeAlias = "Callable[[str, str, Sequence[int]], Tensor]"
+"""(trial key, "base" or "with", ids generated so far) -> logits (vocab,) of the next token."""
+
+
 class Run(Protocol):
     """What a refinement asks of the run it belongs to."""
 
     tolerances: Tolerances
+    continuation: Continuation | None
 
     @property
     def tied(self) -> set[str]: ...
     def expected(self, key: str) -> Artifact: ...
+
+
+def continuation_of(lm: LanguageModel, golden: Implementation, settings: Settings) -> Continuation:
+    """How the golden's prompts go on under the golden's vector, by the model at hand."""
+
+    def logits(trial: str, mode: str, generated: Sequence[int]) -> Tensor:
+        from fvcore.artifacts import tensor_leaf
+        from fvcore.injection import continuation_logits
+
+        prompts = golden.prompt_boundary()
+        ids = cast("list[int]", prompts[f"{trial}/corrupted/input_ids"])
+        vector = None
+        if mode == "with":
+            vector = tensor_leaf(golden.fv_vector({}, {}), "function_vector").to(lm.device)
+        return continuation_logits(lm, ids, generated, vector, settings.edit_layer, settings.alpha)
+
+    return logits
 
 
 def refined(key: str, run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
@@ -189,12 +214,68 @@ def _moved_logits(run: Run, verdict: Verdict, expected: Artifact, actual: Artifa
         if isinstance(base, torch.Tensor) and isinstance(injected, torch.Tensor) and torch.equal(base, injected):
             idle.append(key)
     table = [_trial_row(key, expected, actual) for key in trial_keys(expected)]
+    verdict = _generation_ties(run, verdict, expected, actual)
     verdict = replace(verdict, details={**verdict.details, "trials": table})
     found = [f for key in trial_keys(actual) for f in _not_its_logits(key, actual)]
     if idle:
         message = f"injection had no effect: no logit moved on trial(s) {', '.join(idle)}"
         found.insert(0, Finding("with_logits", message))
     return merge(Verdict(tuple(found), mismatch_count=len(found)), verdict) if found else verdict
+
+
+def _generation_ties(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """Generated ids that part where two tokens are as good as each other are a tie, and a fault otherwise."""
+    from fvcore.compare import compare
+
+    findings, n_tied = [], 0
+    for finding in verdict.findings:
+        leaf, _, position = finding.where.partition("[")
+        apart = _tokens_apart(run, leaf, expected, actual) if position and leaf.endswith("_generated") else None
+        if apart is not None:
+            n_tied += compare({leaf: expected[leaf]}, {leaf: actual[leaf]}).mismatch_count
+            message = f"tie: {finding.message}; there the logits of the two tokens differ by {apart:.3g}"
+            finding = replace(finding, blocking=False, message=message)
+        findings.append(finding)
+    return replace(verdict, findings=tuple(findings), mismatch_count=verdict.mismatch_count - n_tied)
+
+
+def _tokens_apart(run: Run, leaf: str, expected: Artifact, actual: Artifact) -> float | None:
+    """By how much the golden's token beats the candidate's where the two generations part, if it is within tolerance.
+
+    What either generates behind that place follows from another text, and says nothing.
+    """
+    import torch
+
+    want, have, (trial, _, name) = expected.get(leaf), actual.get(leaf), leaf.partition("/")
+    mode = name.removesuffix("_generated")
+    logits = expected.get(f"{trial}/{mode}_logits")
+    if run.continuation is None or not isinstance(logits, torch.Tensor):
+        return None
+    if not (isinstance(want, list) and isinstance(have, list)):
+        return None
+    if not all(type(token) is int and 0 <= token < len(logits) for token in (*want, *have)):
+        return None
+    at = next((i for i, pair in enumerate(zip(want, have, strict=False)) if pair[0] != pair[1]), None)
+    if at is None:  # one is the beginning of the other: the number of tokens is no near tie
+        return None
+    following = run.continuation(trial, mode, want[:at]).double()
+    apart = abs(float(following[want[at]] - following[have[at]]))
+    return apart if apart <= 2 * _legally_off(run, f"{mode}_logits", logits) else None
+
+
+def _legally_off(run: Run, leaf: str, logits: Tensor) -> float:
+    """How far a legal variation may move a logit: two of them may change places up to twice of it apart.
+
+    In half precision the tolerance is wider than many a gap between tokens, so that a fault would pass for a tie: there
+    it is what the golden's own variations moved, and one rounding of the largest logit at least.
+    """
+    import torch
+
+    want = logits.detach().double().cpu()
+    if logits.dtype not in {torch.float16, torch.bfloat16}:
+        return float(run.tolerances.of("injection_output")(leaf).allowed(want).max())
+    rounding = torch.finfo(logits.dtype).eps * float(want.abs().max())
+    return max(rounding, run.tolerances.noise.largest.get("injection_output", {}).get(leaf, 0.0))
 
 
 def _not_its_logits(key: str, actual: Artifact) -> list[Finding]:

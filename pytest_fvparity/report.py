@@ -353,7 +353,7 @@ def _agreement(checks: Sequence[Check], context: Mapping[str, Any]) -> str:
     n, total = context.get("n_compared_trials"), context.get("n_trials")
     trials = f" ({n} of {total} trials)" if n != total else ""
     ties = sum(warning.message.startswith("tie") for check in checks for warning in check.warnings)
-    tied = f", {ties} tie(s) among top heads aside" if ties else ""
+    tied = f", {ties} tie(s) aside" if ties else ""
     largest = [check.max_abs_diff for check in checks if isinstance(check.max_abs_diff, float)]
     difference = f"; largest difference {max(largest):.3g}" if largest else ""
     return f"{scope} with the reference{trials}{tied}{difference}"

@@ -33,6 +33,7 @@ from pytest_fvparity.checks import STAGES, ParityRun
 from pytest_fvparity.golden import MANIFEST, Golden
 from pytest_fvparity.implementation import CHECK_KEYS, Answers
 from pytest_fvparity.noise import Noise, is_number, measured, other_attention
+from pytest_fvparity.refinements import continuation_of
 from pytest_fvparity.selftest.bed import FAMILIES, TRIALS, Recorded, bed
 from pytest_fvparity.selftest.copies import changed
 from pytest_fvparity.selftest.faults.activations import batched
@@ -59,7 +60,9 @@ class Case:
         with varied(self.lm, variation):
             planted: type[Pipeline] = type("Varied", (Pipeline,), dict(variation.stations))
             tolerances = Tolerances.read(None, (), self.lm.dtype, self.lm.device.type, self.noise)
-            subject = ParityRun(planted(self.lm, self.trials, self.settings), self.golden, tolerances)
+            continuation = continuation_of(self.lm, self.golden, self.settings)
+            candidate = planted(self.lm, self.trials, self.settings)
+            subject = ParityRun(candidate, self.golden, tolerances, continuation=continuation)
             results = list(run_suite(Suite("parity", STAGES, lambda: subject)))
         return Seen(tuple(r.key for r in results if r.status is not Status.PASS)[:1], *_largest(subject))
 

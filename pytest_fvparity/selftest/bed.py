@@ -22,6 +22,7 @@ from fvcore.trials import FixedTrials
 from pytest_fvparity.checks import STAGES, ParityRun
 from pytest_fvparity.golden import require_comparable
 from pytest_fvparity.implementation import Answers, Implementation
+from pytest_fvparity.refinements import continuation_of
 from pytest_fvparity.tolerances import Tolerances
 
 FAMILIES = tuple(BED_TOKENIZERS)
@@ -66,7 +67,8 @@ class Bed:
             require_comparable(self.profile, profile or self.profile)
             conditions = self.profile.conditions
             tolerances = Tolerances.read(None, (), self.lm.dtype, conditions.device)
-            return ParityRun(candidate, self.golden, tolerances, model=self.lm.hf)
+            continuation = continuation_of(self.lm, self.golden, self.settings)
+            return ParityRun(candidate, self.golden, tolerances, model=self.lm.hf, continuation=continuation)
 
         return list(run_suite(Suite("parity", STAGES, subject)))
 

@@ -1,0 +1,119 @@
+"""Generated ids that part where two tokens are equally good are a tie; everywhere else they are a fault."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fvcore.artifacts import Artifact, tensor_leaf
+from fvcore.gates import StageResult, Status
+from fvcore.injection import continuation_logits
+from fvcore.pipeline import Pipeline
+from pytest_fvparity.selftest.bed import FAMILIES, Bed, bed
+from pytest_fvparity.selftest.copies import bed_in, bed_on, changed
+
+MODES = ("base", "with")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_continuation_goes_on_as_cached_generation_does(family: str) -> None:
+    ours = bed(family)
+    prompts, output = ours.golden.artifact("prompt_boundary"), ours.golden.artifact("injection_output")
+    vector = tensor_leaf(ours.golden.artifact("fv_vector"), "function_vector")
+    ids: Any = prompts["0:0/corrupted/input_ids"]
+    parted = output["0:0/base_generated"] != output["0:0/with_generated"]
+
+    for mode, added in zip(MODES, (None, vector), strict=True):
+        generated: Any = output[f"0:0/{mode}_generated"]
+        for step, token in enumerate(generated):
+            logits = continuation_logits(ours.lm, ids, generated[:step], added, ours.settings.edit_layer)
+            assert int(logits.argmax()) == token
+
+    assert parted  # or the vector's places would not matter
+
+
+def judged(ours: Bed, replacement: dict[str, Any]) -> StageResult:
+    """The last key's result, with some of the candidate's leaves replaced."""
+
+    def injection_output(self: Pipeline, prompts: Artifact, fv_vector: Artifact) -> Artifact:
+        return {**Pipeline.injection_output(self, prompts, fv_vector), **replacement}
+
+    return ours.judge(ours.candidate(injection_output=injection_output))[-1]
+
+
+def twins(token: int, twin: int) -> Bed:
+    """A bed whose model cannot tell two tokens apart when it predicts: they have one row of the output head."""
+
+    def same_row(hf: Any) -> None:
+        with torch.no_grad():
+            hf.lm_head.weight[twin] = hf.lm_head.weight[token]
+
+    plain = bed("llama")
+    return bed_on(plain, changed(plain.lm, same_row))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_other_of_two_equal_tokens_is_a_tie(mode: str) -> None:
+    leaf = f"0:0/{mode}_generated"
+    first: Any = bed("llama").golden.artifact("injection_output")[leaf]
+    ours = twins(first[2], twin=max(first) + 1)
+    golden: Any = ours.golden.artifact("injection_output")[leaf]
+    at = golden.index(first[2])
+    other = [*golden[:at], max(first) + 1, 0, 0]  # what follows is another text, of another length
+
+    result = judged(ours, {leaf: other})
+
+    assert result.status is Status.PASS, result
+    (tie,) = result.verdict.findings
+    assert tie.where == f"{leaf}[{at}]"
+    assert tie.message.startswith("tie: ")
+    assert not tie.blocking
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_worse_token_is_a_fault(mode: str) -> None:
+    ours, leaf = bed("llama"), f"0:0/{mode}_generated"
+    golden: Any = ours.golden.artifact("injection_output")[leaf]
+
+    result = judged(ours, {leaf: [*golden[:2], golden[2] + 1, *golden[3:]]})
+
+    assert result.status is Status.FAIL
+    assert [f.where for f in result.verdict.findings] == [f"{leaf}[2]"]
+    assert result.verdict.mismatch_count == 1
+
+
+@pytest.mark.parametrize("damage", ["short", "long", "no id", "text"])
+def test_what_is_no_list_of_as_many_ids_is_a_fault(damage: str) -> None:
+    ours, leaf = twins(5, twin=6), "0:0/base_generated"
+    golden: Any = ours.golden.artifact("injection_output")[leaf]
+    damaged = {
+        "short": golden[:-1],
+        "long": [*golden, 1],
+        "no id": [10**9, *golden[1:]],
+        "text": [str(golden[0]), *golden[1:]],
+    }[damage]
+
+    assert judged(ours, {leaf: damaged}).status is Status.FAIL
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_vector_added_at_the_first_step_only_is_a_fault_in_half_precision_too(family: str) -> None:
+    half = bed_in(bed(family), torch.bfloat16)
+
+    def injection_output(self: Pipeline, prompts: Artifact, fv_vector: Artifact) -> Artifact:
+        leaves = dict(Pipeline.injection_output(self, prompts, fv_vector))
+        for trial in self.trials.trials:
+            ids: Any = prompts[f"{trial.key}/corrupted/input_ids"]
+            first: Any = leaves[f"{trial.key}/with_generated"]
+            onward = self.lm.hf.generate(
+                self.lm.ids([*ids, first[0]]), max_new_tokens=15, do_sample=False, pad_token_id=0
+            )
+            leaves[f"{trial.key}/with_generated"] = [int(i) for i in onward[0, len(ids) :]]
+        return leaves
+
+    result = half.judge(half.candidate(injection_output=injection_output))[-1]
+
+    assert result.status is Status.FAIL
+    assert all("with_generated" in f.where for f in result.verdict.findings if f.blocking)
