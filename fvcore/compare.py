@@ -22,6 +22,7 @@ from fvcore.gates import Finding, Verdict, merge
 
 MAX_FINDINGS = 100
 MAX_ERROR_TABLES = 10
+TEXT_AROUND = 30  # characters shown on either side of the place where two texts part
 ZERO, NOT_FINITE = -999, 999  # decades of what has none
 TRIAL_KEY = re.compile(r"(\d+):(\d+)")
 
@@ -116,6 +117,8 @@ def compare_leaf(leaf: str, expected: Leaf, actual: Leaf, tolerance: Tolerance, 
         return _compare_tensors(leaf, *scalar, tolerance, ())
     if isinstance(expected, list) and isinstance(actual, list):
         return _compare_lists(leaf, expected, actual)
+    if isinstance(expected, str) and isinstance(actual, str) and expected != actual:
+        return _compare_texts(leaf, expected, actual)
     return Verdict(compared=1) if expected == actual else _one(leaf, "differs", expected, actual)
 
 
@@ -228,6 +231,22 @@ def _compare_lists(leaf: str, expected: list[Any], actual: list[Any]) -> Verdict
     pair = [side[first] if first < len(side) else None for side in (expected, actual)]
     n_wrong = max(1, len(changes))
     return Verdict((Finding(f"{leaf}[{first}]", message, pair[0], pair[1], at),), max(n_elements, n_wrong), n_wrong)
+
+
+def _compare_texts(leaf: str, expected: str, actual: str) -> Verdict:
+    """Two texts that differ: where, and what stands around it."""
+    shorter = min(len(expected), len(actual))
+    first = next((i for i, (a, b) in enumerate(zip(expected, actual, strict=False)) if a != b), shorter)
+    message = f"differs first at character {first}; length {len(expected)} expected, {len(actual)} actual"
+    at = {"position": first} | _trial_coordinate(leaf)
+    finding = Finding(f"{leaf}[{first}]", message, _around(expected, first), _around(actual, first), at)
+    return Verdict((finding,), compared=1, mismatch_count=1)
+
+
+def _around(text: str, place: int) -> str:
+    """What stands around a place in a text; dots where it is cut."""
+    first, last = max(0, place - TEXT_AROUND), place + TEXT_AROUND
+    return ("..." if first else "") + text[first:last] + ("..." if last < len(text) else "")
 
 
 def _n_elements(value: Any) -> int:

@@ -46,6 +46,9 @@ AXES: dict[str, tuple[str, ...]] = {
 }
 
 
+PROVES_NOTHING = "the tolerance is as large as the golden's own values, so that zeros would pass"
+
+
 @dataclass
 class Memory:
     """What is kept from one stage of a suite to the next: the candidate's artifacts, and what became of the keys."""
@@ -112,7 +115,9 @@ class ParityRun:
             raise NotProvided(f"{agrees} agree(s) with the golden; not provided: {names}")
         if not (partial and absent):
             verdict = refined(key, self, verdict, expected, actual)
-        warnings = [Finding(key, note, blocking=False) for note in _notes(self.candidate, key)]
+        idle = self.tolerances.proving_nothing(key, expected)
+        notes = [*_notes(self.candidate, key), *(f"{leaf}: {PROVES_NOTHING}" for leaf in idle)]
+        warnings = [Finding(key, note, blocking=False) for note in notes]
         return replace(verdict, findings=(*verdict.findings, *warnings))
 
     def chained(self, key: str) -> Verdict:

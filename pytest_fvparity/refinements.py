@@ -61,6 +61,42 @@ def refined(key: str, run: Run, verdict: Verdict, expected: Artifact, actual: Ar
     return REFINEMENTS[key](run, verdict, expected, actual) if key in REFINEMENTS else verdict
 
 
+TAIL = 16
+"""How many ids of a prompt's end are shown."""
+
+
+def _at_the_boundary(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """How the first prompt that differs ends, on either side; and a BOS that stands twice is worth a word."""
+    notes = list(_doubled_bos(expected, actual))
+    prompt = verdict.first_mismatch.where.rpartition("/")[0] if verdict.first_mismatch else ""
+    if f"{prompt}/input_ids" in expected:
+        ends = _end(expected, prompt), _end(actual, prompt)
+        notes.append(Finding(prompt, "how this prompt ends: text and last ids", *ends, blocking=False))
+    return replace(verdict, findings=(*verdict.findings, *notes))
+
+
+def _end(artifact: Artifact, prompt: str) -> str:
+    ids, text = artifact.get(f"{prompt}/input_ids"), artifact.get(f"{prompt}/text")
+    shown = text[-2 * TAIL :] if isinstance(text, str) else text
+    return f"{shown!r} {ids[-TAIL:] if isinstance(ids, list) else ids}"
+
+
+def _doubled_bos(expected: Artifact, actual: Artifact) -> tuple[Finding, ...]:
+    """Both sides may agree on a BOS that stands twice, and every number is another one for it."""
+    bos = expected.get("bos/bos_token_id")
+    prompts = [leaf for leaf, ids in actual.items() if leaf.endswith("/input_ids") and _begins(ids, [bos, bos])]
+    if bos is None or not prompts:
+        return ()
+    message = (
+        f"BOS (id {bos}) stands twice at the start of {len(prompts)} prompt(s): in the text, and from the tokenizer"
+    )
+    return (Finding(prompts[0], message, blocking=False),)
+
+
+def _begins(ids: Any, start: list[Any]) -> bool:
+    return isinstance(ids, list) and ids[: len(start)] == start
+
+
 def _named_slots(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """A slot's number says little: its label joins the coordinate."""
     labels = dict(cast("list[list[Any]]", run.expected("slot_map")["dummy_labels"]))
@@ -342,6 +378,7 @@ def _float(value: Any) -> float | None:
 
 
 REFINEMENTS: dict[str, Callable[[Run, Verdict, Artifact, Artifact], Verdict]] = {
+    "prompt_boundary": _at_the_boundary,
     "mean_activations": _named_slots,
     "top_heads": _judged_heads,
     "fv_vector": _measured_vector,

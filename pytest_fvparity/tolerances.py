@@ -105,11 +105,29 @@ class Tolerances:
 
     def table(self, key: str, artifact: Artifact) -> list[dict[str, Any]]:
         """What each numeric leaf of an artifact is compared with: one row a leaf name, trials aside."""
-        by_name: dict[str, list[Leaf]] = {}
-        for leaf, value in artifact.items():
-            if is_number(value):
-                by_name.setdefault(leaf.rpartition("/")[2], []).append(value)
-        return [{"leaf": name, **_row(self.of(key)(name), values)} for name, values in by_name.items()]
+        return [{"leaf": name, **_row(self.of(key)(name), values)} for name, values in _by_name(artifact).items()]
+
+    def proving_nothing(self, key: str, artifact: Artifact) -> list[str]:
+        """The leaf names whose tolerance is as large as the values themselves: zeros would pass there."""
+        return [name for name, values in _by_name(artifact).items() if _zeros_pass(self.of(key)(name), values)]
+
+
+def _by_name(artifact: Artifact) -> dict[str, list[Leaf]]:
+    """The numeric leaves by name, trials folded."""
+    by_name: dict[str, list[Leaf]] = {}
+    for leaf, value in artifact.items():
+        if is_number(value):
+            by_name.setdefault(leaf.rpartition("/")[2], []).append(value)
+    return by_name
+
+
+def _zeros_pass(tolerance: Tolerance, values: Sequence[Leaf]) -> bool:
+    import torch
+
+    sizes = [torch.as_tensor(value).detach().double().cpu().abs() for value in values]
+    return any(bool(size.any()) for size in sizes) and all(
+        bool((size <= tolerance.allowed(size)).all()) for size in sizes
+    )
 
 
 def _row(tolerance: Tolerance, values: Sequence[Leaf]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_a_missing_leaf_and_a_new_leaf_are_both_disagreements() -> None:
 
 def test_disagreements_come_in_the_order_of_the_golden_then_new_leaves() -> None:
     verdict = compare({"z": 1, "a": torch.zeros(1), "m": "x"}, {"new": 1, "m": "y", "a": torch.ones(1), "z": 2})
-    assert [finding.where for finding in verdict.findings] == ["z", "a[axis0 0]", "m", "new"]
+    assert [finding.where for finding in verdict.findings] == ["z", "a[axis0 0]", "m[0]", "new"]
     assert verdict.first_mismatch is verdict.findings[0]
 
 
@@ -338,3 +338,22 @@ def test_errors_are_counted_by_magnitude_and_size() -> None:
     rows = {(row["magnitude"], row["error"]): row["count"] for row in table}
     assert rows == {(0, -1): 2, (-2, -999): 1, (-999, 1): 1, (0, 999): 1}
     assert "errors" not in compare({"a": expected}, {"a": expected.clone()}).details
+
+
+# ---------------------------------------------------------------- texts
+
+
+def test_a_text_says_where_it_parts_and_what_stands_there() -> None:
+    prompt = "Q: " + 20 * "word " + "A:"
+    (finding,) = compare({"0:0/clean/text": prompt}, {"0:0/clean/text": prompt[:-2] + " A:"}).findings
+
+    assert finding.where == "0:0/clean/text[103]"
+    assert finding.message == "differs first at character 103; length 105 expected, 106 actual"
+    assert (finding.expected, finding.actual) == (f"...{prompt[73:103]}A:", f"...{prompt[73:103]} A:")
+    assert finding.coordinate == {"position": 103, "trial_id": 0, "trial_idx": 0}
+
+
+@pytest.mark.parametrize(("expected", "actual"), [("ab", "abc"), ("abc", "ab"), ("", "x")])
+def test_a_text_that_goes_on_parts_where_the_other_ends(expected: str, actual: str) -> None:
+    (finding,) = compare({"a": expected}, {"a": actual}).findings
+    assert finding.where == f"a[{min(len(expected), len(actual))}]"
