@@ -173,8 +173,9 @@ def _trial(record: TrialRecord, idx: int) -> Trial:
 MAX_NAME = 100  # characters of a dataset's name: file systems take 255 bytes
 
 
-def read(path: Path) -> FixedTrials:
+def read(path: Path | str) -> FixedTrials:
     """Read a fixed-trials file; every accepted variant of the format, and a located error for the rest."""
+    path = Path(path)
     text = read_text(path)
     return FixedTrials(path.stem, sha256(text.encode()), parse(read_json(path), str(path)), path)
 
