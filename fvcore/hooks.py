@@ -7,7 +7,8 @@ is the field's most expensive mistake.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,6 +96,59 @@ def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor, token: int | 
 
     with _hooks(lambda layer: lm.blocks[layer].register_forward_hook(hook), [layer], fired, "injection"):
         yield
+
+
+@contextmanager
+def read_blocks(lm: LanguageModel, n_tokens: int) -> Iterator[tuple[list[Tensor], list[bool]]]:
+    """What enters each block at the last tokens, and behind the last layer what leaves it: (batch, n_tokens, d_model).
+
+    Beside it, whether each block returns a tuple.
+    """
+    entered, tuples, fired = list[Tensor](), list[bool](), set[int]()
+
+    def register(layer: int) -> RemovableHandle:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            fired.add(layer)
+            hidden = args[0] if args else kwargs["hidden_states"]
+            entered.append(hidden[:, -n_tokens:])
+            tuples.append(isinstance(output, tuple))
+            if layer == lm.n_layers - 1:
+                entered.append((output[0] if isinstance(output, tuple) else output)[:, -n_tokens:])
+
+        return lm.blocks[layer].register_forward_hook(hook, with_kwargs=True)
+
+    with _hooks(register, range(lm.n_layers), fired, "reading blocks"):
+        yield entered, tuples
+
+
+@contextmanager
+def passing_over(
+    lm: LanguageModel, instead: Callable[[int, Tensor, dict[str, Any]], Tensor], tuples: Sequence[bool]
+) -> Iterator[None]:
+    """No block computes anything: `instead(layer, residual, the block's other arguments by name)` gives its output."""
+    own = [block.__dict__.get("forward") for block in lm.blocks]  # some loaders give modules a forward of their own
+
+    def stand_in(layer: int, block: nn.Module) -> Callable[..., Any]:
+        names = inspect.signature(type(block).forward)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            bound = names.bind(block, *args, **kwargs)
+            _, (_, hidden), *rest = bound.arguments.items()
+            given = {name: value for name, value in rest if name not in {"kwargs"}} | bound.arguments.get("kwargs", {})
+            output = instead(layer, hidden, given)
+            return (output,) if tuples[layer] else output
+
+        return forward
+
+    try:
+        for layer, block in enumerate(lm.blocks):
+            block.forward = stand_in(layer, block)
+        yield
+    finally:
+        for block, before in zip(lm.blocks, own, strict=True):
+            del block.forward
+            if before is not None:
+                block.forward = before
 
 
 @contextmanager
