@@ -23,12 +23,17 @@ def head_activations(lm: LanguageModel, input_ids: Sequence[int], slots: SlotMap
     """
     with read_heads(lm) as heads:
         lm.logits(lm.ids(input_ids))
+    return by_slot([heads[layer] for layer in range(lm.n_layers)], slots)
+
+
+def by_slot(heads: Sequence[Tensor], slots: SlotMap) -> Tensor:
+    """Heads of one prompt, a tensor (1, token, head, d_head) a layer, by slot: (layer, head, slot, d_head)."""
     # The reference's own memory layout, so that sums over tokens run in its order.
-    by_token = torch.vstack([heads[layer] for layer in range(lm.n_layers)]).permute(0, 2, 1, 3)
-    by_slot = by_token[:, :, list(slots.idx_map)]
+    by_token = torch.vstack(list(heads)).permute(0, 2, 1, 3)
+    found = by_token[:, :, list(slots.idx_map)]
     for first, last in slots.idx_avg.values():
-        by_slot[:, :, slots.idx_map[first]] = by_token[:, :, first : last + 1].mean(dim=2)
-    return by_slot
+        found[:, :, slots.idx_map[first]] = by_token[:, :, first : last + 1].mean(dim=2)
+    return found
 
 
 @torch.inference_mode()

@@ -33,8 +33,8 @@ class LanguageModel:
     spec: ModelSpec
     name: str = "in memory"
     source: Path | None = None
-    # Digests read every weight; they are kept here once computed.
-    _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    # What takes long to find out (digests read every weight) is kept here.
+    known: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def wrap(cls, hf: Any, tokenizer: Any = None, name: str = "in memory", source: Path | None = None) -> LanguageModel:
@@ -75,6 +75,15 @@ class LanguageModel:
         return int(explicit or self.d_model // self.n_heads)
 
     @property
+    def vocab_size(self) -> int:
+        return int(self.hf.config.vocab_size)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number of the weights."""
+        return int(next(self.hf.parameters()).element_size())
+
+    @property
     def device(self) -> torch.device:
         device: torch.device = next(self.hf.parameters()).device
         return device
@@ -108,15 +117,15 @@ class LanguageModel:
     @property
     def weights_sha(self) -> str:
         """Digest of every parameter by name, dtype, shape and value: a model is known by it wherever it lies."""
-        if "weights" not in self._digests:
-            self._digests["weights"] = weights_digest(self.hf)
-        return self._digests["weights"]
+        if "weights" not in self.known:
+            self.known["weights"] = weights_digest(self.hf)
+        return self.known["weights"]
 
     @property
     def tokenizer_sha(self) -> str:
-        if "tokenizer" not in self._digests:
-            self._digests["tokenizer"] = tokenizer_digest(self.tokenizer)
-        return self._digests["tokenizer"]
+        if "tokenizer" not in self.known:
+            self.known["tokenizer"] = tokenizer_digest(self.tokenizer)
+        return self.known["tokenizer"]
 
 
 def _resolve(root: nn.Module, path: str, label: str, spec: ModelSpec) -> nn.Module:
