@@ -46,7 +46,8 @@ def _difference(lm: LanguageModel) -> str:
     # Large ones: an effect that is within rounding would show nothing.
     means = 3 * torch.randn(lm.n_layers, lm.n_heads, 1, lm.d_head, generator=draw)
     vector = 3 * torch.randn(lm.d_model, generator=draw).to(lm.device)
-    heads = sorted({(0, 0), (lm.n_layers // 2, lm.n_heads // 2), (lm.n_layers - 1, lm.n_heads - 1)})
+    # Two at once from the first layer on: every block sees rows of more than one variant.
+    heads = sorted({(0, 0), (0, lm.n_heads - 1), (lm.n_layers // 2, lm.n_heads // 2), (lm.n_layers - 1, 0)})
     layers = sorted({0, lm.n_layers - 1})
     found = _fast(lm, prompts, heads, means, layers, vector)
     for prompt, fast in zip(prompts, found, strict=True):

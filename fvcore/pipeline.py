@@ -14,9 +14,11 @@ from typing import Any, cast
 
 import torch
 
+from fvcore import sweep
 from fvcore.activations import mean_head_activations
 from fvcore.artifacts import Artifact, Leaf, tensor_leaf, trial_of
 from fvcore.effects import TOKEN_CLASSES, average_indirect_effect, causal_indirect_effect
+from fvcore.engines import ENGINES, why_not_fast
 from fvcore.heads import top_heads
 from fvcore.injection import inject, inject_generate, inject_nll
 from fvcore.model_spec import ModelError
@@ -26,8 +28,6 @@ from fvcore.prompts import REGIMES, UPSTREAM_BOS_TEXT, Prompt, PromptTemplate, r
 from fvcore.slots import SlotMap, dummy_labels, slot_map
 from fvcore.trials import FixedTrials, Trial
 from fvcore.vectors import function_vector, head_term
-
-ENGINES = ("exact",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,11 @@ class Pipeline:
             where=f"trial {trial.key}, {regime} prompt",
         )
 
+    @property
+    def fast(self) -> bool:
+        """Whether engine `fast` gives the numbers."""
+        return self.settings.engine == "fast" and not why_not_fast(self.lm)
+
     # ------------------------------------------------------------ the six check keys
 
     def prompt_boundary(self) -> Artifact:
@@ -144,23 +149,20 @@ class Pipeline:
 
     def mean_activations(self, prompts: Artifact, slot_map: Artifact) -> Artifact:
         clean = [(_ids(prompts, key, "clean"), slots_of(slot_map, key, "clean")) for key in trial_keys(prompts)]
-        return {"mean_activations": mean_head_activations(self.lm, clean)}
+        means = sweep.mean_head_activations if self.fast else mean_head_activations
+        return {"mean_activations": means(self.lm, clean)}
 
     def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact) -> Artifact:
         means = tensor_leaf(mean_activations, "mean_activations")
-        cie = torch.stack(
-            [
-                causal_indirect_effect(
-                    self.lm,
-                    _ids(prompts, key, "corrupted"),
-                    _int(prompts, f"{key}/target_id"),
-                    slots_of(slot_map, key, "corrupted"),
-                    means,
-                    all_token_classes=self.settings.token_class_idx != -1,
-                )
-                for key in trial_keys(prompts)
-            ]
-        )
+        cases = [
+            (_ids(prompts, key, "corrupted"), _int(prompts, f"{key}/target_id"), slots_of(slot_map, key, "corrupted"))
+            for key in trial_keys(prompts)
+        ]
+        all_classes = self.settings.token_class_idx != -1
+        if self.fast:
+            cie = sweep.causal_indirect_effects(self.lm, cases, means, all_classes)
+        else:
+            cie = torch.stack([causal_indirect_effect(self.lm, *case, means, all_classes) for case in cases])
         aie = average_indirect_effect(cie, self.settings.token_class_idx)
         heads = top_heads(aie, self.settings.n_top_heads)
         return {
@@ -207,6 +209,8 @@ class Pipeline:
 
     def notes(self, key: str) -> list[str]:
         """What is worth knowing about a key's artifact and is no difference: a warning each."""
+        if key == "mean_activations" and self.settings.engine == "fast" and (reason := why_not_fast(self.lm)):
+            return [f"engine fast does not hold for this model ({reason}): means and effects are those of exact"]
         if key != "slot_map" or type(self).slot_map is not Pipeline.slot_map:
             return []  # what a subclass does at that key is not known here
         return [
@@ -244,7 +248,7 @@ def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Pr
         model=lm.name,
         device=lm.device.type,
         attn_implementation=lm.attn_implementation,
-        engine=settings.engine,
+        engine="fast" if settings.engine == "fast" and not why_not_fast(lm) else "exact",
         threads=torch.get_num_threads(),
         versions={
             "python": platform.python_version(),

@@ -1,0 +1,314 @@
+"""Engine `fast` gives the numbers of `exact`, on every family, and says when it does not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from fvcore import chunks, sweep
+from fvcore.activations import mean_head_activations
+from fvcore.effects import causal_indirect_effect
+from fvcore.embedded.random_models import AWKWARD_PAIRS, FAMILIES, random_lm, toy_tokenizer, trials_for
+from fvcore.engines import why_not_fast
+from fvcore.hooks import passing_over
+from fvcore.injection import inject
+from fvcore.models import LanguageModel
+from fvcore.pipeline import Pipeline, Settings, profile_of, slots_of
+from fvcore.shared_prompt import Batch, Prompt
+from fvcore.slots import SlotMap
+
+WITH_SDPA = tuple(family for family in FAMILIES if family != "gptj")
+MODELS = [(family, "eager") for family in FAMILIES] + [(family, "sdpa") for family in WITH_SDPA]
+
+
+@cache
+def world(family: str, attention: str = "eager") -> tuple[LanguageModel, list[sweep.Case], Tensor]:
+    """A model, corrupted prompts of several lengths, and means."""
+    lm = random_lm(family, pairs=AWKWARD_PAIRS)
+    lm.hf.set_attn_implementation(attention)
+    return lm, *cases_on(lm)
+
+
+def cases_on(lm: LanguageModel) -> tuple[list[sweep.Case], Tensor]:
+    fixed = trials_for(lm, n_trials=3, n_shots=4, seed=3, pairs=AWKWARD_PAIRS)
+    stations = Pipeline(lm, fixed, Settings(edit_layer=1, n_top_heads=3, engine="exact"))
+    prompts: Any = stations.prompt_boundary()
+    slots = stations.slot_map(prompts)
+    means: Any = stations.mean_activations(prompts, slots)["mean_activations"]
+    cases = [
+        (prompts[f"{t.key}/corrupted/input_ids"], prompts[f"{t.key}/target_id"], slots_of(slots, t.key, "corrupted"))
+        for t in fixed.trials
+    ]
+    assert len({len(ids) for ids, _, _ in cases}) > 1
+    return cases, means
+
+
+def exact(lm: LanguageModel, cases: Sequence[sweep.Case], means: Tensor, classes: bool = False) -> Tensor:
+    return torch.stack([causal_indirect_effect(lm, *case, means, classes) for case in cases])
+
+
+def assert_same_effects(found: Tensor, expected: Tensor) -> None:
+    """Inside the tolerance of the checks, of which the noise is a hundredth."""
+    largest = float(expected.abs().max())
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert float((found - expected).abs().max()) <= max(1e-6, 1e-4 * largest)
+    assert largest > 1e-3  # or nothing would be shown
+
+
+# ---------------------------------------------------------------- the numbers
+
+
+@pytest.mark.parametrize("classes", [False, True], ids=["last token", "all classes"])
+@pytest.mark.parametrize(("family", "attention"), MODELS)
+def test_effects_are_those_of_exact(family: str, attention: str, classes: bool) -> None:
+    lm, cases, means = world(family, attention)
+    found = sweep.causal_indirect_effects(lm, cases, means, classes)
+    assert_same_effects(found, exact(lm, cases, means, classes))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_sliding_window_is_kept(attention: str) -> None:
+    tokenizer = toy_tokenizer("bos", AWKWARD_PAIRS)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "mistral", vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=64, sliding_window=16, initializer_range=0.3,
+    )  # fmt: skip
+    hf = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    lm = LanguageModel.wrap(hf, tokenizer, "windowed")
+    cases, means = cases_on(lm)
+    wide = copy.deepcopy(hf)
+    wide.config.sliding_window = None
+    unlike = exact(LanguageModel.wrap(wide, tokenizer), cases, means)
+
+    expected = exact(lm, cases, means)
+
+    assert float((unlike - expected).abs().max()) > 1e-3  # the window matters on these prompts
+    assert_same_effects(sweep.causal_indirect_effects(lm, cases, means), expected)
+    assert_same_effects(sweep.causal_indirect_effects(lm, cases, means, True), exact(lm, cases, means, True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_means_of_padded_batches_are_those_of_single_prompts(family: str) -> None:
+    lm, cases, _ = world(family)
+    prompts = [(ids, slots) for ids, _, slots in cases]
+    found, expected = sweep.mean_head_activations(lm, prompts), mean_head_activations(lm, prompts)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("alpha", [1.0, -0.5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_injections_at_all_layers_are_those_of_single_passes(family: str, alpha: float) -> None:
+    lm, cases, _ = world(family)
+    vector = torch.randn(lm.d_model, generator=torch.Generator().manual_seed(1))
+
+    base, injected = sweep.injected_logits(lm, [ids for ids, _, _ in cases], vector, alpha=alpha)
+
+    assert injected.shape == (len(cases), lm.n_layers, lm.vocab_size)
+    for row, (ids, target, _) in enumerate(cases):
+        for layer in range(lm.n_layers):
+            expected = inject(lm, ids, target, vector, layer, alpha)
+            torch.testing.assert_close(base[row], expected.base_logits, rtol=0, atol=2e-5)
+            torch.testing.assert_close(injected[row, layer], expected.with_logits, rtol=0, atol=2e-5)
+            assert float((injected[row, layer] - base[row]).abs().max()) > 1e-2
+
+
+def test_layers_asked_for_are_given_in_rising_order() -> None:
+    lm, cases, _ = world("llama")
+    vector = torch.ones(lm.d_model)
+    every = sweep.injected_logits(lm, [cases[0][0]], vector)[1]
+    assert torch.equal(sweep.injected_logits(lm, [cases[0][0]], vector, [1])[1], every[:, 1:])
+    assert torch.equal(sweep.injected_logits(lm, [cases[0][0]], vector, [1, 0, 1])[1], every)
+
+
+def test_a_class_without_tokens_has_no_effect_at_all() -> None:
+    lm, cases, means = world("llama")
+    ids, target, slots = cases[0]
+    unlabelled = SlotMap(
+        tuple(label.replace("structural", "other") for label in slots.labels),
+        slots.idx_map,
+        slots.idx_avg,
+        slots.n_slots,
+    )
+
+    found = sweep.causal_indirect_effects(lm, [(ids, target, unlabelled), cases[1]], means, True)
+
+    assert bool((found[0, :, :, 4] == 0).all())
+    assert bool((found[1, :, :, 4] != 0).any())
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("classes", [False, True])
+@pytest.mark.parametrize("max_memory", [1, 1_000_000])
+def test_less_memory_changes_no_number_beyond_rounding(max_memory: int, classes: bool) -> None:
+    lm, cases, means = world("llama")
+    found = sweep.causal_indirect_effects(lm, cases, means, classes, max_memory=max_memory)
+    assert_same_effects(found, exact(lm, cases, means, classes))
+
+
+def refusing(limit: int) -> Callable[[Sequence[int]], list[int]]:
+    def run(some: Sequence[int]) -> list[int]:
+        if len(some) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return list(some)
+
+    return run
+
+
+def test_out_of_memory_halves_the_chunk_and_loses_nothing() -> None:
+    assert list(chunks.in_chunks(range(10), 8, refusing(3))) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+
+
+def test_out_of_memory_for_a_single_item_is_an_error() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        list(chunks.in_chunks(range(3), 2, refusing(0)))
+
+
+def test_any_other_error_is_not_mistaken_for_a_want_of_memory() -> None:
+    def run(some: Sequence[int]) -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(chunks.in_chunks(range(4), 4, run))
+
+
+def test_a_chunk_holds_at_least_one_and_at_most_what_was_asked() -> None:
+    cpu = torch.device("cpu")
+    assert chunks.chunk_size(10, cpu, 128, max_memory=95) == 9
+    assert chunks.chunk_size(10, cpu, 128, max_memory=5) == 1
+    assert chunks.chunk_size(10, cpu, 128, max_memory=10**6) == 128
+    assert chunks.chunk_size(1, cpu, 7) == 7
+
+
+# ---------------------------------------------------------------- the model is left as it was
+
+
+@pytest.fixture
+def untouched() -> Iterator[LanguageModel]:
+    lm, _, _ = world("gpt2")
+    yield lm
+    assert all("forward" not in block.__dict__ for block in lm.blocks)
+
+
+def test_blocks_run_again_after_an_error(untouched: LanguageModel) -> None:
+    def fails(*_: Any) -> Tensor:
+        raise ValueError("planted")
+
+    before = untouched.logits(untouched.ids([5, 6, 7]))
+    with pytest.raises(ValueError, match="planted"), passing_over(untouched, fails, [False] * untouched.n_layers):
+        untouched.logits(untouched.ids([5, 6, 7]))
+    assert torch.equal(untouched.logits(untouched.ids([5, 6, 7])), before)
+
+
+def test_a_forward_that_a_loader_put_on_a_block_is_put_back(untouched: LanguageModel) -> None:
+    block = untouched.blocks[0]
+    block.forward = own = lambda *args, **kwargs: type(block).forward(block, *args, **kwargs)
+    try:
+        with passing_over(untouched, lambda layer, hidden, given: hidden, [False] * untouched.n_layers):
+            pass
+        assert block.__dict__["forward"] is own
+    finally:
+        del block.forward
+
+
+def test_a_prompt_is_not_changed_by_its_variants() -> None:
+    lm, cases, means = world("llama", "sdpa")
+    first = sweep.causal_indirect_effects(lm, cases, means)
+    assert torch.equal(sweep.causal_indirect_effects(lm, cases, means), first)
+
+
+def test_padding_stands_on_the_left_and_positions_count_tokens() -> None:
+    batch = Batch.of([[7, 8, 9], [5]], torch.device("cpu"))
+    assert batch.ids.tolist() == [[7, 8, 9], [0, 0, 5]]
+    assert batch.positions.tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert "attention_mask" in batch.inputs()
+    assert "attention_mask" not in Batch.of([[7, 8]], torch.device("cpu")).inputs()
+
+
+def test_what_was_kept_of_a_prompt_is_what_entered_and_left_its_blocks() -> None:
+    lm, cases, _ = world("llama")
+    prompt = Prompt.run(lm, [cases[0][0]], 2)
+    hidden = lm.hf(input_ids=lm.ids(cases[0][0]), output_hidden_states=True, use_cache=False).hidden_states
+    for layer in range(lm.n_layers):
+        torch.testing.assert_close(prompt.entered[layer], hidden[layer][:, -2:], rtol=0, atol=2e-6)
+
+
+# ---------------------------------------------------------------- where it does not hold
+
+
+@pytest.mark.parametrize(("family", "attention"), MODELS)
+def test_the_engine_holds_on_every_family(family: str, attention: str) -> None:
+    assert why_not_fast(world(family, attention)[0]) == ""
+
+
+def blind(lm: LanguageModel) -> LanguageModel:
+    """A copy whose attention looks at no mask in its last block: rows see one another."""
+    hf = copy.deepcopy(lm.hf)
+    attention = hf.model.layers[-1].self_attn
+    inner = attention.forward
+    attention.forward = lambda *args, **kwargs: inner(*args, **{**kwargs, "attention_mask": None})
+    return LanguageModel.wrap(hf, lm.tokenizer, "blind")
+
+
+def raising(lm: LanguageModel) -> LanguageModel:
+    """A copy whose blocks take one token after a cached prompt, and no more."""
+    hf = copy.deepcopy(lm.hf)
+    block = hf.model.layers[0]
+    inner = block.forward
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        cached = kwargs["past_key_values"] is not None and kwargs["past_key_values"].get_seq_length()
+        if cached and hidden_states.shape[1] > 1:
+            raise ValueError("one token at a time")
+        return inner(hidden_states, *args, **kwargs)
+
+    block.forward = forward
+    return LanguageModel.wrap(hf, lm.tokenizer, "raising")
+
+
+@pytest.mark.parametrize(
+    ("plant", "reason"), [(blind, "logits differ by"), (raising, "ValueError: one token at a time")]
+)
+def test_a_model_it_does_not_hold_for_gets_exact_numbers_and_a_word(plant: Any, reason: str) -> None:
+    lm = plant(random_lm("llama", pairs=AWKWARD_PAIRS))
+    lm.hf.set_attn_implementation("eager")
+    fixed = trials_for(lm, n_trials=2, n_shots=4, seed=3, pairs=AWKWARD_PAIRS)
+    fast, plain = (Pipeline(lm, fixed, Settings(edit_layer=1, n_top_heads=3, engine=e)) for e in ("fast", "exact"))
+
+    prompts = fast.prompt_boundary()
+    slots = fast.slot_map(prompts)
+    means = fast.mean_activations(prompts, slots)
+    effects: Any = fast.top_heads(prompts, slots, means)["cie"]
+    expected: Any = plain.top_heads(prompts, slots, means)["cie"]
+
+    assert reason in why_not_fast(lm)
+    assert torch.equal(effects, expected)
+    (note,) = fast.notes("mean_activations")
+    assert reason in note
+    assert plain.notes("mean_activations") == []
+    assert profile_of(lm, fixed, fast.settings).conditions.engine == "exact"
+
+
+def test_the_profile_says_that_the_fast_engine_ran() -> None:
+    lm, _, _ = world("llama")
+    fixed = trials_for(lm, n_trials=2, n_shots=4, seed=3, pairs=AWKWARD_PAIRS)
+    assert profile_of(lm, fixed, Settings(edit_layer=1, engine="fast")).conditions.engine == "fast"
+    assert Pipeline(lm, fixed, Settings(edit_layer=1, engine="fast")).fast
+
+
+def test_the_engine_is_asked_of_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = random_lm("llama")
+    assert why_not_fast(lm) == ""
+    monkeypatch.setattr("fvcore.engines._difference", lambda lm: pytest.fail("asked again"))
+    assert why_not_fast(lm) == ""
