@@ -65,6 +65,27 @@ def read_heads(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
 
 
 @contextmanager
+def heads_with_gradients(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
+    """The heads entering each `o_proj`, as they are used: a backward pass leaves their gradients on them."""
+    heads: dict[int, Tensor] = {}
+    fired: set[int] = set()
+
+    def register(layer: int) -> RemovableHandle:
+        def hook(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            fired.add(layer)
+            # No weight has a gradient, so that nothing leads here before the first of these does.
+            x = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
+            heads[layer] = split_heads(x, lm)
+            heads[layer].retain_grad()
+            return (heads[layer].flatten(-2), *args[1:])
+
+        return lm.o_proj(layer).register_forward_pre_hook(hook)
+
+    with _hooks(register, range(lm.n_layers), fired, "reading gradients"):
+        yield heads
+
+
+@contextmanager
 def edit_heads(lm: LanguageModel, layer: int, edit: Callable[[Tensor], None]) -> Iterator[None]:
     """Let `edit` change, in place, a copy of the heads (batch, token, head, d_head) entering `o_proj` of `layer`."""
     fired: set[int] = set()

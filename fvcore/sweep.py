@@ -133,18 +133,32 @@ def _effects(
     prompt = Prompt.run(lm, [ids for ids, _, _ in cases], max(r.n_tokens for r in replacements))
     targets = torch.tensor([target for _, target, _ in cases], device=lm.device)
     base = _probabilities(prompt, prompt.entered[-1][:, -1:], targets)
+    heads = [(layer, head) for layer in range(lm.n_layers) for head in range(lm.n_heads)]
     effects = []
     for replacement in replacements:
-        patched = _over_all_heads(prompt.suffix(replacement.n_tokens), replacement, targets, max_memory)
+        patched = _patched(prompt.suffix(replacement.n_tokens), heads, replacement, targets, max_memory)
         # A class that a prompt has no token of has no effect there; a difference in rounding would be one.
         effects.append(torch.where(replacement.at.any(dim=1)[:, None], patched - base, 0.0).float().cpu())
     return torch.stack(effects, dim=-1).view(len(cases), lm.n_layers, lm.n_heads, -1)
 
 
-def _over_all_heads(suffix: Suffix, replacement: Replacement, targets: Tensor, max_memory: int | None) -> Tensor:
-    """Probability of the targets with each head replaced: (trial, layer * head)."""
+@torch.inference_mode()
+def effects_of_heads(
+    lm: LanguageModel, cases: Sequence[Case], mean_activations: Tensor, heads: Sequence[Head]
+) -> Tensor:
+    """CIE at the last token of some heads, in order of layer: (trial, len(heads)), float32 on the CPU."""
+    replacement = Replacement.of("query_predictive", cases, mean_activations, lm.device)
+    prompt = Prompt.run(lm, [ids for ids, _, _ in cases])
+    targets = torch.tensor([target for _, target, _ in cases], device=lm.device)
+    base = _probabilities(prompt, prompt.entered[-1][:, -1:], targets)
+    return (_patched(prompt.suffix(1), heads, replacement, targets, None) - base).float().cpu()
+
+
+def _patched(
+    suffix: Suffix, heads: Sequence[Head], replacement: Replacement, targets: Tensor, max_memory: int | None
+) -> Tensor:
+    """Probability of the targets with each of the heads replaced: (trial, head)."""
     lm, n_trials = suffix.prompt.lm, len(targets)
-    heads = [(layer, head) for layer in range(lm.n_layers) for head in range(lm.n_heads)]
     each = n_trials * variant_bytes(lm, suffix.n_tokens)
     size = chunk_size(each, lm.device, max(1, VARIANTS // suffix.n_tokens), max_memory)
 
