@@ -62,10 +62,10 @@ def first_order_effects(lm: LanguageModel, cases: Sequence[Case], mean_activatio
         torch.autograd.backward(every.gather(1, targets[:, None]).sum())
     found = []
     for layer in range(lm.n_layers):
-        z = heads[layer][:, 0]  # (trial, head, d_head)
-        means = replacement.means[layer][:, replacement.slots[:, 0]].transpose(0, 1).to(z)
-        assert z.grad is not None
-        found.append(((means - z.detach()) * z.grad).sum(dim=-1))
+        z, gradient = heads[layer], heads[layer].grad
+        assert gradient is not None
+        means = replacement.means[layer][:, replacement.slots].permute(1, 2, 0, 3).to(z)  # (trial, 1, head, d_head)
+        found.append(((means - z.detach()) * gradient).sum(dim=-1)[:, 0])
     return torch.stack(found, dim=1).float().cpu()
 
 
@@ -84,10 +84,19 @@ def screened_top_heads(
         effects = effects_of_heads(lm, cases, mean_activations, chosen).mean(dim=0)
         for (layer, head), effect in zip(chosen, effects.tolist(), strict=True):
             aie[layer, head] = effect
-        bound = SAFETY * float((aie - estimates).abs().nan_to_num(0.0).max())
         worst = float(aie.flatten().nan_to_num(-torch.inf).topk(k).values[-1])
+        bound = SAFETY * _largest_error(aie, estimates, worst)
         wanted = {(layer, head) for layer, head in by_estimate if _open(aie, estimates, (layer, head), worst - bound)}
     return Screening(ranking.top_heads(aie.nan_to_num(-torch.inf), k), aie, estimates, bound)
+
+
+def _largest_error(aie: Tensor, estimates: Tensor, worst: float) -> float:
+    """Of the computed heads whose estimates are below the k-th best effect, as those of skipped heads are.
+
+    The best heads' own estimates are off by more, because what is not of first order grows with the effect.
+    """
+    alike = ~aie.isnan() & (estimates < worst)
+    return float((aie - estimates)[alike].abs().max()) if bool(alike.any()) else 0.0
 
 
 def _open(aie: Tensor, estimates: Tensor, head: Head, least: float) -> bool:
