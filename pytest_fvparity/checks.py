@@ -109,7 +109,10 @@ class ParityRun:
         verdict = compare(expected, actual, self.tolerances.of(key), _axes)
         if not verdict.compared:
             return Verdict((Finding(key, "nothing was compared: the golden has no leaves"),), mismatch_count=1)
-        verdict = replace(verdict, details={**verdict.details, "tolerances": self.tolerances.table(key, expected)})
+        largest = verdict.details.get("largest", {})
+        rows = [{**row, **largest.get(row["leaf"], {})} for row in self.tolerances.table(key, expected)]
+        kept = {name: detail for name, detail in verdict.details.items() if name != "largest"}
+        verdict = replace(verdict, details={**kept, "tolerances": rows})
         if partial and absent and verdict.passed:
             agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
             raise NotProvided(f"{agrees} agree(s) with the golden; not provided: {names}")

@@ -39,7 +39,11 @@ class Mismatch(_Model):
 
 class ToleranceRow(_Model):
     """What a leaf was compared with: |got - expected| <= max(atol, of_max * max|expected|, of_norm * norm) + rtol *
-    |expected|, and the rule it comes from."""
+    |expected|, and the rule it comes from.
+
+    `max_abs_diff` is the largest difference over all trials, `used` the largest share of its bound that one takes: 1 is
+    on the limit.
+    """
 
     leaf: str
     rtol: float
@@ -47,6 +51,23 @@ class ToleranceRow(_Model):
     of_max: float
     of_norm: float
     rule: str
+    max_abs_diff: float | str | None = None
+    used: float | str | None = None
+
+
+class ErrorCount(_Model):
+    """How many elements have which magnitude and which error: both by decade, -999 for zero, 999 for not finite."""
+
+    magnitude: int
+    error: int
+    count: int
+
+
+class ErrorTable(_Model):
+    """The errors of a leaf that differs, counted by the magnitude of what was expected."""
+
+    leaf: str
+    counts: list[ErrorCount]
 
 
 class Check(_Model):
@@ -60,6 +81,7 @@ class Check(_Model):
     max_abs_diff: float | str | None = None
     max_rel_diff: float | str | None = None
     tolerances: list[ToleranceRow] = []
+    errors: list[ErrorTable] = []
     measurements: dict[str, float | str] = {}
     fault: str | None = None
     blocked_by: str | None = None
@@ -111,6 +133,7 @@ class Report(_Model):
     dataset: str
     fixed_trials_id: str
     model: str
+    candidate: str | None = None
     reference_profile: str | None
     mode: str = "chained"
     n_trials: int | None
@@ -160,6 +183,7 @@ def assemble(
         dataset=context.get("dataset", UNKNOWN),
         fixed_trials_id=context.get("fixed_trials_id", stem),
         model=context.get("model", UNKNOWN),
+        candidate=context.get("candidate"),
         mode="keep-going" if keep_going else "chained",
         reference_profile=(context.get("profile") or {}).get("identity", {}).get("reference_profile"),
         n_trials=context.get("n_trials"),
@@ -264,7 +288,8 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         mismatch_count=verdict.mismatch_count if verdict.findings or verdict.compared else None,
         max_abs_diff=_words(verdict.measurements.get("max_abs_diff")),
         max_rel_diff=_words(verdict.measurements.get("max_rel_diff")),
-        tolerances=verdict.details.get("tolerances", []),
+        tolerances=_words(verdict.details.get("tolerances", [])),
+        errors=[ErrorTable(leaf=leaf, counts=rows) for leaf, rows in verdict.details.get("errors", {}).items()],
         measurements=_words({k: v for k, v in verdict.measurements.items() if k not in LARGEST}),
         fault=verdict.details.get("fault"),
         blocked_by=result.blocked_by,
