@@ -115,7 +115,7 @@ class SuiteScheduling:
             self._scheduled = True
             if all(self._agrees(node) for node in self._collected):
                 shares = partition(self.collection, len(self._collected), self._cost)
-                self._waiting = dict(zip(map(_place, self._collected), shares, strict=True))
+                self._waiting = dict(zip(sorted(map(_place, self._collected)), shares, strict=True))
             else:
                 self._lost = list(range(len(self.collection)))
         for node in self._collected:
@@ -218,12 +218,14 @@ class Workers:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """A test that nobody ran is no reason for green. Whoever interrupts a run knows that it is not whole."""
+        """A test that nobody ran is no reason for green; xdist, left without workers, knows of no failure."""
         if session.exitstatus == pytest.ExitCode.OK and self.scheduling and self.scheduling.never_run:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any, exitstatus: int) -> None:
-        if self.scheduling and exitstatus == pytest.ExitCode.TESTS_FAILED and (tests := self.scheduling.never_run):
+        """At the end of the terminal output. Whoever interrupts a run knows that it is not whole."""
+        tests = self.scheduling.never_run if self.scheduling else []
+        if tests and exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
             others = f" and {len(tests) - 1} more" if len(tests) > 1 else ""
             line = f"never run, for no worker was left to take them: {tests[0]}{others}"
             terminalreporter.write_line(line, yellow=True, bold=True)
