@@ -240,6 +240,18 @@ def test_a_worker_holds_few_tests_so_that_a_run_can_be_stopped() -> None:
     assert len(run.sched.never_run) == 100 - len(run.done)
 
 
+def test_a_worker_with_its_last_test_waits_for_nobody() -> None:
+    run = Run(IDS, 2)
+    first, second = run.live
+    run.collect(first)
+    run.collect(second)
+
+    while not first.has_ended:
+        run.finish_one(first)
+
+    assert {worker for worker, _ in run.done} == {"gw0"}
+
+
 def test_what_a_dead_worker_had_not_done_goes_to_the_one_at_its_place() -> None:
     run = Run(IDS, 3)
     for node in list(run.live):
