@@ -17,6 +17,7 @@ from fvcore.gates import StageError
 from pytest_fvparity import shipped
 from pytest_fvparity.items import NoDevice, StageItem
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
+from pytest_fvparity.scheduler import PLACE
 
 if TYPE_CHECKING:
     from fvcore.models import LanguageModel
@@ -68,7 +69,7 @@ def fv_model(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
 
 
 def _device(request: pytest.FixtureRequest, options: ParityOptions) -> str:
-    """The device to run on; worker k of n takes GPU k mod n. Without CUDA a GPU run is skipped, or fails if required."""
+    """The device to run on; at place k a worker takes GPU k mod n. Without CUDA a GPU run is skipped, or fails."""
     if options.device == "cpu":
         return "cpu"
     import torch
@@ -79,8 +80,9 @@ def _device(request: pytest.FixtureRequest, options: ParityOptions) -> str:
         raise NoDevice(
             f"--fv-device {options.device}: no CUDA device on this machine (--fv-require-gpu makes this a failure)"
         )
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    return options.device if ":" in options.device else f"cuda:{int(worker) % torch.cuda.device_count()}"
+    # Not the worker's number: one that replaces a dead gw0 is gw4, and must not join a living worker on its GPU.
+    place: int = getattr(request.config, "workerinput", {}).get(PLACE, 0)
+    return options.device if ":" in options.device else f"cuda:{place % torch.cuda.device_count()}"
 
 
 @pytest.fixture

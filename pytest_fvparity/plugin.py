@@ -32,7 +32,8 @@ from pytest_fvparity.items import (
     status_of,
 )
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
-from pytest_fvparity.session import ParityReporter
+from pytest_fvparity.scheduler import Workers, chosen_dist
+from pytest_fvparity.session import ParityReporter, known_failures
 
 if TYPE_CHECKING:
     from fvcore.models import LanguageModel
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["fv_candidate", "fv_check_key", "fv_golden", "fv_model", "fv_parity_run", "fv_profile", "fv_trials"]
 
 _TRIALS_KEY = pytest.StashKey[tuple[Path, ...]]()
-_DIST_KEY = pytest.StashKey[bool]()
+_DIST_KEY = pytest.StashKey[str | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,11 +59,8 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
-    """Around the whole run, before xdist chooses how to distribute: one worker keeps one suite, in order."""
-    chosen = getattr(config.option, "dist", "no") != "no" or getattr(config.option, "distload", False)
-    if getattr(config.option, "numprocesses", None) and not chosen and _wants_parity(config):
-        config.option.dist = "loadscope"
-        config.stash[_DIST_KEY] = True
+    """Around the whole run, before xdist makes `--dist load` of a bare `-n`: what the user chose is remembered."""
+    config.stash[_DIST_KEY] = chosen_dist(config)
     return (yield)
 
 
@@ -78,6 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_TRIALS_KEY] = files
     if on_controller:
         config.pluginmanager.register(ParityReporter(config, files), "fvparity-reporter")
+        config.pluginmanager.register(Workers(config.stash[_DIST_KEY], bool(files)), "fvparity-workers")
 
 
 def _require_regen_allowed(config: pytest.Config, parsed: ParityOptions) -> None:
@@ -155,12 +154,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if not config.stash[_TRIALS_KEY]:
         return []
     parsed = config.stash[OPTIONS_KEY]
-    lines = [
+    return [
         f"fvparity: model {parsed.model}, {parsed.dtype} on {parsed.device}, reference profile {parsed.reference_profile}"
     ]
-    if config.stash.get(_DIST_KEY, False):
-        lines.append("fvparity: parity stages must run in order: --dist loadscope is set")
-    return lines
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> TrialsFile | None:
@@ -192,13 +188,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """When the order of all tests is settled: the stages of a suite take their places in the pipeline's order.
 
-    --ff and plugins that shuffle would run a later key first.
+    --ff and plugins that shuffle would run a later key first. A worker that replaces another one learns here what is
+    known already.
     """
+    failed = known_failures(session.config)
     places: dict[SuiteCollector, list[int]] = {}
     for place, item in enumerate(session.items):
         if isinstance(item, StageItem):
             places.setdefault(item.suite, []).append(place)
-    for taken in places.values():
+    for suite, taken in places.items():
+        suite.earliest_failed = failed.get(session.items[taken[0]].nodeid.partition("::")[0])
         stages = sorted((session.items[place] for place in taken), key=lambda item: CHECK_KEYS.index(item.name))
         for place, item in zip(taken, stages, strict=True):
             session.items[place] = item
