@@ -10,66 +10,25 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact
-from fvcore.formats import FormatError, json_text, read_json, sha256_file, write_text
+from fvcore.formats import FormatError, sha256_file
 from fvcore.gates import Refused, StageError, Status
 from fvcore.profile import Profile
+from pytest_fvparity import manifest as manifests
 from pytest_fvparity.implementation import CHECK_KEYS, Answers
+from pytest_fvparity.manifest import AGAIN, MANIFEST, SCHEMA_VERSION, DamagedGolden, Manifest, Provenance
 from pytest_fvparity.noise import Noise
 from pytest_fvparity.reference import Recording
-
-MANIFEST = "manifest.json"
-# 2: the golden's own noise stands beside what was recorded.
-SCHEMA_VERSION = 2
 
 
 class NoGolden(StageError):
     """There is no golden for these trials."""
 
     status = Status.NO_GOLDEN
-
-
-class DamagedGolden(Refused):
-    """A golden's files are not what its manifest says."""
-
-
-class Provenance(BaseModel):
-    """What was run to record a golden. `applied` normalisations changed the checkout's behaviour, `already` were so."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    repository: str
-    commit: str
-    sources: dict[str, str]
-    normalisations: dict[str, list[str]]
-    versions: dict[str, str]
-
-
-class Manifest(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: int
-    profile: Profile
-    reference: Provenance
-    command: str
-    # What the reference's legal variations change, at most: check key -> leaf name -> absolute difference.
-    variations: list[str]
-    noise: dict[str, dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]]
-    files: dict[str, str]
-
-    @field_validator("noise")
-    @classmethod
-    def _knows_its_keys(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-        if unknown := sorted(value.keys() - set(CHECK_KEYS)):
-            raise ValueError(f"noise of an unknown check key: {', '.join(unknown)}")
-        return value
 
 
 @dataclass(frozen=True)
@@ -82,30 +41,18 @@ class Golden(Answers):
 
     @classmethod
     def open(cls, path: Path) -> Golden:
-        try:
-            written = read_json(path / MANIFEST)
-            # Asked first: a manifest of another schema has other fields.
-            found = written.get("schema_version", SCHEMA_VERSION) if isinstance(written, dict) else SCHEMA_VERSION
-            if found != SCHEMA_VERSION:
-                raise DamagedGolden(
-                    f"{path}: manifest schema {found}, this version reads {SCHEMA_VERSION}: another version of "
-                    f"pytest-fvparity recorded it; {_again()}"
-                )
-            manifest = Manifest.model_validate(written)
-        except (FormatError, ValidationError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise DamagedGolden(f"{path}: the golden's manifest cannot be read: {reason}; {_again()}") from None
+        manifest = manifests.read(path)
         needed = {f"{key}.json" for key in CHECK_KEYS} | {file.name for file in path.glob("*.safetensors")}
         if unlisted := sorted(needed - manifest.files.keys()):
-            raise DamagedGolden(f"{path}: the manifest says nothing of {', '.join(unlisted)}; {_again()}")
+            raise DamagedGolden(f"{path}: the manifest says nothing of {', '.join(unlisted)}; {AGAIN}")
         for name, expected in manifest.files.items():
             file = path / name
             if not file.is_file():
-                raise DamagedGolden(f"{file}: missing, the manifest lists it; {_again()}")
+                raise DamagedGolden(f"{file}: missing, the manifest lists it; {AGAIN}")
             actual = sha256_file(file)
             if actual != expected:
                 raise DamagedGolden(
-                    f"{file}: damaged: sha256 {expected[:12]}... expected, {actual[:12]}... found; {_again()}"
+                    f"{file}: damaged: sha256 {expected[:12]}... expected, {actual[:12]}... found; {AGAIN}"
                 )
         # Read now, before any candidate is asked: what it writes over the files later is not compared with.
         return cls(path, manifest, {key: artifacts.load(path / key) for key in CHECK_KEYS})
@@ -120,10 +67,6 @@ class Golden(Answers):
 
     def stored(self, key: str) -> Artifact:
         return self.artifacts[key]
-
-
-def _again() -> str:
-    return "restore it from version control, or record it again with --fv-regen-golden --fv-src PATH"
 
 
 def require_comparable(golden: Profile, candidate: Profile) -> None:
@@ -165,20 +108,20 @@ def write(recording: Recording, path: Path) -> None:
     for key in CHECK_KEYS:
         artifacts.save(recording.artifacts[key], path / key)
     files = {file.name: sha256_file(file) for file in sorted(path.iterdir())}
-    provenance = {name: recording.provenance[name] for name in Provenance.model_fields}
+    known = recording.provenance
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         profile=recording.profile,
-        reference=Provenance.model_validate(provenance),
-        command=_command(recording.profile),
+        reference=Provenance.model_validate({name: known[name] for name in Provenance.model_fields if name in known}),
+        command=command(recording.profile),
         variations=list(recording.noise.variations),
         noise={key: dict(leaves) for key, leaves in recording.noise.largest.items()},
         files=files,
     )
-    write_text(path / MANIFEST, json_text(manifest.model_dump(mode="json")))
+    manifests.write(manifest, path)
 
 
-def _command(profile: Profile) -> str:
+def command(profile: Profile) -> str:
     """How to record this golden again; paths are left to the reader."""
     identity = profile.identity
     return (
@@ -190,6 +133,10 @@ def _command(profile: Profile) -> str:
     )
 
 
+# Runs the reference; told whether to measure its noise too.
+Record = Callable[[bool], Recording]
+
+
 @dataclass(frozen=True)
 class Recorded:
     """What `regenerate` did: where, and how each key changed."""
@@ -198,20 +145,31 @@ class Recorded:
     changes: dict[str, str]
 
 
-def regenerate(record: Callable[[], Recording], path: Path) -> Recorded:
+def regenerate(record: Record, path: Path) -> Recorded:
     """Record twice, demand equal bytes, then take the old golden's place in one step."""
     nearest = next(folder for folder in path.parents if folder.is_dir())  # a refusal leaves not even a folder
     with tempfile.TemporaryDirectory(dir=nearest, prefix=".recording-") as scratch:
-        staged = [Path(scratch) / name for name in ("first", "second")]
-        for directory in staged:
-            directory.mkdir()
-            write(record(), directory)
-        _require_equal(*staged)
+        staged = recorded_twice(record, Path(scratch))
         restore(path)
-        changes = describe_changes(path, staged[0])
+        changes = describe_changes(path, staged)
         path.parent.mkdir(parents=True, exist_ok=True)
-        swap(staged[0], path)
+        swap(staged, path)
     return Recorded(path, changes)
+
+
+def recorded_twice(record: Record, scratch: Path) -> Path:
+    """The folder in `scratch` of a recording that came out the same a second time.
+
+    Noise is measured once: that is most of the work, and it says nothing of whether the recorded run can be repeated.
+    """
+    first = record(True)
+    again = replace(record(False), noise=first.noise)
+    staged = [scratch / name for name in ("first", "second")]
+    for directory, recording in zip(staged, (first, again), strict=True):
+        directory.mkdir()
+        write(recording, directory)
+    _require_equal(*staged)
+    return staged[0]
 
 
 def _require_equal(first: Path, second: Path) -> None:

@@ -42,8 +42,8 @@ def record_goldens(config: pytest.Config, options: ParityOptions, files: Sequenc
         for fixed in read:
             place = golden.relative_path(fixed.dataset, fixed.id, options.reference_profile)
 
-            def record(fixed: FixedTrials = fixed) -> Recording:
-                return reference.run(options.src, lm, fixed, settings, options.src_python)
+            def record(with_noise: bool, fixed: FixedTrials = fixed) -> Recording:
+                return reference.run(options.src, lm, fixed, settings, options.src_python, with_noise)
 
             done = golden.regenerate(record, (options.golden or options.rootdir / "golden") / place)
             recorded.append(fixed.id)

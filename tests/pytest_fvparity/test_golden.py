@@ -21,6 +21,8 @@ from fvcore.trials import FixedTrials
 from pytest_fvparity import golden, reference
 from pytest_fvparity.golden import DamagedGolden, Golden, NoGolden
 from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.manifest import sealed
+from pytest_fvparity.noise import Noise
 from pytest_fvparity.reference import Recording
 from tests.pytest_fvparity.stand_in import digests, plant, saved
 
@@ -71,7 +73,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def path(world: World, tmp_path: Path) -> Path:
     """A golden directory, written."""
     path = tmp_path / "golden" / world.relative
-    golden.regenerate(lambda: world.recording, path)
+    golden.regenerate(lambda _: world.recording, path)
     return path
 
 
@@ -80,10 +82,10 @@ def with_leaf(recording: Recording, key: str, leaf: str, value: Any) -> Recordin
     return replace(recording, artifacts=changed)
 
 
-def one_after_the_other(*recordings: Recording | Exception) -> Callable[[], Recording]:
+def one_after_the_other(*recordings: Recording | Exception) -> Callable[[bool], Recording]:
     left = list(recordings)
 
-    def record() -> Recording:
+    def record(with_noise: bool) -> Recording:
         following = left.pop(0)
         if isinstance(following, Exception):
             raise following
@@ -100,7 +102,7 @@ def test_a_golden_reads_back_what_was_recorded(world: World, path: Path) -> None
 
     assert sorted(opened.manifest.files) == FILES
     assert opened.profile == world.recording.profile
-    assert opened.manifest.reference.model_dump() == world.recording.provenance
+    assert opened.manifest.reference.model_dump() == {"origin": "recorded", **world.recording.provenance}
     for key in CHECK_KEYS:
         expected, found = world.recording.artifacts[key], getattr(opened, key)()
         assert list(found) == list(expected)
@@ -110,7 +112,7 @@ def test_a_golden_reads_back_what_was_recorded(world: World, path: Path) -> None
 
 
 def test_a_golden_s_bytes_depend_on_the_recording_alone(world: World, path: Path, tmp_path: Path) -> None:
-    golden.regenerate(lambda: world.recording, tmp_path / "elsewhere")
+    golden.regenerate(lambda _: world.recording, tmp_path / "elsewhere")
 
     assert digests(tmp_path / "elsewhere") == digests(path)
 
@@ -128,8 +130,8 @@ def test_the_manifest_says_how_to_record_it_again(path: Path) -> None:
 
 
 def test_a_new_golden_is_described_as_new_and_the_same_one_as_unchanged(world: World, tmp_path: Path) -> None:
-    first = golden.regenerate(lambda: world.recording, tmp_path / "golden")
-    again = golden.regenerate(lambda: world.recording, tmp_path / "golden")
+    first = golden.regenerate(lambda _: world.recording, tmp_path / "golden")
+    again = golden.regenerate(lambda _: world.recording, tmp_path / "golden")
 
     assert first.changes == dict.fromkeys(CHECK_KEYS, "new")
     assert again.changes == dict.fromkeys(CHECK_KEYS, "unchanged")
@@ -145,7 +147,7 @@ def test_what_a_new_recording_changes_is_counted_and_measured(world: World, path
     n_values = sum(len(value) if isinstance(value, list) else 1 for value in prompts.values())
     (path / "fv_vector.json").write_text("{")
 
-    done = golden.regenerate(lambda: changed, path)
+    done = golden.regenerate(lambda _: changed, path)
 
     assert done.changes["slot_map"] == "unchanged"
     assert done.changes["prompt_boundary"] == f"1 of {n_values} values change"
@@ -153,6 +155,20 @@ def test_what_a_new_recording_changes_is_counted_and_measured(world: World, path
     assert done.changes["top_heads"].endswith(" values change, by up to 0.25")
     assert done.changes["fv_vector"] == "the old one cannot be read"
     assert Golden.open(path).top_heads()["aie"].equal(aie)  # type: ignore[union-attr]
+
+
+def test_noise_is_measured_in_the_first_of_the_two_recordings_alone(world: World, path: Path) -> None:
+    asked = []
+
+    def record(with_noise: bool) -> Recording:
+        asked.append(with_noise)
+        noise = Noise(("repeat",), {"fv_vector": {"norm": 0.5}}) if with_noise else Noise()
+        return replace(world.recording, noise=noise)
+
+    golden.regenerate(record, path)
+
+    assert asked == [True, False]
+    assert Golden.open(path).noise == Noise(("repeat",), {"fv_vector": {"norm": 0.5}})
 
 
 def test_two_recordings_that_differ_are_refused_and_nothing_changes(world: World, path: Path) -> None:
@@ -192,7 +208,7 @@ def test_a_swap_that_fails_half_way_puts_the_old_golden_back(
     monkeypatch.setattr(Path, "rename", full_disk)
     changed = with_leaf(world.recording, "fv_vector", "norm", 1.0)
     with pytest.raises(OSError, match="no space left"):
-        golden.regenerate(lambda: changed, path)
+        golden.regenerate(lambda _: changed, path)
 
     assert digests(path.parents[2]) == before
 
@@ -226,7 +242,7 @@ def test_a_file_that_is_missing_is_named(name: str, path: Path) -> None:
 def test_a_file_the_manifest_does_not_vouch_for_is_named(name: str, path: Path) -> None:
     manifest = read_json(path / golden.MANIFEST)
     del manifest["files"][name]
-    write_json(path / golden.MANIFEST, manifest)
+    write_json(path / golden.MANIFEST, sealed(manifest))
 
     with pytest.raises(DamagedGolden, match=f"the manifest says nothing of {name}; .*{RECORD_AGAIN}"):
         Golden.open(path)
@@ -237,7 +253,7 @@ def test_a_file_the_manifest_does_not_vouch_for_is_named(name: str, path: Path) 
     [
         ("{", "not valid JSON"),
         ("[]", "valid dictionary"),
-        ('{"schema_version": 2}', "profile Field required"),
+        ('{"schema_version": 3}', "profile Field required"),
         (b"\xff\xfe", "not UTF-8 text"),
         (None, "no such file"),
     ],
@@ -255,19 +271,67 @@ def test_a_manifest_that_is_none_is_refused_with_the_reason(text: str | bytes | 
 @pytest.mark.parametrize("more", [{}, {"a_field_of_the_future": 1}])
 def test_a_manifest_of_another_schema_is_refused_by_its_version(more: Mapping[str, Any], path: Path) -> None:
     manifest = read_json(path / golden.MANIFEST)
-    write_json(path / golden.MANIFEST, {**manifest, **more, "schema_version": 3})
+    write_json(path / golden.MANIFEST, {**manifest, **more, "schema_version": 4})
 
-    with pytest.raises(DamagedGolden, match=f"manifest schema 3, this version reads 2: another .*; .*{RECORD_AGAIN}"):
+    with pytest.raises(DamagedGolden, match=f"manifest schema 4, this version reads 3: another .*; .*{RECORD_AGAIN}"):
         Golden.open(path)
 
 
 def test_a_manifest_from_before_noise_was_measured_asks_to_be_recorded_again(path: Path) -> None:
     manifest = read_json(path / golden.MANIFEST)
-    del manifest["noise"], manifest["variations"]
+    del manifest["noise"], manifest["variations"], manifest["digest"]
     write_json(path / golden.MANIFEST, {**manifest, "schema_version": 1})
 
-    with pytest.raises(DamagedGolden, match=f"manifest schema 1, this version reads 2: another .*; .*{RECORD_AGAIN}"):
+    with pytest.raises(DamagedGolden, match=f"manifest schema 1, this version reads 3: another .*; .*{RECORD_AGAIN}"):
         Golden.open(path)
+
+
+@pytest.mark.parametrize("found", ["9" * 200, [0] * 200, "a\u2028line"])
+def test_a_schema_that_is_none_is_shown_short_and_on_one_line(found: Any, path: Path) -> None:
+    write_json(path / golden.MANIFEST, {**read_json(path / golden.MANIFEST), "schema_version": found})
+
+    with pytest.raises(DamagedGolden) as caught:
+        Golden.open(path)
+
+    assert len(str(caught.value)) < len(str(path)) + 260
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def edited(manifest: dict[str, Any], *place: Any, value: Any) -> dict[str, Any]:
+    inner: Any = manifest
+    for part in place[:-1]:
+        inner = inner[part]
+    assert inner[place[-1]] != value
+    inner[place[-1]] = value
+    return manifest
+
+
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        (["noise"], {"fv_vector": {"norm": 10.0}}),
+        (["profile", "identity", "edit_layer"], 0),
+        (["profile", "conditions", "model"], "another"),
+        (["reference", "commit"], "0" * 40),
+        (["reference", "sources", "src/a.py"], "1" * 64),
+        (["command"], "rm"),
+        (["variations"], ["repeat"]),
+        (["digest"], "0" * 64),
+        (["digest"], ""),
+    ],
+)
+def test_a_manifest_that_was_edited_is_damaged_wherever_it_was(place: list[Any], value: Any, path: Path) -> None:
+    write_json(path / golden.MANIFEST, edited(read_json(path / golden.MANIFEST), *place, value=value))
+
+    with pytest.raises(DamagedGolden, match=rf"manifest\.json: edited: digest .*\.\.\. expected, .*{RECORD_AGAIN}"):
+        Golden.open(path)
+
+
+def test_the_order_of_a_manifest_s_fields_is_no_edit(path: Path) -> None:
+    manifest = read_json(path / golden.MANIFEST)
+    write_json(path / golden.MANIFEST, dict(reversed(manifest.items())))
+
+    assert Golden.open(path).manifest.digest == manifest["digest"]
 
 
 @pytest.mark.parametrize(
