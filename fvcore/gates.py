@@ -30,6 +30,7 @@ class Status(StrEnum):
     NOT_PROVIDED = "NOT_PROVIDED"
     NO_GOLDEN = "NO_GOLDEN"
     REFUSED = "REFUSED"
+    STALE_GOLDEN = "STALE_GOLDEN"
     NOT_RUN = "NOT_RUN"  # for want of a device
 
 

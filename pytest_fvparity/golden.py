@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact
@@ -29,6 +30,12 @@ class NoGolden(StageError):
     """There is no golden for these trials."""
 
     status = Status.NO_GOLDEN
+
+
+class StaleGolden(Refused):
+    """The golden is of these trials and this model by name, and no longer by content."""
+
+    status = Status.STALE_GOLDEN
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,47 @@ class Golden(Answers):
 
 
 def require_comparable(golden: Profile, candidate: Profile) -> None:
-    """Refuse, naming the fields, when the two are not the same experiment."""
+    """Refuse, naming the fields, when the two are not the same experiment; StaleGolden when they were once."""
     different = golden.diff_identity(candidate)
-    if different:
-        fields = "; ".join(f"{name}: golden {want!r}, this run {have!r}" for name, (want, have) in different.items())
-        raise Refused(
-            f"profile mismatch, nothing was compared. {fields}. Use the golden's settings, or record a golden of these"
+    if not different:
+        return
+    fields = "; ".join(f"{name}: golden {want}, this run {have}" for name, (want, have) in _shown(different).items())
+    if changed := _changed_content(golden, candidate, set(different)):
+        raise StaleGolden(
+            f"stale golden, nothing was compared. {' and '.join(changed)} changed since it was recorded. {fields}. "
+            f"Restore what changed, or record again: {command(golden)}"
         )
+    raise Refused(
+        f"profile mismatch, nothing was compared. {fields}. Use the golden's settings, or record a golden of these"
+    )
+
+
+def _shown(different: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[str, str]]:
+    """Both values of each field; of a digest its head is enough to tell them apart."""
+
+    def shown(name: str, value: Any) -> str:
+        return f"{value:.12}..." if name in DIGESTS else repr(value)
+
+    return {name: (shown(name, want), shown(name, have)) for name, (want, have) in different.items()}
+
+
+DIGESTS = {"weights_sha", "tokenizer_sha", "trials_sha256"}
+
+# What a trials file says of itself: a new content may change these too.
+WITH_TRIALS = {"dataset", "seed", "n_shots", "n_trials", "template"}
+
+
+def _changed_content(golden: Profile, candidate: Profile, different: set[str]) -> list[str]:
+    """What is known under the golden's name and is no longer what it was; empty if anything else differs beside it."""
+    model, found = golden.conditions.model, list[str]()
+    if "trials_sha256" in different and golden.identity.fixed_trials_id == candidate.identity.fixed_trials_id:
+        found.append(f"the trials file {golden.identity.fixed_trials_id}")
+        different = different - {"trials_sha256", *WITH_TRIALS}
+    if model == candidate.conditions.model:
+        named = {"weights_sha": f"the weights of {model}", "tokenizer_sha": f"the tokenizer of {model}"}
+        found += [words for field, words in named.items() if field in different]
+        different = different - named.keys()
+    return [] if different else found
 
 
 # ---------------------------------------------------------------- where goldens lie

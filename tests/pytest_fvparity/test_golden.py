@@ -19,7 +19,7 @@ from fvcore.pipeline import Settings, profile_of, run
 from fvcore.profile import Identity, Profile
 from fvcore.trials import FixedTrials
 from pytest_fvparity import golden, reference
-from pytest_fvparity.golden import DamagedGolden, Golden, NoGolden
+from pytest_fvparity.golden import DamagedGolden, Golden, NoGolden, StaleGolden
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.manifest import sealed
 from pytest_fvparity.noise import Noise
@@ -354,11 +354,69 @@ def test_a_noise_that_is_none_is_refused(noise: Any, reason: str, path: Path) ->
 
 def changed_identity(profile: Profile, name: str) -> Profile:
     value = getattr(profile.identity, name)
-    other = value + 1 if isinstance(value, int | float) else f"{value} other"
+    other = value + 1 if isinstance(value, int | float) else f"other {value}"
     return profile.model_copy(update={"identity": profile.identity.model_copy(update={name: other})})
 
 
-@pytest.mark.parametrize("name", Identity.model_fields)
+CONTENT = {
+    "trials_sha256": "the trials file {id}",
+    "weights_sha": "the weights of {model}",
+    "tokenizer_sha": "the tokenizer of {model}",
+}
+
+
+@pytest.mark.parametrize("name", CONTENT)
+def test_changed_content_under_the_same_name_is_a_stale_golden_and_says_how_to_record_it(
+    name: str, world: World
+) -> None:
+    profile = world.recording.profile
+    other = changed_identity(profile, name)
+
+    with pytest.raises(StaleGolden) as caught:
+        golden.require_comparable(profile, other)
+
+    what = CONTENT[name].format(id=world.fixed.id, model=profile.conditions.model)
+    want, have = getattr(profile.identity, name), getattr(other.identity, name)
+    assert str(caught.value).startswith(
+        f"stale golden, nothing was compared. {what} changed since it was recorded. {name}: golden {want[:12]}..., this "
+        f"run {have[:12]}.... Restore what changed, or record again: pytest -m parity --fv-regen-golden --fv-src=PATH --fv-model="
+    )
+    assert caught.value.status == "STALE_GOLDEN"
+
+
+def test_all_that_changed_is_named_and_what_the_new_trials_say_of_themselves_is_no_other_experiment(
+    world: World,
+) -> None:
+    other = changed_identity(world.recording.profile, "trials_sha256")
+    other = changed_identity(changed_identity(other, "weights_sha"), "n_trials")
+
+    with pytest.raises(
+        StaleGolden, match=r"the trials file \S+ and the weights of \S+ changed since .* n_trials: golden 2"
+    ):
+        golden.require_comparable(world.recording.profile, other)
+
+
+@pytest.mark.parametrize("name", ["edit_layer", "dtype", "quant", "fixed_trials_id"])
+def test_another_setting_beside_changed_content_is_another_experiment(name: str, world: World) -> None:
+    other = changed_identity(changed_identity(world.recording.profile, "trials_sha256"), name)
+
+    with pytest.raises(Refused, match="profile mismatch, nothing was compared") as caught:
+        golden.require_comparable(world.recording.profile, other)
+
+    assert not isinstance(caught.value, StaleGolden)
+
+
+def test_another_model_is_another_experiment_and_no_stale_golden(world: World) -> None:
+    other = changed_identity(world.recording.profile, "weights_sha")
+    renamed = other.model_copy(update={"conditions": other.conditions.model_copy(update={"model": "another"})})
+
+    with pytest.raises(Refused, match="profile mismatch, nothing was compared") as caught:
+        golden.require_comparable(world.recording.profile, renamed)
+
+    assert not isinstance(caught.value, StaleGolden)
+
+
+@pytest.mark.parametrize("name", [name for name in Identity.model_fields if name not in CONTENT])
 def test_another_identity_is_refused_and_exactly_what_differs_is_named(name: str, world: World) -> None:
     profile = world.recording.profile
     other = changed_identity(profile, name)
@@ -384,6 +442,21 @@ def test_conditions_may_differ(world: World) -> None:
     conditions = profile.conditions.model_copy(update={**elsewhere, "versions": {"torch": "0"}})
 
     golden.require_comparable(profile, profile.model_copy(update={"conditions": conditions}))
+
+
+def test_a_run_says_which_content_changed_and_blocks_the_rest(
+    world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
+) -> None:
+    golden.write(world.recording, pytester.path / "golden" / world.relative)
+    changed = pytester.path / world.trials.name
+    changed.write_bytes(world.trials.read_bytes() + b"\n")
+
+    result = started(*replace(world, trials=changed).options())
+
+    result.assert_outcomes(failed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines([f"STALE_GOLDEN: *the trials file {world.fixed.id} changed since it was recorded.*"])
+    result.stdout.fnmatch_lines(["1 prompt_boundary   STALE_GOLDEN *"])
 
 
 # ---------------------------------------------------------------- where goldens lie
