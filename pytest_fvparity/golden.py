@@ -25,6 +25,10 @@ from pytest_fvparity.manifest import AGAIN, MANIFEST, SCHEMA_VERSION, DamagedGol
 from pytest_fvparity.noise import Noise
 from pytest_fvparity.reference import Recording
 
+# What a recording is staged in, and what waits while it takes its place; a killed process leaves them behind.
+STAGING = ".recording-"
+PREVIOUS = ".previous"
+
 
 class NoGolden(StageError):
     """There is no golden for these trials."""
@@ -189,7 +193,7 @@ class Recorded:
 def regenerate(record: Record, path: Path) -> Recorded:
     """Record twice, demand equal bytes, then take the old golden's place in one step."""
     nearest = next(folder for folder in path.parents if folder.is_dir())  # a refusal leaves not even a folder
-    with tempfile.TemporaryDirectory(dir=nearest, prefix=".recording-") as scratch:
+    with tempfile.TemporaryDirectory(dir=nearest, prefix=STAGING) as scratch:
         staged = recorded_twice(record, Path(scratch))
         restore(path)
         changes = describe_changes(path, staged)
@@ -240,7 +244,7 @@ def swap(new: Path, target: Path) -> None:
 
 def previous(target: Path) -> Path:
     """Where the old directory waits while the new one takes its name."""
-    return target.with_name(f".{target.name}.previous")
+    return target.with_name(f".{target.name}{PREVIOUS}")
 
 
 def restore(target: Path) -> None:

@@ -18,6 +18,8 @@ from fvcore.profile import Profile
 from pytest_fvparity.implementation import CHECK_KEYS
 
 MANIFEST = "manifest.json"
+# How the names of files of the full tier end.
+FULL = ".full.safetensors"
 DIGEST = "digest"
 # 2: the golden's own noise stands beside what was recorded. 3: the manifest has a digest of its own.
 SCHEMA_VERSION = 3
@@ -27,6 +29,14 @@ AGAIN = "restore it from version control, or record it again with --fv-regen-gol
 
 class DamagedGolden(Refused):
     """A golden's files are not what its manifest says."""
+
+
+class OtherSchema(DamagedGolden):
+    """Another version of this project wrote the manifest; `found` is its version, if that is a number."""
+
+    def __init__(self, message: str, found: object) -> None:
+        super().__init__(message)
+        self.found = found if type(found) is int else None
 
 
 class _Record(BaseModel):
@@ -125,9 +135,10 @@ def read(path: Path) -> Manifest:
         # Asked first: a manifest of another schema has other fields.
         found = written.get("schema_version", SCHEMA_VERSION) if isinstance(written, dict) else SCHEMA_VERSION
         if found != SCHEMA_VERSION:
-            raise DamagedGolden(
+            raise OtherSchema(
                 f"{path}: manifest schema {found!r:.40}, this version reads {SCHEMA_VERSION}: another version of "
-                f"pytest-fvparity recorded it; {AGAIN}"
+                f"pytest-fvparity recorded it; {AGAIN}",
+                found,
             )
         manifest = Manifest.model_validate(written)
     except (FormatError, ValidationError) as error:
