@@ -16,10 +16,11 @@ from typing import Any
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact
-from fvcore.formats import FormatError, sha256_file
+from fvcore.formats import sha256_file
 from fvcore.gates import Refused, StageError, Status
 from fvcore.profile import Profile
 from pytest_fvparity import manifest as manifests
+from pytest_fvparity.golden_diff import KeyDiff, differences
 from pytest_fvparity.implementation import CHECK_KEYS, Answers
 from pytest_fvparity.manifest import AGAIN, MANIFEST, SCHEMA_VERSION, DamagedGolden, Manifest, Provenance
 from pytest_fvparity.noise import Noise
@@ -184,10 +185,10 @@ Record = Callable[[bool], Recording]
 
 @dataclass(frozen=True)
 class Recorded:
-    """What `regenerate` did: where, and how each key changed."""
+    """What `regenerate` did: where, and how each key and the manifest changed."""
 
     path: Path
-    changes: dict[str, str]
+    changes: dict[str, KeyDiff]
 
 
 def regenerate(record: Record, path: Path) -> Recorded:
@@ -196,10 +197,18 @@ def regenerate(record: Record, path: Path) -> Recorded:
     with tempfile.TemporaryDirectory(dir=nearest, prefix=STAGING) as scratch:
         staged = recorded_twice(record, Path(scratch))
         restore(path)
-        changes = describe_changes(path, staged)
+        changes = differences(path, staged)
         path.parent.mkdir(parents=True, exist_ok=True)
         swap(staged, path)
     return Recorded(path, changes)
+
+
+def rehearse(record: Record, path: Path) -> Recorded:
+    """What `regenerate` would change; everything is recorded elsewhere, and nothing near `path` is touched."""
+    with tempfile.TemporaryDirectory(prefix="fvparity-rehearsal-") as scratch:
+        staged = recorded_twice(record, Path(scratch))
+        waiting = previous(path)  # what `restore` would give its name back before recording
+        return Recorded(path, differences(path if path.exists() else waiting, staged))
 
 
 def recorded_twice(record: Record, scratch: Path) -> Path:
@@ -252,28 +261,6 @@ def restore(target: Path) -> None:
     if not target.exists():
         with suppress(FileNotFoundError):  # nothing to restore, or another process just did
             previous(target).rename(target)
-
-
-def describe_changes(old: Path, new: Path) -> dict[str, str]:
-    """Check key -> what a new recording changes, in words."""
-    from fvcore.compare import compare
-
-    if not (old / MANIFEST).is_file():
-        return dict.fromkeys(CHECK_KEYS, "new")
-    changes = {}
-    for key in CHECK_KEYS:
-        try:
-            before = artifacts.load(old / key)
-        except FormatError:
-            changes[key] = "the old one cannot be read"
-            continue
-        verdict = compare(before, artifacts.load(new / key))
-        largest = verdict.measurements.get("max_abs_diff")
-        n = f"{verdict.mismatch_count} of {verdict.compared} values"
-        changes[key] = (
-            "unchanged" if verdict.passed else f"{n} change" + (f", by up to {largest:.3g}" if largest else "")
-        )
-    return changes
 
 
 def search_roots(explicit: Path | None, rootdir: Path, shipped: Path) -> Sequence[Path]:
