@@ -74,8 +74,13 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
-def json_text(value: Any) -> str:
-    """The project's one JSON style: indent 2, ASCII, no final newline; NaN is refused, JSON has none."""
+def json_text(value: Any, compact: bool = False) -> str:
+    """The project's one JSON style: indent 2, ASCII, no final newline; NaN is refused, JSON has none.
+
+    `compact` leaves out the white space, for what programs alone read.
+    """
+    if compact:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
     return json.dumps(value, indent=2, allow_nan=False)
 
 

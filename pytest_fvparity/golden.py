@@ -15,14 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from fvcore import artifacts
-from fvcore.artifacts import Artifact
-from fvcore.formats import sha256_file
+from fvcore.artifacts import Artifact, Leaf
+from fvcore.formats import read_safetensors, sha256_file
 from fvcore.gates import Refused, StageError, Status
 from fvcore.profile import Profile
 from pytest_fvparity import manifest as manifests
 from pytest_fvparity.golden_diff import KeyDiff, differences
+from pytest_fvparity.golden_part import WHOLE, Part, taken
 from pytest_fvparity.implementation import CHECK_KEYS, Answers
-from pytest_fvparity.manifest import AGAIN, MANIFEST, SCHEMA_VERSION, DamagedGolden, Manifest, Provenance
+from pytest_fvparity.manifest import (
+    AGAIN,
+    FULL,
+    MANIFEST,
+    SCHEMA_VERSION,
+    DamagedGolden,
+    Manifest,
+    Provenance,
+    Slice,
+)
 from pytest_fvparity.noise import Noise
 from pytest_fvparity.reference import Recording
 
@@ -50,14 +60,19 @@ class Golden(Answers):
     path: Path
     manifest: Manifest
     artifacts: dict[str, Artifact]
+    # What is here of a recording: all of it, unless its full tier lies elsewhere or it was imported.
+    part: Part = WHOLE
 
     @classmethod
     def open(cls, path: Path) -> Golden:
         manifest = manifests.read(path)
-        needed = {f"{key}.json" for key in CHECK_KEYS} | {file.name for file in path.glob("*.safetensors")}
-        if unlisted := sorted(needed - manifest.files.keys()):
+        full = manifest.full.files if manifest.full else {}
+        here = [key for key in full if (path / f"{key}{FULL}").is_file()]
+        digests = manifest.files | {f"{key}{FULL}": full[key].sha256 for key in here}
+        needed = {f"{key}.json" for key in CHECK_KEYS if key not in manifest.incomplete}
+        if unlisted := sorted((needed | {file.name for file in path.glob("*.safetensors")}) - digests.keys()):
             raise DamagedGolden(f"{path}: the manifest says nothing of {', '.join(unlisted)}; {AGAIN}")
-        for name, expected in manifest.files.items():
+        for name, expected in digests.items():
             file = path / name
             if not file.is_file():
                 raise DamagedGolden(f"{file}: missing, the manifest lists it; {AGAIN}")
@@ -67,7 +82,14 @@ class Golden(Answers):
                     f"{file}: damaged: sha256 {expected[:12]}... expected, {actual[:12]}... found; {AGAIN}"
                 )
         # Read now, before any candidate is asked: what it writes over the files later is not compared with.
-        return cls(path, manifest, {key: artifacts.load(path / key) for key in CHECK_KEYS})
+        held: dict[str, Artifact] = {
+            key: artifacts.load(path / key) if f"{key}.json" in digests else {} for key in CHECK_KEYS
+        }
+        slices = manifest.full.slices if manifest.full else {}
+        for key, pieces in slices.items():
+            held[key] = _with_slices(path, key, held[key], pieces, key in here)
+        part = Part({key: pieces for key, pieces in slices.items() if key not in here}, manifest.incomplete)
+        return cls(path, manifest, held, part)
 
     @property
     def profile(self) -> Profile:
@@ -79,6 +101,19 @@ class Golden(Answers):
 
     def stored(self, key: str) -> Artifact:
         return self.artifacts[key]
+
+
+def _with_slices(path: Path, key: str, held: Artifact, pieces: Mapping[str, Slice], is_here: bool) -> dict[str, Leaf]:
+    """A key's leaves, whole where the full tier `is_here`; raises DamagedGolden where the two tiers are not of one."""
+    whole = read_safetensors(path / f"{key}{FULL}") if is_here else {}
+    for leaf, piece in pieces.items():
+        core, full = held.get(leaf), whole.get(leaf)
+        found = list(getattr(core, "shape", []))
+        wanted = [len(piece.indices) if axis == piece.axis else size for axis, size in enumerate(piece.shape)]
+        fits = found == wanted and (not is_here or (full is not None and list(full.shape) == piece.shape))
+        if not fits or (full is not None and not taken(piece, full).equal(artifacts.tensor_leaf(held, leaf))):
+            raise DamagedGolden(f"{path}: the core's slice of {key} {leaf!r} is none of the recorded tensor; {AGAIN}")
+    return {leaf: whole.get(leaf, value) for leaf, value in held.items()}
 
 
 def require_comparable(golden: Profile, candidate: Profile) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+from fvcore.formats import FormatError
+from fvcore.gates import StageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,10 +56,10 @@ def _print(rows: Sequence[Row]) -> None:
     console.print(_table(rows))
     for row in rows:
         if row.what:
-            console.print(f"{row.path}: {row.state}: {row.what}", soft_wrap=True, markup=False)
+            _say(f"{row.path}: {row.state}: {row.what}")
         if row.remove:
-            console.print(f"  {row.remove}", soft_wrap=True, markup=False)
-    console.print(f"{len(rows)} golden(s)" if rows else "no golden", markup=False)
+            _say(f"  {row.remove}")
+    _say(f"{len(rows)} golden(s)" if rows else "no golden")
 
 
 def _table(rows: Sequence[Row]) -> Table:
@@ -81,6 +85,59 @@ def _table(rows: Sequence[Row]) -> Table:
             f"[{COLOURS[row.state]}]{row.state}[/]",
         )
     return table
+
+
+# ---------------------------------------------------------------- split and fetch
+
+Place = Annotated[Path, typer.Argument(help="A golden's own folder: golden/<dataset>/<trials>/<profile>.")]
+
+
+@app.command()
+def split(
+    golden: Place,
+    full_to: Annotated[str, typer.Option(help="Folder or URL (file://, s3://, hf://, ...) to store the full tier at.")],
+    url: Annotated[
+        str | None, typer.Option(help="URL that the manifest names (default: --full-to, if it is one).")
+    ] = None,
+) -> None:
+    """Keep a core that fits git, and store the large tensors elsewhere."""
+    from pytest_fvparity.golden_tiers import CORE_LIMIT
+    from pytest_fvparity.golden_tiers import split as split_golden
+
+    with _expected():
+        sizes = split_golden(golden, full_to, url)
+    large = f" (more than {_size(CORE_LIMIT)})" if sizes.core > CORE_LIMIT else ""
+    _say(f"{golden}: core {_size(sizes.core)}{large}, full {_size(sizes.full)} at {full_to}")
+
+
+@app.command()
+def fetch(
+    golden: Place, url: Annotated[str | None, typer.Option(help="Where to look instead of the manifest's URL.")] = None
+) -> None:
+    """Bring the full tier beside the core; every file is checked by size and sha256 before it gets its name."""
+    from pytest_fvparity.golden_tiers import fetch as fetch_golden
+
+    with _expected():
+        fetched = fetch_golden(golden, url)
+    for file in fetched:
+        _say(f"{file}: {_size(file.stat().st_size)}, sha256 as recorded")
+    if not fetched:
+        _say(f"{golden}: all of it is here")
+
+
+@contextmanager
+def _expected() -> Iterator[None]:
+    """What is wrong with a golden is one message, like what is wrong with a file."""
+    from fvcore.models import ModelError
+
+    try:
+        yield
+    except (StageError, ModelError) as error:
+        raise FormatError(str(error)) from error
+
+
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)
 
 
 def _size(n_bytes: int) -> str:

@@ -12,14 +12,19 @@ from pydantic import BaseModel, ConfigDict
 from fvcore import artifacts
 from fvcore.artifacts import Artifact
 from fvcore.compare import compare
-from fvcore.formats import FormatError, json_text, read_json
+from fvcore.formats import FormatError, json_text, read_json, read_safetensors
+from pytest_fvparity import manifest as manifests
+from pytest_fvparity.golden_part import Part
 from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.manifest import DIGEST, MANIFEST
+from pytest_fvparity.manifest import DIGEST, FULL, MANIFEST, DamagedGolden
 
 MAX_LEAVES = 100
 MAX_SHOWN = 200  # characters of a value
 
 KEYS = (*CHECK_KEYS, "manifest")
+
+# Fields of a manifest that say where the recording lies, and nothing of what it is.
+STORAGE = {"files", "full", DIGEST}
 
 
 class _Model(BaseModel):
@@ -76,11 +81,13 @@ def differences(old: Path, new: Path) -> dict[str, KeyDiff]:
 
 
 def _difference(old: Path, new: Path, key: str) -> KeyDiff:
+    after = _read(new, key)
     try:
         before = _read(old, key)
+        if key in CHECK_KEYS:
+            before, after = _cut(old, key, before, after)
     except FormatError:
         return KeyDiff(state="unreadable")
-    after = _read(new, key)
     verdict = compare(before, after)
     if verdict.passed:
         return KeyDiff(state="unchanged", n_compared=verdict.compared)
@@ -112,13 +119,25 @@ def _leaf(leaf: str, before: Artifact, after: Artifact) -> LeafChange | None:
     )
 
 
+def _cut(old: Path, key: str, before: Artifact, after: Artifact) -> tuple[Artifact, Artifact]:
+    """Both sides whole if the old golden's full tier is here, else cut to what its core holds."""
+    if (old / f"{key}{FULL}").is_file():
+        return {**before, **read_safetensors(old / f"{key}{FULL}")}, after
+    try:
+        full = manifests.read(old).full
+    except DamagedGolden:
+        return before, after
+    cut = Part(full.slices if full else {}).cut(key, before, after, lambda leaf: ())
+    return cut.expected, cut.actual
+
+
 def _read(golden: Path, key: str) -> Artifact:
     if key in CHECK_KEYS:
         return artifacts.load(golden / key)
     manifest = read_json(golden / MANIFEST)
     if not isinstance(manifest, dict):
         raise FormatError(f"{golden / MANIFEST}: expected an object, found {type(manifest).__name__}")
-    return dict(_flat({name: value for name, value in manifest.items() if name not in {"files", DIGEST}}))
+    return dict(_flat({name: value for name, value in manifest.items() if name not in STORAGE}))
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

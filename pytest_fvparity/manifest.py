@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fvcore.formats import FormatError, json_text, read_json, sha256, write_text
 from fvcore.gates import Refused
@@ -37,6 +37,15 @@ class OtherSchema(DamagedGolden):
     def __init__(self, message: str, found: object) -> None:
         super().__init__(message)
         self.found = found if type(found) is int else None
+
+
+def _known(key: str) -> str:
+    if key not in CHECK_KEYS:
+        raise ValueError(f"unknown check key: {key!r:.40}")
+    return key
+
+
+CheckKey = Annotated[str, AfterValidator(_known)]
 
 
 class _Record(BaseModel):
@@ -76,7 +85,7 @@ class Slice(_Record):
 class Stored(_Record):
     """A file that lies elsewhere."""
 
-    sha256: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     n_bytes: int = Field(ge=0)
 
 
@@ -84,12 +93,12 @@ class Full(_Record):
     """The tier that need not be here: whole tensors, one file a check key, and what the core holds in their place."""
 
     url: str | None = None
-    files: dict[str, Stored]
-    slices: dict[str, dict[str, Slice]]
+    files: dict[CheckKey, Stored]
+    slices: dict[CheckKey, dict[str, Slice]]
 
     @model_validator(mode="after")
     def _covers_its_slices(self) -> Self:
-        if self.files.keys() != self.slices.keys() or not self.files.keys() <= set(CHECK_KEYS):
+        if self.files.keys() != self.slices.keys():
             raise ValueError(f"full tier of {sorted(self.files)}, slices of {sorted(self.slices)}")
         return self
 
@@ -104,7 +113,7 @@ class Manifest(_Record):
     noise: dict[str, dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]]
     files: dict[str, str]
     # Check keys of which not every leaf is known: what a candidate says beside them is not compared.
-    incomplete: list[str] = []
+    incomplete: list[CheckKey] = []
     full: Full | None = None
     digest: str = ""
 

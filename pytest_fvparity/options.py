@@ -41,6 +41,7 @@ OPTIONS = (
     _Option("model", f"shipped model, directory or cached hub id (default {shipped.DEFAULT_MODEL})"),
     _Option("trials", "fixed-trials file; may be given several times", many=True),
     _Option("golden", "folder of goldens (default: golden/ of the project, then the shipped ones)"),
+    _Option("golden-fetch", "fetch what a golden keeps elsewhere, by the URL in its manifest", bool),
     _Option("regen-golden", "record the golden from the reference (needs --fv-src), then compare", bool, ini=False),
     _Option("golden-diff", "say what --fv-regen-golden would change, and change nothing", bool, ini=False),
     _Option("regen-allow-ci", "allow --fv-regen-golden in CI", bool, ini=False),
@@ -113,6 +114,7 @@ class ParityOptions:
     model: str
     trials: tuple[Path, ...]
     golden: Path | None
+    golden_fetch: bool
     regen_golden: bool
     golden_diff: bool
     regen_allow_ci: bool

@@ -24,11 +24,11 @@ from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.items import (
     REPORT_ATTRIBUTE,
     ROOT_KEY,
-    NoDevice,
     StageFailed,
     StageItem,
     SuiteCollector,
     TrialsFile,
+    Unjudged,
     status_of,
 )
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
@@ -255,7 +255,7 @@ def pytest_runtest_makereport(
     blocked = item.result is not None and item.result.status is Status.BLOCKED
     if error is not None and not blocked and not isinstance(error, StageFailed):
         item.record_error(error)
-        if report.skipped and not isinstance(error, NoDevice):
+        if report.skipped and not isinstance(error, Unjudged):
             # A stage that is skipped is a stage nobody judged: that is no reason for green.
             report.outcome, report.longrepr = "failed", f"{item.name}: ERROR: skipped: {error}"
     decided = report.when == "call" or not report.passed
