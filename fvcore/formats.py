@@ -202,3 +202,12 @@ def read_pt(path: Path) -> Any:
         raise FormatError(
             f"{path}: not a file of tensors and plain values ({' '.join(str(error).split())[:200]})"
         ) from None
+
+
+def pt_bytes(value: Any) -> bytes:
+    """What `torch.save` writes of tensors and plain values; made in memory, it does not depend on a file's name."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value.detach().cpu().contiguous().clone() if isinstance(value, torch.Tensor) else value, buffer)
+    return buffer.getvalue()

@@ -125,6 +125,47 @@ def fetch(
         _say(f"{golden}: all of it is here")
 
 
+# ---------------------------------------------------------------- the reference's own layout
+
+
+@app.command()
+def export(
+    golden: Place, to: Annotated[Path, typer.Option(help="Folder for <dataset>/<fixed_trials_id>/...: results.")]
+) -> None:
+    """Write a golden's numbers as the reference's own result files."""
+    from pytest_fvparity.golden_layout import export as export_golden
+
+    with _expected():
+        for file in export_golden(golden, to):
+            _say(str(file))
+
+
+@app.command("import")
+def import_golden(
+    folder: Annotated[Path, typer.Argument(help="results/<dataset>/<fixed_trials_id> of a run of the reference.")],
+    model: Annotated[str, typer.Option(help="The model it ran: shipped, a directory, or a cached hub id.")],
+    trials: Annotated[Path, typer.Option(help="The fixed-trials file it ran on.")],
+    edit_layer: Annotated[int, typer.Option(help="Block whose output was injected into.")],
+    top_heads: Annotated[int, typer.Option(help="Number of top heads.")] = 10,
+    token_class: Annotated[int, typer.Option(help="Token class of the effect; -1 is the last token.")] = -1,
+    reference_profile: Annotated[str, typer.Option(help="src or todd_upstream.")] = "src",
+    dtype: Annotated[str, typer.Option(help="What it was loaded in: fp32, fp16 or bf16.")] = "fp32",
+    root: Annotated[Path, typer.Option(help="Folder of goldens.")] = Path("golden"),
+) -> None:
+    """Make a golden of the reference's own result files. A run against it is PARTIAL at best: it knows no prompts."""
+    from fvcore import models
+    from fvcore.pipeline import Settings
+    from fvcore.trials import read
+    from pytest_fvparity.golden import Golden
+    from pytest_fvparity.golden_layout import import_results
+
+    settings = Settings(edit_layer, top_heads, token_class, reference_profile=reference_profile)
+    with _expected():
+        path = import_results(folder, models.load(model, dtype=dtype), read(trials), settings, root)
+        incomplete = Golden.open(path).part.incomplete
+    _say(f"{path}: not every leaf is known of {', '.join(incomplete)}; a run against it is PARTIAL at best")
+
+
 @contextmanager
 def _expected() -> Iterator[None]:
     """What is wrong with a golden is one message, like what is wrong with a file."""
