@@ -109,17 +109,27 @@ def fv_check_key(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def fv_golden(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trials: FixedTrials) -> Golden:
     """The `Golden` of these trials: read from disk with every hash checked, or with --fv-live recorded now."""
-    from pytest_fvparity.golden import Golden
-
     options = _options(request)
 
     def find() -> Golden:
         if options.live:
             return _live(request, fv_model, fv_trials)
-        return Golden.open(_golden_path(options, fv_trials))
+        return _recorded(options, fv_trials)
 
     found: Golden = _cached(request, find, "golden", fv_trials.id, fv_trials.sha256)
     return found
+
+
+def _recorded(options: ParityOptions, trials: FixedTrials) -> Golden:
+    """The golden on disk; its full tier is fetched if that was asked for."""
+    from pytest_fvparity.golden import Golden
+
+    path = _golden_path(options, trials)
+    if options.golden_fetch:
+        from pytest_fvparity.golden_tiers import fetch
+
+        fetch(path)
+    return Golden.open(path)
 
 
 def _golden_path(options: ParityOptions, trials: FixedTrials) -> Path:
@@ -159,15 +169,13 @@ def _settings(options: ParityOptions, defaults: dict[str, int]) -> Settings:
 
 def _run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Settings:
     """Settings of a comparison: the options, then the golden's, then the plan's defaults."""
-    from pytest_fvparity.golden import Golden, NoGolden
+    from pytest_fvparity.golden import NoGolden
 
     options = _options(request)
     if options.live:
         return recording_settings(options)
     try:
-        recorded = _cached(
-            request, lambda: Golden.open(_golden_path(options, trials)), "golden", trials.id, trials.sha256
-        )
+        recorded = _cached(request, lambda: _recorded(options, trials), "golden", trials.id, trials.sha256)
     except NoGolden:
         return recording_settings(options)
     identity = recorded.profile.identity

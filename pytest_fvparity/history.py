@@ -10,7 +10,7 @@ from fvcore.gates import Status
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.report import Check, Report
 
-SILENT = frozenset({Status.BLOCKED, Status.NOT_RUN, Status.NOT_PROVIDED, None})
+SILENT = frozenset({Status.BLOCKED, Status.NOT_RUN, Status.NOT_PROVIDED, Status.NOT_HELD, None})
 """Statuses that say nothing about a key, and no status at all."""
 
 LARGE_DRIFT = 10.0

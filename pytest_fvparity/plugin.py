@@ -24,11 +24,11 @@ from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.items import (
     REPORT_ATTRIBUTE,
     ROOT_KEY,
-    NoDevice,
     StageFailed,
     StageItem,
     SuiteCollector,
     TrialsFile,
+    Unjudged,
     status_of,
 )
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
@@ -70,11 +70,11 @@ def pytest_configure(config: pytest.Config) -> None:
     parsed = ParityOptions.from_config(config)
     config.stash[OPTIONS_KEY] = parsed
     on_controller = not hasattr(config, "workerinput")
-    if parsed.regen_golden:
+    if parsed.regen_golden or parsed.golden_diff:
         _require_regen_allowed(config, parsed)
     files = tuple(_trials_files(config, parsed))
     config.stash[_TRIALS_KEY] = files
-    if on_controller:
+    if on_controller and not parsed.golden_diff:  # a dry run judges nothing, and reports of earlier runs stay
         config.pluginmanager.register(ParityReporter(config, files), "fvparity-reporter")
         config.pluginmanager.register(Workers(config.stash[_DIST_KEY], bool(files)), "fvparity-workers")
 
@@ -85,7 +85,10 @@ def _require_regen_allowed(config: pytest.Config, parsed: ParityOptions) -> None
         or getattr(config.option, "tx", None)
         or hasattr(config, "workerinput")
     ):
-        raise pytest.UsageError("--fv-regen-golden writes goldens and cannot run on several workers: leave out -n")
+        flag = "--fv-golden-diff records" if parsed.golden_diff else "--fv-regen-golden writes"
+        raise pytest.UsageError(f"{flag} goldens and cannot run on several workers: leave out -n")
+    if parsed.golden_diff:
+        return
     if os.environ.get("CI", "").lower() not in {"", "0", "false"} and not parsed.regen_allow_ci:
         raise pytest.UsageError(
             "--fv-regen-golden is refused in CI, where nobody reads what changes; --fv-regen-allow-ci"
@@ -97,8 +100,8 @@ def _wants_parity(config: pytest.Config) -> bool:
 
     Trials in the ini file only say which: a plain `pytest` there must not load a model.
     """
-    given = config.getoption("fv_trials") or config.getoption("fv_regen_golden")
-    return bool(given) or _marks_parity(config) or bool(_json_arguments(config))
+    given = [config.getoption(name) for name in ("fv_trials", "fv_regen_golden", "fv_golden_diff")]
+    return any(given) or _marks_parity(config) or bool(_json_arguments(config))
 
 
 def _marks_parity(config: pytest.Config) -> bool:
@@ -204,16 +207,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> None:
-    """After collection, before the first test: goldens are recorded if that was asked for."""
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """After collection, before the first test: goldens are recorded if that was asked for; a dry run ends here."""
     parsed = session.config.stash[OPTIONS_KEY]
-    if parsed.regen_golden and not session.config.option.collectonly:
-        from pytest_fvparity.recording import record_goldens
+    if not (parsed.regen_golden or parsed.golden_diff) or session.config.option.collectonly:
+        return None
+    from pytest_fvparity.recording import diff_goldens, record_goldens
 
-        stages = {item.trials_path: item for item in session.items if isinstance(item, StageItem)}
-        for stage in stages.values():
-            _require_own_model(session, stage)
+    stages = {item.trials_path: item for item in session.items if isinstance(item, StageItem)}
+    for stage in stages.values():
+        _require_own_model(session, stage)
+    if parsed.regen_golden:
         record_goldens(session.config, parsed, list(stages))
+        return None
+    if n_changed := diff_goldens(session.config, parsed, list(stages)):
+        raise session.Failed(f"--fv-golden-diff: {n_changed} golden(s) would change")
+    return True
 
 
 def _require_own_model(session: pytest.Session, stage: StageItem) -> None:
@@ -245,7 +254,7 @@ def pytest_runtest_makereport(
     blocked = item.result is not None and item.result.status is Status.BLOCKED
     if error is not None and not blocked and not isinstance(error, StageFailed):
         item.record_error(error)
-        if report.skipped and not isinstance(error, NoDevice):
+        if report.skipped and not isinstance(error, Unjudged):
             # A stage that is skipped is a stage nobody judged: that is no reason for green.
             report.outcome, report.longrepr = "failed", f"{item.name}: ERROR: skipped: {error}"
     decided = report.when == "call" or not report.passed
