@@ -102,8 +102,19 @@ def compare(
         found = [v.measurements[name] for v in verdicts if name in v.measurements]
         measurements |= {name: _largest(found)} if found else {}
     errors = {leaf: table for v in verdicts for leaf, table in v.details.get("errors", {}).items()}
-    details = {"errors": dict(islice(errors.items(), MAX_ERROR_TABLES))} if errors else {}
+    details: dict[str, Any] = {"errors": dict(islice(errors.items(), MAX_ERROR_TABLES))} if errors else {}
+    if largest := _by_name(verdicts):
+        details["largest"] = largest
     return Verdict(verdict.findings[:MAX_FINDINGS], verdict.compared, verdict.mismatch_count, measurements, details)
+
+
+def _by_name(verdicts: Sequence[Verdict]) -> dict[str, dict[str, float]]:
+    """Leaf name, trials folded -> the largest difference, and the largest share of its tolerance that one uses."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for verdict in verdicts:
+        for leaf, measured in verdict.details.get("largest", {}).items():
+            found.setdefault(leaf.rpartition("/")[2], []).append(measured)
+    return {name: {k: _largest([row[k] for row in rows]) for k in rows[0]} for name, rows in found.items()}
 
 
 def compare_leaf(leaf: str, expected: Leaf, actual: Leaf, tolerance: Tolerance, axes: Sequence[str]) -> Verdict:
@@ -137,22 +148,27 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     want, have = expected.detach().double().cpu(), actual.detach().double().cpu()
     difference = torch.where(want == have, torch.zeros_like(want), (have - want).abs())  # inf == inf is no difference
     difference = torch.where(want.isnan() & have.isnan(), torch.zeros_like(want), difference)
-    wrong = ~(difference <= tolerance.allowed(want))  # a NaN difference is wrong
+    allowed = tolerance.allowed(want)
+    wrong = ~(difference <= allowed)  # a NaN difference is wrong
     wrong &= difference != 0
     finite = difference[~difference.isnan()]
     relative = (difference / want.abs())[(want != 0) & difference.isfinite() & want.isfinite()]
     largest = math.nan if finite.numel() < difference.numel() else float(finite.max()) if finite.numel() else 0.0
+    used = torch.where(difference == 0, difference, difference / allowed)  # infinite where nothing is allowed
+    measured = {"max_abs_diff": largest, "used": _largest([float(used.max())]) if used.numel() else 0.0}
     needed = _needed(difference, want, tolerance)
     findings = [
         _element(leaf, tuple(index), want, have, difference, tolerance, needed, axes)
         for index in islice(wrong.nonzero().tolist(), MAX_FINDINGS)
     ]
+    # A single number says all there is to say by itself.
+    errors = {"errors": {leaf: error_table(want, difference)}} if findings and want.ndim else {}
     return Verdict(
         tuple(findings),
         want.numel(),
         int(wrong.sum()),
         {"max_abs_diff": largest, "max_rel_diff": float(relative.max()) if relative.numel() else 0.0},
-        {"errors": {leaf: error_table(want, difference)}} if findings else {},
+        {"largest": {leaf: measured}, **errors},
     )
 
 

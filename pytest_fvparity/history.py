@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -11,7 +10,7 @@ from fvcore.gates import Status
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.report import Check, Report
 
-SILENT = frozenset({Status.BLOCKED, Status.NOT_RUN, Status.NOT_PROVIDED, None})
+SILENT = frozenset({Status.BLOCKED, Status.NOT_RUN, Status.NOT_PROVIDED, Status.NOT_HELD, None})
 """Statuses that say nothing about a key, and no status at all."""
 
 LARGE_DRIFT = 10.0
@@ -22,11 +21,7 @@ class _Model(BaseModel):
 
 
 class KeyChange(_Model):
-    """One check key then and now.
-
-    `atol` is the largest one of the key's leaves; a room is log10(atol / max_abs_diff): 0 is on the limit, 2 a
-    hundredth of it.
-    """
+    """One check key then and now. `used` is the largest share of its tolerance that a number takes: 1 is on the limit."""
 
     key: str
     change: str
@@ -35,9 +30,8 @@ class KeyChange(_Model):
     max_abs_diff_before: float | str | None
     max_abs_diff_now: float | str | None
     ratio: float | str | None
-    atol: float | None
-    room_before: float | str | None
-    room_now: float | str | None
+    used_before: float | str | None
+    used_now: float | str | None
 
 
 class Comparison(_Model):
@@ -74,7 +68,7 @@ def compared(now: Report, before: Report) -> Comparison:
 def _change(key: str, before: Check | None, now: Check | None) -> KeyChange:
     statuses = [check.status if check else None for check in (before, now)]
     largest = [check.max_abs_diff if check else None for check in (before, now)]
-    atols = [_atol(check) for check in (before, now)]
+    used = [_used(check) for check in (before, now)]
     return KeyChange(
         key=key,
         change=_word(*statuses),
@@ -83,9 +77,8 @@ def _change(key: str, before: Check | None, now: Check | None) -> KeyChange:
         max_abs_diff_before=largest[0],
         max_abs_diff_now=largest[1],
         ratio=_ratio(largest[0], largest[1]),
-        atol=atols[1] or atols[0],
-        room_before=_room(atols[0], largest[0]),
-        room_now=_room(atols[1], largest[1]),
+        used_before=used[0],
+        used_now=used[1],
     )
 
 
@@ -103,14 +96,11 @@ def _ratio(before: float | str | None, now: float | str | None) -> float | str |
     return now / before if before else "inf" if now else 1.0
 
 
-def _atol(check: Check | None) -> float | None:
-    return max((row.atol for row in check.tolerances if row.atol), default=None) if check else None
-
-
-def _room(atol: float | None, largest: float | str | None) -> float | str | None:
-    if atol is None or not isinstance(largest, float):
-        return None
-    return math.log10(atol / largest) if largest else "inf"
+def _used(check: Check | None) -> float | str | None:
+    """What is not finite is worse than any number."""
+    found = [row.used for row in check.tolerances if row.used is not None] if check else []
+    words = [value for value in found if isinstance(value, str)]
+    return words[0] if words else max(found, default=None)
 
 
 def _sentence(keys: list[KeyChange]) -> str:

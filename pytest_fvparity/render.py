@@ -169,7 +169,7 @@ def environment() -> Environment:
     templates.filters |= {"number": _number, "cell": _markdown_cell, "tojson_text": json_text}
     templates.filters |= {"fence": _fence, "worst_first": _worst_first, "failing_first": _failing_first}
     templates.filters["ran_on"] = _ran_on
-    templates.globals |= {"heat_map": heat_map, "largest_effect": largest_effect}
+    templates.globals |= {"heat_map": heat_map, "largest_effect": largest_effect, "error_grid": error_grid}
     return templates
 
 
@@ -342,3 +342,34 @@ def _colour(share: float) -> str:
     strength = abs(share) ** 0.5  # small effects stay visible beside large ones
     red, green, blue = (round(255 + (channel - 255) * strength) for channel in end)
     return f"rgb({red},{green},{blue})"
+
+
+ZERO, NOT_FINITE = -999, 999
+"""Decades of what has none, as `fvcore.compare` writes them; importing it here would import torch."""
+
+
+def _decade(decade: int) -> str:
+    return {ZERO: "0", NOT_FINITE: "not finite"}.get(decade, f"1e{decade}")
+
+
+def error_grid(counts: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+    """Rows by the magnitude of what was expected, the largest first; columns by the error, the smallest first."""
+    errors = sorted({entry["error"] for entry in counts})
+    found = {(entry["magnitude"], entry["error"]): entry["count"] for entry in counts}
+    most = max(found.values(), default=1)
+    rows = [
+        {
+            "magnitude": _decade(magnitude),
+            "cells": [
+                {
+                    "count": n,
+                    "shade": round(0.12 + 0.5 * math.log1p(n) / math.log1p(most), 2) if n else 0,
+                    "error": error,
+                }
+                for error in errors
+                for n in [found.get((magnitude, error), 0)]
+            ],
+        }
+        for magnitude in sorted({entry["magnitude"] for entry in counts}, reverse=True)
+    ]
+    return {"errors": [_decade(error) for error in errors], "rows": rows}

@@ -357,3 +357,30 @@ def test_a_text_says_where_it_parts_and_what_stands_there() -> None:
 def test_a_text_that_goes_on_parts_where_the_other_ends(expected: str, actual: str) -> None:
     (finding,) = compare({"a": expected}, {"a": actual}).findings
     assert finding.where == f"a[{min(len(expected), len(actual))}]"
+
+
+# ---------------------------------------------------------------- how much of a tolerance is used
+
+
+def test_the_largest_difference_of_a_name_is_told_with_its_share_of_the_bound() -> None:
+    expected = {"0:0/x": torch.tensor([1.0, 100.0]), "1:1/x": torch.tensor([1.0, 1.0]), "y": 0.0}
+    actual = {"0:0/x": torch.tensor([1.0, 100.5]), "1:1/x": torch.tensor([1.25, 1.0]), "y": 0.0}
+
+    largest = compare(expected, actual, Tolerance(rtol=0.5)).details["largest"]
+
+    # The larger difference is the smaller share: half of 1 % of 100, and a quarter of 1.
+    assert largest["x"] == {"max_abs_diff": 0.5, "used": 0.5}
+    assert largest["y"] == {"max_abs_diff": 0.0, "used": 0.0}
+
+
+def test_a_difference_where_none_is_allowed_uses_more_than_all() -> None:
+    assert compare({"x": torch.zeros(2)}, {"x": torch.ones(2)}).details["largest"]["x"]["used"] == INF
+
+
+def test_a_nan_is_no_share() -> None:
+    used = compare({"x": torch.zeros(2)}, {"x": torch.tensor([NAN, 0.0])}, Tolerance(atol=1.0)).details["largest"]["x"]
+    assert math.isnan(used["used"])
+
+
+def test_a_single_number_needs_no_table() -> None:
+    assert "errors" not in compare({"a": 1.0}, {"a": 2.0}).details

@@ -12,7 +12,7 @@ from fvcore.gates import Status, Verdict
 from pytest_fvparity.history import compared
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.render import markdown, write_report
-from pytest_fvparity.report import Report, ToleranceRow
+from pytest_fvparity.report import Report
 from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
 
 KEY = "mean_activations"
@@ -51,21 +51,22 @@ def test_each_change_has_its_word(before: Status | None, now: Status | None, cha
     assert {row.change for key, row in rows.items() if key != KEY} == {"same"}
 
 
-def _differing(largest: float, atol: float = 1e-4, **rest: Any) -> Report:
-    verdict = Verdict(compared=10, measurements={"max_abs_diff": largest})
+def _differing(largest: float, **rest: Any) -> Report:
+    """Two leaves, of which the second takes a tenth of the first one's share."""
+    used = {"a": largest / 1e-4, "b": largest / 1e-3}
+    none = {"rtol": 0, "atol": 0, "of_max": 0, "of_norm": 0, "rule": "r"}
+    rows = [{"leaf": leaf, **none, "max_abs_diff": largest, "used": share} for leaf, share in used.items()]
+    verdict = Verdict(compared=10, measurements={"max_abs_diff": largest}, details={"tolerances": rows})
     report = assemble(CHECK_KEYS, rows_of(**{KEY: row_of(KEY, verdict=verdict)}))
-    rows = [ToleranceRow(leaf=n, rtol=0, atol=a, of_max=0, of_norm=0, rule="r") for n, a in (("a", atol), ("b", 0.0))]
-    checks = [c.model_copy(update={"tolerances": rows}) if c.key == KEY else c for c in report.checks]
-    return report.model_copy(update={"checks": checks, **rest})
+    return report.model_copy(update=rest)
 
 
-def test_drift_is_a_ratio_and_the_room_left() -> None:
+def test_drift_is_a_ratio_and_the_share_of_the_tolerance() -> None:
     row = compared(_differing(4e-5), _differing(1e-6)).keys[2]
 
     assert row.ratio == pytest.approx(40)
-    assert row.atol == 1e-4
-    assert row.room_before == pytest.approx(2)
-    assert row.room_now == pytest.approx(0.39794, abs=1e-5)
+    assert row.used_before == pytest.approx(0.01)
+    assert row.used_now == pytest.approx(0.4)
 
 
 def test_a_large_drift_that_passes_is_said_in_words() -> None:
@@ -77,19 +78,23 @@ def test_a_large_drift_that_passes_is_said_in_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "ratio", "room"), [(0.0, 0.0, 1.0, "inf"), (0.0, 1e-6, "inf", 2.0), (1e-6, 0.0, 0.0, "inf")]
+    ("before", "now", "ratio", "used"), [(0.0, 0.0, 1.0, 0.0), (0.0, 1e-6, "inf", 0.01), (1e-6, 0.0, 0.0, 0.0)]
 )
-def test_zero_has_its_words(before: float, now: float, ratio: float | str, room: float | str) -> None:
+def test_zero_has_its_words(before: float, now: float, ratio: float | str, used: float) -> None:
     row = compared(_differing(now), _differing(before)).keys[2]
 
     assert row.ratio == ratio
-    assert row.room_now == pytest.approx(room) if isinstance(room, float) else row.room_now == room
+    assert row.used_now == pytest.approx(used)
 
 
-def test_a_key_without_an_atol_has_a_ratio_and_no_room() -> None:
-    row = compared(_differing(2e-6, atol=0.0), _differing(1e-6, atol=0.0)).keys[2]
+def test_what_is_not_finite_is_the_largest_share() -> None:
+    row = compared(_differing(float("inf")), _differing(1e-6)).keys[2]
+    assert row.used_now == "inf"
 
-    assert (row.ratio, row.atol, row.room_now) == (2.0, None, None)
+
+def test_a_key_without_numbers_has_no_share() -> None:
+    row = compared(_differing(1e-6), _differing(1e-6)).keys[0]
+    assert (row.used_before, row.used_now) == (None, None)
 
 
 def test_what_changed_around_the_numbers_is_listed() -> None:
