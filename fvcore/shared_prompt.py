@@ -143,6 +143,7 @@ class Suffix:
         if mask is None:  # the kernel's own causal order
             mask = torch.ones(1, 1, n, start + n, dtype=torch.bool, device=rows.device).tril(start)
         hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        mask = mask.to(rows.device)
         before, own = mask[..., :start], mask[..., start:]
         apart = torch.full(
             (*mask.shape[:2], n_variants, n, n_variants, n), hidden, dtype=mask.dtype, device=rows.device
@@ -166,7 +167,8 @@ class Suffix:
         rows = self.entered(0)[:, :0]
         for layer in range(n_layers + 1):
             fresh = enter(layer)
-            rows = rows if fresh is None else torch.cat([rows, fresh], dim=1)
+            # Blocks of a large model lie on several devices, and what entered one lies where it does.
+            rows = rows if fresh is None else torch.cat([rows.to(fresh.device), fresh], dim=1)
             if layer < n_layers and rows.shape[1]:
                 with around(layer):
                     rows = self.block(layer, rows)

@@ -59,9 +59,10 @@ class Replacement:
 
     def into(self, rows: Tensor, layer: int, heads: Tensor) -> None:
         """Change, in place, head `heads[i]` of variant i in (trial, variant, token, head, d_head)."""
-        each = torch.arange(len(heads), device=rows.device)
+        each, chosen = torch.arange(len(heads), device=rows.device), heads.to(rows.device)
         new = self.means[layer, heads][:, self.slots].to(rows)  # (variant, trial, token, d_head)
-        rows[:, each, :, heads] = torch.where(self.at[None, :, :, None], new, rows[:, each, :, heads])
+        at = self.at[None, :, :, None].to(rows.device)
+        rows[:, each, :, chosen] = torch.where(at, new, rows[:, each, :, chosen])
 
 
 def rows_with_heads_replaced(suffix: Suffix, heads: Sequence[Head], replacement: Replacement) -> Tensor:
@@ -181,7 +182,8 @@ def trial_bytes(lm: LanguageModel, n_tokens: int) -> int:
 def _probabilities(prompt: Prompt, rows: Tensor, targets: Tensor) -> Tensor:
     """(trial, row): probability of each trial's target; softmax in the model's dtype, as in the reference."""
     every = torch.softmax(prompt.logits(rows), dim=-1)
-    return every.gather(2, targets[:, None, None].expand(-1, rows.shape[1], 1)).squeeze(2)
+    chosen = targets.to(every.device)[:, None, None].expand(-1, rows.shape[1], 1)
+    return every.gather(2, chosen).squeeze(2).to(targets.device)
 
 
 @torch.inference_mode()
