@@ -87,7 +87,11 @@ def compare(
     tolerance: Tolerance | ToleranceOf = EXACT,
     axes: AxesOf = lambda leaf: (),
 ) -> Verdict:
-    """Compare all leaves. `axes(leaf)` names a tensor's axes, so that a coordinate reads `layer 2, head 1`."""
+    """Compare all leaves. `axes(leaf)` names a tensor's axes, so that a coordinate reads `layer 2, head 1`.
+
+    By leaf name, trials folded, the details hold `largest`: how large a difference was found, and how large it is beside
+    what was allowed there (1.0 is on the limit); and `errors`, of the leaves that fail: their error tables.
+    """
     tolerance_of = tolerance if callable(tolerance) else lambda leaf: tolerance
     verdicts = []
     for leaf, value in expected.items():
@@ -101,9 +105,31 @@ def compare(
     for name in ("max_abs_diff", "max_rel_diff"):
         found = [v.measurements[name] for v in verdicts if name in v.measurements]
         measurements |= {name: _largest(found)} if found else {}
-    errors = {leaf: table for v in verdicts for leaf, table in v.details.get("errors", {}).items()}
-    details = {"errors": dict(islice(errors.items(), MAX_ERROR_TABLES))} if errors else {}
-    return Verdict(verdict.findings[:MAX_FINDINGS], verdict.compared, verdict.mismatch_count, measurements, details)
+    details = {"largest": _folded(verdicts, "largest", _larger), "errors": _folded(verdicts, "errors", _added)}
+    details["errors"] = dict(islice(details["errors"].items(), MAX_ERROR_TABLES))
+    kept = {name: found for name, found in details.items() if found}
+    return Verdict(verdict.findings[:MAX_FINDINGS], verdict.compared, verdict.mismatch_count, measurements, kept)
+
+
+def _folded(verdicts: Sequence[Verdict], detail: str, together: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    """Leaf name -> a detail of the leaves of that name, over all trials."""
+    folded: dict[str, Any] = {}
+    for verdict in verdicts:
+        for leaf, value in verdict.details.get(detail, {}).items():
+            name = leaf.rpartition("/")[2]
+            folded[name] = together(folded[name], value) if name in folded else value
+    return folded
+
+
+def _larger(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    return {name: _largest([one[name], other[name]]) for name in one}
+
+
+def _added(one: list[dict[str, int]], other: list[dict[str, int]]) -> list[dict[str, int]]:
+    counts: Counter[tuple[int, int]] = Counter()
+    for row in (*one, *other):
+        counts[row["magnitude"], row["error"]] += row["count"]
+    return _counted(counts)
 
 
 def compare_leaf(leaf: str, expected: Leaf, actual: Leaf, tolerance: Tolerance, axes: Sequence[str]) -> Verdict:
@@ -137,22 +163,25 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     want, have = expected.detach().double().cpu(), actual.detach().double().cpu()
     difference = torch.where(want == have, torch.zeros_like(want), (have - want).abs())  # inf == inf is no difference
     difference = torch.where(want.isnan() & have.isnan(), torch.zeros_like(want), difference)
-    wrong = ~(difference <= tolerance.allowed(want))  # a NaN difference is wrong
+    allowed = tolerance.allowed(want)
+    wrong = ~(difference <= allowed)  # a NaN difference is wrong
     wrong &= difference != 0
     finite = difference[~difference.isnan()]
     relative = (difference / want.abs())[(want != 0) & difference.isfinite() & want.isfinite()]
     largest = math.nan if finite.numel() < difference.numel() else float(finite.max()) if finite.numel() else 0.0
+    share = torch.where(difference == 0, difference, difference / allowed)  # no difference uses nothing of nothing
     needed = _needed(difference, want, tolerance)
     findings = [
         _element(leaf, tuple(index), want, have, difference, tolerance, needed, axes)
-        for index in islice(wrong.nonzero().tolist(), MAX_FINDINGS)
+        for index in wrong.nonzero()[:MAX_FINDINGS].tolist()
     ]
     return Verdict(
         tuple(findings),
         want.numel(),
         int(wrong.sum()),
         {"max_abs_diff": largest, "max_rel_diff": float(relative.max()) if relative.numel() else 0.0},
-        {"errors": {leaf: error_table(want, difference)}} if findings else {},
+        {"largest": {leaf: {"abs_diff": largest, "of_allowed": float(share.max()) if share.numel() else 0.0}}}
+        | ({"errors": {leaf: error_table(want, difference)}} if findings else {}),
     )
 
 
@@ -175,7 +204,14 @@ def error_table(want: Tensor, difference: Tensor) -> list[dict[str, int]]:
         found = torch.where(values == 0, torch.full_like(found, ZERO), found)
         return torch.where(values.isfinite(), found, torch.full_like(found, NOT_FINITE)).flatten().long()
 
-    counts = Counter(zip(decades(want).tolist(), decades(difference).tolist(), strict=True))
+    # A pair as one whole number: sorting pairs of a large tensor would take many times as long.
+    width = 2 * NOT_FINITE + 1
+    pairs, counts = (decades(want) * width + decades(difference) + NOT_FINITE).unique(return_counts=True)
+    decoded = [(pair // width, pair % width - NOT_FINITE) for pair in pairs.tolist()]
+    return _counted(Counter(dict(zip(decoded, counts.tolist(), strict=True))))
+
+
+def _counted(counts: Counter[tuple[int, int]]) -> list[dict[str, int]]:
     return [
         {"magnitude": magnitude, "error": error, "count": count} for (magnitude, error), count in sorted(counts.items())
     ]

@@ -340,6 +340,37 @@ def test_errors_are_counted_by_magnitude_and_size() -> None:
     assert "errors" not in compare({"a": expected}, {"a": expected.clone()}).details
 
 
+def test_trials_share_a_table_of_errors_and_each_leaf_name_has_its_own() -> None:
+    expected = {f"0:{trial}/{name}": torch.full((3,), 2.0) for trial in range(12) for name in ("base", "with")}
+    actual = {leaf: value + (0.5 if leaf.endswith("/with") else 0.0) for leaf, value in expected.items()}
+    errors = compare(expected, actual).details["errors"]
+    assert errors == {"with": [{"magnitude": 0, "error": -1, "count": 36}]}
+
+
+def test_how_much_of_the_tolerance_is_used_is_said_also_of_what_passes() -> None:
+    expected = {"0:0/a": torch.tensor([1.0, 100.0]), "0:1/a": torch.tensor([1.0, 1.0]), "b": 2.0}
+    actual = {"0:0/a": torch.tensor([1.25, 108.0]), "0:1/a": torch.tensor([1.9, 1.0]), "b": 2.0}
+    verdict = compare(expected, actual, Tolerance(rtol=0.125, atol=1.0))
+    assert verdict.passed
+    # The difference is largest at 100, where 13.5 are allowed; most is used at 1, where 1.125 are.
+    assert verdict.details["largest"] == {
+        "a": {"abs_diff": 8.0, "of_allowed": pytest.approx(0.9 / 1.125)},
+        "b": {"abs_diff": 0.0, "of_allowed": 0.0},
+    }
+
+
+@pytest.mark.parametrize(("actual", "used"), [(1.0, 0.0), (1.5, math.inf), (NAN, NAN), (math.inf, math.inf)])
+def test_of_an_exact_leaf_nothing_or_everything_is_used(actual: float, used: float) -> None:
+    largest = compare({"a": 1.0}, {"a": actual}).details["largest"]["a"]
+    assert largest["of_allowed"] == pytest.approx(used, nan_ok=True)
+
+
+def test_what_has_no_numbers_to_subtract_uses_no_tolerance() -> None:
+    found = compare({"a": torch.ones(2), "b": [1]}, {"a": torch.ones(3), "b": [2]})
+    assert found.details == {}
+    assert compare({"a": torch.ones(0)}, {"a": torch.ones(0)}).details["largest"]["a"]["of_allowed"] == 0.0
+
+
 # ---------------------------------------------------------------- texts
 
 
