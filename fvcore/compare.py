@@ -206,7 +206,8 @@ def error_table(want: Tensor, difference: Tensor) -> list[dict[str, int]]:
 
     # A pair as one whole number: sorting pairs of a large tensor would take many times as long.
     width = 2 * NOT_FINITE + 1
-    pairs, counts = (decades(want) * width + decades(difference) + NOT_FINITE).unique(return_counts=True)
+    coded = decades(want) * width + decades(difference) + NOT_FINITE
+    pairs, counts = torch.unique(coded, return_counts=True)
     decoded = [(pair // width, pair % width - NOT_FINITE) for pair in pairs.tolist()]
     return _counted(Counter(dict(zip(decoded, counts.tolist(), strict=True))))
 

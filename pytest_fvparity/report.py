@@ -6,7 +6,7 @@ The field names are those of the milestone plans' diff report; the schema is pub
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from pytest_fvparity.implementation import CHECK_KEYS
 SCHEMA_VERSION = 1
 UNKNOWN = "unknown"
 LARGEST = ("max_abs_diff", "max_rel_diff")
+HEADS = ("aie_expected", "aie_actual", "heads_expected", "heads_actual", "scores_actual")
 
 
 class _Model(BaseModel):
@@ -39,7 +40,8 @@ class Mismatch(_Model):
 
 class ToleranceRow(_Model):
     """What a leaf was compared with: |got - expected| <= max(atol, of_max * max|expected|, of_norm * norm) + rtol *
-    |expected|, and the rule it comes from."""
+    |expected|, and the rule it comes from. Over all trials, `max_abs_diff` is the largest difference, and `of_allowed` the
+    largest share of what was allowed: 1 is on the limit. They are null where no numbers were subtracted."""
 
     leaf: str
     rtol: float
@@ -47,6 +49,24 @@ class ToleranceRow(_Model):
     of_max: float
     of_norm: float
     rule: str
+    max_abs_diff: float | str | None = None
+    of_allowed: float | str | None = None
+
+
+class ErrorCount(_Model):
+    """`count` values with |expected| and |got - expected| in these decades: n is from 10^n up to 10^(n+1), -999 is zero,
+    999 is not finite."""
+
+    magnitude: int
+    error: int
+    count: int
+
+
+class ErrorTable(_Model):
+    """How the errors of a leaf that differs go with the size of its values, over all trials in which it differs."""
+
+    leaf: str
+    counts: list[ErrorCount]
 
 
 class Check(_Model):
@@ -60,6 +80,7 @@ class Check(_Model):
     max_abs_diff: float | str | None = None
     max_rel_diff: float | str | None = None
     tolerances: list[ToleranceRow] = []
+    errors: list[ErrorTable] = []
     measurements: dict[str, float | str] = {}
     fault: str | None = None
     blocked_by: str | None = None
@@ -111,6 +132,7 @@ class Report(_Model):
     dataset: str
     fixed_trials_id: str
     model: str
+    candidate: str | None = None
     reference_profile: str | None
     mode: str = "chained"
     n_trials: int | None
@@ -160,6 +182,7 @@ def assemble(
         dataset=context.get("dataset", UNKNOWN),
         fixed_trials_id=context.get("fixed_trials_id", stem),
         model=context.get("model", UNKNOWN),
+        candidate=context.get("candidate"),
         mode="keep-going" if keep_going else "chained",
         reference_profile=(context.get("profile") or {}).get("identity", {}).get("reference_profile"),
         n_trials=context.get("n_trials"),
@@ -172,7 +195,7 @@ def assemble(
         tolerance_sources=context.get("tolerances", []),
         checks=checks,
         trials=_words(_details(results, "injection_output").get("trials", [])),
-        heads={k: _words(v) for k, v in _details(results, "top_heads").items() if k not in {"fault", "tolerances"}},
+        heads={k: _words(v) for k, v in _details(results, "top_heads").items() if k in HEADS},
     )
 
 
@@ -264,7 +287,8 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         mismatch_count=verdict.mismatch_count if verdict.findings or verdict.compared else None,
         max_abs_diff=_words(verdict.measurements.get("max_abs_diff")),
         max_rel_diff=_words(verdict.measurements.get("max_rel_diff")),
-        tolerances=verdict.details.get("tolerances", []),
+        tolerances=_tolerances(verdict.details),
+        errors=[ErrorTable(leaf=leaf, counts=counts) for leaf, counts in verdict.details.get("errors", {}).items()],
         measurements=_words({k: v for k, v in verdict.measurements.items() if k not in LARGEST}),
         fault=verdict.details.get("fault"),
         blocked_by=result.blocked_by,
@@ -279,6 +303,22 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         stderr=row.get("stderr", ""),
         repro_command=reproduce,
     )
+
+
+def _tolerances(details: Mapping[str, Any]) -> list[ToleranceRow]:
+    """Each leaf's tolerance, and how much of it was used."""
+    largest = details.get("largest", {})
+    found = [(row, largest.get(row["leaf"], {})) for row in details.get("tolerances", [])]
+    return [
+        ToleranceRow(**row, max_abs_diff=_words(of.get("abs_diff")), of_allowed=_words(of.get("of_allowed")))
+        for row, of in found
+    ]
+
+
+def most_used(shares: Iterable[float | str | None]) -> float | str | None:
+    """The largest share of a tolerance that was used; a word, which is no finite number, is larger than any."""
+    known = [share for share in shares if share is not None]
+    return max(known, key=lambda share: math.inf if isinstance(share, str) else share, default=None)
 
 
 def _mismatch(finding: Finding) -> Mismatch:
