@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict
 
 from fvcore.gates import Status
 from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.report import Check, Report
+from pytest_fvparity.report import Check, Report, most_used
 
 SILENT = frozenset({Status.BLOCKED, Status.NOT_RUN, Status.NOT_PROVIDED, None})
 """Statuses that say nothing about a key, and no status at all."""
 
 LARGE_DRIFT = 10.0
+"""How many times as near to its limit a leaf has come that is worth a word."""
 
 
 class _Model(BaseModel):
@@ -24,8 +25,8 @@ class _Model(BaseModel):
 class KeyChange(_Model):
     """One check key then and now.
 
-    `atol` is the largest one of the key's leaves; a room is log10(atol / max_abs_diff): 0 is on the limit, 2 a
-    hundredth of it.
+    `used` is the largest share of a tolerance that any of its leaves used, and a room is -log10 of it: 0 is on the limit,
+    2 a hundredth of it. `ratio` is of `max_abs_diff`, whatever the tolerance was.
     """
 
     key: str
@@ -35,13 +36,24 @@ class KeyChange(_Model):
     max_abs_diff_before: float | str | None
     max_abs_diff_now: float | str | None
     ratio: float | str | None
-    atol: float | None
+    used_before: float | str | None
+    used_now: float | str | None
     room_before: float | str | None
     room_now: float | str | None
 
 
+class Drift(_Model):
+    """A leaf that agrees then and now, and is `ratio` times as near to its limit."""
+
+    key: str
+    leaf: str
+    used_before: float
+    used_now: float
+    ratio: float | str
+
+
 class Comparison(_Model):
-    """`changed` are fields of the profile that are others now: name -> [before, now]."""
+    """`changed` are fields of the profile that are others now: name -> [before, now]; `drifts` are large, the largest first."""
 
     dataset: str
     fixed_trials_id: str
@@ -52,12 +64,15 @@ class Comparison(_Model):
     sentence: str
     changed: dict[str, list[Any]]
     keys: list[KeyChange]
+    drifts: list[Drift]
 
 
 def compared(now: Report, before: Report) -> Comparison:
     """`before` is of the same trials."""
     checks = [{check.key: check for check in report.checks} for report in (before, now)]
     keys = [_change(key, *(side.get(key) for side in checks)) for key in CHECK_KEYS if key in checks[0] | checks[1]]
+    same = [row.key for row in keys if row.change == "same"]
+    drifts = [drift for key in same for drift in _drifts(checks[0][key], checks[1][key])]
     return Comparison(
         dataset=now.dataset,
         fixed_trials_id=now.fixed_trials_id,
@@ -65,16 +80,17 @@ def compared(now: Report, before: Report) -> Comparison:
         created_now=now.created_at,
         overall_before=before.overall_status,
         overall_now=now.overall_status,
-        sentence=_sentence(keys),
+        sentence=_sentence(keys, drifts),
         changed=_changed(before, now),
         keys=keys,
+        drifts=sorted(drifts, key=lambda drift: float(drift.ratio), reverse=True),
     )
 
 
 def _change(key: str, before: Check | None, now: Check | None) -> KeyChange:
     statuses = [check.status if check else None for check in (before, now)]
     largest = [check.max_abs_diff if check else None for check in (before, now)]
-    atols = [_atol(check) for check in (before, now)]
+    used = [most_used(row.of_allowed for row in check.tolerances) if check else None for check in (before, now)]
     return KeyChange(
         key=key,
         change=_word(*statuses),
@@ -83,9 +99,10 @@ def _change(key: str, before: Check | None, now: Check | None) -> KeyChange:
         max_abs_diff_before=largest[0],
         max_abs_diff_now=largest[1],
         ratio=_ratio(largest[0], largest[1]),
-        atol=atols[1] or atols[0],
-        room_before=_room(atols[0], largest[0]),
-        room_now=_room(atols[1], largest[1]),
+        used_before=used[0],
+        used_now=used[1],
+        room_before=_room(used[0]),
+        room_now=_room(used[1]),
     )
 
 
@@ -103,26 +120,38 @@ def _ratio(before: float | str | None, now: float | str | None) -> float | str |
     return now / before if before else "inf" if now else 1.0
 
 
-def _atol(check: Check | None) -> float | None:
-    return max((row.atol for row in check.tolerances if row.atol), default=None) if check else None
-
-
-def _room(atol: float | None, largest: float | str | None) -> float | str | None:
-    if atol is None or not isinstance(largest, float):
+def _room(used: float | str | None) -> float | str | None:
+    if not isinstance(used, float):
         return None
-    return math.log10(atol / largest) if largest else "inf"
+    return 0.0 - math.log10(used) if used else "inf"
 
 
-def _sentence(keys: list[KeyChange]) -> str:
+def _drifts(before: Check, now: Check) -> list[Drift]:
+    """Large drifts of a key that agrees then and now. A report that knows no shares has none."""
+    earlier = {row.leaf: row.of_allowed for row in before.tolerances}
+    found = []
+    for row in now.tolerances:
+        then, here = earlier.get(row.leaf), row.of_allowed
+        ratio = _ratio(then, here)
+        if isinstance(then, float) and isinstance(here, float) and ratio is not None and float(ratio) >= LARGE_DRIFT:
+            found.append(Drift(key=now.key, leaf=row.leaf, used_before=then, used_now=here, ratio=ratio))
+    return found
+
+
+def _sentence(keys: list[KeyChange], drifts: list[Drift]) -> str:
     words = ("new", "still failing", "fixed", "same", "passes", "not judged")
     counts = {word: sum(row.change == word for row in keys) for word in words}
     parts = [", ".join(f"{n} {word}" for word, n in counts.items() if n)]
-    for row in keys:
-        if row.change == "same" and isinstance(row.ratio, float) and row.ratio >= LARGE_DRIFT:
-            parts.append(f"{row.key} passes, and differs {row.ratio:.3g} times as much as before")
-        elif row.change == "same" and row.ratio == "inf":
-            parts.append(f"{row.key} passes, and is no longer equal to the last bit")
+    for key in dict.fromkeys(drift.key for drift in drifts):
+        worst = max((drift for drift in drifts if drift.key == key), key=lambda drift: float(drift.ratio))
+        parts.append(f"{key} passes, and {_said(worst)}")
     return "; ".join(parts)
+
+
+def _said(drift: Drift) -> str:
+    if isinstance(drift.ratio, str):
+        return f"{drift.leaf} is no longer equal to the last bit"
+    return f"{drift.leaf} is {drift.ratio:.3g} times as near to its limit as before: it uses {100 * drift.used_now:.2g} % of it"
 
 
 def _changed(before: Report, now: Report) -> dict[str, list[Any]]:
