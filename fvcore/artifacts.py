@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from fvcore.formats import FormatError, read_json, read_safetensors, write_json, write_safetensors
+from fvcore.formats import FormatError, json_text, read_json, read_safetensors, write_safetensors, write_text
 
 Leaf: TypeAlias = Tensor | int | float | str | bool | list[Any] | None
 Artifact: TypeAlias = Mapping[str, Leaf]
@@ -50,14 +50,14 @@ def _shown(description: Any) -> str:
     return "no tensor"
 
 
-def save(artifact: Artifact, stem: Path) -> list[Path]:
-    """Write an artifact; returns the files written."""
+def save(artifact: Artifact, stem: Path, compact: bool = False) -> list[Path]:
+    """Write an artifact; returns the files written. `compact` JSON has no white space."""
     tensors = {leaf: value for leaf, value in artifact.items() if isinstance(value, Tensor)}
     described = {
         leaf: {TENSOR: _description(value)} if isinstance(value, Tensor) else value for leaf, value in artifact.items()
     }
     written = [stem.with_suffix(".json")]
-    write_json(written[0], described)
+    write_text(written[0], json_text(described, compact))
     if tensors:
         written.append(stem.with_suffix(".safetensors"))
         write_safetensors(written[1], tensors)

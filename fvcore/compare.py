@@ -169,19 +169,21 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     finite = difference[~difference.isnan()]
     relative = (difference / want.abs())[(want != 0) & difference.isfinite() & want.isfinite()]
     largest = math.nan if finite.numel() < difference.numel() else float(finite.max()) if finite.numel() else 0.0
-    share = torch.where(difference == 0, difference, difference / allowed)  # no difference uses nothing of nothing
+    used = torch.where(difference == 0, difference, difference / allowed)  # infinite where nothing is allowed
+    measured = {"max_abs_diff": largest, "used": float(used.max()) if used.numel() else 0.0}
     needed = _needed(difference, want, tolerance)
     findings = [
         _element(leaf, tuple(index), want, have, difference, tolerance, needed, axes)
         for index in wrong.nonzero()[:MAX_FINDINGS].tolist()
     ]
+    # A single number says all there is to say by itself.
+    errors = {"errors": {leaf: error_table(want, difference)}} if findings and want.ndim else {}
     return Verdict(
         tuple(findings),
         want.numel(),
         int(wrong.sum()),
         {"max_abs_diff": largest, "max_rel_diff": float(relative.max()) if relative.numel() else 0.0},
-        {"largest": {leaf: {"abs_diff": largest, "of_allowed": float(share.max()) if share.numel() else 0.0}}}
-        | ({"errors": {leaf: error_table(want, difference)}} if findings else {}),
+        {"largest": {leaf: measured}, **errors},
     )
 
 

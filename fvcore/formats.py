@@ -74,8 +74,13 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
-def json_text(value: Any) -> str:
-    """The project's one JSON style: indent 2, ASCII, no final newline; NaN is refused, JSON has none."""
+def json_text(value: Any, compact: bool = False) -> str:
+    """The project's one JSON style: indent 2, ASCII, no final newline; NaN is refused, JSON has none.
+
+    `compact` leaves out the white space, for what programs alone read.
+    """
+    if compact:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
     return json.dumps(value, indent=2, allow_nan=False)
 
 
@@ -197,3 +202,12 @@ def read_pt(path: Path) -> Any:
         raise FormatError(
             f"{path}: not a file of tensors and plain values ({' '.join(str(error).split())[:200]})"
         ) from None
+
+
+def pt_bytes(value: Any) -> bytes:
+    """What `torch.save` writes of tensors and plain values; made in memory, it does not depend on a file's name."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value.detach().cpu().contiguous().clone() if isinstance(value, torch.Tensor) else value, buffer)
+    return buffer.getvalue()

@@ -28,13 +28,15 @@ class Status(StrEnum):
     BLOCKED = "BLOCKED"
     CRASHED = "CRASHED"
     NOT_PROVIDED = "NOT_PROVIDED"
+    NOT_HELD = "NOT_HELD"  # by the golden
     NO_GOLDEN = "NO_GOLDEN"
     REFUSED = "REFUSED"
+    STALE_GOLDEN = "STALE_GOLDEN"
     NOT_RUN = "NOT_RUN"  # for want of a device
 
 
-NON_BLOCKING = frozenset({Status.PASS, Status.NOT_PROVIDED})
-"""What later stages may run behind: a stage that is not provided is not green, and says nothing about the next."""
+NON_BLOCKING = frozenset({Status.PASS, Status.NOT_PROVIDED, Status.NOT_HELD})
+"""What later stages may run behind: a stage that one of the sides lacks is not green, and says nothing about the next."""
 
 
 class StageError(Exception):
@@ -53,6 +55,12 @@ class NotProvided(StageError):
     """The implementation under test does not offer this stage."""
 
     status = Status.NOT_PROVIDED
+
+
+class NotHeld(NotProvided):
+    """The golden has nothing of this stage."""
+
+    status = Status.NOT_HELD
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from fvcore.gates import Finding, NotProvided, Stage, StageError, Verdict, merge
-from pytest_fvparity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Implementation, copied
+from fvcore.gates import Finding, NotHeld, NotProvided, Stage, StageError, Verdict, merge
+from pytest_fvparity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Answers, Implementation, copied
 from pytest_fvparity.refinements import Continuation, refined
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fvcore.artifacts import Artifact
+    from pytest_fvparity.golden_part import Part
     from pytest_fvparity.tolerances import Tolerances
 
 TITLES = {
@@ -79,6 +80,14 @@ class ParityRun:
         """Keys that differ by a tie alone."""
         return self.memory.tied
 
+    @property
+    def part(self) -> Part:
+        """What the golden holds of a recording; one of a user's own make holds all."""
+        from pytest_fvparity.golden_part import WHOLE
+
+        part: Part = getattr(self.golden, "part", WHOLE)
+        return part
+
     def expected(self, key: str) -> Artifact:
         """The golden's artifact. It is asked for once, and only copies of it are handed out of here."""
         if key not in self.memory.expected:
@@ -89,9 +98,15 @@ class ParityRun:
     def actual(self, key: str) -> Artifact:
         """The candidate's artifact on its own inputs (chained); computed once."""
         if key not in self.memory.actual:
-            inputs = [self._chained_input(name) for name in INPUTS[key]]
+            # Who has all answers already needs no input, nor a golden that could stand in for one.
+            names = () if isinstance(self.candidate, Answers) else INPUTS[key]
+            inputs = [self._chained_input(name) for name in names]
             self.memory.actual[key] = self._ask(key, inputs)
         return self.memory.actual[key]
+
+    def can_isolate(self, key: str) -> bool:
+        """Whether the golden has this key's inputs, and all of each."""
+        return all(map(self.part.whole, INPUTS[key]))
 
     def isolated(self, key: str) -> Artifact:
         """The candidate's artifact on the golden's inputs."""
@@ -99,24 +114,31 @@ class ParityRun:
 
     def compare(self, key: str, actual: Artifact) -> Verdict:
         from fvcore.compare import compare
+        from pytest_fvparity.golden_part import NOT_COMPARED
 
         expected = self.expected(key)
         if key in PER_TRIAL_KEYS:
             expected, actual = self._limited(expected), self._limited(actual)
+        cut, whole = self.part.cut(key, expected, actual, _axes), actual
+        expected, actual = cut.expected, cut.actual
         partial, absent = getattr(self.candidate, "partial", False), [leaf for leaf in expected if leaf not in actual]
         if partial:
             expected = {leaf: value for leaf, value in expected.items() if leaf in actual}
-        verdict = compare(expected, actual, self.tolerances.of(key), _axes)
+        verdict = self.part.placed(key, compare(expected, actual, self.tolerances.of(key), _axes), _axes)
         if not verdict.compared:
             return Verdict((Finding(key, "nothing was compared: the golden has no leaves"),), mismatch_count=1)
-        verdict = replace(verdict, details={**verdict.details, "tolerances": self.tolerances.table(key, expected)})
+        largest = verdict.details.get("largest", {})
+        rows = [{**row, **largest.get(row["leaf"], {})} for row in self.tolerances.table(key, expected)]
+        kept = {name: detail for name, detail in verdict.details.items() if name != "largest"}
+        verdict = replace(verdict, details={**kept, "tolerances": rows})
         if partial and absent and verdict.passed:
             agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
             raise NotProvided(f"{agrees} agree(s) with the golden; not provided: {names}")
         if not (partial and absent):
-            verdict = refined(key, self, verdict, expected, actual)
+            verdict = refined(key, self, verdict, expected, whole)
         idle = self.tolerances.proving_nothing(key, expected)
-        notes = [*_notes(self.candidate, key), *(f"{leaf}: {PROVES_NOTHING}" for leaf in idle)]
+        left_out = [f"{NOT_COMPARED}{cut.left_out}"] if cut.left_out else []
+        notes = [*left_out, *_notes(self.candidate, key), *(f"{leaf}: {PROVES_NOTHING}" for leaf in idle)]
         warnings = [Finding(key, note, blocking=False) for note in notes]
         return replace(verdict, findings=(*verdict.findings, *warnings))
 
@@ -124,6 +146,7 @@ class ParityRun:
         """The verdict on the candidate's own inputs; it is remembered, also when the candidate fails."""
         self.memory.agrees[key] = False
         try:
+            self._require_held(key)
             verdict = self.compare(key, self.actual(key))
         except NotProvided:
             self.memory.agrees[key] = True  # later keys take the golden's artifact in its place
@@ -142,16 +165,22 @@ class ParityRun:
         try:
             actual = self.actual(key)
         except NotProvided:
+            if not self.part.whole(key):
+                raise
             return copied(self.expected(key))  # what a candidate leaves out is not its fault at a later key
         if key == "top_heads":
             self.agrees(key)  # whether it is a tie must be known, also when that stage was not selected
         return copied(self.expected(key) if key in self.tied else actual)
 
+    def _require_held(self, key: str) -> None:
+        if not self.part.whole(key) and not self.expected(key):
+            raise NotHeld(f"the golden has nothing of {key}: it is not compared")
+
     def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
         method = getattr(self.candidate, key, None)
         if method is None:
             raise NotProvided(f"the candidate {type(self.candidate).__name__} has no method {key!r}")
-        if key == "injection_output":
+        if key == "injection_output" and inputs:
             inputs = [self._limited(inputs[0]), *inputs[1:]]
         artifact: Artifact = method(*inputs)
         if key == "slot_map" and isinstance(artifact, Mapping):
@@ -242,12 +271,14 @@ def _judge(run: ParityRun, key: str) -> Verdict:
         raise
     except Exception as error:
         # A broken earlier artifact can make this key's code fail: only then is the error not its own.
-        if not INPUTS[key] or not run.compare(key, run.isolated(key)).passed:
+        if not INPUTS[key] or not run.can_isolate(key) or not run.compare(key, run.isolated(key)).passed:
             raise
         broken = Finding(key, f"fails on the candidate's own inputs: {type(error).__name__}: {error}")
         return Verdict((broken,), compared=1, mismatch_count=1, details={"fault": _origin(run, key)})
     if chained.passed and not run.memory.failed:
         return chained
+    if not run.can_isolate(key):
+        return chained  # whose fault it is cannot be told, and is not guessed
     try:
         isolated = run.compare(key, run.isolated(key)) if INPUTS[key] else chained
     except Exception:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from fvcore.formats import FormatError, write_text
+from pytest_fvparity import golden_cli
 from pytest_fvparity.markdown import LEAST
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_fvparity.selftest.run import Row
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The parity harness: its self-test and its reports.")
+app.add_typer(golden_cli.app, name="golden")
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)

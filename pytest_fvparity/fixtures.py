@@ -17,6 +17,7 @@ from fvcore.gates import StageError
 from pytest_fvparity import shipped
 from pytest_fvparity.items import NoDevice, StageItem
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
+from pytest_fvparity.scheduler import PLACE
 
 if TYPE_CHECKING:
     from fvcore.models import LanguageModel
@@ -68,7 +69,7 @@ def fv_model(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
 
 
 def _device(request: pytest.FixtureRequest, options: ParityOptions) -> str:
-    """The device to run on; worker k of n takes GPU k mod n. Without CUDA a GPU run is skipped, or fails if required."""
+    """The device to run on; at place k a worker takes GPU k mod n. Without CUDA a GPU run is skipped, or fails."""
     if options.device == "cpu":
         return "cpu"
     import torch
@@ -79,8 +80,9 @@ def _device(request: pytest.FixtureRequest, options: ParityOptions) -> str:
         raise NoDevice(
             f"--fv-device {options.device}: no CUDA device on this machine (--fv-require-gpu makes this a failure)"
         )
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    return options.device if ":" in options.device else f"cuda:{int(worker) % torch.cuda.device_count()}"
+    # Not the worker's number: one that replaces a dead gw0 is gw4, and must not join a living worker on its GPU.
+    place: int = getattr(request.config, "workerinput", {}).get(PLACE, 0)
+    return options.device if ":" in options.device else f"cuda:{place % torch.cuda.device_count()}"
 
 
 @pytest.fixture
@@ -107,17 +109,27 @@ def fv_check_key(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def fv_golden(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trials: FixedTrials) -> Golden:
     """The `Golden` of these trials: read from disk with every hash checked, or with --fv-live recorded now."""
-    from pytest_fvparity.golden import Golden
-
     options = _options(request)
 
     def find() -> Golden:
         if options.live:
             return _live(request, fv_model, fv_trials)
-        return Golden.open(_golden_path(options, fv_trials))
+        return _recorded(options, fv_trials)
 
     found: Golden = _cached(request, find, "golden", fv_trials.id, fv_trials.sha256)
     return found
+
+
+def _recorded(options: ParityOptions, trials: FixedTrials) -> Golden:
+    """The golden on disk; its full tier is fetched if that was asked for."""
+    from pytest_fvparity.golden import Golden
+
+    path = _golden_path(options, trials)
+    if options.golden_fetch:
+        from pytest_fvparity.golden_tiers import fetch
+
+        fetch(path)
+    return Golden.open(path)
 
 
 def _golden_path(options: ParityOptions, trials: FixedTrials) -> Path:
@@ -157,15 +169,13 @@ def _settings(options: ParityOptions, defaults: dict[str, int]) -> Settings:
 
 def _run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Settings:
     """Settings of a comparison: the options, then the golden's, then the plan's defaults."""
-    from pytest_fvparity.golden import Golden, NoGolden
+    from pytest_fvparity.golden import NoGolden
 
     options = _options(request)
     if options.live:
         return recording_settings(options)
     try:
-        recorded = _cached(
-            request, lambda: Golden.open(_golden_path(options, trials)), "golden", trials.id, trials.sha256
-        )
+        recorded = _cached(request, lambda: _recorded(options, trials), "golden", trials.id, trials.sha256)
     except NoGolden:
         return recording_settings(options)
     identity = recorded.profile.identity

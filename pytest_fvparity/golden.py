@@ -8,26 +8,37 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from typing import Any
 
 from fvcore import artifacts
-from fvcore.artifacts import Artifact
-from fvcore.formats import FormatError, json_text, read_json, sha256_file, write_text
+from fvcore.artifacts import Artifact, Leaf
+from fvcore.formats import read_safetensors, sha256_file
 from fvcore.gates import Refused, StageError, Status
 from fvcore.profile import Profile
+from pytest_fvparity import manifest as manifests
+from pytest_fvparity.golden_diff import KeyDiff, differences
+from pytest_fvparity.golden_part import WHOLE, Part, taken
 from pytest_fvparity.implementation import CHECK_KEYS, Answers
+from pytest_fvparity.manifest import (
+    AGAIN,
+    FULL,
+    MANIFEST,
+    SCHEMA_VERSION,
+    DamagedGolden,
+    Manifest,
+    Provenance,
+    Slice,
+)
 from pytest_fvparity.noise import Noise
 from pytest_fvparity.reference import Recording
 
-MANIFEST = "manifest.json"
-# 2: the golden's own noise stands beside what was recorded.
-SCHEMA_VERSION = 2
+# What a recording is staged in, and what waits while it takes its place; a killed process leaves them behind.
+STAGING = ".recording-"
+PREVIOUS = ".previous"
 
 
 class NoGolden(StageError):
@@ -36,40 +47,10 @@ class NoGolden(StageError):
     status = Status.NO_GOLDEN
 
 
-class DamagedGolden(Refused):
-    """A golden's files are not what its manifest says."""
+class StaleGolden(Refused):
+    """The golden is of these trials and this model by name, and no longer by content."""
 
-
-class Provenance(BaseModel):
-    """What was run to record a golden. `applied` normalisations changed the checkout's behaviour, `already` were so."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    repository: str
-    commit: str
-    sources: dict[str, str]
-    normalisations: dict[str, list[str]]
-    versions: dict[str, str]
-
-
-class Manifest(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: int
-    profile: Profile
-    reference: Provenance
-    command: str
-    # What the reference's legal variations change, at most: check key -> leaf name -> absolute difference.
-    variations: list[str]
-    noise: dict[str, dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]]
-    files: dict[str, str]
-
-    @field_validator("noise")
-    @classmethod
-    def _knows_its_keys(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-        if unknown := sorted(value.keys() - set(CHECK_KEYS)):
-            raise ValueError(f"noise of an unknown check key: {', '.join(unknown)}")
-        return value
+    status = Status.STALE_GOLDEN
 
 
 @dataclass(frozen=True)
@@ -79,36 +60,36 @@ class Golden(Answers):
     path: Path
     manifest: Manifest
     artifacts: dict[str, Artifact]
+    # What is here of a recording: all of it, unless its full tier lies elsewhere or it was imported.
+    part: Part = WHOLE
 
     @classmethod
     def open(cls, path: Path) -> Golden:
-        try:
-            written = read_json(path / MANIFEST)
-            # Asked first: a manifest of another schema has other fields.
-            found = written.get("schema_version", SCHEMA_VERSION) if isinstance(written, dict) else SCHEMA_VERSION
-            if found != SCHEMA_VERSION:
-                raise DamagedGolden(
-                    f"{path}: manifest schema {found}, this version reads {SCHEMA_VERSION}: another version of "
-                    f"pytest-fvparity recorded it; {_again()}"
-                )
-            manifest = Manifest.model_validate(written)
-        except (FormatError, ValidationError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise DamagedGolden(f"{path}: the golden's manifest cannot be read: {reason}; {_again()}") from None
-        needed = {f"{key}.json" for key in CHECK_KEYS} | {file.name for file in path.glob("*.safetensors")}
-        if unlisted := sorted(needed - manifest.files.keys()):
-            raise DamagedGolden(f"{path}: the manifest says nothing of {', '.join(unlisted)}; {_again()}")
-        for name, expected in manifest.files.items():
+        manifest = manifests.read(path)
+        full = manifest.full.files if manifest.full else {}
+        here = [key for key in full if (path / f"{key}{FULL}").is_file()]
+        digests = manifest.files | {f"{key}{FULL}": full[key].sha256 for key in here}
+        needed = {f"{key}.json" for key in CHECK_KEYS if key not in manifest.incomplete}
+        if unlisted := sorted((needed | {file.name for file in path.glob("*.safetensors")}) - digests.keys()):
+            raise DamagedGolden(f"{path}: the manifest says nothing of {', '.join(unlisted)}; {AGAIN}")
+        for name, expected in digests.items():
             file = path / name
             if not file.is_file():
-                raise DamagedGolden(f"{file}: missing, the manifest lists it; {_again()}")
+                raise DamagedGolden(f"{file}: missing, the manifest lists it; {AGAIN}")
             actual = sha256_file(file)
             if actual != expected:
                 raise DamagedGolden(
-                    f"{file}: damaged: sha256 {expected[:12]}... expected, {actual[:12]}... found; {_again()}"
+                    f"{file}: damaged: sha256 {expected[:12]}... expected, {actual[:12]}... found; {AGAIN}"
                 )
         # Read now, before any candidate is asked: what it writes over the files later is not compared with.
-        return cls(path, manifest, {key: artifacts.load(path / key) for key in CHECK_KEYS})
+        held: dict[str, Artifact] = {
+            key: artifacts.load(path / key) if f"{key}.json" in digests else {} for key in CHECK_KEYS
+        }
+        slices = manifest.full.slices if manifest.full else {}
+        for key, pieces in slices.items():
+            held[key] = _with_slices(path, key, held[key], pieces, key in here)
+        part = Part({key: pieces for key, pieces in slices.items() if key not in here}, manifest.incomplete)
+        return cls(path, manifest, held, part)
 
     @property
     def profile(self) -> Profile:
@@ -122,18 +103,61 @@ class Golden(Answers):
         return self.artifacts[key]
 
 
-def _again() -> str:
-    return "restore it from version control, or record it again with --fv-regen-golden --fv-src PATH"
+def _with_slices(path: Path, key: str, held: Artifact, pieces: Mapping[str, Slice], is_here: bool) -> dict[str, Leaf]:
+    """A key's leaves, whole where the full tier `is_here`; raises DamagedGolden where the two tiers are not of one."""
+    whole = read_safetensors(path / f"{key}{FULL}") if is_here else {}
+    for leaf, piece in pieces.items():
+        core, full = held.get(leaf), whole.get(leaf)
+        found = list(getattr(core, "shape", []))
+        wanted = [len(piece.indices) if axis == piece.axis else size for axis, size in enumerate(piece.shape)]
+        fits = found == wanted and (not is_here or (full is not None and list(full.shape) == piece.shape))
+        if not fits or (full is not None and not taken(piece, full).equal(artifacts.tensor_leaf(held, leaf))):
+            raise DamagedGolden(f"{path}: the core's slice of {key} {leaf!r} is none of the recorded tensor; {AGAIN}")
+    return {leaf: whole.get(leaf, value) for leaf, value in held.items()}
 
 
 def require_comparable(golden: Profile, candidate: Profile) -> None:
-    """Refuse, naming the fields, when the two are not the same experiment."""
+    """Refuse, naming the fields, when the two are not the same experiment; StaleGolden when they were once."""
     different = golden.diff_identity(candidate)
-    if different:
-        fields = "; ".join(f"{name}: golden {want!r}, this run {have!r}" for name, (want, have) in different.items())
-        raise Refused(
-            f"profile mismatch, nothing was compared. {fields}. Use the golden's settings, or record a golden of these"
+    if not different:
+        return
+    fields = "; ".join(f"{name}: golden {want}, this run {have}" for name, (want, have) in _shown(different).items())
+    if changed := _changed_content(golden, candidate, set(different)):
+        raise StaleGolden(
+            f"stale golden, nothing was compared. {' and '.join(changed)} changed since it was recorded. {fields}. "
+            f"Restore what changed, or record again: {command(golden)}"
         )
+    raise Refused(
+        f"profile mismatch, nothing was compared. {fields}. Use the golden's settings, or record a golden of these"
+    )
+
+
+def _shown(different: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[str, str]]:
+    """Both values of each field; of a digest its head is enough to tell them apart."""
+
+    def shown(name: str, value: Any) -> str:
+        return f"{value:.12}..." if name in DIGESTS else repr(value)
+
+    return {name: (shown(name, want), shown(name, have)) for name, (want, have) in different.items()}
+
+
+DIGESTS = {"weights_sha", "tokenizer_sha", "trials_sha256"}
+
+# What a trials file says of itself: a new content may change these too.
+WITH_TRIALS = {"dataset", "seed", "n_shots", "n_trials", "template"}
+
+
+def _changed_content(golden: Profile, candidate: Profile, different: set[str]) -> list[str]:
+    """What is known under the golden's name and is no longer what it was; empty if anything else differs beside it."""
+    model, found = golden.conditions.model, list[str]()
+    if "trials_sha256" in different and golden.identity.fixed_trials_id == candidate.identity.fixed_trials_id:
+        found.append(f"the trials file {golden.identity.fixed_trials_id}")
+        different = different - {"trials_sha256", *WITH_TRIALS}
+    if model == candidate.conditions.model:
+        named = {"weights_sha": f"the weights of {model}", "tokenizer_sha": f"the tokenizer of {model}"}
+        found += [words for field, words in named.items() if field in different]
+        different = different - named.keys()
+    return [] if different else found
 
 
 # ---------------------------------------------------------------- where goldens lie
@@ -165,20 +189,20 @@ def write(recording: Recording, path: Path) -> None:
     for key in CHECK_KEYS:
         artifacts.save(recording.artifacts[key], path / key)
     files = {file.name: sha256_file(file) for file in sorted(path.iterdir())}
-    provenance = {name: recording.provenance[name] for name in Provenance.model_fields}
+    known = recording.provenance
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         profile=recording.profile,
-        reference=Provenance.model_validate(provenance),
-        command=_command(recording.profile),
+        reference=Provenance.model_validate({name: known[name] for name in Provenance.model_fields if name in known}),
+        command=command(recording.profile),
         variations=list(recording.noise.variations),
         noise={key: dict(leaves) for key, leaves in recording.noise.largest.items()},
         files=files,
     )
-    write_text(path / MANIFEST, json_text(manifest.model_dump(mode="json")))
+    manifests.write(manifest, path)
 
 
-def _command(profile: Profile) -> str:
+def command(profile: Profile) -> str:
     """How to record this golden again; paths are left to the reader."""
     identity = profile.identity
     return (
@@ -190,28 +214,51 @@ def _command(profile: Profile) -> str:
     )
 
 
+# Runs the reference; told whether to measure its noise too.
+Record = Callable[[bool], Recording]
+
+
 @dataclass(frozen=True)
 class Recorded:
-    """What `regenerate` did: where, and how each key changed."""
+    """What `regenerate` did: where, and how each key and the manifest changed."""
 
     path: Path
-    changes: dict[str, str]
+    changes: dict[str, KeyDiff]
 
 
-def regenerate(record: Callable[[], Recording], path: Path) -> Recorded:
+def regenerate(record: Record, path: Path) -> Recorded:
     """Record twice, demand equal bytes, then take the old golden's place in one step."""
     nearest = next(folder for folder in path.parents if folder.is_dir())  # a refusal leaves not even a folder
-    with tempfile.TemporaryDirectory(dir=nearest, prefix=".recording-") as scratch:
-        staged = [Path(scratch) / name for name in ("first", "second")]
-        for directory in staged:
-            directory.mkdir()
-            write(record(), directory)
-        _require_equal(*staged)
+    with tempfile.TemporaryDirectory(dir=nearest, prefix=STAGING) as scratch:
+        staged = recorded_twice(record, Path(scratch))
         restore(path)
-        changes = describe_changes(path, staged[0])
+        changes = differences(path, staged)
         path.parent.mkdir(parents=True, exist_ok=True)
-        swap(staged[0], path)
+        swap(staged, path)
     return Recorded(path, changes)
+
+
+def rehearse(record: Record, path: Path) -> Recorded:
+    """What `regenerate` would change; everything is recorded elsewhere, and nothing near `path` is touched."""
+    with tempfile.TemporaryDirectory(prefix="fvparity-rehearsal-") as scratch:
+        staged = recorded_twice(record, Path(scratch))
+        waiting = previous(path)  # what `restore` would give its name back before recording
+        return Recorded(path, differences(path if path.exists() else waiting, staged))
+
+
+def recorded_twice(record: Record, scratch: Path) -> Path:
+    """The folder in `scratch` of a recording that came out the same a second time.
+
+    Noise is measured once: that is most of the work, and it says nothing of whether the recorded run can be repeated.
+    """
+    first = record(True)
+    again = replace(record(False), noise=first.noise)
+    staged = [scratch / name for name in ("first", "second")]
+    for directory, recording in zip(staged, (first, again), strict=True):
+        directory.mkdir()
+        write(recording, directory)
+    _require_equal(*staged)
+    return staged[0]
 
 
 def _require_equal(first: Path, second: Path) -> None:
@@ -241,7 +288,7 @@ def swap(new: Path, target: Path) -> None:
 
 def previous(target: Path) -> Path:
     """Where the old directory waits while the new one takes its name."""
-    return target.with_name(f".{target.name}.previous")
+    return target.with_name(f".{target.name}{PREVIOUS}")
 
 
 def restore(target: Path) -> None:
@@ -249,28 +296,6 @@ def restore(target: Path) -> None:
     if not target.exists():
         with suppress(FileNotFoundError):  # nothing to restore, or another process just did
             previous(target).rename(target)
-
-
-def describe_changes(old: Path, new: Path) -> dict[str, str]:
-    """Check key -> what a new recording changes, in words."""
-    from fvcore.compare import compare
-
-    if not (old / MANIFEST).is_file():
-        return dict.fromkeys(CHECK_KEYS, "new")
-    changes = {}
-    for key in CHECK_KEYS:
-        try:
-            before = artifacts.load(old / key)
-        except FormatError:
-            changes[key] = "the old one cannot be read"
-            continue
-        verdict = compare(before, artifacts.load(new / key))
-        largest = verdict.measurements.get("max_abs_diff")
-        n = f"{verdict.mismatch_count} of {verdict.compared} values"
-        changes[key] = (
-            "unchanged" if verdict.passed else f"{n} change" + (f", by up to {largest:.3g}" if largest else "")
-        )
-    return changes
 
 
 def search_roots(explicit: Path | None, rootdir: Path, shipped: Path) -> Sequence[Path]:

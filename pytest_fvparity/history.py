@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -11,7 +10,7 @@ from fvcore.gates import Status
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.report import Check, Report, most_used
 
-SILENT = frozenset({Status.BLOCKED, Status.NOT_RUN, Status.NOT_PROVIDED, None})
+SILENT = frozenset({Status.BLOCKED, Status.NOT_RUN, Status.NOT_PROVIDED, Status.NOT_HELD, None})
 """Statuses that say nothing about a key, and no status at all."""
 
 LARGE_DRIFT = 10.0
@@ -23,11 +22,7 @@ class _Model(BaseModel):
 
 
 class KeyChange(_Model):
-    """One check key then and now.
-
-    `used` is the largest share of a tolerance that any of its leaves used, and a room is -log10 of it: 0 is on the limit,
-    2 a hundredth of it. `ratio` is of `max_abs_diff`, whatever the tolerance was.
-    """
+    """One check key then and now. `used` is the largest share of its tolerance that a number takes: 1 is on the limit."""
 
     key: str
     change: str
@@ -38,8 +33,6 @@ class KeyChange(_Model):
     ratio: float | str | None
     used_before: float | str | None
     used_now: float | str | None
-    room_before: float | str | None
-    room_now: float | str | None
 
 
 class Drift(_Model):
@@ -90,7 +83,7 @@ def compared(now: Report, before: Report) -> Comparison:
 def _change(key: str, before: Check | None, now: Check | None) -> KeyChange:
     statuses = [check.status if check else None for check in (before, now)]
     largest = [check.max_abs_diff if check else None for check in (before, now)]
-    used = [most_used(row.of_allowed for row in check.tolerances) if check else None for check in (before, now)]
+    used = [most_used(row.used for row in check.tolerances) if check else None for check in (before, now)]
     return KeyChange(
         key=key,
         change=_word(*statuses),
@@ -101,8 +94,6 @@ def _change(key: str, before: Check | None, now: Check | None) -> KeyChange:
         ratio=_ratio(largest[0], largest[1]),
         used_before=used[0],
         used_now=used[1],
-        room_before=_room(used[0]),
-        room_now=_room(used[1]),
     )
 
 
@@ -120,18 +111,12 @@ def _ratio(before: float | str | None, now: float | str | None) -> float | str |
     return now / before if before else "inf" if now else 1.0
 
 
-def _room(used: float | str | None) -> float | str | None:
-    if not isinstance(used, float):
-        return None
-    return 0.0 - math.log10(used) if used else "inf"
-
-
 def _drifts(before: Check, now: Check) -> list[Drift]:
     """Large drifts of a key that agrees then and now. A report that knows no shares has none."""
-    earlier = {row.leaf: row.of_allowed for row in before.tolerances}
+    earlier = {row.leaf: row.used for row in before.tolerances}
     found = []
     for row in now.tolerances:
-        then, here = earlier.get(row.leaf), row.of_allowed
+        then, here = earlier.get(row.leaf), row.used
         ratio = _ratio(then, here)
         if isinstance(then, float) and isinstance(here, float) and ratio is not None and float(ratio) >= LARGE_DRIFT:
             found.append(Drift(key=now.key, leaf=row.leaf, used_before=then, used_now=here, ratio=ratio))
@@ -144,14 +129,16 @@ def _sentence(keys: list[KeyChange], drifts: list[Drift]) -> str:
     parts = [", ".join(f"{n} {word}" for word, n in counts.items() if n)]
     for key in dict.fromkeys(drift.key for drift in drifts):
         worst = max((drift for drift in drifts if drift.key == key), key=lambda drift: float(drift.ratio))
-        parts.append(f"{key} passes, and {_said(worst)}")
+        parts.append(f"{key} passes, and its {_said(worst)}")
     return "; ".join(parts)
 
 
 def _said(drift: Drift) -> str:
     if isinstance(drift.ratio, str):
         return f"{drift.leaf} is no longer equal to the last bit"
-    return f"{drift.leaf} is {drift.ratio:.3g} times as near to its limit as before: it uses {100 * drift.used_now:.2g} % of it"
+    return (
+        f"{drift.leaf} is {drift.ratio:.3g} times as near to its limit as before, at {100 * drift.used_now:.2g} % of it"
+    )
 
 
 def _changed(before: Report, now: Report) -> dict[str, list[Any]]:

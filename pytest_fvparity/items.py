@@ -42,10 +42,22 @@ def status_of(report: Any) -> Status | None:
     return Status(json.loads(text)["result"]["status"]) if text else None
 
 
-class NoDevice(pytest.skip.Exception):  # type: ignore[name-defined,misc]
-    """The one skip that leaves a stage without a verdict: the device asked for is not there."""
+class Unjudged(pytest.skip.Exception):  # type: ignore[name-defined,misc]
+    """The skips that leave a stage without a verdict and are no error."""
 
     __module__ = "builtins"  # so that pytest shows the bare name
+
+
+class NoDevice(Unjudged):
+    """The device asked for is not there."""
+
+    __module__ = "builtins"
+
+
+class KeyNotHeld(Unjudged):
+    """The golden has nothing of this key."""
+
+    __module__ = "builtins"
 
 
 class StageFailed(Exception):
@@ -135,6 +147,8 @@ def _test_of(stage: Stage[ParityRun]) -> Any:
         assert isinstance(item, StageItem)
         result = run_stage(SUITE, stage, lambda: subject(request))
         item.record(result)
+        if result.status is Status.NOT_HELD:
+            raise KeyNotHeld(result.message)
         if result.status is not Status.PASS:
             raise StageFailed(result)
 

@@ -41,7 +41,9 @@ OPTIONS = (
     _Option("model", f"shipped model, directory or cached hub id (default {shipped.DEFAULT_MODEL})"),
     _Option("trials", "fixed-trials file; may be given several times", many=True),
     _Option("golden", "folder of goldens (default: golden/ of the project, then the shipped ones)"),
+    _Option("golden-fetch", "fetch what a golden keeps elsewhere, by the URL in its manifest", bool),
     _Option("regen-golden", "record the golden from the reference (needs --fv-src), then compare", bool, ini=False),
+    _Option("golden-diff", "say what --fv-regen-golden would change, and change nothing", bool, ini=False),
     _Option("regen-allow-ci", "allow --fv-regen-golden in CI", bool, ini=False),
     _Option(
         "live", "compare with a run of the reference made now (needs --fv-src); no golden is read or written", bool
@@ -112,7 +114,9 @@ class ParityOptions:
     model: str
     trials: tuple[Path, ...]
     golden: Path | None
+    golden_fetch: bool
     regen_golden: bool
+    golden_diff: bool
     regen_allow_ci: bool
     live: bool
     candidate: str | None
@@ -149,16 +153,20 @@ class ParityOptions:
             raise pytest.UsageError(f"--fv-max-trials: at least 1, found {given['max_trials']}")
         if given["live"] and given["regen_golden"]:
             raise pytest.UsageError("--fv-live changes no golden and --fv-regen-golden does: give one of them")
+        if given["golden_diff"] and (given["live"] or given["regen_golden"]):
+            other = "--fv-live" if given["live"] else "--fv-regen-golden"
+            raise pytest.UsageError(f"--fv-golden-diff is a dry run of recording and {other} is none: give one of them")
         if given["candidate_dir"] and given["candidate"]:
             raise pytest.UsageError(
                 "--fv-candidate runs a candidate and --fv-candidate-dir reads one: give one of them"
             )
         if given["candidate_python"] and not given["candidate"]:
             raise pytest.UsageError("--fv-candidate-python runs --fv-candidate=package.module:factory: give that too")
-        if (given["live"] or given["regen_golden"]) and given["src"] is None:
+        runs = [name for name in ("live", "regen_golden", "golden_diff") if given[name]]
+        if runs and given["src"] is None:
             from pytest_fvparity.reference import GET_ONE
 
-            flag = "--fv-live" if given["live"] else "--fv-regen-golden"
+            flag = f"--fv-{runs[0].replace('_', '-')}"
             raise pytest.UsageError(f"{flag} needs a checkout of the reference: {GET_ONE}")
         paths = {name: _path(_base(config, name), given[name]) for name in _PATHS}
         trials = tuple(_trials_file(_base(config, "trials"), name) for name in given["trials"] or ())

@@ -24,15 +24,16 @@ from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.items import (
     REPORT_ATTRIBUTE,
     ROOT_KEY,
-    NoDevice,
     StageFailed,
     StageItem,
     SuiteCollector,
     TrialsFile,
+    Unjudged,
     status_of,
 )
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
-from pytest_fvparity.session import ParityReporter
+from pytest_fvparity.scheduler import Workers, chosen_dist
+from pytest_fvparity.session import ParityReporter, known_failures
 
 if TYPE_CHECKING:
     from fvcore.models import LanguageModel
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["fv_candidate", "fv_check_key", "fv_golden", "fv_model", "fv_parity_run", "fv_profile", "fv_trials"]
 
 _TRIALS_KEY = pytest.StashKey[tuple[Path, ...]]()
-_DIST_KEY = pytest.StashKey[bool]()
+_DIST_KEY = pytest.StashKey[str | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,11 +59,8 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
-    """Around the whole run, before xdist chooses how to distribute: one worker keeps one suite, in order."""
-    chosen = getattr(config.option, "dist", "no") != "no" or getattr(config.option, "distload", False)
-    if getattr(config.option, "numprocesses", None) and not chosen and _wants_parity(config):
-        config.option.dist = "loadscope"
-        config.stash[_DIST_KEY] = True
+    """Around the whole run, before xdist makes `--dist load` of a bare `-n`: what the user chose is remembered."""
+    config.stash[_DIST_KEY] = chosen_dist(config)
     return (yield)
 
 
@@ -72,12 +70,13 @@ def pytest_configure(config: pytest.Config) -> None:
     parsed = ParityOptions.from_config(config)
     config.stash[OPTIONS_KEY] = parsed
     on_controller = not hasattr(config, "workerinput")
-    if parsed.regen_golden:
+    if parsed.regen_golden or parsed.golden_diff:
         _require_regen_allowed(config, parsed)
     files = tuple(_trials_files(config, parsed))
     config.stash[_TRIALS_KEY] = files
-    if on_controller:
+    if on_controller and not parsed.golden_diff:  # a dry run judges nothing, and reports of earlier runs stay
         config.pluginmanager.register(ParityReporter(config, files), "fvparity-reporter")
+        config.pluginmanager.register(Workers(config.stash[_DIST_KEY], bool(files)), "fvparity-workers")
 
 
 def _require_regen_allowed(config: pytest.Config, parsed: ParityOptions) -> None:
@@ -86,7 +85,10 @@ def _require_regen_allowed(config: pytest.Config, parsed: ParityOptions) -> None
         or getattr(config.option, "tx", None)
         or hasattr(config, "workerinput")
     ):
-        raise pytest.UsageError("--fv-regen-golden writes goldens and cannot run on several workers: leave out -n")
+        flag = "--fv-golden-diff records" if parsed.golden_diff else "--fv-regen-golden writes"
+        raise pytest.UsageError(f"{flag} goldens and cannot run on several workers: leave out -n")
+    if parsed.golden_diff:
+        return
     if os.environ.get("CI", "").lower() not in {"", "0", "false"} and not parsed.regen_allow_ci:
         raise pytest.UsageError(
             "--fv-regen-golden is refused in CI, where nobody reads what changes; --fv-regen-allow-ci"
@@ -98,8 +100,8 @@ def _wants_parity(config: pytest.Config) -> bool:
 
     Trials in the ini file only say which: a plain `pytest` there must not load a model.
     """
-    given = config.getoption("fv_trials") or config.getoption("fv_regen_golden")
-    return bool(given) or _marks_parity(config) or bool(_json_arguments(config))
+    given = [config.getoption(name) for name in ("fv_trials", "fv_regen_golden", "fv_golden_diff")]
+    return any(given) or _marks_parity(config) or bool(_json_arguments(config))
 
 
 def _marks_parity(config: pytest.Config) -> bool:
@@ -155,12 +157,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if not config.stash[_TRIALS_KEY]:
         return []
     parsed = config.stash[OPTIONS_KEY]
-    lines = [
+    return [
         f"fvparity: model {parsed.model}, {parsed.dtype} on {parsed.device}, reference profile {parsed.reference_profile}"
     ]
-    if config.stash.get(_DIST_KEY, False):
-        lines.append("fvparity: parity stages must run in order: --dist loadscope is set")
-    return lines
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> TrialsFile | None:
@@ -192,29 +191,38 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """When the order of all tests is settled: the stages of a suite take their places in the pipeline's order.
 
-    --ff and plugins that shuffle would run a later key first.
+    --ff and plugins that shuffle would run a later key first. A worker that replaces another one learns here what is
+    known already.
     """
+    failed = known_failures(session.config)
     places: dict[SuiteCollector, list[int]] = {}
     for place, item in enumerate(session.items):
         if isinstance(item, StageItem):
             places.setdefault(item.suite, []).append(place)
-    for taken in places.values():
+    for suite, taken in places.items():
+        suite.earliest_failed = failed.get(session.items[taken[0]].nodeid.partition("::")[0])
         stages = sorted((session.items[place] for place in taken), key=lambda item: CHECK_KEYS.index(item.name))
         for place, item in zip(taken, stages, strict=True):
             session.items[place] = item
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> None:
-    """After collection, before the first test: goldens are recorded if that was asked for."""
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """After collection, before the first test: goldens are recorded if that was asked for; a dry run ends here."""
     parsed = session.config.stash[OPTIONS_KEY]
-    if parsed.regen_golden and not session.config.option.collectonly:
-        from pytest_fvparity.recording import record_goldens
+    if not (parsed.regen_golden or parsed.golden_diff) or session.config.option.collectonly:
+        return None
+    from pytest_fvparity.recording import diff_goldens, record_goldens
 
-        stages = {item.trials_path: item for item in session.items if isinstance(item, StageItem)}
-        for stage in stages.values():
-            _require_own_model(session, stage)
+    stages = {item.trials_path: item for item in session.items if isinstance(item, StageItem)}
+    for stage in stages.values():
+        _require_own_model(session, stage)
+    if parsed.regen_golden:
         record_goldens(session.config, parsed, list(stages))
+        return None
+    if n_changed := diff_goldens(session.config, parsed, list(stages)):
+        raise session.Failed(f"--fv-golden-diff: {n_changed} golden(s) would change")
+    return True
 
 
 def _require_own_model(session: pytest.Session, stage: StageItem) -> None:
@@ -246,7 +254,7 @@ def pytest_runtest_makereport(
     blocked = item.result is not None and item.result.status is Status.BLOCKED
     if error is not None and not blocked and not isinstance(error, StageFailed):
         item.record_error(error)
-        if report.skipped and not isinstance(error, NoDevice):
+        if report.skipped and not isinstance(error, Unjudged):
             # A stage that is skipped is a stage nobody judged: that is no reason for green.
             report.outcome, report.longrepr = "failed", f"{item.name}: ERROR: skipped: {error}"
     decided = report.when == "call" or not report.passed

@@ -73,10 +73,15 @@ def require_checkout(path: Path | None) -> Path:
 
 
 def run(
-    checkout: Path | None, lm: LanguageModel, trials: FixedTrials, settings: Settings, python: str | None = None
+    checkout: Path | None,
+    lm: LanguageModel,
+    trials: FixedTrials,
+    settings: Settings,
+    python: str | None = None,
+    with_noise: bool = True,
 ) -> Recording:
     """Run the reference in a process of its own, on the files `lm` was loaded from: once to record what it says, and
-    once under each legal variation, to measure how far it is from itself."""
+    `with_noise` once under each legal variation, to measure how far it is from itself."""
     root = require_checkout(checkout)
     settings.require_fit(lm)
     require_bos_agreement(lm.tokenizer, trials.meta)
@@ -88,7 +93,7 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "recorded.pt"
         job = Path(scratch) / "job.json"
-        job.write_text(json.dumps(_job(root, lm, trials, settings, out)))
+        job.write_text(json.dumps(_job(root, lm, trials, settings, out, with_noise)))
         _start(python or sys.executable, job)
         import torch
 
@@ -96,11 +101,13 @@ def run(
     provenance = recorded["provenance"] | {"repository": REPOSITORY, "commit": commit_of(root)}
     if provenance["weights_sha"] != lm.weights_sha:
         raise RecordingError(f"the reference loaded other weights from {lm.source} than this process did")
-    noise = measured(recorded["artifacts"], recorded["varied"])
+    noise = measured(recorded["artifacts"], recorded["varied"]) if with_noise else Noise()
     return Recording(recorded["artifacts"], provenance, _profile(lm, trials, settings, provenance), noise)
 
 
-def _job(root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings, out: Path) -> dict[str, Any]:
+def _job(
+    root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings, out: Path, with_noise: bool
+) -> dict[str, Any]:
     if lm.spec.name not in BRANCHES:
         raise RecordingError(f"the reference has no branch for {lm.spec.name!r}; known: {', '.join(BRANCHES)}")
     paths = [lm.spec.block_path(layer) for layer in range(lm.n_layers)]
@@ -117,7 +124,7 @@ def _job(root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings,
         "dtype": str(DTYPES[lm.dtype]).removeprefix("torch."),
         "device": lm.device.type,
         "attn_implementation": lm.attn_implementation,
-        "variations": variations(lm),
+        "variations": variations(lm) if with_noise else [],
         "branch": BRANCHES[lm.spec.name],
         "attn_hook_names": [lm.spec.out_proj_path(layer) for layer in range(lm.n_layers)],
         "layer_hook_names": [lm.spec.block_path(layer) for layer in range(lm.n_layers)],

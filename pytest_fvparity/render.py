@@ -192,7 +192,7 @@ def _is_over(share: float | str | None) -> bool:
 
 
 def _most_used(tolerances: Sequence[Mapping[str, Any]]) -> float | str | None:
-    return most_used(row["of_allowed"] for row in tolerances)
+    return most_used(row["used"] for row in tolerances)
 
 
 def _markdown_cell(value: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from fvcore.gates import NON_BLOCKING, Finding, StageResult, Status
+from pytest_fvparity.golden_part import NOT_COMPARED
 from pytest_fvparity.implementation import CHECK_KEYS
 
 SCHEMA_VERSION = 1
@@ -40,8 +41,11 @@ class Mismatch(_Model):
 
 class ToleranceRow(_Model):
     """What a leaf was compared with: |got - expected| <= max(atol, of_max * max|expected|, of_norm * norm) + rtol *
-    |expected|, and the rule it comes from. Over all trials, `max_abs_diff` is the largest difference, and `of_allowed` the
-    largest share of what was allowed: 1 is on the limit. They are null where no numbers were subtracted."""
+    |expected|, and the rule it comes from.
+
+    `max_abs_diff` is the largest difference over all trials, `used` the largest share of its bound that one takes: 1 is
+    on the limit.
+    """
 
     leaf: str
     rtol: float
@@ -50,11 +54,11 @@ class ToleranceRow(_Model):
     of_norm: float
     rule: str
     max_abs_diff: float | str | None = None
-    of_allowed: float | str | None = None
+    used: float | str | None = None
 
 
 class ErrorCount(_Model):
-    """`count` values with |expected| and |got - expected| in these decades: n is from 10^n up to 10^(n+1), -999 is zero,
+    """How many elements have which magnitude and which error, both by decade: n is from 10^n up to 10^(n+1), -999 is zero,
     999 is not finite."""
 
     magnitude: int
@@ -63,7 +67,7 @@ class ErrorCount(_Model):
 
 
 class ErrorTable(_Model):
-    """How the errors of a leaf that differs go with the size of its values, over all trials in which it differs."""
+    """The errors of a leaf, counted by the magnitude of what was expected, over all trials in which it differs."""
 
     leaf: str
     counts: list[ErrorCount]
@@ -214,9 +218,22 @@ def conclusion(checks: Sequence[Check], context: Mapping[str, Any]) -> dict[str,
 def overall_status(checks: Sequence[Check]) -> str:
     """PASS if all six keys agree, PARTIAL if those that were selected do, NOT_RUN if none could be run, else FAIL."""
     found = {check.status for check in checks}
-    if found == {Status.PASS}:
-        return "PASS" if len(checks) == len(CHECK_KEYS) else "PARTIAL"
+    if Status.PASS in found and found <= AGREEING:
+        whole = found == {Status.PASS} and len(checks) == len(CHECK_KEYS) and not left_out(checks)
+        return "PASS" if whole else "PARTIAL"
     return "NOT_RUN" if found == {Status.NOT_RUN} else "FAIL"
+
+
+AGREEING = frozenset({Status.PASS, Status.NOT_HELD})
+"""Statuses of a run in which all that the golden holds agrees, as long as one of them is PASS."""
+
+
+def left_out(checks: Sequence[Check]) -> list[str]:
+    """What was not compared because the golden does not hold it: keys, and parts of others."""
+    parts = [(check.key, w.message) for check in checks for w in check.warnings if w.message.startswith(NOT_COMPARED)]
+    return [check.key for check in checks if check.status == Status.NOT_HELD] + [
+        f"of {key} {message.removeprefix(NOT_COMPARED)}" for key, message in parts
+    ]
 
 
 def overall(statuses: Collection[str]) -> str:
@@ -234,7 +251,9 @@ GREEN = frozenset({"PASS", "PARTIAL", "NOT_RUN"})
 
 def earliest_failure(checks: Sequence[Check]) -> Check | None:
     """The first key that failed itself; blocked keys stand behind one, and what is not provided says nothing."""
-    ranks = {Status.PASS: 3, Status.BLOCKED: 2, Status.NOT_PROVIDED: 1}
+    ranks = {Status.PASS: 4, Status.BLOCKED: 3, Status.NOT_HELD: 2, Status.NOT_PROVIDED: 1}
+    if overall_status(checks) in {"PASS", "PARTIAL"}:
+        return None
     open_ones = [check for check in checks if check.status != Status.PASS]
     return min(open_ones, key=lambda check: ranks.get(Status(check.status), 0), default=None)
 
@@ -287,8 +306,8 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         mismatch_count=verdict.mismatch_count if verdict.findings or verdict.compared else None,
         max_abs_diff=_words(verdict.measurements.get("max_abs_diff")),
         max_rel_diff=_words(verdict.measurements.get("max_rel_diff")),
-        tolerances=_tolerances(verdict.details),
-        errors=[ErrorTable(leaf=leaf, counts=counts) for leaf, counts in verdict.details.get("errors", {}).items()],
+        tolerances=_words(verdict.details.get("tolerances", [])),
+        errors=[ErrorTable(leaf=leaf, counts=rows) for leaf, rows in verdict.details.get("errors", {}).items()],
         measurements=_words({k: v for k, v in verdict.measurements.items() if k not in LARGEST}),
         fault=verdict.details.get("fault"),
         blocked_by=result.blocked_by,
@@ -303,16 +322,6 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         stderr=row.get("stderr", ""),
         repro_command=reproduce,
     )
-
-
-def _tolerances(details: Mapping[str, Any]) -> list[ToleranceRow]:
-    """Each leaf's tolerance, and how much of it was used."""
-    largest = details.get("largest", {})
-    found = [(row, largest.get(row["leaf"], {})) for row in details.get("tolerances", [])]
-    return [
-        ToleranceRow(**row, max_abs_diff=_words(of.get("abs_diff")), of_allowed=_words(of.get("of_allowed")))
-        for row, of in found
-    ]
 
 
 def most_used(shares: Iterable[float | str | None]) -> float | str | None:
@@ -388,15 +397,17 @@ def _headline(checks: Sequence[Check], divergence: Divergence | None, context: M
 
 
 def _agreement(checks: Sequence[Check], context: Mapping[str, Any]) -> str:
-    whole = len(checks) == len(CHECK_KEYS)
-    scope = "all 6 check keys agree" if whole else f"{len(checks)} of 6 check keys compared, all agree"
+    n_compared = sum(check.status == Status.PASS for check in checks)
+    whole = n_compared == len(CHECK_KEYS)
+    scope = "all 6 check keys agree" if whole else f"{n_compared} of 6 check keys compared, all agree"
     n, total = context.get("n_compared_trials"), context.get("n_trials")
     trials = f" ({n} of {total} trials)" if n != total else ""
     ties = sum(warning.message.startswith("tie") for check in checks for warning in check.warnings)
     tied = f", {ties} tie(s) aside" if ties else ""
     largest = [check.max_abs_diff for check in checks if isinstance(check.max_abs_diff, float)]
     difference = f"; largest difference {max(largest):.3g}" if largest else ""
-    return f"{scope} with the reference{trials}{tied}{difference}"
+    absent = f"; the golden holds a part, {NOT_COMPARED}{'; '.join(left_out(checks))}" if left_out(checks) else ""
+    return f"{scope} with the reference{trials}{tied}{difference}{absent}"
 
 
 def _short(value: Any) -> str:

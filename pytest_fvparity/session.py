@@ -13,16 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fvcore.gates import Status
+from fvcore.gates import NON_BLOCKING, StageResult, Status
 from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.items import REPORT_ATTRIBUTE, stage_of
+from pytest_fvparity.items import REPORT_ATTRIBUTE, SUITE, stage_of
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
 
 if TYPE_CHECKING:
     from pytest_fvparity.report import Report
 
 
+FAILURES = "fvparity_failures"
+"""The entry of a worker's `workerinput` that holds what is known when it starts: trials file -> earliest failed key."""
+
 MAX_OUTPUT = 4000  # characters of a stage's own output that the log keeps: the last ones
+
+
+def known_failures(config: pytest.Config) -> dict[str, str]:
+    """Trials file -> the earliest key that failed on a worker which this one replaces. Empty in any other process."""
+    known: dict[str, str] = getattr(config, "workerinput", {}).get(FAILURES, {})
+    return known
 
 
 class ParityReporter:
@@ -89,12 +98,39 @@ class ParityReporter:
             return
         text = getattr(report, REPORT_ATTRIBUTE, None)
         if text:
-            row, rows = json.loads(text), self.rows.setdefault(stage[0], {})
-            row |= {"stdout": report.capstdout[-MAX_OUTPUT:], "stderr": report.capstderr[-MAX_OUTPUT:]}
-            # A stage that is run again, by a plugin for flaky tests, stays what it was when it failed.
-            if stage[1] not in rows or row["result"]["status"] != Status.PASS:
-                rows[stage[1]] = row
-                self.keep(stage[0])
+            self.judge(*stage, json.loads(text), report)
+
+    def judge(self, trials_file: str, key: str, row: dict[str, Any], report: pytest.TestReport) -> None:
+        row |= {"stdout": report.capstdout[-MAX_OUTPUT:], "stderr": report.capstderr[-MAX_OUTPUT:]}
+        rows = self.rows.setdefault(trials_file, {})
+        # A stage that is run again, by a plugin for flaky tests, stays what it was when it failed.
+        if key not in rows or row["result"]["status"] != Status.PASS:
+            rows[key] = row
+            self.keep(trials_file)
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
+        """When a worker died in a test: a stage crashed, even if it had passed and died while it was cleaned up."""
+        stage = stage_of(crashitem)
+        if stage and self.status(*stage) in {None, Status.PASS}:
+            result = StageResult(SUITE, stage[1], Status.CRASHED, message=str(report.longrepr))
+            self.judge(*stage, {"context": {}, "result": result.to_dict()}, report)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Before a worker starts: one that replaces another is told what failed, for the dead remember nothing."""
+        harmless = {None, *NON_BLOCKING, Status.BLOCKED, Status.NOT_RUN}
+        known: dict[str, str] = {}
+        for name in self.rows:
+            for key in reversed(CHECK_KEYS):
+                if self.status(name, key) not in harmless:
+                    known[name] = key
+        node.workerinput[FAILURES] = known
+
+    def status(self, trials_file: str, key: str) -> Status | None:
+        """What a stage reported so far."""
+        row = self.rows.get(trials_file, {}).get(key)
+        return Status(row["result"]["status"]) if row else None
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

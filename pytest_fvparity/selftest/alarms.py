@@ -30,8 +30,9 @@ from fvcore.pipeline import Pipeline, Settings, run
 from fvcore.trials import FixedTrials
 from pytest_fvparity import shipped
 from pytest_fvparity.checks import STAGES, ParityRun
-from pytest_fvparity.golden import MANIFEST, Golden
+from pytest_fvparity.golden import Golden
 from pytest_fvparity.implementation import CHECK_KEYS, Answers
+from pytest_fvparity.manifest import MANIFEST
 from pytest_fvparity.noise import Noise, is_number, measured, other_attention
 from pytest_fvparity.refinements import continuation_of
 from pytest_fvparity.selftest.bed import FAMILIES, TRIALS, Recorded, bed

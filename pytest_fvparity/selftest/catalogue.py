@@ -121,7 +121,12 @@ def _entered(
         yield planted if isinstance(planted, list) else [planted]
 
 
-STATUSES = {Status.FAIL: Outcome.FAILS, Status.ERROR: Outcome.ERRORS, Status.REFUSED: Outcome.REFUSED}
+STATUSES = {
+    Status.FAIL: Outcome.FAILS,
+    Status.ERROR: Outcome.ERRORS,
+    Status.REFUSED: Outcome.REFUSED,
+    Status.STALE_GOLDEN: Outcome.REFUSED,
+}
 
 
 def observed(results: Sequence[StageResult]) -> Observed:

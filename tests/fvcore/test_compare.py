@@ -348,27 +348,13 @@ def test_trials_share_a_table_of_errors_and_each_leaf_name_has_its_own() -> None
 
 
 def test_how_much_of_the_tolerance_is_used_is_said_also_of_what_passes() -> None:
-    expected = {"0:0/a": torch.tensor([1.0, 100.0]), "0:1/a": torch.tensor([1.0, 1.0]), "b": 2.0}
-    actual = {"0:0/a": torch.tensor([1.25, 108.0]), "0:1/a": torch.tensor([1.9, 1.0]), "b": 2.0}
-    verdict = compare(expected, actual, Tolerance(rtol=0.125, atol=1.0))
-    assert verdict.passed
-    # The difference is largest at 100, where 13.5 are allowed; most is used at 1, where 1.125 are.
-    assert verdict.details["largest"] == {
-        "a": {"abs_diff": 8.0, "of_allowed": pytest.approx(0.9 / 1.125)},
-        "b": {"abs_diff": 0.0, "of_allowed": 0.0},
-    }
-
-
-@pytest.mark.parametrize(("actual", "used"), [(1.0, 0.0), (1.5, math.inf), (NAN, NAN), (math.inf, math.inf)])
-def test_of_an_exact_leaf_nothing_or_everything_is_used(actual: float, used: float) -> None:
-    largest = compare({"a": 1.0}, {"a": actual}).details["largest"]["a"]
-    assert largest["of_allowed"] == pytest.approx(used, nan_ok=True)
+    assert compare({"a": 1.0}, {"a": 1.25}, Tolerance(atol=0.5)).details["largest"]["a"]["used"] == 0.5
+    assert compare({"a": torch.ones(0)}, {"a": torch.ones(0)}).details["largest"]["a"]["used"] == 0.0
 
 
 def test_what_has_no_numbers_to_subtract_uses_no_tolerance() -> None:
     found = compare({"a": torch.ones(2), "b": [1]}, {"a": torch.ones(3), "b": [2]})
     assert found.details == {}
-    assert compare({"a": torch.ones(0)}, {"a": torch.ones(0)}).details["largest"]["a"]["of_allowed"] == 0.0
 
 
 # ---------------------------------------------------------------- texts
@@ -388,3 +374,30 @@ def test_a_text_says_where_it_parts_and_what_stands_there() -> None:
 def test_a_text_that_goes_on_parts_where_the_other_ends(expected: str, actual: str) -> None:
     (finding,) = compare({"a": expected}, {"a": actual}).findings
     assert finding.where == f"a[{min(len(expected), len(actual))}]"
+
+
+# ---------------------------------------------------------------- how much of a tolerance is used
+
+
+def test_the_largest_difference_of_a_name_is_told_with_its_share_of_the_bound() -> None:
+    expected = {"0:0/x": torch.tensor([1.0, 100.0]), "1:1/x": torch.tensor([1.0, 1.0]), "y": 0.0}
+    actual = {"0:0/x": torch.tensor([1.0, 100.5]), "1:1/x": torch.tensor([1.25, 1.0]), "y": 0.0}
+
+    largest = compare(expected, actual, Tolerance(rtol=0.5)).details["largest"]
+
+    # The larger difference is the smaller share: half of 1 % of 100, and a quarter of 1.
+    assert largest["x"] == {"max_abs_diff": 0.5, "used": 0.5}
+    assert largest["y"] == {"max_abs_diff": 0.0, "used": 0.0}
+
+
+def test_a_difference_where_none_is_allowed_uses_more_than_all() -> None:
+    assert compare({"x": torch.zeros(2)}, {"x": torch.ones(2)}).details["largest"]["x"]["used"] == INF
+
+
+def test_a_nan_is_no_share() -> None:
+    used = compare({"x": torch.zeros(2)}, {"x": torch.tensor([NAN, 0.0])}, Tolerance(atol=1.0)).details["largest"]["x"]
+    assert math.isnan(used["used"])
+
+
+def test_a_single_number_needs_no_table() -> None:
+    assert "errors" not in compare({"a": 1.0}, {"a": 2.0}).details

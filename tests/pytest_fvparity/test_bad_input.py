@@ -159,9 +159,9 @@ def test_another_tokenizer_is_refused_and_the_field_is_named(pytester: pytest.Py
 
     result = _run(pytester, World(copy, world.trials, world.golden))
 
-    result.stdout.fnmatch_lines(["*profile mismatch, nothing was compared*tokenizer_sha*"])
+    result.stdout.fnmatch_lines(["*stale golden, nothing was compared. the tokenizer of * changed*tokenizer_sha*"])
     (report,) = reports(pytester)
-    assert statuses(report)["prompt_boundary"] == "REFUSED"
+    assert statuses(report)["prompt_boundary"] == "STALE_GOLDEN"
 
 
 def test_other_weights_are_refused_and_the_field_is_named(pytester: pytest.Pytester, world: World) -> None:
@@ -174,7 +174,7 @@ def test_other_weights_are_refused_and_the_field_is_named(pytester: pytest.Pytes
 
     result = _run(pytester, World(copy, world.trials, world.golden))
 
-    result.stdout.fnmatch_lines(["REFUSED: *weights_sha: golden*this run*"])
+    result.stdout.fnmatch_lines(["STALE_GOLDEN: *weights_sha: golden*this run*"])
 
 
 def test_a_truncated_model_is_one_clear_error(pytester: pytest.Pytester, world: World) -> None:

@@ -19,8 +19,11 @@ from fvcore.pipeline import Settings, profile_of, run
 from fvcore.profile import Identity, Profile
 from fvcore.trials import FixedTrials
 from pytest_fvparity import golden, reference
-from pytest_fvparity.golden import DamagedGolden, Golden, NoGolden
+from pytest_fvparity.golden import DamagedGolden, Golden, NoGolden, Recorded, StaleGolden
+from pytest_fvparity.golden_diff import KEYS
 from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.manifest import sealed
+from pytest_fvparity.noise import Noise
 from pytest_fvparity.reference import Recording
 from tests.pytest_fvparity.stand_in import digests, plant, saved
 
@@ -71,8 +74,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def path(world: World, tmp_path: Path) -> Path:
     """A golden directory, written."""
     path = tmp_path / "golden" / world.relative
-    golden.regenerate(lambda: world.recording, path)
+    golden.regenerate(lambda _: world.recording, path)
     return path
+
+
+def words(done: Recorded) -> dict[str, str]:
+    return {key: str(change) for key, change in done.changes.items()}
 
 
 def with_leaf(recording: Recording, key: str, leaf: str, value: Any) -> Recording:
@@ -80,10 +87,10 @@ def with_leaf(recording: Recording, key: str, leaf: str, value: Any) -> Recordin
     return replace(recording, artifacts=changed)
 
 
-def one_after_the_other(*recordings: Recording | Exception) -> Callable[[], Recording]:
+def one_after_the_other(*recordings: Recording | Exception) -> Callable[[bool], Recording]:
     left = list(recordings)
 
-    def record() -> Recording:
+    def record(with_noise: bool) -> Recording:
         following = left.pop(0)
         if isinstance(following, Exception):
             raise following
@@ -100,7 +107,7 @@ def test_a_golden_reads_back_what_was_recorded(world: World, path: Path) -> None
 
     assert sorted(opened.manifest.files) == FILES
     assert opened.profile == world.recording.profile
-    assert opened.manifest.reference.model_dump() == world.recording.provenance
+    assert opened.manifest.reference.model_dump() == {"origin": "recorded", **world.recording.provenance}
     for key in CHECK_KEYS:
         expected, found = world.recording.artifacts[key], getattr(opened, key)()
         assert list(found) == list(expected)
@@ -110,7 +117,7 @@ def test_a_golden_reads_back_what_was_recorded(world: World, path: Path) -> None
 
 
 def test_a_golden_s_bytes_depend_on_the_recording_alone(world: World, path: Path, tmp_path: Path) -> None:
-    golden.regenerate(lambda: world.recording, tmp_path / "elsewhere")
+    golden.regenerate(lambda _: world.recording, tmp_path / "elsewhere")
 
     assert digests(tmp_path / "elsewhere") == digests(path)
 
@@ -128,11 +135,11 @@ def test_the_manifest_says_how_to_record_it_again(path: Path) -> None:
 
 
 def test_a_new_golden_is_described_as_new_and_the_same_one_as_unchanged(world: World, tmp_path: Path) -> None:
-    first = golden.regenerate(lambda: world.recording, tmp_path / "golden")
-    again = golden.regenerate(lambda: world.recording, tmp_path / "golden")
+    first = golden.regenerate(lambda _: world.recording, tmp_path / "golden")
+    again = golden.regenerate(lambda _: world.recording, tmp_path / "golden")
 
-    assert first.changes == dict.fromkeys(CHECK_KEYS, "new")
-    assert again.changes == dict.fromkeys(CHECK_KEYS, "unchanged")
+    assert words(first) == dict.fromkeys(KEYS, "new")
+    assert words(again) == dict.fromkeys(KEYS, "unchanged")
     assert [p.name for p in tmp_path.iterdir()] == ["golden"]
 
 
@@ -145,14 +152,28 @@ def test_what_a_new_recording_changes_is_counted_and_measured(world: World, path
     n_values = sum(len(value) if isinstance(value, list) else 1 for value in prompts.values())
     (path / "fv_vector.json").write_text("{")
 
-    done = golden.regenerate(lambda: changed, path)
+    found = words(golden.regenerate(lambda _: changed, path))
 
-    assert done.changes["slot_map"] == "unchanged"
-    assert done.changes["prompt_boundary"] == f"1 of {n_values} values change"
-    assert done.changes["top_heads"].startswith("1 of ")
-    assert done.changes["top_heads"].endswith(" values change, by up to 0.25")
-    assert done.changes["fv_vector"] == "the old one cannot be read"
+    assert found["slot_map"] == found["manifest"] == "unchanged"
+    assert found["prompt_boundary"] == f"1 of {n_values} values change"
+    assert found["top_heads"].startswith("1 of ")
+    assert found["top_heads"].endswith(" values change, by up to 0.25")
+    assert found["fv_vector"] == "the old one cannot be read"
     assert Golden.open(path).top_heads()["aie"].equal(aie)  # type: ignore[union-attr]
+
+
+def test_noise_is_measured_in_the_first_of_the_two_recordings_alone(world: World, path: Path) -> None:
+    asked = []
+
+    def record(with_noise: bool) -> Recording:
+        asked.append(with_noise)
+        noise = Noise(("repeat",), {"fv_vector": {"norm": 0.5}}) if with_noise else Noise()
+        return replace(world.recording, noise=noise)
+
+    golden.regenerate(record, path)
+
+    assert asked == [True, False]
+    assert Golden.open(path).noise == Noise(("repeat",), {"fv_vector": {"norm": 0.5}})
 
 
 def test_two_recordings_that_differ_are_refused_and_nothing_changes(world: World, path: Path) -> None:
@@ -192,7 +213,7 @@ def test_a_swap_that_fails_half_way_puts_the_old_golden_back(
     monkeypatch.setattr(Path, "rename", full_disk)
     changed = with_leaf(world.recording, "fv_vector", "norm", 1.0)
     with pytest.raises(OSError, match="no space left"):
-        golden.regenerate(lambda: changed, path)
+        golden.regenerate(lambda _: changed, path)
 
     assert digests(path.parents[2]) == before
 
@@ -226,7 +247,7 @@ def test_a_file_that_is_missing_is_named(name: str, path: Path) -> None:
 def test_a_file_the_manifest_does_not_vouch_for_is_named(name: str, path: Path) -> None:
     manifest = read_json(path / golden.MANIFEST)
     del manifest["files"][name]
-    write_json(path / golden.MANIFEST, manifest)
+    write_json(path / golden.MANIFEST, sealed(manifest))
 
     with pytest.raises(DamagedGolden, match=f"the manifest says nothing of {name}; .*{RECORD_AGAIN}"):
         Golden.open(path)
@@ -237,7 +258,7 @@ def test_a_file_the_manifest_does_not_vouch_for_is_named(name: str, path: Path) 
     [
         ("{", "not valid JSON"),
         ("[]", "valid dictionary"),
-        ('{"schema_version": 2}', "profile Field required"),
+        ('{"schema_version": 3}', "profile Field required"),
         (b"\xff\xfe", "not UTF-8 text"),
         (None, "no such file"),
     ],
@@ -255,19 +276,67 @@ def test_a_manifest_that_is_none_is_refused_with_the_reason(text: str | bytes | 
 @pytest.mark.parametrize("more", [{}, {"a_field_of_the_future": 1}])
 def test_a_manifest_of_another_schema_is_refused_by_its_version(more: Mapping[str, Any], path: Path) -> None:
     manifest = read_json(path / golden.MANIFEST)
-    write_json(path / golden.MANIFEST, {**manifest, **more, "schema_version": 3})
+    write_json(path / golden.MANIFEST, {**manifest, **more, "schema_version": 4})
 
-    with pytest.raises(DamagedGolden, match=f"manifest schema 3, this version reads 2: another .*; .*{RECORD_AGAIN}"):
+    with pytest.raises(DamagedGolden, match=f"manifest schema 4, this version reads 3: another .*; .*{RECORD_AGAIN}"):
         Golden.open(path)
 
 
 def test_a_manifest_from_before_noise_was_measured_asks_to_be_recorded_again(path: Path) -> None:
     manifest = read_json(path / golden.MANIFEST)
-    del manifest["noise"], manifest["variations"]
+    del manifest["noise"], manifest["variations"], manifest["digest"]
     write_json(path / golden.MANIFEST, {**manifest, "schema_version": 1})
 
-    with pytest.raises(DamagedGolden, match=f"manifest schema 1, this version reads 2: another .*; .*{RECORD_AGAIN}"):
+    with pytest.raises(DamagedGolden, match=f"manifest schema 1, this version reads 3: another .*; .*{RECORD_AGAIN}"):
         Golden.open(path)
+
+
+@pytest.mark.parametrize("found", ["9" * 200, [0] * 200, "a\u2028line"])
+def test_a_schema_that_is_none_is_shown_short_and_on_one_line(found: Any, path: Path) -> None:
+    write_json(path / golden.MANIFEST, {**read_json(path / golden.MANIFEST), "schema_version": found})
+
+    with pytest.raises(DamagedGolden) as caught:
+        Golden.open(path)
+
+    assert len(str(caught.value)) < len(str(path)) + 260
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def edited(manifest: dict[str, Any], *place: Any, value: Any) -> dict[str, Any]:
+    inner: Any = manifest
+    for part in place[:-1]:
+        inner = inner[part]
+    assert inner[place[-1]] != value
+    inner[place[-1]] = value
+    return manifest
+
+
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        (["noise"], {"fv_vector": {"norm": 10.0}}),
+        (["profile", "identity", "edit_layer"], 0),
+        (["profile", "conditions", "model"], "another"),
+        (["reference", "commit"], "0" * 40),
+        (["reference", "sources", "src/a.py"], "1" * 64),
+        (["command"], "rm"),
+        (["variations"], ["repeat"]),
+        (["digest"], "0" * 64),
+        (["digest"], ""),
+    ],
+)
+def test_a_manifest_that_was_edited_is_damaged_wherever_it_was(place: list[Any], value: Any, path: Path) -> None:
+    write_json(path / golden.MANIFEST, edited(read_json(path / golden.MANIFEST), *place, value=value))
+
+    with pytest.raises(DamagedGolden, match=rf"manifest\.json: edited: digest .*\.\.\. expected, .*{RECORD_AGAIN}"):
+        Golden.open(path)
+
+
+def test_the_order_of_a_manifest_s_fields_is_no_edit(path: Path) -> None:
+    manifest = read_json(path / golden.MANIFEST)
+    write_json(path / golden.MANIFEST, dict(reversed(manifest.items())))
+
+    assert Golden.open(path).manifest.digest == manifest["digest"]
 
 
 @pytest.mark.parametrize(
@@ -290,11 +359,69 @@ def test_a_noise_that_is_none_is_refused(noise: Any, reason: str, path: Path) ->
 
 def changed_identity(profile: Profile, name: str) -> Profile:
     value = getattr(profile.identity, name)
-    other = value + 1 if isinstance(value, int | float) else f"{value} other"
+    other = value + 1 if isinstance(value, int | float) else f"other {value}"
     return profile.model_copy(update={"identity": profile.identity.model_copy(update={name: other})})
 
 
-@pytest.mark.parametrize("name", Identity.model_fields)
+CONTENT = {
+    "trials_sha256": "the trials file {id}",
+    "weights_sha": "the weights of {model}",
+    "tokenizer_sha": "the tokenizer of {model}",
+}
+
+
+@pytest.mark.parametrize("name", CONTENT)
+def test_changed_content_under_the_same_name_is_a_stale_golden_and_says_how_to_record_it(
+    name: str, world: World
+) -> None:
+    profile = world.recording.profile
+    other = changed_identity(profile, name)
+
+    with pytest.raises(StaleGolden) as caught:
+        golden.require_comparable(profile, other)
+
+    what = CONTENT[name].format(id=world.fixed.id, model=profile.conditions.model)
+    want, have = getattr(profile.identity, name), getattr(other.identity, name)
+    assert str(caught.value).startswith(
+        f"stale golden, nothing was compared. {what} changed since it was recorded. {name}: golden {want[:12]}..., this "
+        f"run {have[:12]}.... Restore what changed, or record again: pytest -m parity --fv-regen-golden --fv-src=PATH --fv-model="
+    )
+    assert caught.value.status == "STALE_GOLDEN"
+
+
+def test_all_that_changed_is_named_and_what_the_new_trials_say_of_themselves_is_no_other_experiment(
+    world: World,
+) -> None:
+    other = changed_identity(world.recording.profile, "trials_sha256")
+    other = changed_identity(changed_identity(other, "weights_sha"), "n_trials")
+
+    with pytest.raises(
+        StaleGolden, match=r"the trials file \S+ and the weights of \S+ changed since .* n_trials: golden 2"
+    ):
+        golden.require_comparable(world.recording.profile, other)
+
+
+@pytest.mark.parametrize("name", ["edit_layer", "dtype", "quant", "fixed_trials_id"])
+def test_another_setting_beside_changed_content_is_another_experiment(name: str, world: World) -> None:
+    other = changed_identity(changed_identity(world.recording.profile, "trials_sha256"), name)
+
+    with pytest.raises(Refused, match="profile mismatch, nothing was compared") as caught:
+        golden.require_comparable(world.recording.profile, other)
+
+    assert not isinstance(caught.value, StaleGolden)
+
+
+def test_another_model_is_another_experiment_and_no_stale_golden(world: World) -> None:
+    other = changed_identity(world.recording.profile, "weights_sha")
+    renamed = other.model_copy(update={"conditions": other.conditions.model_copy(update={"model": "another"})})
+
+    with pytest.raises(Refused, match="profile mismatch, nothing was compared") as caught:
+        golden.require_comparable(world.recording.profile, renamed)
+
+    assert not isinstance(caught.value, StaleGolden)
+
+
+@pytest.mark.parametrize("name", [name for name in Identity.model_fields if name not in CONTENT])
 def test_another_identity_is_refused_and_exactly_what_differs_is_named(name: str, world: World) -> None:
     profile = world.recording.profile
     other = changed_identity(profile, name)
@@ -320,6 +447,21 @@ def test_conditions_may_differ(world: World) -> None:
     conditions = profile.conditions.model_copy(update={**elsewhere, "versions": {"torch": "0"}})
 
     golden.require_comparable(profile, profile.model_copy(update={"conditions": conditions}))
+
+
+def test_a_run_says_which_content_changed_and_blocks_the_rest(
+    world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
+) -> None:
+    golden.write(world.recording, pytester.path / "golden" / world.relative)
+    changed = pytester.path / world.trials.name
+    changed.write_bytes(world.trials.read_bytes() + b"\n")
+
+    result = started(*replace(world, trials=changed).options())
+
+    result.assert_outcomes(failed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines([f"STALE_GOLDEN: *the trials file {world.fixed.id} changed since it was recorded.*"])
+    result.stdout.fnmatch_lines(["1 prompt_boundary   STALE_GOLDEN *"])
 
 
 # ---------------------------------------------------------------- where goldens lie
@@ -387,7 +529,7 @@ def test_a_golden_is_recorded_and_the_checks_pass_on_it(
     assert result.ret == pytest.ExitCode.OK
     path = pytester.path / "golden" / world.relative
     result.stdout.fnmatch_lines([f"fvparity: recorded {path} twice, byte for byte the same"])
-    result.stdout.fnmatch_lines([f"  {key:<18}new" for key in CHECK_KEYS])
+    result.stdout.fnmatch_lines([f"  {key:<18}new" for key in KEYS])
     recorded = Golden.open(path)
     assert recorded.noise.variations == ("repeat", "attn_implementation=eager", "threads=2")
     assert list(recorded.noise.largest) == ["mean_activations", "top_heads", "fv_vector", "injection_output"]
