@@ -260,12 +260,23 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     require_comparable(golden.profile, profile)
     context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
     candidate: Implementation = request.getfixturevalue("fv_candidate")
-    context["candidate"] = f"{type(candidate).__module__}.{type(candidate).__qualname__}"
+    context["candidate"] = _name_of(candidate, options)
     # A golden of a user's own make may know no noise.
     tolerances = _tolerances(request, profile, getattr(golden, "noise", None))
     context["tolerances"] = list(tolerances.sources)
     continuation = continuation_of(lm, golden, _run_settings(request, trials))
     return ParityRun(candidate, golden, tolerances, options.max_trials, request.node.suite.memory, lm.hf, continuation)
+
+
+def _name_of(candidate: Implementation, options: ParityOptions) -> str:
+    """What a report calls the candidate: what an option named, else its class."""
+    from pytest_fvparity.candidates import Elsewhere, FromFolder
+
+    if isinstance(candidate, FromFolder):
+        return _shown(candidate.path, options)
+    if isinstance(candidate, Elsewhere):
+        return candidate.name
+    return f"{type(candidate).__module__}.{type(candidate).__qualname__}"
 
 
 def _tolerances(request: pytest.FixtureRequest, profile: Profile, noise: Noise | None) -> Tolerances:

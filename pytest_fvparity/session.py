@@ -16,7 +16,7 @@ import pytest
 from fvcore.gates import NON_BLOCKING, StageResult, Status
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.items import REPORT_ATTRIBUTE, SUITE, stage_of
-from pytest_fvparity.options import OPTIONS_KEY, reproduce
+from pytest_fvparity.options import ARGUMENTS, OPTIONS_KEY, reproduce
 
 if TYPE_CHECKING:
     from pytest_fvparity.report import Report
@@ -118,7 +118,9 @@ class ParityReporter:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """Before a worker starts: one that replaces another is told what failed, for the dead remember nothing."""
+        """Before a worker starts: it is told what was typed, and what failed on one that it replaces, for the dead remember
+        nothing."""
+        node.workerinput[ARGUMENTS] = [str(word) for word in self.config.invocation_params.args]
         harmless = {None, *NON_BLOCKING, Status.BLOCKED, Status.NOT_RUN}
         known: dict[str, str] = {}
         for name in self.rows:
@@ -164,6 +166,8 @@ class ParityReporter:
             good, bad = report.overall_status in {"PASS", "PARTIAL"}, report.overall_status == "FAIL"
             terminalreporter.write_sep("=", f"parity of {report.fixed_trials_id}", bold=True)
             write(report.headline, green=good, red=bad, yellow=not good and not bad, bold=True)
+            if report.candidate:
+                write(f"candidate: {report.candidate}")
             for name, (golden, here) in report.conditions.items():
                 write(f"condition {name}: golden {golden}, here {here}")
             if report.repro_command:
