@@ -233,20 +233,11 @@ def _trials_file(base: Path, name: str) -> Path:
 def reproduce(config: pytest.Config, trials_file: str, key: str) -> str:
     """One line that runs this stage alone, from the folder this run was started in."""
     here, path = config.invocation_params.dir, config.rootpath / trials_file
-    given, carried = _reproduce_options(config), _carried(_typed(config))
+    given, carried = _reproduce_options(config), _carried([str(word) for word in config.invocation_params.args])
     if path.is_relative_to(here):
         return shlex.join(["pytest", *carried, f"{path.relative_to(here).as_posix()}::parity::{key}", *given])
     # An argument outside this folder would leave the conftest.py here unread, and with it the candidate.
     return shlex.join(["pytest", *carried, "-m", "parity", "-k", key, f"--fv-trials={path}", *given])
-
-
-ARGUMENTS = "fvparity_arguments"
-"""The entry of a worker's `workerinput` that holds the words the run was started with: xdist gives it others."""
-
-
-def _typed(config: pytest.Config) -> list[str]:
-    sent: dict[str, list[str]] = getattr(config, "workerinput", {})
-    return sent[ARGUMENTS] if ARGUMENTS in sent else [str(word) for word in config.invocation_params.args]
 
 
 _CARRIED = ("-p", "-c", "--config-file", "-o", "--override-ini", "--rootdir", "--confcutdir", "--import-mode")

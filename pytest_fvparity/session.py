@@ -16,7 +16,7 @@ import pytest
 from fvcore.gates import NON_BLOCKING, StageResult, Status
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.items import REPORT_ATTRIBUTE, SUITE, stage_of
-from pytest_fvparity.options import ARGUMENTS, OPTIONS_KEY, reproduce
+from pytest_fvparity.options import OPTIONS_KEY, reproduce
 
 if TYPE_CHECKING:
     from pytest_fvparity.report import Report
@@ -118,9 +118,7 @@ class ParityReporter:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """Before a worker starts: it is told what was typed, and what failed on one that it replaces, for the dead remember
-        nothing."""
-        node.workerinput[ARGUMENTS] = [str(word) for word in self.config.invocation_params.args]
+        """Before a worker starts: one that replaces another is told what failed, for the dead remember nothing."""
         harmless = {None, *NON_BLOCKING, Status.BLOCKED, Status.NOT_RUN}
         known: dict[str, str] = {}
         for name in self.rows:
