@@ -1,0 +1,95 @@
+"""What a drill found: as plain values for the report, and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_fvparity.drill.modules import Difference
+
+N_BEFORE, N_AFTER = 2, 6
+"""Rows shown as text before the first that differs, and from it on."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """`kind` is one of
+
+    module          a module is named
+    accumulated     no single module differs by more than is allowed, together they do
+    token_ids       the candidate's model was given other tokens, or a mask that hides or shows others
+    after_modules   every module agrees
+    inherited       on the golden's inputs the means agree
+    not_reproduced  the reference loaded here does not give the golden's means
+    not_provided    the candidate's modules cannot be seen
+    failed          an error, which `sentence` holds
+    """
+
+    kind: str
+    sentence: str
+    trial: str | None = None
+    first: Difference | None = None
+    rows: Sequence[Difference] = ()
+    tolerance: str = ""
+    fed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def coordinate(self) -> dict[str, int | str]:
+        trial_id, _, trial_idx = (self.trial or "").partition(":")
+        whole = trial_id.isdecimal() and trial_idx.isdecimal()
+        trial: dict[str, int | str] = {"trial_id": int(trial_id), "trial_idx": int(trial_idx)} if whole else {}
+        return trial | (self.first.coordinate if self.first else {})
+
+    def details(self, layer: int) -> dict[str, Any]:
+        """Plain values alone: what is not finite is a word."""
+        trial = f", trial {self.trial}" if self.trial else ""
+        return {
+            "conclusion": f"drill into layer {layer}{trial}: {self.sentence}",
+            "kind": self.kind,
+            "layer": layer,
+            "trial": self.trial,
+            "first": row(self.first) if self.first else None,
+            "tolerance": self.tolerance,
+            "fed": dict(self.fed),
+            "modules": [row(step) for step in self.rows],
+        }
+
+
+def row(step: Difference) -> dict[str, Any]:
+    return {
+        "module": step.point.module,
+        "side": step.point.side,
+        "call": step.point.nth,
+        "max_abs_diff": _plain(step.largest),
+        "allowed": step.allowed,
+        "differs": step.beyond,
+        "bit_equal": step.equal,
+        "coordinate": step.coordinate,
+        "expected": _plain(step.expected),
+        "actual": _plain(step.actual),
+        "other_form": step.other_form,
+    }
+
+
+def _plain(number: float) -> float | str:
+    return number if number - number == 0 else str(number)
+
+
+def lines(drill: Mapping[str, Any]) -> list[str]:
+    """The conclusion and, in a few lines, the modules around the first that differs."""
+    rows, text = drill["modules"], [drill["conclusion"]]
+    if not rows:
+        return text
+    first = rows.index(drill["first"]) if drill["first"] in rows else len(rows) - 1
+    names = [f"{'what enters' if row['side'] == 'input' else 'what leaves'} {row['module']}" for row in rows]
+    width, last = max(map(len, names)), len(rows) - 1
+    chosen = sorted({*range(max(0, first - N_BEFORE), min(last + 1, first + N_AFTER)), last})
+    for i, previous in zip(chosen, [-1, *chosen], strict=False):
+        if i > previous + 1:
+            text.append(f"  ... {i - previous - 1} more")
+        number, mark = rows[i]["max_abs_diff"], "  <- first" if i == first else ""
+        size = f"{number:.3g}" if isinstance(number, float) else number
+        text.append(f"  {names[i]:<{width}}{size:>10}  allowed {rows[i]['allowed']:.2g}{mark}")
+    return text

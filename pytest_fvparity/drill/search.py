@@ -1,0 +1,206 @@
+"""The search: where between a prompt's tokens and the mean over prompts the candidate leaves the reference.
+
+The reference is a model loaded anew, run as fvcore runs it. What enters the output projection of the first bad layer
+decides, because the means are made of nothing else: if it agrees on every trial, the difference is made after the
+modules; if not, all modules before it are compared on the first trial where it differs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fvcore.hooks import read_heads
+from fvcore.pipeline import slots_of, trial_keys
+from pytest_fvparity.drill.doors import Door, OtherTokens, door_of
+from pytest_fvparity.drill.found import Found
+from pytest_fvparity.drill.modules import INPUT, OUTPUT, Difference, Point, difference, values_until
+from pytest_fvparity.drill.readings import Trial, explanation, mean_of
+
+if TYPE_CHECKING:
+    from fvcore.slots import SlotMap
+    from pytest_fvparity.drill import Run
+
+KEY = "mean_activations"
+Heads = Mapping[str, Tensor]
+"""Trial -> (token, n_heads * d_head)."""
+
+
+def search(run: Run, layer: int) -> Found:
+    """Drill into one layer, on the golden's clean prompts, one trial at a time."""
+    with nothing_disturbed():
+        return _Search(run, layer).found()
+
+
+class _Search:
+    def __init__(self, run: Run, layer: int) -> None:
+        assert run.reference is not None
+        self.layer = layer
+        prompts, slot_map = run.expected("prompt_boundary"), run.expected("slot_map")
+        self.ids = {key: cast("list[int]", prompts[f"{key}/clean/input_ids"]) for key in trial_keys(prompts)}
+        self.slots: dict[str, SlotMap] = {key: slots_of(slot_map, key, "clean") for key in self.ids}
+        golden = cast("Tensor", run.expected(KEY)[KEY]).detach().double().cpu()
+        self.golden = golden[layer]
+        self.allowed = run.tolerances.of(KEY)(KEY).allowed(golden)[layer]
+        # The rule in force is about heads. For a module on another scale the same share of its own size is allowed:
+        # rounding grows with what is summed, and the rule was chosen well above rounding and far below a fault.
+        self.share = float(self.allowed.max()) / max(float(self.golden.abs().max()), 1e-30)
+        with nothing_disturbed():
+            self.lm = run.reference()
+        self.o_proj = self.lm.spec.out_proj_path(layer)
+        self.door: Door = door_of(run.candidate, run.model, self.lm, (prompts, slot_map))
+
+    def found(self) -> Found:
+        reference = {key: self.reference_heads(ids) for key, ids in self.ids.items()}
+        if not self.agree(means := self.means(reference)):
+            return Found("not_reproduced", self.not_reproduced(means))
+        try:
+            heads = self.door.heads(self.lm, self.layer, self.ids)
+        except OtherTokens as error:
+            sentence = f"the candidate's model was given something else than the golden's prompt: {error}"
+            return Found("token_ids", sentence, error.trial, fed=self.door.fed(error.trial))
+        if self.agree(self.means(heads)):
+            return Found("after_modules", self.after_modules(heads))
+        return self.first_module(reference, heads)
+
+    # ------------------------------------------------------------ the heads of the bad layer
+
+    def reference_heads(self, ids: Sequence[int]) -> Tensor:
+        """(token, n_heads * d_head)"""
+        with nothing_disturbed(), torch.inference_mode(), read_heads(self.lm) as heads:
+            self.lm.logits(self.lm.ids(ids))
+        return heads[self.layer][0].flatten(1).cpu()
+
+    def by_trial(self, heads: Heads) -> list[Trial]:
+        return [(heads[key].reshape(-1, self.lm.n_heads, self.lm.d_head), slots) for key, slots in self.slots.items()]
+
+    def means(self, heads: Heads) -> Tensor:
+        """(head, slot, d_head)"""
+        return mean_of(self.by_trial(heads)).double()
+
+    def agree(self, means: Tensor) -> bool:
+        """Whether means of this layer are the golden's, by the rule in force."""
+        return means.shape == self.golden.shape and self.within(means, self.golden)
+
+    def within(self, means: Tensor, other: Tensor) -> bool:
+        return bool(((means - other).abs() <= self.allowed).all())
+
+    def not_reproduced(self, means: Tensor) -> str:
+        same = means.shape == self.golden.shape
+        off = f"off by up to {float((means - self.golden).abs().max()):.3g}" if same else "of another shape"
+        return (
+            f"no module is blamed, for the model that --fv-model names ({self.lm.name}, loaded anew) does not give the "
+            f"golden's means of this layer either: they are {off}. Other weights, attention implementation, library or "
+            "machine than recorded?"
+        )
+
+    # ------------------------------------------------------------ after the modules
+
+    def after_modules(self, heads: Heads) -> str:
+        sentence = (
+            f"no module differs: what enters {self.o_proj} agrees on all {len(heads)} trials, so the difference is made "
+            "after the modules: reading the heads, choosing positions, or averaging over slots."
+        )
+        found = self.door.means().detach().double().cpu()[self.layer]
+        if self.agree(found):
+            return f"{sentence} Asked again, the candidate gave means that agree: it does not say the same twice"
+        if known := explanation(self.by_trial(heads), found, self.allowed):
+            return f"{sentence} Its means are what comes of {known}"
+        wrong = ((found - self.golden).abs() > self.allowed).any(dim=-1).any(dim=0).nonzero().flatten().tolist()
+        words = {slots.idx_map[first] for slots in self.slots.values() for first, _ in slots.idx_avg.values()}
+        if set(wrong) <= words:
+            return f"{sentence} Only slots of words with several tokens differ ({len(wrong)}): look at their average"
+        return f"{sentence} {len(wrong)} of {found.shape[1]} slots differ"
+
+    # ------------------------------------------------------------ the first module
+
+    def first_module(self, reference: Heads, heads: Heads) -> Found:
+        at = Point(self.o_proj, INPUT)
+        apart = {key: difference(at, reference[key], heads[key], self.share) for key in self.ids}
+        beyond = (key for key, step in apart.items() if step.beyond)
+        trial = next(beyond, None) or max(apart, key=lambda key: apart[key].largest)
+        with nothing_disturbed():
+            want = values_until(self.lm, self.ids[trial], self.layer)
+        rows = self.door.differences(trial, self.ids[trial], want, self.share)
+        how = (trial, rows, f"at each position {self.share:.2g} of the reference's largest magnitude there")
+        too = "" if self.within(self.means(heads), self.door.means().detach().double().cpu()[self.layer]) else READING
+        first = next((step for step in rows if step.beyond), None)
+        if first is None:
+            return self.found_at(
+                "accumulated", next((step for step in rows if not step.equal), None), TOGETHER + too, *how
+            )
+        return self.found_at(
+            "module", first, f"{_why(first, list(want), self.o_proj)}{_before(first, rows)}{too}", *how
+        )
+
+    def found_at(
+        self, kind: str, first: Difference | None, why: str, trial: str, rows: Sequence[Difference], tolerance: str
+    ) -> Found:
+        return Found(kind, _where(first) + why, trial, first, rows, tolerance, self.door.fed(trial))
+
+
+TOGETHER = "no single module differs by more than is allowed, and together they do"
+READING = ". The means it gives are not those of its own modules' heads either: the reading differs too"
+
+
+def _where(first: Difference | None) -> str:
+    if first is None:
+        return ""
+    at = ", ".join(f"{name} {i}" for name, i in first.coordinate.items())
+    pair = f" at {at}: expected {first.expected:.6g}, got {first.actual:.6g}" if at else ""
+    off = f" by {first.largest:.3g} (allowed {first.allowed:.2g}){pair}" if first.place else ""
+    form = f", {first.other_form}" if first.other_form else ""
+    return f"the first that differs is {named(first)},{off}{form}. "
+
+
+def _why(first: Difference, order: Sequence[Point], o_proj: str) -> str:
+    """What lies between this point and the last one that agrees."""
+    module, side, _ = first.point
+    if side == OUTPUT:
+        inside = any(point.module.startswith(f"{module}.") for point in order)
+        return "Its own modules agree: it is made in its forward" if inside else "What enters it agrees"
+    if module == o_proj:
+        return (
+            "What the attention is given agrees: it is made by the attention itself (positions, mask, scaling, softmax)"
+        )
+    at = order.index(first.point)
+    return f"It is made between {order[at - 1].module} and there" if at else "Nothing runs before it"
+
+
+def _before(first: Difference, rows: Sequence[Difference]) -> str:
+    """How well all that runs before the first that differs agrees."""
+    earlier = rows[: rows.index(first)]
+    moved = next((step for step in earlier if not step.equal), None)
+    if moved is None:
+        return "; all before it is bit for bit equal" if earlier else ""
+    return f"; before it, {named(moved)} is the first that is not bit for bit equal, off by {moved.largest:.2g}"
+
+
+def named(step: Difference) -> str:
+    verb = "enters" if step.point.side == INPUT else "leaves"
+    again = f" in its call {step.point.nth + 1}" if step.point.nth else ""
+    return f"what {verb} {step.point.module}{again}"
+
+
+@contextmanager
+def nothing_disturbed() -> Iterator[None]:
+    """Random states and torch's switches are put back: loading a model sets both, and a candidate may draw."""
+    cudnn = torch.backends.cudnn
+    switches: list[tuple[Any, str]] = [(torch.backends.cuda.matmul, "allow_tf32")]
+    switches += [(cudnn, name) for name in ("allow_tf32", "benchmark", "deterministic")]
+    kept = [getattr(owner, name) for owner, name in switches]
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            for (owner, name), value in zip(switches, kept, strict=True):
+                setattr(owner, name, value)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
