@@ -46,7 +46,7 @@ def drilled(run: Run, key: str, verdict: Verdict) -> Verdict:
     row = details["first"] or {}
     off = row.get("max_abs_diff")
     warning = Finding(
-        f"{KEY}[layer {layer}]",
+        KEY,
         details["conclusion"],
         row.get("expected"),
         row.get("actual"),

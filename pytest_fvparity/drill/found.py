@@ -79,17 +79,20 @@ def _plain(number: float) -> float | str:
 
 def lines(drill: Mapping[str, Any]) -> list[str]:
     """The conclusion and, in a few lines, the modules around the first that differs."""
-    rows, text = drill["modules"], [drill["conclusion"]]
-    if not rows:
+    every, text = drill["modules"], [drill["conclusion"]]
+    if not every:
         return text
-    first = rows.index(drill["first"]) if drill["first"] in rows else len(rows) - 1
-    names = [f"{'what enters' if row['side'] == 'input' else 'what leaves'} {row['module']}" for row in rows]
-    width, last = max(map(len, names)), len(rows) - 1
-    chosen = sorted({*range(max(0, first - N_BEFORE), min(last + 1, first + N_AFTER)), last})
+    # What enters a module is nearly always what left another; it is shown where it says something of its own.
+    first = drill["first"] if drill["first"] in every else every[-1]
+    rows = [row for row in every if row["side"] == "output" or row in (first, every[-1])]
+    at, last = rows.index(first), len(rows) - 1
+    names = [f"what {'enters' if row['side'] == 'input' else 'leaves'} {row['module']}" for row in rows]
+    width = max(map(len, names))
+    chosen = sorted({*range(max(0, at - N_BEFORE), min(last + 1, at + N_AFTER)), last})
     for i, previous in zip(chosen, [-1, *chosen], strict=False):
         if i > previous + 1:
             text.append(f"  ... {i - previous - 1} more")
-        number, mark = rows[i]["max_abs_diff"], "  <- first" if i == first else ""
+        number, mark = rows[i]["max_abs_diff"], "  <- first" if i == at else ""
         size = f"{number:.3g}" if isinstance(number, float) else number
         text.append(f"  {names[i]:<{width}}{size:>10}  allowed {rows[i]['allowed']:.2g}{mark}")
     return text

@@ -22,6 +22,7 @@ from pytest_fvparity.drill.doors import Door, OtherTokens, door_of
 from pytest_fvparity.drill.found import Found
 from pytest_fvparity.drill.modules import INPUT, OUTPUT, Difference, Point, difference, values_until
 from pytest_fvparity.drill.readings import Trial, explanation, mean_of
+from pytest_fvparity.noise import FACTOR
 
 if TYPE_CHECKING:
     from fvcore.slots import SlotMap
@@ -135,9 +136,7 @@ class _Search:
             return self.found_at(
                 "accumulated", next((step for step in rows if not step.equal), None), TOGETHER + too, *how
             )
-        return self.found_at(
-            "module", first, f"{_why(first, list(want), self.o_proj)}{_before(first, rows)}{too}", *how
-        )
+        return self.found_at("module", first, _why(first, rows, list(want), self.o_proj) + too, *how)
 
     def found_at(
         self, kind: str, first: Difference | None, why: str, trial: str, rows: Sequence[Difference], tolerance: str
@@ -159,27 +158,32 @@ def _where(first: Difference | None) -> str:
     return f"the first that differs is {named(first)},{off}{form}. "
 
 
-def _why(first: Difference, order: Sequence[Point], o_proj: str) -> str:
-    """What lies between this point and the last one that agrees."""
+def _why(first: Difference, rows: Sequence[Difference], order: Sequence[Point], o_proj: str) -> str:
+    """What lies between this point and the last one that agrees, and how well all before it does."""
+    earlier, made = rows[: rows.index(first)], _made(first, order, o_proj)
+    if all(step.equal for step in earlier):
+        return made + ("; all before it is bit for bit equal" if earlier else "")
+    # Tolerances are noise times a factor: what is above that part of one is more than rounding.
+    doubtful = next((step for step in earlier if step.largest * FACTOR > step.allowed), None)
+    if doubtful is None:
+        return f"{made}; what runs before it is off by rounding, {max(step.largest for step in earlier):.2g} at most"
+    off = f"off by {doubtful.largest:.2g} (allowed {doubtful.allowed:.2g})"
+    return f"{made} within what is allowed; but {named(doubtful)} is {off}, more than rounding: look there first"
+
+
+def _made(first: Difference, order: Sequence[Point], o_proj: str) -> str:
     module, side, _ = first.point
     if side == OUTPUT:
         inside = any(point.module.startswith(f"{module}.") for point in order)
-        return "Its own modules agree: it is made in its forward" if inside else "What enters it agrees"
+        return "It is made in its own forward, for what its modules give agrees" if inside else "What enters it agrees"
     if module == o_proj:
-        return (
-            "What the attention is given agrees: it is made by the attention itself (positions, mask, scaling, softmax)"
-        )
+        return "It is made by the attention itself (positions, mask, scaling, softmax), for what that is given agrees"
     at = order.index(first.point)
-    return f"It is made between {order[at - 1].module} and there" if at else "Nothing runs before it"
-
-
-def _before(first: Difference, rows: Sequence[Difference]) -> str:
-    """How well all that runs before the first that differs agrees."""
-    earlier = rows[: rows.index(first)]
-    moved = next((step for step in earlier if not step.equal), None)
-    if moved is None:
-        return "; all before it is bit for bit equal" if earlier else ""
-    return f"; before it, {named(moved)} is the first that is not bit for bit equal, off by {moved.largest:.2g}"
+    return (
+        f"It is made on the way there, for what leaves {order[at - 1].module} agrees"
+        if at
+        else "Nothing runs before it"
+    )
 
 
 def named(step: Difference) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import random
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -14,24 +17,28 @@ import pytest
 import torch
 from torch import Tensor
 
+from fvcore import models, trials
 from fvcore.activations import head_activations
 from fvcore.artifacts import Artifact
 from fvcore.embedded.random_models import BED_TOKENIZERS, random_model, toy_tokenizer, trials_for
-from fvcore.gates import Verdict
+from fvcore.gates import StageError, Verdict
 from fvcore.hooks import read_heads
 from fvcore.models import LanguageModel
 from fvcore.pipeline import Pipeline, Settings, slots_of, trial_keys
+from pytest_fvparity import shipped
 from pytest_fvparity.adapters.torch_hooks import TorchHooks
 from pytest_fvparity.candidates import FromFolder
 from pytest_fvparity.checks import ParityRun, check
 from pytest_fvparity.drill.doors import Watched
 from pytest_fvparity.drill.found import lines
+from pytest_fvparity.golden import Golden, relative_path
 from pytest_fvparity.selftest.bed import Recorded
 from pytest_fvparity.selftest.copies import changed
 from pytest_fvparity.selftest.faults.activations import average, heads_by_token, left_padded, mean_of, to_slots
 from pytest_fvparity.tolerances import Tolerances
 from tests.pytest_fvparity.worlds import World, reports
 
+ROOT = Path(__file__).parents[2]
 KEY = "mean_activations"
 SETTINGS = Settings(edit_layer=1, n_top_heads=3)
 LAYER = 1  # of three: there is one before and one behind
@@ -213,7 +220,7 @@ def test_code_between_modules_is_told_from_modules() -> None:
 
     found = drilled("llama", no_residual)
     assert named(found) == ("model.layers.0", "output")
-    assert "Its own modules agree: it is made in its forward" in found["conclusion"]
+    assert "It is made in its own forward, for what its modules give agrees" in found["conclusion"]
 
 
 def test_rotary_frequencies_are_found_before_any_block() -> None:
@@ -556,6 +563,109 @@ def test_a_folder_may_hold_what_its_modules_gave(tmp_path: Path) -> None:
 
     artifacts.save(candidate.block_outputs(golden["prompt_boundary"], 1), tmp_path / "block_outputs_1")
     assert named(here.drill(FromFolder(tmp_path))) == (path, "output")
+
+
+ELSEWHERE = """
+import torch
+from pathlib import Path
+from fvcore import models, trials
+from fvcore.pipeline import Pipeline, Settings
+
+class There(Pipeline):
+    OFFERED
+
+def make(job):
+    lm = models.load(job["model_dir"], job["device"], job["dtype"])
+    with torch.no_grad():
+        lm.hf.model.layers[0].mlp.down_proj.weight.mul_(1.01)
+    return There(lm, trials.read(Path(job["trials"])), Settings(**job["settings"]))
+"""
+
+OFFERED = """
+    def block_outputs(self, prompts, layer):
+        leaves = {}
+        for key in sorted({leaf.partition("/")[0] for leaf in prompts if ":" in leaf}):
+            ids = torch.tensor([prompts[f"{key}/clean/input_ids"]])
+            handles = []
+            for name, module in self.lm.hf.model.layers[layer].named_modules():
+                leaf = f"{key}/{name or 'block'}"
+                def leaving(m, args, output, leaf=leaf):
+                    leaves[leaf] = (output[0] if isinstance(output, tuple) else output)[0]
+                def entering(m, args, leaf=leaf):
+                    if args:
+                        leaves[leaf + ":input"] = args[0][0]
+                handles += [module.register_forward_hook(leaving), module.register_forward_pre_hook(entering)]
+            with torch.no_grad():
+                self.lm.logits(ids)
+            [handle.remove() for handle in handles]
+        return leaves
+"""
+
+
+@pytest.mark.parametrize(
+    ("offered", "told"),
+    [
+        (OFFERED, "*the first that differs is what leaves model.layers.0.mlp.down_proj*"),
+        (
+            "pass",
+            "*the modules could not be compared: *has no method 'block_outputs'*may offer a method block_outputs(*",
+        ),
+    ],
+)
+def test_a_candidate_in_another_interpreter_is_asked(
+    pytester: pytest.Pytester, world: World, offered: str, told: str
+) -> None:
+    (pytester.path / "mine.py").write_text(ELSEWHERE.replace("OFFERED", offered.strip()))
+    words = ["--fv-candidate=mine:make", f"--fv-candidate-python={sys.executable}"]
+
+    result = pytester.runpytest_inprocess("-m", "parity", "--fv-drill", *words, *world.options)
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    (report,) = reports(pytester)
+    (warning,) = report["checks"][2]["warnings"]
+    pytest.LineMatcher([warning["message"]]).fnmatch_lines([told])
+
+
+@pytest.mark.parametrize("adapter", ["nnsight", "transformer_lens"])
+def test_the_adapters_on_other_libraries_show_their_modules(adapter: str) -> None:
+    path = "model.layers.1.mlp.down_proj"
+    judge = shipped_judge("tiny-llama")
+    make = importlib.import_module(f"pytest_fvparity.adapters.{adapter}").make
+    if importlib.util.find_spec(adapter) is None:
+        with pytest.raises(StageError, match="this adapter needs"):
+            judge(path, 1.01, make)
+        return
+    found = judge(path, 1.01, make)
+    assert named(found) == (path, "output")
+
+
+def shipped_judge(name: str) -> Callable[..., dict[str, Any]]:
+    """Plants a factor into a module of a shipped model, whose golden is the reference's, and drills."""
+    lm = models.load(name)
+    trials_path = shipped.trials_of(name, ROOT)
+    assert trials_path is not None
+    fixed = trials.read(trials_path)
+    golden = Golden.open(ROOT / "golden" / relative_path(fixed.dataset, fixed.id, "src"))
+    tolerances = Tolerances.read(None, (), "fp32", "cpu", golden.noise)
+
+    def judge(path: str, by: float, make: Any = Pipeline) -> dict[str, Any]:
+        wrong = replace(changed(lm, scaled(path, by)), source=lm.source)
+        candidate = make(wrong, fixed, SETTINGS)
+        run = ParityRun(candidate, golden, tolerances, model=wrong.hf, reference=lambda: models.load(name))
+        return dict(check(KEY)(run).details["drill"])
+
+    return judge
+
+
+def test_a_fault_smaller_than_what_is_allowed_where_it_is_made_is_pointed_at() -> None:
+    judge = shipped_judge("tiny-llama")
+
+    found = judge("model.layers.1.input_layernorm", 1.00003)
+
+    assert named(found) == ("model.layers.1.self_attn.q_proj", "output")
+    said = "but what leaves model.layers.1.input_layernorm is off by 0.00012 (allowed 0.00013), more than rounding"
+    assert said in found["conclusion"]
+    assert named(judge("model.layers.1.input_layernorm", 1.0003)) == ("model.layers.1.input_layernorm", "output")
 
 
 # ---------------------------------------------------------------- nothing else moves
