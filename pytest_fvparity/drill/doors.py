@@ -121,7 +121,7 @@ class Watched:
     def _other_ids(self, wanted: list[int], fed: list[int], trial: str, lm: LanguageModel) -> str:
         """In what the nearest row differs, or whose prompt it is."""
         others = {leaf.rpartition("/")[0]: ids for leaf, ids in self.inputs[0].items() if leaf.endswith("/input_ids")}
-        if whose := next((name for name, ids in others.items() if ids == fed and name != f"{trial}/clean"), None):
+        if whose := next((name for name, ids in others.items() if ids == fed), None):
             return f"it was never fed, while the prompt {whose} was"
         pairs = zip(wanted, fed, strict=False)
         at = next((i for i, (w, f) in enumerate(pairs) if w != f), min(len(wanted), len(fed)))

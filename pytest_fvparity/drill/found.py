@@ -19,6 +19,7 @@ class Found:
 
     module          a module is named
     accumulated     no single module differs by more than is allowed, together they do
+    unsteady        what differed over all trials agrees when one is looked at
     token_ids       the candidate's model was given other tokens, or a mask that hides or shows others
     after_modules   every module agrees
     inherited       on the golden's inputs the means agree

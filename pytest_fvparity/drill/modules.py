@@ -86,6 +86,7 @@ def difference(point: Point, want: Tensor, have: Tensor, share: float) -> Differ
     if want.shape != have.shape:
         form = f"shape {list(have.shape)} in place of {list(want.shape)}"
         return Difference(point, math.inf, 0.0, True, False, other_form=form)
+    have = have.to(want.device)
     same_dtype = want.dtype == have.dtype
     form = "" if same_dtype else f"{have.dtype} in place of {want.dtype}"
     equal = same_dtype and torch.equal(want, have)

@@ -85,6 +85,10 @@ class _Search:
         """(head, slot, d_head)"""
         return mean_of(self.by_trial(heads)).double()
 
+    def found_means(self) -> Tensor:
+        """The candidate's means of this layer."""
+        return self.door.means().detach().double().cpu()[self.layer]
+
     def agree(self, means: Tensor) -> bool:
         """Whether means of this layer are the golden's, by the rule in force."""
         return means.shape == self.golden.shape and self.within(means, self.golden)
@@ -108,7 +112,7 @@ class _Search:
             f"no module differs: what enters {self.o_proj} agrees on all {len(heads)} trials, so the difference is made "
             "after the modules: reading the heads, choosing positions, or averaging over slots."
         )
-        found = self.door.means().detach().double().cpu()[self.layer]
+        found = self.found_means()
         if self.agree(found):
             return f"{sentence} Asked again, the candidate gave means that agree: it does not say the same twice"
         if known := explanation(self.by_trial(heads), found, self.allowed):
@@ -129,61 +133,71 @@ class _Search:
         with nothing_disturbed():
             want = values_until(self.lm, self.ids[trial], self.layer)
         rows = self.door.differences(trial, self.ids[trial], want, self.share)
-        how = (trial, rows, f"at each position {self.share:.2g} of the reference's largest magnitude there")
-        too = "" if self.within(self.means(heads), self.door.means().detach().double().cpu()[self.layer]) else READING
-        first = next((step for step in rows if step.beyond), None)
-        if first is None:
-            return self.found_at(
-                "accumulated", next((step for step in rows if not step.equal), None), TOGETHER + too, *how
-            )
-        return self.found_at("module", first, _why(first, rows, list(want), self.o_proj) + too, *how)
+        too = "" if self.within(self.means(heads), self.found_means()) else READING
 
-    def found_at(
-        self, kind: str, first: Difference | None, why: str, trial: str, rows: Sequence[Difference], tolerance: str
-    ) -> Found:
-        return Found(kind, _where(first) + why, trial, first, rows, tolerance, self.door.fed(trial))
+        def found(kind: str, first: Difference | None, sentence: str) -> Found:
+            tolerance = f"at each position {self.share:.2g} of the reference's largest magnitude there"
+            return Found(kind, sentence + too, trial, first, rows, tolerance, self.door.fed(trial))
+
+        if first := next((step for step in rows if step.beyond), None):
+            return found(
+                "module", first, f"the first that differs is {_where(first)}. {_why(first, rows, self.o_proj)}"
+            )
+        if apart[trial].beyond:
+            return found("unsteady", None, f"{named(apart[trial])} {UNSTEADY}")
+        first = _doubtful(rows) or next((step for step in rows if not step.equal), None)
+        return found("accumulated", first, TOGETHER + (f"; the first that is off is {_where(first)}" if first else ""))
 
 
 TOGETHER = "no single module differs by more than is allowed, and together they do"
+UNSTEADY = (
+    "differs when all trials are run and agrees when this one is looked at: it comes with the other prompts of a batch, or "
+    "by chance (dropout?)"
+)
 READING = ". The means it gives are not those of its own modules' heads either: the reading differs too"
 
 
-def _where(first: Difference | None) -> str:
-    if first is None:
-        return ""
-    at = ", ".join(f"{name} {i}" for name, i in first.coordinate.items())
-    pair = f" at {at}: expected {first.expected:.6g}, got {first.actual:.6g}" if at else ""
-    off = f" by {first.largest:.3g} (allowed {first.allowed:.2g}){pair}" if first.place else ""
-    form = f", {first.other_form}" if first.other_form else ""
-    return f"the first that differs is {named(first)},{off}{form}. "
+def _where(step: Difference) -> str:
+    at = ", ".join(f"{name} {i}" for name, i in step.coordinate.items())
+    off = f" by {step.largest:.3g} (allowed {step.allowed:.2g}) at {at}: " if at else ""
+    pair = f"expected {step.expected:.6g}, got {step.actual:.6g}" if at else ""
+    form = f", {step.other_form}" if step.other_form else ""
+    return f"{named(step)},{off}{pair}{form}"
 
 
-def _why(first: Difference, rows: Sequence[Difference], order: Sequence[Point], o_proj: str) -> str:
+def _doubtful(steps: Sequence[Difference]) -> Difference | None:
+    """The first that is off by more than rounding: tolerances are noise times a factor."""
+    return next((step for step in steps if step.largest * FACTOR > step.allowed), None)
+
+
+def _why(first: Difference, rows: Sequence[Difference], o_proj: str) -> str:
     """What lies between this point and the last one that agrees, and how well all before it does."""
-    earlier, made = rows[: rows.index(first)], _made(first, order, o_proj)
+    earlier = rows[: rows.index(first)]
+    made = _made(first, earlier, o_proj)
     if all(step.equal for step in earlier):
         return made + ("; all before it is bit for bit equal" if earlier else "")
-    # Tolerances are noise times a factor: what is above that part of one is more than rounding.
-    doubtful = next((step for step in earlier if step.largest * FACTOR > step.allowed), None)
+    doubtful = _doubtful(earlier)
     if doubtful is None:
         return f"{made}; what runs before it is off by rounding, {max(step.largest for step in earlier):.2g} at most"
     off = f"off by {doubtful.largest:.2g} (allowed {doubtful.allowed:.2g})"
     return f"{made} within what is allowed; but {named(doubtful)} is {off}, more than rounding: look there first"
 
 
-def _made(first: Difference, order: Sequence[Point], o_proj: str) -> str:
-    module, side, _ = first.point
-    if side == OUTPUT:
-        inside = any(point.module.startswith(f"{module}.") for point in order)
-        return "It is made in its own forward, for what its modules give agrees" if inside else "What enters it agrees"
-    if module == o_proj:
+def _made(first: Difference, earlier: Sequence[Difference], o_proj: str) -> str:
+    """Said of what was compared alone: a candidate may offer some of its modules."""
+    module, side, nth = first.point
+    known = {step.point for step in earlier}
+
+    def any_in(whole: str) -> bool:
+        return any(point.module.startswith(f"{whole}.") for point in known)
+
+    if side == OUTPUT and any_in(module):
+        return "It is made in its own forward, for what its modules give agrees"
+    if side == OUTPUT and Point(module, INPUT, nth) in known:
+        return "What enters it agrees"
+    if module == o_proj and any_in(module.rpartition(".")[0]):
         return "It is made by the attention itself (positions, mask, scaling, softmax), for what that is given agrees"
-    at = order.index(first.point)
-    return (
-        f"It is made on the way there, for what leaves {order[at - 1].module} agrees"
-        if at
-        else "Nothing runs before it"
-    )
+    return f"It is made behind {named(earlier[-1])}, which agrees" if earlier else "It is the first that is compared"
 
 
 def named(step: Difference) -> str:

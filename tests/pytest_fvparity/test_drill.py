@@ -175,6 +175,7 @@ def test_every_module_up_to_the_heads_stands_in_the_table_and_none_behind(family
     never_run = {"transformer.h.0.attn.attn_dropout"}  # what does its work is the kernel of the attention
     assert inside == {name for name, _ in here.lm.hf.named_modules() if name.startswith(f"{module}.")} - never_run
     text = lines(found)
+    assert text[-1].strip().startswith(f"what enters {here.lm.spec.out_proj_path(LAYER)} ")
     assert sum("<- first" in line for line in text) == 1
     assert len(text) < 15
 
@@ -441,6 +442,30 @@ def test_a_batched_candidate_is_not_blamed_for_being_batched(family: str, side: 
     assert found["kind"] == "after_modules"
 
 
+def packed(self: Pipeline, prompts: Artifact, slot_map: Artifact) -> Artifact:
+    """All prompts in one row without padding; positions that begin anew keep them apart."""
+    keys = trial_keys(prompts)
+    rows = [cast("list[int]", prompts[f"{key}/clean/input_ids"]) for key in keys]
+    positions = torch.tensor([[i for row in rows for i in range(len(row))]])
+    with read_heads(self.lm) as heads, torch.no_grad():
+        ids = torch.tensor([[token for row in rows for token in row]])
+        self.lm.hf(input_ids=ids, position_ids=positions, use_cache=False)
+    every, means, first = torch.stack([heads[layer][0] for layer in range(self.lm.n_layers)]), [], 0
+    for key, row in zip(keys, rows, strict=True):
+        by_token = every[:, first : first + len(row)].transpose(1, 2)
+        means.append(to_slots(by_token, slots_of(slot_map, key, "clean"), average))
+        first += len(row)
+    return {KEY: torch.stack(means).mean(dim=0)}
+
+
+def test_prompts_that_share_a_row_and_do_not_see_each_other_are_well_fed() -> None:
+    here, lm = planted("llama", scaled("model.layers.1.input_layernorm"))
+    assert here.judge(here.candidate(here.lm, mean_activations=packed), here.lm.hf).passed
+
+    found = here.drill(here.candidate(lm, mean_activations=packed), lm.hf)
+    assert named(found) == ("model.layers.1.input_layernorm", "output")
+
+
 @pytest.mark.parametrize(
     ("masked", "told"),
     [
@@ -465,7 +490,7 @@ class Offering:
 
     hidden: Callable[[], LanguageModel]
     fixed: Any
-    left_out: str = "nothing"
+    kept: tuple[str, ...] = ("/",)
     asked: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -498,7 +523,7 @@ class Offering:
                 lm.logits(lm.ids(prompts[f"{key}/clean/input_ids"]))
             for handle in handles:
                 handle.remove()
-        return {leaf: value for leaf, value in leaves.items() if self.left_out not in leaf}
+        return {leaf: value for leaf, value in leaves.items() if any(name in leaf for name in self.kept)}
 
 
 @pytest.mark.parametrize(
@@ -526,10 +551,37 @@ def test_an_asked_candidate_whose_heads_agree_has_no_faulty_module() -> None:
     assert "split into (d_head, n_heads)" in found["conclusion"]
 
 
+def test_of_modules_that_are_not_offered_nothing_is_claimed() -> None:
+    here, lm = planted("llama", scaled("model.layers.1.input_layernorm"))
+
+    found = here.drill(Offering(lambda: lm, here.fixed, kept=("o_proj:input", "/block")))
+
+    assert named(found) == ("model.layers.1.self_attn.o_proj", "input")
+    assert "It is made behind what enters model.layers.1, which agrees" in found["conclusion"]
+    assert "attention itself" not in found["conclusion"]
+
+
+def test_what_differs_only_beside_other_prompts_is_told() -> None:
+    here = ground("llama")
+
+    class Crowded(Offering):
+        def block_outputs(self, prompts: Artifact, layer: int) -> dict[str, Tensor]:
+            leaves = super().block_outputs(prompts, layer)
+            crowd = len(trial_keys(prompts)) > 1
+            return {leaf: value * 1.1 for leaf, value in leaves.items()} if crowd else leaves
+
+    candidate = Crowded(lambda: here.lm, here.fixed)
+    candidate.mean_activations = here.candidate(here.lm, mean_activations=mean_of(doubled)).mean_activations
+
+    found = here.drill(candidate)
+    assert found["kind"] == "unsteady"
+    assert "agrees when this one is looked at" in found["conclusion"]
+
+
 def test_what_an_asked_candidate_must_give_is_said() -> None:
     here, lm = planted("llama", scaled("model.layers.0.mlp.down_proj"))
 
-    found = here.drill(Offering(lambda: lm, here.fixed, left_out="o_proj:input"))
+    found = here.drill(Offering(lambda: lm, here.fixed, kept=("/block",)))
 
     assert found["kind"] == "not_provided"
     assert "block_outputs gives no leaf '0:0/self_attn.o_proj:input'" in found["conclusion"]
@@ -666,6 +718,28 @@ def test_a_fault_smaller_than_what_is_allowed_where_it_is_made_is_pointed_at() -
     said = "but what leaves model.layers.1.input_layernorm is off by 0.00012 (allowed 0.00013), more than rounding"
     assert said in found["conclusion"]
     assert named(judge("model.layers.1.input_layernorm", 1.0003)) == ("model.layers.1.input_layernorm", "output")
+
+
+def test_what_only_adds_up_blames_no_module_and_says_where_it_begins() -> None:
+    lm = models.load("tiny-llama", dtype="bf16")
+    trials_path = shipped.trials_of("tiny-llama", ROOT)
+    assert trials_path is not None
+    fixed = trials.read(trials_path)
+    sound = Pipeline(lm, fixed, SETTINGS)
+    prompts = sound.prompt_boundary()
+    slots = sound.slot_map(prompts)
+    golden = {"prompt_boundary": prompts, "slot_map": slots, KEY: sound.mean_activations(prompts, slots)}
+    wrong = changed(lm, scaled("model.layers.1.self_attn.v_proj", 1.1))
+    tolerances = Tolerances.read(None, (), "bf16", "cpu")
+    candidate = Pipeline(wrong, fixed, SETTINGS)
+    run = ParityRun(candidate, Recorded(golden), tolerances, model=wrong.hf, reference=lambda: lm)
+
+    found = dict(check(KEY)(run).details["drill"])
+
+    assert found["kind"] == "accumulated"
+    assert not any(row["differs"] for row in found["modules"])
+    assert named(found) == ("model.layers.1.self_attn.v_proj", "output")
+    assert "no single module differs by more than is allowed, and together they do" in found["conclusion"]
 
 
 # ---------------------------------------------------------------- nothing else moves
