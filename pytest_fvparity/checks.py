@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fvcore.gates import Finding, NotHeld, NotProvided, Stage, StageError, Verdict, merge
+from pytest_fvparity.drill import drilled
 from pytest_fvparity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Answers, Implementation, copied
 from pytest_fvparity.refinements import Continuation, refined
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fvcore.artifacts import Artifact
+    from fvcore.models import LanguageModel
     from pytest_fvparity.golden_part import Part
     from pytest_fvparity.tolerances import Tolerances
 
@@ -74,6 +76,7 @@ class ParityRun:
     memory: Memory = field(default_factory=Memory)
     model: nn.Module | None = None  # what a candidate may leave hooks on
     continuation: Continuation | None = None  # None: generated ids are compared without a word on near ties
+    reference: Callable[[], LanguageModel] | None = None  # loads a model of its own, if a failing mean is drilled into
 
     @property
     def tied(self) -> set[str]:
@@ -259,6 +262,7 @@ def check(key: str) -> Callable[[ParityRun], Verdict]:
             verdict = merge(Verdict((behind,), mismatch_count=1), verdict)
         if not verdict.passed:
             run.memory.failed.add(key)
+            verdict = drilled(run, key, verdict)
         return verdict
 
     return check_key

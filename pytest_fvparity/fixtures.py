@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,8 +265,17 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     # A golden of a user's own make may know no noise.
     tolerances = _tolerances(request, profile, getattr(golden, "noise", None))
     context["tolerances"] = list(tolerances.sources)
+    memory, model = request.node.suite.memory, lm.hf
     continuation = continuation_of(lm, golden, _run_settings(request, trials))
-    return ParityRun(candidate, golden, tolerances, options.max_trials, request.node.suite.memory, lm.hf, continuation)
+    fresh = _fresh_model(request, options) if options.drill else None
+    return ParityRun(candidate, golden, tolerances, options.max_trials, memory, model, continuation, fresh)
+
+
+def _fresh_model(request: pytest.FixtureRequest, options: ParityOptions) -> Callable[[], LanguageModel]:
+    """Loads what --fv-model names once more: nobody has had that model in hand, whatever fixture `fv_model` returns."""
+    from fvcore import models
+
+    return partial(models.load, options.model, _device(request, options), options.dtype, options.attn, options.seed)
 
 
 def _name_of(candidate: Implementation, options: ParityOptions) -> str:

@@ -67,6 +67,7 @@ OPTIONS = (
     _Option("edit-layer", "block whose output is injected into (default: the golden's; 9 when recording)", int),
     _Option("tolerances", "YAML file in place of the default tolerances"),
     _Option("keep-going", "judge later keys too, on their own and on golden inputs, instead of blocking them", bool),
+    _Option("drill", "when mean_activations fails, name the first module that differs from the reference's", bool),
     _Option("require-gpu", "fail instead of skipping when there is no CUDA device", bool),
     _Option("report-dir", "where reports are written (default reports/)", default="reports"),
 )
@@ -136,6 +137,7 @@ class ParityOptions:
     edit_layer: int | None
     tolerances: Path | None
     keep_going: bool
+    drill: bool
     require_gpu: bool
     report_dir: Path
     rootdir: Path

@@ -175,14 +175,13 @@ def two(world: Recorded, tmp_path: Path) -> Callable[..., dict[str, KeyDiff]]:
 def test_values_are_shown_short_and_leaves_that_come_or_go_are_changes(
     two: Callable[..., dict[str, KeyDiff]], world: Recorded
 ) -> None:
-    text = world.recording.artifacts["prompt_boundary"]["0:0/clean/text"]
+    text: Any = world.recording.artifacts["prompt_boundary"]["0:0/clean/text"]
 
     (leaf,) = two("prompt_boundary", "0:0/clean/text", "x" * 5000)["prompt_boundary"].leaves
-    (added,) = two("fv_vector", "more", 1)["fv_vector"].leaves
+    (added,) = two("fv_vector", "more", "y" * 5000)["fv_vector"].leaves
 
-    assert leaf.old == text
-    assert leaf.new == "x" * MAX_SHOWN + "..."
-    assert (added.leaf, added.old, added.new) == ("more", None, 1)
+    assert (leaf.old, leaf.new) == (text[:30] + "...", "x" * 30 + "...")
+    assert (added.leaf, added.old, added.new) == ("more", None, "y" * MAX_SHOWN + "...")
 
 
 def test_a_difference_that_is_no_number_is_a_word_that_json_holds(two: Callable[..., dict[str, KeyDiff]]) -> None:

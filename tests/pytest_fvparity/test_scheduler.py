@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fvcore.gates import StageResult, Status
-from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.implementation import CHECK_KEYS, INPUTS
 from pytest_fvparity.items import SUITE
 from pytest_fvparity.scheduler import PLACE, SuiteScheduling, Workers, partition
 from pytest_fvparity.session import FAILURES, ParityReporter
@@ -534,6 +534,45 @@ def test_a_controller_that_is_stopped_leaves_no_pass_it_did_not_see(
     (report,) = reports(pytester)
     assert list(statuses(report).values()) == ["PASS", "PASS", "CRASHED", *["BLOCKED"] * 3]
     assert report["overall_status"] == "FAIL"
+
+
+@pytest.mark.parametrize("key", ["slot_map", "fv_vector", "injection_output"])
+def test_a_stage_alone_has_the_candidate_compute_what_it_needs(
+    pytester: pytest.Pytester, world: World, key: str
+) -> None:
+    pytester.makeconftest(
+        """
+        from fvcore.pipeline import Pipeline
+        from pytest_fvparity.implementation import CHECK_KEYS
+
+        class Noting(Pipeline):
+            asked = []
+
+        def noting(key):
+            def method(self, *inputs):
+                self.asked.append(key)
+                return getattr(Pipeline, key)(self, *inputs)
+            return method
+
+        for key in CHECK_KEYS:
+            setattr(Noting, key, noting(key))
+
+        def pytest_fvparity_candidate(lm, trials, settings):
+            return Noting(lm, trials, settings)
+
+        def pytest_sessionfinish():
+            print("ASKED", *sorted(Noting.asked))
+        """
+    )
+
+    result = pytester.runpytest_inprocess("-m", "parity", "-k", key, "-s", *world.options)
+
+    result.assert_outcomes(passed=1, deselected=5)
+
+    def needs(key: str) -> set[str]:
+        return {key}.union(*map(needs, INPUTS[key]))
+
+    result.stdout.fnmatch_lines([f"*ASKED {' '.join(sorted(needs(key)))}"])
 
 
 # ---------------------------------------------------------------- when it is ours to schedule
