@@ -268,7 +268,9 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     memory, model = request.node.suite.memory, lm.hf
     continuation = continuation_of(lm, golden, _run_settings(request, trials))
     fresh = _fresh_model(request, options) if options.drill else None
-    return ParityRun(candidate, golden, tolerances, options.max_trials, memory, model, continuation, fresh)
+    return ParityRun(
+        candidate, golden, tolerances, options.max_trials, memory, model, continuation, fresh, options.repeat
+    )
 
 
 def _fresh_model(request: pytest.FixtureRequest, options: ParityOptions) -> Callable[[], LanguageModel]:
