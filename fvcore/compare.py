@@ -87,7 +87,11 @@ def compare(
     tolerance: Tolerance | ToleranceOf = EXACT,
     axes: AxesOf = lambda leaf: (),
 ) -> Verdict:
-    """Compare all leaves. `axes(leaf)` names a tensor's axes, so that a coordinate reads `layer 2, head 1`."""
+    """Compare all leaves. `axes(leaf)` names a tensor's axes, so that a coordinate reads `layer 2, head 1`.
+
+    By leaf name, trials folded, the details hold `largest`: how large a difference was found, and how large it is beside
+    what was allowed there (1.0 is on the limit); and `errors`, of the leaves that fail: their error tables.
+    """
     tolerance_of = tolerance if callable(tolerance) else lambda leaf: tolerance
     verdicts = []
     for leaf, value in expected.items():
@@ -101,20 +105,31 @@ def compare(
     for name in ("max_abs_diff", "max_rel_diff"):
         found = [v.measurements[name] for v in verdicts if name in v.measurements]
         measurements |= {name: _largest(found)} if found else {}
-    errors = {leaf: table for v in verdicts for leaf, table in v.details.get("errors", {}).items()}
-    details: dict[str, Any] = {"errors": dict(islice(errors.items(), MAX_ERROR_TABLES))} if errors else {}
-    if largest := _by_name(verdicts):
-        details["largest"] = largest
-    return Verdict(verdict.findings[:MAX_FINDINGS], verdict.compared, verdict.mismatch_count, measurements, details)
+    details = {"largest": _folded(verdicts, "largest", _larger), "errors": _folded(verdicts, "errors", _added)}
+    details["errors"] = dict(islice(details["errors"].items(), MAX_ERROR_TABLES))
+    kept = {name: found for name, found in details.items() if found}
+    return Verdict(verdict.findings[:MAX_FINDINGS], verdict.compared, verdict.mismatch_count, measurements, kept)
 
 
-def _by_name(verdicts: Sequence[Verdict]) -> dict[str, dict[str, float]]:
-    """Leaf name, trials folded -> the largest difference, and the largest share of its tolerance that one uses."""
-    found: dict[str, list[dict[str, float]]] = {}
+def _folded(verdicts: Sequence[Verdict], detail: str, together: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    """Leaf name -> a detail of the leaves of that name, over all trials."""
+    folded: dict[str, Any] = {}
     for verdict in verdicts:
-        for leaf, measured in verdict.details.get("largest", {}).items():
-            found.setdefault(leaf.rpartition("/")[2], []).append(measured)
-    return {name: {k: _largest([row[k] for row in rows]) for k in rows[0]} for name, rows in found.items()}
+        for leaf, value in verdict.details.get(detail, {}).items():
+            name = leaf.rpartition("/")[2]
+            folded[name] = together(folded[name], value) if name in folded else value
+    return folded
+
+
+def _larger(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    return {name: _largest([one[name], other[name]]) for name in one}
+
+
+def _added(one: list[dict[str, int]], other: list[dict[str, int]]) -> list[dict[str, int]]:
+    counts: Counter[tuple[int, int]] = Counter()
+    for row in (*one, *other):
+        counts[row["magnitude"], row["error"]] += row["count"]
+    return _counted(counts)
 
 
 def compare_leaf(leaf: str, expected: Leaf, actual: Leaf, tolerance: Tolerance, axes: Sequence[str]) -> Verdict:
@@ -155,11 +170,11 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     relative = (difference / want.abs())[(want != 0) & difference.isfinite() & want.isfinite()]
     largest = math.nan if finite.numel() < difference.numel() else float(finite.max()) if finite.numel() else 0.0
     used = torch.where(difference == 0, difference, difference / allowed)  # infinite where nothing is allowed
-    measured = {"max_abs_diff": largest, "used": _largest([float(used.max())]) if used.numel() else 0.0}
+    measured = {"max_abs_diff": largest, "used": float(used.max()) if used.numel() else 0.0}
     needed = _needed(difference, want, tolerance)
     findings = [
         _element(leaf, tuple(index), want, have, difference, tolerance, needed, axes)
-        for index in islice(wrong.nonzero().tolist(), MAX_FINDINGS)
+        for index in wrong.nonzero()[:MAX_FINDINGS].tolist()
     ]
     # A single number says all there is to say by itself.
     errors = {"errors": {leaf: error_table(want, difference)}} if findings and want.ndim else {}
@@ -191,7 +206,15 @@ def error_table(want: Tensor, difference: Tensor) -> list[dict[str, int]]:
         found = torch.where(values == 0, torch.full_like(found, ZERO), found)
         return torch.where(values.isfinite(), found, torch.full_like(found, NOT_FINITE)).flatten().long()
 
-    counts = Counter(zip(decades(want).tolist(), decades(difference).tolist(), strict=True))
+    # A pair as one whole number: sorting pairs of a large tensor would take many times as long.
+    width = 2 * NOT_FINITE + 1
+    coded = decades(want) * width + decades(difference) + NOT_FINITE
+    pairs, counts = torch.unique(coded, return_counts=True)
+    decoded = [(pair // width, pair % width - NOT_FINITE) for pair in pairs.tolist()]
+    return _counted(Counter(dict(zip(decoded, counts.tolist(), strict=True))))
+
+
+def _counted(counts: Counter[tuple[int, int]]) -> list[dict[str, int]]:
     return [
         {"magnitude": magnitude, "error": error, "count": count} for (magnitude, error), count in sorted(counts.items())
     ]

@@ -1,14 +1,14 @@
-"""The three things done to a running model: read heads, edit heads, add to the residual stream.
+"""The three things done to a running model: read heads, edit heads, add to the residual stream. And looking on.
 
 These are the only torch hooks in the library. Each is a context manager: hooks are gone when the block ends, however
 it ends, and a hook that never ran during the block is an error, because an intervention that silently does nothing
-is the field's most expensive mistake.
+is the field's most expensive mistake. `watch_modules` alone may see nothing: who looks on asks whether anything ran.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -117,6 +117,41 @@ def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor, token: int | 
 
     with _hooks(lambda layer: lm.blocks[layer].register_forward_hook(hook), [layer], fired, "injection"):
         yield
+
+
+See = Callable[[str, str, Tensor | None, Mapping[str, Any]], None]
+
+
+@contextmanager
+def watch_modules(root: nn.Module, see: See) -> Iterator[None]:
+    """Tell `see` what enters and what leaves every module of `root`, in the order in which it happens.
+
+    `see(name, side, tensor, named)`: `side` is "input" or "output", `tensor` the first one on that side (not a copy; None
+    if there is none), `named` the keyword arguments of an input. Set last, it sees what hooks set before have changed.
+    """
+    handles: list[RemovableHandle] = []
+
+    def watch(name: str, module: nn.Module) -> None:
+        def entering(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            see(name, "input", _first_tensor([*args, *named.values()]), named)
+
+        def leaving(module: Any, args: Any, output: Any) -> None:
+            see(name, "output", _first_tensor(output if isinstance(output, tuple) else [output]), {})
+
+        handles.append(module.register_forward_pre_hook(entering, with_kwargs=True))
+        handles.append(module.register_forward_hook(leaving))
+
+    try:
+        for name, module in root.named_modules():
+            watch(name, module)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first_tensor(values: Iterable[Any]) -> Tensor | None:
+    return next((value for value in values if isinstance(value, Tensor)), None)
 
 
 @contextmanager

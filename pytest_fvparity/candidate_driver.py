@@ -52,7 +52,7 @@ def answer(candidate: Any, request: dict[str, Any], stem: Path) -> dict[str, Any
     if method is None:
         return {"not_provided": request["key"]}
     try:
-        save(method(*map(load, request["inputs"])), stem)
+        save(method(*map(load, request["inputs"]), *request["more"]), stem)
     except Exception:
         return {"error": traceback.format_exc()}
     return {"artifact": str(stem)}

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,10 @@ class FromFolder(Answers):
             return artifacts.load(self.path / key)
         raise NotProvided(f"{self.path} holds no {key}.json, and none of the plans' files for this key")
 
+    def block_outputs(self, prompts: Artifact, layer: int) -> Artifact:
+        """What the modules of a block gave, if the folder holds it: `block_outputs_<layer>.json`."""
+        return self.artifact(f"block_outputs_{layer}")
+
 
 def from_folder(path: Path) -> FromFolder:
     if not path.is_dir():
@@ -113,7 +117,7 @@ class Elsewhere:
             raise CandidateError(f"candidate {self.name}:\n{answer['error']}")
         return answer
 
-    def _ask(self, key: str, *inputs: Artifact) -> Artifact:
+    def _ask(self, key: str, *inputs: Artifact, more: Sequence[int] = ()) -> Artifact:
         stems = []
         for artifact in inputs:
             self.n_files += 1
@@ -121,7 +125,8 @@ class Elsewhere:
             artifacts.save(artifact, stems[-1])
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # the answer says how the process ended
-            self.process.stdin.write(json.dumps({"key": key, "inputs": [str(stem) for stem in stems]}) + "\n")
+            request = {"key": key, "inputs": [str(stem) for stem in stems], "more": list(more)}
+            self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
         try:
             return artifacts.load(Path(self._answer()["artifact"]))
@@ -145,6 +150,9 @@ class Elsewhere:
 
     def injection_output(self, prompts: Artifact, fv_vector: Artifact) -> Artifact:
         return self._ask("injection_output", prompts, fv_vector)
+
+    def block_outputs(self, prompts: Artifact, layer: int) -> Artifact:
+        return self._ask("block_outputs", prompts, more=[layer])
 
     def close(self) -> None:
         """End the process and remove what was exchanged."""

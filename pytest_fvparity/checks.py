@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fvcore.gates import Finding, NotHeld, NotProvided, Stage, StageError, Verdict, merge
+from pytest_fvparity.drill import drilled
 from pytest_fvparity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Answers, Implementation, copied
 from pytest_fvparity.refinements import Continuation, refined
+from pytest_fvparity.repeat import asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fvcore.artifacts import Artifact
+    from fvcore.models import LanguageModel
     from pytest_fvparity.golden_part import Part
     from pytest_fvparity.tolerances import Tolerances
 
@@ -61,6 +64,8 @@ class Memory:
     failed: set[str] = field(default_factory=set)
     # Keys that differ from the golden by a tie alone: later keys take the golden's choice, or they would differ too.
     tied: set[str] = field(default_factory=set)
+    # Keys for which the candidate said something else when it was asked again, and where.
+    unsteady: dict[str, Finding] = field(default_factory=dict)
 
 
 @dataclass
@@ -74,6 +79,8 @@ class ParityRun:
     memory: Memory = field(default_factory=Memory)
     model: nn.Module | None = None  # what a candidate may leave hooks on
     continuation: Continuation | None = None  # None: generated ids are compared without a word on near ties
+    reference: Callable[[], LanguageModel] | None = None  # loads a model of its own, if a failing mean is drilled into
+    repeat: int = 1  # how often the candidate is asked for each key
 
     @property
     def tied(self) -> set[str]:
@@ -131,7 +138,8 @@ class ParityRun:
         rows = [{**row, **largest.get(row["leaf"], {})} for row in self.tolerances.table(key, expected)]
         kept = {name: detail for name, detail in verdict.details.items() if name != "largest"}
         verdict = replace(verdict, details={**kept, "tolerances": rows})
-        if partial and absent and verdict.passed:
+        unsteady = self.memory.unsteady.get(key)
+        if partial and absent and verdict.passed and not unsteady:
             agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
             raise NotProvided(f"{agrees} agree(s) with the golden; not provided: {names}")
         if not (partial and absent):
@@ -140,7 +148,9 @@ class ParityRun:
         left_out = [f"{NOT_COMPARED}{cut.left_out}"] if cut.left_out else []
         notes = [*left_out, *_notes(self.candidate, key), *(f"{leaf}: {PROVES_NOTHING}" for leaf in idle)]
         warnings = [Finding(key, note, blocking=False) for note in notes]
-        return replace(verdict, findings=(*verdict.findings, *warnings))
+        verdict = replace(verdict, findings=(*verdict.findings, *warnings))
+        # Behind all refinements: what changes from one time to the next is no tie.
+        return merge(Verdict((unsteady,), mismatch_count=1), verdict) if unsteady else verdict
 
     def chained(self, key: str) -> Verdict:
         """The verdict on the candidate's own inputs; it is remembered, also when the candidate fails."""
@@ -182,10 +192,19 @@ class ParityRun:
             raise NotProvided(f"the candidate {type(self.candidate).__name__} has no method {key!r}")
         if key == "injection_output" and inputs:
             inputs = [self._limited(inputs[0]), *inputs[1:]]
-        artifact: Artifact = method(*inputs)
-        if key == "slot_map" and isinstance(artifact, Mapping):
-            artifact = {leaf: _as_rows(value) for leaf, value in artifact.items()}
-        _require_leaves(key, artifact)
+
+        def answer(inputs: Sequence[Artifact]) -> Artifact:
+            artifact: Artifact = method(*inputs)
+            if key == "slot_map" and isinstance(artifact, Mapping):
+                artifact = {leaf: _as_rows(value) for leaf, value in artifact.items()}
+            _require_leaves(key, artifact)
+            return artifact
+
+        if self.repeat == 1:
+            return answer(inputs)
+        artifact, changed = asked(answer, inputs, self.repeat, _axes)
+        if changed:
+            self.memory.unsteady.setdefault(key, changed)
         return artifact
 
     def _limited(self, artifact: Artifact) -> Artifact:
@@ -259,6 +278,7 @@ def check(key: str) -> Callable[[ParityRun], Verdict]:
             verdict = merge(Verdict((behind,), mismatch_count=1), verdict)
         if not verdict.passed:
             run.memory.failed.add(key)
+            verdict = drilled(run, key, verdict)
         return verdict
 
     return check_key

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -260,12 +261,34 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     require_comparable(golden.profile, profile)
     context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
     candidate: Implementation = request.getfixturevalue("fv_candidate")
-    context["candidate"] = f"{type(candidate).__module__}.{type(candidate).__qualname__}"
+    context["candidate"] = _name_of(candidate, options)
     # A golden of a user's own make may know no noise.
     tolerances = _tolerances(request, profile, getattr(golden, "noise", None))
     context["tolerances"] = list(tolerances.sources)
+    memory, model = request.node.suite.memory, lm.hf
     continuation = continuation_of(lm, golden, _run_settings(request, trials))
-    return ParityRun(candidate, golden, tolerances, options.max_trials, request.node.suite.memory, lm.hf, continuation)
+    fresh = _fresh_model(request, options) if options.drill else None
+    return ParityRun(
+        candidate, golden, tolerances, options.max_trials, memory, model, continuation, fresh, options.repeat
+    )
+
+
+def _fresh_model(request: pytest.FixtureRequest, options: ParityOptions) -> Callable[[], LanguageModel]:
+    """Loads what --fv-model names once more: nobody has had that model in hand, whatever fixture `fv_model` returns."""
+    from fvcore import models
+
+    return partial(models.load, options.model, _device(request, options), options.dtype, options.attn, options.seed)
+
+
+def _name_of(candidate: Implementation, options: ParityOptions) -> str:
+    """What a report calls the candidate: what an option named, else its class."""
+    from pytest_fvparity.candidates import Elsewhere, FromFolder
+
+    if isinstance(candidate, FromFolder):
+        return _shown(candidate.path, options)
+    if isinstance(candidate, Elsewhere):
+        return candidate.name
+    return f"{type(candidate).__module__}.{type(candidate).__qualname__}"
 
 
 def _tolerances(request: pytest.FixtureRequest, profile: Profile, noise: Noise | None) -> Tolerances:

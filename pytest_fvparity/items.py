@@ -15,6 +15,7 @@ import pytest
 
 from fvcore.gates import NON_BLOCKING, Stage, StageError, StageResult, Status, run_stage
 from pytest_fvparity.checks import STAGES, TITLES, Memory
+from pytest_fvparity.drill.found import lines as drill_lines
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.options import OPTIONS_KEY
 
@@ -90,6 +91,8 @@ def describe(result: StageResult) -> str:
             lines.append(f"    actual   {finding.actual!r:.200}")
     if fault := FAULTS.get(verdict.details.get("fault", "")):
         lines.append(fault)
+    if drill := verdict.details.get("drill"):
+        lines += drill_lines(drill)
     return "\n".join(lines)
 
 

@@ -75,21 +75,20 @@ def _differing(what: str, said: Sequence[tuple[str, Any]]) -> Iterator[str]:
 def _facts(report: Report) -> dict[str, Any]:
     """What makes two reports parts of one; None where a report does not know."""
     compared = {"n_trials": report.n_trials, "n_compared_trials": report.n_compared_trials}
-    candidate = next((check.candidate_path for check in report.checks if check.candidate_path), None)
     loosened = ", ".join(report.tolerance_sources) or "the defaults"
     return {
         **{f"profile {name}": value for name, value in (report.profile or {}).get("identity", {}).items()},
         **compared,
         "mode": report.mode,
-        "candidate": candidate,
+        "candidate": _place(report.candidate),
         "tolerances": None if report.profile is None else loosened,
-        "golden": _golden_place(report.golden_path),
+        "golden": _place(report.golden_path),
         "golden profile": report.golden_profile,
         "reference": report.reference,
     }
 
 
-def _golden_place(path: str | None) -> str | None:
+def _place(path: str | None) -> str | None:
     """A place outside the project is another on every machine, and says nothing."""
     return path if path and not PurePath(path).is_absolute() else None
 

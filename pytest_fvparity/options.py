@@ -67,6 +67,10 @@ OPTIONS = (
     _Option("edit-layer", "block whose output is injected into (default: the golden's; 9 when recording)", int),
     _Option("tolerances", "YAML file in place of the default tolerances"),
     _Option("keep-going", "judge later keys too, on their own and on golden inputs, instead of blocking them", bool),
+    _Option(
+        "repeat", "ask the candidate N times for each key: it must say the same each time (default 1)", int, default=1
+    ),
+    _Option("drill", "when mean_activations fails, name the first module that differs from the reference's", bool),
     _Option("require-gpu", "fail instead of skipping when there is no CUDA device", bool),
     _Option("report-dir", "where reports are written (default reports/)", default="reports"),
 )
@@ -136,6 +140,8 @@ class ParityOptions:
     edit_layer: int | None
     tolerances: Path | None
     keep_going: bool
+    repeat: int
+    drill: bool
     require_gpu: bool
     report_dir: Path
     rootdir: Path
@@ -151,6 +157,8 @@ class ParityOptions:
             raise pytest.UsageError(f"--fv-device: expected {DEVICES}, found {device!r}")
         if given["max_trials"] is not None and given["max_trials"] < 1:
             raise pytest.UsageError(f"--fv-max-trials: at least 1, found {given['max_trials']}")
+        if given["repeat"] < 1:
+            raise pytest.UsageError(f"--fv-repeat: at least 1, found {given['repeat']}")
         if given["live"] and given["regen_golden"]:
             raise pytest.UsageError("--fv-live changes no golden and --fv-regen-golden does: give one of them")
         if given["golden_diff"] and (given["live"] or given["regen_golden"]):

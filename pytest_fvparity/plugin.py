@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fvcore.gates import Status
-from pytest_fvparity import fixtures, hookspecs, options
+from pytest_fvparity import fixtures, hookspecs, junit, options
 from pytest_fvparity.fixtures import (
     fv_candidate,
     fv_check_key,
@@ -261,7 +261,8 @@ def pytest_runtest_makereport(
     if decided and (text := item.to_json()):
         setattr(report, REPORT_ATTRIBUTE, text)
         if item.result is not None and report.when != "teardown":
-            item.user_properties.append(("fvparity_status", str(item.result.status)))
+            command = options.reproduce(item.config, item.nodeid.partition("::")[0], item.name)
+            item.user_properties += junit.properties(item.result, command)
     return report
 
 

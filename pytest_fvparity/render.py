@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from fvcore.formats import FormatError, csv_text, json_text, read_json, write_text
+from pytest_fvparity.error_grid import grids
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.markdown import STEP_SUMMARY, within
-from pytest_fvparity.report import OVERALL, SCHEMA_VERSION, UNKNOWN, Report, earliest_failure, overall
+from pytest_fvparity.report import OVERALL, SCHEMA_VERSION, UNKNOWN, Report, earliest_failure, most_used, overall
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -168,14 +169,30 @@ def environment() -> Environment:
     )
     templates.filters |= {"number": _number, "cell": _markdown_cell, "tojson_text": json_text}
     templates.filters |= {"fence": _fence, "worst_first": _worst_first, "failing_first": _failing_first}
-    templates.filters["ran_on"] = _ran_on
-    templates.globals |= {"heat_map": heat_map, "largest_effect": largest_effect, "error_grid": error_grid}
+    templates.filters |= {"ran_on": _ran_on, "grids": grids, "share": _share, "over": _is_over, "used": _most_used}
+    templates.globals |= {"heat_map": heat_map, "largest_effect": largest_effect}
     return templates
 
 
 def _number(value: Any) -> str:
     """A number as a reader wants it: short, and a dash for none."""
     return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _share(value: float | str | None) -> str:
+    """How much of a tolerance was used."""
+    if value is None or isinstance(value, str):
+        return _number(value)
+    return f"{100 * value:.3g} %" if value < 10 else f"{100 * value:,.0f} %"
+
+
+def _is_over(share: float | str | None) -> bool:
+    """A word is no finite number, and no tolerance allows that."""
+    return isinstance(share, str) or (share is not None and share > 1)
+
+
+def _most_used(tolerances: Sequence[Mapping[str, Any]]) -> float | str | None:
+    return most_used(row["used"] for row in tolerances)
 
 
 def _markdown_cell(value: Any) -> str:
@@ -342,34 +359,3 @@ def _colour(share: float) -> str:
     strength = abs(share) ** 0.5  # small effects stay visible beside large ones
     red, green, blue = (round(255 + (channel - 255) * strength) for channel in end)
     return f"rgb({red},{green},{blue})"
-
-
-ZERO, NOT_FINITE = -999, 999
-"""Decades of what has none, as `fvcore.compare` writes them; importing it here would import torch."""
-
-
-def _decade(decade: int) -> str:
-    return {ZERO: "0", NOT_FINITE: "not finite"}.get(decade, f"1e{decade}")
-
-
-def error_grid(counts: Sequence[Mapping[str, int]]) -> dict[str, Any]:
-    """Rows by the magnitude of what was expected, the largest first; columns by the error, the smallest first."""
-    errors = sorted({entry["error"] for entry in counts})
-    found = {(entry["magnitude"], entry["error"]): entry["count"] for entry in counts}
-    most = max(found.values(), default=1)
-    rows = [
-        {
-            "magnitude": _decade(magnitude),
-            "cells": [
-                {
-                    "count": n,
-                    "shade": round(0.12 + 0.5 * math.log1p(n) / math.log1p(most), 2) if n else 0,
-                    "error": error,
-                }
-                for error in errors
-                for n in [found.get((magnitude, error), 0)]
-            ],
-        }
-        for magnitude in sorted({entry["magnitude"] for entry in counts}, reverse=True)
-    ]
-    return {"errors": [_decade(error) for error in errors], "rows": rows}

@@ -6,7 +6,7 @@ The field names are those of the milestone plans' diff report; the schema is pub
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from pytest_fvparity.implementation import CHECK_KEYS
 SCHEMA_VERSION = 1
 UNKNOWN = "unknown"
 LARGEST = ("max_abs_diff", "max_rel_diff")
+HEADS = ("aie_expected", "aie_actual", "heads_expected", "heads_actual", "scores_actual")
 
 
 class _Model(BaseModel):
@@ -57,7 +58,8 @@ class ToleranceRow(_Model):
 
 
 class ErrorCount(_Model):
-    """How many elements have which magnitude and which error: both by decade, -999 for zero, 999 for not finite."""
+    """How many elements have which magnitude and which error, both by decade: n is from 10^n up to 10^(n+1), -999 is zero,
+    999 is not finite."""
 
     magnitude: int
     error: int
@@ -65,7 +67,7 @@ class ErrorCount(_Model):
 
 
 class ErrorTable(_Model):
-    """The errors of a leaf that differs, counted by the magnitude of what was expected."""
+    """The errors of a leaf, counted by the magnitude of what was expected, over all trials in which it differs."""
 
     leaf: str
     counts: list[ErrorCount]
@@ -197,7 +199,7 @@ def assemble(
         tolerance_sources=context.get("tolerances", []),
         checks=checks,
         trials=_words(_details(results, "injection_output").get("trials", [])),
-        heads={k: _words(v) for k, v in _details(results, "top_heads").items() if k not in {"fault", "tolerances"}},
+        heads={k: _words(v) for k, v in _details(results, "top_heads").items() if k in HEADS},
     )
 
 
@@ -320,6 +322,12 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         stderr=row.get("stderr", ""),
         repro_command=reproduce,
     )
+
+
+def most_used(shares: Iterable[float | str | None]) -> float | str | None:
+    """The largest share of a tolerance that was used; a word, which is no finite number, is larger than any."""
+    known = [share for share in shares if share is not None]
+    return max(known, key=lambda share: math.inf if isinstance(share, str) else share, default=None)
 
 
 def _mismatch(finding: Finding) -> Mismatch:

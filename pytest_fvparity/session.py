@@ -164,6 +164,8 @@ class ParityReporter:
             good, bad = report.overall_status in {"PASS", "PARTIAL"}, report.overall_status == "FAIL"
             terminalreporter.write_sep("=", f"parity of {report.fixed_trials_id}", bold=True)
             write(report.headline, green=good, red=bad, yellow=not good and not bad, bold=True)
+            if report.candidate:
+                write(f"candidate: {report.candidate}")
             for name, (golden, here) in report.conditions.items():
                 write(f"condition {name}: golden {golden}, here {here}")
             if report.repro_command:

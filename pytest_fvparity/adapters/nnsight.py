@@ -28,7 +28,8 @@ class NNsight(Stations):
         super().__init__(lm, trials, settings)
         # nnsight rewrites the modules it wraps, and the model belongs to the session: it gets a copy.
         self.nnsight = library("nnsight", "nnsight")
-        self.net = self.nnsight.NNsight(copy.deepcopy(lm.hf))
+        self.hf = copy.deepcopy(lm.hf)
+        self.net = self.nnsight.NNsight(self.hf)
 
     def heads(self, ids: Tensor) -> Tensor:
         projections = [self.part(self.lm.spec.out_proj_path(layer)) for layer in range(self.lm.n_layers)]

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fvcore.pipeline import trial_keys
 from pytest_fvparity.adapters.stations import Addition, Edit, HeadPatch, Stations, library
 
 if TYPE_CHECKING:
+    from fvcore.artifacts import Artifact, Leaf
     from fvcore.models import LanguageModel
     from fvcore.pipeline import Settings
     from fvcore.trials import FixedTrials
+
+SIDES = {"hook_in": ":input", "hook_out": ""}
 
 
 def make(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> TransformerLens:
@@ -47,3 +51,28 @@ class TransformerLens(Stations):
 
     def place(self, edit: HeadPatch | Addition) -> str:
         return f"blocks.{edit.layer}." + ("attn.hook_z" if isinstance(edit, HeadPatch) else "hook_out")
+
+    # ------------------------------------------------------------ for --fv-drill
+
+    @torch.no_grad()
+    def block_outputs(self, prompts: Artifact, layer: int) -> Artifact:
+        """What enters and what leaves the modules of a block, under Hugging Face's names."""
+        block = f"blocks.{layer}."
+        leaves: dict[str, Leaf] = {}
+        for key in trial_keys(prompts):
+            _, cache = self.bridge.run_with_cache(
+                self.ids(prompts[f"{key}/clean/input_ids"]),
+                names_filter=lambda name: name.startswith(block) and name.endswith(tuple(SIDES)),
+            )
+            for name, value in cache.items():
+                path, _, side = name.removeprefix(block).rpartition(".")
+                leaves[f"{key}/{self.hf_path(layer, path)}{SIDES[side]}"] = value[0]
+        return leaves
+
+    def hf_path(self, layer: int, path: str) -> str:
+        """`attn.o` of TransformerLens is `self_attn.o_proj`, or `attn.c_proj`; each part of a bridge knows its own name."""
+        part, names = self.bridge.blocks[layer], []
+        for word in path.split(".") if path else ():
+            part = getattr(part, word)
+            names.append(part.name)
+        return ".".join(names) or "block"

@@ -60,7 +60,7 @@ class Bed:
         planted: type[Pipeline] = type("Planted", (Pipeline,), stations)
         return planted(self.lm, self.trials, self.settings)
 
-    def judge(self, candidate: Implementation, profile: Profile | None = None) -> list[StageResult]:
+    def judge(self, candidate: Implementation, profile: Profile | None = None, repeat: int = 1) -> list[StageResult]:
         """The six checks, as the plugin runs them; `profile` is what the candidate says of itself."""
 
         def subject() -> ParityRun:
@@ -68,7 +68,8 @@ class Bed:
             conditions = self.profile.conditions
             tolerances = Tolerances.read(None, (), self.lm.dtype, conditions.device)
             continuation = continuation_of(self.lm, self.golden, self.settings)
-            return ParityRun(candidate, self.golden, tolerances, model=self.lm.hf, continuation=continuation)
+            how = {"model": self.lm.hf, "continuation": continuation, "repeat": repeat}
+            return ParityRun(candidate, self.golden, tolerances, **how)
 
         return list(run_suite(Suite("parity", STAGES, subject)))
 

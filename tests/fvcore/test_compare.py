@@ -340,6 +340,23 @@ def test_errors_are_counted_by_magnitude_and_size() -> None:
     assert "errors" not in compare({"a": expected}, {"a": expected.clone()}).details
 
 
+def test_trials_share_a_table_of_errors_and_each_leaf_name_has_its_own() -> None:
+    expected = {f"0:{trial}/{name}": torch.full((3,), 2.0) for trial in range(12) for name in ("base", "with")}
+    actual = {leaf: value + (0.5 if leaf.endswith("/with") else 0.0) for leaf, value in expected.items()}
+    errors = compare(expected, actual).details["errors"]
+    assert errors == {"with": [{"magnitude": 0, "error": -1, "count": 36}]}
+
+
+def test_how_much_of_the_tolerance_is_used_is_said_also_of_what_passes() -> None:
+    assert compare({"a": 1.0}, {"a": 1.25}, Tolerance(atol=0.5)).details["largest"]["a"]["used"] == 0.5
+    assert compare({"a": torch.ones(0)}, {"a": torch.ones(0)}).details["largest"]["a"]["used"] == 0.0
+
+
+def test_what_has_no_numbers_to_subtract_uses_no_tolerance() -> None:
+    found = compare({"a": torch.ones(2), "b": [1]}, {"a": torch.ones(3), "b": [2]})
+    assert found.details == {}
+
+
 # ---------------------------------------------------------------- texts
 
 

@@ -51,14 +51,17 @@ def test_each_change_has_its_word(before: Status | None, now: Status | None, cha
     assert {row.change for key, row in rows.items() if key != KEY} == {"same"}
 
 
-def _differing(largest: float, **rest: Any) -> Report:
-    """Two leaves, of which the second takes a tenth of the first one's share."""
-    used = {"a": largest / 1e-4, "b": largest / 1e-3}
+def _using(largest: float, **used: float | str | None) -> Report:
+    """A report in which mean activations pass, and leaves use these shares of their tolerances."""
     none = {"rtol": 0, "atol": 0, "of_max": 0, "of_norm": 0, "rule": "r"}
     rows = [{"leaf": leaf, **none, "max_abs_diff": largest, "used": share} for leaf, share in used.items()]
     verdict = Verdict(compared=10, measurements={"max_abs_diff": largest}, details={"tolerances": rows})
-    report = assemble(CHECK_KEYS, rows_of(**{KEY: row_of(KEY, verdict=verdict)}))
-    return report.model_copy(update=rest)
+    return assemble(CHECK_KEYS, rows_of(**{KEY: row_of(KEY, verdict=verdict)}))
+
+
+def _differing(largest: float, **rest: Any) -> Report:
+    """Two leaves, of which the second takes a tenth of the first one's share."""
+    return _using(largest, a=largest / 1e-4, b=largest / 1e-3).model_copy(update=rest)
 
 
 def test_drift_is_a_ratio_and_the_share_of_the_tolerance() -> None:
@@ -71,10 +74,30 @@ def test_drift_is_a_ratio_and_the_share_of_the_tolerance() -> None:
 
 def test_a_large_drift_that_passes_is_said_in_words() -> None:
     assert compared(_differing(4e-5), _differing(1e-6)).sentence == (
-        "6 same; mean_activations passes, and differs 40 times as much as before"
+        "6 same; mean_activations passes, and its a is 40 times as near to its limit as before, at 40 % of it"
     )
     assert compared(_differing(9e-6), _differing(1e-6)).sentence == "6 same"
-    assert compared(_differing(1e-6), _differing(0.0)).sentence.endswith("no longer equal to the last bit")
+    assert compared(_differing(1e-6), _differing(0.0)).sentence.endswith("its a is no longer equal to the last bit")
+
+
+def test_a_drift_is_seen_behind_a_leaf_that_is_nearer_to_its_limit() -> None:
+    comparison = compared(_using(1e-5, a=0.5, b=0.3, c=0.02), _using(1e-5, a=0.5, b=0.001, c=0.001))
+
+    assert comparison.keys[2].used_before == comparison.keys[2].used_now == 0.5
+    assert [(d.leaf, d.used_before, d.used_now) for d in comparison.drifts] == [("b", 0.001, 0.3), ("c", 0.001, 0.02)]
+    assert "its b is 300 times as near" in comparison.sentence
+
+
+@pytest.mark.parametrize("before", [{"a": None}, {}, {"b": 0.001}], ids=["no share", "no leaf", "another leaf"])
+def test_what_an_earlier_report_does_not_know_is_no_drift(before: dict[str, float | None]) -> None:
+    assert compared(_using(1e-5, a=0.9), _using(1e-5, **before)).drifts == []
+
+
+def test_a_key_that_fails_has_no_drift() -> None:
+    worse = _using(1.0, a=50.0)
+    failing = [check.model_copy(update={"status": "FAIL"}) if check.key == KEY else check for check in worse.checks]
+
+    assert compared(worse.model_copy(update={"checks": failing}), _using(1e-5, a=0.1)).drifts == []
 
 
 @pytest.mark.parametrize(
@@ -122,3 +145,16 @@ def test_it_is_in_markdown_in_html_and_in_json(tmp_path: Path) -> None:
     assert '<td>mean_activations</td><td class="off">new</td><td>PASS</td><td>FAIL</td>' in page
     assert "<script" not in page
     assert "Against" not in markdown(now, 100_000)
+
+
+def test_drifts_are_in_markdown_in_html_and_in_json(tmp_path: Path) -> None:
+    now = _using(1e-5, a=0.4)
+
+    write_report(now, tmp_path, compared(now, _using(1e-5, a=0.01)))
+
+    value = json.loads((tmp_path / "src_vs_fv_comparison.json").read_text())
+    assert value["drifts"] == [{"key": KEY, "leaf": "a", "used_before": 0.01, "used_now": 0.4, "ratio": 40.0}]
+    row = "| `mean_activations` | `a` | 1 % | 40 % | 40 |"
+    assert row in (tmp_path / "src_vs_fv_diff_report.md").read_text()
+    page = (tmp_path / "src_vs_fv_diff_report.html").read_text()
+    assert '<td>mean_activations</td><td>a</td><td class="n">1 %</td><td class="n">40 %</td>' in page

@@ -133,15 +133,15 @@ def test_another_experiment_is_refused_by_name(changed: dict[str, Any], said: st
 
 
 def test_another_candidate_is_refused() -> None:
-    def by(candidate: str, keys: tuple[str, ...], at: str) -> Report:
-        report = _shard(keys, at)
-        return report.model_copy(
-            update={"checks": [c.model_copy(update={"candidate_path": candidate}) for c in report.checks]}
-        )
-
-    assert _merge(by("a.A", EARLY, "1"), by("a.A", LATE, "2")).overall_status == "PASS"
+    merged = _merge(_shard(EARLY, candidate="a.A"), _shard(LATE, "2", candidate="a.A"))
+    assert (merged.overall_status, merged.candidate) == ("PASS", "a.A")
     with pytest.raises(Contradiction, match=r"candidate is a.A in 0.json and b.B in 1.json"):
-        _merge(by("a.A", EARLY, "1"), by("b.B", LATE, "2"))
+        _merge(_shard(EARLY, candidate="a.A"), _shard(LATE, "2", candidate="b.B"))
+
+
+def test_a_folder_of_artifacts_elsewhere_on_another_machine_is_no_other_candidate() -> None:
+    merged = _merge(_shard(EARLY, candidate="/here/found"), _shard(LATE, "2", candidate="/there/found"))
+    assert merged.overall_status == "PASS"
 
 
 def test_all_contradictions_are_named_at_once() -> None:

@@ -1,0 +1,268 @@
+"""Two doors to a candidate's modules: looking on while it runs, and asking it.
+
+A candidate that runs a Hugging Face model in this process need do nothing. One in another library or interpreter may
+offer a method `block_outputs(prompts, layer)`: an artifact `<trial>/<module>` -> (token, ...) of what leaves a module of
+that block, on the clean prompts, and `<trial>/<module>:input` of what enters one. Modules are named as in Hugging Face's
+block, the block itself `block`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol, cast
+
+from torch import Tensor, nn
+
+from fvcore.artifacts import Artifact, limited_to
+from fvcore.gates import NotProvided
+from fvcore.hooks import hooks_left, watch_modules
+from fvcore.models import LanguageModel
+from pytest_fvparity.drill.modules import INPUT, OUTPUT, Difference, Point, Values, by_token, difference
+from pytest_fvparity.drill.passes import Batch, Passes, Window, nearest, window
+from pytest_fvparity.implementation import Implementation, copied
+
+METHOD = "block_outputs"
+BLOCK = "block"
+WAYS_OUT = (
+    "A candidate that keeps a Hugging Face model in an attribute is looked at; any other may offer a method "
+    f"{METHOD}(prompts, layer) that returns {{'<trial>/<module of the block>': (token, width)}}"
+)
+
+
+class OtherTokens(Exception):
+    """The candidate's model was not given a trial's prompt as it stands in the golden."""
+
+    def __init__(self, trial: str, message: str) -> None:
+        super().__init__(message)
+        self.trial = trial
+
+
+class Door(Protocol):
+    """What the drill asks of a candidate."""
+
+    def heads(self, lm: LanguageModel, layer: int, prompts: Mapping[str, list[int]]) -> dict[str, Tensor]:
+        """What enters the output projection of a layer: trial -> (token, n_heads * d_head). Raises OtherTokens."""
+        ...
+
+    def differences(self, trial: str, ids: Sequence[int], want: Values, share: float) -> list[Difference]:
+        """How far the candidate is from the reference at every point of one prompt that both have."""
+        ...
+
+    def means(self) -> Tensor:
+        """The candidate's mean activations, of the run that was looked at if there was one."""
+        ...
+
+    def fed(self, trial: str) -> dict[str, Any]:
+        """How the candidate ran a trial, as the report shows it."""
+        ...
+
+
+def door_of(candidate: Implementation, model: nn.Module | None, lm: LanguageModel, inputs: Sequence[Artifact]) -> Door:
+    """The way to this candidate; what it offers itself comes first. `lm` is the reference's model."""
+    if callable(getattr(candidate, METHOD, None)):
+        return Asked(candidate, lm, inputs)
+    return Watched(candidate, _models(candidate, model, lm), inputs)
+
+
+def _models(candidate: Any, model: nn.Module | None, lm: LanguageModel) -> list[nn.Module]:
+    """The models that the candidate may run: the one it was given, and those it keeps, if their modules have our names."""
+    kept = [getattr(value, "hf", value) for value in getattr(candidate, "__dict__", {}).values()]
+    fits = [root for root in (model, *kept) if isinstance(root, nn.Module) and _is_such(root, lm)]
+    return list({id(root): root for root in fits}.values())
+
+
+def _is_such(root: nn.Module, lm: LanguageModel) -> bool:
+    names = {name for name, _ in root.named_modules()}
+    return hasattr(root, "get_input_embeddings") and lm.spec.out_proj_path(lm.n_layers - 1) in names
+
+
+# ---------------------------------------------------------------- looking on
+
+
+class Watched:
+    """The candidate runs its mean_activations, and hooks on its model look on."""
+
+    def __init__(self, candidate: Implementation, models: Sequence[nn.Module], inputs: Sequence[Artifact]) -> None:
+        self.candidate, self.models, self.inputs = candidate, models, inputs
+        self._means: Tensor | None = None
+        self._fed: dict[str, dict[str, Any]] = {}
+
+    def heads(self, lm: LanguageModel, layer: int, prompts: Mapping[str, list[int]]) -> dict[str, Tensor]:
+        """One run: every prompt's heads, which are small; a model that no tokens entered was not run."""
+        seen = [_Heads(root, lm.spec.out_proj_path(layer)) for root in self.models]
+        self._run([look.see for look in seen])
+        ran = next((look for look in seen if look.batches), None)
+        if ran is None or not ran.found:
+            name = type(self.candidate).__name__
+            raise NotProvided(f"the candidate {name} runs none of the modules of the model it was given. {WAYS_OUT}")
+        self.models = [ran.root]
+        return {trial: self._heads_of(trial, ids, ran, lm) for trial, ids in prompts.items()}
+
+    def _heads_of(self, trial: str, ids: list[int], ran: _Heads, lm: LanguageModel) -> Tensor:
+        for batch, heads in ran.found:
+            place = window(batch, ids)
+            if place is None:
+                continue
+            n_rows, width = batch.size
+            self._fed[trial] = {
+                "n_rows": n_rows,
+                "row_length": width,
+                "row": place.row,
+                "first_position": place.first,
+                "attention_mask": "given" if isinstance(batch.mask, list) else batch.mask or "none",
+            }
+            if fault := place.fault(batch):
+                raise OtherTokens(trial, fault)
+            return place.of(heads)
+        raise OtherTokens(trial, self._other_ids(ids, nearest(ran.batches, ids), trial, lm))
+
+    def _other_ids(self, wanted: list[int], fed: list[int], trial: str, lm: LanguageModel) -> str:
+        """In what the nearest row differs, or whose prompt it is."""
+        others = {leaf.rpartition("/")[0]: ids for leaf, ids in self.inputs[0].items() if leaf.endswith("/input_ids")}
+        if whose := next((name for name, ids in others.items() if ids == fed), None):
+            return f"it was never fed, while the prompt {whose} was"
+        pairs = zip(wanted, fed, strict=False)
+        at = next((i for i, (w, f) in enumerate(pairs) if w != f), min(len(wanted), len(fed)))
+
+        def token(ids: list[int]) -> str:
+            return f"{ids[at]} {lm.tokenizer.decode([ids[at]])!r}" if at < len(ids) else "none"
+
+        return (
+            f"its {len(wanted)} token ids were never fed in one row; the nearest row has {len(fed)} and differs first at "
+            f"position {at}: expected {token(wanted)}, fed {token(fed)}"
+        )
+
+    def differences(self, trial: str, ids: Sequence[int], want: Values, share: float) -> list[Difference]:
+        """One run, compared on the fly: of the candidate's tensors none is kept."""
+        (root,) = self.models
+        look = _Differences(root, ids, want, share)
+        self._run([look.see])
+        return [look.found[point] for point in want if point in look.found]
+
+    def means(self) -> Tensor:
+        assert self._means is not None
+        return self._means
+
+    def fed(self, trial: str) -> dict[str, Any]:
+        return self._fed.get(trial, {})
+
+    def _run(self, sees: Sequence[Callable[..., None]]) -> None:
+        with ExitStack() as stack:
+            for root, see in zip(self.models, sees, strict=True):
+                stack.enter_context(hooks_left(root))  # what the candidate leaves behind goes too
+                stack.enter_context(watch_modules(root, see))
+            found = self.candidate.mean_activations(*map(copied, self.inputs))
+        self._means = cast("Tensor", found["mean_activations"])
+
+
+class _Heads:
+    """Keeps what enters one module, pass by pass."""
+
+    def __init__(self, root: nn.Module, module: str) -> None:
+        self.root, self.module, self.passes = root, module, Passes(root)
+        self.batches: list[Batch] = []
+        self.found: list[tuple[Batch, Tensor]] = []
+
+    def see(self, name: str, side: str, tensor: Tensor | None, named: Mapping[str, Any]) -> None:
+        if self.passes.begins(name, side, tensor, named):
+            assert self.passes.batch is not None
+            self.batches.append(self.passes.batch)
+        batch = self.passes.batch
+        if (name, side) == (self.module, INPUT) and batch is not None and by_token(tensor, batch.size):
+            assert tensor is not None
+            self.found.append((batch, tensor.detach().cpu().clone()))
+
+
+class _Differences:
+    """Compares what goes on at a prompt's tokens with the reference's values, in the first pass that has the prompt."""
+
+    def __init__(self, root: nn.Module, ids: Sequence[int], want: Values, share: float) -> None:
+        self.passes, self.ids, self.want, self.share = Passes(root), ids, want, share
+        self.found: dict[Point, Difference] = {}
+        self.seen: Counter[tuple[str, str]] = Counter()
+        self.done = False
+        self.place: Window | None = None
+
+    def see(self, name: str, side: str, tensor: Tensor | None, named: Mapping[str, Any]) -> None:
+        if self.passes.begins(name, side, tensor, named):
+            assert self.passes.batch is not None
+            self.done = self.done or self.place is not None
+            self.place = None if self.done else window(self.passes.batch, self.ids)
+        batch, place = self.passes.batch, self.place
+        if batch is None or place is None or self.done or not by_token(tensor, batch.size):
+            return
+        assert tensor is not None
+        point = Point(name, side, self.seen[name, side])
+        self.seen[name, side] += 1
+        if point in self.want:
+            self.found[point] = difference(point, self.want[point], place.of(tensor), self.share)
+
+
+# ---------------------------------------------------------------- asking
+
+
+class Asked:
+    """The candidate says what its modules compute."""
+
+    def __init__(self, candidate: Any, lm: LanguageModel, inputs: Sequence[Artifact]) -> None:
+        self.candidate, self.lm, self.inputs = candidate, lm, inputs
+
+    def heads(self, lm: LanguageModel, layer: int, prompts: Mapping[str, list[int]]) -> dict[str, Tensor]:
+        name = f"{lm.spec.out_proj_path(layer).removeprefix(f'{lm.spec.block_path(layer)}.')}:{INPUT}"
+        try:
+            given = self.candidate.block_outputs(copied(self.inputs[0]), layer)
+        except NotProvided as error:
+            raise NotProvided(f"{error}. {WAYS_OUT}") from error
+        for trial, ids in prompts.items():
+            fed = given.get(f"{trial}/input_ids", ids)
+            if fed != ids:
+                raise OtherTokens(trial, f"other token ids were fed: expected {ids}, fed {fed}")
+        if missing := [leaf for trial in prompts if (leaf := f"{trial}/{name}") not in given]:
+            raise NotProvided(f"{METHOD} gives no leaf {missing[0]!r}, what enters the output projection. {WAYS_OUT}")
+        return {trial: given[f"{trial}/{name}"].flatten(1) for trial in prompts}
+
+    def differences(self, trial: str, ids: Sequence[int], want: Values, share: float) -> list[Difference]:
+        """From the first block on, this prompt alone; no block behind the first that differs is asked for."""
+        alone = limited_to(self.inputs[0], [trial])
+        found: list[Difference] = []
+        for layer in range(self.lm.n_layers):
+            path = self.lm.spec.block_path(layer)
+            here = {point: value for point, value in want.items() if f"{point.module}.".startswith(f"{path}.")}
+            if not here or any(step.beyond for step in found):
+                break
+            given = self._given(alone, layer)
+            for point, value in here.items():
+                tensor = given.get(f"{trial}/{_leaf(point, path)}")
+                if isinstance(tensor, Tensor):
+                    found.append(difference(point, value, _formed(tensor, value), share))
+        return found
+
+    def _given(self, prompts: Artifact, layer: int) -> Mapping[str, Any]:
+        try:
+            given: Artifact = self.candidate.block_outputs(copied(prompts), layer)
+        except NotProvided:
+            return {}  # a folder may hold the bad layer alone
+        return given
+
+    def means(self) -> Tensor:
+        found = self.candidate.mean_activations(*map(copied, self.inputs))
+        return cast("Tensor", found["mean_activations"])
+
+    def fed(self, trial: str) -> dict[str, Any]:
+        return {}
+
+
+def _formed(given: Tensor, value: Tensor) -> Tensor:
+    """Heads may come as (token, head, d_head): the same numbers in another form."""
+    same = given.numel() == value.numel() and given.shape[:1] == value.shape[:1]
+    given = given.to(value.device)
+    return given.reshape(value.shape) if same else given
+
+
+def _leaf(point: Point, block: str) -> str:
+    """How `block_outputs` names a point; further calls of a module have no name."""
+    name = point.module.removeprefix(block).removeprefix(".") or BLOCK
+    again = f":{point.nth}" if point.nth else ""
+    return f"{name}{again}" if point.side == OUTPUT else f"{name}{again}:{INPUT}"
