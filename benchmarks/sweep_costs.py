@@ -1,0 +1,85 @@
+"""What a sweep must compute, counted and timed as bare matrix products.
+
+Counted are the products with the model's weights, two operations a multiply-add. Left out, everywhere alike, are
+attention's products of queries, keys and values, norms and softmax: about one part in a hundred at the lengths used here.
+
+The least that any exact method computes: every prompt once, one token from its own layer up for each head, and the output
+head once for each of these and for the prompt. Rows that meet the same weights are one product.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from fvcore.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Product:
+    """`n_rows` rows times a weight (in, out)."""
+
+    weight: Tensor
+    n_rows: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.n_rows * self.weight.numel()
+
+
+def weights_of(module: nn.Module) -> list[Tensor]:
+    """The matrices of a module's linear maps, each (in, out)."""
+    maps = [part for part in module.modules() if isinstance(part, nn.Linear | Conv1D)]
+    return [part.weight.T if isinstance(part, nn.Linear) else part.weight for part in maps]
+
+
+def least_products(lm: LanguageModel, lengths: Sequence[int]) -> list[Product]:
+    """The products that a sweep over all heads needs, for prompts of these lengths."""
+    layers = [weights_of(block) for block in lm.blocks]
+    prompts = [Product(weight, sum(lengths)) for weights in layers for weight in weights]
+    variants = [
+        Product(weight, len(lengths) * lm.n_heads * (layer + 1))
+        for layer, weights in enumerate(layers)
+        for weight in weights
+    ]
+    heads = len(lengths) * (lm.n_layers * lm.n_heads + 1)
+    return [*prompts, *variants, Product(weights_of(lm.hf.get_output_embeddings())[0], heads)]
+
+
+def flops_of_token(lm: LanguageModel) -> int:
+    """FLOPs of a token in a whole pass, through all blocks and the output head."""
+    weights = [*weights_of(lm.blocks), *weights_of(lm.hf.get_output_embeddings())]
+    return sum(Product(weight, 1).flops for weight in weights)
+
+
+@torch.inference_mode()
+def seconds(products: Sequence[Product], n_times: int) -> list[float]:
+    """How long the list takes, one product after the other, into memory that is there already."""
+    sample = products[0].weight
+    given, found = dict[int, int](), dict[int, int]()
+    for product in products:
+        n_in, n_out = product.weight.shape
+        given[n_in] = max(given.get(n_in, 0), product.n_rows)
+        found[n_out] = max(found.get(n_out, 0), product.n_rows)
+    inputs = {width: torch.randn(n_rows, width, device=sample.device).to(sample) for width, n_rows in given.items()}
+    outputs = {width: sample.new_zeros(n_rows, width) for width, n_rows in found.items()}
+
+    def run() -> None:
+        for product in products:
+            n_in, n_out = product.weight.shape
+            torch.mm(inputs[n_in][: product.n_rows], product.weight, out=outputs[n_out][: product.n_rows])
+        if sample.is_cuda:
+            torch.cuda.synchronize()
+
+    run()
+    taken = []
+    for _ in range(n_times):
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return taken
