@@ -30,11 +30,13 @@ from sweep_world import Size, fixed_trials
 
 from fvcore import trials
 from fvcore.models import DTYPES
+from pytest_fvparity.reference import RecordingError, require_checkout
 
 PEERS = ("transformer_lens", "nnsight")
 N_PRODUCTS = 20
 """How often the bare matrix products are timed, over all rounds."""
 
+app = typer.Typer(add_completion=False)
 console = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -146,6 +148,7 @@ def _curves(fast: Lane, by_heads: Sequence[Lane], plan: Plan) -> tuple[Curve, ..
     return tuple(Curve(of=of, points=tuple(points)) for of, points in curves.items() if points)
 
 
+@app.command()
 def main(
     size: Annotated[list[str], typer.Option(help="12x768, 24x1024, tiny-llama, llama-3.1-8b; may be given again.")],
     fv_src: Annotated[
@@ -173,6 +176,10 @@ def main(
         sizes = [Size.named(name) for name in size]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--size") from None
+    try:
+        fv_src = fv_src and require_checkout(fv_src)
+    except RecordingError as error:
+        raise typer.BadParameter(str(error), param_hint="--fv-src") from None
     absent = {"reference"} if fv_src is None else set()
     absent |= set(PEERS) if peers_python is None else set()
     pythons = dict.fromkeys(LIBRARIES, sys.executable) | dict.fromkeys(PEERS, str(peers_python))
@@ -198,4 +205,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

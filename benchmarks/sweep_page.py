@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -24,6 +25,8 @@ from sweep_results import LIBRARIES, Curve, Figures, Run
 from fvcore.formats import write_bytes, write_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+app = typer.Typer(add_completion=False)
 
 
 # ---------------------------------------------------------------- tables
@@ -50,10 +53,7 @@ def rows(run: Run) -> list[list[str]]:
 
 
 def _row(run: Run, library: str) -> list[str]:
-    def each(value: Callable[[int], float | None], form: str) -> str:
-        values = [value(n) for n in _ends(run)]
-        return " / ".join("–" if number is None else form.format(number) for number in values)
-
+    each = partial(_each, run)
     return [
         LIBRARIES[library],
         *(_seconds(run, library, n) for n in _ends(run)),
@@ -72,11 +72,30 @@ def _ends(run: Run) -> list[int]:
     return sorted({min(run.n_trials), max(run.n_trials)})
 
 
+def _each(run: Run, value: Callable[[int], float | None], form: str) -> str:
+    """A value of one trial and of the most trials."""
+    values = [value(n) for n in _ends(run)]
+    return " / ".join("–" if number is None else form.format(number) for number in values)
+
+
 def _seconds(run: Run, library: str, n_trials: int) -> str:
     """`~` stands before what was scaled."""
     timed = run.timing(library, n_trials)
     measured = timed is not None and timed.n_heads == run.size.all_heads
     return f"{'' if measured else '~'}{run.seconds(library, n_trials):.3g}"
+
+
+def summary(run: Run) -> list[str]:
+    """Engine fast in a line."""
+    each = partial(_each, run)
+    return [
+        f"{run.size.name}, {run.dtype}, {run.machine.device}",
+        each(lambda n: run.seconds("fast", n), "{:.3g}"),
+        each(lambda n: run.times_bound("fast", n), "{:.2f}"),
+        each(lambda n: run.ratio("reference", "fast", n), "{:.1f} x"),
+        each(lambda n: run.ratio("exact", "fast", n), "{:.1f} x"),
+        f"{run.agreement['exact']:.1e}",
+    ]
 
 
 def title(run: Run) -> str:
@@ -162,6 +181,9 @@ def page(runs: Sequence[Run], plots: dict[tuple[str, str, str], str]) -> str:
         runs=runs,
         plots=plots,
         labels=LIBRARIES,
+        peers=("transformer_lens", "nnsight"),
+        n_trials=max(run.n_trials[-1] for run in runs),
+        summary=summary,
         title=title,
         columns=columns,
         rows=rows,
@@ -173,6 +195,7 @@ def page(runs: Sequence[Run], plots: dict[tuple[str, str, str], str]) -> str:
     )
 
 
+@app.command()
 def main(
     figures: Annotated[list[Path], typer.Argument(help="What sweep.py wrote.")],
     out: Annotated[Path, typer.Option(help="The page; its plots lie beside it.")] = DOCS / "performance.md",
@@ -188,4 +211,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

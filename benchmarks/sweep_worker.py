@@ -37,7 +37,7 @@ from fvcore.models import LanguageModel
 from fvcore.pipeline import Settings
 from fvcore.sweep import Case
 
-ENOUGH_S = 0.5
+ENOUGH_S = 0.2
 """A measurement is repeated until this long was measured: small models take milliseconds."""
 
 
@@ -48,6 +48,11 @@ class Library(ABC):
         self.lm, self.fixed, self.job = lm, fixed, job
         self.cases, self.means = sweep_world.cases_and_means(lm, fixed)
         self.flops_of_token = sweep_costs.flops_of_token(lm)
+
+    @property
+    def attention(self) -> str:
+        """The kernel it uses, by the name transformers gives it."""
+        return self.lm.attn_implementation
 
     @abstractmethod
     def effects(self, n_trials: int, n_layers: int) -> Tensor:
@@ -113,6 +118,11 @@ class Adapter(OnePassPerHead):
             # These have a copy of the model: two sets of weights would not fit where one does.
             for weight in lm.hf.parameters():
                 weight.data = weight.data.new_empty(0)
+
+    @property
+    def attention(self) -> str:
+        bridge = getattr(self.candidate, "bridge", None)  # it chooses for itself
+        return self.lm.attn_implementation if bridge is None else str(bridge.original_model.config._attn_implementation)
 
     def probability(self, case: Case, head: sweep.Head | None = None) -> Tensor:
         ids, target, _ = case
@@ -200,14 +210,13 @@ class Worker:
     def take(self) -> dict[str, Any]:
         """Load the model, and run a little: what comes later finds the library's own parts loaded."""
         lm = sweep_world.model(self.size, self.job["device"], self.job["dtype"], self.folder)
-        attention = lm.attn_implementation
         self.library = LIBRARIES[self.job["library"]](lm, self.fixed, self.job)
         self.library.effects(1, 1)
         return {
             "about": {
                 "name": self.job["library"],
                 "version": version(PACKAGES.get(self.job["library"], "transformers")),
-                "attention": attention,
+                "attention": self.library.attention,
             },
             "machine": {
                 "processor": _processor(),

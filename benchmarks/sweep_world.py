@@ -30,6 +30,7 @@ TOKENIZER = "tiny-llama"
 PAIRS = Path(__file__).parents[1] / "datasets/tiny_antonym/raw/tiny_antonym.json"
 N_SHOTS = 12
 PROMPT_TOKENS = 108
+N_DRAWN = 10
 SEED = 0
 
 
@@ -130,11 +131,11 @@ def _draw(hf: Any, size: Size) -> None:
 
 
 def fixed_trials(n: int) -> trials.FixedTrials:
-    """Trials of 12 shots, nearest to a prompt of 108 tokens first."""
+    """Trials of 12 shots; the first is the one that is nearest to a prompt of 108 tokens."""
     tokenizer = models.load_tokenizer(TOKENIZER)
     meta = trials.Meta(
         dataset_json="datasets/tiny_antonym/raw/tiny_antonym.json",
-        n_trials=n,
+        n_trials=max(n, N_DRAWN),
         n_shots=N_SHOTS,
         model_name_for_tokenizer=TOKENIZER,
         model_prepend_bos=True,
@@ -149,8 +150,9 @@ def fixed_trials(n: int) -> trials.FixedTrials:
     def distance(record: trials.TrialRecord) -> int:
         return abs(len(tokenizer(record.corrupted_prompt_str).input_ids) - PROMPT_TOKENS)
 
-    ordered = file.model_copy(update={"trials": sorted(file.trials, key=distance)})
-    return trials.FixedTrials("benchmark", "", ordered)
+    nearest = sorted(file.trials, key=distance)[:n]
+    kept = file.model_copy(update={"meta": meta.model_copy(update={"n_trials": n}), "trials": nearest})
+    return trials.FixedTrials("benchmark", "", kept)
 
 
 def cases_and_means(lm: LanguageModel, fixed: trials.FixedTrials) -> tuple[list[Case], Tensor]:
