@@ -32,14 +32,19 @@ from fvcore.vectors import function_vector, head_term
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is chosen beside model and trials. -1 as token class is the last token alone (rank 3)."""
+    """What is chosen beside model and trials. -1 as token class is the last token alone (rank 3).
+
+    `engine` is `fast`, where it holds for the model, or `exact`, the reference's own arithmetic; `max_memory` (bytes) bounds
+    what `fast` takes beside the weights, half of what is free by default.
+    """
 
     edit_layer: int
     n_top_heads: int = 10
     token_class_idx: int = -1
     alpha: float = 1.0
     reference_profile: str = "src"
-    engine: str = "exact"
+    engine: str = "fast"
+    max_memory: int | None = None
 
     def require_fit(self, lm: LanguageModel) -> None:
         """Raise the one clear error a wrong setting deserves, before anything is computed."""
@@ -149,8 +154,9 @@ class Pipeline:
 
     def mean_activations(self, prompts: Artifact, slot_map: Artifact) -> Artifact:
         clean = [(_ids(prompts, key, "clean"), slots_of(slot_map, key, "clean")) for key in trial_keys(prompts)]
-        means = sweep.mean_head_activations if self.fast else mean_head_activations
-        return {"mean_activations": means(self.lm, clean)}
+        if self.fast:
+            return {"mean_activations": sweep.mean_head_activations(self.lm, clean, self.settings.max_memory)}
+        return {"mean_activations": mean_head_activations(self.lm, clean)}
 
     def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact) -> Artifact:
         means = tensor_leaf(mean_activations, "mean_activations")
@@ -160,7 +166,7 @@ class Pipeline:
         ]
         all_classes = self.settings.token_class_idx != -1
         if self.fast:
-            cie = sweep.causal_indirect_effects(self.lm, cases, means, all_classes)
+            cie = sweep.causal_indirect_effects(self.lm, cases, means, all_classes, self.settings.max_memory)
         else:
             cie = torch.stack([causal_indirect_effect(self.lm, *case, means, all_classes) for case in cases])
         aie = average_indirect_effect(cie, self.settings.token_class_idx)

@@ -165,7 +165,8 @@ def _settings(options: ParityOptions, defaults: dict[str, int]) -> Settings:
         "token_class_idx": options.token_class,
     }
     chosen = defaults | {name: value for name, value in given.items() if value is not None}
-    return Settings(**chosen, reference_profile=options.reference_profile, engine=options.engine)
+    memory = None if options.max_memory is None else int(options.max_memory * 2**30)
+    return Settings(**chosen, reference_profile=options.reference_profile, engine=options.engine, max_memory=memory)
 
 
 def _run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Settings:

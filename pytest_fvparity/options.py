@@ -37,6 +37,8 @@ class _Option:
         return f"fv_{self.name.replace('-', '_')}"
 
 
+NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
+
 OPTIONS = (
     _Option("model", f"shipped model, directory or cached hub id (default {shipped.DEFAULT_MODEL})"),
     _Option("trials", "fixed-trials file; may be given several times", many=True),
@@ -54,7 +56,8 @@ OPTIONS = (
     _Option("src", "checkout of the public reference"),
     _Option("src-python", "interpreter that runs the reference (default: this one)"),
     _Option("reference-profile", "src (default) or todd_upstream", default="src", choices=REFERENCE_PROFILES),
-    _Option("engine", "how effects are computed (default exact)", default="exact"),
+    _Option("engine", "how fvcore computes means and effects: fast (default) or exact", default="fast"),
+    _Option("max-memory", "GiB that engine fast may take beside the weights (default: half of what is free)", float),
     _Option("device", f"{DEVICES} (default cpu)"),
     _Option("dtype", "fp32 (default), fp16 or bf16", default="fp32", choices=("fp32", "fp16", "bf16")),
     _Option("attn", "attention implementation: eager, sdpa, ... (default: the library's)"),
@@ -101,11 +104,11 @@ def _value(config: pytest.Config, option: _Option) -> Any:
     written = config.getini(option.dest)
     if written is None or written in ("", []):
         return option.default
-    if option.type is int:
+    if option.type in NUMBERS:
         try:
-            return int(written)
+            return option.type(written)
         except ValueError:
-            raise pytest.UsageError(f"ini {option.dest}: expected a whole number, found {written!r}") from None
+            raise pytest.UsageError(f"ini {option.dest}: expected {NUMBERS[option.type]}, found {written!r}") from None
     if option.choices and written not in option.choices:
         raise pytest.UsageError(f"ini {option.dest}: expected one of {', '.join(option.choices)}, found {written!r}")
     return written
@@ -130,6 +133,7 @@ class ParityOptions:
     src_python: str | None
     reference_profile: str
     engine: str
+    max_memory: float | None
     device: str
     dtype: str
     attn: str | None
@@ -159,6 +163,8 @@ class ParityOptions:
             raise pytest.UsageError(f"--fv-max-trials: at least 1, found {given['max_trials']}")
         if given["repeat"] < 1:
             raise pytest.UsageError(f"--fv-repeat: at least 1, found {given['repeat']}")
+        if given["max_memory"] is not None and given["max_memory"] <= 0:
+            raise pytest.UsageError(f"--fv-max-memory: more than 0 GiB, found {given['max_memory']:g}")
         if given["live"] and given["regen_golden"]:
             raise pytest.UsageError("--fv-live changes no golden and --fv-regen-golden does: give one of them")
         if given["golden_diff"] and (given["live"] or given["regen_golden"]):

@@ -62,7 +62,7 @@ class Case:
             planted: type[Pipeline] = type("Varied", (Pipeline,), dict(variation.stations))
             tolerances = Tolerances.read(None, (), self.lm.dtype, self.lm.device.type, self.noise)
             continuation = continuation_of(self.lm, self.golden, self.settings)
-            candidate = planted(self.lm, self.trials, self.settings)
+            candidate = planted(self.lm, self.trials, replace(self.settings, engine=variation.engine))
             subject = ParityRun(candidate, self.golden, tolerances, continuation=continuation)
             results = list(run_suite(Suite("parity", STAGES, lambda: subject)))
         return Seen(tuple(r.key for r in results if r.status is not Status.PASS)[:1], *_largest(subject))
@@ -76,7 +76,7 @@ def family_cases(families: Sequence[str] = FAMILIES, seeds: Sequence[int] = SEED
 
 def case_of(lm: LanguageModel, seed: int) -> Case:
     fixed = trials_for(lm, **{**TRIALS, "seed": seed, "pairs": AWKWARD_PAIRS})
-    settings = Settings(edit_layer=1, n_top_heads=3)
+    settings = Settings(edit_layer=1, n_top_heads=3, engine="exact")
     return Case(lm, fixed, settings, Recorded(run(lm, fixed, settings)), Noise())
 
 
@@ -118,7 +118,7 @@ def shipped_cases() -> Iterator[Case]:
         chosen = {name: getattr(identity, name) for name in ("edit_layer", "n_top_heads", "token_class_idx", "alpha")}
         fixed = trials.read(shipped.root() / shipped.FIXED_TRIALS / f"{identity.fixed_trials_id}.json")
         lm = models.load(conditions.model, dtype=identity.dtype, attn=conditions.attn_implementation)
-        settings = Settings(**chosen, reference_profile=identity.reference_profile)
+        settings = Settings(**chosen, reference_profile=identity.reference_profile, engine="exact")
         yield Case(lm, fixed, settings, golden, golden.noise)
 
 
@@ -132,6 +132,7 @@ class Variation:
     name: str
     attention: bool = False  # the other attention implementation, for models that have one
     threads: int = 1
+    engine: str = "exact"
     stations: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def fits(self, lm: LanguageModel) -> bool:
@@ -152,7 +153,8 @@ VARIATIONS = (
     TWO_THREADS,
     EAGER,
     Variation("clean prompts in one padded batch", stations=BATCHED),
-    Variation("all of these at once", attention=True, threads=2, stations=BATCHED),
+    Variation("engine fast for exact", engine="fast"),
+    Variation("all of these at once", attention=True, threads=2, engine="fast", stations=BATCHED),
 )
 
 

@@ -8,7 +8,7 @@ swallow the newline after them, some come twice in a prompt, and some corrupted 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -84,7 +84,7 @@ def bed(family: str, token_class_idx: int = -1) -> Bed:
 
 def bed_of(family: str, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Bed:
     """A bed of one's own making."""
-    return Bed(family, lm, trials, settings, Recorded(run(lm, trials, settings)))
+    return Bed(family, lm, trials, settings, Recorded(run(lm, trials, replace(settings, engine="exact"))))
 
 
 def beds(families: Sequence[str] = FAMILIES) -> list[Bed]:
