@@ -64,6 +64,8 @@ class Memory:
     failed: set[str] = field(default_factory=set)
     # Keys that differ from the golden by a tie alone: later keys take the golden's choice, or they would differ too.
     tied: set[str] = field(default_factory=set)
+    # Keys the candidate does not provide, whose golden artifact later keys were handed in its place.
+    lent: set[str] = field(default_factory=set)
     # Keys for which the candidate said something else when it was asked again, and where.
     unsteady: dict[str, Finding] = field(default_factory=dict)
 
@@ -145,8 +147,13 @@ class ParityRun:
         if not (partial and absent):
             verdict = refined(key, self, verdict, expected, whole)
         idle = self.tolerances.proving_nothing(key, expected)
-        left_out = [f"{NOT_COMPARED}{cut.left_out}"] if cut.left_out else []
-        notes = [*left_out, *_notes(self.candidate, key), *(f"{leaf}: {PROVES_NOTHING}" for leaf in idle)]
+        lent = " and ".join(name for name in INPUTS[key] if name in self.memory.lent)
+        notes = [
+            *([f"{NOT_COMPARED}{cut.left_out}"] if cut.left_out else []),
+            *([f"judged on the golden's {lent}, for the candidate provides none"] if lent else []),
+            *_notes(self.candidate, key),
+            *(f"{leaf}: {PROVES_NOTHING}" for leaf in idle),
+        ]
         warnings = [Finding(key, note, blocking=False) for note in notes]
         verdict = replace(verdict, findings=(*verdict.findings, *warnings))
         # Behind all refinements: what changes from one time to the next is no tie.
@@ -177,6 +184,7 @@ class ParityRun:
         except NotProvided:
             if not self.part.whole(key):
                 raise
+            self.memory.lent.add(key)
             return copied(self.expected(key))  # what a candidate leaves out is not its fault at a later key
         if key == "top_heads":
             self.agrees(key)  # whether it is a tie must be known, also when that stage was not selected

@@ -3,7 +3,8 @@
 A candidate that runs a Hugging Face model in this process need do nothing. One in another library or interpreter may
 offer a method `block_outputs(prompts, layer)`: an artifact `<trial>/<module>` -> (token, ...) of what leaves a module of
 that block, on the clean prompts, and `<trial>/<module>:input` of what enters one. Modules are named as in Hugging Face's
-block, the block itself `block`.
+block, the block itself `block`. What enters the output projection is needed, all else as the candidate likes; a leaf
+`<trial>/input_ids` may say what was fed.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class Watched:
         ran = next((look for look in seen if look.batches), None)
         if ran is None or not ran.found:
             name = type(self.candidate).__name__
-            raise NotProvided(f"the candidate {name} runs none of the modules of the model it was given. {WAYS_OUT}")
+            module = lm.spec.out_proj_path(layer)
+            raise NotProvided(f"the candidate {name} does not run {module} of the model it was given. {WAYS_OUT}")
         self.models = [ran.root]
         return {trial: self._heads_of(trial, ids, ran, lm) for trial, ids in prompts.items()}
 
@@ -216,9 +218,9 @@ class Asked:
         except NotProvided as error:
             raise NotProvided(f"{error}. {WAYS_OUT}") from error
         for trial, ids in prompts.items():
-            fed = given.get(f"{trial}/input_ids", ids)
+            fed = [int(token) for token in given.get(f"{trial}/input_ids", ids)]
             if fed != ids:
-                raise OtherTokens(trial, f"other token ids were fed: expected {ids}, fed {fed}")
+                raise OtherTokens(trial, f"its token ids are {ids}, fed were {fed}")
         if missing := [leaf for trial in prompts if (leaf := f"{trial}/{name}") not in given]:
             raise NotProvided(f"{METHOD} gives no leaf {missing[0]!r}, what enters the output projection. {WAYS_OUT}")
         return {trial: given[f"{trial}/{name}"].flatten(1) for trial in prompts}
@@ -262,7 +264,7 @@ def _formed(given: Tensor, value: Tensor) -> Tensor:
 
 
 def _leaf(point: Point, block: str) -> str:
-    """How `block_outputs` names a point; further calls of a module have no name."""
+    """How `block_outputs` names a point; a module's further calls in one pass are numbered from 1."""
     name = point.module.removeprefix(block).removeprefix(".") or BLOCK
     again = f":{point.nth}" if point.nth else ""
     return f"{name}{again}" if point.side == OUTPUT else f"{name}{again}:{INPUT}"

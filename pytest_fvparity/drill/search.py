@@ -8,7 +8,7 @@ modules; if not, all modules before it are compared on the first trial where it 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -55,6 +55,7 @@ class _Search:
         with nothing_disturbed():
             self.lm = run.reference()
         self.o_proj = self.lm.spec.out_proj_path(layer)
+        self.projections = {self.lm.spec.out_proj_path(n) for n in range(self.lm.n_layers)}
         self.door: Door = door_of(run.candidate, run.model, self.lm, (prompts, slot_map))
 
     def found(self) -> Found:
@@ -141,7 +142,7 @@ class _Search:
 
         if first := next((step for step in rows if step.beyond), None):
             return found(
-                "module", first, f"the first that differs is {_where(first)}. {_why(first, rows, self.o_proj)}"
+                "module", first, f"the first that differs is {_where(first)}. {_why(first, rows, self.projections)}"
             )
         if apart[trial].beyond:
             return found("unsteady", None, f"{named(apart[trial])} {UNSTEADY}")
@@ -170,10 +171,10 @@ def _doubtful(steps: Sequence[Difference]) -> Difference | None:
     return next((step for step in steps if step.largest * FACTOR > step.allowed), None)
 
 
-def _why(first: Difference, rows: Sequence[Difference], o_proj: str) -> str:
+def _why(first: Difference, rows: Sequence[Difference], projections: Collection[str]) -> str:
     """What lies between this point and the last one that agrees, and how well all before it does."""
     earlier = rows[: rows.index(first)]
-    made = _made(first, earlier, o_proj)
+    made = _made(first, earlier, projections)
     if all(step.equal for step in earlier):
         return made + ("; all before it is bit for bit equal" if earlier else "")
     doubtful = _doubtful(earlier)
@@ -183,7 +184,7 @@ def _why(first: Difference, rows: Sequence[Difference], o_proj: str) -> str:
     return f"{made} within what is allowed; but {named(doubtful)} is {off}, more than rounding: look there first"
 
 
-def _made(first: Difference, earlier: Sequence[Difference], o_proj: str) -> str:
+def _made(first: Difference, earlier: Sequence[Difference], projections: Collection[str]) -> str:
     """Said of what was compared alone: a candidate may offer some of its modules."""
     module, side, nth = first.point
     known = {step.point for step in earlier}
@@ -195,7 +196,7 @@ def _made(first: Difference, earlier: Sequence[Difference], o_proj: str) -> str:
         return "It is made in its own forward, for what its modules give agrees"
     if side == OUTPUT and Point(module, INPUT, nth) in known:
         return "What enters it agrees"
-    if module == o_proj and any_in(module.rpartition(".")[0]):
+    if module in projections and any_in(module.rpartition(".")[0]):
         return "It is made by the attention itself (positions, mask, scaling, softmax), for what that is given agrees"
     return f"It is made behind {named(earlier[-1])}, which agrees" if earlier else "It is the first that is compared"
 

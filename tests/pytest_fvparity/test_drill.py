@@ -204,7 +204,7 @@ def test_where_how_much_and_both_values_are_said() -> None:
 
 def test_code_between_modules_is_told_from_modules() -> None:
     def other_scale(hf: Any) -> None:
-        hf.model.layers[LAYER].self_attn.scaling *= 1.1
+        hf.model.layers[0].self_attn.scaling *= 1.1
 
     def no_residual(hf: Any) -> None:
         block = hf.model.layers[0]
@@ -216,7 +216,7 @@ def test_code_between_modules_is_told_from_modules() -> None:
         block.forward = without
 
     found = drilled("llama", other_scale)
-    assert named(found) == (f"model.layers.{LAYER}.self_attn.o_proj", "input")
+    assert named(found) == ("model.layers.0.self_attn.o_proj", "input")
     assert "made by the attention itself" in found["conclusion"]
 
     found = drilled("llama", no_residual)
@@ -578,6 +578,22 @@ def test_what_differs_only_beside_other_prompts_is_told() -> None:
     assert "agrees when this one is looked at" in found["conclusion"]
 
 
+def test_an_asked_candidate_may_say_which_ids_it_fed() -> None:
+    here = ground("llama")
+
+    class Telling(Offering):
+        def block_outputs(self, prompts: Artifact, layer: int) -> dict[str, Any]:
+            fed = {f"{key}/input_ids": prompts[f"{key}/clean/input_ids"] for key in trial_keys(prompts)}
+            ids = cast("list[int]", fed["1:1/input_ids"])
+            return {**super().block_outputs(prompts, layer), **fed, "1:1/input_ids": torch.tensor(ids[1:])}
+
+    candidate = Telling(lambda: here.lm, here.fixed)
+    candidate.mean_activations = here.candidate(here.lm, mean_activations=mean_of(doubled)).mean_activations
+
+    found = here.drill(candidate)
+    assert (found["kind"], found["trial"]) == ("token_ids", "1:1")
+
+
 def test_what_an_asked_candidate_must_give_is_said() -> None:
     here, lm = planted("llama", scaled("model.layers.0.mlp.down_proj"))
 
@@ -596,7 +612,7 @@ def test_a_candidate_that_shows_nothing_is_one_sentence() -> None:
     found = here.drill(Closed(), here.lm.hf)
 
     assert found["kind"] == "not_provided"
-    assert "runs none of the modules" in found["conclusion"]
+    assert "Closed does not run model.layers.0.self_attn.o_proj of the model it was given" in found["conclusion"]
     assert "block_outputs(prompts, layer)" in found["conclusion"]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fvcore.artifacts import Artifact
-from fvcore.gates import StageResult, Status
+from fvcore.gates import NotProvided, StageResult, Status
 from fvcore.pipeline import Pipeline
 from pytest_fvparity.checks import PROVES_NOTHING
 from pytest_fvparity.noise import Noise
@@ -87,3 +87,16 @@ def test_a_key_with_such_a_tolerance_says_so_and_others_do_not() -> None:
     results = replace(ours, golden=golden).judge(ours.candidate(fv_vector=lambda self, *_: tiny["fv_vector"]))
 
     assert [r.key for r in results if any(PROVES_NOTHING in text for text in said(r))] == ["fv_vector"]
+
+
+def test_a_key_that_stands_on_what_the_candidate_lacks_says_so() -> None:
+    def slot_map(self: Pipeline, prompts: Artifact) -> Artifact:
+        raise NotProvided("none")
+
+    ours = bed("llama")
+    results = {result.key: result for result in ours.judge(ours.candidate(slot_map=slot_map))}
+
+    note = "judged on the golden's slot_map, for the candidate provides none"
+    assert [key for key, result in results.items() if note in said(result)] == ["mean_activations", "top_heads"]
+    assert results["slot_map"].status is Status.NOT_PROVIDED
+    assert results["injection_output"].status is Status.PASS
