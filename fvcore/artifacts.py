@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
+import torch
 from torch import Tensor
 
 from fvcore.formats import FormatError, json_text, read_json, read_safetensors, write_safetensors, write_text
@@ -30,6 +31,13 @@ def trial_of(leaf: str) -> str | None:
 def limited_to(artifact: Artifact, trials: Collection[str]) -> dict[str, Leaf]:
     """The leaves of these trials, and all leaves that belong to no trial."""
     return {leaf: value for leaf, value in artifact.items() if trial_of(leaf) in {None, *trials}}
+
+
+def is_dense(value: Any) -> TypeGuard[Tensor]:
+    """Whether this is a tensor that holds one number an element: not sparse, quantized, nested or without memory."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.layout is torch.strided and not (value.is_meta or value.is_quantized or value.is_nested)
 
 
 def tensor_leaf(artifact: Artifact, leaf: str) -> Tensor:

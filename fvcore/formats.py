@@ -149,13 +149,31 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, as_text: bool = False) -> Any:
+    """YAML of plain values; a key that stands twice in one mapping, and more levels than `MAX_DEPTH`, are refused.
+
+    With `as_text` every scalar that bears no tag is the text that is written: YAML itself takes 010 for 8, 1:30 for 90
+    and `on` for true.
+    """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            if twice := next((key for key in keys if keys.count(key) > 1), None):
+                raise ValueError(f"key {twice!r:.80} stands twice in one mapping, line {node.start_mark.line + 1}")
+            return super().construct_mapping(node, deep)
+
+    if as_text:
+        Loader.yaml_implicit_resolvers = {}
     try:
-        return yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise FormatError(f"{path}: not valid YAML ({error})") from error
+        value = yaml.load(read_text(path), Loader)  # a SafeLoader: plain values alone
+        _require_shallow(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise FormatError(f"{path}: not valid YAML ({' '.join(str(error).split())[:300]})") from error
+    except RecursionError:
+        raise FormatError(f"{path}: not valid YAML (nested deeper than {MAX_DEPTH} levels)") from None
+    return value
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

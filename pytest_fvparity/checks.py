@@ -247,7 +247,7 @@ def _as_rows(value: Any) -> Any:
 
 def _require_leaves(key: str, artifact: Any) -> None:
     """A candidate's artifact holds tensors, plain values and lists of them; raises StageError naming the leaf."""
-    import torch
+    from fvcore.artifacts import is_dense
 
     def foreign(value: Any) -> Any:
         if isinstance(value, list):
@@ -259,11 +259,11 @@ def _require_leaves(key: str, artifact: Any) -> None:
             f"{key}: expected a mapping from leaf to value, the candidate gave a {type(artifact).__name__}"
         )
     for leaf, value in artifact.items():
-        found = None if isinstance(value, torch.Tensor) else foreign(value)
+        found = None if is_dense(value) else foreign(value)
         if found is not None:
             kind = f"{type(found).__module__}.{type(found).__qualname__}"
             raise StageError(
-                f"{key}: leaf {leaf!r} holds a {kind}; expected a torch tensor, int, float, str, bool, None, or a list "
+                f"{key}: leaf {leaf!r} holds a {kind}; expected a dense torch tensor, int, float, str, bool, None, or a list "
                 "of such plain values (convert with .item() or .tolist())"
             )
 

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fvcore.artifacts import Artifact
+from torch import Tensor
+
+from fvcore.artifacts import Artifact, is_dense
 from fvcore.formats import FormatError, read_json, read_pt
 
 
@@ -23,9 +25,8 @@ def read_plan_files(folder: Path, key: str) -> Artifact | None:
 
 def _mean_activations(path: Path) -> Artifact:
     value = read_pt(path)
-    if getattr(value, "ndim", None) != 4:
-        shape = list(getattr(value, "shape", [])) or type(value).__name__
-        raise FormatError(f"{path}: expected mean activations (layer, head, slot, d_head), found {shape}")
+    if not is_dense(value) or value.ndim != 4:
+        raise FormatError(f"{path}: expected mean activations (layer, head, slot, d_head), found {_shown(value)}")
     return {"mean_activations": value}
 
 
@@ -35,18 +36,26 @@ def _top_heads(path: Path) -> Artifact | None:
         return None  # our own file of that name: its leaves are not rows
     rows: Any = value.get("heads") if isinstance(value, dict) else value
     try:
-        heads = [[int(row["layer"]), int(row["head"])] for row in rows]
-    except (TypeError, KeyError, ValueError):
+        heads = [[row["layer"], row["head"]] for row in rows]
+    except (TypeError, KeyError):
         raise FormatError(f"{path}: expected heads, each with layer and head") from None
+    if others := [number for head in heads for number in head if type(number) is not int]:
+        raise FormatError(f"{path}: expected layer and head to be whole numbers, found {others[0]!r:.80}")
     return {"heads": heads}
 
 
 def _fv_vector(path: Path) -> Artifact:
     value = read_pt(path)
     vector = value.get("fv_global_resid") if isinstance(value, dict) else value
-    if vector is None or not hasattr(vector, "reshape"):
-        raise FormatError(f"{path}: expected a tensor fv_global_resid (d_model,)")
+    if not is_dense(vector):
+        raise FormatError(f"{path}: expected a tensor fv_global_resid (d_model,), found {_shown(vector)}")
     return {"function_vector": vector.reshape(-1)}
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{list(value.shape)}" if is_dense(value) else "a tensor without plain numbers (sparse, quantized or meta)"
 
 
 FILES: dict[str, tuple[str, Callable[[Path], Artifact | None]]] = {

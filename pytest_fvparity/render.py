@@ -60,15 +60,13 @@ def write_all(reports: Sequence[Report], report_dir: Path, comparisons: Comparis
 
     All texts are rendered before the first file is written: no file says PASS beside one that says FAIL.
     """
-    files = {
+    files: dict[Path, str | None] = {
         folder / name: text
         for report in reports
         for name, text in _files(report, _comparison(report, comparisons)).items()
         for folder in folders(report, report_dir)
     }
-    files |= {report_dir / name: text for name, text in _summary(reports).items()}
-    for path, text in files.items():
-        write_text(path, text)
+    _put(files | {report_dir / name: text for name, text in _summary(reports).items()})
 
 
 def _comparison(report: Report, comparisons: Comparisons | None) -> Comparison | None:
@@ -114,12 +112,20 @@ def read_report(path: Path) -> Report:
 
 
 def write_report(report: Report, folder: Path, comparison: Comparison | None = None) -> None:
-    for name, text in _files(report, comparison).items():
-        write_text(folder / name, text)
+    _put({folder / name: text for name, text in _files(report, comparison).items()})
 
 
-def _files(report: Report, comparison: Comparison | None) -> dict[str, str]:
-    """File name -> text. A report from elsewhere may fit its schema and still lack what the templates show."""
+def _put(files: Mapping[Path, str | None]) -> None:
+    """What must not be there goes first: no file is left that speaks of another report than its neighbours."""
+    for path, text in sorted(files.items(), key=lambda file: file[1] is not None):
+        if text is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_text(path, text)
+
+
+def _files(report: Report, comparison: Comparison | None) -> dict[str, str | None]:
+    """File name -> text, None for a file that must not be there. A report from elsewhere may fit its schema and still lack what the templates show."""
     from jinja2 import TemplateRuntimeError
 
     try:
@@ -129,12 +135,11 @@ def _files(report: Report, comparison: Comparison | None) -> dict[str, str]:
         raise FormatError(f"the report of {trials} cannot be rendered ({type(error).__name__}: {error})") from error
 
 
-def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str]:
+def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | None]:
     value, templates = report.model_dump(mode="json"), environment()
     stages = [_stage(check) for check in report.checks]
     rows = [row | {"duration_sec": f"{row['duration_sec']:.6f}"} for row in stages]
     trials = [_trial_row(row) for row in report.trials]
-    beside = {f"{COMPARISON}.json": json_text(comparison.model_dump(mode="json"))} if comparison else {}
     page = templates.get_template("report.html.j2")
     return {
         f"{REPORT}.json": json_text(value),
@@ -145,7 +150,7 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str]:
         "parity_suite.log": templates.get_template("suite.log.j2").render(value),
         "injection_parity_trials.csv": csv_text(TRIAL_COLUMNS, trials),
         "injection_parity_report.json": json_text(_injection_report(report, trials)),
-        **beside,
+        f"{COMPARISON}.json": json_text(comparison.model_dump(mode="json")) if comparison else None,
     }
 
 

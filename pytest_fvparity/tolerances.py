@@ -84,7 +84,7 @@ class Tolerances:
     ) -> Tolerances:
         """The rules that hooks added come first, then those of `path`, or the defaults."""
         hooks = _named(HOOK, {"rules": list(added)})
-        rules = _named(DEFAULT if path is None else path.name, read_yaml(path or DEFAULTS))
+        rules = _named(DEFAULT if path is None else path.name, read_yaml(path or DEFAULTS, as_text=True))
         sources = ((HOOK,) if hooks else ()) + ((path.name,) if path else ())
         measured = noise if noise is not None and path is None else Noise()
         return cls((*hooks, *rules), dtype, device, sources, measured)
@@ -150,7 +150,7 @@ def _named(source: str, value: Any) -> list[tuple[str, Rule]]:
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or "the top level"
-        raise FormatError(f"{source}: {place}: {problem['msg'].lower()}") from None
+        raise FormatError(f"{source}: {repr(place)[1:-1]:.200}: {problem['msg'].lower()}") from None
     for number, rule in enumerate(rules, start=1):
         if rule.key not in CHECK_KEYS:
             known = ", ".join(CHECK_KEYS)

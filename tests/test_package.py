@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import distributions, packages_distributions, requires
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -60,12 +61,12 @@ def test_nothing_is_imported_that_a_plain_install_does_not_bring() -> None:
     declared = _names(PYPROJECT["project"]["dependencies"])
     # They come with transformers, which cannot do without them.
     brought = declared | {"tokenizers"}
-    distributions = packages_distributions()
+    providers = packages_distributions()
     # The reference's own modules and the private pytest parts are imported where they exist.
     not_ours = {"compute_indirect_effect", "_pytest", "fvcore", "pytest_fvparity", "__future__"}
 
     for module in _imported() - not_ours - set(sys.stdlib_module_names):
-        names = {name.lower() for name in distributions.get(module, [module])}
+        names = {name.lower() for name in providers.get(module, [module])}
         assert names & brought, module
 
 
@@ -100,24 +101,42 @@ def test_the_wheel_carries_models_goldens_and_trials(wheel: Path) -> None:
     assert "pytest_fvparity/templates/report.html.j2" in names
 
 
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as pip installs it, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("site")
+    how = ["--quiet", "--no-deps", "--no-index", "--target", str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *how, str(wheel)], check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", PYPROJECT["project"]["scripts"])
+def test_each_console_script_is_installed_and_helps(site: Path, tmp_path: Path, name: str) -> None:
+    (installed,) = [d for d in distributions(path=[str(site)]) if d.metadata["Name"] == "pytest-fvparity"]
+    (script,) = installed.entry_points.select(group="console_scripts", name=name)
+    assert script.value == PYPROJECT["project"]["scripts"][name]
+
+    environment = {**os.environ, "PYTHONPATH": str(site), "TERM": "dumb", "COLUMNS": "120"}
+    done = subprocess.run(
+        [sys.executable, str(site / "bin" / name), "--help"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Usage: {name}" in done.stdout
+    for command in {"fvparity": ("selftest", "merge", "render"), "fvcore": ("trials",)}[name]:
+        assert command in done.stdout
+
+
 def test_the_installed_wheel_runs_parity_outside_the_checkout(
-    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site, project = tmp_path / "site", tmp_path / "project"
+    project = tmp_path / "project"
     project.mkdir()
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        str(site),
-        str(wheel),
-    ]
-    subprocess.run(pip, check=True, capture_output=True)
     monkeypatch.setenv("PYTHONPATH", str(site))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 

@@ -132,6 +132,14 @@ def test_every_reader_names_what_is_no_file(tmp_path: Path, reader: Callable[[Pa
         (formats.read_json, b'{"a": 1,\n}', r"not valid JSON \(line 2, column 1"),
         (formats.read_json, b"", "not valid JSON"),
         (formats.read_yaml, b"a: [1", "not valid YAML"),
+        (
+            formats.read_yaml,
+            b"a: 1\nb: {a: 2, a: 3}",
+            r"not valid YAML \(key 'a' stands twice in one mapping, line 2\)",
+        ),
+        (formats.read_yaml, b"a: 2001-99-99", "not valid YAML"),
+        (formats.read_yaml, b"[" * 70 + b"]" * 70, "nested deeper than 64 levels"),
+        (formats.read_yaml, b"[" * 9000, "nested deeper than 64 levels"),
         (formats.read_yaml, b"!!python/object/apply:os.getcwd []", "not valid YAML"),
         (formats.read_safetensors, b"", "not a whole safetensors file"),
         (formats.read_safetensors, b"\x80\x04not a pickle either", "not a whole safetensors file"),
@@ -145,6 +153,21 @@ def test_a_broken_file_is_named_with_its_fault(
     with pytest.raises(FormatError, match=message) as error:
         reader(path)
     assert str(error.value).startswith(f"{path}: ")
+
+
+def test_yaml_scalars_are_text_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("{a: 010, b: on, c: 1:30, d: ~, e: 1.5}")
+
+    assert formats.read_yaml(path) == {"a": 8, "b": True, "c": 90, "d": None, "e": 1.5}
+    assert formats.read_yaml(path, as_text=True) == {"a": "010", "b": "on", "c": "1:30", "d": "~", "e": "1.5"}
+
+
+def test_a_yaml_mapping_may_take_over_from_another(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}")
+
+    assert formats.read_yaml(path)["b"] == {"x": 3, "y": 2}
 
 
 def test_truncated_tensors_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -226,14 +227,19 @@ def test_everything_is_rendered_from_the_json_alone(fvparity: Program, reports: 
 def test_a_real_run_is_rendered_again_byte_by_byte(
     fvparity: Program, pytester: pytest.Pytester, two_files: World
 ) -> None:
-    plant(pytester, "mean_activations", 'leaves["mean_activations"][0, 1, 2, 3] += float("nan")')
+    plant(pytester, "mean_activations", EDITED.format("x[0, 1, 2, 3] = float('nan'); x[0, 1, 2, 4] += 1"))
     pytester.runpytest_inprocess("-m", "parity", "--fv-keep-going", *two_files.options)
     before = tree(pytester.path / "reports")
+    assert b"by no finite number" in before["pairs/fixed_trials_pairs_seed0_llama/src_vs_fv_diff_report.html"]
     assert len(before) == 2 * 8 + 3
 
     assert fvparity("render", "reports", "--out", "again").status == 0
 
     assert tree(pytester.path / "again") == before
+
+
+EDITED = 'x = leaves["mean_activations"] = leaves["mean_activations"].clone(); {}'
+"""What is made in inference mode cannot be edited in place."""
 
 
 def _timeless(value: Any) -> Any:
@@ -243,20 +249,45 @@ def _timeless(value: Any) -> Any:
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 
-def test_two_runs_differ_in_times_alone(pytester: pytest.Pytester, two_files: World) -> None:
+TIMES = (
+    r"20\d\d-\d\d-\d\dT[\d:.]+Z?([+-]\d\d:\d\d)?",  # of a report, of a JUnit suite
+    r"(?<=duration_sec: )[\d.]+",
+    r"(?<=,)\d+\.\d{6}(?=,)",
+    r' (time|timestamp)="[^"]*"',
+)
+
+
+def _without_times(data: bytes) -> str:
+    text = data.decode()
+    for pattern in TIMES:
+        text = re.sub(pattern, "", text)
+    return text
+
+
+@pytest.mark.parametrize("fault", ["", "x[0, 1] += 0.5; x[1, 0, 2, 3] = float('nan')"], ids=["green", "red"])
+def test_two_runs_differ_in_times_alone(pytester: pytest.Pytester, two_files: World, fault: str) -> None:
+    """Every file of the reports, and JUnit's."""
+    plant(pytester, "mean_activations", EDITED.format(fault or "pass"))
     found = []
     for _ in range(2):
-        pytester.runpytest_inprocess("-m", "parity", *two_files.options)
+        how = ["-m", "parity", "--fv-keep-going", "--junitxml=reports/junit.xml"]
+        pytester.runpytest_inprocess(*how, *two_files.options)
         found.append(tree(pytester.path / "reports"))
         shutil.rmtree(pytester.path / "reports")
 
     one, two = found
     assert one.keys() == two.keys()
+    kinds = {Path(name).suffix for name in one}
+    assert kinds == {".json", ".md", ".html", ".csv", ".log", ".xml"}
     for name in one:
         if name.endswith(".json"):
             assert _timeless(json.loads(one[name])) == _timeless(json.loads(two[name])), name
-        elif name.endswith((".md", "trials.csv")) or name == "summary.html":
-            assert one[name] == two[name], name
+        else:
+            assert _without_times(one[name]) == _without_times(two[name]), name
+    (report,) = [json.loads(data) for name, data in one.items() if name.endswith(f"seed0_llama/{NAME}")]
+    # What a red run adds to a report is there, and just as steady.
+    assert bool(report["checks"][2]["errors"]) == bool(fault)
+    assert all(row["used"] is not None for check in report["checks"] for row in check["tolerances"])
 
 
 def test_a_budget_is_kept_on_stdout_and_writes_nothing(fvparity: Program, reports: Path) -> None:
@@ -307,6 +338,33 @@ def test_against_an_earlier_run(fvparity: Program, reports: Path, tmp_path: Path
     assert "| `slot_map` | new | PASS | FAIL |" in (folder / "src_vs_fv_diff_report.md").read_text()
     # The other trials have no earlier report, and no section.
     assert not (tmp_path / "out" / "words" / "fixed_trials_a" / "src_vs_fv_comparison.json").exists()
+
+
+def test_a_comparison_goes_when_the_report_is_written_without_one(
+    fvparity: Program, reports: Path, tmp_path: Path
+) -> None:
+    alone = tree(reports)
+    write_all([assemble(CHECK_KEYS, rows_of())], tmp_path / "earlier")
+    fvparity("render", reports, "--against", tmp_path / "earlier")
+    beside = {name for name in tree(reports) if name not in alone}
+    assert beside == {"words/fixed_trials_x/src_vs_fv_comparison.json"}
+
+    fvparity("render", reports)
+
+    assert tree(reports) == alone
+
+
+def test_a_run_leaves_no_comparison_of_an_earlier_one(
+    fvparity: Program, pytester: pytest.Pytester, world: World
+) -> None:
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+    shutil.copytree("reports", "earlier")
+    fvparity("render", "reports", "--against", "earlier")
+    assert list(pytester.path.glob("reports/*/*/src_vs_fv_comparison.json"))
+
+    pytester.runpytest_inprocess("-m", "parity", "-k", "slot_map", *world.options)
+
+    assert not list(pytester.path.glob("reports/*/*/src_vs_fv_comparison.json"))
 
 
 @pytest.mark.parametrize(

@@ -306,7 +306,7 @@ def test_a_report_that_cannot_be_written_is_said_and_red(pytester: pytest.Pytest
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ('leaves["cie"] = leaves["cie"].numpy()', "leaf 'cie' holds a numpy.ndarray; expected a torch tensor"),
+        ('leaves["cie"] = leaves["cie"].numpy()', "leaf 'cie' holds a numpy.ndarray; expected a dense torch tensor"),
         ('leaves["heads"] = [tuple(h) for h in leaves["heads"]]', "leaf 'heads' holds a builtins.tuple"),
         ("return 3", "expected a mapping from leaf to value, the candidate gave a int"),
     ],
