@@ -106,6 +106,7 @@ def test_products_are_those_of_the_models_own_weights() -> None:
 
         assert {product.weight.data_ptr() for product in products} <= own
         assert len(sweep_costs.seconds(products, 3)) == 3
+        assert products[0].weight.shape[0] == 32  # (in, out)
         assert products[-1].weight.shape == (32, lm.vocab_size)
 
 
