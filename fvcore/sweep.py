@@ -232,3 +232,16 @@ def _head_activations(lm: LanguageModel, prompts: Sequence[tuple[Sequence[int], 
         own = [heads[layer][row : row + 1, -len(ids) :] for layer in range(lm.n_layers)]
         found.append(by_slot(own, slots).float().cpu())
     return torch.stack(found)
+
+
+@torch.inference_mode()
+def next_token_logits(lm: LanguageModel, prompts: Sequence[Sequence[int]], max_memory: int | None = None) -> Tensor:
+    """What `n`-shot evaluation asks: logits behind the last token of each prompt, in padded batches: (prompt, vocab)."""
+    longest = max(map(len, prompts))
+    each = trial_bytes(lm, longest) + variant_bytes(lm, 1)
+
+    def logits(some: Sequence[Sequence[int]]) -> Tensor:
+        prompt = Prompt.run(lm, some)
+        return prompt.logits(prompt.entered[-1][:, -1:])[:, 0]
+
+    return torch.cat(list(in_chunks(prompts, chunk_size(each, lm.device, len(prompts), max_memory), logits)))

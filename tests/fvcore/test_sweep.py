@@ -122,6 +122,15 @@ def test_injections_at_all_layers_are_those_of_single_passes(family: str, alpha:
             assert float((injected[row, layer] - base[row]).abs().max()) > 1e-2
 
 
+@pytest.mark.parametrize("max_memory", [None, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_padded_batches_are_those_of_single_prompts(family: str, max_memory: int | None) -> None:
+    lm, cases, _ = world(family)
+    found = sweep.next_token_logits(lm, [ids for ids, _, _ in cases], max_memory)
+    for row, (ids, _, _) in zip(found, cases, strict=True):
+        torch.testing.assert_close(row, lm.logits(lm.ids(ids))[0, -1], rtol=0, atol=2e-5)
+
+
 def test_layers_asked_for_are_given_in_rising_order() -> None:
     lm, cases, _ = world("llama")
     vector = torch.ones(lm.d_model)
