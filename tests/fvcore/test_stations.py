@@ -54,7 +54,7 @@ class Bench:
 
         self.lm = lm
         self.trials: FixedTrials = trials_for(lm, N_TRIALS, n_shots=2, edit=longer)
-        self.stations = Pipeline(lm, self.trials, Settings(edit_layer=0, n_top_heads=3))
+        self.stations = Pipeline(lm, self.trials, Settings(edit_layer=0, n_top_heads=3, engine="exact"))
 
     def prompt(self, trial: int = 0, regime: str = "corrupted") -> Prompt:
         return self.stations.prompt(self.trials.trials[trial], regime)
