@@ -32,7 +32,7 @@ from pytest_fvparity import reference_driver as driver
 from pytest_fvparity.reference import Recording, RecordingError
 from tests.pytest_fvparity.stand_in import digests, plant, saved, saved_trials
 
-SRC = Settings(edit_layer=1, n_top_heads=3)
+SRC = Settings(edit_layer=1, n_top_heads=3, engine="exact")
 UPSTREAM = replace(SRC, reference_profile="todd_upstream")
 
 # What a pristine checkout needs before it behaves as a profile says. Stand-ins for missing modules come on top.
