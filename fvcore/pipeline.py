@@ -168,7 +168,9 @@ class Pipeline:
         if self.fast:
             cie = sweep.causal_indirect_effects(self.lm, cases, means, all_classes, self.settings.max_memory)
         else:
-            cie = torch.stack([causal_indirect_effect(self.lm, *case, means, all_classes) for case in cases])
+            cie = torch.stack(
+                [causal_indirect_effect(self.lm, *case, means, all_token_classes=all_classes) for case in cases]
+            )
         aie = average_indirect_effect(cie, self.settings.token_class_idx)
         heads = top_heads(aie, self.settings.n_top_heads)
         return {

@@ -42,7 +42,7 @@ def test_a_plain_install_brings_every_run_time_dependency() -> None:
 
     assert plain == declared
     assert declared == {
-        *("deepdiff", "jinja2", "numpy", "pydantic", "pytest", "pytest-xdist"),
+        *("deepdiff", "fsspec", "jinja2", "numpy", "psutil", "pydantic", "pytest", "pytest-xdist"),
         *("pyyaml", "rich", "safetensors", "torch", "transformers", "typer"),
     }
 

@@ -527,8 +527,10 @@ def test_a_controller_that_is_stopped_leaves_no_pass_it_did_not_see(
     assert on_workers(pytester, world, "-n", "1").ret == pytest.ExitCode.OK
     stop = f"import signal, time; os.kill(os.getppid(), signal.{signal}); time.sleep(5); os._exit(0)"
     plant(pytester, "mean_activations", stop)
+    # A shell's background job ignores SIGINT, and so would the controller that it starts.
+    pytester.makepyfile(listening="import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)")
 
-    result = on_workers(pytester, world, "-n", "1")
+    result = on_workers(pytester, world, "-n", "1", "-p", "listening")
 
     assert result.ret == {"SIGINT": pytest.ExitCode.INTERRUPTED, "SIGKILL": -9}[signal]
     (report,) = reports(pytester)
