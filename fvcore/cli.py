@@ -40,8 +40,7 @@ def trials_make(
     ] = False,
 ) -> None:
     """Sample trials and write them, with the draws and the bytes of the format."""
-    from fvcore import models, trials
-    from fvcore.prompts import BosFacts, PromptTemplate, prompt_at_boundary, require_bos_agreement
+    from fvcore import models, prompts, trials
 
     if prepend_bos_token_used:
         raise trials.TrialsError(
@@ -56,16 +55,9 @@ def trials_make(
         n_trials=n_trials,
         n_shots=n_shots,
         model_name_for_tokenizer=tokenizer,
-        model_prepend_bos=BosFacts.of(loaded).adds_bos if prepend_bos is None else prepend_bos,
+        model_prepend_bos=prompts.BosFacts.of(loaded).adds_bos if prepend_bos is None else prepend_bos,
     )
-    require_bos_agreement(loaded, meta)
-    template = PromptTemplate.of(meta, loaded)
-    file = trials.sample(
-        pairs,
-        meta,
-        answer_ids=lambda prompt, answer: list(prompt_at_boundary(loaded, prompt, answer).answer_ids),
-        prompt_text=template.text,
-    )
+    file = prompts.sample_trials(loaded, pairs, meta)
     folder = Path("datasets", "fixed_trials") if out is None else out
     path = folder if folder.suffix == ".json" else folder / trials.file_name(meta)
     trials.write(path, file)
