@@ -134,7 +134,7 @@ class Setup:
         golden = self.find_golden()
         given = {"edit-layer": self.edit_layer, "top-heads": self.n_top_heads, "token-class": self.token_class_idx}
         words = [f"--fv-{name}={value}" for name, value in given.items() if value is not None]
-        n_trials = n_trials or self.max_trials or self.lock.defaults.max_trials
+        n_trials = n_trials or self.max_trials or min(self.lock.defaults.max_trials, len(self.fixed.trials))
         return [*words, f"--fv-max-trials={n_trials}", *([f"--fv-golden={_root_of(golden)}"] if golden else [])]
 
     def recording(self) -> list[str]:
