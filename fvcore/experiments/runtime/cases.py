@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fvcore.experiments.runtime.errors import StepError
 from fvcore.experiments.runtime.sampled import SampledTrial, SampledTrials
 from fvcore.models import LanguageModel
-from fvcore.prompts import BoundaryError, BosError, Prompt, require_bos_agreement, trial_prompt
+from fvcore.prompts import BosError, BoundaryError, Prompt, require_bos_agreement, trial_prompt
 from fvcore.slots import SlotError, SlotMap, dummy_labels, slot_map
 
 

@@ -25,7 +25,7 @@ STEP_D_LOG = "logs/stepD_aie.log"
 
 
 def q_mean(q_id: str) -> str:
-    return f"artifacts/stepD_mean_acts/qid_{q_id}_clean_mean.pt"
+    return f"artifacts/stepD_mean_acts/qid_{safe_name(q_id)}_clean_mean.pt"
 
 
 def heatmap(name: str) -> str:

@@ -71,7 +71,7 @@ class Measure:
         return found[:, 0], found[:, 1:]
 
     def _exact(self, case: sweep.Case, means: Tensor, heads: Sequence[sweep.Head], tell: Tell) -> Tensor:
-        rows = []
+        rows: list[Tensor] = []
         for layer in sorted({layer for layer, _ in heads}):
             own = [head for head in heads if head[0] == layer]
             readings = effects.target_readings(self.lm, *case, means, own)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from fvcore import trials
+from fvcore.experiments.runtime.errors import StepError
 from fvcore.formats import read_json, write_json
 from fvcore.prompts import BosFacts, PromptTemplate, Tokenizer, prompt_at_boundary, require_verified
 from fvcore.trials import PREFIXES, SEPARATORS, FixedTrials, TemplatePart, Trial, TrialsError, WordPair
@@ -237,7 +238,10 @@ def moved_labels(labels: Sequence[str], rng: random.Random) -> list[str]:
 
 def of_fixed(fixed: FixedTrials, tokenizer: Tokenizer) -> SampledTrials:
     """A fixed-trials file as it stands; its own number of shots and trials count. Raises what `verify` finds first."""
-    require_verified(fixed, tokenizer)
+    try:
+        require_verified(fixed, tokenizer)
+    except TrialsError as error:
+        raise StepError(str(error)) from None
     splits = fixed.file.splits
     words = [
         word

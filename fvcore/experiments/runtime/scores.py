@@ -43,7 +43,7 @@ def population_std(values: Sequence[float]) -> float:
 
 def metrics_of(base: Sequence[float], patch: Sequence[float]) -> Row:
     """The nine metrics of one trial and head from (p, logit, logprob) without and with the head replaced."""
-    row = {}
+    row: Row = {}
     for name, before, after in zip(("p", "logit", "logprob"), base, patch, strict=True):
         row |= {f"{name}_base": before, f"{name}_patch": after, f"delta_{name}": after - before}
     if not all(map(math.isfinite, row.values())):

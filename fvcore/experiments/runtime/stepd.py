@@ -67,7 +67,7 @@ def run(
     write_jsonl(folder / layout.TRIAL_METRICS, [row for one in swept for row in one.rows])
     files += [folder / name for name in (layout.CIE, layout.AIE, layout.TRIAL_METRICS)]
     if not relation:
-        meta = {"source": sampled.meta.source, "model": lm.name, "model_spec": lm.spec.name}
+        meta: dict[str, Any] = {"source": sampled.meta.source, "model": lm.name, "model_spec": lm.spec.name}
         meta |= {"n_trials": len(found.cases), "score_key": settings.score_key, "seed": settings.seed}
         write_json(folder / layout.AIE_JSON, {"meta": meta, "scores": aie})
         files.append(folder / layout.AIE_JSON)
