@@ -41,7 +41,7 @@ class Shown:
     def running(self, step: str, total: int | None) -> Iterator[Tell]:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("time left"), TimeRemainingColumn())
         started = monotonic()
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(f"{self.label}{step}", total=total)
 
             def tell(layer: int, n_rows: int) -> None:

@@ -18,6 +18,7 @@ from fvcore.experiments.runtime.progress import Progressing, Quiet
 from fvcore.experiments.runtime.record import RunRecord, Stage
 from fvcore.experiments.runtime.sampled import ALL, SampledTrials
 from fvcore.experiments.runtime.settings import Settings, identity, settings_of
+from fvcore.formats import FormatError
 from fvcore.models import LanguageModel
 from fvcore.prompts import Tokenizer
 
@@ -46,6 +47,8 @@ def run(
     """
     settings.require_fit(lm)
     plan = _Plan(Measure(lm, settings.engine, settings.max_memory), Folder(root), settings)
+    if source is None and not (plan.folder / layout.SAMPLED).is_file():
+        raise FormatError(f"{plan.folder / layout.SAMPLED}: no such file; `fvcore runtime stepd` makes it")
     stages = [stage for step in steps for stage in plan.stages(step, source)]
     record.begin(plan.folder, stages)
     shown = progress or Quiet()

@@ -15,13 +15,14 @@ from statistics import fmean
 from torch import Tensor
 
 from fvcore.experiments.runtime import layout
+from fvcore.experiments.runtime.clock import now
 from fvcore.experiments.runtime.errors import StepError
 from fvcore.experiments.runtime.layout import Folder
 from fvcore.experiments.runtime.measure import Injected, Measure, Tell, silent
 from fvcore.experiments.runtime.plan import unique_queries, with_replacement
 from fvcore.experiments.runtime.scores import Row, population_std
 from fvcore.experiments.runtime.settings import Settings
-from fvcore.experiments.runtime.zeroshot import Example, now, read
+from fvcore.experiments.runtime.zeroshot import Example, read
 from fvcore.formats import read_json, read_pt, write_json, write_jsonl, write_text
 from fvcore.models import LanguageModel
 from fvcore.prompts import BoundaryError, Prompt

@@ -7,13 +7,13 @@ token that the boundary rule gives.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fvcore.experiments.runtime import layout
+from fvcore.experiments.runtime.clock import now
 from fvcore.experiments.runtime.errors import StepError
 from fvcore.experiments.runtime.layout import Folder
 from fvcore.experiments.runtime.sampled import QId, SampledTrial, SampledTrials
@@ -100,7 +100,3 @@ def _row(
         if getattr(trial, name) is not None
     }
     return row | sources | {"trial_id": trial.trial_id}
-
-
-def now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
