@@ -37,12 +37,11 @@ def test_dataset_draws_are_those_of_the_format() -> None:
         expected = random.Random(3 + i).sample(pairs, 6)
         assert [(p.input, p.output) for p in (*draw.demos, draw.query)] == expected
         assert [p.input for p in draw.corrupted] == [p.input for p in draw.demos]
-        rng = random.Random(3 + i)
-        order = next(
-            o for o in iter(lambda: rng.sample(range(5), 5), None)
-            if all(expected[a][1] != expected[b][1] for a, b in enumerate(o))
-        )  # fmt: skip
-        assert [p.output for p in draw.corrupted] == [expected[j][1] for j in order]
+        rng, labels = random.Random(3 + i), [b for _, b in expected[:5]]
+        order = list(range(5))
+        while any(labels[new] == labels[old] for old, new in enumerate(order)):
+            order = rng.sample(range(5), 5)
+        assert [p.output for p in draw.corrupted] == [labels[j] for j in order]
         assert draw.query_source_index is not None
         assert rows[draw.query_source_index] == expected[5]
         assert [rows[j] for j in draw.demo_source_indices or ()] == expected[:5]
