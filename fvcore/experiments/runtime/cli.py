@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -266,10 +267,10 @@ def _numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     """`0,2,5-7` -> 0, 2, 5, 6, 7."""
     if text is None:
         return None
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text.replace(" ", "")):
+        raise ModelError(f"{option} {text!r}: expected numbers and ranges such as 0,2,5-7")
     found: list[int] = []
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
-            raise ModelError(f"{option} {text!r}: expected numbers and ranges such as 0,2,5-7")
+        first, _, last = part.partition("-")
         found += range(int(first), int(last or first) + 1)
     return tuple(found)
