@@ -83,20 +83,26 @@ def begin(folder: Folder, stages: Sequence[Stage]) -> RunRecord:
     """Record the settings of stages that will run; raises OtherSettings, naming what differs, if the folder has others."""
     record = read(folder)
     plain = {stage.name: json.loads(json.dumps(dict(stage.settings))) for stage in stages}
-    for stage in stages:
-        for name, there in record.stages.items():
-            if name.partition("/")[0] == stage.group and there.settings != plain[stage.name]:
-                raise OtherSettings(
-                    f"{folder.root} holds results of other settings: {_differences(name, there.settings, plain[stage.name])}."
-                    " Results of different settings are never mixed: use another --out, or remove the folder"
-                )
+    if differences := _differences(record, {stage.group: plain[stage.name] for stage in stages}):
+        raise OtherSettings(
+            f"{folder.root} holds results of other settings: {'; '.join(differences)}. Results of different settings are "
+            "never mixed: use another --out, or remove the folder"
+        )
     known = {name: StageRecord(settings=settings) for name, settings in plain.items()} | record.stages
     return _write(folder, record, known)
 
 
-def _differences(name: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    keys = [key for key in (*there, *now) if there.get(key) != now.get(key)]
-    return "; ".join(f"{name} {key} is {there.get(key)!r}, now {now.get(key)!r}" for key in dict.fromkeys(keys))
+def _differences(record: RunRecord, groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Each setting that differs, once, with the stages that depend on it."""
+    found: dict[str, list[str]] = {}
+    for name, there in record.stages.items():
+        group = name.partition("/")[0]
+        now = groups.get(group, there.settings)
+        for key in dict.fromkeys((*there.settings, *now)):
+            before, after = there.settings.get(key), now.get(key)
+            if before != after:
+                found.setdefault(f"{key} is {before!r}, now {after!r}", []).append(group)
+    return [f"{what} ({', '.join(dict.fromkeys(stages))})" for what, stages in found.items()]
 
 
 def is_done(folder: Folder, stage: Stage) -> bool:

@@ -135,8 +135,7 @@ def test_a_run_killed_in_a_stage_goes_on_to_the_same_bytes(
 
 
 def test_a_changed_input_runs_what_reads_it(llama: LanguageModel, copy: Folder) -> None:
-    value = read_json(copy / layout.FV_META)
-    write_json(copy / layout.FV_META, value | {"fv_type": "qid"})
+    write_pt(copy / layout.FV, {"fv_global_resid": 2 * read_pt(copy / layout.FV)["fv_global_resid"]})
 
     seen = Seen()
     run(llama, copy.root, SETTINGS, steps=["step6"], progress=seen)
@@ -155,12 +154,12 @@ def test_progress_counts_every_row(llama: LanguageModel, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"topk": 8}, "stepe topk is 7, now 8"),
-        ({"alpha": 2.0}, "alpha is 1.0, now 2.0"),
-        ({"seed": 1}, "stepd seed is 0, now 1"),
-        ({"n_eval": 3}, "step6 n_eval is 50, now 3"),
+        ({"topk": 8}, r"topk is 7, now 8 \(heatmap, stepe\)"),
+        ({"alpha": 2.0}, r"alpha is 1\.0, now 2\.0 \(stepe, step6\)"),
+        ({"seed": 1}, r"seed is 0, now 1 \(stepd, stepe, step6\)"),
+        ({"n_eval": 3}, r"n_eval is 50, now 3 \(step6\)"),
         ({"zeroshot_trailing_space": True}, "zeroshot_trailing_space is False, now True"),
-        ({"layers": (0, 1, 2, 3)}, "stepd layers is None, now"),
+        ({"layers": (0, 1, 2, 3)}, r"layers is None, now \[0, 1, 2, 3\] \(stepd\)"),
         ({"engine": "exact"}, "engine is 'fast', now 'exact'"),
     ],
 )
@@ -185,7 +184,7 @@ def test_a_layer_alone_shares_its_settings_with_all(llama: LanguageModel, copy: 
     before = bytes_of(copy)
     one = SETTINGS.model_copy(update={"edit_layer": 3})
     assert again(llama, copy, one) == []
-    with pytest.raises(OtherSettings, match=r"step6.* alpha is 1\.0, now 2\.0"):
+    with pytest.raises(OtherSettings, match=r"alpha is 1\.0, now 2\.0 \(step6\)"):
         run(llama, copy.root, one.model_copy(update={"alpha": 2.0}), steps=["step6"])
     assert {k: v for k, v in bytes_of(copy).items() if k != layout.RUN_META} == {
         k: v for k, v in before.items() if k != layout.RUN_META
