@@ -128,7 +128,7 @@ class _Plan:
             run_id = record.digest(of_stepd.settings)[:12] if of_stepd else ""
             return stepe.run(self.measure, self.sampled, self.settings, self.folder, run_id, tell)
 
-        reads = (layout.SAMPLED, *stepe.SCORE_FILES, *stepe.MEAN_FILES)
+        reads = (layout.SAMPLED, *stepe.SCORE_FILES, *stepe.MEAN_FILES, layout.MEANS_META)
         return [Stage("stepe", self._settings("stepe"), reads, work)]
 
     def _zeroshot(self) -> list[Stage]:

@@ -31,6 +31,7 @@ TAIL = 16  # ids of a tail
 CHARACTERS = 30
 SLOT_RULE = "last token of the prompt (seq_len - 1)"
 GLOBAL = "__global__"
+DEBUG = "artifacts/step6/step6_target_id_debug_{}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ def run(measure: Measure, settings: Settings, folder: Folder, tell: Tell = silen
     Raises StepError, after writing `step6_target_id_debug_<i>.json`, where a stored target is not what the tokenizer gives.
     """
     lm = measure.lm
+    for stale in folder.names(DEBUG.format("*")):
+        (folder / stale).unlink()
     vector, examples = read_vector(folder, lm), read(folder / layout.ZERO_SHOT)
     pick = with_replacement if settings.with_replacement else unique_queries
     chosen = pick(examples, settings.n_eval, settings.seed)
@@ -93,7 +96,7 @@ def read_vector(folder: Folder, lm: LanguageModel) -> Vector:
 
 
 def _checked(lm: LanguageModel, folder: Folder, i: int, example: Example) -> Prompt:
-    name = f"artifacts/step6/step6_target_id_debug_{i}.json"
+    name = DEBUG.format(i)
     key = f"example {i} (q_id {example.q_id}, trial {example.trial_id}:{example.trial_idx})"
     try:
         prompt = example.prompt(lm.tokenizer)

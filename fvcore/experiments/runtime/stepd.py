@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fvcore.engines import why_not_fast
 from fvcore.experiments.runtime import layout
 from fvcore.experiments.runtime.cases import Case, Cases
 from fvcore.experiments.runtime.cases import of as cases_of
@@ -196,6 +197,8 @@ def _log(measure: Measure, found: Cases, sampled: SampledTrials, settings: Setti
         f"d_model {lm.d_model}, {lm.dtype} on {lm.device.type}, engine {measure.used}",
         f"layers {settings.layers_of(lm)}, heads {settings.heads_of(lm)}",
     ]
+    if settings.engine != measure.used:
+        lines.append(f"engine {settings.engine} does not hold for this model: {why_not_fast(lm)}")
     if meta.source == "fixed_trials_override":
         lines.append(f"fixed trials set n_shots {meta.n_shots} and n_trials {n}; labels are shuffled in the file")
     lines += [

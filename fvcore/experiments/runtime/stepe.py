@@ -75,7 +75,7 @@ def run(
     }
     write_json(folder / layout.FV_META, fv_meta)
     write_json(
-        folder / layout.STEP_E_EVAL, meta_of_eval(meta, settings) | _eval(measure, sampled, settings, by_layer, tell)
+        folder / layout.STEP_E_EVAL, _meta_of_eval(meta, settings) | _eval(measure, sampled, settings, by_layer, tell)
     )
     written = (layout.TOP_HEADS, layout.FV_BY_LAYER, layout.FV, layout.FV_META, layout.STEP_E_EVAL)
     return [folder / name for name in written]
@@ -167,7 +167,7 @@ def _head(row: Row, score_key: str, n_trials: int) -> Row:
 # ---------------------------------------------------------------- its evaluation in head space
 
 
-def meta_of_eval(meta: Row, settings: Settings) -> Row:
+def _meta_of_eval(meta: Row, settings: Settings) -> Row:
     more = {
         "space": "head",
         "n_eval_trials": N_EVAL_TRIALS,

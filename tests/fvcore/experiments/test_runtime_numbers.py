@@ -13,6 +13,7 @@ import torch
 from fvcore import trials
 from fvcore.artifacts import tensor_leaf
 from fvcore.effects import average_indirect_effect
+from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.experiments.runtime import layout, stepe
 from fvcore.experiments.runtime.layout import Folder
 from fvcore.experiments.runtime.run import STEPS, run
@@ -183,3 +184,32 @@ def test_summaries_are_means_of_their_rows(done: Folder, lm: LanguageModel) -> N
     assert value["best_layer"] == max(range(lm.n_layers), key=best.__getitem__)
     assert value["best_score"] == max(best)
     assert value["completed_layers"] == value["expected_layers"] == list(range(lm.n_layers))
+
+
+# ---------------------------------------------------------------- other families
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gptj", "gpt_neox"])
+def test_every_kind_of_model_goes_all_the_way(family: str, tmp_path: Path) -> None:
+    """Heads x width other than the residual stream's; blocks that return tuples; biases in parallel blocks."""
+    lm = random_lm(family)
+    fixed = trials_for(lm, n_trials=3, n_shots=3, seed=2)
+    trials.write(tmp_path / "ft.json", fixed.file)
+    folder = Folder(tmp_path / "run")
+    steps = [step for step in STEPS if step != "heatmap"]
+    run(lm, folder.root, Settings(topk=3, n_eval=2), FixedSource(tmp_path / "ft.json"), steps)
+
+    chosen = json.loads((folder / layout.TOP_HEADS).read_text())["heads"]
+    heads = [(head["layer"], head["head"]) for head in chosen]
+    vector = read_pt(folder / layout.FV)["fv_global_resid"]
+    assert torch.equal(vector, function_vector(lm, read_pt(folder / layout.MEANS), heads))
+    evaluation = json.loads((folder / layout.STEP_E_EVAL).read_text())
+    if lm.n_heads * lm.d_head == lm.d_model:
+        assert evaluation["overall"]["n"] == 20 * lm.n_layers
+    else:
+        assert evaluation["overall"] is None
+        assert "head space is 48 wide, the residual stream 32" in evaluation["note"]
+    for row in rows_of(folder / f"{layout.layer_dir(1)}/eval_trials.jsonl"):
+        expected = inject(lm, lm.tokenizer(row["prompt"]).input_ids, row["target_id"], vector, 1)
+        assert row["logprob_with"] == pytest.approx(expected.with_logprob, abs=1e-4)
+        assert row["pred_id_with"] == int(expected.with_logits.argmax())
