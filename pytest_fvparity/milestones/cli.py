@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -94,10 +95,21 @@ def milestone(
         word = "[green]PASS[/]" if outcome.passed else "[red]FAIL[/]"
         console.print(f"{name} {word}", end=" ")
         console.print(outcome.message, soft_wrap=True, markup=False)
-        for file in outcome.files:
-            console.print(f"   {_short(file)}", soft_wrap=True, markup=False)
+        for line in _told(outcome.files):
+            console.print(f"   {line}", soft_wrap=True, markup=False)
     if not passed:
         raise typer.Exit(1)
+
+
+MANY = 8
+
+
+def _told(files: list[Path]) -> list[str]:
+    """The files, or how many there are of each folder."""
+    if len(files) <= MANY:
+        return [_short(file) for file in files]
+    folders = Counter(file.parent for file in files)
+    return [f"{_short(folder)}: {n} file{'s' if n > 1 else ''}" for folder, n in folders.items()]
 
 
 def _short(path: Path) -> str:

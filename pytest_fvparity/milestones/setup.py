@@ -75,6 +75,15 @@ class Setup:
             "dtype": self.dtype,
         }
 
+    def raw_dataset(self) -> Path:
+        """What the trials were drawn from: as given, else where the file says, else as it ships."""
+        named = self.dataset_json or Path(self.fixed.meta.dataset_json)
+        places = [named, shipped_root() / named]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise Failed(f"the raw dataset {named} is not here: --dataset-json FILE")
+        return found
+
     def chosen(self, name: str) -> int:
         """As given, else as the golden has it, else the lock's."""
         given: int | None = getattr(self, name)

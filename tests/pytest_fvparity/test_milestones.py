@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from fvcore import trials
+from fvcore import models, trials
+from fvcore.embedded.random_models import PAIRS
 from fvcore.formats import FormatError, read_pt
 from pytest_fvparity.golden import Golden
 from pytest_fvparity.milestones import m3_reference, state
@@ -36,13 +37,18 @@ def lock_of(world: World, folder: Path, **locked: Any) -> Lock:
 
 
 def setup_in(folder: Path, world: World) -> Setup:
+    pairs = folder / "pairs.json"
+    pairs.write_text(json.dumps([{"input": a, "output": b} for a, b in PAIRS]))
     return Setup(
         model=str(world.model),
         trials=world.trials[0],
         lock=lock_of(world, folder),
         root=folder,
         layout_kind="plan",
+        dataset_json=pairs,
         golden=world.golden,
+        topk=4,
+        n_eval=5,
     )
 
 
@@ -59,7 +65,7 @@ def walked(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Setu
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         setup = setup_in(folder, world)
-        return setup, dict(run_all(["M0", "M1", "M2", "M3", "M5"], setup))
+        return setup, dict(run_all(["M0", "M1", "M2", "M3", "M4", "M5"], setup))
 
 
 def mean_activations_off(folder: Path) -> None:
@@ -74,7 +80,7 @@ def test_the_plans_way_delivers_the_plans_files(walked: tuple[Setup, dict[str, O
     setup, outcomes = walked
 
     assert {name: outcome.passed for name, outcome in outcomes.items()} == dict.fromkeys(outcomes, True)
-    assert list(outcomes) == ["M0", "M1", "M2", "M3", "M5"]
+    assert list(outcomes) == ["M0", "M1", "M2", "M3", "M4", "M5"]
     fixed = setup.fixed
     results, runs = (setup.root / top / fixed.dataset / fixed.id for top in ("results", "results_fv"))
     assert {path.name for path in results.iterdir()} == {
@@ -95,8 +101,45 @@ def test_the_plans_way_delivers_the_plans_files(walked: tuple[Setup, dict[str, O
     diff = json.loads((setup.root / "results_fv" / fixed.dataset / "src_vs_fv_diff_report.json").read_text())
     assert diff["first_divergence"] is None
     known = state.read(setup.layout.state)
-    assert set(known) == {"M0", "M1", "M2", "M3", "M5"}
+    assert set(known) == {"M0", "M1", "M2", "M3", "M4", "M5"}
     assert all(len(digest) == 64 for ended in known.values() for digest in ended.files.values())
+
+
+def test_the_runtime_delivers_from_both_kinds_of_trials(walked: tuple[Setup, dict[str, Outcome]]) -> None:
+    setup, outcomes = walked
+
+    for source in ("fixed_trials", "dataset_sampled"):
+        folder = setup.layout.runs / "runtime" / source / "artifacts"
+        assert read_pt(folder / "mean_activations.pt").ndim == 4
+        vector = read_pt(folder / "fv_global_resid.pt")["fv_global_resid"]
+        assert vector.ndim == 1
+        assert len(json.loads((folder / "top_heads.json").read_text())["heads"]) == 4
+        for layer in range(2):
+            written = {path.name for path in (folder / f"step6/layer_{layer}").iterdir()}
+            assert {"eval_summary.json", "eval_trials.jsonl", "eval_meta.json"} < written
+            assert any(name.startswith("step6_results_") for name in written)
+    assert len(outcomes["M4"].files) == 2 * (7 + 2 * 4)
+
+
+def test_the_runtime_is_refused_another_model_than_the_suite_saw(
+    walked: tuple[Setup, dict[str, Outcome]], setup: Setup, world: World
+) -> None:
+    shutil.copytree(walked[0].layout.runs, setup.layout.runs)
+    shutil.rmtree(setup.layout.runs / "runtime")
+    other = setup.root / "other"
+    shutil.copytree(world.model, other)
+    lm = models.load(str(other))
+    with torch.no_grad():
+        next(lm.hf.parameters()).mul_(1.001)
+    lm.hf.save_pretrained(other)
+    known = json.loads(setup.layout.state.read_text())
+    known["M2"]["settings"]["model"] = str(other)
+    setup.layout.state.write_text(json.dumps(known))
+
+    outcome = run("M4", replace(setup, model=str(other)))
+
+    assert not outcome.passed
+    assert "has other weights than the model that M2 compared" in outcome.message
 
 
 def test_the_dump_says_of_every_trial_what_the_golden_says(world: World) -> None:
