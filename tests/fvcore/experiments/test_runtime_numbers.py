@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fvcore.effects import average_indirect_effect
 from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.experiments.runtime import layout, stepe
 from fvcore.experiments.runtime.layout import Folder
+from fvcore.experiments.runtime.measure import Measure
 from fvcore.experiments.runtime.run import STEPS, run
 from fvcore.experiments.runtime.sampled import FixedSource
 from fvcore.experiments.runtime.scores import read_scores
@@ -149,6 +151,30 @@ def test_the_evaluation_in_head_space_is_that_of_its_vectors(
     idle = [str(layer) for layer, vector in by_layer.items() if not vector.any()]
     assert idle
     assert all(value["per_layer"][layer]["any_nonzero"] is False for layer in idle)
+
+    layer = next(layer for layer, vector in by_layer.items() if vector.any())
+    sampled = json.loads((folder / layout.SAMPLED).read_text())["trials"]
+    drawn = [random.Random(i).choice(sampled) for i in range(20)]
+    moved = {}
+    for trial in {trial["trial_idx"]: trial for trial in drawn}.values():
+        ids, target = lm.tokenizer(trial["corrupted_prompt_str"]).input_ids, trial["target_first_token_id"]
+        found = inject(lm, ids, target, by_layer[layer], layer)
+        moved[trial["trial_idx"]] = float(found.with_logits[target] - found.base_logits[target])
+    deltas = torch.tensor([moved[trial["trial_idx"]] for trial in drawn], dtype=torch.float64)
+    assert value["per_layer"][str(layer)]["mean_delta_logit"] == pytest.approx(deltas.mean().item(), abs=2e-5)
+    assert value["per_layer"][str(layer)]["std_delta_logit"] == pytest.approx(deltas.std(correction=0).item(), abs=2e-5)
+
+
+@pytest.mark.parametrize("engine", ["fast", "exact"])
+def test_alpha_says_how_strongly(engine: str, done: Folder, lm: LanguageModel) -> None:
+    vector, layers = read_pt(done / layout.FV)["fv_global_resid"], [1, 4]
+    prompts = [lm.tokenizer(text).input_ids for text in ("Q: hot\nA:", "Q: transparent\nA:")]
+    found = Measure(lm, engine).injected(prompts, [5, 7], vector, layers, alpha=-0.5)
+    for i, (ids, target) in enumerate(zip(prompts, (5, 7), strict=True)):
+        for j, layer in enumerate(layers):
+            expected = inject(lm, ids, target, vector, layer, alpha=-0.5)
+            assert float(found.injected[i, j, 2]) == pytest.approx(expected.with_logprob, abs=2e-5)
+            assert abs(expected.delta_logprob) > 1e-3
 
 
 def test_step6_is_injection(world: tuple[Folder, dict[str, Any], bool], lm: LanguageModel) -> None:
