@@ -18,6 +18,7 @@ from pytest_fvparity.checks import STAGES, TITLES, Memory
 from pytest_fvparity.drill.found import lines as drill_lines
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.options import OPTIONS_KEY
+from pytest_fvparity.place import title_of
 
 if TYPE_CHECKING:
     from pytest_fvparity.checks import ParityRun
@@ -224,4 +225,4 @@ class StageItem(pytest.Function):
         return super().repr_failure(excinfo)
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        return self.path, 0, f"{self.path.stem} :: {TITLES[self.name]}"
+        return self.path, 0, f"{title_of(self.path)} :: {TITLES[self.name]}"

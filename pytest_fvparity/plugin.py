@@ -32,6 +32,7 @@ from pytest_fvparity.items import (
     status_of,
 )
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
+from pytest_fvparity.place import place_of, title_of
 from pytest_fvparity.scheduler import Workers, chosen_dist
 from pytest_fvparity.session import ParityReporter, known_failures
 
@@ -144,7 +145,8 @@ def _trials_files(config: pytest.Config, parsed: ParityOptions) -> list[Path]:
     config.args += [str(path) for path in wanted if str(path) not in config.args]
     files = list(dict.fromkeys([*named, *wanted]))
     for path in files:
-        if others := [str(other) for other in files if other.stem == path.stem and other != path]:
+        same = [other for other in files if other.stem == path.stem and other != path]
+        if others := [str(other) for other in same if place_of(other) == place_of(path)]:
             raise pytest.UsageError(
                 f"two trials files of one name, whose goldens and reports would be mixed up: {path}, {others[0]}; "
                 "run them one at a time, or rename one"
@@ -182,7 +184,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         parsed = metafunc.config.stash[OPTIONS_KEY]
         files = metafunc.config.stash[_TRIALS_KEY] or parsed.trials
         paths = sorted(files) or [parsed.default_trials()]
-        metafunc.parametrize("fv_trials", paths, indirect=True, ids=[path.stem for path in paths])
+        metafunc.parametrize("fv_trials", paths, indirect=True, ids=[title_of(path) for path in paths])
     if "fv_check_key" in metafunc.fixturenames:
         metafunc.parametrize("fv_check_key", CHECK_KEYS, indirect=True)
 
