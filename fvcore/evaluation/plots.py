@@ -16,6 +16,7 @@ from fvcore.evaluation.results import Result
 from fvcore.formats import write_bytes
 
 WIDTH, HEIGHT, DPI = 7.0, 4.0, 150  # inches, inches, dots an inch
+BAR = 0.24  # inches
 
 
 def available() -> bool:
@@ -24,12 +25,14 @@ def available() -> bool:
 
 def draw(report: Report, folder: Path) -> list[Path]:
     """The pictures that the report has figures for; returns the files written."""
-    pictures: dict[str, Callable[[Any], None]] = {}
+    heading = f"{report.task.name} on {report.model.name}"
+    written = []
     if report.layers:
-        pictures["layers.png"] = lambda axes: layer_curve(axes, report.layers)
-    if bars := [*report.baseline, *report.nshot]:
-        pictures["nshot.png"] = lambda axes: shot_bars(axes, bars)
-    return [_picture(folder / name, paint, report) for name, paint in pictures.items()]
+        written.append(_picture(folder / "layers.png", heading, HEIGHT, lambda axes: layer_curve(axes, report.layers)))
+    if bars := report.nshot or report.baseline:
+        height = 1.0 + BAR * len(bars)
+        written.append(_picture(folder / "nshot.png", heading, height, lambda axes: shot_bars(axes, bars)))
+    return written
 
 
 def layer_curve(axes: Any, results: Sequence[Result]) -> None:
@@ -51,24 +54,33 @@ def layer_curve(axes: Any, results: Sequence[Result]) -> None:
 
 
 def shot_bars(axes: Any, results: Sequence[Result]) -> None:
+    """A bar a condition, in one colour a vector, with its interval."""
+    vectors = list(dict.fromkeys(result.vector for result in results))
     heights = [result.accuracy for result in results]
     ends = [(result.summary["top1_low"], result.summary["top1_high"]) for result in results]
     below = [max(0.0, height - low) for height, (low, _) in zip(heights, ends, strict=True)]
     above = [max(0.0, high - height) for height, (_, high) in zip(heights, ends, strict=True)]
-    axes.barh(range(len(results)), heights, xerr=[below, above], capsize=3, height=0.7)
+    axes.barh(
+        range(len(results)),
+        heights,
+        xerr=[below, above],
+        capsize=2,
+        height=0.7,
+        color=[f"C{vectors.index(r.vector)}" for r in results],
+    )
     labels = [f"{title(result)} (n={len(result.ranks)})" for result in results]
     axes.set_yticks(range(len(results)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel="accuracy of the first token", xlim=(0, 1.02))
 
 
-def _picture(path: Path, paint: Callable[[Any], None], report: Report) -> Path:
+def _picture(path: Path, heading: str, height: float, paint: Callable[[Any], None]) -> Path:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     paint(axes)
-    axes.set_title(f"{report.task.name} on {report.model.name}", fontsize=10)
+    axes.set_title(heading, fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     write_bytes(path, buffer.getvalue())
