@@ -34,41 +34,40 @@ def accuracy(results: Sequence[Result]) -> float:
     return fmean(rank == 0 for result in results for rank in result.ranks)
 
 
+Curves = dict[tuple[str | None, str, int | None], float]
+OTHER_HEADS = [f"other heads {seed}" for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def curves() -> Curves:
+    """tiny-llama, whose function vectors emerged: accuracy by vector, labels and layer, over three draws of questions.
+
+    The vectors: that of the four best heads, and four of as many other heads.
+    """
+    made, lm = worlds.vector_of_best_heads("tiny-llama"), worlds.model("tiny-llama")
+    others = {name: of_random_heads(lm, made.means, made.heads, seed) for seed, name in enumerate(OTHER_HEADS)}
+    found = [r for seed in SEEDS for r in sweep_layers(worlds.bench(seed=seed), {"fv": made.vector} | others, 10)]
+    keys = dict.fromkeys((result.vector, result.labels, result.layer) for result in found)
+    return {key: accuracy([r for r in found if (r.vector, r.labels, r.layer) == key]) for key in keys}
+
+
 class TestPattern:
-    """tiny-llama, whose function vectors emerged: the vector of its four best heads, over three draws."""
-
-    @pytest.fixture(scope="class")
-    def benches(self) -> list[Bench]:
-        return [worlds.bench(seed=seed) for seed in SEEDS]
-
-    @pytest.fixture(scope="class")
-    def curves(self, benches: list[Bench]) -> dict[tuple[str | None, str, int | None], float]:
-        """Accuracy by vector, labels and layer."""
-        made, lm = worlds.vector_of_best_heads("tiny-llama"), benches[0].lm
-        vectors = {"fv": made.vector, "other heads": of_random_heads(lm, made.means, made.heads, 0)}
-        found = [result for bench in benches for result in sweep_layers(bench, vectors, 10)]
-        keys = dict.fromkeys((result.vector, result.labels, result.layer) for result in found)
-        return {key: accuracy([r for r in found if (r.vector, r.labels, r.layer) == key]) for key in keys}
-
-    def test_demonstrations_teach_and_shuffled_ones_do_not(self, benches: list[Bench], curves: Any) -> None:
-        assert accuracy([bench.ask(10, "clean")[0] for bench in benches]) == 1
-        assert curves[None, "clean", None] <= 0.2
-        assert curves[None, "shuffled", None] <= 0.35
+    def test_demonstrations_teach_and_shuffled_ones_do_not(self, curves: Curves) -> None:
+        assert accuracy([worlds.bench(seed=seed).ask(10, "clean")[0] for seed in SEEDS]) == 1
+        assert curves[None, "clean", None] <= 0.1
+        assert curves[None, "shuffled", None] <= 0.2
 
     @pytest.mark.parametrize("labels", ["clean", "shuffled"])
-    def test_the_vector_stands_in_for_them_in_early_blocks(self, curves: Any, labels: str) -> None:
-        assert curves["fv", labels, EARLY] >= 0.7
+    def test_the_vector_stands_in_for_them_in_early_blocks_alone(self, curves: Curves, labels: str) -> None:
+        curve = [curves["fv", labels, layer] for layer in range(6)]
+        assert min(curve[:2]) > 0.75
+        assert 0.3 < curve[2] < 0.75
+        assert max(curve[3:]) < 0.3
+        assert curve[1:] == sorted(curve[1:], reverse=True)
 
-    def test_the_curve_falls_to_nothing(self, curves: Any) -> None:
-        curve = [curves["fv", "clean", layer] for layer in range(6)]
-        assert min(curve[:2]) > 0.7 > max(curve[3:])
-        assert curve[2:] == sorted(curve[2:], reverse=True)
-        assert curve[-1] <= 0.1
-
-    @pytest.mark.parametrize("layer", range(6))
-    def test_other_heads_do_nothing_of_the_kind(self, curves: Any, layer: int) -> None:
-        assert abs(curves["other heads", "clean", layer] - curves[None, "clean", None]) <= 0.1
-        assert abs(curves["other heads", "shuffled", layer] - curves[None, "shuffled", None]) <= 0.1
+    @pytest.mark.parametrize("name", OTHER_HEADS)
+    def test_other_heads_do_nothing_of_the_kind(self, curves: Curves, name: str) -> None:
+        assert max(value for (vector, _, _), value in curves.items() if vector == name) <= 0.2
 
 
 class TestFilter:
