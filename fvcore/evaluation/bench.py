@@ -11,7 +11,7 @@ from torch import Tensor
 from fvcore.engines import ENGINES, why_not_fast
 from fvcore.evaluation import scores
 from fvcore.evaluation.asking import WITHOUT, Arm, targets
-from fvcore.evaluation.draws import Labels, Question, questions
+from fvcore.evaluation.draws import Labels, Question, pair, questions
 from fvcore.evaluation.generation import generated_ids
 from fvcore.evaluation.likelihood import answer_nlls
 from fvcore.evaluation.results import Generated, Result
@@ -28,7 +28,7 @@ from fvcore.prompts import (
     prompt_at_boundary,
     require_bos_agreement,
 )
-from fvcore.trials import PREFIXES, SEPARATORS, Meta, TemplatePart
+from fvcore.trials import PREFIXES, SEPARATORS, Meta, TemplatePart, WordPair
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +95,18 @@ class Bench:
         return PromptTemplate.of(meta, self.lm.tokenizer, UPSTREAM_BOS_TEXT if writes_bos else "")
 
     def prompts(self, asked: Sequence[Question]) -> list[Prompt]:
-        return [self._prompt(question) for question in asked]
+        return [self._prompt(q.demos, q.query, f"{self.split} question {q.position}") for q in asked]
 
-    def _prompt(self, question: Question) -> Prompt:
-        text = self._prompt_template.text(question.demos, question.query.input)
+    def answer_tokens(self) -> set[int]:
+        """Ids that answers of the task begin with, each at the boundary of its zero-shot prompt; of all rows."""
+        return {self._prompt((), pair(row), f"row {at}").target_id for at, row in enumerate(self.task.rows)}
+
+    def _prompt(self, demos: Sequence[WordPair], query: WordPair, where: str) -> Prompt:
+        text = self._prompt_template.text(demos, query.input)
         try:
-            return prompt_at_boundary(self.lm.tokenizer, text, question.query.output)
+            return prompt_at_boundary(self.lm.tokenizer, text, query.output)
         except BoundaryError as error:
-            where = f"{self.task.name}, {self.split} question {question.position}, template {self.template.name}"
-            raise BoundaryError(f"{where}: {error}") from None
+            raise BoundaryError(f"{self.task.name}, {where}, template {self.template.name}: {error}") from None
 
     def ask(
         self,

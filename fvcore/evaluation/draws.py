@@ -47,7 +47,7 @@ def questions(
         )
     rng = np.random.RandomState(seed)
     return [
-        _question(position, asked[position], _demos(train, n_shots, labels, rng))
+        Question(position, _demos(train, n_shots, labels, rng), pair(asked[position]), asked[position].answers)
         for position in sorted(range(len(asked)) if positions is None else positions)
     ]
 
@@ -55,18 +55,15 @@ def questions(
 def _demos(train: Sequence[Example], n_shots: int, labels: Labels, rng: np.random.RandomState) -> tuple[WordPair, ...]:
     if n_shots == 0:
         return ()
-    pairs = [_pair(train[i]) for i in rng.choice(len(train), n_shots, replace=False)]
+    demos = [pair(train[i]) for i in rng.choice(len(train), n_shots, replace=False)]
     if labels == "clean":
-        return tuple(pairs)
+        return tuple(demos)
     return tuple(
-        WordPair(input=pair.input, output=pairs[i].output)
-        for pair, i in zip(pairs, rng.permutation(n_shots), strict=True)
+        WordPair(input=demo.input, output=demos[i].output)
+        for demo, i in zip(demos, rng.permutation(n_shots), strict=True)
     )
 
 
-def _question(position: int, example: Example, demos: tuple[WordPair, ...]) -> Question:
-    return Question(position, demos, _pair(example), example.answers)
-
-
-def _pair(example: Example) -> WordPair:
+def pair(example: Example) -> WordPair:
+    """A row as a prompt shows it."""
     return WordPair(input=f" {example.input}", output=f" {example.answers[0]}")

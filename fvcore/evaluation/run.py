@@ -13,8 +13,7 @@ from torch import Tensor
 from fvcore import trials as fixed_trials
 from fvcore.evaluation import nshot, portability
 from fvcore.evaluation.bench import Bench
-from fvcore.evaluation.decoding import WAYS, share_among, top_tokens
-from fvcore.evaluation.draws import questions
+from fvcore.evaluation.decoding import WAYS, top_tokens
 from fvcore.evaluation.layers import sweep_layers
 from fvcore.evaluation.report import Asked, ModelFacts, Portable, Report, TaskFacts, TokenRow, VectorFacts
 from fvcore.evaluation.vector_files import CONTROLS, VECTOR, computed, gaussian, of_random_heads, read_vector
@@ -98,19 +97,13 @@ def token_rows(bench: Bench, vectors: Mapping[str, Tensor], k: int) -> list[Toke
             text=token.text,
             logit=token.logit,
             probability=token.probability,
-            is_answer=bool(share_among([token], answers)),
+            is_answer=token.token_id in answers,
         )
-        for answers in [first_tokens(bench)]
+        for answers in [bench.answer_tokens()]
         for name, vector in vectors.items()
         for way in WAYS
         for rank, token in enumerate(top_tokens(bench.lm, vector, k, way))
     ]
-
-
-def first_tokens(bench: Bench) -> set[int]:
-    """Of all answers in the split, at the boundary of their zero-shot prompts."""
-    asked = questions(bench.task, 0, "clean", bench.seed, split=bench.split)
-    return {prompt.target_id for prompt in bench.prompts(asked)}
 
 
 def _vectors(

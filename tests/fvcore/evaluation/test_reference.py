@@ -118,9 +118,10 @@ def test_under_another_template(bench: Bench, name: str, recorded: dict[str, Any
 
 
 @pytest.mark.parametrize("regime", ["zero_shot", "clean"])
-def test_generated_answers(bench: Bench, name: str, recorded: dict[str, Any], regime: str) -> None:
+def test_generated_answers(name: str, recorded: dict[str, Any], regime: str) -> None:
     n_shots, labels = REGIMES[regime]
-    found = replace(bench, generate=True).ask(n_shots, labels, None, fv(name), [LAYER])  # type: ignore[arg-type]
+    bench = worlds.bench(name, SEED, reference_profile="todd_upstream", generate=True)
+    found = bench.ask(n_shots, labels, None, fv(name), [LAYER])  # type: ignore[arg-type]
 
     for result, kind in zip(found, ("clean", "intervention"), strict=True):
         assert result.generated is not None
