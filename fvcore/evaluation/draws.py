@@ -20,6 +20,11 @@ Labels: TypeAlias = Literal["clean", "shuffled"]
 LABELS: tuple[Labels, ...] = ("clean", "shuffled")
 
 
+def without_help(n_shots: int) -> list[tuple[int, Labels]]:
+    """Prompts that do not show the task: zero-shot, and n shuffled demonstrations where there are several to shuffle."""
+    return [(0, "clean"), (n_shots, "shuffled")] if n_shots > 1 else [(0, "clean")]
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A query behind demonstrations. Words carry their leading space; `answers` do not."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from fvcore.evaluation.bench import Bench
-from fvcore.evaluation.draws import Labels
+from fvcore.evaluation.draws import without_help
 from fvcore.evaluation.results import Result
 
 
@@ -23,5 +23,5 @@ def sweep_layers(
 ) -> list[Result]:
     """Each vector at each layer (all by default), and without: zero-shot, then behind n shuffled demonstrations."""
     every = range(bench.lm.n_layers) if layers is None else layers
-    regimes: list[tuple[int, Labels]] = [(0, "clean"), (n_shots, "shuffled")] if n_shots else [(0, "clean")]
-    return [result for n, labels in regimes for result in bench.ask(n, labels, kept, vectors, every)]
+    prompts = without_help(n_shots)
+    return [result for n, labels in prompts for result in bench.ask(n, labels, kept, vectors, every)]

@@ -24,13 +24,13 @@ class NShot:
 def evaluate(
     bench: Bench, shots: Sequence[int], vectors: Mapping[str, Tensor], layer: int, filtered: bool = True
 ) -> NShot:
-    """All numbers of shots, with clean labels and, from one shot on, with shuffled ones.
+    """All numbers of shots, with clean labels and, from two shots on, with shuffled ones.
 
     filtered: questions are those that the model gets right behind the largest number of clean demonstrations.
     """
     rising = sorted(set(shots))
     baseline = [bench.ask(n, "clean")[0] for n in rising]
     kept = bench.kept(baseline[-1]) if filtered else bench.positions
-    regimes = [(n, labels) for n in rising for labels in LABELS if n or labels == "clean"]
+    regimes = [(n, labels) for n in rising for labels in LABELS if n > 1 or labels == "clean"]
     found = [bench.ask(n, labels, kept, vectors, [layer]) for n, labels in regimes] if vectors else []
     return NShot(baseline, [result for results in found for result in results], kept)

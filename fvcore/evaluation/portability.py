@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from fvcore.evaluation.bench import Bench, NamedTemplate
-from fvcore.evaluation.draws import Labels
+from fvcore.evaluation.draws import without_help
 from fvcore.evaluation.results import Result
 from fvcore.formats import FormatError, read_yaml
 from fvcore.trials import TemplatePart
@@ -82,6 +82,6 @@ def evaluate(
 def _under(bench: Bench, vectors: Mapping[str, Tensor], layer: int, n_shots: int, filtered: bool) -> Port:
     (baseline,) = bench.ask(n_shots, "clean")
     kept = baseline.right if filtered else bench.positions
-    regimes: list[tuple[int, Labels]] = [(0, "clean"), (n_shots, "shuffled")] if kept else []
-    found = [result for n, labels in regimes for result in bench.ask(n, labels, kept, vectors, [layer])]
+    prompts = without_help(n_shots) if kept else []
+    found = [result for n, labels in prompts for result in bench.ask(n, labels, kept, vectors, [layer])]
     return Port(bench.template.name, baseline, kept, found)

@@ -222,6 +222,18 @@ class TestWholeAnswers:
         assert found.summary["exact_match"] <= found.summary["first_word"]
 
 
+def test_one_label_alone_cannot_be_shuffled() -> None:
+    found = nshot.evaluate(worlds.bench(n_questions=3), [0, 1, 2], {"v": torch.ones(128)}, EARLY, filtered=False)
+    assert {(r.n_shots, r.labels) for r in found.with_vectors} == {
+        (0, "clean"),
+        (1, "clean"),
+        (2, "clean"),
+        (2, "shuffled"),
+    }
+    curve = sweep_layers(worlds.bench(n_questions=3), {"v": torch.ones(128)}, 1, layers=[0])
+    assert {(r.n_shots, r.labels) for r in curve} == {(0, "clean")}
+
+
 class TestErrors:
     def test_a_layer_that_is_not_there(self) -> None:
         with pytest.raises(ModelError, match="edit_layer out of range: 6"):
