@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,7 @@ def write(report: Report, folder: Path) -> list[Path]:
     write_text(written[0], json_text(report.model_dump(mode="json")))
     for name, rows in report.tables.items():
         path = folder / f"{name}.csv"
-        write_csv(path, _columns(rows), rows)
+        write_csv(path, list(rows[0]), rows)
         written.append(path)
     return written
 
@@ -124,11 +123,6 @@ def read(path: Path) -> Report:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise FormatError(f"{path}: {where}: {problem['msg'].lower()}") from None
-
-
-def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """In order of first appearance: rows of one table may have more figures than others."""
-    return list(dict.fromkeys(key for row in rows for key in row))
 
 
 def title(result: Result) -> str:

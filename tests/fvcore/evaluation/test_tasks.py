@@ -12,6 +12,7 @@ import pytest
 from fvcore.evaluation.draws import questions
 from fvcore.evaluation.tasks import Example, TaskError, find, load_task
 from fvcore.formats import FormatError
+from fvcore.trials import split
 
 ROWS = [{"input": f"in{i}", "output": f"out{i}"} for i in range(40)]
 
@@ -99,6 +100,9 @@ class TestDraws:
         rows = [*task.train, *task.questions("test"), *task.questions("valid")]
         assert sorted(map(str, rows)) == sorted(map(str, task.rows))
         assert [len(task.train), len(task.questions("test")), len(task.questions("valid"))] == [28, 8, 4]
+
+    def test_rows_are_split_by_the_seed(self, task: Any) -> None:
+        assert task.splits == split(len(ROWS), 0.3, 7) != split(len(ROWS), 0.3, 42)
 
     def test_the_order_of_the_legacy_generator(self, task: Any) -> None:
         """Per question a choice, then a permutation of the labels: written out here with NumPy's global state."""
