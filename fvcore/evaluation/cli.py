@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,8 +73,6 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder (default: results/eval/<dataset>_<model>).")] = None,
 ) -> None:
     """Measure what a function vector does for a task: evaluation.json, a CSV a table, and plots."""
-    if find_spec("scipy") is None:
-        raise ModelError("an evaluation needs scipy for its intervals: pip install 'pytest-fvparity[eval]'")
     from fvcore import models
     from fvcore.evaluation import plots, report
     from fvcore.evaluation.bench import Bench
@@ -106,6 +103,8 @@ def evaluate(
     written = report.write(found, folder)
     if plots.available():
         written += plots.draw(found, folder)
+    else:
+        console.print("no pictures: matplotlib is not installed (pip install 'pytest-fvparity[plots]')", markup=False)
     _show(found)
     console.print(f"wrote {', '.join(path.name for path in written)} to {folder}", soft_wrap=True, markup=False)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,7 @@ def shot_bars(axes: Any, results: Sequence[Result]) -> None:
 
 
 def _picture(path: Path, heading: str, height: float, paint: Callable[[Any], None]) -> Path:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = import_module("matplotlib.figure").Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     paint(axes)
     axes.set_title(heading, fontsize=10)
