@@ -30,6 +30,8 @@ class Arm(NamedTuple):
 
 
 WITHOUT = Arm()
+LEAST = -1e30
+"""The log-probability of a token that a model holds impossible: files hold no infinity."""
 
 
 @dataclass(frozen=True)
@@ -108,5 +110,5 @@ def _scored(logits: Tensor, prompts: Sequence[PromptText]) -> Tensor:
     """(prompt, arm, rank and log-probability), float64 on the CPU: ranks of large vocabularies stay whole numbers."""
     ids = torch.tensor([prompt.target_id for prompt in prompts], device=logits.device)
     ids = ids[:, None].expand(-1, logits.shape[1])
-    own = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids[..., None])[..., 0]
+    own = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids[..., None])[..., 0].clamp(min=LEAST)
     return torch.stack([ranks(logits, ids).double(), own.double()], dim=-1).cpu()

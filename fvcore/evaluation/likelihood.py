@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fvcore.chunks import chunk_size, in_chunks
+from fvcore.evaluation.asking import LEAST
 from fvcore.hooks import add_to_residual
 from fvcore.models import LanguageModel
 from fvcore.prompts import Prompt
@@ -51,6 +52,6 @@ def _nlls(lm: LanguageModel, prompts: Sequence[Prompt], n: int, vector: Tensor |
     with nullcontext() if vector is None else add_to_residual(lm, layer, vector, -1 - n):
         logits = lm.hf(**batch.inputs(), use_cache=False).logits[:, -1 - n : -1]
     answers = torch.tensor([prompt.answer_ids for prompt in prompts], device=logits.device)
-    own = torch.log_softmax(logits.float(), dim=-1).gather(-1, answers[..., None])[..., 0]
+    own = torch.log_softmax(logits.float(), dim=-1).gather(-1, answers[..., None])[..., 0].clamp(min=LEAST)
     nlls: list[float] = (-own.mean(dim=1)).tolist()
     return nlls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -21,6 +22,7 @@ from fvcore.evaluation.results import Result
 from fvcore.evaluation.scores import ranks
 from fvcore.evaluation.tasks import Example, Task, TaskError
 from fvcore.evaluation.vector_files import of_random_heads
+from fvcore.formats import json_text
 from fvcore.injection import inject, inject_generate, inject_nll
 from fvcore.model_spec import ModelError
 from fvcore.trials import split
@@ -236,6 +238,23 @@ def test_one_label_alone_cannot_be_shuffled() -> None:
     }
     curve = sweep_layers(worlds.bench(n_questions=3), {"v": torch.ones(128)}, 1, layers=[0])
     assert {(r.n_shots, r.labels) for r in curve} == {(0, "clean")}
+
+
+def test_a_token_that_the_model_holds_impossible_is_written_all_the_same() -> None:
+    lm = copy.deepcopy(worlds.model("tiny-llama"))
+    bench = replace(worlds.bench(nll=True), lm=lm)
+    (usual,) = bench.ask(0, "clean")
+    never = bench.prompts(questions(bench.task, 0, "clean", bench.seed))[0].target_id
+    handle = lm.hf.lm_head.register_forward_hook(
+        lambda module, args, output: output.index_fill(-1, torch.tensor([never]), -torch.inf)
+    )
+    try:
+        (found,) = bench.ask(0, "clean")
+    finally:
+        handle.remove()
+    assert found.ranks[0] == lm.vocab_size - 1
+    assert usual.ranks[0] < found.ranks[0]
+    assert json_text(found.model_dump(mode="json"))
 
 
 class TestErrors:
