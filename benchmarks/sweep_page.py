@@ -20,7 +20,7 @@ import sweep_world
 import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
-from sweep_results import LIBRARIES, Curve, Figures, Run
+from sweep_results import LIBRARIES, Curve, Figures, Further, Run
 
 from fvcore.formats import write_bytes, write_text
 
@@ -127,6 +127,21 @@ def _caption(run: Run) -> str:
     return "; ".join([*words, f"{run.machine.busy:.0%} of the machine was busy before"])
 
 
+def further_lines(further: Further) -> list[str]:
+    """The other stations, `screened`, and where the time goes: a line each, as Markdown."""
+    screened = further.screened
+    return [
+        *(
+            f"- {station.name}: {'~' if station.scaled else ''}{median(station.exact):.3g} s with exact, "
+            f"{median(station.fast):.3g} s with fast: {station.times_faster:.1f} times faster, {station.apart:.1e} apart"
+            for station in further.stations
+        ),
+        f"- `screened`, on request only: {screened.recall:.0%} of the true top {screened.k}; {screened.n_skipped} of "
+        f"{screened.n_heads} heads not computed; {screened.seconds:.3g} s instead of {screened.all_seconds:.3g} s",
+        "- Where the time of one trial goes: " + ", ".join(f"{part.name} {part.share:.0%}" for part in further.parts),
+    ]
+
+
 # ---------------------------------------------------------------- curves
 
 
@@ -190,6 +205,7 @@ def page(runs: Sequence[Run], plots: dict[tuple[str, str, str], str]) -> str:
         ends=_ends,
         median=median,
         off_straight=off_straight,
+        further_lines=further_lines,
         n_shots=sweep_world.N_SHOTS,
         counted=" ".join((sweep_costs.__doc__ or "").split("\n\n")[1].split()),
     )

@@ -73,6 +73,44 @@ class Curve(_Record):
     points: tuple[tuple[Timed, Products], ...]
 
 
+class Station(_Record):
+    """Another station on both engines, one time a round."""
+
+    name: str
+    exact: tuple[float, ...]
+    fast: tuple[float, ...]
+    apart: float  # largest difference, relative to the largest value
+    scaled: bool  # exact was timed on a part
+
+    @property
+    def times_faster(self) -> float:
+        return median(self.exact) / median(self.fast)
+
+
+class Screened(_Record):
+    """What `screened` gives: of the k best heads, and of the heads it did not compute."""
+
+    k: int
+    n_heads: int
+    n_skipped: int
+    recall: float
+    seconds: float
+    all_seconds: float  # a sweep over all heads of the same trials
+
+
+class Part(_Record):
+    """A kind of operation, and its share of the time of a sweep."""
+
+    name: str
+    share: float
+
+
+class Further(_Record):
+    stations: tuple[Station, ...]
+    screened: Screened
+    parts: tuple[Part, ...]
+
+
 class Run(_Record):
     """All libraries on one model."""
 
@@ -87,6 +125,7 @@ class Run(_Record):
     agreement: dict[str, float]  # largest difference from the fast engine's effects, relative to the largest effect
     whole_exact_s: float | None  # a sweep of engine exact over all heads, timed once
     curves: tuple[Curve, ...] = ()
+    further: Further | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -13,19 +13,17 @@ import importlib
 import json
 import platform
 import re
-import resource
 import statistics
 import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import sweep_costs
 import sweep_world
 import torch
@@ -33,6 +31,7 @@ from torch import Tensor
 
 from fvcore import sweep, trials
 from fvcore.effects import probability_with_head_replaced, target_probability
+from fvcore.memory import peak_memory
 from fvcore.models import LanguageModel
 from fvcore.pipeline import Settings
 from fvcore.sweep import Case
@@ -237,13 +236,14 @@ class Worker:
     def look(self, task: tuple[int, int]) -> dict[str, Any]:
         """One sweep: the effects, FLOPs counted, and the memory it took beside the model."""
         assert self.library is not None
-        with peak_memory(self.library.lm.device) as peak:
+        _give_back()
+        with peak_memory() as peak:
             start = time.perf_counter()
             effects = self.library.effects(*task).cpu()
             taken = time.perf_counter() - start
         return {
             "seconds": taken,
-            "memory": peak[0],
+            "memory": peak.n_bytes,
             "flops": self.library.flops(*task),
             "effects": effects.float().tolist(),
         }
@@ -273,32 +273,6 @@ class Worker:
         except Exception:
             return {"error": traceback.format_exc()}
         return found
-
-
-@contextmanager
-def peak_memory(device: torch.device) -> Iterator[list[int]]:
-    """A list that holds, afterwards, by how many bytes memory grew at most."""
-    grown: list[int] = []
-    _give_back()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield grown
-        grown.append(torch.cuda.max_memory_allocated() - before)
-        return
-    # The kernel keeps the largest size since a process began; where it can be told to forget, it is.
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    before = psutil.Process().memory_info().rss
-    yield grown
-    grown.append(max(0, _largest() - before))
-
-
-def _largest() -> int:
-    with suppress(OSError):
-        if line := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
-            return int(line[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _give_back() -> None:

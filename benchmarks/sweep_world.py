@@ -22,7 +22,7 @@ from fvcore import embedded, models, trials
 from fvcore.activations import mean_head_activations
 from fvcore.models import DTYPES, LanguageModel
 from fvcore.pipeline import Pipeline, Settings
-from fvcore.prompts import PromptTemplate, prompt_at_boundary
+from fvcore.prompts import sample_trials
 from fvcore.slots import SlotMap
 from fvcore.sweep import Case
 
@@ -140,12 +140,7 @@ def fixed_trials(n: int) -> trials.FixedTrials:
         model_name_for_tokenizer=TOKENIZER,
         model_prepend_bos=True,
     )
-    file = trials.sample(
-        trials.read_pairs(PAIRS),
-        meta,
-        lambda prompt, answer: list(prompt_at_boundary(tokenizer, prompt, answer).answer_ids),
-        PromptTemplate.of(meta, tokenizer).text,
-    )
+    file = sample_trials(tokenizer, trials.read_pairs(PAIRS), meta)
 
     def distance(record: trials.TrialRecord) -> int:
         return abs(len(tokenizer(record.corrupted_prompt_str).input_ids) - PROMPT_TOKENS)

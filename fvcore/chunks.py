@@ -6,21 +6,15 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-import psutil
 import torch
+
+from fvcore.memory import free_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SHARE = 0.5
 """Of the memory that is free: kernels need some for themselves, and so do other processes."""
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on a device now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def chunk_size(bytes_each: int, device: torch.device, at_most: int, max_memory: int | None = None) -> int:

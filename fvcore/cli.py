@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from fvcore.evaluation.cli import evaluate
+from fvcore.experiments.runtime.cli import app as runtime_app
 from fvcore.formats import FormatError
 from fvcore.model_spec import ModelError
 
@@ -16,6 +17,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Function vec
 trials_app = typer.Typer(no_args_is_help=True, help="Fixed trials: make a file, verify a file.")
 app.add_typer(trials_app, name="trials")
 app.command("eval")(evaluate)
+app.add_typer(runtime_app, name="runtime")
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -42,8 +44,7 @@ def trials_make(
     ] = False,
 ) -> None:
     """Sample trials and write them, with the draws and the bytes of the format."""
-    from fvcore import models, trials
-    from fvcore.prompts import BosFacts, PromptTemplate, prompt_at_boundary, require_bos_agreement
+    from fvcore import models, prompts, trials
 
     if prepend_bos_token_used:
         raise trials.TrialsError(
@@ -58,16 +59,9 @@ def trials_make(
         n_trials=n_trials,
         n_shots=n_shots,
         model_name_for_tokenizer=tokenizer,
-        model_prepend_bos=BosFacts.of(loaded).adds_bos if prepend_bos is None else prepend_bos,
+        model_prepend_bos=prompts.BosFacts.of(loaded).adds_bos if prepend_bos is None else prepend_bos,
     )
-    require_bos_agreement(loaded, meta)
-    template = PromptTemplate.of(meta, loaded)
-    file = trials.sample(
-        pairs,
-        meta,
-        answer_ids=lambda prompt, answer: list(prompt_at_boundary(loaded, prompt, answer).answer_ids),
-        prompt_text=template.text,
-    )
+    file = prompts.sample_trials(loaded, pairs, meta)
     folder = Path("datasets", "fixed_trials") if out is None else out
     path = folder if folder.suffix == ".json" else folder / trials.file_name(meta)
     trials.write(path, file)

@@ -56,6 +56,46 @@ def probability_with_head_replaced(
         return target_probability(lm, input_ids, target_id)
 
 
+def read_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """Probability, logit and log-probability of a target, in the dtype of the logits.
+
+    logits: (..., vocab)     targets: (...)     returns: (..., 3)
+    """
+    at = targets.to(logits.device).unsqueeze(-1)
+
+    def chosen(values: Tensor) -> Tensor:
+        return values.gather(-1, at).squeeze(-1)
+
+    return torch.stack(
+        [chosen(torch.softmax(logits, -1)), chosen(logits), chosen(torch.log_softmax(logits, -1))], dim=-1
+    )
+
+
+@torch.inference_mode()
+def target_readings(
+    lm: LanguageModel,
+    input_ids: Sequence[int],
+    target_id: int,
+    slots: SlotMap,
+    mean_activations: Tensor,
+    heads: Sequence[tuple[int, int]],
+) -> Tensor:
+    """`read_targets` on one corrupted prompt as it is, then with each of the heads replaced at the last token.
+
+    mean_activations: (layer, head, slot, d_head)     heads: (layer, head)     returns: (1 + len(heads), 3), float32
+    """
+    ids, target = lm.ids(input_ids), torch.tensor(target_id)
+    found = [read_targets(lm.logits(ids)[0, -1], target)]
+    for layer, head in heads:
+
+        def replace(rows: Tensor, layer: int = layer, head: int = head) -> None:  # (1, token, head, d_head)
+            rows[-1, -1, head] = mean_activations[layer, head, slots.query_predictive_slot].to(rows)
+
+        with edit_heads(lm, layer, replace):
+            found.append(read_targets(lm.logits(ids)[0, -1], target))
+    return torch.stack(found).float().cpu()
+
+
 @torch.inference_mode()
 def causal_indirect_effect(
     lm: LanguageModel,

@@ -189,6 +189,30 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
     write_text(path, csv_text(columns, rows))
 
 
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Header and rows of a CSV file in the default dialect; a row of another length than the header is refused."""
+    try:
+        lines = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
+    except csv.Error as error:
+        raise FormatError(f"{path}: not valid CSV ({error})") from error
+    if not lines or not any(lines[0]):
+        raise FormatError(f"{path}: missing header row")
+    columns, *rows = lines
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(columns):
+            raise FormatError(f"{path}: row {number} has {len(row)} cells, the header has {len(columns)}")
+    return columns, [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def jsonl_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """One object a line, each line ended; NaN is refused."""
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_text(path, jsonl_text(rows))
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -229,3 +253,7 @@ def pt_bytes(value: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value.detach().cpu().contiguous().clone() if isinstance(value, torch.Tensor) else value, buffer)
     return buffer.getvalue()
+
+
+def write_pt(path: Path, value: Any) -> None:
+    write_bytes(path, pt_bytes(value))

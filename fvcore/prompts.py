@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fvcore.trials import FixedTrials, Meta, TemplatePart, Trial, TrialsError, WordPair
+from fvcore.trials import FixedTrials, Meta, TemplatePart, Trial, TrialsError, TrialsFile, WordPair, sample
 
 # The text the public reference puts in front of a prompt when the tokenizer adds no BOS by itself
 # (its prompt_utils.py writes it out). Used by the `todd_upstream` profile alone.
@@ -158,6 +158,17 @@ def trial_prompt(
         return prompt_at_boundary(tokenizer, text, trial.query.output, add_special_tokens)
     except BoundaryError as error:
         raise BoundaryError(f"trial {trial.key}, {regime} prompt: {error}") from None
+
+
+def sample_trials(tokenizer: Tokenizer, pairs: Sequence[WordPair], meta: Meta) -> TrialsFile:
+    """Trials drawn from `pairs`, with prompts and target ids as this tokenizer makes them."""
+    require_bos_agreement(tokenizer, meta)
+    template = PromptTemplate.of(meta, tokenizer)
+
+    def answer_ids(prompt: str, answer: str) -> list[int]:
+        return list(prompt_at_boundary(tokenizer, prompt, answer).answer_ids)
+
+    return sample(pairs, meta, answer_ids, template.text)
 
 
 def require_verified(trials: FixedTrials, tokenizer: Tokenizer) -> None:

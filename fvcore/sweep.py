@@ -7,7 +7,7 @@ rounding: the operations are the same, the kernels sum in another order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fvcore.activations import by_slot
 from fvcore.chunks import chunk_size, in_chunks
-from fvcore.effects import TOKEN_CLASSES, tokens_of_class
+from fvcore.effects import TOKEN_CLASSES, read_targets, tokens_of_class
 from fvcore.hooks import edit_heads, read_heads
 from fvcore.models import LanguageModel
 from fvcore.shared_prompt import Batch, Prompt, Suffix
@@ -155,18 +155,57 @@ def effects_of_heads(
     return (_patched(prompt.suffix(1), heads, replacement, targets, None) - base).float().cpu()
 
 
-def _patched(
-    suffix: Suffix, heads: Sequence[Head], replacement: Replacement, targets: Tensor, max_memory: int | None
+Read: TypeAlias = "Callable[[Prompt, Tensor, Tensor], Tensor]"
+"""What is read off residual rows (trial, row, d_model) behind the last block, for each trial's target: (trial, row, ...)."""
+
+
+@torch.inference_mode()
+def target_readings(
+    lm: LanguageModel,
+    cases: Sequence[Case],
+    mean_activations: Tensor,
+    heads: Sequence[Head],
+    max_memory: int | None = None,
+    tell: Callable[[int, int], None] = lambda layer, n_rows: None,
 ) -> Tensor:
-    """Probability of the targets with each of the heads replaced: (trial, head)."""
+    """What `effects.target_readings` gives, of many prompts: (trial, 1 + len(heads), 3), float32 on the CPU.
+
+    heads: in order of layer     tell: is told, after each pass, the layer it came to and how many rows it read
+    """
+    share = None if max_memory is None else max_memory // 2
+    size = chunk_size(trial_bytes(lm, max(len(ids) for ids, _, _ in cases)), lm.device, len(cases), share)
+
+    def readings(some: Sequence[Case]) -> Tensor:
+        replacement = Replacement.of("query_predictive", some, mean_activations, lm.device)
+        prompt = Prompt.run(lm, [ids for ids, _, _ in some])
+        targets = torch.tensor([target for _, target, _ in some], device=lm.device)
+        base = _readings(prompt, prompt.entered[-1][:, -1:], targets)
+        patched = _patched(prompt.suffix(1), heads, replacement, targets, share, _readings, tell)
+        return torch.cat([base, patched], dim=1).float().cpu()
+
+    return torch.cat(list(in_chunks(cases, size, readings)))
+
+
+def _patched(
+    suffix: Suffix,
+    heads: Sequence[Head],
+    replacement: Replacement,
+    targets: Tensor,
+    max_memory: int | None,
+    read: Read | None = None,
+    tell: Callable[[int, int], None] = lambda layer, n_rows: None,
+) -> Tensor:
+    """What is read (probability of the targets) with each of the heads replaced: (trial, head, ...)."""
     lm, n_trials = suffix.prompt.lm, len(targets)
     each = n_trials * variant_bytes(lm, suffix.n_tokens)
     size = chunk_size(each, lm.device, max(1, VARIANTS // suffix.n_tokens), max_memory)
 
-    def probabilities(some: Sequence[Head]) -> Tensor:
-        return _probabilities(suffix.prompt, rows_with_heads_replaced(suffix, some, replacement), targets)
+    def readings(some: Sequence[Head]) -> Tensor:
+        found = (read or _probabilities)(suffix.prompt, rows_with_heads_replaced(suffix, some, replacement), targets)
+        tell(some[-1][0], n_trials * len(some))
+        return found
 
-    return torch.cat(list(in_chunks(heads, size, probabilities)), dim=1)
+    return torch.cat(list(in_chunks(heads, size, readings)), dim=1)
 
 
 def variant_bytes(lm: LanguageModel, n_tokens: int) -> int:
@@ -184,6 +223,11 @@ def _probabilities(prompt: Prompt, rows: Tensor, targets: Tensor) -> Tensor:
     every = torch.softmax(prompt.logits(rows), dim=-1)
     chosen = targets.to(every.device)[:, None, None].expand(-1, rows.shape[1], 1)
     return every.gather(2, chosen).squeeze(2).to(targets.device)
+
+
+def _readings(prompt: Prompt, rows: Tensor, targets: Tensor) -> Tensor:
+    """(trial, row, 3)"""
+    return read_targets(prompt.logits(rows), targets[:, None].expand(-1, rows.shape[1])).to(targets.device)
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ earlier keys.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from pytest_fvparity.refinements import Continuation, refined
 from pytest_fvparity.repeat import asked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import nn
 
@@ -68,6 +68,8 @@ class Memory:
     lent: set[str] = field(default_factory=set)
     # Keys for which the candidate said something else when it was asked again, and where.
     unsteady: dict[str, Finding] = field(default_factory=dict)
+    # By how many bytes memory grew at most while the candidate worked on a key.
+    peak: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -155,9 +157,14 @@ class ParityRun:
             *(f"{leaf}: {PROVES_NOTHING}" for leaf in idle),
         ]
         warnings = [Finding(key, note, blocking=False) for note in notes]
-        verdict = replace(verdict, findings=(*verdict.findings, *warnings))
+        measurements = {**verdict.measurements, **self._memory_measurement(key)}
+        verdict = replace(verdict, findings=(*verdict.findings, *warnings), measurements=measurements)
         # Behind all refinements: what changes from one time to the next is no tie.
         return merge(Verdict((unsteady,), mismatch_count=1), verdict) if unsteady else verdict
+
+    def _memory_measurement(self, key: str) -> dict[str, float]:
+        peak = self.memory.peak.get(key)
+        return {} if peak is None else {"peak_memory_mib": round(peak / 2**20, 1)}
 
     def chained(self, key: str) -> Verdict:
         """The verdict on the candidate's own inputs; it is remembered, also when the candidate fails."""
@@ -208,12 +215,23 @@ class ParityRun:
             _require_leaves(key, artifact)
             return artifact
 
-        if self.repeat == 1:
-            return answer(inputs)
-        artifact, changed = asked(answer, inputs, self.repeat, _axes)
+        with self._measured(key):
+            artifact, changed = asked(answer, inputs, self.repeat, _axes) if self.repeat > 1 else (answer(inputs), None)
         if changed:
             self.memory.unsteady.setdefault(key, changed)
         return artifact
+
+    @contextmanager
+    def _measured(self, key: str) -> Iterator[None]:
+        """Memory that the candidate takes beside its weights; nobody's who only looks up what was recorded."""
+        if isinstance(self.candidate, Answers):
+            yield
+            return
+        from fvcore.memory import peak_memory
+
+        with peak_memory() as peak:
+            yield
+        self.memory.peak[key] = max(peak.n_bytes, self.memory.peak.get(key, 0))
 
     def _limited(self, artifact: Artifact) -> Artifact:
         """The leaves of the trials that are compared: the golden's first ones."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from fvcore.formats import FormatError, write_text
 from pytest_fvparity import golden_cli
 from pytest_fvparity.markdown import LEAST
+from pytest_fvparity.milestones import cli as milestones_cli
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The parity harness: its self-test and its reports.")
 app.add_typer(golden_cli.app, name="golden")
+app.command()(milestones_cli.milestone)
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)

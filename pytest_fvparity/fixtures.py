@@ -146,9 +146,19 @@ def _live(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTrials
     options = _options(request)
     scratch = tempfile.TemporaryDirectory(prefix="fvparity-live-")
     request.config.add_cleanup(scratch.cleanup)
-    recording = reference.run(options.src, lm, trials, recording_settings(options), options.src_python)
+    settings, words_only = recording_settings(options), _words_alone(request)
+    recording = reference.run(options.src, lm, trials, settings, options.src_python, words_only=words_only)
     golden.write(recording, Path(scratch.name))
     return golden.Golden.open(Path(scratch.name))
+
+
+WORDS = {"prompt_boundary", "slot_map"}
+"""Keys that the reference needs no pass of its model for."""
+
+
+def _words_alone(request: pytest.FixtureRequest) -> bool:
+    """Whether nobody in this session can ask for more than prompts and slots."""
+    return all(isinstance(item, StageItem) and item.name in WORDS for item in request.session.items)
 
 
 def recording_settings(options: ParityOptions) -> Settings:

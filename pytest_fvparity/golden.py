@@ -186,8 +186,8 @@ def locate(roots: Iterable[Path], relative: Path) -> Path:
 
 def write(recording: Recording, path: Path) -> None:
     """Write a recording as a golden directory; its bytes depend on nothing but what was recorded."""
-    for key in CHECK_KEYS:
-        artifacts.save(recording.artifacts[key], path / key)
+    for key, artifact in recording.artifacts.items():
+        artifacts.save(artifact, path / key)
     files = {file.name: sha256_file(file) for file in sorted(path.iterdir())}
     known = recording.provenance
     manifest = Manifest(
@@ -198,6 +198,7 @@ def write(recording: Recording, path: Path) -> None:
         variations=list(recording.noise.variations),
         noise={key: dict(leaves) for key, leaves in recording.noise.largest.items()},
         files=files,
+        incomplete=[key for key in CHECK_KEYS if key not in recording.artifacts],
     )
     manifests.write(manifest, path)
 

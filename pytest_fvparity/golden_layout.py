@@ -8,7 +8,7 @@ the public reference's own file, without it, is of trials drawn at random, and i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,12 +60,14 @@ class Names:
 # ---------------------------------------------------------------- export
 
 
-def export(path: Path, results: Path) -> list[Path]:
-    """Write a golden's numbers under `results`; a file that is there already and holds anything else is left alone."""
+def export(path: Path, results: Path, names: Collection[str] | None = None) -> list[Path]:
+    """Write a golden's numbers under `results`, all files or those of some names; a file that is there already and holds
+    anything else is left alone."""
     golden = Golden.open(path)
     identity = golden.profile.identity
     folder = results / identity.dataset / identity.fixed_trials_id
-    files = {folder / name: data for name, data in _exported(golden, Names.of(identity.dataset)).items()}
+    exported = _exported(golden, Names.of(identity.dataset))
+    files = {folder / name: data for name, data in exported.items() if names is None or name in names}
     for file, data in files.items():
         if file.exists() and read_bytes(file) != data:
             raise LayoutError(f"{file}: holds something else already; export to another folder")

@@ -79,9 +79,14 @@ def run(
     settings: Settings,
     python: str | None = None,
     with_noise: bool = True,
+    words_only: bool = False,
 ) -> Recording:
     """Run the reference in a process of its own, on the files `lm` was loaded from: once to record what it says, and
-    `with_noise` once under each legal variation, to measure how far it is from itself."""
+    `with_noise` once under each legal variation, to measure how far it is from itself.
+
+    `words_only` stops behind the slot map: prompts and slots are compared exactly, need no pass of the model and no noise.
+    """
+    with_noise = with_noise and not words_only
     root = require_checkout(checkout)
     settings.require_fit(lm)
     require_bos_agreement(lm.tokenizer, trials.meta)
@@ -93,7 +98,7 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "recorded.pt"
         job = Path(scratch) / "job.json"
-        job.write_text(json.dumps(_job(root, lm, trials, settings, out, with_noise)))
+        job.write_text(json.dumps(_job(root, lm, trials, settings, out, with_noise) | {"words_only": words_only}))
         _start(python or sys.executable, job)
         import torch
 

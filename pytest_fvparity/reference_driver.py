@@ -567,6 +567,8 @@ class Recorder:
 
     def record(self) -> dict[str, Any]:
         prompts, slots = self.prompt_boundary(), self.slot_map()
+        if self.job["words_only"]:
+            return self._recorded({"prompt_boundary": prompts, "slot_map": slots})
         means = self.mean_activations()
         heads = self.top_heads(means["mean_activations"])
         vector = self.fv_vector(means["mean_activations"], heads)
@@ -578,6 +580,9 @@ class Recorder:
             "fv_vector": vector,
             "injection_output": self.injection_output(vector["function_vector"]),
         }
+        return self._recorded(artifacts)
+
+    def _recorded(self, artifacts: dict[str, dict[str, Any]]) -> dict[str, Any]:
         require_finite(artifacts)
         return {
             "artifacts": artifacts,

@@ -15,7 +15,16 @@ from fvcore.formats import FormatError, csv_text, json_text, read_json, write_te
 from pytest_fvparity.error_grid import grids
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.markdown import STEP_SUMMARY, within
-from pytest_fvparity.report import OVERALL, SCHEMA_VERSION, UNKNOWN, Report, earliest_failure, most_used, overall
+from pytest_fvparity.report import (
+    AGREEING,
+    OVERALL,
+    SCHEMA_VERSION,
+    UNKNOWN,
+    Report,
+    earliest_failure,
+    most_used,
+    overall,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -238,7 +247,7 @@ def _stage(check: Check) -> dict[str, Any]:
         "name": check.key,
         "status": check.status,
         "cmd": check.repro_command,
-        "exit_code": 0 if check.status == "PASS" else 1,
+        "exit_code": 0 if check.status in AGREEING else 1,
         "mismatch_count": check.mismatch_count,
         "max_abs_diff": check.max_abs_diff,
         "duration_sec": check.duration_sec,

@@ -198,14 +198,14 @@ def _dash(value: int | None) -> str:
 
 
 def _table(report: Report) -> list[str]:
-    lines = [f"{'':2}{'check key':<18}{'status':<10}{'compared':>10}{'mismatches':>12}{'max abs diff':>14}  note"]
+    lines = [f"{'':2}{'check key':<18}{'status':<13}{'compared':>10}{'mismatches':>12}{'max abs diff':>14}  note"]
     for check in report.checks:
         number = check.max_abs_diff
         largest = f"{number:.3g}" if isinstance(number, float) else number or "-"
         note = f"blocked by {check.blocked_by}" if check.blocked_by else f"{check.fault} fault" if check.fault else ""
         note = note or "; ".join(dict.fromkeys(w.message.split(":")[0] for w in check.warnings))
         n = CHECK_KEYS.index(check.key) + 1
-        row = f"{n} {check.key:<18}{check.status:<10}{check.n_compared:>10}{_dash(check.mismatch_count):>12}{largest:>14}  {note}"
+        row = f"{n} {check.key:<18}{check.status:<13}{check.n_compared:>10}{_dash(check.mismatch_count):>12}{largest:>14}  {note}"
         lines.append(row.rstrip())
     if report.n_compared_trials != report.n_trials:
         lines.append(f"{report.n_compared_trials} of {report.n_trials} trials compared at the per-trial keys")

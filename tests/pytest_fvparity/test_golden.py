@@ -571,6 +571,17 @@ def test_a_live_run_compares_and_leaves_the_golden_alone(
     assert digests(pytester.path / "golden") == before
 
 
+def test_a_live_run_of_the_words_alone_runs_no_sweep(
+    world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
+) -> None:
+    # This reference's effects are zero everywhere, which a recording of them refuses.
+    root = plant(pytester.path, "no replacement")
+
+    result = started(*world.options("--fv-live", "--fv-src", str(root), "-k", "prompt_boundary or slot_map"))
+
+    result.assert_outcomes(passed=2, deselected=4)
+
+
 @pytest.mark.parametrize(
     ("more", "ci", "message"),
     [

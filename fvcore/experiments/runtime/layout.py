@@ -1,0 +1,59 @@
+"""The folder of one run: which file lies where, under the names people already use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLED = "artifacts/sampled_trials.json"
+ZERO_SHOT = "artifacts/sampled_trials_zeroshot.json"
+CIE = "artifacts/cie_scores.csv"
+AIE = "artifacts/aie_scores.csv"
+AIE_JSON = "artifacts/aie_scores.json"
+TRIAL_METRICS = "artifacts/trial_metrics.jsonl"
+MEANS = "artifacts/mean_activations.pt"
+MEANS_META = "artifacts/mean_activations_meta.json"
+GLOBAL_MEAN = "artifacts/stepD_mean_acts/global_clean_mean.pt"
+TOP_HEADS = "artifacts/top_heads.json"
+FV = "artifacts/fv_global_resid.pt"
+FV_META = "artifacts/fv_global_resid_meta.json"
+FV_BY_LAYER = "artifacts/fv_by_layer.pt"
+STEP_E_EVAL = "artifacts/stepE_eval.json"
+ALL_LAYERS = "artifacts/step6/step6_all_layers_summary.json"
+RUN_META = "artifacts/run_meta.json"
+STEP_D_LOG = "logs/stepD_aie.log"
+
+
+def q_mean(q_id: str) -> str:
+    return f"artifacts/stepD_mean_acts/qid_{safe_name(q_id)}_clean_mean.pt"
+
+
+def heatmap(name: str) -> str:
+    return f"artifacts/aie_heatmap_{name}.png"
+
+
+def heads_by_layer(metric: str) -> str:
+    return f"artifacts/aie_top_heads_by_layer_{metric}.png"
+
+
+def layer_dir(layer: int) -> str:
+    return f"artifacts/step6/layer_{layer}"
+
+
+def safe_name(model: str) -> str:
+    """A model's name as part of a file's name."""
+    return model.replace("/", "_").replace(":", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Files are named relative to `root`, so that what is written does not depend on where it is written."""
+
+    root: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.root / name
+
+    def names(self, pattern: str) -> list[str]:
+        """Files below the root that match, sorted."""
+        return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))

@@ -1,0 +1,61 @@
+"""Memory: what is free on a device, and by how much a piece of work made it grow."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on a device now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+@dataclass
+class Peak:
+    """By how many bytes memory grew at most; known when the block has ended."""
+
+    n_bytes: int = 0
+
+
+@contextmanager
+def peak_memory() -> Iterator[Peak]:
+    """Measure what the block takes at most beyond what was there before: the weights, usually.
+
+    Of all GPUs together where there are any in use, of the process elsewhere. There, memory that an earlier piece of work
+    freed and the process kept does not count: the figure is what the machine had to give.
+    """
+    peak = Peak()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    before = {gpu: torch.cuda.memory_allocated(gpu) for gpu in gpus}
+    if not before:
+        # The kernel keeps the largest size since a process began; where it can be told to forget, it is.
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        held = psutil.Process().memory_info().rss
+    for gpu in gpus:
+        torch.cuda.reset_peak_memory_stats(gpu)
+    try:
+        yield peak
+    finally:
+        if before:
+            peak.n_bytes = sum(torch.cuda.max_memory_allocated(gpu) - taken for gpu, taken in before.items())
+        else:
+            peak.n_bytes = max(0, _largest() - held)
+
+
+def _largest() -> int:
+    with suppress(OSError):
+        if line := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(line[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

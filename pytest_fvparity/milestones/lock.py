@@ -1,0 +1,83 @@
+"""The lock profile: what a plan fixes, and what it takes where nothing else is said. A YAML file, shipped or one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fvcore.formats import FormatError, read_yaml
+from fvcore.trials import Meta, TemplatePart
+
+SHIPPED = {path.stem: path for path in Path(__file__).parent.glob("*.yaml")}
+
+
+class Locked(FormatError):
+    """A run differs from its lock profile."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Fixed(_Record):
+    """Fields that a run must not change."""
+
+    seed: int
+    n_shots: int
+    n_trials: int
+    prefixes: TemplatePart
+    separators: TemplatePart
+    reference_profile: str
+
+
+class Defaults(_Record):
+    n_top_heads: int
+    token_class_idx: int
+    edit_layer: int
+    max_trials: int
+
+
+class Lock(_Record):
+    name: str
+    locked: Fixed
+    defaults: Defaults
+
+    @classmethod
+    def load(cls, name: str) -> Lock:
+        """A shipped profile by name, or a file. Raises FormatError naming the field that is wrong."""
+        path = SHIPPED.get(name, Path(name).expanduser())
+        if not path.is_file():
+            raise FormatError(f"--profile {name}: no such file, and none ships under that name ({', '.join(SHIPPED)})")
+        try:
+            return cls.model_validate(read_yaml(path))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(map(str, problem["loc"])) or "the top level"
+            raise FormatError(f"{path}: not a lock profile ({place}: {problem['msg'].lower()})") from None
+
+    def require(self, meta: Meta, n_trials: int, reference_profile: str) -> None:
+        """Refuse trials or a target rule of another plan, naming every field that differs."""
+        found: dict[str, Any] = {
+            "seed": meta.seed,
+            "n_shots": meta.n_shots,
+            "n_trials": n_trials,
+            "prefixes": meta.prefixes,
+            "separators": meta.separators,
+            "reference_profile": reference_profile,
+        }
+        wrong = [
+            f"{name}: {_shown(getattr(self.locked, name))} is locked, found {_shown(value)}"
+            for name, value in found.items()
+            if value != getattr(self.locked, name)
+        ]
+        if wrong:
+            raise Locked(
+                f"profile {self.name} refuses this run: {'; '.join(wrong)}. Another value is another plan, whose results "
+                "are not comparable; give that plan a profile of its own (--profile FILE)"
+            )
+
+
+def _shown(value: Any) -> str:
+    return str(value.model_dump()) if isinstance(value, BaseModel) else repr(value)

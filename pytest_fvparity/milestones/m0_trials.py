@@ -1,0 +1,75 @@
+"""M0: fixed trials that are what they say, and prompts and slots that are the reference's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fvcore import models, trials
+from fvcore.formats import write_text
+from fvcore.prompts import verify
+from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.milestones.outcome import Outcome
+from pytest_fvparity.milestones.setup import Setup
+from pytest_fvparity.report import Check, Report, now
+
+WORDS = CHECK_KEYS[:2]
+
+
+def run(setup: Setup) -> Outcome:
+    """Verify the file, then compare prompts and slots; `first_token_id == answer_ids[0]` is part of the first."""
+    problems = _problems(setup)
+    folder = setup.layout.runs / "m0"
+    report = setup.parity(folder, _reference(setup), WORDS)
+    checks = {check.key: check for check in report.checks}
+    log = setup.layout.runs / "m0_prompt_slot_parity.log"
+    write_text(log, _log(setup, problems, report))
+    agree = all(key in checks and checks[key].status == "PASS" for key in WORDS)
+    counts = ", ".join(f"{key} mismatch_count {_count(checks.get(key))}" for key in WORDS)
+    message = f"{len(setup.fixed.trials)} trials verified, mismatch_count {len(problems)}; {counts}"
+    return Outcome(agree and not problems, message, [log, *_inside(setup)])
+
+
+def _problems(setup: Setup) -> list[str]:
+    fixed = setup.fixed
+    found = verify(fixed, models.load_tokenizer(setup.model))
+    if not fixed.trials:
+        found.append("the file holds no trials")
+    found += [
+        f"trial {record.trial_id}: first_token_id {record.first_token_id} is not answer_ids[0] of {record.answer_ids}"
+        for record in fixed.file.trials
+        if record.answer_ids and record.first_token_id != record.answer_ids[0]
+    ]
+    raw = setup.dataset_json or Path(fixed.meta.dataset_json)
+    if setup.dataset_json or raw.is_file():
+        found += trials.same_draws(fixed.file, trials.read_pairs(raw), None)
+    return found
+
+
+def _reference(setup: Setup) -> list[str]:
+    """A golden where there is one, else the reference itself, which needs no pass of its model for words."""
+    if setup.find_golden() is not None:
+        return setup.comparing(len(setup.fixed.trials))
+    return ["--fv-live", *setup.recording()]
+
+
+def _log(setup: Setup, problems: list[str], report: Report) -> str:
+    lines = [
+        f"{now()} M0 {setup.trials}",
+        f"reference: {report.golden_path or 'live'}",
+        f"verify: mismatch_count {len(problems)}",
+        *(f"  {problem}" for problem in problems),
+    ]
+    for check in report.checks:
+        lines.append(f"{check.key}: {check.status}, mismatch_count {_count(check)}, compared {check.n_compared}")
+        lines += [f"  {check.message}"] if check.message else []
+        lines += [f"  {row.where}: {row.message}" for row in check.details]
+    return "\n".join(lines) + "\n"
+
+
+def _count(check: Check | None) -> int | str:
+    return "not judged" if check is None or check.mismatch_count is None else check.mismatch_count
+
+
+def _inside(setup: Setup) -> list[Path]:
+    """The trials file, where it lies among the deliverables."""
+    return [setup.trials] if setup.trials.resolve().is_relative_to(setup.root.resolve()) else []

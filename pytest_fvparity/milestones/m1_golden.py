@@ -1,0 +1,36 @@
+"""M1: the golden, and the three files of the reference's own run."""
+
+from __future__ import annotations
+
+from fvcore.artifacts import tensor_leaf
+from pytest_fvparity.golden import Golden
+from pytest_fvparity.golden_layout import Names, export
+from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.milestones.outcome import Outcome
+from pytest_fvparity.milestones.setup import Failed, Setup
+
+
+def run(setup: Setup) -> Outcome:
+    """Record with `--fv-src`; without it the golden that is there already counts."""
+    how = "taken from"
+    if setup.src is not None:
+        options = ["--fv-regen-golden", f"--fv-golden={setup.layout.goldens}", *setup.recording()]
+        report = setup.parity(setup.layout.runs / "m1", options, CHECK_KEYS[:2])
+        if any(check.status != "PASS" for check in report.checks):
+            raise Failed(f"the new golden does not hold the words of these trials: {report.headline}")
+        how = "recorded as"
+    golden = setup.require_golden()
+    _require_rank(golden, "mean_activations", "mean_activations", 4)
+    _require_rank(golden, "top_heads", "cie", 3 if golden.profile.identity.token_class_idx == -1 else 4)
+    names = Names.of(setup.fixed.dataset)
+    files = export(golden.path, setup.layout.results, (names.means, names.labels, names.effect))
+    recorded = golden.manifest.reference
+    return Outcome(
+        True, f"{how} {golden.path} ({recorded.origin}, commit {recorded.commit[:12]}): {len(files)} files", files
+    )
+
+
+def _require_rank(golden: Golden, key: str, leaf: str, rank: int) -> None:
+    found = tensor_leaf(golden.stored(key), leaf).ndim
+    if found != rank:
+        raise Failed(f"{golden.path}: {leaf} has rank {found}, expected {rank}")

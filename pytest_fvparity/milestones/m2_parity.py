@@ -1,0 +1,32 @@
+"""M2: the six checks."""
+
+from __future__ import annotations
+
+from pytest_fvparity.milestones.outcome import Outcome
+from pytest_fvparity.milestones.setup import Setup
+from pytest_fvparity.render import REPORT, write_report
+from pytest_fvparity.report import Report
+
+FILES = (
+    "parity_suite_report.json",
+    "parity_suite_stages.csv",
+    "parity_suite.log",
+    "injection_parity_trials.csv",
+    "injection_parity_report.json",
+    f"{REPORT}.json",
+    f"{REPORT}.md",
+    f"{REPORT}.html",
+)
+
+
+def run(setup: Setup) -> Outcome:
+    """PASS alone is a pass: a part, a golden of a part or a refusal is none."""
+    setup.require_golden()
+    return deliver(setup, setup.parity(setup.layout.runs / "m2", setup.comparing()))
+
+
+def deliver(setup: Setup, report: Report) -> Outcome:
+    """The suite's files in the milestones' folder."""
+    write_report(report, setup.layout.runs)
+    files = [setup.layout.runs / name for name in FILES]
+    return Outcome(report.overall_status == "PASS", report.headline, files)

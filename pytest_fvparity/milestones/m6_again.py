@@ -1,0 +1,55 @@
+"""M6: after a patch, from the repaired stage on; then all of it twice, with the same numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fvcore.formats import json_text, write_text
+from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.milestones.m2_parity import deliver
+from pytest_fvparity.milestones.outcome import Outcome
+from pytest_fvparity.milestones.setup import Failed, Setup
+from pytest_fvparity.render import REPORT, read_report
+from pytest_fvparity.report import Report, earliest_failure
+
+RECORD = "m6_reverify.json"
+
+
+def run(setup: Setup) -> Outcome:
+    """The keys from the one that failed on; when they pass, all six, two times."""
+    last = setup.layout.runs / f"{REPORT}.json"
+    if not last.is_file():
+        raise Failed("M6 verifies a repair of what M2 found, and M2 was not run here: fvparity milestone m2")
+    failed = earliest_failure(read_report(last).checks)
+    repaired = failed.key if failed else CHECK_KEYS[0]
+    keys = CHECK_KEYS[CHECK_KEYS.index(repaired) :]
+    folder = setup.layout.runs / "m6"
+    if keys != CHECK_KEYS:
+        again = setup.parity(folder / "repaired", setup.comparing(), keys)
+        if earliest_failure(again.checks):
+            return _ended(setup, repaired, [again], f"from {repaired} on: {again.headline}")
+    runs = [setup.parity(folder / name, setup.comparing()) for name in ("first", "second")]
+    different = [name for name, value in numbers(runs[0]).items() if numbers(runs[1])[name] != value]
+    if different:
+        return _ended(setup, repaired, runs, f"a second run gave other numbers: {', '.join(different)}")
+    suite = deliver(setup, runs[1])
+    if not suite.passed:
+        return _ended(setup, repaired, runs, suite.message)
+    done = _ended(setup, repaired, runs, f"{suite.message}; from {repaired} on, then twice in full, the same numbers")
+    return Outcome(True, done.message, [*done.files, *suite.files])
+
+
+def _ended(setup: Setup, repaired: str, runs: list[Report], message: str) -> Outcome:
+    path = setup.layout.runs / RECORD
+    write_text(path, json_text({"from": repaired, "message": message, "runs": [numbers(run) for run in runs]}))
+    return Outcome(False, message, [path])
+
+
+def numbers(report: Report) -> dict[str, Any]:
+    """What two runs of one profile must share: everything but times, memory and the machine's own words."""
+    checks = {
+        check.key: [check.status, check.n_compared, check.mismatch_count, check.max_abs_diff, check.max_rel_diff]
+        for check in report.checks
+    }
+    identity = (report.profile or {}).get("identity")
+    return {**checks, "trials": report.trials, "heads": report.heads, "identity": identity}

@@ -1,0 +1,60 @@
+"""One milestone after the other: what each needs, what it delivers, and what is written down of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from fvcore.formats import FormatError
+from pytest_fvparity.milestones import (
+    m0_trials,
+    m1_golden,
+    m2_parity,
+    m3_reference,
+    m4_runtime,
+    m5_diff,
+    m6_again,
+    state,
+)
+from pytest_fvparity.milestones.outcome import Outcome
+from pytest_fvparity.milestones.setup import Failed, Setup
+from pytest_fvparity.milestones.state import Ended
+
+RUNS: dict[str, Callable[[Setup], Outcome]] = {
+    "M0": m0_trials.run,
+    "M1": m1_golden.run,
+    "M2": m2_parity.run,
+    "M3": m3_reference.run,
+    "M4": m4_runtime.run,
+    "M5": m5_diff.run,
+    "M6": m6_again.run,
+}
+NEEDS = {"M3": "M2", "M4": "M2"}
+"""A failing M2 stops what builds on it; M5 and M6 are there for that case."""
+
+
+def run(milestone: str, setup: Setup) -> Outcome:
+    """Run one and write down how it ended. Raises NotReady where what it needs did not pass."""
+    setup.fixed  # noqa: B018  (the lock comes before anything is written)
+    if needed := NEEDS.get(milestone):
+        state.require(setup.layout.state, milestone, needed, setup.settings, setup.root)
+    try:
+        outcome = RUNS[milestone](setup)
+    except Failed as failure:
+        outcome = Outcome(False, str(failure), [])
+    ended = Ended.of(outcome.passed, outcome.message, setup.settings, outcome.files, setup.root)
+    state.write(setup.layout.state, milestone, ended)
+    return outcome
+
+
+def run_all(milestones: Sequence[str], setup: Setup) -> Iterator[tuple[str, Outcome]]:
+    """In order; behind a failure only M5 runs, which says where it is."""
+    failed = False
+    for milestone in milestones:
+        if failed and milestone != "M5":
+            continue
+        try:
+            outcome = run(milestone, setup)
+        except FormatError as refusal:
+            outcome = Outcome(False, str(refusal), [])
+        failed = failed or not outcome.passed
+        yield milestone, outcome

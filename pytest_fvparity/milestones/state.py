@@ -1,0 +1,72 @@
+"""What ended how: a file beside the deliverables, so that a milestone knows what it may build on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fvcore.formats import FormatError, read_json, sha256_file, write_json
+from pytest_fvparity.report import now
+
+
+class NotReady(FormatError):
+    """A milestone was asked for before the one it builds on passed."""
+
+
+class Ended(BaseModel):
+    """How a milestone ended, on which settings, and the digests of what it delivered."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    passed: bool
+    message: str
+    settings: dict[str, Any]
+    files: dict[str, str]  # path under the root -> sha256
+    ended_at: str
+
+    @classmethod
+    def of(cls, passed: bool, message: str, settings: Mapping[str, Any], files: list[Path], root: Path) -> Ended:
+        digests = {file.relative_to(root).as_posix(): sha256_file(file) for file in sorted(set(files))}
+        return cls(passed=passed, message=message, settings=dict(settings), files=digests, ended_at=now())
+
+
+def read(path: Path) -> dict[str, Ended]:
+    if not path.is_file():
+        return {}
+    value = read_json(path)
+    try:
+        return {name: Ended.model_validate(ended) for name, ended in value.items()}
+    except (ValidationError, AttributeError):
+        raise FormatError(f"{path}: not a record of milestones; remove it and run them again from M0") from None
+
+
+def write(path: Path, milestone: str, ended: Ended) -> None:
+    known = read(path) | {milestone: ended}
+    write_json(path, {name: known[name].model_dump(mode="json") for name in sorted(known)})
+
+
+def require(path: Path, milestone: str, needed: str, settings: Mapping[str, Any], root: Path) -> Ended:
+    """What `needed` left behind; raises NotReady where it did not pass on these settings, or its files changed."""
+    ended = read(path).get(needed)
+    if ended is None:
+        raise NotReady(f"{milestone} builds on {needed}, which was not run here: fvparity milestone {needed.lower()}")
+    if not ended.passed:
+        raise NotReady(f"{milestone} builds on {needed}, which failed ({ended.message}): mend that first")
+    different = [
+        f"{name}: {ended.settings.get(name)} there, {value} here"
+        for name, value in settings.items()
+        if ended.settings.get(name) != value
+    ]
+    if different:
+        raise NotReady(f"{milestone} builds on {needed}, which ran on other settings ({'; '.join(different)})")
+    changed = [name for name, digest in ended.files.items() if not _is(root / name, digest)]
+    if changed:
+        raise NotReady(f"{milestone} builds on {needed}, and {changed[0]} is not what it wrote: run {needed} again")
+    return ended
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256_file(path) == digest

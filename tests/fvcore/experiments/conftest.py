@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fvcore import models
+from fvcore.experiments.runtime.layout import Folder
+from fvcore.experiments.runtime.run import run
+from fvcore.experiments.runtime.sampled import FixedSource
+from fvcore.experiments.runtime.settings import Settings
+from fvcore.models import LanguageModel
+
+ROOT = Path(__file__).parents[3]
+NAMES = ("tiny-llama", "tiny-gpt2")
+
+
+def trials_path(name: str) -> Path:
+    tag = name.replace("-", "_")
+    return ROOT / "datasets" / "fixed_trials" / f"fixed_trials_tiny_antonym_t10_s10_seed0_{tag}.json"
+
+
+@pytest.fixture(scope="session")
+def lms() -> dict[str, LanguageModel]:
+    return {name: models.load(name) for name in NAMES}
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def lm(request: pytest.FixtureRequest, lms: dict[str, LanguageModel]) -> LanguageModel:
+    return lms[request.param]
+
+
+@pytest.fixture(scope="session")
+def llama(lms: dict[str, LanguageModel]) -> LanguageModel:
+    return lms["tiny-llama"]
+
+
+@pytest.fixture(scope="session")
+def done(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """A whole run on the model's antonym trials; read only."""
+    root = tmp_path_factory.mktemp(lm.name)
+    run(lm, root, Settings(topk=7), FixedSource(trials_path(lm.name)))
+    return Folder(root)

@@ -1,0 +1,42 @@
+"""What a piece of work takes is seen, and what was there before is not."""
+
+from __future__ import annotations
+
+import torch
+
+from fvcore.memory import free_memory, peak_memory
+
+MIB = 2**20
+
+
+def test_the_peak_is_seen_though_the_memory_was_given_back() -> None:
+    with peak_memory() as peak:
+        torch.ones(64 * MIB // 4)  # freed at once
+
+    assert 60 * MIB < peak.n_bytes < 100 * MIB
+
+
+def test_what_was_there_before_does_not_count() -> None:
+    weights = torch.ones(64 * MIB // 4)
+
+    with peak_memory() as peak:
+        weights.sum()
+
+    assert peak.n_bytes < 16 * MIB
+
+
+def test_the_peak_is_known_behind_an_error_too() -> None:
+    try:
+        with peak_memory() as peak:
+            torch.ones(64 * MIB // 4)
+            raise ValueError
+    except ValueError:
+        pass
+
+    assert peak.n_bytes > 60 * MIB
+
+
+def test_free_memory_is_not_more_than_there_is() -> None:
+    import psutil
+
+    assert 0 < free_memory(torch.device("cpu")) <= psutil.virtual_memory().total

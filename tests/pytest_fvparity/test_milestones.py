@@ -1,0 +1,313 @@
+"""The milestones: what each delivers, what stops the next, and what a lock profile refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fvcore import models, trials
+from fvcore.embedded.random_models import PAIRS
+from fvcore.formats import FormatError, read_pt
+from pytest_fvparity.golden import Golden
+from pytest_fvparity.milestones import m3_reference, state
+from pytest_fvparity.milestones.lock import SHIPPED, Lock, Locked
+from pytest_fvparity.milestones.outcome import Outcome
+from pytest_fvparity.milestones.run import run, run_all
+from pytest_fvparity.milestones.setup import Failed, Setup
+from pytest_fvparity.milestones.state import NotReady
+from tests.pytest_fvparity.worlds import FAULTY, World
+
+
+def lock_of(world: World, folder: Path, **locked: Any) -> Lock:
+    """A profile of the small world's own plan."""
+    value = yaml.safe_load(SHIPPED["antonym-lock"].read_text())
+    fixed = trials.read(world.trials[0])
+    meta = {name: getattr(fixed.meta, name) for name in ("seed", "n_shots")}
+    value["locked"] |= {**meta, "n_trials": len(fixed.trials), **locked}
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(value | {"name": "small"}))
+    return Lock.load(str(path))
+
+
+def setup_in(folder: Path, world: World) -> Setup:
+    pairs = folder / "pairs.json"
+    pairs.write_text(json.dumps([{"input": a, "output": b} for a, b in PAIRS]))
+    return Setup(
+        model=str(world.model),
+        trials=world.trials[0],
+        lock=lock_of(world, folder),
+        root=folder,
+        layout_kind="plan",
+        dataset_json=pairs,
+        golden=world.golden,
+        topk=4,
+        n_eval=5,
+    )
+
+
+@pytest.fixture
+def setup(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
+    monkeypatch.chdir(tmp_path)
+    return setup_in(tmp_path, world)
+
+
+@pytest.fixture(scope="module")
+def walked(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Setup, dict[str, Outcome]]:
+    """The way gone once."""
+    folder = tmp_path_factory.mktemp("walked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        setup = setup_in(folder, world)
+        return setup, dict(run_all(["M0", "M1", "M2", "M3", "M4", "M5"], setup))
+
+
+def mean_activations_off(folder: Path) -> None:
+    fault = "leaves['mean_activations'] = leaves['mean_activations'] + 1"
+    (folder / "conftest.py").write_text(FAULTY.format(method="mean_activations", fault=fault))
+
+
+# ---------------------------------------------------------------- the way
+
+
+def test_the_plans_way_delivers_the_plans_files(walked: tuple[Setup, dict[str, Outcome]]) -> None:
+    setup, outcomes = walked
+
+    assert {name: outcome.passed for name, outcome in outcomes.items()} == dict.fromkeys(outcomes, True)
+    assert list(outcomes) == ["M0", "M1", "M2", "M3", "M4", "M5"]
+    fixed = setup.fixed
+    results, runs = (setup.root / top / fixed.dataset / fixed.id for top in ("results", "results_fv"))
+    assert {path.name for path in results.iterdir()} == {
+        f"{fixed.dataset}_mean_head_activations_FIXED.pt",
+        f"{fixed.dataset}_dummy_labels.json",
+        f"{fixed.dataset}_indirect_effect.pt",
+        "src_reference_dump.json",
+        "src_fv.pt",
+        "top_heads_src.json",
+    }
+    assert read_pt(results / f"{fixed.dataset}_mean_head_activations_FIXED.pt").ndim == 4
+    assert read_pt(results / f"{fixed.dataset}_indirect_effect.pt").ndim == 3
+    log = (runs / "m0_prompt_slot_parity.log").read_text()
+    assert "prompt_boundary: PASS, mismatch_count 0" in log
+    assert "slot_map: PASS, mismatch_count 0" in log
+    suite = json.loads((runs / "parity_suite_report.json").read_text())
+    assert (suite["status"], len(suite["stages"])) == ("PASS", 6)
+    diff = json.loads((setup.root / "results_fv" / fixed.dataset / "src_vs_fv_diff_report.json").read_text())
+    assert diff["first_divergence"] is None
+    known = state.read(setup.layout.state)
+    assert set(known) == {"M0", "M1", "M2", "M3", "M4", "M5"}
+    assert all(len(digest) == 64 for ended in known.values() for digest in ended.files.values())
+
+
+def test_the_runtime_delivers_from_both_kinds_of_trials(walked: tuple[Setup, dict[str, Outcome]]) -> None:
+    setup, outcomes = walked
+
+    for source in ("fixed_trials", "dataset_sampled"):
+        folder = setup.layout.runs / "runtime" / source / "artifacts"
+        assert read_pt(folder / "mean_activations.pt").ndim == 4
+        vector = read_pt(folder / "fv_global_resid.pt")["fv_global_resid"]
+        assert vector.ndim == 1
+        assert len(json.loads((folder / "top_heads.json").read_text())["heads"]) == 4
+        for layer in range(2):
+            written = {path.name for path in (folder / f"step6/layer_{layer}").iterdir()}
+            assert {"eval_summary.json", "eval_trials.jsonl", "eval_meta.json"} < written
+            assert any(name.startswith("step6_results_") for name in written)
+    assert len(outcomes["M4"].files) == 2 * (7 + 2 * 4)
+
+
+def test_the_runtime_is_refused_another_model_than_the_suite_saw(
+    walked: tuple[Setup, dict[str, Outcome]], setup: Setup, world: World
+) -> None:
+    shutil.copytree(walked[0].layout.runs, setup.layout.runs)
+    shutil.rmtree(setup.layout.runs / "runtime")
+    other = setup.root / "other"
+    shutil.copytree(world.model, other)
+    lm = models.load(str(other))
+    with torch.no_grad():
+        next(lm.hf.parameters()).mul_(1.001)
+    lm.hf.save_pretrained(other)
+    known = json.loads(setup.layout.state.read_text())
+    known["M2"]["settings"]["model"] = str(other)
+    setup.layout.state.write_text(json.dumps(known))
+
+    outcome = run("M4", replace(setup, model=str(other)))
+
+    assert not outcome.passed
+    assert "has other weights than the model that M2 compared" in outcome.message
+
+
+def test_the_dump_says_of_every_trial_what_the_golden_says(world: World) -> None:
+    fixed = trials.read(world.trials[0])
+    golden = Golden.open(next(world.golden.glob(f"*/{fixed.id}/*")))
+
+    dump = m3_reference.reference_dump(golden)
+
+    keys = [(row["trial_id"], row["trial_idx"]) for row in dump["trials"]]
+    assert keys == sorted((trial.trial_id, trial.trial_idx) for trial in fixed.trials)
+    for row, trial in zip(dump["trials"], fixed.trials, strict=True):
+        assert row["target_id"] == trial.target_id
+        prompt = golden.stored("prompt_boundary")[f"{trial.key}/corrupted/input_ids"]
+        assert isinstance(prompt, list)
+        assert row["prompt"]["boundary_len"] == row["prompt"]["corrupted_n_tokens"] == len(prompt)
+        assert row["delta_logprob"] == pytest.approx(row["with_logprob_fp32"] - row["base_logprob_fp32"], abs=1e-5)
+    vector = golden.stored("fv_vector")["function_vector"]
+    assert isinstance(vector, torch.Tensor)
+    assert dump["fv"]["shape"] == [1, len(vector)]
+    assert dump["fv"]["norm"] == pytest.approx(float(vector.norm()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[1:], "is missing"),
+        (lambda rows: [*rows, rows[0]], "is there 2 times"),
+        (lambda rows: [*rows[:-1], rows[-1] | {"target_id": None}], "has no target or no boundary"),
+        (lambda rows: [*rows, rows[0] | {"trial_id": 99}], "is none of the file's"),
+    ],
+)
+def test_a_dump_with_a_gap_or_a_double_is_refused(world: World, change: Any, message: str) -> None:
+    fixed = trials.read(world.trials[0])
+    golden = Golden.open(next(world.golden.glob(f"*/{fixed.id}/*")))
+    dump = m3_reference.reference_dump(golden)
+
+    with pytest.raises(Failed, match=message):
+        m3_reference.require_whole(
+            dump | {"trials": change(dump["trials"])}, {(trial.trial_id, trial.trial_idx) for trial in fixed.trials}
+        )
+
+
+# ---------------------------------------------------------------- a failure, and its repair
+
+
+def test_a_failing_suite_stops_what_builds_on_it_and_is_verified_once_repaired(setup: Setup) -> None:
+    mean_activations_off(setup.root)
+
+    outcomes = dict(run_all(["M2", "M3", "M4", "M5"], setup))
+
+    assert {name: outcome.passed for name, outcome in outcomes.items()} == {"M2": False, "M5": True}
+    assert "mean_activations" in outcomes["M5"].message
+    repro = (setup.layout.diff / "repro_command.txt").read_text()
+    assert repro.startswith("pytest ")
+    assert "mean_activations" in repro
+    for later in ("M3", "M4"):
+        with pytest.raises(NotReady, match=r"builds on M2, which failed"):
+            run(later, setup)
+
+    still = run("M6", setup)
+    assert not still.passed
+    assert still.message.startswith("from mean_activations on: FAIL")
+
+    (setup.root / "conftest.py").unlink()
+    repaired = run("M6", setup)
+    assert repaired.passed, repaired.message
+    record = json.loads((setup.layout.runs / "m6_reverify.json").read_text())
+    assert record["from"] == "mean_activations"
+    assert record["runs"][0] == record["runs"][1]
+
+
+def test_numbers_that_are_not_the_same_twice_do_not_pass(
+    walked: tuple[Setup, dict[str, Outcome]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, _ = walked
+    monkeypatch.chdir(setup.root)
+    fault = "leaves['mean_activations'] = leaves['mean_activations'] + float(torch.rand((), generator=D)) * 1e-6"
+    text = FAULTY.format(method="mean_activations", fault=fault)
+    (setup.root / "conftest.py").write_text(
+        text.replace("class Faulty", "D = torch.Generator()\nD.seed()\n\nclass Faulty")
+    )
+
+    outcome = run("M6", setup)
+
+    assert not outcome.passed
+    assert outcome.message.startswith("a second run gave other numbers: mean_activations")
+
+
+def test_a_milestone_knows_what_it_builds_on(setup: Setup, walked: tuple[Setup, dict[str, Outcome]]) -> None:
+    with pytest.raises(NotReady, match="M3 builds on M2, which was not run here"):
+        run("M3", setup)
+
+    shutil.copytree(walked[0].layout.runs, setup.layout.runs)
+    with pytest.raises(NotReady, match=r"other settings \(edit_layer: 1 there, 0 here\)"):
+        run("M3", replace(setup, edit_layer=0))
+    (setup.layout.runs / "parity_suite.log").write_text("edited")
+    with pytest.raises(NotReady, match=r"parity_suite.log is not what it wrote: run M2 again"):
+        run("M3", setup)
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_a_trials_file_that_lies_fails_m0_and_its_log_says_how(setup: Setup) -> None:
+    value = json.loads(setup.trials.read_text())
+    trial = value["trials"][0]
+    trial["target_first_token_id"] = trial["first_token_id"] = trial["answer_ids"][0] = trial["answer_ids"][0] + 1
+    bad = setup.root / setup.trials.name
+    bad.write_text(json.dumps(value))
+
+    outcome = run("M0", replace(setup, trials=bad))
+
+    assert not outcome.passed
+    log = next(setup.root.glob("results_fv/*/*/m0_prompt_slot_parity.log")).read_text()
+    assert "verify: mismatch_count 0" not in log
+    assert "trial 0" in log
+
+
+# ---------------------------------------------------------------- the lock
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("seed", 7), ("n_shots", 25), ("n_trials", 25), ("reference_profile", "todd_upstream")]
+)
+def test_a_lock_refuses_another_plan_by_the_fields_name(setup: Setup, world: World, field: str, value: Any) -> None:
+    other = replace(setup, lock=lock_of(world, setup.root, **{field: value}))
+
+    with pytest.raises(Locked, match=rf"small refuses this run: {field}: .* is locked, found"):
+        run("M0", other)
+    assert not list(setup.root.glob("results*"))
+
+
+def test_a_lock_refuses_another_template(setup: Setup, world: World) -> None:
+    prefixes = {"input": "In:", "output": "Out:", "instructions": ""}
+
+    with pytest.raises(Locked, match="prefixes: "):
+        run("M0", replace(setup, lock=lock_of(world, setup.root, prefixes=prefixes)))
+
+
+def test_the_shipped_lock_is_the_plans() -> None:
+    lock = Lock.load("antonym-lock")
+
+    assert (lock.locked.seed, lock.locked.n_shots, lock.locked.n_trials) == (0, 10, 10)
+    assert (lock.defaults.n_top_heads, lock.defaults.edit_layer, lock.defaults.max_trials) == (10, 9, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("name: x\n", "locked: field required"), ("name: [\n", "not"), ("name: x\nseed: 1\n", "not a lock profile")],
+)
+def test_a_wrong_lock_names_file_and_field(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+
+    with pytest.raises(FormatError, match=message) as caught:
+        Lock.load(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_a_lock_that_is_nowhere_names_those_that_ship(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="antonym-lock"):
+        Lock.load(str(tmp_path / "none.yaml"))
+
+
+def test_what_milestones_left_is_read_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "milestones.json"
+    path.write_text('{"M0": 3}')
+
+    with pytest.raises(FormatError, match="run them again from M0"):
+        state.read(path)
+    assert state.read(tmp_path / "none") == {}
