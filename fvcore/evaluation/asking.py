@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fvcore.chunks import chunk_size, in_chunks
 from fvcore.evaluation.scores import ranks
-from fvcore.injection import inject
+from fvcore.hooks import add_to_residual
 from fvcore.models import LanguageModel
 from fvcore.prompts import Prompt as PromptText
 from fvcore.shared_prompt import Prompt
@@ -92,14 +92,13 @@ def _exact(
     lm: LanguageModel, prompt: PromptText, vectors: Mapping[str, Tensor], layers: Sequence[int], alpha: float
 ) -> Tensor:
     """Logits (1, arm, vocab), each from a pass of its own."""
-    if not (vectors and layers):
-        return lm.logits(lm.ids(prompt.input_ids))[:, -1:].cpu()
-    runs = [
-        inject(lm, prompt.input_ids, prompt.target_id, vector, layer, alpha)
-        for vector in vectors.values()
-        for layer in layers
-    ]
-    return torch.stack([runs[0].base_logits, *(run.with_logits for run in runs)])[None]
+    ids = lm.ids(prompt.input_ids)
+    rows = [lm.logits(ids)[0, -1]]
+    for vector in vectors.values():
+        for layer in layers:
+            with add_to_residual(lm, layer, _times(alpha, vector)):
+                rows.append(lm.logits(ids)[0, -1])
+    return torch.stack(rows)[None]
 
 
 def _times(alpha: float, vector: Tensor) -> Tensor:
