@@ -98,7 +98,7 @@ def test_without_a_vector_the_baseline_is_measured(fvcore: Any, tmp_path: Path) 
 def test_the_vector_is_computed_from_trials_when_asked(fvcore: Any, tmp_path: Path) -> None:
     trials = str(worlds.trials_path("tiny-llama"))
     status, out, _ = fvcore(
-        "tokens", *BASE, "--trials", trials, "--n-top-heads", "4", "--control", "random_heads", "--n-tokens", "3",
+        "tokens", *BASE, "--trials", trials, "--n-top-heads", "4", "--control", "random_heads", "--n-tokens", "5",
         "--out", str(tmp_path / "out"),
     )  # fmt: skip
     found = report.read(tmp_path / "out")
@@ -106,8 +106,11 @@ def test_the_vector_is_computed_from_trials_when_asked(fvcore: Any, tmp_path: Pa
     assert status == 0
     assert found.vectors[0].norm == pytest.approx(float(own.norm()))
     assert [(row.vector, row.way, row.rank) for row in found.tokens] == [
-        (vector, way, rank) for vector in ("fv", "random_heads") for way in ("model", "head") for rank in range(3)
+        (vector, way, rank) for vector in ("fv", "random_heads") for way in ("model", "head") for rank in range(5)
     ]
+    answers = worlds.bench().answer_tokens()
+    assert [row.is_answer for row in found.tokens] == [row.token_id in answers for row in found.tokens]
+    assert {row.is_answer for row in found.tokens} == {True, False}
     assert "fv, model:" in out
 
 
