@@ -100,11 +100,7 @@ def evaluate(
     plan = Plan(frozenset(tables), shots, layer, test_split, filtered, n_tokens, templates)
     found = run(bench, plan, vector, trials, n_top_heads, control or [])
     folder = out or Path("results", "eval", f"{task.name}_{model_tag(lm.name)}")
-    written = report.write(found, folder)
-    if plots.available():
-        written += plots.draw(found, folder)
-    else:
-        console.print("no pictures: matplotlib is not installed (pip install 'pytest-fvparity[plots]')", markup=False)
+    written = [*report.write(found, folder), *plots.draw(found, folder)]
     _show(found)
     console.print(f"wrote {', '.join(path.name for path in written)} to {folder}", soft_wrap=True, markup=False)
 

@@ -1,14 +1,9 @@
-"""Two pictures of an evaluation: accuracy over layers, and bars over numbers of shots with their intervals.
-
-matplotlib is asked for when a picture is drawn; an evaluation without it writes tables alone.
-"""
+"""Two pictures of an evaluation: accuracy over layers, and bars over numbers of shots with their intervals."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +13,6 @@ from fvcore.formats import write_bytes
 
 WIDTH, HEIGHT, DPI = 7.0, 4.0, 150  # inches, inches, dots an inch
 BAR = 0.24  # inches
-
-
-def available() -> bool:
-    return find_spec("matplotlib") is not None
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
@@ -76,7 +67,9 @@ def shot_bars(axes: Any, results: Sequence[Result]) -> None:
 
 
 def _picture(path: Path, heading: str, height: float, paint: Callable[[Any], None]) -> Path:
-    figure = import_module("matplotlib.figure").Figure(figsize=(WIDTH, height), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     paint(axes)
     axes.set_title(heading, fontsize=10)

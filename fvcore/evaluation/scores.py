@@ -10,8 +10,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from math import sqrt
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -87,15 +85,20 @@ def best(score: Score, answer: str, answers: Sequence[str]) -> float:
 
 def share_interval(n_right: int, n: int) -> tuple[float, float]:
     """Wilson's interval of a share, at `CONFIDENCE`: inside 0 and 1, and of some width also where all are right."""
-    z, share = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), n_right / n
-    centre, around = share + z * z / (2 * n), z * sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    low, high = ((centre + side * around) / (1 + z * z / n) for side in (-1, 1))
-    return max(0.0, low), min(1.0, high)
+    from scipy.stats import binomtest
+
+    found = binomtest(n_right, n).proportion_ci(CONFIDENCE, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean, at `CONFIDENCE`; of equal values it is a point."""
-    rng = np.random.default_rng(seed)
-    means = rng.choice(np.asarray(values, dtype=float), (N_RESAMPLES, len(values))).mean(axis=1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    from scipy.stats import bootstrap
+
+    if len(set(values)) == 1:
+        return values[0], values[0]
+    found = bootstrap(
+        (values,), np.mean, n_resamples=N_RESAMPLES, confidence_level=CONFIDENCE, method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return float(found.low), float(found.high)

@@ -70,16 +70,6 @@ def test_all_writes_every_table_and_says_so(fvcore: Any, vector: Path, tmp_path:
     assert {"f1", "exact_match", "first_word", "mean_nll", "top1_low"} <= row.keys()
 
 
-def test_without_matplotlib_there_are_tables_and_a_word(
-    fvcore: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plots, "available", lambda: False)
-    status, out, _ = fvcore("nshot", *BASE, "--out", str(tmp_path / "out"))
-    assert status == 0
-    assert "pytest-fvparity[plots]" in out
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"baseline.csv", "evaluation.json"}
-
-
 def test_the_report_reads_back_as_it_was_written(fvcore: Any, vector: Path, tmp_path: Path) -> None:
     fvcore("nshot", *BASE, "--vector", str(vector), "--out", str(tmp_path / "out"))
     found = report.read(tmp_path / "out" / report.FILE)
