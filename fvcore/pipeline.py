@@ -245,7 +245,7 @@ def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Pr
         template=f"{meta.prefixes.model_dump_json()} {meta.separators.model_dump_json()}",
         target_token_rule=TARGET_RULES[settings.reference_profile],
         dtype=lm.dtype,
-        quant="none" if getattr(lm.hf.config, "quantization_config", None) is None else "quantised",
+        quant=lm.quant,
         reference_profile=settings.reference_profile,
         n_top_heads=settings.n_top_heads,
         token_class_idx=settings.token_class_idx,
