@@ -41,7 +41,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     "gemma3_text": WIDE | {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
     "olmo": GROUPED | {"clip_qkv": 8.0},
     "olmo2": GROUPED,
-    "phi": GROUPED | {"qk_layernorm": True},
+    "phi": {"num_key_value_heads": 1, "qk_layernorm": True},
     "phi3": GROUPED | {"sliding_window": 16},
     "starcoder2": GROUPED | {"sliding_window": 16},
     "granite": GROUPED | {"residual_multiplier": 0.4, "attention_multiplier": 0.3, "embedding_multiplier": 3.0},
