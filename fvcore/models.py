@@ -249,7 +249,6 @@ def load(
 
     What is not given is the spec's default, else fp32 on the CPU and no quantisation.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # local files load in a moment; a bar would tear the test output
@@ -260,7 +259,7 @@ def load(
     where = resolve(name)
     options = placement.options() | ({"attn_implementation": attn} if attn else {})
     try:
-        hf, report = AutoModelForCausalLM.from_pretrained(
+        hf, report = _auto_class(str(where)).from_pretrained(
             str(where), local_files_only=True, output_loading_info=True, **options
         )
         if placement.moves:
@@ -278,6 +277,19 @@ def load(
     for sentence in doubts(lm):
         warnings.warn(f"{lm.name}: {sentence}", ModelWarning, stacklevel=2)
     return lm
+
+
+def _auto_class(where: str) -> Any:
+    """The library's class that loads it: a multimodal model is none of the causal ones, and has a decoder like theirs."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = type(AutoConfig.from_pretrained(where, local_files_only=True))
+    images = AutoModelForImageTextToText
+    return (
+        images
+        if kind in images._model_mapping and kind not in AutoModelForCausalLM._model_mapping
+        else AutoModelForCausalLM
+    )
 
 
 def doubts(lm: LanguageModel) -> list[str]:

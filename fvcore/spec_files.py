@@ -11,7 +11,7 @@ The three paths are needed; the rest of ModelSpec's fields may stand beside them
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -38,9 +38,9 @@ class SpecFile(BaseModel):
     n_heads: Count | None = None
     head_dim: Count | None = None
     hidden_size: Count | None = None
-    dtype: str | None = None
+    dtype: Literal["fp32", "fp16", "bf16"] | None = None
     device_map: str | dict[str, int | str] | None = None
-    quantization: str | None = None
+    quantization: Literal["none", "8bit", "4bit"] | None = None
 
 
 def read(path: Path) -> ModelSpec:
