@@ -9,23 +9,32 @@ from typing import Any
 
 from torch import nn
 
-from fvcore.model_spec import WRAPPED, ModelError, ModelSpec, placed, spec_found
+from fvcore.model_spec import WRAPPED, ModelError, ModelSpec, PartMissing, placed, spec_found
 
 
-def text_config(hf: Any) -> Any:
+BLOCKS = "blocks_path"
+"""What errors call the path of the blocks."""
+
+
+def text_config(config: Any) -> Any:
     """The config with the sizes of the decoder: a multimodal model keeps it inside its own."""
-    get = getattr(hf.config, "get_text_config", None)
-    return get() if get else getattr(hf.config, "text_config", hf.config)
+    get = getattr(config, "get_text_config", None)
+    return get() if get else getattr(config, "text_config", config)
+
+
+def types_of(config: Any) -> list[str]:
+    """Model types to look a spec up by: the model's, then its text tower's."""
+    return list(dict.fromkeys([config.model_type, text_config(config).model_type]))
 
 
 def spec_in(hf: Any) -> ModelSpec:
     """The spec that fits a model: by its type, its text tower's type, or its structure."""
-    types = [config.model_type for config in (hf.config, text_config(hf))]
+    types = types_of(hf.config)
     if getattr(hf.config, "is_encoder_decoder", False):
         raise ModelError(
             f"{types[0]!r} is an encoder-decoder; expected a causal language model, which has a decoder alone"
         )
-    return spec_found(dict.fromkeys(types), {name for name, _ in hf.named_modules()})
+    return spec_found(types, {name for name, _ in hf.named_modules()})
 
 
 def head_width(config: Any) -> int:
@@ -35,14 +44,14 @@ def head_width(config: Any) -> int:
 
 def require_parts(hf: nn.Module, spec: ModelSpec) -> None:
     """Raise ModelError unless every part is where the spec says, and of the size that spec and config say."""
-    n_layers = len(list(_resolve(hf, spec.blocks_path, "blocks_path", spec).children()))
+    n_layers = len(list(_resolve(hf, spec.blocks_path, BLOCKS, spec).children()))
     projections = [_resolve(hf, spec.out_proj_path(layer), "out_proj path", spec) for layer in range(n_layers)]
     if spec.n_layers not in (None, n_layers):
         raise ModelError(
             f"Model block count mismatch with spec: spec='{spec.name}' expected={spec.n_layers} got={n_layers} "
             f"path={spec.blocks_path}"
         )
-    config = text_config(hf)
+    config = text_config(hf.config)
     hidden, n_heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
     if not hidden or not n_heads:
         raise ModelError(f"Model config missing hidden_size or n_heads (spec '{spec.name}', {type(config).__name__})")
@@ -72,9 +81,11 @@ def _resolve(root: nn.Module, path: str, label: str, spec: ModelSpec) -> nn.Modu
     for part in path.split("."):
         children = dict(module.named_children())
         if part not in children:
-            raise ModelError(
+            raise PartMissing(
                 f"Spec '{spec.name}' failed to resolve {label} '{path}': missing '{part}' at '{walked or 'the model'}'; "
-                f"found there: {', '.join(children) or 'nothing'}{_elsewhere(root, spec)}"
+                f"found there: {', '.join(children) or 'nothing'}{_elsewhere(root, spec)}",
+                part,
+                label,
             )
         module, walked = children[part], f"{walked}.{part}".lstrip(".")
     return module

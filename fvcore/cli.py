@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fvcore import spec_cli
 from fvcore.formats import FormatError
 from fvcore.model_spec import ModelError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Function vectors: data and experiments.")
 trials_app = typer.Typer(no_args_is_help=True, help="Fixed trials: make a file, verify a file.")
 app.add_typer(trials_app, name="trials")
+app.add_typer(spec_cli.app, name="spec")
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)

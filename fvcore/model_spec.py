@@ -19,6 +19,14 @@ class ModelError(Exception):
     """A model or tokenizer cannot be loaded, or has no part where its spec says."""
 
 
+class PartMissing(ModelError):
+    """A path of a spec leads nowhere: `part` is what is missing, `label` which path it is of."""
+
+    def __init__(self, message: str, part: str, label: str) -> None:
+        super().__init__(message)
+        self.part, self.label = part, label
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Dotted paths, as `torch.nn.Module.get_submodule` reads them, and what a user may state beside them.

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fvcore import embedded
-from fvcore.anatomy import head_width, require_parts, spec_in, text_config
+from fvcore.anatomy import head_width, require_parts, spec_in, text_config, types_of
 from fvcore.model_spec import ModelError as ModelError
-from fvcore.model_spec import ModelSpec
+from fvcore.model_spec import ModelSpec, spec_found
 from fvcore.placement import DTYPES as DTYPES
 from fvcore.placement import FOR_PARITY, Placement, quant_of
 from fvcore.spec_files import spec_of
@@ -79,7 +79,7 @@ class LanguageModel:
     @cached_property
     def config(self) -> Any:
         """The config of the part that reads text, which in a multimodal model is not the whole."""
-        return text_config(self.hf)
+        return text_config(self.hf.config)
 
     @property
     def n_heads(self) -> int:
@@ -277,6 +277,24 @@ def load(
     for sentence in doubts(lm):
         warnings.warn(f"{lm.name}: {sentence}", ModelWarning, stacklevel=2)
     return lm
+
+
+def spec_on_disk(name: str) -> ModelSpec:
+    """The spec of a model that is left on disk, by its config's type; raises ModelError where only structure could tell."""
+    return spec_found(types_of(_config_on_disk(name)), ())
+
+
+def n_layers_on_disk(name: str) -> int:
+    return int(text_config(_config_on_disk(name)).num_hidden_layers)
+
+
+def _config_on_disk(name: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(resolve(name)), local_files_only=True)
+    except Exception as error:
+        raise ModelError(_not_loaded("config", name, error)) from error
 
 
 def _auto_class(where: str) -> Any:

@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from fvcore.model_spec import ALIASES, HF_IDS, MODEL_SPECS
+from fvcore.model_spec import ALIASES, MODEL_SPECS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("fvcore", "pytest_fvparity")

@@ -157,7 +157,7 @@ def _further_sizes(family: str, n_layers: int) -> dict[str, Any]:
         own["layer_types"] = [own["layer_types"][layer % 2] for layer in range(n_layers)]
     if family == "gpt_neo":
         pairs, rest = divmod(n_layers, 2)
-        own["attention_types"] = [[["global", "local"], pairs], [["global"], rest]]
+        own |= {"attention_types": [[["global", "local"], pairs], [["global"], rest]], "num_layers": n_layers}
     return {
         "hidden_size": 40,
         "num_hidden_layers": n_layers,
