@@ -11,7 +11,6 @@ from torch import nn
 
 from fvcore.model_spec import WRAPPED, ModelError, ModelSpec, PartMissing, placed, spec_found
 
-
 BLOCKS = "blocks_path"
 """What errors call the path of the blocks."""
 
