@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -26,7 +25,7 @@ LLAMA = spec_for("llama")
 
 def spec(*words: object) -> Result:
     runner = CliRunner(env={"NO_COLOR": "1", "COLUMNS": "200"})
-    return runner.invoke(typer.main.get_command(app), ["spec", *map(str, words)])
+    return runner.invoke(app, ["spec", *map(str, words)])
 
 
 def read(folder: Path, name: str) -> Any:

@@ -172,12 +172,10 @@ def test_engine_fast_is_engine_exact_or_says_why_not(
     assert ("does not hold" in note and why_not_fast(fast.lm) in note) == (family in NOT_FAST)
     # The tolerances of a comparison across implementations, fp32 on the CPU.
     means, cie = tensor_leaf(exact["mean_activations"], "mean_activations"), tensor_leaf(exact["top_heads"], "cie")
-    torch.testing.assert_close(
-        tensor_leaf(quick["mean_activations"], "mean_activations"), means, atol=5e-5, rtol=0, equal_nan=False
-    )
+    torch.testing.assert_close(tensor_leaf(quick["mean_activations"], "mean_activations"), means, atol=5e-5, rtol=0)
     bound = max(1e-6, 1e-4 * float(cie.abs().max()))
     torch.testing.assert_close(tensor_leaf(quick["top_heads"], "cie"), cie, atol=bound, rtol=0)
-    assert float(cie.abs().max()) > 1e-3
+    assert float(cie.abs().max()) > 50 * bound  # or the bound would hide what it should show
     assert quick["top_heads"]["heads"] == exact["top_heads"]["heads"]
     vector = tensor_leaf(exact["fv_vector"], "function_vector")
     torch.testing.assert_close(tensor_leaf(quick["fv_vector"], "function_vector"), vector, atol=5e-4, rtol=0)
