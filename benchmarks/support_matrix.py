@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any
 
 import torch
@@ -167,6 +168,7 @@ def page(rows: dict[str, dict[str, Any]], found: dict[str, str], tested: list[st
     for family, row in rows.items():
         shown = [_shown([row["cells"][dtype][operation] for dtype in DTYPES], notes) for operation in OPERATIONS]
         lines.append(f"| {family} | " + " | ".join(shown) + " |")
+    lines = [fill(line, 120) for line in lines[:8]] + lines[8:]
     lines += ["", *(f"[{i}] {note}  " for i, note in enumerate(notes, 1)), "", *_parts(rows), ""]
     return "\n".join(lines)
 
