@@ -30,7 +30,7 @@ TEXT = "Q: hot\nA: cold\n\nQ: unhappy\nA: glad\n\nQ: sunny\nA:"
 # Engine `fast` runs rows at positions that no prompt has. These say, in modules of their own, which position sees which:
 # a local window by the length of the keys; ALiBi by the length of the mask.
 NOT_FAST = ("gpt_neo", "bloom")
-WITHOUT_SDPA = ("gptj", "gpt_neo", "gemma2", "bloom")
+WITHOUT_SDPA = ("gptj", "gpt_neo", "gemma2", "bloom")  # in some versions of the library
 WITH_BIAS = ("gpt2", "gpt_neo", "gpt_neox", "phi", "starcoder2", "opt", "falcon", "bloom")
 WIDE = ("qwen3", "mixtral", "gemma", "gemma2", "gemma3_text")
 
@@ -134,11 +134,12 @@ def test_a_later_token_changes_nothing_earlier(tiny: Tiny, family: str) -> None:
 def test_eager_and_sdpa_are_the_same_where_both_exist(tmp_path: Path, family: str) -> None:
     random_lm(family, directory=tmp_path)
     eager = models.load(str(tmp_path), attn="eager")
-    if family in WITHOUT_SDPA:
-        with pytest.raises(ModelError, match="does not support an attention implementation"):
-            models.load(str(tmp_path), attn="sdpa")
+    try:
+        sdpa = models.load(str(tmp_path), attn="sdpa")
+    except ModelError as error:
+        assert family in WITHOUT_SDPA
+        assert "does not support an attention implementation" in str(error)
         return
-    sdpa = models.load(str(tmp_path), attn="sdpa")
 
     assert (eager.attn_implementation, sdpa.attn_implementation) == ("eager", "sdpa")
     torch.testing.assert_close(eager.logits(ids_of(eager)), sdpa.logits(ids_of(sdpa)), atol=3e-5, rtol=0)
@@ -223,7 +224,7 @@ def test_the_report_warns_of_it_at_the_vector(tiny: Tiny) -> None:
     for family, n_notes in (("olmo2", 1), ("llama", 0)):
         lm = tiny(family)
         notes = Pipeline(lm, trials_for(lm, n_trials=1), Settings(edit_layer=0)).notes("fv_vector")
-        assert len(notes) == n_notes, notes
+        assert sum("post_attn_norm" in note for note in notes) == n_notes
 
 
 @per_family
