@@ -257,9 +257,11 @@ def load(
     deterministic(seed)
     tokenizer = load_tokenizer(name)
     where = resolve(name)
+    config = _config_on_disk(name)
+    attn = _attention(config, attn)
     options = placement.options() | ({"attn_implementation": attn} if attn else {})
     try:
-        hf, report = _auto_class(str(where)).from_pretrained(
+        hf, report = _auto_class(config).from_pretrained(
             str(where), local_files_only=True, output_loading_info=True, **options
         )
         if placement.moves:
@@ -297,11 +299,27 @@ def _config_on_disk(name: str) -> Any:
         raise ModelError(_not_loaded("config", name, error)) from error
 
 
-def _auto_class(where: str) -> Any:
-    """The library's class that loads it: a multimodal model is none of the causal ones, and has a decoder like theirs."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+def _attention(config: Any, asked: str | None) -> str | None:
+    """Soft-capped attention is beyond sdpa; some versions of the library take it all the same, and leave the cap out."""
+    if not _soft_capped(config):
+        return asked
+    if asked == "sdpa":
+        raise ModelError(
+            f"attention sdpa leaves out the soft cap that this {config.model_type} model has "
+            f"(attn_logit_softcapping {text_config(config).attn_logit_softcapping:g}); use eager"
+        )
+    return asked or "eager"
 
-    kind = type(AutoConfig.from_pretrained(where, local_files_only=True))
+
+def _soft_capped(config: Any) -> bool:
+    return bool(getattr(text_config(config), "attn_logit_softcapping", None))
+
+
+def _auto_class(config: Any) -> Any:
+    """The library's class that loads it: a multimodal model is none of the causal ones, and has a decoder like theirs."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = type(config)
     images = AutoModelForImageTextToText
     return (
         images
@@ -319,6 +337,8 @@ def doubts(lm: LanguageModel) -> list[str]:
         said.append(
             f"weights are quantised ({lm.quant}): numbers are comparable with no other quantisation, nor with none"
         )
+    if lm.attn_implementation == "sdpa" and _soft_capped(lm.config):
+        said.append("attention sdpa leaves out the soft cap that its config asks for: use eager")
     return said
 
 

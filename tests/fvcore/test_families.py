@@ -30,7 +30,7 @@ TEXT = "Q: hot\nA: cold\n\nQ: unhappy\nA: glad\n\nQ: sunny\nA:"
 # Engine `fast` runs rows at positions that no prompt has. These say, in modules of their own, which position sees which:
 # a local window by the length of the keys; ALiBi by the length of the mask.
 NOT_FAST = ("gpt_neo", "bloom")
-WITHOUT_SDPA = ("gptj", "gpt_neo", "gemma2", "bloom")  # in some versions of the library
+WITHOUT_SDPA = ("gptj", "gpt_neo", "gemma2", "bloom")
 WITH_BIAS = ("gpt2", "gpt_neo", "gpt_neox", "phi", "starcoder2", "opt", "falcon", "bloom")
 WIDE = ("qwen3", "mixtral", "gemma", "gemma2", "gemma3_text")
 
@@ -134,15 +134,23 @@ def test_a_later_token_changes_nothing_earlier(tiny: Tiny, family: str) -> None:
 def test_eager_and_sdpa_are_the_same_where_both_exist(tmp_path: Path, family: str) -> None:
     random_lm(family, directory=tmp_path)
     eager = models.load(str(tmp_path), attn="eager")
-    try:
-        sdpa = models.load(str(tmp_path), attn="sdpa")
-    except ModelError as error:
-        assert family in WITHOUT_SDPA
-        assert "does not support an attention implementation" in str(error)
+    if family in WITHOUT_SDPA:
+        with pytest.raises(ModelError, match=r"does not support an attention implementation|leaves out the soft cap"):
+            models.load(str(tmp_path), attn="sdpa")
         return
+    sdpa = models.load(str(tmp_path), attn="sdpa")
 
     assert (eager.attn_implementation, sdpa.attn_implementation) == ("eager", "sdpa")
     torch.testing.assert_close(eager.logits(ids_of(eager)), sdpa.logits(ids_of(sdpa)), atol=3e-5, rtol=0)
+
+
+def test_a_soft_cap_is_not_lost_on_the_way(tmp_path: Path) -> None:
+    lm = random_lm("gemma2", directory=tmp_path)
+    assert models.load(str(tmp_path)).attn_implementation == "eager"
+    with pytest.raises(ModelError, match=r"leaves out the soft cap .* \(attn_logit_softcapping 50\); use eager"):
+        models.load(str(tmp_path), attn="sdpa")
+    lm.config._attn_implementation = "sdpa"
+    assert any("leaves out the soft cap" in sentence for sentence in models.doubts(lm))
 
 
 # ---------------------------------------------------------------- both engines
