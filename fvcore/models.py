@@ -332,7 +332,7 @@ def doubts(lm: LanguageModel) -> list[str]:
     """What makes a loaded model's numbers doubtful: quantised weights, a family or a library that was not tested."""
     import transformers
 
-    said = untested(lm.spec.name, transformers.__version__)
+    said = untested(lm.config.model_type, transformers.__version__)
     if lm.quant != "none":
         said.append(
             f"weights are quantised ({lm.quant}): numbers are comparable with no other quantisation, nor with none"

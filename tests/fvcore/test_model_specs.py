@@ -385,7 +385,8 @@ def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_model_that_does_not_load_says_what_was_asked_for(tmp_path: Path) -> None:
-    toy_tokenizer("bos").save_pretrained(tmp_path)
+    random_lm("llama", directory=tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match=r"Asked for: dtype bf16, quant none, device cpu; use cpu, fp32, quant none"):
         models.load(str(tmp_path), dtype="bf16")
 
