@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fvcore import spec_cli
+from fvcore.evaluation.cli import evaluate
 from fvcore.experiments.runtime.cli import app as runtime_app
 from fvcore.formats import FormatError
 from fvcore.model_spec import ModelError
@@ -15,7 +17,9 @@ from fvcore.model_spec import ModelError
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Function vectors: data and experiments.")
 trials_app = typer.Typer(no_args_is_help=True, help="Fixed trials: make a file, verify a file.")
 app.add_typer(trials_app, name="trials")
+app.command("eval")(evaluate)
 app.add_typer(runtime_app, name="runtime")
+app.add_typer(spec_cli.app, name="spec")
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)

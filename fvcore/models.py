@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from fvcore import embedded
+from fvcore.anatomy import head_width, require_parts, spec_in, text_config, types_of
 from fvcore.model_spec import ModelError as ModelError
-from fvcore.model_spec import ModelSpec, spec_for
+from fvcore.model_spec import ModelSpec, spec_found
+from fvcore.placement import DTYPES as DTYPES
+from fvcore.placement import FOR_PARITY, Placement, quant_of
+from fvcore.spec_files import spec_of
+from fvcore.tested import untested
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+class ModelWarning(UserWarning):
+    """Something about a loaded model that its numbers depend on."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +46,21 @@ class LanguageModel:
     known: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def wrap(cls, hf: Any, tokenizer: Any = None, name: str = "in memory", source: Path | None = None) -> LanguageModel:
-        """Take a Hugging Face causal LM as it is; it is put into eval mode and its gradients are switched off."""
-        spec = spec_for(hf.config.model_type)
-        model = cls(hf.eval().requires_grad_(False), tokenizer, spec, name, source)
-        _resolve(hf, spec.blocks_path, "blocks_path", spec)
-        for layer in range(model.n_layers):
-            _resolve(hf, spec.out_proj_path(layer), "out_proj path", spec)
-        return model
+    def wrap(
+        cls,
+        hf: Any,
+        tokenizer: Any = None,
+        name: str = "in memory",
+        source: Path | None = None,
+        spec: ModelSpec | str | None = None,
+    ) -> LanguageModel:
+        """Take a Hugging Face causal LM as it is; it is put into eval mode and its gradients are switched off.
+
+        spec: one of your own, or what `--fv-spec` takes; found by the model's type or structure if not given.
+        """
+        found = spec_in(hf) if spec is None else _given(spec)
+        require_parts(hf, found)
+        return cls(hf.eval().requires_grad_(False), tokenizer, found, name, source)
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
@@ -60,23 +76,38 @@ class LanguageModel:
     def n_layers(self) -> int:
         return len(self.blocks)
 
+    @cached_property
+    def config(self) -> Any:
+        """The config of the part that reads text, which in a multimodal model is not the whole."""
+        return text_config(self.hf.config)
+
     @property
     def n_heads(self) -> int:
-        return int(self.hf.config.num_attention_heads)
+        return int(self.config.num_attention_heads)
+
+    @property
+    def n_kv_heads(self) -> int | None:
+        """Heads of keys and values, as the config says it; None where it does not."""
+        names = ("num_key_value_heads", "num_kv_heads")
+        return next((int(found) for name in names if (found := getattr(self.config, name, None))), None)
 
     @property
     def d_model(self) -> int:
-        return int(self.hf.config.hidden_size)
+        return int(self.config.hidden_size)
 
     @cached_property
     def d_head(self) -> int:
         """Width of one head; n_heads * d_head need not be d_model."""
-        explicit = getattr(self.hf.config, "head_dim", None)
-        return int(explicit or self.d_model // self.n_heads)
+        return head_width(self.config)
 
     @property
     def vocab_size(self) -> int:
-        return int(self.hf.config.vocab_size)
+        return int(self.config.vocab_size)
+
+    @property
+    def quant(self) -> str:
+        """What the weights really are: none, 8bit, 4bit, or the name of another method."""
+        return quant_of(self.hf.config)
 
     @property
     def itemsize(self) -> int:
@@ -96,7 +127,7 @@ class LanguageModel:
 
     @property
     def attn_implementation(self) -> str:
-        return str(self.hf.config._attn_implementation)
+        return str(self.config._attn_implementation)
 
     def logits(self, input_ids: Tensor) -> Tensor:
         """(1, token) -> (1, token, vocab)."""
@@ -128,18 +159,22 @@ class LanguageModel:
         return self.known["tokenizer"]
 
 
-def _resolve(root: nn.Module, path: str, label: str, spec: ModelSpec) -> nn.Module:
-    """Walk a dotted path; the error names the missing part, where it was looked for, and what stands there."""
-    module, walked = root, ""
-    for part in path.split("."):
-        children = dict(module.named_children())
-        if part not in children:
-            raise ModelError(
-                f"Spec '{spec.name}' failed to resolve {label} '{path}': missing '{part}' at '{walked or 'the model'}'; "
-                f"found there: {', '.join(children) or 'nothing'}"
-            )
-        module, walked = children[part], f"{walked}.{part}".lstrip(".")
-    return module
+def _given(spec: ModelSpec | str) -> ModelSpec:
+    return spec_of(spec) if isinstance(spec, str) else spec
+
+
+def require_bos(lm: LanguageModel) -> None:
+    """A spec that says whether BOS is prepended must say what the tokenizer does."""
+    if lm.spec.prepend_bos is None or lm.tokenizer is None:
+        return
+    ids, bos = lm.tokenizer("Q: a").input_ids, lm.tokenizer.bos_token_id
+    adds = bos is not None and ids[0] == bos
+    if adds != lm.spec.prepend_bos:
+        raise ModelError(
+            f"Spec '{lm.spec.name}' says prepend_bos = {str(lm.spec.prepend_bos).lower()}, and the tokenizer adds "
+            f"{'a' if adds else 'no'} BOS (add_special_tokens=True, first ids of 'Q: a': {ids[:4]}, bos id {bos}); what it "
+            "does counts: correct the spec or take the model's own tokenizer"
+        )
 
 
 def weights_digest(hf: nn.Module) -> str:
@@ -194,36 +229,117 @@ def load_tokenizer(name: str) -> Any:
         raise ModelError(_not_loaded("tokenizer", name, error)) from error
 
 
-def load(name: str, device: str = "cpu", dtype: str = "fp32", attn: str | None = None, seed: int = 0) -> LanguageModel:
+def load(
+    name: str,
+    device: str | None = None,
+    dtype: str | None = None,
+    attn: str | None = None,
+    seed: int = 0,
+    *,
+    spec: ModelSpec | str | None = None,
+    quant: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+) -> LanguageModel:
     """Load a model in eval mode from disk, never from the network; `dtype` is always passed on.
 
-    `name` is a shipped model (`tiny-llama`, `tiny-gpt2`), a directory or a hub id in the local cache.
+    name: a shipped model (`tiny-llama`, `tiny-gpt2`), a directory or a hub id in the local cache.
+    device: cpu, cuda, cuda:k or auto; device_map in its place (needs accelerate).
+    spec: one of your own, a registered name, or a YAML file; found by the model's type or structure if not given.
+    quant: none, 8bit or 4bit (bitsandbytes, on CUDA).
+
+    What is not given is the spec's default, else fp32 on the CPU and no quantisation.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # local files load in a moment; a bar would tear the test output
-    if dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    given = None if spec is None else _given(spec)
+    placement = Placement.of(given, dtype, device, device_map, quant)
     deterministic(seed)
     tokenizer = load_tokenizer(name)
     where = resolve(name)
-    options = {"attn_implementation": attn} if attn else {}
+    config = _config_on_disk(name)
+    attn = _attention(config, attn)
+    options = placement.options() | ({"attn_implementation": attn} if attn else {})
     try:
-        hf, report = AutoModelForCausalLM.from_pretrained(
-            str(where), dtype=DTYPES[dtype], local_files_only=True, output_loading_info=True, **options
+        hf, report = _auto_class(config).from_pretrained(
+            str(where), local_files_only=True, output_loading_info=True, **options
         )
-        hf.to(device)
+        if placement.moves:
+            hf.to(placement.device)
     except Exception as error:
-        raise ModelError(_not_loaded("model", name, error)) from error
+        raise ModelError(f"{_not_loaded('model', name, error)} Asked for: {placement}; {FOR_PARITY}.") from error
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{name!r} lacks {len(missing)} weight(s) of a {hf.config.model_type} model, which would be drawn at random: "
             f"{', '.join(missing[:3])}. Use a complete checkpoint of a causal language model."
         )
-    if isinstance(where, Path):
-        return LanguageModel.wrap(hf, tokenizer, where.name, where)
-    return LanguageModel.wrap(hf, tokenizer, name)
+    known_as, source = (where.name, where) if isinstance(where, Path) else (name, None)
+    lm = LanguageModel.wrap(hf, tokenizer, known_as, source, given)
+    require_bos(lm)
+    for sentence in doubts(lm):
+        warnings.warn(f"{lm.name}: {sentence}", ModelWarning, stacklevel=2)
+    return lm
+
+
+def spec_on_disk(name: str) -> ModelSpec:
+    """The spec of a model that is left on disk, by its config's type; raises ModelError where only structure could tell."""
+    return spec_found(types_of(_config_on_disk(name)), ())
+
+
+def n_layers_on_disk(name: str) -> int:
+    return int(text_config(_config_on_disk(name)).num_hidden_layers)
+
+
+def _config_on_disk(name: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(resolve(name)), local_files_only=True)
+    except Exception as error:
+        raise ModelError(_not_loaded("config", name, error)) from error
+
+
+def _attention(config: Any, asked: str | None) -> str | None:
+    """Soft-capped attention is beyond sdpa; some versions of the library take it all the same, and leave the cap out."""
+    if not _soft_capped(config):
+        return asked
+    if asked == "sdpa":
+        raise ModelError(
+            f"attention sdpa leaves out the soft cap that this {config.model_type} model has "
+            f"(attn_logit_softcapping {text_config(config).attn_logit_softcapping:g}); use eager"
+        )
+    return asked or "eager"
+
+
+def _soft_capped(config: Any) -> bool:
+    return bool(getattr(text_config(config), "attn_logit_softcapping", None))
+
+
+def _auto_class(config: Any) -> Any:
+    """The library's class that loads it: a multimodal model is none of the causal ones, and has a decoder like theirs."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = type(config)
+    images = AutoModelForImageTextToText
+    return (
+        images
+        if kind in images._model_mapping and kind not in AutoModelForCausalLM._model_mapping
+        else AutoModelForCausalLM
+    )
+
+
+def doubts(lm: LanguageModel) -> list[str]:
+    """What makes a loaded model's numbers doubtful: quantised weights, a family or a library that was not tested."""
+    import transformers
+
+    said = untested(lm.config.model_type, transformers.__version__)
+    if lm.quant != "none":
+        said.append(
+            f"weights are quantised ({lm.quant}): numbers are comparable with no other quantisation, nor with none"
+        )
+    if lm.attn_implementation == "sdpa" and _soft_capped(lm.config):
+        said.append("attention sdpa leaves out the soft cap that its config asks for: use eager")
+    return said
 
 
 def _not_loaded(what: str, name: str, error: Exception) -> str:

@@ -17,12 +17,13 @@ import torch
 from fvcore import sweep
 from fvcore.activations import mean_head_activations
 from fvcore.artifacts import Artifact, Leaf, tensor_leaf, trial_of
+from fvcore.diagnostics import caveats
 from fvcore.effects import TOKEN_CLASSES, average_indirect_effect, causal_indirect_effect
 from fvcore.engines import ENGINES, why_not_fast
 from fvcore.heads import top_heads
 from fvcore.injection import inject, inject_generate, inject_nll
 from fvcore.model_spec import ModelError
-from fvcore.models import LanguageModel
+from fvcore.models import LanguageModel, doubts
 from fvcore.profile import REFERENCE_PROFILES, TARGET_RULES, Conditions, Identity, Profile
 from fvcore.prompts import REGIMES, UPSTREAM_BOS_TEXT, Prompt, PromptTemplate, require_bos_agreement, trial_prompt
 from fvcore.slots import SlotMap, dummy_labels, slot_map
@@ -219,6 +220,8 @@ class Pipeline:
         """What is worth knowing about a key's artifact and is no difference: a warning each."""
         if key == "mean_activations" and self.settings.engine == "fast" and (reason := why_not_fast(self.lm)):
             return [f"engine fast does not hold for this model ({reason}): means and effects are those of exact"]
+        if key == "fv_vector":
+            return [*doubts(self.lm), *caveats(self.lm)]
         if key != "slot_map" or type(self).slot_map is not Pipeline.slot_map:
             return []  # what a subclass does at that key is not known here
         return [
@@ -245,7 +248,7 @@ def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Pr
         template=f"{meta.prefixes.model_dump_json()} {meta.separators.model_dump_json()}",
         target_token_rule=TARGET_RULES[settings.reference_profile],
         dtype=lm.dtype,
-        quant="none" if getattr(lm.hf.config, "quantization_config", None) is None else "quantised",
+        quant=lm.quant,
         reference_profile=settings.reference_profile,
         n_top_heads=settings.n_top_heads,
         token_class_idx=settings.token_class_idx,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -56,11 +57,9 @@ def fv_model(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
     """The `LanguageModel` of --fv-model, loaded once a session in eval mode, fp32 on the CPU by default."""
     import torch
 
-    from fvcore import models
-
     options = _options(request)
     device = _device(request, options)
-    lm = models.load(options.model, device, options.dtype, options.attn, options.seed)
+    lm = load_model(options, device)
     before = torch.get_num_threads()
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if device == "cpu" and (worker or sum(p.numel() for p in lm.hf.parameters()) < SMALL_MODEL):
@@ -69,12 +68,37 @@ def fv_model(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
     torch.set_num_threads(before)
 
 
+def load_model(options: ParityOptions, device: str) -> LanguageModel:
+    """The model that the options name, as they say. Every one of them counts: a spec's own defaults are told of and left."""
+    from fvcore import models, spec_files
+
+    spec = None if options.spec is None else spec_files.spec_of(options.spec)
+    if spec is not None and spec.defaults:
+        said = ", ".join(f"{name} {value}" for name, value in spec.defaults.items())
+        warnings.warn(f"{LEFT} of spec {spec.name!r} ({said}); the options decide", models.ModelWarning, stacklevel=2)
+    placed = {"device": device} if options.device_map is None else {"device_map": options.device_map}
+    return models.load(
+        options.model,
+        dtype=options.dtype,
+        attn=options.attn,
+        seed=options.seed,
+        spec=spec,
+        quant=options.quant,
+        **placed,
+    )
+
+
+LEFT = "parity ignores the defaults"
+
+
 def _device(request: pytest.FixtureRequest, options: ParityOptions) -> str:
     """The device to run on; at place k a worker takes GPU k mod n. Without CUDA a GPU run is skipped, or fails."""
     if options.device == "cpu":
         return "cpu"
     import torch
 
+    if options.device == "auto" and not torch.cuda.is_available() and not options.require_gpu:
+        return "cpu"
     if not torch.cuda.is_available():
         if options.require_gpu:
             raise StageError("--fv-require-gpu: this machine has no CUDA device")
@@ -271,6 +295,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["profile"] = profile.model_dump()
     require_comparable(golden.profile, profile)
     context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
+    context["conditions"] |= _spec_conditions(lm)
     candidate: Implementation = request.getfixturevalue("fv_candidate")
     context["candidate"] = _name_of(candidate, options)
     # A golden of a user's own make may know no noise.
@@ -284,11 +309,19 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     )
 
 
+def _spec_conditions(lm: LanguageModel) -> dict[str, list[str]]:
+    """What a report says of a spec that is not the one of the model's type: condition -> golden's, this run's."""
+    if lm.spec.found_by == "model_type":
+        return {}
+    said = {"spec": ["not recorded", f"{lm.spec.name} ({lm.spec.found_by}): {' / '.join(lm.spec.paths)}"]}
+    if ignored := ", ".join(f"{name} {value}" for name, value in lm.spec.defaults.items()):
+        said["spec_defaults"] = ["not recorded", f"{ignored}; ignored, the options decide"]
+    return said
+
+
 def _fresh_model(request: pytest.FixtureRequest, options: ParityOptions) -> Callable[[], LanguageModel]:
     """Loads what --fv-model names once more: nobody has had that model in hand, whatever fixture `fv_model` returns."""
-    from fvcore import models
-
-    return partial(models.load, options.model, _device(request, options), options.dtype, options.attn, options.seed)
+    return partial(load_model, options, _device(request, options))
 
 
 def _name_of(candidate: Implementation, options: ParityOptions) -> str:

@@ -13,7 +13,8 @@ import pytest
 from pytest_fvparity import shipped
 
 REFERENCE_PROFILES = ("src", "todd_upstream")
-DEVICES = "cpu, cuda or cuda:N"
+QUANTS = ("none", "8bit", "4bit")
+DEVICES = "cpu, cuda, cuda:N or auto"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
 
 OPTIONS = (
     _Option("model", f"shipped model, directory or cached hub id (default {shipped.DEFAULT_MODEL})"),
+    _Option("spec", "where the model keeps its parts: a registered spec, an alias, or a YAML file (default: found)"),
     _Option("trials", "fixed-trials file; may be given several times", many=True),
     _Option("golden", "folder of goldens (default: golden/ of the project, then the shipped ones)"),
     _Option("golden-fetch", "fetch what a golden keeps elsewhere, by the URL in its manifest", bool),
@@ -60,6 +62,8 @@ OPTIONS = (
     _Option("max-memory", "GiB that engine fast may take beside the weights (default: half of what is free)", float),
     _Option("device", f"{DEVICES} (default cpu)"),
     _Option("dtype", "fp32 (default), fp16 or bf16", default="fp32", choices=("fp32", "fp16", "bf16")),
+    _Option("quant", "none (default), 8bit or 4bit (bitsandbytes, on CUDA)", default="none", choices=QUANTS),
+    _Option("device-map", "in place of --fv-device: auto, balanced, sequential (needs accelerate)"),
     _Option("attn", "attention implementation: eager, sdpa, ... (default: the library's)"),
     _Option("seed", "seed of everything random beside the trials (default 0)", int, default=0),
     _Option("max-trials", "compare the first N trials of the per-trial keys", int),
@@ -119,6 +123,7 @@ class ParityOptions:
     """All options of a run, typed; paths are absolute."""
 
     model: str
+    spec: str | None
     trials: tuple[Path, ...]
     golden: Path | None
     golden_fetch: bool
@@ -136,6 +141,8 @@ class ParityOptions:
     max_memory: float | None
     device: str
     dtype: str
+    quant: str
+    device_map: str | None
     attn: str | None
     seed: int
     max_trials: int | None
@@ -157,8 +164,10 @@ class ParityOptions:
         device = given["device"] or ("cuda" if given["require_gpu"] else "cpu")
         if given["require_gpu"] and device == "cpu":
             raise pytest.UsageError("--fv-require-gpu contradicts --fv-device cpu")
-        if device != "cpu" and device.partition(":")[0] != "cuda":
+        if device not in {"cpu", "auto"} and device.partition(":")[0] != "cuda":
             raise pytest.UsageError(f"--fv-device: expected {DEVICES}, found {device!r}")
+        if given["device_map"] is not None and given["device"] is not None:
+            raise pytest.UsageError("--fv-device and --fv-device-map are two answers to one question: give one of them")
         if given["max_trials"] is not None and given["max_trials"] < 1:
             raise pytest.UsageError(f"--fv-max-trials: at least 1, found {given['max_trials']}")
         if given["repeat"] < 1:
@@ -177,6 +186,9 @@ class ParityOptions:
         if given["candidate_python"] and not given["candidate"]:
             raise pytest.UsageError("--fv-candidate-python runs --fv-candidate=package.module:factory: give that too")
         runs = [name for name in ("live", "regen_golden", "golden_diff") if given[name]]
+        if runs and given["quant"] != "none":
+            flag = f"--fv-{runs[0].replace('_', '-')}"
+            raise pytest.UsageError(f"{flag} runs the reference, which is recorded unquantised: give no --fv-quant")
         if runs and given["src"] is None:
             from pytest_fvparity.reference import GET_ONE
 
@@ -194,6 +206,7 @@ class ParityOptions:
                 "trials": trials,
                 "device": device,
                 "model": model,
+                "spec": _spec(_base(config, "spec"), given["spec"]),
                 "rootdir": config.rootpath,
             }
         )
@@ -235,6 +248,22 @@ def _base(config: pytest.Config, name: str) -> Path:
 
 def _path(base: Path, name: str | None) -> Path | None:
     return None if name is None else (base / Path(name).expanduser()).resolve()
+
+
+def _spec(base: Path, name: str | None) -> str | None:
+    """A spec's name, or the absolute path of its file; both are checked before anything is collected."""
+    if name is None:
+        return None
+    from fvcore.formats import FormatError
+    from fvcore.model_spec import ModelError
+    from fvcore.spec_files import is_file_name, spec_of
+
+    chosen = str((base / Path(name).expanduser()).resolve()) if is_file_name(name) else name
+    try:
+        spec_of(chosen)
+    except (FormatError, ModelError) as error:
+        raise pytest.UsageError(f"--fv-spec: {error}") from None
+    return chosen
 
 
 def _trials_file(base: Path, name: str) -> Path:

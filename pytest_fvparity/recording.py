@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,7 +15,7 @@ import pytest
 
 from fvcore.formats import FormatError, write_json
 from fvcore.gates import StageError
-from pytest_fvparity.fixtures import recording_settings
+from pytest_fvparity.fixtures import load_model, recording_settings
 from pytest_fvparity.options import ParityOptions
 
 if TYPE_CHECKING:
@@ -98,13 +98,12 @@ def _refusals(flag: str, finished: Sequence[str]) -> Iterator[None]:
 
 
 def _jobs(options: ParityOptions, files: Sequence[Path]) -> Iterator[Job]:
-    from fvcore import models
     from fvcore.prompts import require_verified
     from fvcore.sampled_trials import read_trials
     from pytest_fvparity import golden, reference
 
     settings = recording_settings(options)
-    lm = models.load(options.model, "cpu", options.dtype, options.attn, options.seed)
+    lm = load_model(replace(options, device_map=None), "cpu")
     settings.require_fit(lm)
     for fixed in [read_trials(file) for file in files]:
         require_verified(fixed, lm.tokenizer)

@@ -42,8 +42,8 @@ def test_a_plain_install_brings_every_run_time_dependency() -> None:
 
     assert plain == declared
     assert declared == {
-        *("deepdiff", "fsspec", "jinja2", "numpy", "psutil", "pydantic", "pytest", "pytest-xdist"),
-        *("pyyaml", "rich", "safetensors", "torch", "transformers", "typer"),
+        *("deepdiff", "fsspec", "jinja2", "matplotlib", "numpy", "psutil", "pydantic", "pytest", "pytest-xdist"),
+        *("pyyaml", "rich", "safetensors", "scipy", "torch", "transformers", "typer"),
     }
 
 

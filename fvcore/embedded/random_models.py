@@ -29,6 +29,31 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"rotary_pct": 0.25},
 }
 FAMILIES = tuple(SIZES)
+"""The families that every station is tested on."""
+
+GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}  # 4 heads of 10
+WIDE = GROUPED | {"head_dim": 12}  # 4 heads x 12 = 48, d_model is 40
+FURTHER: dict[str, dict[str, Any]] = {
+    "gpt_neo": {"window_size": 8},
+    "mixtral": WIDE | {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "gemma": WIDE | {"num_key_value_heads": 1},
+    "gemma2": WIDE | {"sliding_window": 16, "query_pre_attn_scalar": 12},
+    "gemma3_text": WIDE | {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    "olmo": GROUPED | {"clip_qkv": 8.0},
+    "olmo2": GROUPED,
+    "phi": {"num_key_value_heads": 1, "qk_layernorm": True},
+    "phi3": GROUPED | {"sliding_window": 16},
+    "starcoder2": GROUPED | {"sliding_window": 16},
+    "granite": GROUPED | {"residual_multiplier": 0.4, "attention_multiplier": 0.3, "embedding_multiplier": 3.0},
+    "cohere": GROUPED | {"use_qk_norm": True},
+    "stablelm": GROUPED | {"use_qkv_bias": True, "qk_layernorm": True},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 40, "init_std": 0.3},
+    "falcon": {"num_attention_heads": 4, "num_kv_heads": 2, "new_decoder_architecture": True, "bias": True},
+    "bloom": {},
+}
+"""What is theirs: sizes that divide badly, fewer keys than heads, heads x width != d_model, windows shorter than a prompt."""
+
+EVERY_FAMILY = (*FAMILIES, *FURTHER)
 REFERENCE_FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox")
 
 # The five families of the test bed, each with the toy tokenizer that is like its own (`bos` stands in for Qwen's, so
@@ -93,8 +118,22 @@ def toy_tokenizer(kind: str = "bos", pairs: Sequence[tuple[str, str]] = PAIRS) -
 
 
 def random_model(family: str, vocab_size: int, seed: int = 0, n_layers: int = 2) -> Any:
-    """Two layers, four heads, d_model 32."""
+    """Two layers; four or five heads; d_model 32, or 40 in the further families."""
     torch.manual_seed(seed)
+    sizes = _further_sizes(family, n_layers) if family in FURTHER else _sizes(family, n_layers)
+    config = AutoConfig.for_model(
+        family, vocab_size=vocab_size, initializer_range=0.3, bos_token_id=1, eos_token_id=2, pad_token_id=None,
+        tie_word_embeddings=False, **sizes,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.1)
+    return model
+
+
+def _sizes(family: str, n_layers: int) -> dict[str, Any]:
     names = {
         "gpt2": {"n_embd": 32, "n_layer": n_layers, "n_head": 4, "n_positions": 256},
         "gptj": {"n_embd": 32, "n_layer": n_layers, "n_head": 4, "n_positions": 256},
@@ -109,16 +148,23 @@ def random_model(family: str, vocab_size: int, seed: int = 0, n_layers: int = 2)
             "max_position_embeddings": 256,
         },
     )
-    config = AutoConfig.for_model(
-        family, vocab_size=vocab_size, initializer_range=0.3, bos_token_id=1, eos_token_id=2, pad_token_id=None,
-        tie_word_embeddings=False, **sizes, **SIZES[family],
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(0, 0.1)
-    return model
+    return sizes | SIZES[family]
+
+
+def _further_sizes(family: str, n_layers: int) -> dict[str, Any]:
+    own = dict(FURTHER[family])
+    if "layer_types" in own:
+        own["layer_types"] = [own["layer_types"][layer % 2] for layer in range(n_layers)]
+    if family == "gpt_neo":
+        pairs, rest = divmod(n_layers, 2)
+        own |= {"attention_types": [[["global", "local"], pairs], [["global"], rest]], "num_layers": n_layers}
+    return {
+        "hidden_size": 40,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": 5,
+        "intermediate_size": 64,
+        "max_position_embeddings": 256,
+    } | own
 
 
 def random_lm(

@@ -9,6 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fvcore.formats import FormatError
+from pytest_fvparity.shipped import DEFAULT_MODEL
+
 console = Console(highlight=False)
 
 NAMES = ("M0", "M1", "M2", "M3", "M4", "M5", "M6")
@@ -16,7 +19,7 @@ NAMES = ("M0", "M1", "M2", "M3", "M4", "M5", "M6")
 
 def milestone(
     which: Annotated[str, typer.Argument(help="m0 to m6, or all of them in order.", metavar="m0..m6|all")],
-    model: Annotated[str, typer.Option(help="Shipped model, directory or cached hub id.")] = "tiny-llama",
+    model: Annotated[str, typer.Option(help="Shipped model, directory or cached hub id.")] = DEFAULT_MODEL,
     trials: Annotated[Path | None, typer.Option(help="Fixed-trials file (default: the shipped model's).")] = None,
     profile: Annotated[str, typer.Option(help="Lock profile: antonym-lock, or a YAML file.")] = "antonym-lock",
     layout: Annotated[
@@ -52,7 +55,6 @@ def milestone(
 ) -> None:
     """Run a milestone of the antonym plan and check its pass criterion. Status 1 if it does not meet it."""
     from pytest_fvparity import shipped
-    from pytest_fvparity.cli import Unusable
     from pytest_fvparity.milestones.layout import LAYOUTS
     from pytest_fvparity.milestones.lock import Lock
     from pytest_fvparity.milestones.run import run_all
@@ -60,12 +62,12 @@ def milestone(
 
     names = NAMES if which.lower() == "all" else (which.upper(),)
     if not set(names) <= set(NAMES):
-        raise Unusable(f"no milestone {which!r}; expected {', '.join(NAMES)} or all")
+        raise FormatError(f"no milestone {which!r}; expected {', '.join(NAMES)} or all")
     if layout not in LAYOUTS:
-        raise Unusable(f"--layout: expected one of {', '.join(LAYOUTS)}, found {layout!r}")
+        raise FormatError(f"--layout: expected one of {', '.join(LAYOUTS)}, found {layout!r}")
     trials = trials or shipped.trials_of(model, Path.cwd())
     if trials is None:
-        raise Unusable(
+        raise FormatError(
             f"{model} is no shipped model, so --trials is needed: fvcore trials make --dataset-json FILE --tokenizer {model}"
         )
     setup = Setup(

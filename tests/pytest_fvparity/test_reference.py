@@ -292,8 +292,8 @@ def test_a_checkout_that_behaves_so_already_is_recorded_as_it_is(
     assert differences(recorded_leaves(recording), run(llama, fixed, SRC)) == []
 
 
-def test_every_family_has_a_branch_of_the_reference() -> None:
-    assert set(reference.BRANCHES) == set(MODEL_SPECS)
+def test_a_branch_of_the_reference_is_for_a_family_of_the_table() -> None:
+    assert set(reference.BRANCHES) < set(MODEL_SPECS)
 
 
 def test_the_commit_is_named_only_if_the_checkout_is_the_repository_itself(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from fvcore.experiments.runtime import layout
 from fvcore.experiments.runtime.layout import Folder
 from fvcore.experiments.runtime.scores import Row, ranked, read_scores
 from fvcore.formats import write_bytes
-from fvcore.model_spec import ModelError
 
 SIZE, DPI = (11, 6.5), 200
 OUTER = (1, 99)  # percentiles of the values that are not zero: beyond, colours do not grow
@@ -57,11 +56,12 @@ def limits(grid: Any, metric: str) -> tuple[float, float, float]:
 
 
 def _heatmap(grid: Any, best: Sequence[Row], metric: str, name: str) -> bytes:
-    figure_of, norms = _matplotlib()
-    figure = figure_of(figsize=SIZE, dpi=DPI, layout="constrained")
+    from matplotlib.colors import SymLogNorm
+
+    figure = _figure()
     axes = figure.subplots()
     low, high, linear = limits(grid, metric)
-    norm = norms.SymLogNorm(linthresh=linear, vmin=low, vmax=high, base=10)
+    norm = SymLogNorm(linthresh=linear, vmin=low, vmax=high, base=10)
     image = axes.imshow(grid, aspect="auto", origin="lower", cmap="coolwarm", norm=norm, interpolation="nearest")
     axes.scatter(
         [row["head"] for row in best], [row["layer"] for row in best],
@@ -79,8 +79,7 @@ def _heatmap(grid: Any, best: Sequence[Row], metric: str, name: str) -> bytes:
 
 
 def _by_layer(best: Sequence[Row], n_layers: int, metric: str) -> bytes:
-    figure_of, _ = _matplotlib()
-    figure = figure_of(figsize=SIZE, dpi=DPI, layout="constrained")
+    figure = _figure()
     axes = figure.subplots()
     counts = [sum(row["layer"] == layer for row in best) for layer in range(n_layers)]
     axes.bar(range(n_layers), counts, color="#3b4cc0")
@@ -90,22 +89,16 @@ def _by_layer(best: Sequence[Row], n_layers: int, metric: str) -> bytes:
     return _png(figure)
 
 
+def _figure() -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+
+
 def _integer_ticks(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True, nbins=24, min_n_ticks=1))
-
-
-def _matplotlib() -> tuple[Any, Any]:
-    """A figure without a window, and the norms; an extra, because nothing else draws."""
-    try:
-        from matplotlib import colors
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ModelError(
-            "pictures need matplotlib: pip install matplotlib, or leave them out with --no-heatmap"
-        ) from None
-    return Figure, colors
 
 
 def _png(figure: Any) -> bytes:

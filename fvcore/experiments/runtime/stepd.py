@@ -95,11 +95,13 @@ def _sweep(
     fixed = [_trial_columns(case, sampled, seed) for case in own]
     rows = []
     for i, (layer, head) in enumerate(heads):
-        for before, of_trial, without, with_head in zip(own, fixed, base.tolist(), patched[:, i].tolist(), strict=True):
-            metrics = metrics_of(without, with_head)
+        for case, (first, last), without, replaced in zip(
+            own, fixed, base.tolist(), patched[:, i].tolist(), strict=True
+        ):
+            metrics = metrics_of(without, replaced)
             copies = {f"{name}_target": metrics[name] for name in TARGET_COPIES}
-            key = {"q_id": q_id, "trial_idx": before.trial.trial_idx, "layer": layer, "head": head}
-            rows.append(key | of_trial[0] | metrics | copies | of_trial[1])
+            key = {"q_id": q_id, "trial_idx": case.trial.trial_idx, "layer": layer, "head": head}
+            rows.append(key | first | metrics | copies | last)
     return Swept(q_id, own, means, rows)
 
 

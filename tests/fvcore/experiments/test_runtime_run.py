@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fvcore import models
@@ -18,7 +20,8 @@ from fvcore.experiments.runtime import layout, step6, stepd
 from fvcore.experiments.runtime.errors import OtherSettings, StepError
 from fvcore.experiments.runtime.layout import Folder
 from fvcore.experiments.runtime.measure import Measure
-from fvcore.experiments.runtime.run import STEPS, run
+from fvcore.experiments.runtime.progress import Shown
+from fvcore.experiments.runtime.run import run
 from fvcore.experiments.runtime.sampled import FixedSource
 from fvcore.experiments.runtime.settings import Settings
 from fvcore.formats import FormatError, read_json, read_pt, write_json, write_pt
@@ -27,8 +30,6 @@ from fvcore.models import LanguageModel
 from tests.fvcore.experiments.conftest import ROOT, trials_path
 
 SETTINGS = Settings(topk=7)
-NO_PICTURES = [step for step in STEPS if step != "heatmap"]
-LATER = ["stepe", "zeroshot", "step6"]
 
 
 def bytes_of(folder: Folder) -> dict[str, bytes]:
@@ -146,6 +147,17 @@ def test_progress_counts_every_row(llama: LanguageModel, tmp_path: Path) -> None
     seen = Seen()
     run(llama, tmp_path, SETTINGS, FixedSource(trials_path("tiny-llama")), ["sample", "stepd"], seen)
     assert seen.rows == seen.total == 10 * llama.n_layers * llama.n_heads
+
+
+def test_a_terminal_shows_step_layer_and_time_left(llama: LanguageModel, tmp_path: Path) -> None:
+    text = io.StringIO()
+    shown = Shown(Console(file=text, force_terminal=True, width=100), "Q3")
+    run(llama, tmp_path, SETTINGS, FixedSource(trials_path("tiny-llama")), ["sample", "stepd"], shown)
+    run(llama, tmp_path, SETTINGS, FixedSource(trials_path("tiny-llama")), ["sample"], shown)
+
+    assert "Q3 stepd, layer 5" in text.getvalue()
+    assert "time left" in text.getvalue()
+    assert "Q3 sample: already done" in text.getvalue()
 
 
 # ---------------------------------------------------------------- never mixed

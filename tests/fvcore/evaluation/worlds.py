@@ -1,0 +1,48 @@
+"""What the tests of evaluations share: shipped models, the shipped words as a task, and vectors; each made once."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fvcore import trials
+from fvcore.evaluation.bench import Bench
+from fvcore.evaluation.tasks import Task, load_task
+from fvcore.evaluation.vector_files import Computed, computed
+from fvcore.models import LanguageModel, load
+from fvcore.pipeline import Settings
+
+ROOT = Path(__file__).parents[3]
+DATASET = ROOT / "datasets" / "tiny_antonym" / "raw" / "tiny_antonym.json"
+
+
+def trials_path(name: str) -> Path:
+    stem = f"fixed_trials_tiny_antonym_t10_s10_seed0_{name.replace('-', '_')}"
+    return ROOT / "datasets" / "fixed_trials" / f"{stem}.json"
+
+
+@cache
+def model(name: str) -> LanguageModel:
+    torch.set_num_threads(1)
+    return load(name)
+
+
+@cache
+def antonyms(seed: int = 42) -> Task:
+    return load_task(str(DATASET), seed=seed)
+
+
+@cache
+def vector_of_best_heads(name: str) -> Computed:
+    return computed(model(name), trials.read(trials_path(name)), Settings(edit_layer=1, n_top_heads=4))
+
+
+def bench(name: str = "tiny-llama", seed: int = 42, **options: object) -> Bench:
+    return Bench(model(name), antonyms(seed), seed=seed, **options)  # type: ignore[arg-type]
+
+
+def random_vector(lm: LanguageModel, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(lm.d_model, generator=torch.Generator().manual_seed(3))
