@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SUITE = "parity"
 ROOT_KEY = pytest.StashKey[pytest.Directory]()
+TRANSFER_KEY = pytest.StashKey[frozenset[Path]]()
+"""Trials files that a relation run froze, in a run of the transfer suite."""
 
 # The attribute of a test report that carries a stage's result as JSON text: xdist serialises it with the report.
 REPORT_ATTRIBUTE = "fvparity_stage"
@@ -97,9 +99,11 @@ def describe(result: StageResult) -> str:
     return "\n".join(lines)
 
 
-class TrialsFile(pytest.File):
+class DataFile(pytest.File):
+    """A file of data that is a test file."""
+
     @classmethod
-    def at(cls, parent: pytest.Collector, path: Path) -> TrialsFile:
+    def at(cls, parent: pytest.Collector, path: Path) -> Self:
         """Outside the rootdir pytest gives every file the empty node id, so that two could not be told apart."""
         if path.is_relative_to(parent.config.rootpath):
             return cls.from_parent(parent, path=path)
@@ -112,6 +116,8 @@ class TrialsFile(pytest.File):
             nodeid = NodeId(path=nodeid)
         return cls.from_parent(parent, path=path, nodeid=nodeid)
 
+
+class TrialsFile(DataFile):
     def collect(self) -> Iterator[pytest.Collector]:
         yield SuiteCollector.from_parent(self, name=SUITE)
 
@@ -129,6 +135,8 @@ class SuiteCollector(pytest.Collector):
         for stage in STAGES:
             item = StageItem.from_parent(self, name=stage.key, callobj=_test_of(stage))
             item.add_marker("parity")
+            if self.path in self.config.stash.get(TRANSFER_KEY, ()):
+                item.add_marker("transfer")
             yield item
 
 
@@ -159,10 +167,8 @@ def _test_of(stage: Stage[ParityRun]) -> Any:
     return test
 
 
-class StageItem(pytest.Function):
-    """One check key of one trials file."""
-
-    result: StageResult | None = None
+class Adopted(pytest.Function):
+    """An item that the project's root folder is a parent of, wherever its file lies."""
 
     # The project's root folder is a parent of every stage, also of trials that lie elsewhere: since pytest 9.1 fixtures
     # of a conftest.py, autouse ones too, are looked up among an item's parents, and the root conftest.py must reach
@@ -179,6 +185,12 @@ class StageItem(pytest.Function):
         root = self.config.stash.get(ROOT_KEY, None)
         if root is not None and not self.path.is_relative_to(root.path):
             yield root
+
+
+class StageItem(Adopted):
+    """One check key of one trials file."""
+
+    result: StageResult | None = None
 
     @property
     def suite(self) -> SuiteCollector:
