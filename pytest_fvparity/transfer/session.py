@@ -31,7 +31,7 @@ class TransferReporter:
 
         options = self.config.stash[OPTIONS_KEY]
         assert options.relation_root is not None
-        return options.report_dir / SUITE / options.relation_root.name / NAME
+        return options.report_dir.joinpath(SUITE, *options.relation_root.parts[-2:], NAME)
 
     def stage(self, nodeid: str) -> tuple[str, str, str] | None:
         """(suite, q_id, key) of a stage of this run."""

@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import cast
 
 import torch
-from fvcore.experiments.relation import status
-from fvcore.experiments.relation.status import Status
 from torch import Tensor
 
 from fvcore.artifacts import Artifact, tensor_leaf
+from fvcore.experiments.relation import status
+from fvcore.experiments.relation.status import Status
 from fvcore.experiments.runtime import layout
 from fvcore.experiments.runtime.layout import Folder
 from fvcore.experiments.runtime.scores import Row, read_scores
