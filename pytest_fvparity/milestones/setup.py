@@ -48,6 +48,7 @@ class Setup:
     dtype: str = "fp32"
     n_eval: int = 50
     topk: int = 20
+    relation_root: Path | None = None  # M7's alone
     more: tuple[str, ...] = ()  # options for pytest, as they are
 
     @cached_property
