@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ CAUSES: tuple[tuple[Cause, tuple[type[BaseException], ...]], ...] = (
 )
 """The first that fits counts; what fits none is the code's fault."""
 
+FULL = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
 ALLOCATOR = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -48,12 +50,19 @@ class Failure:
 
 def cause_of(error: BaseException) -> Cause:
     chain = list(_chain(error))
-    if any(isinstance(one, RuntimeError) and any(text in str(one).lower() for text in ALLOCATOR) for one in chain):
+    if any(_no_room(one) for one in chain):
         return "memory"
     for cause, types in CAUSES:
         if any(isinstance(one, types) for one in chain):
             return cause
     return "code"
+
+
+def _no_room(error: BaseException) -> bool:
+    """A full disk, and allocators that say so in words alone."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in ALLOCATOR)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

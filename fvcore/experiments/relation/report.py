@@ -28,14 +28,14 @@ def write(root: Path) -> Path:
     heads = {row["q_id"]: frozenset(_pairs(Folder(root / row["q_id"]))) for row in done}
     meta = read_json(root / files.RUN_META) if (root / files.RUN_META).is_file() else None
     text = _template().render(
-        name=root.name,
+        name=root.name if meta is None else meta["relation_name"],
         meta=meta,
         rows=rows,
         done=done,
         others=[row for row in rows if row["status"] != "completed"],
         failed=[(q_id, one) for q_id, one in statuses.items() if one.status == "failed"],
         bars=_uri(pictures.bars(done)) if done else None,
-        overlap=_uri(pictures.overlap(heads)) if done else None,
+        overlap=_uri(pictures.overlap(heads)) if len(done) > 1 else None,
         sections=[_section(root, row, statuses[row["q_id"]]) for row in done],
         generated_at=now(),
     )

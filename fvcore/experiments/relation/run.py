@@ -87,6 +87,8 @@ def run(
     units, facts = units_of(relation, root, settings, q_ids), workers.facts(settings)
     before = {unit.q_id: status.read(Folder(unit.folder)) for unit in units}
     pending = {unit.q_id: fresh(unit, facts, before[unit.q_id]) for unit in units}
+    for pattern in (".*", "_status/.*"):
+        files.remove_unfinished(root, pattern)
     _write_meta(relation, root, settings, facts)
     for unit in units:
         if before[unit.q_id] is None:

@@ -129,7 +129,7 @@ def fresh(unit: Unit, facts: ModelFacts, before: Status | None) -> Status:
 def _run(
     lm: LanguageModel, unit: Unit, folder: Folder, current: Status, before: Status | None, watch: _Watch
 ) -> Outcome:
-    _remove_unfinished(folder)
+    files.remove_unfinished(unit.folder, "**/.*")
     status.write(folder, current, "running")
     measure = Measure(lm, unit.settings.engine, unit.settings.max_memory)
     further = [control.stage(measure, folder, unit.settings), intervals.stage(folder, unit.settings, lm.n_layers)]
@@ -170,13 +170,6 @@ def _complete(unit: Unit, folder: Folder, current: Status, record: RunRecord) ->
 def _glob(pattern: str) -> str:
     """A `*` is the only wild card; a q_id may hold brackets."""
     return pattern.replace("[", "[[]").replace("?", "[?]")
-
-
-def _remove_unfinished(folder: Folder) -> None:
-    """What a killed process was still writing, under a name of its own."""
-    for name in folder.names("**/.*"):
-        if (folder / name).is_file():
-            (folder / name).unlink()
 
 
 class _Watch:
