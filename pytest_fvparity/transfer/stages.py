@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from pytest_fvparity.transfer.subject import Transfer
 
+SHOWN = 20  # findings of one kind
+
 SCORE = "mean_delta_p"
 """The score that is the stations' indirect effect."""
 
@@ -127,13 +129,34 @@ def stepd_scores(run: Transfer) -> Verdict:
             found[row["layer"], row["head"]], swept[row["layer"], row["head"]] = row[SCORE], True
         own = torch.where(swept.cpu(), aie.cpu().double(), 0.0)
         verdicts.append(_at(name, _compared(run, "top_heads", "aie", own, found, ("layer", "head"))))
+        verdicts.append(_at(name, _digits(found, run.delta_p.mean(dim=0))))
     each = torch.where(swept.cpu(), cie.cpu().double(), 0.0)
     own_trials = _compared(run, "top_heads", "cie", each, run.delta_p, ("trial", "layer", "head"))
     return merge(_at(layout.TRIAL_METRICS, own_trials), *verdicts)
 
 
+def _digits(written: Tensor, own: Tensor) -> Verdict:
+    """A score is the mean of its own trials to the last digits: heads are ranked by what stands in the file."""
+    lost = (written - own).abs() > 1e-12 + 1e-9 * own.abs()
+    where = [(int(layer), int(head)) for layer, head in lost.nonzero()]
+    findings = tuple(
+        Finding(
+            f"{SCORE}[layer {layer}, head {head}]",
+            "is not the mean of its trials; was it written with fixed decimals?",
+            float(own[layer, head]),
+            float(written[layer, head]),
+            {"layer": layer, "head": head},
+        )
+        for layer, head in where[:SHOWN]
+    )
+    return Verdict(findings, compared=written.numel(), mismatch_count=len(where))
+
+
 def stepe_heads(run: Transfer) -> Verdict:
-    """The same heads in the same order; where the stations' own effects leave the order open, that is a tie."""
+    """The same heads in the same order; where the stations' own effects leave the order open, that is a tie.
+
+    A tie is for who ranks by the effects that he has: the run's scores were held against its own trials before.
+    """
     _require_score(run)
     own, found = [list(head) for head in run.top_heads["heads"]], run.heads  # type: ignore[union-attr]
     if problem := _not_heads(run, found):
@@ -233,9 +256,6 @@ def _holds(holds: bool, where: str, message: str, expected: object = None, actua
     if holds:
         return Verdict(compared=1)
     return Verdict((Finding(where, message, expected, actual),), compared=1, mismatch_count=1)
-
-
-SHOWN = 20
 
 
 def _each(where: str, what: str, names: Sequence[str] | Iterator[str]) -> Verdict:

@@ -143,6 +143,11 @@ def add(row: dict[str, str], by: float) -> None:
     row["mean_delta_p"] = repr(float(row["mean_delta_p"]) + by)
 
 
+def fixed_decimals(rows: list[dict[str, str]]) -> None:
+    for row in rows:
+        row["mean_delta_p"] = f"{float(row['mean_delta_p']):.7f}"
+
+
 def change_means(folder: Folder) -> None:
     value = read_pt(folder / layout.q_mean("Q1"))
     value["clean_mean"][2, 1, 0] += 1e-3
@@ -191,6 +196,7 @@ def drop_layer(value: dict[str, Any]) -> None:
         (lambda f: change_csv(f / layout.CIE, lambda rows: add(rows[9], 1e-3)), "stepd_scores", layout.CIE),
         (lambda f: change_csv(f / layout.AIE, lambda rows: add(rows[0], -1e-3)), "stepd_scores", layout.AIE),
         (change_trial, "stepd_scores", layout.TRIAL_METRICS),
+        (lambda f: change_csv(f / layout.AIE, fixed_decimals), "stepd_scores", layout.AIE),
         (lambda f: change_json(f / layout.TOP_HEADS, swap_heads), "stepe_heads", "rank 0"),
         (change_vector, "stepe_vector", "function_vector[dim 7]"),
         (lambda f: change_json(f / layout.ALL_LAYERS, drop_layer), "step6_summary", "missing_layers"),
