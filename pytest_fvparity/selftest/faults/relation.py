@@ -59,7 +59,7 @@ def sorted_as_numbers(pairs: Mapping[str, Sequence[WordPair]]) -> list[Draw]:
 def restarted_for_each(pairs: Mapping[str, Sequence[WordPair]]) -> list[Draw]:
     """In one call: each q_id begins with the seed again, and all are shuffled at the end."""
     rng = random.Random(SEED)
-    with patch.object(sampling.random.Random, "shuffle", _no_last_shuffle()):
+    with patch.object(random.Random, "shuffle", _no_last_shuffle()):
         draws = [draw for q_id, rows in pairs.items() for draw in right({q_id: rows})]
     rng.shuffle(draws)
     return draws
@@ -68,14 +68,14 @@ def restarted_for_each(pairs: Mapping[str, Sequence[WordPair]]) -> list[Draw]:
 def not_restarted(pairs: Mapping[str, Sequence[WordPair]]) -> list[Draw]:
     """In a run, which draws each q_id by itself: the generator of the q_ids before it goes on."""
     wanted = set(pairs)
-    with patch.object(sampling.random.Random, "shuffle", _no_last_shuffle()):
+    with patch.object(random.Random, "shuffle", _no_last_shuffle()):
         draws = [draw for draw in right(RELATION) if draw.q_id in wanted]
     random.Random(SEED).shuffle(draws)
     return draws
 
 
 def without_last_shuffle(pairs: Mapping[str, Sequence[WordPair]]) -> list[Draw]:
-    with patch.object(sampling.random.Random, "shuffle", _no_last_shuffle()):
+    with patch.object(random.Random, "shuffle", _no_last_shuffle()):
         return right(pairs)
 
 
