@@ -183,7 +183,7 @@ def ray_workers(address: str, choice: ModelChoice, n_cpus: int = 1) -> Iterator[
     if address == LOCAL:
         # Sockets lie in this folder, and their paths must be short.
         scratch = Path(tempfile.mkdtemp(prefix="fvcore-ray-"))
-        how |= {"include_dashboard": False, "_temp_dir": str(scratch)}
+        how |= {"include_dashboard": False, "_temp_dir": str(scratch), "num_cpus": _cpus()}
     try:
         try:
             ray.init(address=address, **how)
@@ -194,6 +194,11 @@ def ray_workers(address: str, choice: ModelChoice, n_cpus: int = 1) -> Iterator[
         ray.shutdown()
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _cpus() -> int:
+    """Those that this process may use: inside an allocation not all that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ray() -> Any:
