@@ -16,6 +16,8 @@ from pytest_fvparity.golden import NoGolden, locate, relative_path, search_roots
 from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Failed, Setup
 from pytest_fvparity.place import place_of
+from pytest_fvparity.render import REPORT as PARITY_REPORT
+from pytest_fvparity.render import read_report
 from pytest_fvparity.shipped import root as shipped_root
 from pytest_fvparity.transfer import SUITE
 from pytest_fvparity.transfer.report import NAME, TransferReport
@@ -33,6 +35,7 @@ def run(setup: Setup) -> Outcome:
             "M7 holds a relation run against stations and reference: --relation-root DIR (`fvcore relation run`)"
         )
     q_ids = q_ids_of(setup.relation_root)
+    _require_weights_of_m2(setup, q_ids)
     with_golden = [q for q in q_ids if q.state == "completed" and _has_golden(setup, q)]
     if not with_golden:
         raise Failed(
@@ -45,6 +48,18 @@ def run(setup: Setup) -> Outcome:
         if reports[phase].failures:
             break
     return _ended(setup, reports, q_ids)
+
+
+def _require_weights_of_m2(setup: Setup, q_ids: Sequence[QId]) -> None:
+    """What stays at zero must be what was brought there."""
+    compared = (read_report(setup.layout.runs / f"{PARITY_REPORT}.json").profile or {}).get("identity", {})
+    for q_id in q_ids:
+        if q_id.state == "completed":
+            found = read_json(q_id.status_file).get("settings", {}).get("weights_sha")
+            if found != compared.get("weights_sha"):
+                raise Failed(
+                    f"{q_id.name} was computed with other weights than those that M2 compared: run M2 on that model"
+                )
 
 
 def phases(q_ids: Sequence[QId], with_golden: Sequence[QId]) -> dict[str, list[QId]]:
