@@ -118,6 +118,8 @@ class DataFile(pytest.File):
 
 
 class TrialsFile(DataFile):
+    """Fixed trials, or those that a run froze."""
+
     def collect(self) -> Iterator[pytest.Collector]:
         yield SuiteCollector.from_parent(self, name=SUITE)
 

@@ -83,7 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_Q_IDS_KEY] = {q_id.status_file: q_id for q_id in q_ids}
     frozen = _compared_with_reference(q_ids, parsed)
     config.stash[TRANSFER_KEY] = frozenset(frozen)
-    files = (*_trials_files(config, parsed), *frozen)
+    files = (*_trials_files(config, parsed, with_default=not q_ids), *frozen)
     config.stash[_TRIALS_KEY] = files
     config.args += [
         str(path)
@@ -157,11 +157,11 @@ def _json_arguments(config: pytest.Config) -> list[Path]:
     return found
 
 
-def _trials_files(config: pytest.Config, parsed: ParityOptions) -> list[Path]:
+def _trials_files(config: pytest.Config, parsed: ParityOptions, with_default: bool) -> list[Path]:
     """The trials files of this run. Those the arguments do not name yet are added to them."""
     named = _json_arguments(config)
     wanted = list(parsed.trials) if config.getoption("fv_trials") else []
-    if not named and not wanted and _wants_parity(config):
+    if not named and not wanted and with_default and _wants_parity(config):
         wanted = list(parsed.trials) or [parsed.default_trials()]
     config.args += [str(path) for path in wanted if str(path) not in config.args]
     files = list(dict.fromkeys([*named, *wanted]))

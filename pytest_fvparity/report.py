@@ -169,10 +169,9 @@ def assemble(
 ) -> Report:
     """Build the report of one trials file.
 
-    `planned` are the selected check keys, `rows` what came back, by key; `reproduce` gives a key's command; `place` is what
-    counts as dataset and id where no row tells them. A planned
-    key without a row never reported: it crashed. A key that passed behind one that did not is not trusted: it ran
-    beside a failure it did not know of.
+    `planned` are the selected check keys, `rows` what came back, by key; `reproduce` gives a key's command; `place` is
+    dataset and id where no row tells them. A planned key without a row never reported: it crashed. A key that passed
+    behind one that did not is not trusted: it ran beside a failure it did not know of.
     """
     keys = [key for key in CHECK_KEYS if key in planned]
     results = {key: StageResult.from_dict(rows[key]["result"]) if key in rows else _crashed(key) for key in keys}

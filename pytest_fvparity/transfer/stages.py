@@ -34,7 +34,9 @@ def transfer_suite(subject: Callable[[], Transfer]) -> Suite[Transfer]:
 
 def qid_status(run: Transfer) -> Verdict:
     """Completed with every file it must have, or skipped for want of rows; of the model that the stations run on."""
-    found = run.status
+    found, folder = run.status, run.folder.root.name
+    if found.q_id != folder:
+        return _holds(False, "q_id", f"the status in folder {folder} is of another", folder, found.q_id)
     if found.status == "skipped":
         needed = found.config["n_demos"] + 1
         return _holds(

@@ -95,6 +95,10 @@ def test_a_run_as_it_is_passes_every_stage(q1: Folder, lm: LanguageModel) -> Non
             lambda f: change_json(f / files.STATUS, lambda v: v["expected_layers"].pop()),
             "are not those of tiny-llama",
         ),
+        (
+            lambda f: change_json(f / files.STATUS, lambda v: v.update(q_id="Q2")),
+            "the status in folder Q1 is of another",
+        ),
     ],
 )
 def test_a_status_that_is_not_complete_is_the_first_red(
