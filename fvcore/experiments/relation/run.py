@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,12 +50,12 @@ class Local:
             yield run_unit(self.lm, unit, self.progress(unit))
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended: outcomes in the order in which they came."""
+    """How a run ended, or stands: outcomes in the order in which they came."""
 
     root: Path
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: tuple[Outcome, ...] = ()
     stopped: bool = False
 
     def q_ids(self, state: str) -> list[str]:
@@ -85,15 +85,7 @@ def run(
     for a folder of other settings; each before anything is computed.
     """
     units, facts = units_of(relation, root, settings, q_ids), workers.facts(settings)
-    before = {unit.q_id: status.read(Folder(unit.folder)) for unit in units}
-    pending = {unit.q_id: fresh(unit, facts, before[unit.q_id]) for unit in units}
-    for pattern in (".*", "_status/.*"):
-        files.remove_unfinished(root, pattern)
-    _write_meta(relation, root, settings, facts)
-    for unit in units:
-        if before[unit.q_id] is None:
-            status.write(Folder(unit.folder), pending[unit.q_id], "pending")
-
+    _begin(relation, root, settings, facts, units)
     summary, log = Summary(root), Log(root / files.LOG)
     log.line(f"run of {relation.path}: {len(units)} q_ids, model {facts.name}, settings {settings.deciding()}")
     for number in relation.dropped:
@@ -101,12 +93,12 @@ def run(
     _write_summary(relation, summary, len(units), "running")
     with closing(workers.map(units)) as outcomes:
         for outcome in outcomes:
-            summary.outcomes.append(outcome)
+            summary = replace(summary, outcomes=(*summary.outcomes, outcome))
             log.line(f"{outcome.q_id}: {outcome.status}, {outcome.reason}" + ("" if outcome.ran else " (before)"))
             _write_summary(relation, summary, len(units), "running")
             ended(outcome)
             if stop_on_error and outcome.status == "failed":
-                summary.stopped = True
+                summary = replace(summary, stopped=True)
                 break
     _write_failures(relation, root)
     overview.write(root)
@@ -116,6 +108,20 @@ def run(
     _write_summary(relation, summary, len(units), state)
     log.line(f"run {state}")
     return summary
+
+
+def _begin(
+    relation: Relation, root: Path, settings: RelationSettings, facts: ModelFacts, units: Sequence[Unit]
+) -> None:
+    """Refuse what does not fit the folder, then write the run's settings and a status for every q_id that has none."""
+    before = {unit.q_id: status.read(Folder(unit.folder)) for unit in units}
+    pending = {unit.q_id: fresh(unit, facts, before[unit.q_id]) for unit in units}
+    _write_meta(relation, root, settings, facts)
+    for pattern in (".*", "_status/.*"):
+        files.remove_unfinished(root, pattern)
+    for unit in units:
+        if before[unit.q_id] is None:
+            status.write(Folder(unit.folder), pending[unit.q_id], "pending")
 
 
 def _write_meta(relation: Relation, root: Path, settings: RelationSettings, facts: ModelFacts) -> None:

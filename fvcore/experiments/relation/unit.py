@@ -91,13 +91,19 @@ def run_unit(lm: LanguageModel, unit: Unit, progress: Progressing | None = None)
     """
     folder, before = Folder(unit.folder), status.read(Folder(unit.folder))
     current = fresh(unit, ModelFacts.of(lm, unit.settings), before)
-    if before is not None and before.status == "completed" and not status.damage(folder, before):
+    if before is not None and _is_done(unit, folder, before):
         return Outcome(unit.q_id, "completed", status.COMPLETED, ran=False)
     if unit.too_small:
         reason = f"insufficient rows ({len(unit.pairs)} < {unit.settings.rows_needed})"
         status.write(folder, current, "skipped", reason=reason)
         return Outcome(unit.q_id, "skipped", reason)
     return _run(lm, unit, folder, current, before, _Watch(progress or Quiet()))
+
+
+def _is_done(unit: Unit, folder: Folder, before: Status) -> bool:
+    """Completed, and each file as it was; pictures that are asked for later are still to be drawn."""
+    drawn = layout.heatmap(unit.q_id) in before.files or not unit.settings.pictures
+    return before.status == "completed" and drawn and not status.damage(folder, before)
 
 
 def fresh(unit: Unit, facts: ModelFacts, before: Status | None) -> Status:

@@ -259,10 +259,17 @@ def test_steps_of_other_settings_in_a_folder_without_status_are_refused(llama: L
     assert _status(unit)["status"] == "pending"
 
 
-def test_memory_and_pictures_are_no_other_settings(llama: LanguageModel, unit: Unit) -> None:
+def test_memory_and_pictures_are_no_other_settings(
+    llama: LanguageModel, unit: Unit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_unit(llama, unit)
+    monkeypatch.setattr(stepd, "run", lambda *args: pytest.fail("StepD ran again"))
 
-    assert run_unit(llama, _with(unit, max_memory=10**8, pictures=True)).ran is False
+    assert run_unit(llama, _with(unit, max_memory=10**8)).ran is False
+    assert run_unit(llama, _with(unit, pictures=True)).ran  # the picture alone is drawn
+    assert layout.heatmap("Q2") in _status(unit)["files"]
+    assert run_unit(llama, _with(unit, pictures=True)).ran is False
+    assert run_unit(llama, unit).ran is False
 
 
 def test_a_status_that_is_none_is_named(unit: Unit, llama: LanguageModel) -> None:
