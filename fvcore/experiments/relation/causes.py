@@ -28,7 +28,7 @@ CAUSES: tuple[tuple[Cause, tuple[type[BaseException], ...]], ...] = (
 """The first that fits counts; what fits none is the code's fault."""
 
 FULL = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
-ALLOCATOR = ("out of memory", "can't allocate memory", "cannot allocate memory")
+ALLOCATOR = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
 @dataclass(frozen=True, slots=True)

@@ -293,6 +293,7 @@ CLASSES: list[tuple[BaseException, str]] = [
     (MemoryError(), "memory"),
     (torch.OutOfMemoryError("x"), "memory"),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), "memory"),
+    (RuntimeError("DefaultCPUAllocator: not enough memory: you tried ..."), "memory"),
     (OSError(errno.ENOSPC, "No space left on device"), "memory"),
     (NotFinite("x"), "numeric"),
     (ZeroDivisionError("x"), "numeric"),
