@@ -8,13 +8,14 @@ here, and only when it is asked for.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +175,15 @@ class RayWorkers:
 def ray_workers(address: str, choice: ModelChoice, n_cpus: int = 1) -> Iterator[RayWorkers]:
     """Workers on the Ray at an address, or on one of their own: that one is gone with all its files when this ends.
 
-    No dashboard is started, nothing is reported to anybody, and what actors print stays with Ray.
+    No dashboard is served, nothing is reported to anybody, and what actors print stays with Ray.
     """
     if choice.needs_gpu and choice.device != "cuda":
         raise RayError(f"--device {choice.device} is one GPU of one machine; with --ray each actor has its own: cuda")
-    ray, scratch = _ray(), None
+    ray, scratch, before = _ray(), None, dict(os.environ)
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == LOCAL:
+        # Ray lets in who knows a token. Where it finds none it writes one into the home folder, and that one stays.
+        os.environ["RAY_AUTH_TOKEN"] = _token()
         # Sockets lie in this folder, and their paths must be short.
         scratch = Path(tempfile.mkdtemp(prefix="fvcore-ray-"))
         how |= {"include_dashboard": False, "_temp_dir": str(scratch), "num_cpus": _cpus()}
@@ -193,7 +196,16 @@ def ray_workers(address: str, choice: ModelChoice, n_cpus: int = 1) -> Iterator[
     finally:
         ray.shutdown()
         if scratch:
+            for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+                os.environ.pop(name, None)
+                os.environ |= {name: before[name]} if name in before else {}
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@cache
+def _token() -> str:
+    """One a process: Ray remembers the first it has seen."""
+    return secrets.token_hex(32)
 
 
 def _cpus() -> int:
