@@ -34,6 +34,12 @@ ATTEMPTS = 3
 """How many actors may die of one q_id before it counts as failed: a q_id that kills whoever takes it must not go on."""
 
 
+LOW_MEMORY = "running low on memory"
+"""What Ray says of a process that it killed itself for its memory."""
+
+SHOWN = 300  # characters of what Ray says
+
+
 class RayError(ModelError):
     """There is no Ray, or it offers nothing to run on."""
 
@@ -251,8 +257,9 @@ def _kill(actor: Any) -> None:
 def _given_up(unit: Unit, death: BaseException) -> Outcome:
     """A q_id that nobody could bring to an end: its status says so, as it would of an exception."""
     words = " ".join(str(death).split())
-    reason = f"its process ended {ATTEMPTS} times without a word: {words}"
-    cause: Cause = "memory" if "memory" in words.lower() else "code"
+    reason = f"its process ended {ATTEMPTS} times without a word: {words:.{SHOWN}}"
+    # A process that was merely killed is said to have run out of memory perhaps: that is no cause.
+    cause: Cause = "memory" if LOW_MEMORY in words else "code"
     folder = Folder(unit.folder)
     if (current := status.read(folder)) is not None:
         status.write(folder, current, "failed", reason=reason, cause=cause, step="actor")
