@@ -59,6 +59,7 @@ Quant = Annotated[
     str | None,
     typer.Option(envvar="FV_QUANT", help="none (default), 8bit or 4bit; auto is none: nothing is quantised unasked."),
 ]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: 1 for a small model, else all cores).")]
 NTrials = Annotated[int, typer.Option(min=1, help="Trials of each q_id.")]
 NDemos = Annotated[int, typer.Option(min=1, help="Demonstrations in a trial.")]
 NRandom = Annotated[int, typer.Option(min=1, help="Vectors of random heads beside each vector.")]
@@ -87,6 +88,7 @@ def run_all(
     device: Device = None,
     dtype: Dtype = None,
     quant: Quant = None,
+    threads: Threads = None,
     engine: Engine = "fast",
     seed: Seed = 0,
     n_trials: NTrials = 25,
@@ -139,11 +141,13 @@ def run_all(
     if ray is not None:
         from fvcore.experiments.relation.ray_workers import ModelChoice, ray_workers
 
+        if threads is not None:
+            raise ModelError("--threads: with --ray an actor has as many threads as CPUs; give --ray-cpus")
         choice = ModelChoice(model, model_spec, device, dtype, None if quant == "auto" else quant, seed)
         with _failing(), ray_workers(ray, choice, ray_cpus) as workers, Bar(console, units, 1) as bar:
             summary = run(relation, root, settings, workers, q_ids, stop_on_error, bar.ended)
         return tell_end(summary, pictures)
-    lm = _load(model, model_spec, device, dtype, quant, seed)
+    lm = _load(model, model_spec, device, dtype, quant, threads, seed)
     rows_each = n_trials * lm.n_layers * lm.n_heads + n_eval * lm.n_layers * (1 + n_random)
     with _failing(), Bar(console, units, rows_each) as bar:
         summary = run(relation, root, settings, Local(lm, bar.of), q_ids, stop_on_error, bar.ended)
@@ -175,6 +179,7 @@ def run_stepd(
     device: Device = None,
     dtype: Dtype = None,
     quant: Quant = None,
+    threads: Threads = None,
     engine: Engine = "fast",
     seed: Seed = 0,
     n_trials: NTrials = 25,
@@ -201,7 +206,7 @@ def run_stepd(
     settings = settings_from(RelationSettings, chosen)
     root = root_of(out, layout, relation_csv, model)
     units = units_of(data.read(relation_csv), root, settings, _q_ids(q))
-    _steps(_load(model, model_spec, device, dtype, quant, seed), root, q, ["sample", "stepd"], chosen, units)
+    _steps(_load(model, model_spec, device, dtype, quant, threads, seed), root, q, ["sample", "stepd"], chosen, units)
 
 
 @app.command("heatmap")
@@ -237,6 +242,7 @@ def run_stepe(
     device: Device = None,
     dtype: Dtype = None,
     quant: Quant = None,
+    threads: Threads = None,
     engine: Engine = "fast",
     seed: Seed = 0,
     score_key: ScoreKey = "mean_delta_p",
@@ -245,7 +251,7 @@ def run_stepe(
 ) -> None:
     """Choose a q_id's top heads and make its function vector."""
     chosen = {"seed": seed, "engine": engine, "score_key": score_key, "topk": topk, "alpha": alpha}
-    lm = _load(model, model_spec, device, dtype, quant, seed)
+    lm = _load(model, model_spec, device, dtype, quant, threads, seed)
     _steps(lm, root_of(out, layout, relation_csv, model), q, ["stepe"], chosen)
 
 
@@ -260,11 +266,12 @@ def run_zeroshot(
     device: Device = None,
     dtype: Dtype = None,
     quant: Quant = None,
+    threads: Threads = None,
     zeroshot_trailing_space: TrailingSpace = False,
 ) -> None:
     """Write the queries of a q_id's trials without demonstrations."""
     chosen = {"zeroshot_trailing_space": zeroshot_trailing_space, "topk": 1}
-    lm = _load(model, model_spec, device, dtype, quant, 0)
+    lm = _load(model, model_spec, device, dtype, quant, threads, 0)
     _steps(lm, root_of(out, layout, relation_csv, model), q, ["zeroshot"], chosen)
 
 
@@ -279,6 +286,7 @@ def run_step6(
     device: Device = None,
     dtype: Dtype = None,
     quant: Quant = None,
+    threads: Threads = None,
     engine: Engine = "fast",
     seed: Seed = 0,
     alpha: Alpha = 1.0,
@@ -291,7 +299,7 @@ def run_step6(
     """Add a q_id's vector behind a layer, or behind each, and evaluate."""
     chosen = {"seed": seed, "engine": engine, "alpha": alpha, "edit_layer": edit_layer_of(edit_layer), "topk": 1}
     chosen |= {"n_eval": n_eval, "with_replacement": with_replacement, "step6_score_key": step6_score_key}
-    lm = _load(model, model_spec, device, dtype, quant, seed)
+    lm = _load(model, model_spec, device, dtype, quant, threads, seed)
     _steps(lm, root_of(out, layout, relation_csv, model), q, ["step6"], chosen | {"max_memory": max_memory})
 
 
@@ -362,12 +370,20 @@ def _q_ids(text: str | None) -> list[str] | None:
 
 
 def _load(
-    model: str, spec: str | None, device: str | None, dtype: str | None, quant: str | None, seed: int
+    model: str,
+    spec: str | None,
+    device: str | None,
+    dtype: str | None,
+    quant: str | None,
+    threads: int | None,
+    seed: int,
 ) -> LanguageModel:
     from fvcore import models
+    from fvcore.experiments.relation.threads import settle
     from fvcore.models import doubts
 
     lm = models.load(model, device, dtype, seed=seed, spec=spec, quant=None if quant == "auto" else quant)
+    settle(lm, threads)
     for doubt in doubts(lm):
         console.print(doubt, soft_wrap=True, markup=False)
     return lm

@@ -78,7 +78,9 @@ def _uri(png: bytes) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "\u2013" if value is None else f"{value:.3f}"
+    if value is None:
+        return "\u2013"
+    return f"{value:.3f}" if value == 0 or abs(value) >= 5e-4 else f"{value:.0e}"
 
 
 def _template() -> Any:

@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 from random import Random
 
+import transformers.models.llama.modeling_llama  # noqa: F401  every process would import it anew
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
 from fvcore import models
 from fvcore.experiments.relation.run import Local, run
 from fvcore.experiments.relation.settings import RelationSettings

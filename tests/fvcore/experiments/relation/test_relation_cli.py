@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -124,6 +125,18 @@ def test_options_of_the_model_are_read_from_the_environment(
     monkeypatch.setenv("FV_QUANT", "auto")
     _fvcore("run", "--relation-csv", "small.csv", "--q", "Q3", "--out", "out", *SETTINGS)
     assert seen["quant"] is None  # nothing is quantised unasked
+
+
+def test_a_small_model_computes_in_one_thread_unless_it_is_said(where: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        _run("--out", "out", "--q", "Q3", "--threads", "2")
+        assert torch.get_num_threads() == 2
+        _run("--out", "out", "--q", "Q3")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_each_step_alone_gives_the_files_of_the_whole(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:

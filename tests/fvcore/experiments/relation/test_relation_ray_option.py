@@ -14,6 +14,7 @@ from fvcore.cli import app
 from fvcore.experiments.relation import ray_workers
 from fvcore.experiments.relation.ray_workers import ModelChoice
 from fvcore.experiments.relation.run import Local
+from fvcore.model_spec import ModelError
 from fvcore.models import LanguageModel
 from tests.fvcore.experiments.relation.worlds import SMALL_PAIRS, write_csv
 
@@ -55,6 +56,15 @@ def test_an_address_may_be_left_out(asked: list[Any], words: list[str], address:
     assert (asked[0], asked[2]) == (address, n_cpus)
     assert (asked[1].name, asked[1].dtype, asked[1].seed) == ("tiny-llama", "fp32", 0)
     assert "1 completed" in done.output
+
+
+def test_threads_are_told_by_the_cpus(asked: list[Any]) -> None:
+    line = ["--model=tiny-llama", "--relation-csv=small.csv", "--out=out", *SMALL, "--ray", "--threads=2"]
+    done = CliRunner().invoke(app, ["relation", "run", *line])
+
+    assert isinstance(done.exception, ModelError)
+    assert "--ray-cpus" in str(done.exception)
+    assert asked == []
 
 
 def test_without_the_option_ray_is_not_asked(asked: list[Any]) -> None:
