@@ -58,6 +58,7 @@ class TransferReport(_Model):
     by_cause: dict[str, list[str]]
     q_ids: dict[str, QRow]
     failures: list[Failure]
+    notes: dict[str, list[str]]
 
 
 GOOD = {Status.PASS, Status.NOT_PROVIDED, Status.NOT_HELD}
@@ -98,11 +99,28 @@ def assemble(
         by_cause=by_cause,
         q_ids=rows,
         failures=failures,
+        notes=_notes(files),
     )
 
 
 def text_of(report: TransferReport) -> str:
     return json_text(report.model_dump(mode="json"))
+
+
+def _notes(files: Mapping[str, Results]) -> dict[str, list[str]]:
+    """What is worth knowing and is no difference, by q_id."""
+    found = {
+        q_id: list(
+            dict.fromkeys(
+                f"{key} {finding.where}: {finding.message}"
+                for key, result in results.items()
+                for finding in result.verdict.findings
+                if not finding.blocking
+            )
+        )
+        for q_id, results in sorted(files.items())
+    }
+    return {q_id: notes for q_id, notes in found.items() if notes}
 
 
 def _words(results: Results) -> dict[str, str]:

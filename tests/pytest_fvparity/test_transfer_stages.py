@@ -21,7 +21,7 @@ from fvcore.gates import StageResult, Status, run_suite
 from fvcore.models import LanguageModel
 from pytest_fvparity.tolerances import Tolerances
 from pytest_fvparity.transfer import KEYS
-from pytest_fvparity.transfer.stages import transfer_suite
+from pytest_fvparity.transfer.stages import CHECKS, PROVES_NOTHING, transfer_suite
 from pytest_fvparity.transfer.subject import Transfer
 from tests.pytest_fvparity.transfer_world import TransferWorld, make_transfer_world
 
@@ -255,6 +255,22 @@ def test_heads_that_the_effects_leave_open_are_a_tie(q1: Folder, lm: LanguageMod
     assert verdict.passed
     (finding,) = verdict.findings
     assert (finding.where, finding.message.partition(":")[0]) == ("rank 3", "tie")
+
+
+def test_effects_below_the_tolerance_are_said_to_prove_nothing(q1: Folder, lm: LanguageModel) -> None:
+    run = Transfer(q1, lm, Tolerances.read(None, (), lm.dtype, "cpu"))
+    tiny = {leaf: torch.full_like(value, 1e-9) for leaf, value in run.top_heads.items() if leaf in {"cie", "aie"}}
+    run.__dict__["top_heads"] = tiny
+    run.__dict__["delta_p"] = torch.full((3, lm.n_layers, lm.n_heads), 1e-9, dtype=torch.float64)
+    run.__dict__["scores"] = lambda name: [
+        {"layer": layer, "head": head, "mean_delta_p": 1e-9}
+        for layer in range(lm.n_layers)
+        for head in range(lm.n_heads)
+    ]
+
+    verdict = CHECKS["stepd_scores"](run)
+    assert verdict.passed
+    assert {finding.message for finding in verdict.findings} == {PROVES_NOTHING}
 
 
 def test_heads_chosen_by_another_score_are_not_compared(q1: Folder, lm: LanguageModel) -> None:
