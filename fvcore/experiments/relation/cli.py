@@ -123,8 +123,7 @@ def run_all(
     root, q_ids = root_of(out, layout, relation_csv, model), _q_ids(q)
     units = units_of(relation, root, settings, q_ids)
     lm = _load(model, model_spec, device, dtype, quant, threads, seed)
-    rows_each = n_trials * lm.n_layers * lm.n_heads + n_eval * lm.n_layers * (1 + n_random)
-    with _failing(), Bar(console, units, rows_each) as bar:
+    with _failing(), Bar(console, units, lm.n_layers, lm.n_heads) as bar:
         summary = run(relation, root, settings, Local(lm, bar.of), q_ids, stop_on_error, bar.ended)
     tell_end(summary, pictures)
 
