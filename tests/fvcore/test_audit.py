@@ -264,7 +264,7 @@ def test_a_reduced_parity_run_without_a_reference_is_an_error(tmp_path: Path, mo
     trials = tmp_path / "absent.json"
     done = spec("parity", model, "--fv-src", tmp_path / "nowhere", "--trials", trials, "--out", tmp_path / "out")
     assert done.exit_code != 0
-    assert "did not end as one" in str(done.exception)
+    assert "did not come to a verdict" in str(done.exception)
 
 
 def test_a_loaded_models_spec_is_the_one_of_its_config(model: Path) -> None:
