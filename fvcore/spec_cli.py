@@ -134,11 +134,22 @@ def spec_parity(
     words += [f"--fv-spec={spec}"] if spec is not None else []
     done = subprocess.run([sys.executable, "-m", "pytest", "-m", "parity", *words], check=False)
     # 0 and 1 are verdicts about numbers; anything else is a run that did not come to its end.
-    if done.returncode not in (0, 1) or not list(out.rglob("*_diff_report.json")):
-        raise ModelError(
-            f"the reduced parity run did not end as one (pytest's exit status {done.returncode}, see above)"
-        )
+    broken = _broken(out)
+    if done.returncode not in (0, 1) or broken:
+        where = f"at {', '.join(broken)}" if broken else f"with pytest's exit status {done.returncode}"
+        raise ModelError(f"the reduced parity run did not end as one: it stopped {where}, see above")
     console.print(f"reduced parity ran to its end; its files are under {out}", soft_wrap=True, markup=False)
+
+
+def _broken(out: Path) -> list[str]:
+    """Stages under `out` that came to no verdict about numbers; a word for there being none at all."""
+    from fvcore.formats import read_json
+
+    reports = [read_json(path) for path in sorted(out.rglob("src_vs_fv_diff_report.json"))]
+    if not reports:
+        return ["no stage at all"]
+    checks = [check for report in reports for check in report["checks"]]
+    return [f"{check['key']} ({check['status']})" for check in checks if check["status"] in {"ERROR", "CRASHED"}]
 
 
 def _one_trial(model: str, dataset_json: Path, out: Path) -> Path:
