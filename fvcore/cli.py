@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fvcore import spec_cli
 from fvcore.evaluation.cli import evaluate
+from fvcore.experiments.relation.cli import app as relation_app
 from fvcore.experiments.runtime.cli import app as runtime_app
 from fvcore.formats import FormatError
 from fvcore.model_spec import ModelError
@@ -19,6 +20,7 @@ trials_app = typer.Typer(no_args_is_help=True, help="Fixed trials: make a file, 
 app.add_typer(trials_app, name="trials")
 app.command("eval")(evaluate)
 app.add_typer(runtime_app, name="runtime")
+app.add_typer(relation_app, name="relation")
 app.add_typer(spec_cli.app, name="spec")
 
 console = Console(highlight=False)

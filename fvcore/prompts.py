@@ -193,7 +193,7 @@ def verify(trials: FixedTrials, tokenizer: Tokenizer, first: int | None = None) 
                     (i for i, (a, b) in enumerate(zip(prompt.text, stored[regime], strict=False)) if a != b), "end"
                 )
                 problems.append(f"trial {trial.key}: {regime}_prompt_str differs from its parts at character {at}")
-        answer = list(prompts["clean"].answer_ids)
+        answer = list(prompts[trials.target_regime].answer_ids)
         if record.answer_ids is not None and record.answer_ids != answer:
             problems.append(f"trial {trial.key}: answer_ids {record.answer_ids}, the tokenizer gives {answer}")
         if record.target_first_token_id != answer[0]:

@@ -50,6 +50,7 @@ class Setup:
     quant: str = "none"
     n_eval: int = 50
     topk: int = 20
+    relation_root: Path | None = None  # M7's alone
     more: tuple[str, ...] = ()  # options for pytest, as they are
 
     @cached_property

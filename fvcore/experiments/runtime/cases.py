@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fvcore.experiments.runtime.errors import StepError
+from fvcore.experiments.runtime.errors import StepError, TargetError, TokensError, TrialMismatch
 from fvcore.experiments.runtime.sampled import SampledTrial, SampledTrials
 from fvcore.models import LanguageModel
 from fvcore.prompts import BosError, BoundaryError, Prompt, require_bos_agreement, trial_prompt
@@ -51,7 +51,7 @@ def of(lm: LanguageModel, sampled: SampledTrials) -> Cases:
         raise StepError(str(error)) from None
     slots = {case.corrupted_slots.query_predictive_slot for case in cases}
     if len(slots) > 1:
-        raise StepError(f"the slot that predicts the answer is not one for all trials: {sorted(slots)}")
+        raise TokensError(f"the slot that predicts the answer is not one for all trials: {sorted(slots)}")
     return Cases(tuple(labels), cases)
 
 
@@ -59,12 +59,12 @@ def _case(lm: LanguageModel, sampled: SampledTrials, record: SampledTrial, label
     meta, tokenizer = sampled.meta, lm.tokenizer
     template, trial = meta.template(tokenizer), record.as_trial(meta.prepend_space)
     if len(trial.demos) != meta.n_shots:
-        raise StepError(f"trial {trial.key}: {len(trial.demos)} demonstrations, meta.n_shots says {meta.n_shots}")
+        raise TrialMismatch(f"trial {trial.key}: {len(trial.demos)} demonstrations, meta.n_shots says {meta.n_shots}")
     prompts, slots = {}, {}
     for regime, stored in (("clean", trial.clean_prompt), ("corrupted", trial.corrupted_prompt)):
         prompt = trial_prompt(tokenizer, trial, template, regime)
         if prompt.text != stored:
-            raise StepError(
+            raise TrialMismatch(
                 f"trial {trial.key}: {regime}_prompt_str is not what its words give; "
                 f"expected {prompt.text[-40:]!r} at its end, found {stored[-40:]!r}"
             )
@@ -76,7 +76,7 @@ def _case(lm: LanguageModel, sampled: SampledTrials, record: SampledTrial, label
         prompts[regime] = prompt
     found = prompts[meta.target_regime].target_id
     if found != trial.target_id:
-        raise StepError(
+        raise TargetError(
             f"trial {trial.key}: target_first_token_id is {trial.target_id}, the tokenizer gives {found} "
             f"({tokenizer.decode([found])!r}) behind the {meta.target_regime} prompt; sample the trials again"
         )
@@ -88,4 +88,4 @@ def _require_end(text: str, prefix: str, where: str) -> None:
     fits = text == ":" if prefix.endswith(":") else bool(text.strip()) and prefix.endswith(text.strip())
     if not fits:
         expected = "':'" if prefix.endswith(":") else f"the end of {prefix!r}"
-        raise StepError(f"{where}: the last token is {text!r}, expected {expected}")
+        raise TokensError(f"{where}: the last token is {text!r}, expected {expected}")

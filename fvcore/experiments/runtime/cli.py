@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from fvcore.model_spec import ModelError
 
 if TYPE_CHECKING:
     from fvcore.experiments.runtime.run import Source
+    from fvcore.experiments.runtime.settings import Settings
+
+Chosen = TypeVar("Chosen", bound="Settings")
 
 app = typer.Typer(no_args_is_help=True, help="The production steps: StepD, heat map, StepE, zero-shot snapshot, Step6.")
 console = Console(highlight=False)
@@ -86,13 +89,13 @@ def run_all(
     chosen = {
         "seed": seed,
         "engine": engine,
-        "layers": _numbers(layers, "--layers"),
-        "heads": _numbers(heads, "--heads"),
+        "layers": numbers(layers, "--layers"),
+        "heads": numbers(heads, "--heads"),
         "score_key": score_key,
         "topk": topk,
         "alpha": alpha,
         "zeroshot_trailing_space": zeroshot_trailing_space,
-        "edit_layer": _edit_layer(edit_layer),
+        "edit_layer": edit_layer_of(edit_layer),
         "n_eval": n_eval,
         "with_replacement": with_replacement,
         "step6_score_key": step6_score_key,
@@ -129,7 +132,7 @@ def run_stepd(
     """Sample the trials and compute the indirect effect of every head."""
     source = _source(trials, dataset_json, n_trials, n_shots, seed)
     chosen = {"seed": seed, "engine": engine, "score_key": score_key, "max_memory": max_memory, "topk": 1}
-    chosen |= {"layers": _numbers(layers, "--layers"), "heads": _numbers(heads, "--heads")}
+    chosen |= {"layers": numbers(layers, "--layers"), "heads": numbers(heads, "--heads")}
     folder = out or _default_out(trials or dataset_json, model)
     _run(Loading(model, device, dtype, model_spec, quant), folder, ["sample", "stepd"], chosen, source)
 
@@ -186,7 +189,7 @@ def run_step6(
     max_memory: MaxMemory = None,
 ) -> None:
     """Add the vector behind a layer, or behind each, and evaluate."""
-    chosen = {"seed": seed, "engine": engine, "alpha": alpha, "edit_layer": _edit_layer(edit_layer), "n_eval": n_eval}
+    chosen = {"seed": seed, "engine": engine, "alpha": alpha, "edit_layer": edit_layer_of(edit_layer), "n_eval": n_eval}
     chosen |= {"with_replacement": with_replacement, "step6_score_key": step6_score_key, "max_memory": max_memory}
     _run(Loading(model, device, dtype, model_spec, quant), out, ["step6"], chosen | {"topk": 1})
 
@@ -229,23 +232,28 @@ def _run(
     chosen: dict[str, Any],
     source: Source | None = None,
 ) -> None:
-    from pydantic import ValidationError
-
     from fvcore import models
     from fvcore.experiments.runtime.progress import Shown
     from fvcore.experiments.runtime.run import run
     from fvcore.experiments.runtime.settings import Settings
 
-    try:
-        settings = Settings.model_validate(chosen)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        option = "--" + str(problem["loc"][0]).replace("_", "-")
-        raise ModelError(f"{option}: {problem['msg'].lower()} (found {problem['input']!r})") from None
+    settings = settings_from(Settings, chosen)
     lm = models.load(how.model, how.device, how.dtype, seed=settings.seed, spec=how.spec, quant=how.quant)
     with _failing():
         run(lm, out, settings, source, steps, Shown(console))
     console.print(f"{', '.join(steps)} done in {out}", soft_wrap=True, markup=False)
+
+
+def settings_from(kind: type[Chosen], chosen: dict[str, Any]) -> Chosen:
+    """Settings of options; raises ModelError with the option that does not fit."""
+    from pydantic import ValidationError
+
+    try:
+        return kind.model_validate(chosen)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = "--" + str(problem["loc"][0]).replace("_", "-")
+        raise ModelError(f"{option}: {problem['msg'].lower()} (found {problem['input']!r})") from None
 
 
 @contextmanager
@@ -284,7 +292,7 @@ def _default_out(data: Path | None, model: str) -> Path:
     return Path("reports", "runtime", data.stem if data else "run", safe_name(model))
 
 
-def _edit_layer(text: str) -> int | str:
+def edit_layer_of(text: str) -> int | str:
     if text == "all":
         return text
     try:
@@ -293,7 +301,7 @@ def _edit_layer(text: str) -> int | str:
         raise ModelError(f"--edit-layer {text!r}: expected a layer's number or all") from None
 
 
-def _numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     """`0,2,5-7` -> 0, 2, 5, 6, 7."""
     if text is None:
         return None

@@ -39,8 +39,11 @@ def run(
     source: Source | None = None,
     steps: Sequence[str] = STEPS,
     progress: Progressing | None = None,
+    further: Sequence[Stage] = (),
 ) -> RunRecord:
-    """Run the steps that are not done yet. Without `source` the folder's own sampled trials are used.
+    """Run the steps that are not done yet, then `further` stages of the caller's own, in the same record.
+
+    Without `source` the folder's own sampled trials are used.
 
     Raises ModelError for settings that do not fit the model, OtherSettings for a folder of other ones, StepError for what
     a step refuses.
@@ -49,7 +52,7 @@ def run(
     plan = _Plan(Measure(lm, settings.engine, settings.max_memory), Folder(root), settings)
     if source is None and not (plan.folder / layout.SAMPLED).is_file():
         raise FormatError(f"{plan.folder / layout.SAMPLED}: no such file; `fvcore runtime stepd` makes it")
-    stages = [stage for step in steps for stage in plan.stages(step, source)]
+    stages = [stage for step in steps for stage in plan.stages(step, source)] + list(further)
     record.begin(plan.folder, stages)
     shown = progress or Quiet()
     for stage in stages:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fvcore.experiments.runtime.errors import StepError
+from fvcore.experiments.runtime.errors import NotFinite, StepError
 from fvcore.formats import FormatError, read_csv
 
 METRICS = (
@@ -47,7 +47,7 @@ def metrics_of(base: Sequence[float], patch: Sequence[float]) -> Row:
     for name, before, after in zip(("p", "logit", "logprob"), base, patch, strict=True):
         row |= {f"{name}_base": before, f"{name}_patch": after, f"delta_{name}": after - before}
     if not all(map(math.isfinite, row.values())):
-        raise StepError(f"not a finite number: {row}; is the model loaded in a dtype that it can compute in?")
+        raise NotFinite(f"not a finite number: {row}; is the model loaded in a dtype that it can compute in?")
     return row
 
 

@@ -101,6 +101,7 @@ def identity(measure: Measure) -> dict[str, Any]:
         "tokenizer_sha": lm.tokenizer_sha,
         "dtype": lm.dtype,
         "device": lm.device.type,
+        "quant": lm.quant,
         "attn_implementation": lm.attn_implementation,
         "engine": measure.used,
     }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fvcore.experiments.runtime import layout
 from fvcore.experiments.runtime.clock import now
-from fvcore.experiments.runtime.errors import StepError
+from fvcore.experiments.runtime.errors import NotFinite, StepError, TargetError
 from fvcore.experiments.runtime.layout import Folder
 from fvcore.experiments.runtime.measure import Injected, Measure, Tell, silent
 from fvcore.experiments.runtime.plan import unique_queries, with_replacement
@@ -85,7 +85,7 @@ def read_vector(folder: Folder, lm: LanguageModel) -> Vector:
         found = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
         raise StepError(f"{folder / layout.FV}: expected a vector of {lm.d_model} numbers for {lm.name}, found {found}")
     if not bool(vector.isfinite().all()):
-        raise StepError(f"{folder / layout.FV}: the vector is not finite")
+        raise NotFinite(f"{folder / layout.FV}: the vector is not finite")
     meta = read_json(folder / layout.FV_META)
     if not isinstance(meta, dict):
         raise StepError(f"{folder / layout.FV_META}: expected an object, found {type(meta).__name__}")
@@ -102,11 +102,11 @@ def _checked(lm: LanguageModel, folder: Folder, i: int, example: Example) -> Pro
         prompt = example.prompt(lm.tokenizer)
     except BoundaryError as error:
         write_json(folder / name, _debug(lm, example, str(error), None))
-        raise StepError(f"{key}: {error}; see {folder / name}") from None
+        raise TargetError(f"{key}: {error}; see {folder / name}") from None
     if prompt.target_id != example.target_first_token_id:
         reason = f"target_first_token_id is {example.target_first_token_id}, the tokenizer gives {prompt.target_id}"
         write_json(folder / name, _debug(lm, example, reason, prompt))
-        raise StepError(f"{key}: {reason}; see {folder / name}")
+        raise TargetError(f"{key}: {reason}; see {folder / name}")
     return prompt
 
 
@@ -156,16 +156,17 @@ def _row(lm: LanguageModel, idx: int, example: Example, found: Injected, layer: 
         "pred_id_with": with_id,
         **accuracy,
         "delta_acc": accuracy["accuracy_with"] - accuracy["accuracy_base"],
-        **_scores(found.base[idx].tolist(), found.injected[idx, layer].tolist()),
+        **scores_of(found.base[idx].tolist(), found.injected[idx, layer].tolist()),
         "trial_id": example.trial_id,
         "trial_idx": example.trial_idx,
     }
     if not all(math.isfinite(value) for value in row.values() if isinstance(value, float)):
-        raise StepError(f"example {idx}: a score is not a finite number: {row}")
+        raise NotFinite(f"example {idx}: a score is not a finite number: {row}")
     return row
 
 
-def _scores(base: Sequence[float], injected: Sequence[float]) -> Row:
+def scores_of(base: Sequence[float], injected: Sequence[float]) -> Row:
+    """Logit, logprob and p without and with the vector, and their differences, from readings (p, logit, logprob)."""
     row: Row = {}
     (_, *base), (_, *injected) = base, injected
     for name, before, after in (

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fvcore.experiments.runtime import layout
-from fvcore.experiments.runtime.errors import StepError
+from fvcore.experiments.runtime.errors import NotFinite, StepError
 from fvcore.experiments.runtime.layout import Folder
 from fvcore.experiments.runtime.measure import Measure, Tell, silent
 from fvcore.experiments.runtime.sampled import SampledTrials
@@ -109,7 +109,7 @@ def read_clean_mean(folder: Folder, lm: LanguageModel) -> Tensor:
             f"{path}: resid_dim is {value['resid_dim']}, {lm.name} has {lm.d_model}; they are another model's"
         )
     if not bool(mean.isfinite().all()):
-        raise StepError(f"{path}: means are not finite")
+        raise NotFinite(f"{path}: means are not finite")
     return mean.float()
 
 

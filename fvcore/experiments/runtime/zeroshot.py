@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fvcore.experiments.runtime import layout
 from fvcore.experiments.runtime.clock import now
-from fvcore.experiments.runtime.errors import StepError
+from fvcore.experiments.runtime.errors import TargetError
 from fvcore.experiments.runtime.layout import Folder
 from fvcore.experiments.runtime.sampled import QId, SampledTrial, SampledTrials
 from fvcore.formats import FormatError, read_json, write_json
@@ -84,7 +84,7 @@ def _row(
     try:
         target_id = prompt_at_boundary(tokenizer, text, target).target_id
     except BoundaryError as error:
-        raise StepError(f"trial {trial.trial_id}:{trial.trial_idx}, zero-shot prompt: {error}") from None
+        raise TargetError(f"trial {trial.trial_id}:{trial.trial_idx}, zero-shot prompt: {error}") from None
     row = {
         "q_id": trial.q_id,
         "trial_idx": trial.trial_idx,

@@ -1,0 +1,36 @@
+"""Which file of a relation run lies where; the steps' own files are those of `fvcore.experiments.runtime.layout`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+PLAN_ROOT = Path("results_fv", "relation_qwise")
+OWN_ROOT = Path("reports", "relation")
+LAYOUTS = {"own": OWN_ROOT, "plan": PLAN_ROOT}
+
+# In a q_id's folder.
+STATUS = "artifacts/qid_status.json"
+RANDOM_HEADS = "artifacts/random_heads.json"
+RANDOM_FV = "artifacts/fv_random_heads.pt"
+RANDOM_TRIALS = "artifacts/step6/random_heads_trials.jsonl"
+AIE_INTERVALS = "artifacts/aie_intervals.csv"
+INJECTION_INTERVALS = "artifacts/step6/injection_intervals.csv"
+FAILURE_LOG = "logs/failure.log"
+
+# In the folder of the whole run.
+RUN_META = "_status/run_meta.json"
+RUN_SUMMARY = "_status/run_summary.json"
+FAILURES = "_status/failure_report.json"
+LOG = "_status/qwise_orchestrator.log"
+OVERVIEW = "overview.csv"
+REPORT = "report.html"
+
+UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
+
+
+def remove_unfinished(folder: Path, pattern: str) -> None:
+    """Files that a killed process was still writing: they bear the name of the file to be and eight random characters."""
+    for path in folder.glob(pattern):
+        if UNFINISHED.fullmatch(path.name) and path.is_file():
+            path.unlink()

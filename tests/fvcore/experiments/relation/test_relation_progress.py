@@ -1,0 +1,80 @@
+"""What a person sees while a run over q_ids goes on."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fvcore.experiments.relation.progress import Bar
+from fvcore.experiments.relation.run import Local, run, units_of
+from fvcore.experiments.relation.unit import Outcome
+from fvcore.models import LanguageModel
+from tests.fvcore.experiments.relation.worlds import SMALL, small
+
+ROWS_EACH = 4 * 24 + 3 * 6 * 3
+
+
+def _bar(folder: Path, terminal: bool) -> tuple[Bar, io.StringIO]:
+    seen = io.StringIO()
+    console = Console(file=seen, force_terminal=terminal, width=100, color_system=None)
+    return Bar(console, units_of(small(folder), folder / "out", SMALL, None), ROWS_EACH), seen
+
+
+def test_a_terminal_shows_q_id_step_layer_and_time_left(llama: LanguageModel, tmp_path: Path) -> None:
+    bar, seen = _bar(tmp_path, terminal=True)
+    shown = []
+    with bar:
+        for unit in bar.units[:2]:
+            progress = bar.of(unit)
+            with progress.running("stepd", 96) as tell:
+                tell(3, 40)
+                bar.progress.refresh()
+                shown.append(bar.progress.tasks[0].description)
+    assert shown == ["Q1 stepd, layer 3", "Q10 stepd, layer 3"]
+    text = seen.getvalue()
+    assert "Q10 stepd, layer 3" in text
+    assert "left" in text
+    assert "-:--:--" in text or "0:00:0" in text
+
+
+def test_the_bar_is_full_at_the_end_and_never_runs_ahead(llama: LanguageModel, tmp_path: Path) -> None:
+    bar, _ = _bar(tmp_path, terminal=True)
+    at_end = []
+
+    def ended(outcome: Outcome) -> None:
+        before = bar.progress.tasks[0].completed
+        assert before <= ROWS_EACH * (bar.n_ended + 1)
+        bar.ended(outcome)
+        at_end.append(bar.progress.tasks[0].completed)
+
+    with bar:
+        run(small(tmp_path), tmp_path / "out", SMALL, Local(llama, bar.of), ended=ended)
+
+    assert at_end == [ROWS_EACH, 2 * ROWS_EACH, 3 * ROWS_EACH, 3 * ROWS_EACH]  # the fourth is skipped
+    assert bar.progress.tasks[0].total == 3 * ROWS_EACH
+
+
+def test_elsewhere_there_is_a_line_for_each_q_id(tmp_path: Path) -> None:
+    bar, seen = _bar(tmp_path, terminal=False)
+    with bar:
+        bar.ended(Outcome("Q1", "completed", "all stages completed"))
+        bar.ended(Outcome("Q2", "completed", "all stages completed", ran=False))
+        bar.ended(Outcome("Q3", "skipped", "insufficient rows (3 < 4)"))
+
+    lines = seen.getvalue().splitlines()
+    assert [line.rpartition(" (")[0] for line in lines] == [
+        "Q1: completed, all stages completed",
+        "Q2: completed, already done, not run again",
+        "Q3: skipped, insufficient rows (3 < 4)",
+    ]
+
+
+@pytest.mark.parametrize("n", [1, 1000])
+def test_rows_that_were_counted_too_high_are_not_held_against_the_next(tmp_path: Path, n: int) -> None:
+    bar, _ = _bar(tmp_path, terminal=True)
+    bar.advance(n)
+
+    assert bar.progress.tasks[0].completed == min(n, ROWS_EACH)
