@@ -134,12 +134,16 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class FixedTrials:
-    """A trials file: its id (the file's stem), its digest, its settings and its trials."""
+    """A trials file: its id (the file's stem), its digest, its settings and its trials.
+
+    `target_regime` says on which prompt its makers found the target.
+    """
 
     id: str
     sha256: str
     file: TrialsFile
     path: Path | None = None
+    target_regime: str = "clean"
 
     @property
     def meta(self) -> Meta:
@@ -362,8 +366,8 @@ def sample(
                 demos_clean=demos,
                 demos_corrupted=corrupted,
                 query=query,
-                prompt_data_clean=_prompt_data(demos, query, meta),
-                prompt_data_corrupted=_prompt_data(corrupted, query, meta),
+                prompt_data_clean=prompt_data(demos, query, meta.prefixes, meta.separators),
+                prompt_data_corrupted=prompt_data(corrupted, query, meta.prefixes, meta.separators),
                 clean_prompt_str=clean_prompt,
                 corrupted_prompt_str=prompt_text(corrupted, query.input),
                 target_str=query.output,
@@ -379,10 +383,8 @@ def _spaced(pair: WordPair) -> WordPair:
     return WordPair(input=f" {pair.input}", output=f" {pair.output}")
 
 
-def _prompt_data(demos: list[WordPair], query: WordPair, meta: Meta) -> PromptData:
-    return PromptData(
-        instructions="", separators=meta.separators, prefixes=meta.prefixes, query_target=query, examples=demos
-    )
+def prompt_data(demos: list[WordPair], query: WordPair, prefixes: TemplatePart, separators: TemplatePart) -> PromptData:
+    return PromptData(instructions="", separators=separators, prefixes=prefixes, query_target=query, examples=demos)
 
 
 def model_tag(name: str) -> str:

@@ -116,9 +116,9 @@ def fv_trials(request: pytest.FixtureRequest) -> FixedTrials:
     path: Path = request.node.trials_path if isinstance(request.node, StageItem) else request.param
 
     def read() -> Any:
-        from fvcore import trials
+        from fvcore.sampled_trials import read_trials
 
-        return trials.read(path)
+        return read_trials(path)
 
     found: FixedTrials = _cached(request, read, "trials", str(path))
     return found

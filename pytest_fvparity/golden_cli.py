@@ -32,7 +32,8 @@ COLOURS = {"current": "green", "stale": "red", "damaged": "red", "unused": "yell
 def list_goldens(
     root: Annotated[list[Path] | None, typer.Option(help="Folder of goldens (default: golden).")] = None,
     trials: Annotated[
-        list[Path] | None, typer.Option(help="Folder of trials files (default: datasets/fixed_trials).")
+        list[Path] | None,
+        typer.Option(help="Folder of trials files (default: datasets/fixed_trials, datasets/relation)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     strict: Annotated[bool, typer.Option(help="Status 1 if a golden is stale or damaged.")] = False,
@@ -42,7 +43,9 @@ def list_goldens(
 
     from pytest_fvparity import golden_list
 
-    known = golden_list.trials_under(trials or [Path("datasets", "fixed_trials")])
+    relation = Path("datasets", "relation")
+    shipped = [Path("datasets", "fixed_trials"), *([relation] if relation.is_dir() else [])]
+    known = golden_list.trials_under(trials or shipped)
     rows = golden_list.rows(root or [Path("golden")], known)
     if as_json:
         typer.echo(json.dumps([row.model_dump() for row in rows], indent=2))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from fvcore.formats import FormatError, sha256_file
 from fvcore.gates import StageError
+from fvcore.sampled_trials import NAME as SAMPLED
+from fvcore.sampled_trials import read_trials
 from pytest_fvparity import golden
 from pytest_fvparity.golden import PREVIOUS, STAGING, Golden
 from pytest_fvparity.implementation import CHECK_KEYS
@@ -54,8 +57,18 @@ def trials_under(folders: Iterable[Path]) -> Trials:
         if not folder.is_dir():
             raise FormatError(f"{folder}: no such folder of trials; name yours with --trials")
         for path in sorted(folder.rglob("*.json")):
-            found.setdefault(path.stem, set()).add(sha256_file(path))
+            id, digest = _known_as(path)
+            found.setdefault(id, set()).add(digest)
     return found
+
+
+def _known_as(path: Path) -> tuple[str, str]:
+    """Id and digest that a golden of these trials has: of a run's frozen trials they are told by the content."""
+    if path.name == SAMPLED:
+        with suppress(FormatError):
+            fixed = read_trials(path)
+            return fixed.id, fixed.sha256
+    return path.stem, sha256_file(path)
 
 
 def rows(roots: Sequence[Path], trials: Trials) -> list[Row]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
@@ -18,12 +18,15 @@ from pytest_fvparity.checks import STAGES, TITLES, Memory
 from pytest_fvparity.drill.found import lines as drill_lines
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.options import OPTIONS_KEY
+from pytest_fvparity.place import title_of
 
 if TYPE_CHECKING:
     from pytest_fvparity.checks import ParityRun
 
 SUITE = "parity"
 ROOT_KEY = pytest.StashKey[pytest.Directory]()
+TRANSFER_KEY = pytest.StashKey[frozenset[Path]]()
+"""Trials files that a relation run froze, in a run of the transfer suite."""
 
 # The attribute of a test report that carries a stage's result as JSON text: xdist serialises it with the report.
 REPORT_ATTRIBUTE = "fvparity_stage"
@@ -96,9 +99,11 @@ def describe(result: StageResult) -> str:
     return "\n".join(lines)
 
 
-class TrialsFile(pytest.File):
+class DataFile(pytest.File):
+    """A file of data that is a test file."""
+
     @classmethod
-    def at(cls, parent: pytest.Collector, path: Path) -> TrialsFile:
+    def at(cls, parent: pytest.Collector, path: Path) -> Self:
         """Outside the rootdir pytest gives every file the empty node id, so that two could not be told apart."""
         if path.is_relative_to(parent.config.rootpath):
             return cls.from_parent(parent, path=path)
@@ -110,6 +115,10 @@ class TrialsFile(pytest.File):
         else:
             nodeid = NodeId(path=nodeid)
         return cls.from_parent(parent, path=path, nodeid=nodeid)
+
+
+class TrialsFile(DataFile):
+    """Fixed trials, or those that a run froze."""
 
     def collect(self) -> Iterator[pytest.Collector]:
         yield SuiteCollector.from_parent(self, name=SUITE)
@@ -128,6 +137,8 @@ class SuiteCollector(pytest.Collector):
         for stage in STAGES:
             item = StageItem.from_parent(self, name=stage.key, callobj=_test_of(stage))
             item.add_marker("parity")
+            if self.path in self.config.stash.get(TRANSFER_KEY, ()):
+                item.add_marker("transfer")
             yield item
 
 
@@ -158,10 +169,8 @@ def _test_of(stage: Stage[ParityRun]) -> Any:
     return test
 
 
-class StageItem(pytest.Function):
-    """One check key of one trials file."""
-
-    result: StageResult | None = None
+class Adopted(pytest.Function):
+    """An item that the project's root folder is a parent of, wherever its file lies."""
 
     # The project's root folder is a parent of every stage, also of trials that lie elsewhere: since pytest 9.1 fixtures
     # of a conftest.py, autouse ones too, are looked up among an item's parents, and the root conftest.py must reach
@@ -178,6 +187,12 @@ class StageItem(pytest.Function):
         root = self.config.stash.get(ROOT_KEY, None)
         if root is not None and not self.path.is_relative_to(root.path):
             yield root
+
+
+class StageItem(Adopted):
+    """One check key of one trials file."""
+
+    result: StageResult | None = None
 
     @property
     def suite(self) -> SuiteCollector:
@@ -224,4 +239,4 @@ class StageItem(pytest.Function):
         return super().repr_failure(excinfo)
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        return self.path, 0, f"{self.path.stem} :: {TITLES[self.name]}"
+        return self.path, 0, f"{title_of(self.path)} :: {TITLES[self.name]}"

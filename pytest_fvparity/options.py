@@ -80,6 +80,8 @@ OPTIONS = (
     _Option("drill", "when mean_activations fails, name the first module that differs from the reference's", bool),
     _Option("require-gpu", "fail instead of skipping when there is no CUDA device", bool),
     _Option("report-dir", "where reports are written (default reports/)", default="reports"),
+    _Option("relation-root", "folder of a relation run, one folder a q_id, for -m transfer"),
+    _Option("qid", "q_id of that run; may be given several times (default: all)", many=True, ini=False),
 )
 
 
@@ -155,6 +157,8 @@ class ParityOptions:
     drill: bool
     require_gpu: bool
     report_dir: Path
+    relation_root: Path | None
+    qid: tuple[str, ...]
     rootdir: Path
 
     @classmethod
@@ -204,6 +208,7 @@ class ParityOptions:
                 **paths,
                 **flags,
                 "trials": trials,
+                "qid": tuple(given["qid"] or ()),
                 "device": device,
                 "model": model,
                 "spec": _spec(_base(config, "spec"), given["spec"]),
@@ -236,7 +241,7 @@ def _by_dest() -> Mapping[str, _Option]:
     return {option.dest.removeprefix("fv_"): option for option in OPTIONS}
 
 
-_PATHS = ("golden", "src", "tolerances", "report_dir", "candidate_dir")
+_PATHS = ("golden", "src", "tolerances", "report_dir", "candidate_dir", "relation_root")
 
 
 def _base(config: pytest.Config, name: str) -> Path:

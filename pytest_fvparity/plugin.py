@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fvcore.formats import FormatError
 from fvcore.gates import Status
-from pytest_fvparity import fixtures, hookspecs, junit, options
+from pytest_fvparity import fixtures, hookspecs, junit, options, shipped
 from pytest_fvparity.fixtures import (
     fv_candidate,
     fv_check_key,
@@ -24,6 +25,8 @@ from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.items import (
     REPORT_ATTRIBUTE,
     ROOT_KEY,
+    TRANSFER_KEY,
+    DataFile,
     StageFailed,
     StageItem,
     SuiteCollector,
@@ -32,8 +35,10 @@ from pytest_fvparity.items import (
     status_of,
 )
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
+from pytest_fvparity.place import place_of, title_of
 from pytest_fvparity.scheduler import Workers, chosen_dist
 from pytest_fvparity.session import ParityReporter, known_failures
+from pytest_fvparity.transfer.runs import QId, q_ids_of
 
 if TYPE_CHECKING:
     from fvcore.models import LanguageModel
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["fv_candidate", "fv_check_key", "fv_golden", "fv_model", "fv_parity_run", "fv_profile", "fv_trials"]
 
 _TRIALS_KEY = pytest.StashKey[tuple[Path, ...]]()
+_Q_IDS_KEY = pytest.StashKey[dict[Path, QId]]()
 _DIST_KEY = pytest.StashKey[str | None]()
 
 
@@ -67,16 +73,32 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
 def pytest_configure(config: pytest.Config) -> None:
     """Once the command line is read, on the controller and on every worker."""
     config.addinivalue_line("markers", "parity: a stage of the parity suite, or a test that belongs to it")
+    config.addinivalue_line("markers", "transfer: a stage that holds a relation run against stations and reference")
     parsed = ParityOptions.from_config(config)
     config.stash[OPTIONS_KEY] = parsed
     on_controller = not hasattr(config, "workerinput")
     if parsed.regen_golden or parsed.golden_diff:
         _require_regen_allowed(config, parsed)
-    files = tuple(_trials_files(config, parsed))
+    q_ids = _transfer_q_ids(config, parsed)
+    config.stash[_Q_IDS_KEY] = {q_id.status_file: q_id for q_id in q_ids}
+    frozen = _compared_with_reference(q_ids, parsed)
+    config.stash[TRANSFER_KEY] = frozenset(frozen)
+    files = (*_trials_files(config, parsed, with_default=not q_ids), *frozen)
     config.stash[_TRIALS_KEY] = files
+    config.args += [
+        str(path)
+        for q_id in q_ids
+        for path in (q_id.trials_file, q_id.status_file)
+        if path in {*frozen, q_id.status_file}
+    ]
     if on_controller and not parsed.golden_diff:  # a dry run judges nothing, and reports of earlier runs stay
         config.pluginmanager.register(ParityReporter(config, files), "fvparity-reporter")
-        config.pluginmanager.register(Workers(config.stash[_DIST_KEY], bool(files)), "fvparity-workers")
+        suites = bool(files or q_ids)
+        config.pluginmanager.register(Workers(config.stash[_DIST_KEY], suites), "fvparity-workers")
+        if q_ids:
+            from pytest_fvparity.transfer.session import TransferReporter
+
+            config.pluginmanager.register(TransferReporter(config, q_ids), "fvparity-transfer")
 
 
 def _require_regen_allowed(config: pytest.Config, parsed: ParityOptions) -> None:
@@ -101,11 +123,11 @@ def _wants_parity(config: pytest.Config) -> bool:
     Trials in the ini file only say which: a plain `pytest` there must not load a model.
     """
     given = [config.getoption(name) for name in ("fv_trials", "fv_regen_golden", "fv_golden_diff")]
-    return any(given) or _marks_parity(config) or bool(_json_arguments(config))
+    return any(given) or _marks(config, "parity") or bool(_json_arguments(config))
 
 
-def _marks_parity(config: pytest.Config) -> bool:
-    """`-m` selects an item that bears `parity`, and none that bears nothing: `not slow` is no wish for parity."""
+def _marks(config: pytest.Config, mark: str) -> bool:
+    """`-m` selects an item that bears the mark, and none that bears nothing: `not slow` is no wish for parity."""
     expression = config.getoption("markexpr", "")
     if not expression:
         return False
@@ -116,13 +138,13 @@ def _marks_parity(config: pytest.Config) -> bool:
     except SyntaxError:
         return False  # pytest itself will say what is wrong with it
 
-    def named_parity(name: str, /, **_: object) -> bool:
-        return name == "parity"
+    def named(name: str, /, **_: object) -> bool:
+        return name == mark
 
     def unmarked(name: str, /, **_: object) -> bool:
         return False
 
-    return compiled.evaluate(named_parity) and not compiled.evaluate(unmarked)
+    return compiled.evaluate(named) and not compiled.evaluate(unmarked)
 
 
 def _json_arguments(config: pytest.Config) -> list[Path]:
@@ -130,26 +152,62 @@ def _json_arguments(config: pytest.Config) -> list[Path]:
     base, found = config.invocation_params.dir, []
     for argument in config.args:
         name, _, rest = str(argument).partition("::")
-        if name.endswith(".json") and (rest.startswith("parity") or _marks_parity(config)):
+        if name.endswith(".json") and (rest.startswith("parity") or _marks(config, "parity")):
             found.append((base / name).resolve())
     return found
 
 
-def _trials_files(config: pytest.Config, parsed: ParityOptions) -> list[Path]:
+def _trials_files(config: pytest.Config, parsed: ParityOptions, with_default: bool) -> list[Path]:
     """The trials files of this run. Those the arguments do not name yet are added to them."""
     named = _json_arguments(config)
     wanted = list(parsed.trials) if config.getoption("fv_trials") else []
-    if not named and not wanted and _wants_parity(config):
+    if not named and not wanted and with_default and _wants_parity(config):
         wanted = list(parsed.trials) or [parsed.default_trials()]
     config.args += [str(path) for path in wanted if str(path) not in config.args]
     files = list(dict.fromkeys([*named, *wanted]))
     for path in files:
-        if others := [str(other) for other in files if other.stem == path.stem and other != path]:
+        same = [other for other in files if other.stem == path.stem and other != path]
+        if others := [str(other) for other in same if place_of(other) == place_of(path)]:
             raise pytest.UsageError(
                 f"two trials files of one name, whose goldens and reports would be mixed up: {path}, {others[0]}; "
                 "run them one at a time, or rename one"
             )
     return files
+
+
+def _transfer_q_ids(config: pytest.Config, parsed: ParityOptions) -> list[QId]:
+    """The q_ids of this run, if `-m` picks `transfer` by name: a relation root in the ini file only says which."""
+    if not _marks(config, "transfer"):
+        return []
+    if parsed.relation_root is None:
+        raise pytest.UsageError(
+            "-m transfer needs --fv-relation-root, the folder of a finished relation run; `fvcore relation run` makes one"
+        )
+    try:
+        return q_ids_of(parsed.relation_root, parsed.qid)
+    except FormatError as error:
+        raise pytest.UsageError(f"--fv-relation-root: {error}") from None
+
+
+def _compared_with_reference(q_ids: Sequence[QId], parsed: ParityOptions) -> list[Path]:
+    """Frozen trials of which there is a golden, or of which one is recorded in this run."""
+    if not q_ids:
+        return []
+    from pytest_fvparity.golden import NoGolden, locate, relative_path, search_roots
+
+    roots = search_roots(parsed.golden, parsed.rootdir, shipped.root())
+
+    def has_golden(file: Path) -> bool:
+        dataset, id = place_of(file)
+        try:
+            locate(roots, relative_path(dataset or "", id, parsed.reference_profile))
+        except NoGolden:
+            return False
+        return True
+
+    recorded_now = parsed.live or parsed.regen_golden or parsed.golden_diff
+    files = [q_id.trials_file for q_id in q_ids if q_id.state == "completed" and q_id.trials_file.is_file()]
+    return [file for file in files if recorded_now or has_golden(file)]
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -158,13 +216,18 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         return []
     parsed = config.stash[OPTIONS_KEY]
     return [
-        f"fvparity: model {parsed.model}, {parsed.dtype} on {parsed.device}, reference profile {parsed.reference_profile}"
+        f"fvparity: model {parsed.model}, {parsed.dtype} on {parsed.device_map or parsed.device}, "
+        f"reference profile {parsed.reference_profile}"
     ]
 
 
-def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> TrialsFile | None:
-    """For every file pytest comes by: a trials file of this run is a test file."""
-    files = parent.config.stash[_TRIALS_KEY]
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> DataFile | None:
+    """For every file pytest comes by: a trials file of this run is a test file, and so is a q_id's status."""
+    files, q_ids = parent.config.stash[_TRIALS_KEY], parent.config.stash[_Q_IDS_KEY]
+    if q_ids and (q_id := q_ids.get(file_path.resolve())):
+        from pytest_fvparity.transfer.items import SkippedFile, StatusFile
+
+        return (SkippedFile if q_id.state == "skipped" else StatusFile).at(parent, file_path)
     if file_path.suffix == ".json" and file_path.resolve() in files:
         return TrialsFile.at(parent, file_path)
     return None
@@ -182,7 +245,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         parsed = metafunc.config.stash[OPTIONS_KEY]
         files = metafunc.config.stash[_TRIALS_KEY] or parsed.trials
         paths = sorted(files) or [parsed.default_trials()]
-        metafunc.parametrize("fv_trials", paths, indirect=True, ids=[path.stem for path in paths])
+        metafunc.parametrize("fv_trials", paths, indirect=True, ids=[title_of(path) for path in paths])
     if "fv_check_key" in metafunc.fixturenames:
         metafunc.parametrize("fv_check_key", CHECK_KEYS, indirect=True)
 

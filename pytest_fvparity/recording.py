@@ -98,14 +98,14 @@ def _refusals(flag: str, finished: Sequence[str]) -> Iterator[None]:
 
 
 def _jobs(options: ParityOptions, files: Sequence[Path]) -> Iterator[Job]:
-    from fvcore import trials
     from fvcore.prompts import require_verified
+    from fvcore.sampled_trials import read_trials
     from pytest_fvparity import golden, reference
 
     settings = recording_settings(options)
     lm = load_model(replace(options, device_map=None), "cpu")
     settings.require_fit(lm)
-    for fixed in [trials.read(file) for file in files]:
+    for fixed in [read_trials(file) for file in files]:
         require_verified(fixed, lm.tokenizer)
 
         def record(with_noise: bool, fixed: FixedTrials = fixed) -> Recording:

@@ -165,12 +165,13 @@ def assemble(
     rows: Mapping[str, Mapping[str, Any]],
     reproduce: Callable[[str], str],
     keep_going: bool = False,
+    place: tuple[str | None, str] | None = None,
 ) -> Report:
     """Build the report of one trials file.
 
-    `planned` are the selected check keys, `rows` what came back, by key; `reproduce` gives a key's command. A planned
-    key without a row never reported: it crashed. A key that passed behind one that did not is not trusted: it ran
-    beside a failure it did not know of.
+    `planned` are the selected check keys, `rows` what came back, by key; `reproduce` gives a key's command; `place` is
+    dataset and id where no row tells them. A planned key without a row never reported: it crashed. A key that passed
+    behind one that did not is not trusted: it ran beside a failure it did not know of.
     """
     keys = [key for key in CHECK_KEYS if key in planned]
     results = {key: StageResult.from_dict(rows[key]["result"]) if key in rows else _crashed(key) for key in keys}
@@ -179,12 +180,12 @@ def assemble(
     for row in rows.values():
         context |= row["context"]
     checks = [_check(results[key], rows.get(key, {}), reproduce(key), context) for key in keys]
-    stem = trials_file.rpartition("/")[2].removesuffix(".json")
+    dataset, id = place or (None, trials_file.rpartition("/")[2].removesuffix(".json"))
     return Report(
         created_at=now(),
         **conclusion(checks, context),
-        dataset=context.get("dataset", UNKNOWN),
-        fixed_trials_id=context.get("fixed_trials_id", stem),
+        dataset=context.get("dataset", dataset or UNKNOWN),
+        fixed_trials_id=context.get("fixed_trials_id", id),
         model=context.get("model", UNKNOWN),
         candidate=context.get("candidate"),
         mode="keep-going" if keep_going else "chained",

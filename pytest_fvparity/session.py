@@ -17,6 +17,7 @@ from fvcore.gates import NON_BLOCKING, StageResult, Status
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.items import REPORT_ATTRIBUTE, SUITE, stage_of
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
+from pytest_fvparity.place import place_of
 
 if TYPE_CHECKING:
     from pytest_fvparity.report import Report
@@ -154,7 +155,8 @@ class ParityReporter:
             return reproduce(self.config, trials_file, key)
 
         keys, rows = sorted(self.planned[trials_file]), self.rows.get(trials_file, {})
-        return assemble(trials_file, keys, rows, command, self.config.stash[OPTIONS_KEY].keep_going)
+        place = place_of(self.config.rootpath / trials_file)
+        return assemble(trials_file, keys, rows, command, self.config.stash[OPTIONS_KEY].keep_going, place)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """At the end of the terminal output: one screen."""

@@ -1,4 +1,4 @@
-"""`fvparity milestone m0 ... m6`: the antonym plan, a command a milestone."""
+"""`fvparity milestone m0 ... m7`: the antonym plan, a command a milestone, and its transfer to a relation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from pytest_fvparity.shipped import DEFAULT_MODEL
 console = Console(highlight=False)
 
 NAMES = ("M0", "M1", "M2", "M3", "M4", "M5", "M6")
+TRANSFER = "M7"
 
 
 def milestone(
-    which: Annotated[str, typer.Argument(help="m0 to m6, or all of them in order.", metavar="m0..m6|all")],
+    which: Annotated[
+        str, typer.Argument(help="m0 to m7, or all in order: M7 with --relation-root.", metavar="m0..m7|all")
+    ],
     model: Annotated[str, typer.Option(help="Shipped model, directory or cached hub id.")] = DEFAULT_MODEL,
     trials: Annotated[Path | None, typer.Option(help="Fixed-trials file (default: the shipped model's).")] = None,
     profile: Annotated[str, typer.Option(help="Lock profile: antonym-lock, or a YAML file.")] = "antonym-lock",
@@ -46,8 +49,13 @@ def milestone(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<k>.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    spec: Annotated[str | None, typer.Option(help="Registered spec, alias or YAML file (default: found).")] = None,
+    quant: Annotated[str, typer.Option(help="none, 8bit or 4bit.")] = "none",
     n_eval: Annotated[int, typer.Option(min=1, help="Queries that M4 evaluates.")] = 50,
     topk: Annotated[int, typer.Option(min=1, help="Heads in M4's vector.")] = 20,
+    relation_root: Annotated[
+        Path | None, typer.Option(help="M7: the folder of a relation run, one folder a q_id.")
+    ] = None,
     pytest_option: Annotated[
         list[str] | None,
         typer.Option(help="Handed to pytest as it is, e.g. --fv-candidate=pkg.mod:make; may be given again."),
@@ -60,9 +68,9 @@ def milestone(
     from pytest_fvparity.milestones.run import run_all
     from pytest_fvparity.milestones.setup import Setup
 
-    names = NAMES if which.lower() == "all" else (which.upper(),)
-    if not set(names) <= set(NAMES):
-        raise FormatError(f"no milestone {which!r}; expected {', '.join(NAMES)} or all")
+    names = (*NAMES, *([TRANSFER] if relation_root else [])) if which.lower() == "all" else (which.upper(),)
+    if not set(names) <= {*NAMES, TRANSFER}:
+        raise FormatError(f"no milestone {which!r}; expected {', '.join(NAMES)}, {TRANSFER} or all")
     if layout not in LAYOUTS:
         raise FormatError(f"--layout: expected one of {', '.join(LAYOUTS)}, found {layout!r}")
     trials = trials or shipped.trials_of(model, Path.cwd())
@@ -87,8 +95,11 @@ def milestone(
         max_trials=max_trials,
         device=device,
         dtype=dtype,
+        spec=spec,
+        quant=quant,
         n_eval=n_eval,
         topk=topk,
+        relation_root=relation_root and relation_root.resolve(),
         more=tuple(pytest_option or ()),
     )
     passed = True

@@ -13,6 +13,7 @@ from pytest_fvparity.milestones import (
     m4_runtime,
     m5_diff,
     m6_again,
+    m7_transfer,
     state,
 )
 from pytest_fvparity.milestones.outcome import Outcome
@@ -27,8 +28,9 @@ RUNS: dict[str, Callable[[Setup], Outcome]] = {
     "M4": m4_runtime.run,
     "M5": m5_diff.run,
     "M6": m6_again.run,
+    "M7": m7_transfer.run,
 }
-NEEDS = {"M3": "M2", "M4": "M2"}
+NEEDS = {"M3": "M2", "M4": "M2", "M7": "M2"}
 """A failing M2 stops what builds on it; M5 and M6 are there for that case."""
 
 

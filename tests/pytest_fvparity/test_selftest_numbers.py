@@ -22,8 +22,7 @@ from pytest_fvparity.selftest.faults import effects as top_heads
 from pytest_fvparity.selftest.faults import injection, vectors
 from pytest_fvparity.selftest.run import catalogue, rows
 
-# F52 is about files of the relation experiment, which join later.
-NUMBERS = {f"F{n}" for n in (*range(24, 70), 74)} - {"F52"}
+NUMBERS = {f"F{n}" for n in (*range(24, 70), 74)}
 
 
 def number_of(id: str) -> str:

@@ -59,11 +59,13 @@ def make_world(folder: Path, family: str = "llama", seeds: tuple[int, ...] = (0,
     return World(directory, tuple(paths), folder / "golden")
 
 
-def record(lm: models.LanguageModel, fixed: trials.FixedTrials, root: Path) -> Path:
+def record(
+    lm: models.LanguageModel, fixed: trials.FixedTrials, root: Path, settings: pipeline.Settings = SETTINGS
+) -> Path:
     """What --fv-regen-golden writes, with fvcore in the reference's place."""
-    artifacts = pipeline.run(lm, fixed, SETTINGS)
-    profile = pipeline.profile_of(lm, fixed, SETTINGS)
-    path = root / golden.relative_path(fixed.dataset, fixed.id, SETTINGS.reference_profile)
+    artifacts = pipeline.run(lm, fixed, settings)
+    profile = pipeline.profile_of(lm, fixed, settings)
+    path = root / golden.relative_path(fixed.dataset, fixed.id, settings.reference_profile)
     golden.write(Recording(artifacts, PROVENANCE, profile), path)
     return path
 

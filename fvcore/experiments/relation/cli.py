@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from fvcore.experiments.runtime.cli import (
     Alpha,
@@ -66,7 +67,17 @@ Confidence = Annotated[float, typer.Option(help="Of the intervals, between 0 and
 SHIPPED = Path("datasets", "relation", "relationA_ex.csv")
 
 
-@app.command("run")
+class _RunCommand(TyperCommand):
+    """`--ray` may stand alone; the option parser knows no such options, so it is given its value here."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words: list[str] = []
+        for word, following in zip(args, [*args[1:], "--"], strict=True):
+            words += [word, "local"] if word == "--ray" and following.startswith("-") else [word]
+        return super().parse_args(ctx, words)
+
+
+@app.command("run", cls=_RunCommand)
 def run_all(
     model: Model,
     relation_csv: Csv = SHIPPED,
@@ -94,6 +105,11 @@ def run_all(
     max_memory: MaxMemory = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Heat maps and report.")] = True,
     stop_on_error: Annotated[bool, typer.Option("--stop-on-error", help="End at the first q_id that fails.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="[ADDRESS]", help="On Ray actors: of this machine, or of the Ray at an address."),
+    ] = None,
+    ray_cpus: Annotated[int, typer.Option(min=1, help="CPUs, and threads, of each actor.")] = 1,
 ) -> None:
     """Every q_id through every step; what is completed is not run again. Exit status 1 if a q_id failed."""
     from fvcore.experiments.relation import data
@@ -122,10 +138,17 @@ def run_all(
     relation = data.read(relation_csv)
     root, q_ids = root_of(out, layout, relation_csv, model), _q_ids(q)
     units = units_of(relation, root, settings, q_ids)
+    if ray is not None:
+        from fvcore.experiments.relation.ray_workers import ModelChoice, ray_workers
+
+        choice = ModelChoice(model, model_spec, device, dtype, None if quant == "auto" else quant, seed)
+        with _failing(), ray_workers(ray, choice, ray_cpus) as workers, Bar(console, units, 1, 1) as bar:
+            summary = run(relation, root, settings, workers, q_ids, stop_on_error, bar.ended)
+        return tell_end(summary, pictures)
     lm = _load(model, model_spec, device, dtype, quant, threads, seed)
     with _failing(), Bar(console, units, lm.n_layers, lm.n_heads) as bar:
         summary = run(relation, root, settings, Local(lm, bar.of), q_ids, stop_on_error, bar.ended)
-    tell_end(summary, pictures)
+    return tell_end(summary, pictures)
 
 
 def tell_end(summary: Summary, pictures: bool) -> None:

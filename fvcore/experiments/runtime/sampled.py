@@ -1,8 +1,7 @@
-"""sampled_trials.json: the trials of a run, frozen once and read by every later step.
+"""Where the trials of a run come from, before they are frozen in its sampled_trials.json (`fvcore.sampled_trials`).
 
 Three sources give trials: a fixed-trials file, a dataset (`draw_dataset`, the draws of the format), and relations,
-whose sampler lives with its experiment and hands its draws to `of_draws`. In the file words stand without their leading
-space where `meta.prepend_space` says that the prompt puts it back.
+whose sampler lives with its experiment and hands its draws to `of_draws`.
 """
 
 from __future__ import annotations
@@ -11,125 +10,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from typing import Any
 
 from fvcore import trials
 from fvcore.experiments.runtime.errors import StepError
-from fvcore.formats import read_json, write_json
-from fvcore.prompts import BosFacts, PromptTemplate, Tokenizer, prompt_at_boundary, require_verified
-from fvcore.trials import PREFIXES, SEPARATORS, FixedTrials, TemplatePart, Trial, TrialsError, WordPair
+from fvcore.prompts import BosFacts, Tokenizer, prompt_at_boundary, require_verified
+from fvcore.sampled_trials import ALL, QId, SampledMeta, SampledTrial, SampledTrials, read, spaced, write
+from fvcore.trials import FixedTrials, TrialsError, WordPair, model_tag
 
-ALL = "__all__"
-"""The q_id of trials that belong to no relation."""
+__all__ = ["ALL", "QId", "SampledMeta", "SampledTrial", "SampledTrials", "read", "write"]
 
 ATTEMPTS = 200
-
-Source: TypeAlias = Literal["relation_csv", "fixed_trials_override", "dataset_sampled"]
-QId = Annotated[str, BeforeValidator(lambda value: ALL if value is None else value)]
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
-
-class SampledMeta(_Record):
-    """The plan's keys, then what it takes to write the prompts again."""
-
-    source: Source
-    relation_csv_path: str | None = None
-    fixed_trials_path: str | None = None
-    seed: int
-    n_trials: int
-    n_shots: int
-    n_demos: int
-    dataset_json: str | None = None
-    prefixes: TemplatePart = PREFIXES
-    separators: TemplatePart = SEPARATORS
-    model_prepend_bos: bool = False
-    prepend_bos_token_used: bool = False
-    prepend_space: bool = True
-
-    @property
-    def is_relation(self) -> bool:
-        return self.source == "relation_csv"
-
-    @property
-    def target_regime(self) -> str:
-        """On which prompt the target was found: fixed trials take the clean one."""
-        return "clean" if self.source == "fixed_trials_override" else "corrupted"
-
-    def template(self, tokenizer: Tokenizer) -> PromptTemplate:
-        return PromptTemplate.of(self.as_trials_meta(), tokenizer)
-
-    def as_trials_meta(self) -> trials.Meta:
-        return trials.Meta(
-            prefixes=self.prefixes, separators=self.separators, model_prepend_bos=self.model_prepend_bos, seed=self.seed
-        )
-
-
-class SampledTrial(_Record):
-    q_id: QId = ALL
-    trial_idx: int
-    clean_prompt_str: str
-    corrupted_prompt_str: str
-    corrupted_full_str: str
-    target_str: str
-    target_first_token_id: int
-    target_token: str
-    demos_clean: list[WordPair]
-    demos_corrupted: list[WordPair]
-    query: WordPair
-    query_source_index: int | None = None
-    demo_source_indices: list[int] | None = None
-    demo_order: list[int] | None = None
-    trial_id: int
-
-    def as_trial(self, prepend_space: bool) -> Trial:
-        """The trial as the stations take it, words with their leading space."""
-        clean, corrupted = (
-            [_spaced(pair, prepend_space) for pair in pairs] for pairs in (self.demos_clean, self.demos_corrupted)
-        )
-        return Trial(
-            trial_id=self.trial_id,
-            trial_idx=self.trial_idx,
-            demos=tuple(clean),
-            query=_spaced(self.query, prepend_space),
-            corrupted_labels=tuple(pair.output for pair in corrupted),
-            target_id=self.target_first_token_id,
-            clean_prompt=self.clean_prompt_str,
-            corrupted_prompt=self.corrupted_prompt_str,
-        )
-
-
-class SampledTrials(_Record):
-    meta: SampledMeta
-    trials: list[SampledTrial]
-
-    @property
-    def q_ids(self) -> list[str]:
-        """Sorted as strings."""
-        return sorted({trial.q_id for trial in self.trials})
-
-
-def read(path: Path) -> SampledTrials:
-    try:
-        found = SampledTrials.model_validate(read_json(path))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise TrialsError(f"{path}: key {'.'.join(map(str, problem['loc']))!r}: {problem['msg'].lower()}") from None
-    keys = [(trial.trial_id, trial.trial_idx) for trial in found.trials]
-    if len(set(keys)) != len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise TrialsError(f"{path}: (trial_id, trial_idx) {twice} stands twice; trials are matched by them")
-    if not keys or len(keys) != found.meta.n_trials:
-        raise TrialsError(f"{path}: holds {len(keys)} trials, meta.n_trials says {found.meta.n_trials}")
-    return found
-
-
-def write(path: Path, sampled: SampledTrials) -> None:
-    write_json(path, sampled.model_dump(mode="json"))
 
 
 # ---------------------------------------------------------------- from draws
@@ -151,16 +42,17 @@ class Draw:
 def of_draws(draws: Sequence[Draw], tokenizer: Tokenizer, meta: SampledMeta) -> SampledTrials:
     """Prompts and targets of drawn words, in the order given; the target is found on the corrupted prompt."""
     adds_bos = BosFacts.of(tokenizer).adds_bos
-    meta = meta.model_copy(update={"n_trials": len(draws), "model_prepend_bos": adds_bos})
+    tag = model_tag(getattr(tokenizer, "name_or_path", ""))
+    meta = meta.model_copy(update={"n_trials": len(draws), "model_prepend_bos": adds_bos, "tokenizer": tag})
     template = meta.template(tokenizer)
 
     def text(demos: Sequence[WordPair], query: WordPair) -> str:
-        spaced = [_spaced(pair, meta.prepend_space) for pair in demos]
-        return template.text(spaced, _spaced(query, meta.prepend_space).input)
+        words = [spaced(pair, meta.prepend_space) for pair in demos]
+        return template.text(words, spaced(query, meta.prepend_space).input)
 
     found = []
     for idx, draw in enumerate(draws):
-        corrupted, target = text(draw.corrupted, draw.query), _spaced(draw.query, meta.prepend_space).output
+        corrupted, target = text(draw.corrupted, draw.query), spaced(draw.query, meta.prepend_space).output
         target_id = prompt_at_boundary(tokenizer, corrupted, target).target_id
         found.append(
             SampledTrial(
@@ -249,7 +141,7 @@ def of_fixed(fixed: FixedTrials, tokenizer: Tokenizer) -> SampledTrials:
         for pair in (*record.demos_clean, *record.demos_corrupted, record.query)
         for word in (pair.input, pair.output)
     ]
-    spaced = all(word.startswith(" ") for word in words)
+    has_space = all(word.startswith(" ") for word in words)
     meta = SampledMeta(
         source="fixed_trials_override",
         fixed_trials_path=None if fixed.path is None else fixed.path.as_posix(),
@@ -261,11 +153,12 @@ def of_fixed(fixed: FixedTrials, tokenizer: Tokenizer) -> SampledTrials:
         prefixes=fixed.meta.prefixes,
         separators=fixed.meta.separators,
         model_prepend_bos=fixed.meta.model_prepend_bos,
-        prepend_space=spaced,
+        prepend_space=has_space,
+        tokenizer=model_tag(fixed.meta.model_name_for_tokenizer),
     )
 
     def bare(pair: WordPair) -> WordPair:
-        return WordPair(input=pair.input[1:], output=pair.output[1:]) if spaced else pair
+        return WordPair(input=pair.input[1:], output=pair.output[1:]) if has_space else pair
 
     def rows(split: Sequence[int], positions: Sequence[int] | None) -> list[int] | None:
         return None if positions is None else [split[at] for at in positions]
@@ -293,10 +186,6 @@ def of_fixed(fixed: FixedTrials, tokenizer: Tokenizer) -> SampledTrials:
             )
         )
     return SampledTrials(meta=meta, trials=found)
-
-
-def _spaced(pair: WordPair, prepend_space: bool) -> WordPair:
-    return WordPair(input=f" {pair.input}", output=f" {pair.output}") if prepend_space else pair
 
 
 def _list(values: Sequence[int] | None) -> list[int] | None:

@@ -1,0 +1,136 @@
+"""M7: what was brought to zero on the antonyms stays at zero on the q_ids of a relation run.
+
+One q_id first, then a few, then all others: a fault that every q_id has is found in the first minute. The only milestone
+that looks at a relation run.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fvcore.formats import FormatError, json_text, read_json, write_text
+from pytest_fvparity.golden import NoGolden, locate, relative_path, search_roots
+from pytest_fvparity.milestones.outcome import Outcome
+from pytest_fvparity.milestones.setup import Failed, Setup
+from pytest_fvparity.place import place_of
+from pytest_fvparity.render import REPORT as PARITY_REPORT
+from pytest_fvparity.render import read_report
+from pytest_fvparity.shipped import root as shipped_root
+from pytest_fvparity.transfer import SUITE
+from pytest_fvparity.transfer.report import NAME, TransferReport
+from pytest_fvparity.transfer.runs import QId, q_ids_of
+
+SEVERAL = 3
+REPORT = "m7_transfer_report.json"
+FAILURES = "m7_failures.json"
+
+
+def run(setup: Setup) -> Outcome:
+    """PASS: every q_id in every phase, and the reference agrees at all six keys on at least one."""
+    if setup.relation_root is None:
+        raise Failed(
+            "M7 holds a relation run against stations and reference: --relation-root DIR (`fvcore relation run`)"
+        )
+    q_ids = q_ids_of(setup.relation_root)
+    _require_weights_of_m2(setup, q_ids)
+    with_golden = [q for q in q_ids if q.state == "completed" and _has_golden(setup, q)]
+    if not with_golden:
+        raise Failed(
+            "there is no golden of any of the run's q_ids; record some: pytest -m transfer --fv-regen-golden --fv-src=PATH "
+            f"--fv-relation-root={setup.relation_root} --fv-qid={q_ids[0].name}"
+        )
+    reports: dict[str, TransferReport] = {}
+    for phase, some in phases(q_ids, with_golden).items():
+        reports[phase] = _judged(setup, phase, some)
+        if reports[phase].failures:
+            break
+    return _ended(setup, reports, q_ids)
+
+
+def _require_weights_of_m2(setup: Setup, q_ids: Sequence[QId]) -> None:
+    """What stays at zero must be what was brought there."""
+    compared = (read_report(setup.layout.runs / f"{PARITY_REPORT}.json").profile or {}).get("identity", {})
+    for q_id in q_ids:
+        if q_id.state == "completed":
+            found = read_json(q_id.status_file).get("settings", {}).get("weights_sha")
+            if found != compared.get("weights_sha"):
+                raise Failed(
+                    f"{q_id.name} was computed with other weights than those that M2 compared: run M2 on that model"
+                )
+
+
+def phases(q_ids: Sequence[QId], with_golden: Sequence[QId]) -> dict[str, list[QId]]:
+    """Smoke: one of which there is a golden. Then a few, such ones first, then all that are left; an empty phase is none."""
+    first = with_golden[0]
+    completed = [q for q in q_ids if q.state == "completed" and q != first]
+    several = sorted(completed, key=lambda q: q not in with_golden)[: SEVERAL - 1]
+    rest = [q for q in q_ids if q != first and q not in several]
+    return {name: some for name, some in (("smoke", [first]), ("several", several), ("all", rest)) if some}
+
+
+def _has_golden(setup: Setup, q_id: QId) -> bool:
+    dataset, id = place_of(q_id.trials_file)
+    try:
+        locate(_roots(setup), relative_path(dataset or "", id, setup.reference_profile))
+    except NoGolden:
+        return False
+    return True
+
+
+def _roots(setup: Setup) -> list[Path]:
+    return list(search_roots(setup.golden, Path.cwd(), shipped_root()))
+
+
+def _judged(setup: Setup, phase: str, q_ids: Sequence[QId]) -> TransferReport:
+    """The transfer suite of some q_ids in a pytest of its own, from the current folder, and its report."""
+    assert setup.relation_root is not None
+    folder = setup.layout.runs / "m7" / phase
+    words = [
+        *(sys.executable, "-m", "pytest", "-m", SUITE, "-q", "-p", "no:cacheprovider"),
+        f"--fv-model={setup.model}",
+        f"--fv-relation-root={setup.relation_root}",
+        *(f"--fv-qid={q_id.name}" for q_id in q_ids),
+        f"--fv-report-dir={folder}",
+        f"--fv-reference-profile={setup.reference_profile}",
+        f"--fv-device={setup.device}",
+        f"--fv-dtype={setup.dtype}",
+        *([f"--fv-golden={setup.golden}"] if setup.golden else []),
+        *setup.more,
+    ]
+    path = folder.joinpath(SUITE, *setup.relation_root.parts[-2:], NAME)
+    path.unlink(missing_ok=True)
+    code = subprocess.run(words, check=False).returncode
+    if not path.is_file():
+        raise Failed(f"{phase}: pytest ended with status {code} and wrote no report; what it printed says why")
+    report = TransferReport.model_validate(read_json(path))
+    if code and not report.failures:
+        raise Failed(f"{phase}: pytest ended with status {code}; what it printed says why")
+    return report
+
+
+def _ended(setup: Setup, reports: dict[str, TransferReport], q_ids: Sequence[QId]) -> Outcome:
+    failures = [failure for report in reports.values() for failure in report.failures]
+    compared = sorted({q_id for report in reports.values() for q_id in report.compared_with_reference})
+    judged = {q_id for report in reports.values() for q_id in report.q_ids}
+    by_cause: dict[str, list[str]] = {}
+    for failure in failures:
+        if failure.q_id not in by_cause.setdefault(failure.cause, []):
+            by_cause[failure.cause].append(failure.q_id)
+    report_file, failure_file = setup.layout.runs / REPORT, setup.layout.runs / FAILURES
+    write_text(report_file, json_text({name: report.model_dump(mode="json") for name, report in reports.items()}))
+    rows = [failure.model_dump(mode="json") for failure in failures]
+    write_text(failure_file, json_text({"by_cause": by_cause, "failures": rows}))
+    if failures:
+        last = list(reports)[-1]
+        return Outcome(False, f"{last}: {reports[last].headline}", [report_file, failure_file])
+    if not compared:
+        raise FormatError(f"{report_file}: no q_id was compared with the reference, though there are goldens")
+    n_skipped = sum(q_id.state == "skipped" for q_id in q_ids)
+    message = (
+        f"{len(judged) - n_skipped} q_ids hold what the stations give ({n_skipped} skipped, too few rows); "
+        f"the six keys agree with the reference on {', '.join(compared)}"
+    )
+    return Outcome(True, message, [report_file, failure_file])

@@ -1,0 +1,175 @@
+"""transfer_report.json: every q_id of the run, both suites of each, and what failed by its cause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from fvcore.formats import json_text
+from fvcore.gates import StageResult, Status
+from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.report import now
+from pytest_fvparity.transfer import KEYS
+from pytest_fvparity.transfer.runs import QId
+
+NAME = "transfer_report.json"
+SCHEMA_VERSION = 1
+
+Results = Mapping[str, StageResult]
+"""By stage key."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Failure(_Model):
+    """One stage of one q_id. `cause`: data, tokenizer, target boundary, memory, numeric or code."""
+
+    q_id: str
+    suite: str
+    key: str
+    status: str
+    cause: str
+    where: str = ""
+    message: str = ""
+    expected: str | None = None
+    actual: str | None = None
+
+
+class QRow(_Model):
+    """State as the run has it; statuses by key of the files' suite, and of the reference's where there is a golden."""
+
+    state: str
+    files: dict[str, str]
+    reference: dict[str, str] | None
+
+
+class TransferReport(_Model):
+    schema_version: int = SCHEMA_VERSION
+    created_at: str
+    relation_root: str
+    overall_status: str
+    headline: str
+    n_q_ids: int
+    compared_with_reference: list[str]
+    by_cause: dict[str, list[str]]
+    q_ids: dict[str, QRow]
+    failures: list[Failure]
+
+
+GOOD = {Status.PASS, Status.NOT_PROVIDED, Status.NOT_HELD}
+
+
+def assemble(
+    root: str, q_ids: Sequence[QId], files: Mapping[str, Results], reference: Mapping[str, Results]
+) -> TransferReport:
+    """`files` and `reference` are the planned stages' results by q_id; one that never reported has crashed."""
+    rows = {
+        q.name: QRow(state=q.state, files=_words(files.get(q.name, {})), reference=_reference(reference, q.name))
+        for q in q_ids
+    }
+    failures = [
+        _failure(q_id, suite, result, q_ids)
+        for suite, results in (("transfer", files), ("parity", reference))
+        for q_id in sorted(results)
+        for result in results[q_id].values()
+        if result.status not in GOOD | {Status.BLOCKED}
+    ]
+    by_cause: dict[str, list[str]] = {}
+    for failure in failures:
+        if failure.q_id not in by_cause.setdefault(failure.cause, []):
+            by_cause[failure.cause].append(failure.q_id)
+    compared = [
+        name
+        for name, row in rows.items()
+        if row.reference and set(row.reference.values()) == {Status.PASS} and set(row.reference) == set(CHECK_KEYS)
+    ]
+    status, headline = _conclusion(rows, failures, compared)
+    return TransferReport(
+        created_at=now(),
+        relation_root=root,
+        overall_status=status,
+        headline=headline,
+        n_q_ids=len(q_ids),
+        compared_with_reference=compared,
+        by_cause=by_cause,
+        q_ids=rows,
+        failures=failures,
+    )
+
+
+def text_of(report: TransferReport) -> str:
+    return json_text(report.model_dump(mode="json"))
+
+
+def _words(results: Results) -> dict[str, str]:
+    return {key: str(result.status) for key, result in results.items()}
+
+
+def _reference(reference: Mapping[str, Results], name: str) -> dict[str, str] | None:
+    return _words(reference[name]) if name in reference else None
+
+
+def _conclusion(rows: Mapping[str, QRow], failures: Sequence[Failure], compared: Sequence[str]) -> tuple[str, str]:
+    """PASS: every stage of every q_id agrees, and the reference agrees at all six keys of at least one."""
+    n_skipped = sum(row.state == "skipped" for row in rows.values())
+    told = f"{len(rows) - n_skipped} q_ids and {n_skipped} skipped"
+    if failures:
+        first = failures[0]
+        what = f"{first.where}: {first.message}" if first.where else first.message
+        n = len({failure.q_id for failure in failures})
+        return "FAIL", f"FAIL: {n} of {told} differ; first {first.q_id}, {first.suite} {first.key}: {what}"
+    partial = [name for name, row in rows.items() if row.state != "skipped" and set(row.files) != set(KEYS)]
+    if partial:
+        return "PARTIAL", f"PARTIAL: not every stage of {', '.join(partial)} was selected; what was compared agrees"
+    if not compared:
+        return "PARTIAL", f"PARTIAL: the files of {told} hold what the stations give; there is no golden of any of them"
+    return (
+        "PASS",
+        f"PASS: the files of {told} hold what the stations give; {', '.join(compared)} agree with the reference",
+    )
+
+
+# ---------------------------------------------------------------- causes
+
+BY_KEY = {"prompt_boundary": "target boundary", "slot_map": "tokenizer", "qid_status": "data", "sampled_trials": "data"}
+"""What a stage that differs is about; the others are about numbers."""
+
+WORDS = (
+    ("memory", ("MemoryError", "out of memory", "OutOfMemory")),
+    ("target boundary", ("boundary", "target_first_token_id")),
+    ("tokenizer", ("BOS",)),
+)
+
+
+def _failure(q_id: str, suite: str, result: StageResult, q_ids: Sequence[QId]) -> Failure:
+    first = result.verdict.first_mismatch
+    message = first.message if first else (result.message.strip().splitlines() or [str(result.status)])[-1]
+    own = next((q.cause for q in q_ids if q.name == q_id), None)
+    return Failure(
+        q_id=q_id,
+        suite=suite,
+        key=result.key,
+        status=str(result.status),
+        cause=own if own and result.key == "qid_status" else _cause(result, message),
+        where=first.where if first else "",
+        message=message,
+        expected=_shown(first.expected) if first else None,
+        actual=_shown(first.actual) if first else None,
+    )
+
+
+def _cause(result: StageResult, message: str) -> str:
+    for cause, words in WORDS:
+        if any(word in message for word in words):
+            return cause
+    if result.status is Status.CRASHED or result.message.startswith("Traceback"):
+        return "code"
+    return BY_KEY.get(result.key, "numeric" if result.status is Status.FAIL else "data")
+
+
+def _shown(value: Any) -> str | None:
+    return None if value is None else f"{value!r:.200}"

@@ -1,0 +1,50 @@
+"""The q_ids of a relation run, told from its folders. Imports nothing heavy: this runs while tests are collected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fvcore.formats import FormatError, read_json
+
+STATUS = "artifacts/qid_status.json"
+SAMPLED = "artifacts/sampled_trials.json"
+
+
+@dataclass(frozen=True)
+class QId:
+    """One q_id's folder. `state` is what its status says, `unreadable` where that cannot be told; `cause` of a failure."""
+
+    name: str
+    folder: Path
+    state: str
+    cause: str | None = None
+
+    @property
+    def status_file(self) -> Path:
+        return self.folder / STATUS
+
+    @property
+    def trials_file(self) -> Path:
+        return self.folder / SAMPLED
+
+
+def q_ids_of(root: Path, chosen: Sequence[str] = ()) -> list[QId]:
+    """Sorted as strings. Raises FormatError where there are none, or not those that were asked for."""
+    found = {path.parents[1].name: path for path in sorted(root.glob(f"*/{STATUS}"))}
+    if not found:
+        raise FormatError(
+            f"{root}: no relation run (no */{STATUS}); `fvcore relation run --relation-csv FILE --model MODEL` makes one"
+        )
+    if missing := [name for name in chosen if name not in found]:
+        raise FormatError(f"{root}: no q_id {missing[0]!r}; there are {', '.join(found)}")
+    return [QId(name, path.parents[1], *_said(path)) for name, path in found.items() if not chosen or name in chosen]
+
+
+def _said(path: Path) -> tuple[str, str | None]:
+    try:
+        value = read_json(path)
+    except FormatError:
+        return "unreadable", None
+    return (str(value.get("status")), value.get("cause")) if isinstance(value, dict) else ("unreadable", None)

@@ -1,0 +1,279 @@
+"""The transfer suite: a q_id's files hold what the stations give, within the tolerances of the check keys.
+
+The first stage decides whether the files may be believed at all; the later ones read them. Trials are read once more as
+the reference's side reads them, so that the golden of the same q_id is one of the same trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from fvcore.gates import Finding, NotProvided, Refused, Stage, StageError, Suite, Verdict, merge
+from pytest_fvparity.transfer import KEYS, SUITE, TITLES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pytest_fvparity.transfer.subject import Transfer
+
+SHOWN = 20  # findings of one kind
+
+SCORE = "mean_delta_p"
+"""The score that is the stations' indirect effect."""
+
+
+def transfer_suite(subject: Callable[[], Transfer]) -> Suite[Transfer]:
+    return Suite(SUITE, STAGES, subject)
+
+
+# ---------------------------------------------------------------- status
+
+
+def qid_status(run: Transfer) -> Verdict:
+    """Completed with every file it must have, or skipped for want of rows; of the model that the stations run on."""
+    found, folder = run.status, run.folder.root.name
+    if found.q_id != folder:
+        return _holds(False, "q_id", f"the status in folder {folder} is of another", folder, found.q_id)
+    if found.status == "skipped":
+        needed = found.config["n_demos"] + 1
+        return _holds(
+            found.q_row_count < needed, "status", f"skipped, with {found.q_row_count} rows of {needed} needed"
+        )
+    if found.status != "completed":
+        why = f": {found.reason}" if found.reason else ""
+        return _holds(False, "status", f"{found.status}{why}", "completed", found.status)
+    _require_same_model(run)
+    return merge(
+        Verdict(compared=len(found.files)),
+        _each("files", "is missing or was changed since", _damaged(run)),
+        _each("files", "is required and not there", _missing(run)),
+        _holds(
+            found.expected_layers == list(range(run.lm.n_layers)),
+            "expected_layers",
+            f"are not those of {run.lm.name}",
+            list(range(run.lm.n_layers)),
+            found.expected_layers,
+        ),
+    )
+
+
+def _require_same_model(run: Transfer) -> None:
+    here = {"weights_sha": run.lm.weights_sha, "tokenizer_sha": run.lm.tokenizer_sha, "dtype": run.lm.dtype}
+    there = {name: run.status.settings.get(name) for name in here}
+    if different := [
+        f"{name}: run {there[name]}, here {value}" for name, value in here.items() if there[name] != value
+    ]:
+        raise Refused(f"the run is of another model than {run.lm.name}, nothing was compared. {'; '.join(different)}")
+
+
+def _damaged(run: Transfer) -> list[str]:
+    from fvcore.experiments.relation import status
+
+    return status.damage(run.folder, run.status)
+
+
+def _missing(run: Transfer) -> Iterator[str]:
+    """Of the files that a completed q_id must have, those that it neither names nor holds."""
+    from fnmatch import fnmatchcase
+
+    from fvcore.experiments.relation import status
+
+    for pattern in status.required(run.status.config["model"], run.lm.n_layers, run.status.q_id):
+        glob = pattern.replace("[", "[[]")
+        if not any(fnmatchcase(name, glob) for name in run.status.files) and not run.folder.names(glob):
+            yield pattern
+
+
+# ---------------------------------------------------------------- trials
+
+
+def sampled_trials(run: Transfer) -> Verdict:
+    """As many as were asked for, of this q_id alone; strings, boundary and target as the tokenizer gives them."""
+    from fvcore.prompts import verify
+
+    n, asked = len(run.sampled.trials), run.status.config["n_trials_per_q"]
+    problems = verify(run.fixed, run.lm.tokenizer)
+    return merge(
+        Verdict(compared=n),
+        _holds(n == asked, "n_trials", "is not what was asked for", asked, n),
+        _holds(run.sampled.q_ids == [run.status.q_id], "q_id", "is another", [run.status.q_id], run.sampled.q_ids),
+        _each("trials", "", problems),
+    )
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def mean_activations(run: Transfer) -> Verdict:
+    """At the slot that predicts the answer: the run keeps no other."""
+    from fvcore.artifacts import tensor_leaf
+
+    own = tensor_leaf(run.means, "mean_activations")[:, :, -1].cpu()
+    return _compared(run, "mean_activations", "mean_activations", own, run.clean_mean, ("layer", "head", "dim"))
+
+
+def stepd_scores(run: Transfer) -> Verdict:
+    """Every trial's effect, their mean in cie_scores.csv, and aie_scores.csv, which of one q_id is the same."""
+    import torch
+
+    from fvcore.experiments.runtime import layout
+
+    cie, aie = (run.top_heads[leaf] for leaf in ("cie", "aie"))
+    assert isinstance(cie, torch.Tensor)
+    assert isinstance(aie, torch.Tensor)
+    verdicts = []
+    for name in (layout.CIE, layout.AIE):
+        found, swept = torch.zeros_like(aie, dtype=torch.float64), torch.zeros_like(aie, dtype=torch.bool)
+        for row in run.scores(name):
+            found[row["layer"], row["head"]], swept[row["layer"], row["head"]] = row[SCORE], True
+        own = torch.where(swept.cpu(), aie.cpu().double(), 0.0)
+        verdicts.append(_at(name, _compared(run, "top_heads", "aie", own, found, ("layer", "head"))))
+        verdicts.append(_at(name, _digits(found, run.delta_p.mean(dim=0))))
+    each = torch.where(swept.cpu(), cie.cpu().double(), 0.0)
+    own_trials = _compared(run, "top_heads", "cie", each, run.delta_p, ("trial", "layer", "head"))
+    return merge(_at(layout.TRIAL_METRICS, own_trials), *verdicts)
+
+
+def _digits(written: Tensor, own: Tensor) -> Verdict:
+    """A score is the mean of its own trials to the last digits: heads are ranked by what stands in the file."""
+    lost = (written - own).abs() > 1e-12 + 1e-9 * own.abs()
+    where = [(int(layer), int(head)) for layer, head in lost.nonzero()]
+    findings = tuple(
+        Finding(
+            f"{SCORE}[layer {layer}, head {head}]",
+            "is not the mean of its trials; was it written with fixed decimals?",
+            float(own[layer, head]),
+            float(written[layer, head]),
+            {"layer": layer, "head": head},
+        )
+        for layer, head in where[:SHOWN]
+    )
+    return Verdict(findings, compared=written.numel(), mismatch_count=len(where))
+
+
+def stepe_heads(run: Transfer) -> Verdict:
+    """The same heads in the same order; where the stations' own effects leave the order open, that is a tie.
+
+    A tie is for who ranks by the effects that he has: the run's scores were held against its own trials before.
+    """
+    _require_score(run)
+    own, found = [list(head) for head in run.top_heads["heads"]], run.heads  # type: ignore[union-attr]
+    if problem := _not_heads(run, found):
+        return _holds(False, "top_heads.json", problem)
+    findings = []
+    for rank, (expected, actual) in enumerate(zip(own, found, strict=True)):
+        if expected != actual:
+            where = f"rank {rank}"
+            tied = _is_tie(run, expected, actual)
+            message = "tie: the effects are the same within tolerance" if tied else "another head"
+            findings.append(Finding(where, message, expected, actual, {"rank": rank}, blocking=not tied))
+    return Verdict(tuple(findings), len(own), sum(f.blocking for f in findings))
+
+
+def _not_heads(run: Transfer, heads: Sequence[Sequence[int]]) -> str:
+    lm, topk = run.lm, run.status.config["topk"]
+    if len(heads) != topk:
+        return f"{len(heads)} heads, topk is {topk}"
+    if outside := [h for h in heads if not (0 <= h[0] < lm.n_layers and 0 <= h[1] < lm.n_heads)]:
+        return f"no head {outside[0]} in {lm.name}"
+    return "" if len({tuple(h) for h in heads}) == len(heads) else "a head stands twice"
+
+
+def _is_tie(run: Transfer, one: Sequence[int], other: Sequence[int]) -> bool:
+    from fvcore.artifacts import tensor_leaf
+
+    aie = tensor_leaf(run.top_heads, "aie").cpu().double()
+    bound = run.tolerances.of("top_heads")("aie").allowed(aie)
+    gap = abs(float(aie[one[0], one[1]] - aie[other[0], other[1]]))
+    return gap <= float(bound[one[0], one[1]] + bound[other[0], other[1]])
+
+
+def stepe_vector(run: Transfer) -> Verdict:
+    """Of the run's own heads, so that a tie among them is no second failure."""
+    own = run.vector_of(run.heads)
+    return _compared(run, "fv_vector", "function_vector", own.float(), run.vector.float(), ("dim",))
+
+
+def _require_score(run: Transfer) -> None:
+    if (score := run.status.config["score_key"]) != SCORE:
+        raise NotProvided(f"heads were chosen by {score}; the stations know {SCORE} alone")
+
+
+# ---------------------------------------------------------------- step 6
+
+
+def step6_summary(run: Transfer) -> Verdict:
+    """No layer missing, each one's score the mean of its own rows, the best one the first of the largest."""
+    import json
+
+    from fvcore.experiments.runtime import layout
+    from fvcore.formats import read_json, read_text
+
+    value, layers = read_json(run.folder / layout.ALL_LAYERS), list(range(run.lm.n_layers))
+    verdicts = [
+        _holds(value["expected_layers"] == layers, "expected_layers", "are others", layers, value["expected_layers"]),
+        _holds(value["missing_layers"] == [], "missing_layers", "there are some", [], value["missing_layers"]),
+        _holds(
+            value["completed_layers"] == layers, "completed_layers", "are others", layers, value["completed_layers"]
+        ),
+        _holds(value["q_id"] == run.status.q_id, "q_id", "is another", run.status.q_id, value["q_id"]),
+    ]
+    if not all(verdict.passed for verdict in verdicts):
+        return merge(*verdicts)
+    scores = []
+    for layer in layers:
+        entry = value["per_layer"][str(layer)]
+        lines = read_text(run.folder / f"{entry['layer_dir']}/eval_trials.jsonl").splitlines()
+        own = fmean(json.loads(line)[entry["score_key"].removeprefix("mean_")] for line in lines)
+        scores.append(entry["score_value"])
+        same = abs(own - entry["score_value"]) <= 1e-9 * max(1.0, abs(own))
+        verdicts.append(_holds(same, f"layer {layer}", "its score is not the mean of its rows", own, scores[-1]))
+    best = scores.index(max(scores))
+    return merge(*verdicts, _holds(value["best_layer"] == best, "best_layer", "is another", best, value["best_layer"]))
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def _compared(run: Transfer, key: str, leaf: str, expected: Tensor, actual: Tensor, axes: tuple[str, ...]) -> Verdict:
+    from fvcore.compare import compare
+
+    found = compare({leaf: expected}, {leaf: actual.to(expected.device)}, run.tolerances.of(key), lambda _: axes)
+    if run.tolerances.proving_nothing(key, {leaf: expected}):
+        raise StageError(f"{leaf}: the tolerance is as large as the stations' own values, so that zeros would pass")
+    return found
+
+
+def _at(name: str, verdict: Verdict) -> Verdict:
+    """The verdict with the file's name in front of where."""
+    from dataclasses import replace
+
+    return replace(verdict, findings=tuple(replace(f, where=f"{name} {f.where}") for f in verdict.findings))
+
+
+def _holds(holds: bool, where: str, message: str, expected: object = None, actual: object = None) -> Verdict:
+    if holds:
+        return Verdict(compared=1)
+    return Verdict((Finding(where, message, expected, actual),), compared=1, mismatch_count=1)
+
+
+def _each(where: str, what: str, names: Sequence[str] | Iterator[str]) -> Verdict:
+    """A finding for each name, the first ones shown."""
+    found = list(names)
+    shown = tuple(Finding(where, f"{name} {what}".strip()) for name in islice(found, SHOWN))
+    return Verdict(shown, mismatch_count=len(found))
+
+
+CHECKS: dict[str, Callable[[Transfer], Verdict]] = {
+    "qid_status": qid_status,
+    "sampled_trials": sampled_trials,
+    "mean_activations": mean_activations,
+    "stepd_scores": stepd_scores,
+    "stepe_heads": stepe_heads,
+    "stepe_vector": stepe_vector,
+    "step6_summary": step6_summary,
+}
+STAGES: tuple[Stage[Transfer], ...] = tuple(Stage(key, TITLES[key], CHECKS[key]) for key in KEYS)

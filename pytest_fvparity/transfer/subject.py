@@ -1,0 +1,112 @@
+"""What the transfer stages judge: a q_id's files, and what the stations give on the same trials."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from fvcore.artifacts import Artifact, tensor_leaf
+from fvcore.experiments.relation import status
+from fvcore.experiments.relation.status import Status
+from fvcore.experiments.runtime import layout
+from fvcore.experiments.runtime.layout import Folder
+from fvcore.experiments.runtime.scores import Row, read_scores
+from fvcore.formats import FormatError, read_json, read_pt, read_text
+from fvcore.models import LanguageModel
+from fvcore.pipeline import Pipeline, Settings
+from fvcore.sampled_trials import SampledTrials, as_fixed, read
+from fvcore.trials import FixedTrials
+from fvcore.vectors import function_vector
+from pytest_fvparity.tolerances import Tolerances
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One q_id of a run beside the stations. The stations use engine `exact`, whatever the run used."""
+
+    folder: Folder
+    lm: LanguageModel
+    tolerances: Tolerances
+
+    # ------------------------------------------------------------ what the run says
+
+    @cached_property
+    def status(self) -> Status:
+        found = status.read(self.folder)
+        if found is None:
+            raise FormatError(f"{self.folder.root}: no status; `fvcore relation run` writes it")
+        return found
+
+    @cached_property
+    def sampled(self) -> SampledTrials:
+        return read(self.folder / layout.SAMPLED)
+
+    @cached_property
+    def fixed(self) -> FixedTrials:
+        return as_fixed(self.sampled, self.folder / layout.SAMPLED)
+
+    @cached_property
+    def clean_mean(self) -> Tensor:
+        """(layer, head, d_head)"""
+        name = layout.q_mean(self.status.q_id)
+        value = read_pt(self.folder / name)
+        if not isinstance(value, dict) or not isinstance(value.get("clean_mean"), Tensor):
+            raise FormatError(f"{self.folder / name}: expected a tensor clean_mean")
+        return cast("Tensor", value["clean_mean"])
+
+    def scores(self, name: str) -> list[Row]:
+        return read_scores(self.folder / name, "mean_delta_p")
+
+    @cached_property
+    def delta_p(self) -> Tensor:
+        """(trial, layer, head), float64; zero where the sweep did not come."""
+        found = torch.zeros(len(self.sampled.trials), self.lm.n_layers, self.lm.n_heads, dtype=torch.float64)
+        for line in read_text(self.folder / layout.TRIAL_METRICS).splitlines():
+            row = json.loads(line)
+            found[row["trial_idx"], row["layer"], row["head"]] = row["delta_p"]
+        return found
+
+    @cached_property
+    def heads(self) -> list[list[int]]:
+        """In rank order."""
+        rows = read_json(self.folder / layout.TOP_HEADS)["heads"]
+        return [[row["layer"], row["head"]] for row in rows]
+
+    @cached_property
+    def vector(self) -> Tensor:
+        value = read_pt(self.folder / layout.FV)
+        return cast("Tensor", value["fv_global_resid"])
+
+    # ------------------------------------------------------------ what the stations give
+
+    @cached_property
+    def stations(self) -> Pipeline:
+        topk = len(self.heads)
+        return Pipeline(self.lm, self.fixed, Settings(edit_layer=0, n_top_heads=topk, engine="exact"))
+
+    @cached_property
+    def _prompts(self) -> Artifact:
+        return self.stations.prompt_boundary()
+
+    @cached_property
+    def _slots(self) -> Artifact:
+        return self.stations.slot_map(self._prompts)
+
+    @cached_property
+    def means(self) -> Artifact:
+        return self.stations.mean_activations(self._prompts, self._slots)
+
+    @cached_property
+    def top_heads(self) -> Artifact:
+        return self.stations.top_heads(self._prompts, self._slots, self.means)
+
+    def vector_of(self, heads: Sequence[Sequence[int]]) -> Tensor:
+        """The stations' vector of these heads, (d_model,)."""
+        pairs = [(layer, head) for layer, head in heads]
+        return function_vector(self.lm, tensor_leaf(self.means, "mean_activations"), pairs).cpu()

@@ -1,0 +1,251 @@
+"""`pytest -m transfer`: what is collected, what is red and where, and what the report says of it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvcore.experiments.relation import files
+from fvcore.experiments.runtime import layout
+from fvcore.formats import read_json, read_pt, sha256_file, write_json, write_pt
+from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.transfer import KEYS
+from tests.pytest_fvparity.transfer_world import TransferWorld, make_transfer_world
+from tests.pytest_fvparity.worlds import plant, reports, statuses
+from tests.test_rooms import ARROWS, MODULES
+
+GREEN = dict.fromkeys(KEYS, "PASS")
+REFERENCE = dict.fromkeys(CHECK_KEYS, "PASS")
+
+
+@pytest.fixture(scope="module")
+def shared_world(tmp_path_factory: pytest.TempPathFactory) -> TransferWorld:
+    return make_transfer_world(tmp_path_factory.mktemp("relation"))
+
+
+@pytest.fixture
+def own_world(shared_world: TransferWorld, tmp_path: Path) -> TransferWorld:
+    """A copy of the run that a test may damage."""
+    return TransferWorld(shutil.copytree(shared_world.root, tmp_path / "run" / "tiny-llama"), shared_world.golden)
+
+
+def transfer_report(pytester: pytest.Pytester) -> dict[str, Any]:
+    (path,) = pytester.path.glob("reports/transfer/*/*/transfer_report.json")
+    value: dict[str, Any] = json.loads(path.read_text())
+    return value
+
+
+def break_vector(world: TransferWorld, q_id: str) -> None:
+    """The q_id's vector is another, and its status says that this is right."""
+    folder = world.root / q_id
+    value = read_pt(folder / layout.FV)
+    value["fv_global_resid"][0] += 1
+    write_pt(folder / layout.FV, value)
+    status = read_json(folder / files.STATUS)
+    status["files"][layout.FV] = sha256_file(folder / layout.FV)
+    write_json(folder / files.STATUS, status)
+
+
+# ---------------------------------------------------------------- green
+
+
+def test_both_suites_of_every_q_id(pytester: pytest.Pytester, shared_world: TransferWorld) -> None:
+    result = pytester.runpytest_inprocess("-m", "transfer", *shared_world.options)
+
+    # Of Q1 both suites; of Q2, which has no golden, its files; of Q3, which has too few rows, its status.
+    result.assert_outcomes(passed=len(CHECK_KEYS) + 2 * len(KEYS) + 1)
+    report = transfer_report(pytester)
+    assert report["overall_status"] == "PASS"
+    assert report["compared_with_reference"] == ["Q1"]
+    rows = report["q_ids"]
+    assert rows["Q1"] == {"state": "completed", "files": GREEN, "reference": REFERENCE}
+    assert rows["Q2"] == {"state": "completed", "files": GREEN, "reference": None}
+    assert rows["Q3"] == {"state": "skipped", "files": {"qid_status": "PASS"}, "reference": None}
+    (parity,) = reports(pytester)
+    assert (parity["dataset"], parity["fixed_trials_id"]) == ("pairs", "Q1_t3_s3_seed0_tiny_llama")
+
+
+def test_two_workers_say_the_same_as_one_process(pytester: pytest.Pytester, own_world: TransferWorld) -> None:
+    break_vector(own_world, "Q2")
+    serial = pytester.runpytest_subprocess("-m", "transfer", *own_world.options)
+    one = transfer_report(pytester) | {"created_at": ""}
+    parallel = pytester.runpytest_subprocess("-m", "transfer", "-n", "2", *own_world.options)
+    two = transfer_report(pytester) | {"created_at": ""}
+
+    assert one == two
+    assert one["overall_status"] == "FAIL"
+    assert serial.ret == parallel.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_the_frozen_trials_are_trials_for_parity_too(pytester: pytest.Pytester, shared_world: TransferWorld) -> None:
+    model, _, golden = shared_world.options
+    path = shared_world.root / "Q1" / layout.SAMPLED
+    result = pytester.runpytest_inprocess("-m", "parity", model, golden, f"--fv-trials={path}")
+
+    result.assert_outcomes(passed=6)
+    (report,) = reports(pytester)
+    assert report["overall_status"] == "PASS"
+    assert not list(pytester.path.glob("reports/transfer/**/*.json"))
+
+
+def test_frozen_trials_of_two_q_ids_are_not_mixed_up(pytester: pytest.Pytester, shared_world: TransferWorld) -> None:
+    model, _, golden = shared_world.options
+    trials = [f"--fv-trials={shared_world.root / q_id / layout.SAMPLED}" for q_id in ("Q1", "Q2")]
+    result = pytester.runpytest_inprocess("-m", "parity", model, golden, *trials)
+
+    result.stdout.fnmatch_lines(["*1 failed, 6 passed, 5 blocked*"])
+    found = {report["fixed_trials_id"]: set(statuses(report).values()) for report in reports(pytester)}
+    assert found == {"Q1_t3_s3_seed0_tiny_llama": {"PASS"}, "Q2_t3_s3_seed0_tiny_llama": {"NO_GOLDEN", "BLOCKED"}}
+    result.stdout.fnmatch_lines(["*no golden at *pairs/Q2_t3_s3_seed0_tiny_llama/src*"])
+
+
+# ---------------------------------------------------------------- red
+
+
+def test_a_fault_in_a_file_is_red_at_its_q_id_and_key(pytester: pytest.Pytester, own_world: TransferWorld) -> None:
+    break_vector(own_world, "Q2")
+    result = pytester.runpytest_inprocess("-m", "transfer", *own_world.options)
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    report = transfer_report(pytester)
+    assert report["q_ids"]["Q2"]["files"] == GREEN | {"stepe_vector": "FAIL", "step6_summary": "BLOCKED"}
+    assert report["q_ids"]["Q1"] == {"state": "completed", "files": GREEN, "reference": REFERENCE}
+    (failure,) = report["failures"]
+    assert (failure["q_id"], failure["suite"], failure["key"]) == ("Q2", "transfer", "stepe_vector")
+    assert (failure["cause"], failure["where"]) == ("numeric", "function_vector[dim 0]")
+    assert report["by_cause"] == {"numeric": ["Q2"]}
+    result.stdout.fnmatch_lines(["*FAIL: 1 of 2 q_ids and 1 skipped differ; first Q2, transfer stepe_vector:*"])
+
+
+def test_a_fault_of_the_candidate_is_red_against_the_reference(
+    pytester: pytest.Pytester, shared_world: TransferWorld
+) -> None:
+    plant(pytester, "slot_map", 'leaves["0:0/clean/query_predictive_slot"] = 0')
+    result = pytester.runpytest_inprocess("-m", "transfer", *shared_world.options)
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    report = transfer_report(pytester)
+    (failure,) = report["failures"]
+    assert (failure["q_id"], failure["suite"], failure["key"]) == ("Q1", "parity", "slot_map")
+    assert failure["cause"] == "tokenizer"
+    assert report["q_ids"]["Q1"]["files"] == GREEN
+    assert report["compared_with_reference"] == []
+
+
+@pytest.mark.parametrize("state", ["failed", "running", "pending"])
+def test_a_q_id_that_is_not_completed_is_classified(
+    pytester: pytest.Pytester, own_world: TransferWorld, state: str
+) -> None:
+    path = own_world.root / "Q2" / files.STATUS
+    cause = "memory" if state == "failed" else None
+    write_json(path, read_json(path) | {"status": state, "cause": cause, "reason": "killed"})
+    pytester.runpytest_inprocess("-m", "transfer", *own_world.options)
+
+    (failure,) = transfer_report(pytester)["failures"]
+    assert (failure["q_id"], failure["key"], failure["cause"]) == ("Q2", "qid_status", cause or "data")
+    assert failure["message"] == f"{state}: killed"
+
+
+def test_a_status_that_cannot_be_read_is_an_error_in_one_sentence(
+    pytester: pytest.Pytester, own_world: TransferWorld
+) -> None:
+    (own_world.root / "Q2" / files.STATUS).write_text("{")
+    result = pytester.runpytest_inprocess("-m", "transfer", *own_world.options)
+
+    (failure,) = transfer_report(pytester)["failures"]
+    assert (failure["q_id"], failure["key"], failure["status"]) == ("Q2", "qid_status", "ERROR")
+    assert "Traceback" not in result.stdout.str()
+
+
+def test_a_run_that_nobody_held_against_the_reference_is_not_green(
+    pytester: pytest.Pytester, shared_world: TransferWorld
+) -> None:
+    model, root, _ = shared_world.options
+    (pytester.path / "none").mkdir()
+    options = [model, root, f"--fv-golden={pytester.path / 'none'}"]
+
+    result = pytester.runpytest_inprocess("-m", "transfer", *options)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert transfer_report(pytester)["headline"].endswith("there is no golden of any of them")
+
+    asked_for_one = pytester.runpytest_inprocess("-m", "transfer", *options, "--fv-qid=Q2")
+    assert asked_for_one.ret == pytest.ExitCode.OK
+    assert transfer_report(pytester)["overall_status"] == "PARTIAL"
+    assert list(transfer_report(pytester)["q_ids"]) == ["Q2"]
+
+
+def test_a_worker_that_dies_leaves_its_stage_crashed(pytester: pytest.Pytester, shared_world: TransferWorld) -> None:
+    # A plugin and not a conftest.py, which has no say over items outside its folder.
+    pytester.makepyfile(
+        dying="import os, pytest\n"
+        "@pytest.hookimpl(tryfirst=True)\n"
+        "def pytest_runtest_call(item):\n"
+        "    if str(item.nodeid).endswith('Q2/artifacts/qid_status.json::transfer::stepd_scores'):\n"
+        "        os._exit(1)\n"
+    )
+    result = pytester.runpytest_subprocess("-p", "dying", "-m", "transfer", "-n", "1", *shared_world.options)
+
+    assert result.ret != pytest.ExitCode.OK
+    report = transfer_report(pytester)
+    assert report["q_ids"]["Q2"]["files"]["stepd_scores"] in {"CRASHED", "ERROR"}
+    assert ("Q2", "stepd_scores") in [(failure["q_id"], failure["key"]) for failure in report["failures"]]
+    assert report["overall_status"] == "FAIL"
+
+
+# ---------------------------------------------------------------- what is asked for
+
+
+def test_without_a_run_the_command_that_makes_one_is_named(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_inprocess("-m", "transfer")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--fv-relation-root*fvcore relation run*"])
+
+    (pytester.path / "empty").mkdir()
+    result = pytester.runpytest_inprocess("-m", "transfer", "--fv-relation-root=empty")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*empty: no relation run*"])
+
+
+def test_a_q_id_that_is_not_there_is_named(pytester: pytest.Pytester, shared_world: TransferWorld) -> None:
+    result = pytester.runpytest_inprocess("-m", "transfer", *shared_world.options, "--fv-qid=Q9")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*no q_id 'Q9'; there are Q1, Q2, Q3*"])
+
+
+@pytest.mark.parametrize("expression", ["", "not slow", "parity"])
+def test_no_other_run_looks_at_a_relation(
+    pytester: pytest.Pytester, shared_world: TransferWorld, expression: str
+) -> None:
+    pytester.makeini(f"[pytest]\nfv_relation_root = {shared_world.root}\n")
+    pytester.makepyfile("def test_own():\n    pass\n")
+    selected = ["-m", expression] if expression else []
+    result = pytester.runpytest_inprocess("--collect-only", "-q", *selected, "--fv-model=tiny-llama")
+
+    result.stdout.no_fnmatch_line("*qid_status*")
+
+
+def test_the_antonym_milestones_never_look_at_relation_outputs() -> None:
+    """By what they import, directly or not: nothing in M0 to M6 knows where a relation run lies or how it is read."""
+    antonym = [name for name in MODULES if name.startswith("pytest_fvparity.milestones.m") and "m7" not in name]
+    assert len(antonym) == 7
+    reached: set[str] = set()
+    waiting = list(antonym)
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += ARROWS[name]
+    assert not {name for name in reached if ".relation" in name or "pytest_fvparity.transfer" in name}
+
+    for name in antonym:
+        words = {
+            node.attr for node in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(node, ast.Attribute)
+        }
+        assert "relation_root" not in words, name
+    seven = ARROWS["pytest_fvparity.milestones.m7_transfer"]
+    assert any(name.startswith("pytest_fvparity.transfer") for name in seven)

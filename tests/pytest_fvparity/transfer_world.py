@@ -1,0 +1,43 @@
+"""A small relation run for the transfer tests: three q_ids of the shipped model, one of them too small, and one golden."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fvcore import models, pipeline
+from fvcore.experiments.relation import data
+from fvcore.experiments.relation.run import Local, run
+from fvcore.experiments.relation.settings import RelationSettings
+from fvcore.sampled_trials import read_trials
+from tests.pytest_fvparity.worlds import record
+
+PAIRS = {
+    "Q1": [("hot", "cold"), ("big", "small"), ("old", "young"), ("rich", "poor"), ("dark", "bright")],
+    "Q2": [("cold", "hot"), ("small", "big"), ("young", "old"), ("poor", "rich"), ("bright", "dark")],
+    "Q3": [("hot", "cold"), ("big", "small")],
+}
+SETTINGS = RelationSettings(n_trials=3, n_demos=3, topk=4, n_eval=3, n_random=1, pictures=False)
+
+
+@dataclass(frozen=True)
+class TransferWorld:
+    root: Path
+    golden: Path
+
+    @property
+    def options(self) -> list[str]:
+        # With `=`: pytest takes an existing path that stands alone for a test path, and moves its rootdir there.
+        return ["--fv-model=tiny-llama", f"--fv-relation-root={self.root}", f"--fv-golden={self.golden}"]
+
+
+def make_transfer_world(folder: Path) -> TransferWorld:
+    """The golden of Q1 is what engine `exact` gives: planted faults are the only difference."""
+    csv, root = folder / "pairs.csv", folder / "run" / "tiny-llama"
+    rows = [f"{q_id},{a},{b}" for q_id, pairs in PAIRS.items() for a, b in pairs]
+    csv.write_text("\r\n".join(["id,ex_A,ex_B", *rows, ""]))
+    lm = models.load("tiny-llama")
+    run(data.read(csv), root, SETTINGS, Local(lm))
+    settings = pipeline.Settings(edit_layer=3, n_top_heads=4)
+    record(lm, read_trials(root / "Q1" / "artifacts" / "sampled_trials.json"), folder / "golden", settings)
+    return TransferWorld(root, folder / "golden")
