@@ -141,6 +141,8 @@ def run_all(
     if ray is not None:
         from fvcore.experiments.relation.ray_workers import ModelChoice, ray_workers
 
+        if threads is not None:
+            raise ModelError("--threads: with --ray an actor has as many threads as CPUs; give --ray-cpus")
         choice = ModelChoice(model, model_spec, device, dtype, None if quant == "auto" else quant, seed)
         with _failing(), ray_workers(ray, choice, ray_cpus) as workers, Bar(console, units, 1, 1) as bar:
             summary = run(relation, root, settings, workers, q_ids, stop_on_error, bar.ended)

@@ -8,13 +8,14 @@ here, and only when it is asked for.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ LOCAL = "local"
 
 ATTEMPTS = 3
 """How many actors may die of one q_id before it counts as failed: a q_id that kills whoever takes it must not go on."""
+
+
+LOW_MEMORY = "running low on memory"
+"""What Ray says of a process that it killed itself for its memory."""
+
+SHOWN = 300  # characters of what Ray says
 
 
 class RayError(ModelError):
@@ -174,13 +181,15 @@ class RayWorkers:
 def ray_workers(address: str, choice: ModelChoice, n_cpus: int = 1) -> Iterator[RayWorkers]:
     """Workers on the Ray at an address, or on one of their own: that one is gone with all its files when this ends.
 
-    No dashboard is started, nothing is reported to anybody, and what actors print stays with Ray.
+    No dashboard is served, nothing is reported to anybody, and what actors print stays with Ray.
     """
     if choice.needs_gpu and choice.device != "cuda":
         raise RayError(f"--device {choice.device} is one GPU of one machine; with --ray each actor has its own: cuda")
-    ray, scratch = _ray(), None
+    ray, scratch, before = _ray(), None, dict(os.environ)
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == LOCAL:
+        # Ray lets in who knows a token. Where it finds none it writes one into the home folder, and that one stays.
+        os.environ["RAY_AUTH_TOKEN"] = _token()
         # Sockets lie in this folder, and their paths must be short.
         scratch = Path(tempfile.mkdtemp(prefix="fvcore-ray-"))
         how |= {"include_dashboard": False, "_temp_dir": str(scratch), "num_cpus": _cpus()}
@@ -193,7 +202,16 @@ def ray_workers(address: str, choice: ModelChoice, n_cpus: int = 1) -> Iterator[
     finally:
         ray.shutdown()
         if scratch:
+            for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+                os.environ.pop(name, None)
+                os.environ |= {name: before[name]} if name in before else {}
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@cache
+def _token() -> str:
+    """One a process: Ray remembers the first it has seen."""
+    return secrets.token_hex(32)
 
 
 def _cpus() -> int:
@@ -239,8 +257,9 @@ def _kill(actor: Any) -> None:
 def _given_up(unit: Unit, death: BaseException) -> Outcome:
     """A q_id that nobody could bring to an end: its status says so, as it would of an exception."""
     words = " ".join(str(death).split())
-    reason = f"its process ended {ATTEMPTS} times without a word: {words}"
-    cause: Cause = "memory" if "memory" in words.lower() else "code"
+    reason = f"its process ended {ATTEMPTS} times without a word: {words:.{SHOWN}}"
+    # A process that was merely killed is said to have run out of memory perhaps: that is no cause.
+    cause: Cause = "memory" if LOW_MEMORY in words else "code"
     folder = Folder(unit.folder)
     if (current := status.read(folder)) is not None:
         status.write(folder, current, "failed", reason=reason, cause=cause, step="actor")

@@ -1,0 +1,76 @@
+"""`--ray` with and without an address; Ray itself is not needed to read the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fvcore.cli import app
+from fvcore.experiments.relation import ray_workers
+from fvcore.experiments.relation.ray_workers import ModelChoice
+from fvcore.experiments.relation.run import Local
+from fvcore.model_spec import ModelError
+from fvcore.models import LanguageModel
+from tests.fvcore.experiments.relation.worlds import SMALL_PAIRS, write_csv
+
+SMALL = ["--n-trials=2", "--n-demos=3", "--topk=4", "--n-eval=2", "--n-random=1", "--no-pictures", "--q=Q1"]
+
+
+@pytest.fixture
+def asked(llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What Ray is asked for; in its place a local run does the work."""
+    found: list[Any] = []
+
+    @contextmanager
+    def instead(address: str, choice: ModelChoice, n_cpus: int = 1) -> Iterator[Local]:
+        found.extend([address, choice, n_cpus])
+        yield Local(llama)
+
+    monkeypatch.setattr(ray_workers, "ray_workers", instead)
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "small.csv", SMALL_PAIRS)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "address", "n_cpus"),
+    [
+        (["--ray"], "local", 1),
+        (["--ray", "--ray-cpus", "2"], "local", 2),
+        (["--ray", "head:6379", "--ray-cpus=3"], "head:6379", 3),
+        (["--ray=auto"], "auto", 1),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_an_address_may_be_left_out(asked: list[Any], words: list[str], address: str, n_cpus: int, first: bool) -> None:
+    rest = ["--model=tiny-llama", "--relation-csv=small.csv", "--out=out", "--dtype", "fp32", *SMALL]
+    line = [*words, *rest] if first else [*rest, *words]
+    done = CliRunner().invoke(app, ["relation", "run", *line])
+
+    assert done.exit_code == 0, done.output
+    assert (asked[0], asked[2]) == (address, n_cpus)
+    assert (asked[1].name, asked[1].dtype, asked[1].seed) == ("tiny-llama", "fp32", 0)
+    assert "1 completed" in done.output
+
+
+def test_threads_are_told_by_the_cpus(asked: list[Any]) -> None:
+    line = ["--model=tiny-llama", "--relation-csv=small.csv", "--out=out", *SMALL, "--ray", "--threads=2"]
+    done = CliRunner().invoke(app, ["relation", "run", *line])
+
+    assert isinstance(done.exception, ModelError)
+    assert "--ray-cpus" in str(done.exception)
+    assert asked == []
+
+
+def test_without_the_option_ray_is_not_asked(asked: list[Any]) -> None:
+    done = CliRunner().invoke(
+        app, ["relation", "run", "--model=tiny-llama", "--relation-csv=small.csv", "--out=out", *SMALL]
+    )
+
+    assert done.exit_code == 0, done.output
+    assert asked == []
