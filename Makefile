@@ -19,7 +19,7 @@ parity: $(VENV)/.run-time
 	$(BIN)/pytest -m parity
 
 test: $(VENV)/.development
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 8
 
 lint: $(VENV)/.development
 	$(BIN)/ruff format --check .

@@ -142,8 +142,9 @@ def require_bos_agreement(tokenizer: Tokenizer, meta: Meta) -> BosFacts:
     if facts.adds_bos != meta.model_prepend_bos:
         does, says = ("adds" if facts.adds_bos else "adds no"), meta.model_prepend_bos
         raise BosError(
-            f"the tokenizer {does} BOS (ids of 'Q: a': {list(facts.first_ids)}, bos id {facts.bos_token_id}), but the "
-            f"trials say model_prepend_bos = {str(says).lower()}. These trials are for another tokenizer: make new ones "
+            f"the tokenizer {does} BOS (ids of 'Q: a': {list(facts.first_ids)} with add_special_tokens, bos id "
+            f"{facts.bos_token_id}), but the trials say model_prepend_bos = {str(says).lower()}: "
+            f"the {'ids' if facts.adds_bos else 'slot labels'} would have one token more. These trials are for another tokenizer: make new ones "
             f"with `fvcore trials make --tokenizer ... --{'' if facts.adds_bos else 'no-'}prepend-bos`."
         )
     return facts

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fvcore.formats import read_json
 from fvcore.model_spec import ALIASES, MODEL_SPECS, ModelError
 
 if TYPE_CHECKING:
@@ -132,13 +133,21 @@ def spec_parity(
     words += [f"--fv-edit-layer={models.n_layers_on_disk(model) // 2}", "--fv-seed=42", f"--fv-report-dir={out}", "-x"]
     words += [f"--fv-trials={trials}"] if trials is not None else []
     words += [f"--fv-spec={spec}"] if spec is not None else []
+    for earlier in out.rglob(REPORTS):
+        earlier.unlink()
     done = subprocess.run([sys.executable, "-m", "pytest", "-m", "parity", *words], check=False)
+    reports = [read_json(path) for path in out.rglob(REPORTS)]
+    stuck = [check for report in reports for check in report["checks"] if check["status"] in NO_VERDICT]
     # 0 and 1 are verdicts about numbers; anything else is a run that did not come to its end.
-    if done.returncode not in (0, 1) or not list(out.rglob("*_diff_report.json")):
-        raise ModelError(
-            f"the reduced parity run did not end as one (pytest's exit status {done.returncode}, see above)"
-        )
+    if done.returncode not in (0, 1) or not reports or stuck:
+        reason = f"{stuck[0]['key']}: {stuck[0]['message']}" if stuck else f"pytest's exit status {done.returncode}"
+        raise ModelError(f"the reduced parity run did not come to a verdict ({reason}; see above)")
+    console.print(f"{reports[0]['headline']}", soft_wrap=True, markup=False)
     console.print(f"reduced parity ran to its end; its files are under {out}", soft_wrap=True, markup=False)
+
+
+REPORTS = "*_diff_report.json"
+NO_VERDICT = {"ERROR", "CRASHED", "REFUSED", "NOT_RUN"}
 
 
 def _one_trial(model: str, dataset_json: Path, out: Path) -> Path:

@@ -216,7 +216,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         return []
     parsed = config.stash[OPTIONS_KEY]
     return [
-        f"fvparity: model {parsed.model}, {parsed.dtype} on {parsed.device}, reference profile {parsed.reference_profile}"
+        f"fvparity: model {parsed.model}, {parsed.dtype} on {parsed.device_map or parsed.device}, "
+        f"reference profile {parsed.reference_profile}"
     ]
 
 

@@ -11,7 +11,7 @@ from fvcore.gates import Finding, Verdict, merge
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from fvcore.artifacts import Artifact
     from fvcore.compare import Tolerance
@@ -33,6 +33,7 @@ class Run(Protocol):
 
     tolerances: Tolerances
     continuation: Continuation | None
+    model: nn.Module | None
 
     @property
     def tied(self) -> set[str]: ...
@@ -254,9 +255,26 @@ def _moved_logits(run: Run, verdict: Verdict, expected: Artifact, actual: Artifa
     verdict = replace(verdict, details={**verdict.details, "trials": table})
     found = [f for key in trial_keys(actual) for f in _not_its_logits(key, actual)]
     if idle:
-        message = f"injection had no effect: no logit moved on trial(s) {', '.join(idle)}"
+        message = (
+            f"injection had no effect: no logit moved on trial(s) {', '.join(idle)}; the vector is zero, or what was edited "
+            f"is not what the block hands on{_block_output(run)}"
+        )
         found.insert(0, Finding("with_logits", message))
     return merge(Verdict(tuple(found), mismatch_count=len(found)), verdict) if found else verdict
+
+
+def _block_output(run: Run) -> str:
+    """What the model's blocks return, which is what an edit that reaches nothing is usually wrong about."""
+    if run.model is None:
+        return ""
+    from fvcore.diagnostics import block_output
+    from fvcore.model_spec import ModelError
+    from fvcore.models import LanguageModel
+
+    try:
+        return f" (blocks of this model return: {block_output(LanguageModel.wrap(run.model))})"
+    except ModelError:
+        return ""
 
 
 def _generation_ties(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:

@@ -49,6 +49,8 @@ def milestone(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<k>.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    spec: Annotated[str | None, typer.Option(help="Registered spec, alias or YAML file (default: found).")] = None,
+    quant: Annotated[str, typer.Option(help="none, 8bit or 4bit.")] = "none",
     n_eval: Annotated[int, typer.Option(min=1, help="Queries that M4 evaluates.")] = 50,
     topk: Annotated[int, typer.Option(min=1, help="Heads in M4's vector.")] = 20,
     relation_root: Annotated[
@@ -93,6 +95,8 @@ def milestone(
         max_trials=max_trials,
         device=device,
         dtype=dtype,
+        spec=spec,
+        quant=quant,
         n_eval=n_eval,
         topk=topk,
         relation_root=relation_root and relation_root.resolve(),

@@ -36,7 +36,7 @@ PER_LAYER = ("step6_results_*.json", "eval_summary.json", "eval_trials.jsonl", "
 
 def run(setup: Setup) -> Outcome:
     """Any target id, shape or hook that is wrong fails it, from whichever trials."""
-    lm = models.load(setup.model, setup.device, setup.dtype)
+    lm = models.load(setup.model, setup.device, setup.dtype, spec=setup.spec, quant=setup.quant)
     compared = (read_report(setup.layout.runs / f"{REPORT}.json").profile or {}).get("identity", {})
     if lm.weights_sha != compared.get("weights_sha"):
         raise Failed(f"{setup.model} has other weights than the model that M2 compared: run M2 again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fvcore.formats import read_json, write_text
+from pytest_fvparity.milestones.m2_parity import told
 from pytest_fvparity.milestones.m3_reference import DUMP
 from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Setup
@@ -20,7 +21,7 @@ def run(setup: Setup) -> Outcome:
     problems = [*_unnamed(report), *_other_numbers(report, setup.layout.reference / DUMP)]
     files = [folder / f"{REPORT}.{kind}" for kind in ("json", "md", "html")]
     write_text(folder / "repro_command.txt", f"{report.repro_command or 'nothing differs'}\n")
-    return Outcome(not problems, "; ".join(problems) or report.headline, [*files, folder / "repro_command.txt"])
+    return Outcome(not problems, "; ".join(problems) or told(report), [*files, folder / "repro_command.txt"])
 
 
 def _unnamed(report: Report) -> list[str]:

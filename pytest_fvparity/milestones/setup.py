@@ -46,6 +46,8 @@ class Setup:
     max_trials: int | None = None
     device: str = "cpu"
     dtype: str = "fp32"
+    spec: str | None = None
+    quant: str = "none"
     n_eval: int = 50
     topk: int = 20
     relation_root: Path | None = None  # M7's alone
@@ -74,6 +76,7 @@ class Setup:
             "n_top_heads": self.chosen("n_top_heads"),
             "token_class_idx": self.chosen("token_class_idx"),
             "dtype": self.dtype,
+            "quant": self.quant,
         }
 
     def raw_dataset(self) -> Path:
@@ -129,6 +132,8 @@ class Setup:
             f"--fv-reference-profile={self.reference_profile}",
             f"--fv-device={self.device}",
             f"--fv-dtype={self.dtype}",
+            f"--fv-quant={self.quant}",
+            *([f"--fv-spec={self.spec}"] if self.spec else []),
             *options,
             *self.more,
         ]

@@ -13,8 +13,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from fvcore import audit, models
+from fvcore import trials as fixed_trials
 from fvcore.cli import app
-from fvcore.embedded.random_models import random_lm, toy_tokenizer
+from fvcore.embedded.random_models import PAIRS, random_lm, toy_tokenizer, trials_for
 from fvcore.formats import write_text
 from fvcore.model_spec import ALIASES, MODEL_SPECS, ModelError, spec_for
 from fvcore.models import LanguageModel
@@ -247,8 +248,6 @@ def test_a_reduced_parity_run_ends_and_writes_its_stages(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     raw = tmp_path / "pairs.json"
-    from fvcore.embedded.random_models import PAIRS
-
     write_text(raw, json.dumps([{"input": a, "output": b} for a, b in PAIRS]))
     done = spec("parity", model, "--fv-src", plant(tmp_path), "--dataset-json", raw, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
@@ -259,12 +258,15 @@ def test_a_reduced_parity_run_ends_and_writes_its_stages(
     assert list((tmp_path / "out").rglob("parity_suite_stages.csv"))
 
 
-def test_a_reduced_parity_run_without_a_reference_is_an_error(tmp_path: Path, model: Path, monkeypatch: Any) -> None:
+def test_a_reduced_parity_run_without_a_reference_is_an_error(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    trials = tmp_path / "absent.json"
-    done = spec("parity", model, "--fv-src", tmp_path / "nowhere", "--trials", trials, "--out", tmp_path / "out")
+    path, lm = tmp_path / "fixed_trials_pairs.json", models.load(str(model))
+    fixed_trials.write(path, trials_for(lm, n_trials=1).file)
+    done = spec("parity", model, "--fv-src", tmp_path / "nowhere", "--trials", path, "--out", tmp_path / "out")
     assert done.exit_code != 0
-    assert "did not end as one" in str(done.exception)
+    assert "did not come to a verdict (prompt_boundary: " in str(done.exception)
 
 
 def test_a_loaded_models_spec_is_the_one_of_its_config(model: Path) -> None:

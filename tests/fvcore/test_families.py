@@ -81,6 +81,24 @@ def test_the_terms_of_all_heads_and_one_bias_are_what_the_projection_puts_out(ti
 
 @per_family
 @torch.inference_mode()
+def test_what_enters_the_projection_is_what_each_head_gathered(tiny: Tiny, family: str) -> None:
+    """In the first layer: of the token itself alone, as anything before the attention would be, it is not."""
+    lm = tiny(family)
+    ids = ids_of(lm)
+    changed = ids.clone()
+    changed[0, -8:-3] = (changed[0, -8:-3] + 7) % lm.vocab_size  # within every window
+    with read_heads(lm) as before:
+        lm.logits(ids)
+    with read_heads(lm) as after:
+        lm.logits(changed)
+
+    moved = (before[0] - after[0])[0].abs().amax(dim=-1)  # (token, head)
+    assert moved[:-8].max() < 1e-5
+    assert moved[-3:].amax(dim=0).min() > 1e-3
+
+
+@per_family
+@torch.inference_mode()
 def test_a_head_can_be_replaced_and_its_replacement_is_seen(tiny: Tiny, family: str) -> None:
     lm = tiny(family)
     ids = ids_of(lm)

@@ -141,7 +141,7 @@ def test_the_vector_is_added_to_the_output_of_the_block_as_it_is(tiny: Tiny, fam
     handle.remove()
     injected, base = outputs
     assert type(injected) is type(base)
-    assert isinstance(base, tuple) == (family == "gptj")
+    assert isinstance(base, tuple) or family != "gptj"  # in older versions of the library others too
     if isinstance(base, tuple):
         assert len(injected) == len(base)
         injected, base = injected[0], base[0]

@@ -202,6 +202,8 @@ def test_a_contradiction_about_bos_shows_the_first_ids(kind: str, says: bool, do
     assert does in message
     assert str(tokenizer("Q: a").input_ids[:4]) in message
     assert f"model_prepend_bos = {str(says).lower()}" in message
+    assert "with add_special_tokens" in message
+    assert f"the {'slot labels' if says else 'ids'} would have one token more" in message
     assert f" {way_out}`" in message
 
 

@@ -286,8 +286,28 @@ def raising(lm: LanguageModel) -> LanguageModel:
     return LanguageModel.wrap(hf, lm.tokenizer, "raising")
 
 
+def unmasked(lm: LanguageModel) -> LanguageModel:
+    """A copy that cannot go on from a cached prompt without a mask: a batch shows nothing of it, a prompt alone does."""
+    hf = copy.deepcopy(lm.hf)
+    inner = hf.model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        cached = kwargs.get("past_key_values") is not None and kwargs["past_key_values"].get_seq_length()
+        if cached and kwargs.get("attention_mask") is None:
+            raise ValueError("no mask")
+        return inner(*args, **kwargs)
+
+    hf.model.forward = forward
+    return LanguageModel.wrap(hf, lm.tokenizer, "unmasked")
+
+
 @pytest.mark.parametrize(
-    ("plant", "reason"), [(blind, "logits differ by"), (raising, "ValueError: one token at a time")]
+    ("plant", "reason"),
+    [
+        (blind, "logits differ by"),
+        (raising, "ValueError: one token at a time"),
+        (unmasked, "ValueError: no mask"),
+    ],
 )
 def test_a_model_it_does_not_hold_for_gets_exact_numbers_and_a_word(plant: Any, reason: str) -> None:
     lm = plant(random_lm("llama", pairs=AWKWARD_PAIRS))

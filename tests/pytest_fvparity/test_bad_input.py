@@ -66,7 +66,7 @@ def test_a_setting_the_model_cannot_have_is_named_with_its_range(
     [
         (["--fv-trials=nowhere.json"], "--fv-trials: no such file: nowhere.json. `fvcore trials make` writes one"),
         (["--fv-max-trials=0"], "--fv-max-trials: at least 1, found 0"),
-        (["--fv-device=tpu"], "--fv-device: expected cpu, cuda or cuda:N, found 'tpu'"),
+        (["--fv-device=tpu"], "--fv-device: expected cpu, cuda, cuda:N or auto, found 'tpu'"),
         (["--fv-require-gpu", "--fv-device=cpu"], "--fv-require-gpu contradicts --fv-device cpu"),
         (["--fv-live"], "--fv-live needs a checkout of the reference: get one with*git clone*"),
     ],

@@ -144,12 +144,11 @@ def run_all(
         if threads is not None:
             raise ModelError("--threads: with --ray an actor has as many threads as CPUs; give --ray-cpus")
         choice = ModelChoice(model, model_spec, device, dtype, None if quant == "auto" else quant, seed)
-        with _failing(), ray_workers(ray, choice, ray_cpus) as workers, Bar(console, units, 1) as bar:
+        with _failing(), ray_workers(ray, choice, ray_cpus) as workers, Bar(console, units, 1, 1) as bar:
             summary = run(relation, root, settings, workers, q_ids, stop_on_error, bar.ended)
         return tell_end(summary, pictures)
     lm = _load(model, model_spec, device, dtype, quant, threads, seed)
-    rows_each = n_trials * lm.n_layers * lm.n_heads + n_eval * lm.n_layers * (1 + n_random)
-    with _failing(), Bar(console, units, rows_each) as bar:
+    with _failing(), Bar(console, units, lm.n_layers, lm.n_heads) as bar:
         summary = run(relation, root, settings, Local(lm, bar.of), q_ids, stop_on_error, bar.ended)
     return tell_end(summary, pictures)
 

@@ -15,18 +15,27 @@ from fvcore.experiments.runtime.measure import Tell
 from fvcore.experiments.runtime.progress import Progressing
 
 
+def rows_of(unit: Unit, n_layers: int, n_heads: int) -> int:
+    """How many rows a q_id makes the model compute, at most: it has no more unique queries than trials or pairs."""
+    if unit.too_small:
+        return 0
+    chosen = unit.settings
+    n_eval = chosen.n_eval if chosen.with_replacement else min(chosen.n_eval, chosen.n_trials, len(unit.pairs))
+    return n_layers * (chosen.n_trials * n_heads + n_eval * (1 + chosen.n_random))
+
+
 class Bar(AbstractContextManager["Bar"]):
     """A bar over a run on a console that is a terminal; elsewhere a line for each q_id, as on a terminal too."""
 
-    def __init__(self, console: Console, units: Sequence[Unit], rows_each: int) -> None:
+    def __init__(self, console: Console, units: Sequence[Unit], n_layers: int, n_heads: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("left"))
-        self.console, self.units, self.rows_each = console, list(units), rows_each
+        self.console = console
+        self.rows = {unit.q_id: rows_of(unit, n_layers, n_heads) for unit in units}
         self.progress = Progress(
             *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
         )
-        todo = [unit for unit in units if not unit.too_small]
-        self.task = self.progress.add_task("", total=rows_each * len(todo))
-        self.n_ended, self.since = 0, monotonic()
+        self.task = self.progress.add_task("", total=sum(self.rows.values()))
+        self.behind, self.since = 0, monotonic()  # rows of the q_ids that have ended; when the last one did
 
     def __enter__(self) -> Bar:
         self.progress.start()
@@ -44,16 +53,14 @@ class Bar(AbstractContextManager["Bar"]):
     def say(self, text: str) -> None:
         self.progress.update(self.task, description=text)
 
-    def advance(self, n_rows: int) -> None:
+    def advance(self, q_id: str, n_rows: int) -> None:
         """Never beyond the q_id that is at work, so that what was counted too high is not held against the next."""
         done = self.progress.tasks[self.task].completed
-        limit = self.rows_each * (self.n_ended + 1)
-        self.progress.update(self.task, completed=min(done + n_rows, limit))
+        self.progress.update(self.task, completed=min(done + n_rows, self.behind + self.rows[q_id]))
 
     def ended(self, outcome: Outcome) -> None:
-        if outcome.status != "skipped":
-            self.n_ended += 1
-        self.progress.update(self.task, completed=self.rows_each * self.n_ended)
+        self.behind += self.rows[outcome.q_id]
+        self.progress.update(self.task, completed=self.behind)
         took = monotonic() - self.since
         self.since = monotonic()
         reason = "already done, not run again" if not outcome.ran else outcome.reason
@@ -72,7 +79,7 @@ class _OfUnit:
 
         def tell(layer: int, n_rows: int) -> None:
             self.bar.say(f"{self.q_id} {step}, layer {layer}")
-            self.bar.advance(n_rows)
+            self.bar.advance(self.q_id, n_rows)
 
         yield tell
 

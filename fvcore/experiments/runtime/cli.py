@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -29,6 +30,10 @@ Folder = Annotated[Path, typer.Option("--out", help="The run's folder, with the 
 Model = Annotated[str, typer.Option(envvar="FV_MODEL", help="Shipped model, directory or cached hub id.")]
 Device = Annotated[str, typer.Option(envvar="FV_DEVICE")]
 Dtype = Annotated[str, typer.Option(envvar="FV_DTYPE", help="fp32, fp16 or bf16.")]
+SpecName = Annotated[
+    str | None, typer.Option(envvar="FV_MODEL_SPEC", help="Registered spec, alias or YAML file (default: found).")
+]
+Quant = Annotated[str, typer.Option(envvar="FV_QUANT", help="none, 8bit or 4bit.")]
 Engine = Annotated[str, typer.Option(help="fast, where it holds for the model, or exact.")]
 Seed = Annotated[int, typer.Option(min=0)]
 TrialsFile = Annotated[Path | None, typer.Option("--trials", help="Fixed trials; they set n_trials and n_shots.")]
@@ -59,6 +64,8 @@ def run_all(
     n_shots: NShots = None,
     device: Device = "cpu",
     dtype: Dtype = "fp32",
+    model_spec: SpecName = None,
+    quant: Quant = "none",
     engine: Engine = "fast",
     seed: Seed = 0,
     layers: Some = None,
@@ -94,7 +101,13 @@ def run_all(
         "step6_score_key": step6_score_key,
         "max_memory": max_memory,
     }
-    _run(model, device, dtype, out or _default_out(trials or dataset_json, model), steps, chosen, source)
+    _run(
+        Loading(model, device, dtype, model_spec, quant),
+        out or _default_out(trials or dataset_json, model),
+        steps,
+        chosen,
+        source,
+    )
 
 
 @app.command("stepd")
@@ -107,6 +120,8 @@ def run_stepd(
     n_shots: NShots = None,
     device: Device = "cpu",
     dtype: Dtype = "fp32",
+    model_spec: SpecName = None,
+    quant: Quant = "none",
     engine: Engine = "fast",
     seed: Seed = 0,
     layers: Some = None,
@@ -119,7 +134,7 @@ def run_stepd(
     chosen = {"seed": seed, "engine": engine, "score_key": score_key, "max_memory": max_memory, "topk": 1}
     chosen |= {"layers": numbers(layers, "--layers"), "heads": numbers(heads, "--heads")}
     folder = out or _default_out(trials or dataset_json, model)
-    _run(model, device, dtype, folder, ["sample", "stepd"], chosen, source)
+    _run(Loading(model, device, dtype, model_spec, quant), folder, ["sample", "stepd"], chosen, source)
 
 
 @app.command("stepe")
@@ -128,6 +143,8 @@ def run_stepe(
     model: Model,
     device: Device = "cpu",
     dtype: Dtype = "fp32",
+    model_spec: SpecName = None,
+    quant: Quant = "none",
     engine: Engine = "fast",
     seed: Seed = 0,
     score_key: ScoreKey = "mean_delta_p",
@@ -136,7 +153,7 @@ def run_stepe(
 ) -> None:
     """Choose the top heads and make the function vector."""
     chosen = {"seed": seed, "engine": engine, "score_key": score_key, "topk": topk, "alpha": alpha}
-    _run(model, device, dtype, out, ["stepe"], chosen)
+    _run(Loading(model, device, dtype, model_spec, quant), out, ["stepe"], chosen)
 
 
 @app.command("zeroshot")
@@ -145,11 +162,13 @@ def run_zeroshot(
     model: Model,
     device: Device = "cpu",
     dtype: Dtype = "fp32",
+    model_spec: SpecName = None,
+    quant: Quant = "none",
     zeroshot_trailing_space: TrailingSpace = False,
 ) -> None:
     """Write the sampled trials' queries without demonstrations."""
     chosen = {"zeroshot_trailing_space": zeroshot_trailing_space, "topk": 1}
-    _run(model, device, dtype, out, ["zeroshot"], chosen)
+    _run(Loading(model, device, dtype, model_spec, quant), out, ["zeroshot"], chosen)
 
 
 @app.command("step6")
@@ -158,6 +177,8 @@ def run_step6(
     model: Model,
     device: Device = "cpu",
     dtype: Dtype = "fp32",
+    model_spec: SpecName = None,
+    quant: Quant = "none",
     engine: Engine = "fast",
     seed: Seed = 0,
     alpha: Alpha = 1.0,
@@ -170,7 +191,7 @@ def run_step6(
     """Add the vector behind a layer, or behind each, and evaluate."""
     chosen = {"seed": seed, "engine": engine, "alpha": alpha, "edit_layer": edit_layer_of(edit_layer), "n_eval": n_eval}
     chosen |= {"with_replacement": with_replacement, "step6_score_key": step6_score_key, "max_memory": max_memory}
-    _run(model, device, dtype, out, ["step6"], chosen | {"topk": 1})
+    _run(Loading(model, device, dtype, model_spec, quant), out, ["step6"], chosen | {"topk": 1})
 
 
 @app.command("heatmap")
@@ -193,10 +214,19 @@ def run_heatmap(
 # ---------------------------------------------------------------- from options to a run
 
 
+@dataclass(frozen=True)
+class Loading:
+    """The model, and how it is loaded."""
+
+    model: str
+    device: str
+    dtype: str
+    spec: str | None
+    quant: str
+
+
 def _run(
-    model: str,
-    device: str,
-    dtype: str,
+    how: Loading,
     out: Path,
     steps: list[str],
     chosen: dict[str, Any],
@@ -208,7 +238,7 @@ def _run(
     from fvcore.experiments.runtime.settings import Settings
 
     settings = settings_from(Settings, chosen)
-    lm = models.load(model, device, dtype, seed=settings.seed)
+    lm = models.load(how.model, how.device, how.dtype, seed=settings.seed, spec=how.spec, quant=how.quant)
     with _failing():
         run(lm, out, settings, source, steps, Shown(console))
     console.print(f"{', '.join(steps)} done in {out}", soft_wrap=True, markup=False)

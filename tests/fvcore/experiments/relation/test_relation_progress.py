@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from fvcore.experiments.relation.progress import Bar
+from fvcore.experiments.relation.progress import Bar, rows_of
 from fvcore.experiments.relation.run import Local, run, units_of
-from fvcore.experiments.relation.unit import Outcome
+from fvcore.experiments.relation.settings import RelationSettings
+from fvcore.experiments.relation.unit import Outcome, Unit
 from fvcore.models import LanguageModel
+from fvcore.trials import WordPair
 from tests.fvcore.experiments.relation.worlds import SMALL, small
 
 ROWS_EACH = 4 * 24 + 3 * 6 * 3
 
 
+def _units(folder: Path) -> list[Unit]:
+    return units_of(small(folder), folder / "out", SMALL, None)
+
+
 def _bar(folder: Path, terminal: bool) -> tuple[Bar, io.StringIO]:
     seen = io.StringIO()
     console = Console(file=seen, force_terminal=terminal, width=100, color_system=None)
-    return Bar(console, units_of(small(folder), folder / "out", SMALL, None), ROWS_EACH), seen
+    return Bar(console, _units(folder), 6, 4), seen
+
+
+def test_rows_are_counted_as_they_can_be() -> None:
+    pairs = tuple(WordPair(input=str(i), output="x") for i in range(12))
+    unit = Unit("Q1", Path(), pairs, "r.csv", RelationSettings())
+
+    assert rows_of(unit, 6, 4) == 25 * 24 + 12 * 6 * 6  # twelve pairs are twelve queries, whatever is asked for
+    again = replace(unit, settings=RelationSettings(with_replacement=True))
+    assert rows_of(again, 6, 4) == 25 * 24 + 50 * 6 * 6
+    assert rows_of(replace(unit, pairs=pairs[:9]), 6, 4) == 0
 
 
 def test_a_terminal_shows_q_id_step_layer_and_time_left(llama: LanguageModel, tmp_path: Path) -> None:
     bar, seen = _bar(tmp_path, terminal=True)
     shown = []
     with bar:
-        for unit in bar.units[:2]:
+        for unit in _units(tmp_path)[:2]:
             progress = bar.of(unit)
             with progress.running("stepd", 96) as tell:
                 tell(3, 40)
@@ -46,7 +63,7 @@ def test_the_bar_is_full_at_the_end_and_never_runs_ahead(llama: LanguageModel, t
 
     def ended(outcome: Outcome) -> None:
         before = bar.progress.tasks[0].completed
-        assert before <= ROWS_EACH * (bar.n_ended + 1)
+        assert before <= bar.behind + ROWS_EACH
         bar.ended(outcome)
         at_end.append(bar.progress.tasks[0].completed)
 
@@ -75,6 +92,6 @@ def test_elsewhere_there_is_a_line_for_each_q_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize("n", [1, 1000])
 def test_rows_that_were_counted_too_high_are_not_held_against_the_next(tmp_path: Path, n: int) -> None:
     bar, _ = _bar(tmp_path, terminal=True)
-    bar.advance(n)
+    bar.advance("Q1", n)
 
     assert bar.progress.tasks[0].completed == min(n, ROWS_EACH)

@@ -1,0 +1,43 @@
+"""Record what the public reference says of tiny random models of five families; the goldens lie beside this file.
+
+python -m tests.pytest_fvparity.record_family_goldens PATH_OF_A_CHECKOUT
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from fvcore import models, trials
+from fvcore.embedded.random_models import AWKWARD_PAIRS, random_lm, trials_for
+from fvcore.pipeline import Settings
+from pytest_fvparity import golden, reference
+
+FOLDER = Path(__file__).with_name("family_goldens")
+FAMILIES = ("gpt2", "gptj", "gpt_neox", "llama", "mistral")
+SETTINGS = Settings(edit_layer=0, n_top_heads=3, engine="exact")
+
+
+def world(family: str, folder: Path) -> tuple[models.LanguageModel, trials.FixedTrials]:
+    """The model of a family, from disk as the reference loads it, and its trials."""
+    random_lm(family, directory=folder / family, pairs=AWKWARD_PAIRS)
+    lm = models.load(str(folder / family))
+    path = folder / f"fixed_trials_pairs_{family}.json"
+    trials.write(path, trials_for(lm, n_trials=2, pairs=AWKWARD_PAIRS).file)
+    return lm, trials.read(path)
+
+
+def main(checkout: Path) -> None:
+    for family in FAMILIES:
+        with tempfile.TemporaryDirectory() as folder:
+            lm, fixed = world(family, Path(folder))
+
+            def record(with_noise: bool, lm=lm, fixed=fixed) -> reference.Recording:  # type: ignore[no-untyped-def]
+                return reference.run(checkout, lm, fixed, SETTINGS, with_noise=with_noise)
+
+            print(golden.regenerate(record, FOLDER / family).path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
