@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from fvcore.memory import free_memory
+from fvcore.memory import free_memory, is_out_of_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,7 +31,7 @@ def in_chunks(items: Sequence[Item], size: int, run: Callable[[Sequence[Item]], 
         try:
             result = run(chunk)
         except RuntimeError as error:
-            if not _out_of_memory(error) or len(chunk) == 1:
+            if not is_out_of_memory(error) or len(chunk) == 1:
                 raise
             size = len(chunk) // 2
         else:
@@ -42,7 +42,3 @@ def in_chunks(items: Sequence[Item], size: int, run: Callable[[Sequence[Item]], 
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

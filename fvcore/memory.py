@@ -1,4 +1,4 @@
-"""Memory: what is free on a device, and by how much a piece of work made it grow."""
+"""Memory: what is free on a device, by how much a piece of work made it grow, and how to know that it was too little."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
+
+
+ALLOCATOR = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+"""What allocators of CPUs and GPUs say where there is no type of error for it; Linux and Windows differ."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in ALLOCATOR)
 
 
 @dataclass

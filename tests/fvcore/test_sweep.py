@@ -179,6 +179,15 @@ def test_out_of_memory_halves_the_chunk_and_loses_nothing() -> None:
     assert list(chunks.in_chunks(range(10), 8, refusing(3))) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
 
 
+def test_the_systems_own_words_for_a_full_memory_are_known() -> None:
+    def run(some: Sequence[int]) -> list[int]:
+        if len(some) > 1:
+            torch.empty(2**58, dtype=torch.uint8)  # no machine has it
+        return list(some)
+
+    assert list(chunks.in_chunks([1, 2, 3], 3, run)) == [[1], [2], [3]]
+
+
 def test_out_of_memory_for_a_single_item_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         list(chunks.in_chunks(range(3), 2, refusing(0)))

@@ -8,18 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import torch
-
 from fvcore.experiments.relation.data import RelationError
 from fvcore.experiments.runtime.errors import NotFinite, TargetError, TokensError, TrialMismatch
 from fvcore.formats import FormatError
+from fvcore.memory import is_out_of_memory
 from fvcore.prompts import BosError, BoundaryError
 from fvcore.slots import SlotError
 
 Cause: TypeAlias = Literal["data", "tokenizer", "target boundary", "memory", "numeric", "code"]
 
 CAUSES: tuple[tuple[Cause, tuple[type[BaseException], ...]], ...] = (
-    ("memory", (MemoryError, torch.OutOfMemoryError)),
     ("numeric", (NotFinite, ArithmeticError)),
     ("target boundary", (BoundaryError, TargetError)),
     ("tokenizer", (BosError, SlotError, TokensError, UnicodeError)),
@@ -28,7 +26,6 @@ CAUSES: tuple[tuple[Cause, tuple[type[BaseException], ...]], ...] = (
 """The first that fits counts; what fits none is the code's fault."""
 
 FULL = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
-ALLOCATOR = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +56,10 @@ def cause_of(error: BaseException) -> Cause:
 
 
 def _no_room(error: BaseException) -> bool:
-    """A full disk, and allocators that say so in words alone."""
+    """A full disk, or a full memory."""
     if isinstance(error, OSError):
         return error.errno in FULL
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in ALLOCATOR)
+    return is_out_of_memory(error)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
