@@ -11,7 +11,6 @@ from typing import Any
 
 import psutil
 import pytest
-import ray
 
 from fvcore.experiments.relation import files, status
 from fvcore.experiments.relation.ray_workers import (
@@ -80,6 +79,8 @@ def sessions() -> set[Path]:
 
 
 def test_two_actors_give_the_bytes_of_a_local_run_and_leave_nothing(here: Path, expected: dict[str, bytes]) -> None:
+    import ray
+
     before, home = sessions(), {path.name for path in Path.home().iterdir()}
     with ray_workers(LOCAL, ModelChoice("tiny-llama")) as workers:
         assert len(sessions() - before) == 1
@@ -167,6 +168,8 @@ def workers_of(actor: type[ModelActor]) -> RayWorkers:
             return min(2, super().n_actors)
 
         def _new_actor(self) -> Any:
+            import ray
+
             made = ray.remote(num_cpus=1, max_restarts=0)(actor)
             return made.remote(self.choice, 1)
 
@@ -221,6 +224,8 @@ def test_what_an_actor_refuses_is_said_as_a_local_run_says_it(here: Path, connec
 
 
 def test_an_actor_that_fits_nowhere_is_refused(connected: None) -> None:
+    import ray
+
     with pytest.raises(RayError, match=r"an actor needs 999 CPUs, Ray has \d+ CPUs"):
         _ = RayWorkers(ModelChoice("tiny-llama"), n_cpus=999).n_actors
     if not ray.cluster_resources().get("GPU"):
