@@ -232,10 +232,9 @@ SUMMARY = "summary.json"
 
 
 def _with_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a summary with that of one model made anew."""
+    """The rows of a summary with that of one spec made anew: its files have the spec's name, and speak of one model."""
     rows = read_json(path) if path.is_file() else []
-    model = (row["spec_key"], row["hf_model_id"])
-    return [other for other in rows if (other["spec_key"], other["hf_model_id"]) != model] + [row]
+    return [other for other in rows if other["spec_key"] != row["spec_key"]] + [row]
 
 
 def file_name(what: str, key: str) -> str:

@@ -127,23 +127,29 @@ def spec_parity(
     """
     from fvcore import embedded, models
 
+    folder = out / "reduced"  # its own: reports of other runs may lie beside it
     if trials is None and not embedded.is_embedded(model):
         trials = _one_trial(model, dataset_json, out)
     words = [f"--fv-model={model}", f"--fv-src={fv_src}", "--fv-live", "--fv-max-trials=1", "--fv-top-heads=5"]
-    words += [f"--fv-edit-layer={models.n_layers_on_disk(model) // 2}", "--fv-seed=42", f"--fv-report-dir={out}", "-x"]
+    words += [
+        f"--fv-edit-layer={models.n_layers_on_disk(model) // 2}",
+        "--fv-seed=42",
+        f"--fv-report-dir={folder}",
+        "-x",
+    ]
     words += [f"--fv-trials={trials}"] if trials is not None else []
     words += [f"--fv-spec={spec}"] if spec is not None else []
-    for earlier in out.rglob(REPORTS):
+    for earlier in folder.rglob(REPORTS):
         earlier.unlink()
     done = subprocess.run([sys.executable, "-m", "pytest", "-m", "parity", *words], check=False)
-    reports = [read_json(path) for path in out.rglob(REPORTS)]
+    reports = [read_json(path) for path in folder.rglob(REPORTS)]
     stuck = [check for report in reports for check in report["checks"] if check["status"] in NO_VERDICT]
     # 0 and 1 are verdicts about numbers; anything else is a run that did not come to its end.
     if done.returncode not in (0, 1) or not reports or stuck:
         reason = f"{stuck[0]['key']}: {stuck[0]['message']}" if stuck else f"pytest's exit status {done.returncode}"
         raise ModelError(f"the reduced parity run did not come to a verdict ({reason}; see above)")
     console.print(f"{reports[0]['headline']}", soft_wrap=True, markup=False)
-    console.print(f"reduced parity ran to its end; its files are under {out}", soft_wrap=True, markup=False)
+    console.print(f"reduced parity ran to its end; its files are under {folder}", soft_wrap=True, markup=False)
 
 
 REPORTS = "*_diff_report.json"

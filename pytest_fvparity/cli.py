@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 
 from fvcore.formats import FormatError, write_text
+from fvcore.gates import StageError
+from fvcore.model_spec import ModelError
 from pytest_fvparity import golden_cli
 from pytest_fvparity.markdown import LEAST
 from pytest_fvparity.milestones import cli as milestones_cli
@@ -214,6 +216,6 @@ def main() -> None:
 
     try:
         app()
-    except (FormatError, Contradiction, Unusable) as error:
+    except (FormatError, ModelError, StageError, Contradiction, Unusable) as error:
         errors.print(f"fvparity: {error}", style="red", soft_wrap=True, markup=False)
         raise SystemExit(2) from None

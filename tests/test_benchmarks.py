@@ -26,6 +26,7 @@ from sweep_world import Size  # noqa: E402
 
 
 def run(app: typer.Typer, *words: object) -> Result:
+    sweep.console.width = 200  # a worker's terminal is narrow, and its width was read when the script was imported
     return CliRunner(env={"NO_COLOR": "1", "COLUMNS": "200"}).invoke(app, [str(word) for word in words])
 
 

@@ -68,8 +68,12 @@ def evaluate(
         str, typer.Option(help="src, or todd_upstream: a BOS text where the tokenizer adds none.")
     ] = "src",
     engine: Annotated[str, typer.Option(help="fast, where it holds for the model, or exact.")] = "fast",
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:K.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:K (default: the spec's, else cpu).")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 (default: the spec's, else fp32).")] = None,
+    model_spec: Annotated[
+        str | None, typer.Option(help="Registered spec, alias or YAML file (default: found).")
+    ] = None,
+    quant: Annotated[str | None, typer.Option(help="none, 8bit or 4bit (default: the spec's, else none).")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder (default: results/eval/<dataset>_<model>).")] = None,
 ) -> None:
     """Measure what a function vector does for a task: evaluation.json, a CSV a table, and plots."""
@@ -82,7 +86,7 @@ def evaluate(
 
     shots = _shots(n_shots)
     task = load_task(dataset, fv_src, test_split, seed)
-    lm = models.load(model, device, dtype)
+    lm = models.load(model, device, dtype, spec=model_spec, quant=quant)
     layer = lm.n_layers // 3 if edit_layer is None else edit_layer
     bench = Bench(
         lm,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fvcore import artifacts
 from fvcore.formats import FormatError, read_pt, read_safetensors
+from fvcore.model_spec import ModelError
 from fvcore.models import LanguageModel
 from fvcore.pipeline import Pipeline, Settings
 from fvcore.prompts import require_verified
@@ -89,7 +90,7 @@ def of_random_heads(lm: LanguageModel, means: Tensor, but: Sequence[tuple[int, i
     """The control: as many heads, drawn from those that are not `but`; summed in the same way."""
     others = [(layer, head) for layer in range(lm.n_layers) for head in range(lm.n_heads) if (layer, head) not in but]
     if len(others) < len(but):
-        raise ValueError(f"{len(but)} other heads asked for, {lm.name} has {len(others)}; use fewer top heads")
+        raise ModelError(f"{len(but)} other heads asked for, {lm.name} has {len(others)}; use fewer top heads")
     return function_vector(lm, means, Random(seed).sample(others, len(but)))
 
 

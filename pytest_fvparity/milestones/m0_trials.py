@@ -9,7 +9,7 @@ from fvcore.formats import write_text
 from fvcore.prompts import verify
 from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.milestones.outcome import Outcome
-from pytest_fvparity.milestones.setup import Setup
+from pytest_fvparity.milestones.setup import Failed, Setup
 from pytest_fvparity.report import Check, Report, now
 
 WORDS = CHECK_KEYS[:2]
@@ -39,9 +39,10 @@ def _problems(setup: Setup) -> list[str]:
         for record in fixed.file.trials
         if record.answer_ids and record.first_token_id != record.answer_ids[0]
     ]
-    raw = setup.dataset_json or Path(fixed.meta.dataset_json)
-    if setup.dataset_json or raw.is_file():
-        found += trials.same_draws(fixed.file, trials.read_pairs(raw), None)
+    try:
+        found += trials.same_draws(fixed.file, trials.read_pairs(setup.raw_dataset()), None)
+    except Failed as failure:
+        found.append(f"the draws were not checked: {failure}")
     return found
 
 

@@ -90,15 +90,11 @@ def _judged(setup: Setup, phase: str, q_ids: Sequence[QId]) -> TransferReport:
     folder = setup.layout.runs / "m7" / phase
     words = [
         *(sys.executable, "-m", "pytest", "-m", SUITE, "-q", "-p", "no:cacheprovider"),
-        f"--fv-model={setup.model}",
         f"--fv-relation-root={setup.relation_root}",
         *(f"--fv-qid={q_id.name}" for q_id in q_ids),
         f"--fv-report-dir={folder}",
-        f"--fv-reference-profile={setup.reference_profile}",
-        f"--fv-device={setup.device}",
-        f"--fv-dtype={setup.dtype}",
         *([f"--fv-golden={setup.golden}"] if setup.golden else []),
-        *setup.more,
+        *setup.running,
     ]
     path = folder.joinpath(SUITE, *setup.relation_root.parts[-2:], NAME)
     path.unlink(missing_ok=True)

@@ -126,16 +126,10 @@ class Setup:
         words = [
             *(sys.executable, "-m", "pytest", "-m", "parity", "-q", "-p", "no:cacheprovider"),
             *([] if tuple(keys) == CHECK_KEYS else ["-k", " or ".join(keys)]),
-            f"--fv-model={self.model}",
             f"--fv-trials={self.trials}",
             f"--fv-report-dir={report_dir}",
-            f"--fv-reference-profile={self.reference_profile}",
-            f"--fv-device={self.device}",
-            f"--fv-dtype={self.dtype}",
-            f"--fv-quant={self.quant}",
-            *([f"--fv-spec={self.spec}"] if self.spec else []),
             *options,
-            *self.more,
+            *self.running,
         ]
         path = report_dir / self.fixed.dataset / self.fixed.id / f"{REPORT}.json"
         path.unlink(missing_ok=True)
@@ -143,6 +137,19 @@ class Setup:
         if not path.is_file():
             raise Failed(f"pytest ended with status {code} and wrote no report; what it printed says why")
         return read_report(path)
+
+    @property
+    def running(self) -> list[str]:
+        """Options of every run, whatever it compares."""
+        return [
+            f"--fv-model={self.model}",
+            f"--fv-reference-profile={self.reference_profile}",
+            f"--fv-device={self.device}",
+            f"--fv-dtype={self.dtype}",
+            f"--fv-quant={self.quant}",
+            *([f"--fv-spec={self.spec}"] if self.spec else []),
+            *self.more,
+        ]
 
     def comparing(self, n_trials: int | None = None) -> list[str]:
         """Options of a run against a golden; `n_trials` of them at the per-trial keys, or as many as was asked for."""

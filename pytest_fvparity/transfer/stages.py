@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fvcore.gates import Finding, NotProvided, Refused, Stage, Suite, Verdict, merge
 from pytest_fvparity.transfer import KEYS, SUITE, TITLES
@@ -131,11 +131,14 @@ def stepd_scores(run: Transfer) -> Verdict:
         found, swept = torch.zeros_like(aie, dtype=torch.float64), torch.zeros_like(aie, dtype=torch.bool)
         for row in run.scores(name):
             found[row["layer"], row["head"]], swept[row["layer"], row["head"]] = row[SCORE], True
+        n_swept = int(swept.sum())
+        verdicts.append(_holds(n_swept == swept.numel(), name, "heads are missing", swept.numel(), n_swept))
         own = torch.where(swept.cpu(), aie.cpu().double(), 0.0)
         verdicts.append(_at(name, _compared(run, "top_heads", "aie", own, found, ("layer", "head"))))
         verdicts.append(_at(name, _digits(found, run.delta_p.mean(dim=0))))
-    each = torch.where(swept.cpu(), cie.cpu().double(), 0.0)
-    own_trials = _compared(run, "top_heads", "cie", each, run.delta_p, ("trial", "layer", "head"))
+    n_rows, wanted = len(run.metrics), run.delta_p.numel()
+    verdicts.append(_holds(n_rows == wanted, layout.TRIAL_METRICS, "rows are missing, or there twice", wanted, n_rows))
+    own_trials = _compared(run, "top_heads", "cie", cie.cpu().double(), run.delta_p, ("trial", "layer", "head"))
     return merge(_at(layout.TRIAL_METRICS, own_trials), *verdicts)
 
 
@@ -208,11 +211,10 @@ def _require_score(run: Transfer) -> None:
 
 
 def step6_summary(run: Transfer) -> Verdict:
-    """No layer missing, each one's score the mean of its own rows, the best one the first of the largest."""
-    import json
-
+    """No layer missing, each one's score the mean of its own rows, the best one the first of the largest; and the first
+    example of each layer as the station injects."""
     from fvcore.experiments.runtime import layout
-    from fvcore.formats import read_json, read_text
+    from fvcore.formats import read_json
 
     value, layers = read_json(run.folder / layout.ALL_LAYERS), list(range(run.lm.n_layers))
     verdicts = [
@@ -228,13 +230,23 @@ def step6_summary(run: Transfer) -> Verdict:
     scores = []
     for layer in layers:
         entry = value["per_layer"][str(layer)]
-        lines = read_text(run.folder / f"{entry['layer_dir']}/eval_trials.jsonl").splitlines()
-        own = fmean(json.loads(line)[entry["score_key"].removeprefix("mean_")] for line in lines)
+        rows = run.evaluated(entry["layer_dir"])
+        own = fmean(row[entry["score_key"].removeprefix("mean_")] for row in rows)
+        verdicts.append(_at(f"layer {layer}", _injected(run, layer, rows[0])))
         scores.append(entry["score_value"])
         same = abs(own - entry["score_value"]) <= 1e-9 * max(1.0, abs(own))
         verdicts.append(_holds(same, f"layer {layer}", "its score is not the mean of its rows", own, scores[-1]))
     best = scores.index(max(scores))
     return merge(*verdicts, _holds(value["best_layer"] == best, "best_layer", "is another", best, value["best_layer"]))
+
+
+def _injected(run: Transfer, layer: int, row: dict[str, Any]) -> Verdict:
+    """One example, injected by the station with the run's own vector."""
+    from fvcore.compare import compare
+
+    own = run.injected(layer, row)
+    found = {leaf: row[name] for leaf, name in (("base_logprob", "logprob_base"), ("with_logprob", "logprob_with"))}
+    return compare(own, found, run.tolerances.of("injection_output"), lambda _: ())
 
 
 # ---------------------------------------------------------------- verdicts

@@ -18,6 +18,7 @@ from fvcore.experiments.runtime import layout
 from fvcore.experiments.runtime.layout import Folder
 from fvcore.experiments.runtime.scores import Row, read_scores
 from fvcore.formats import FormatError, read_json, read_pt, read_text
+from fvcore.injection import inject
 from fvcore.models import LanguageModel
 from fvcore.pipeline import Pipeline, Settings
 from fvcore.sampled_trials import SampledTrials, as_fixed, read
@@ -64,11 +65,22 @@ class Transfer:
         return read_scores(self.folder / name, "mean_delta_p")
 
     @cached_property
+    def metrics(self) -> list[Row]:
+        """A row for each trial and head."""
+        return self._lines(layout.TRIAL_METRICS)
+
+    def evaluated(self, layer_dir: str) -> list[Row]:
+        """Step6's rows behind one layer."""
+        return self._lines(f"{layer_dir}/eval_trials.jsonl")
+
+    def _lines(self, name: str) -> list[Row]:
+        return [json.loads(line) for line in read_text(self.folder / name).splitlines()]
+
+    @cached_property
     def delta_p(self) -> Tensor:
         """(trial, layer, head), float64; zero where the sweep did not come."""
         found = torch.zeros(len(self.sampled.trials), self.lm.n_layers, self.lm.n_heads, dtype=torch.float64)
-        for line in read_text(self.folder / layout.TRIAL_METRICS).splitlines():
-            row = json.loads(line)
+        for row in self.metrics:
             found[row["trial_idx"], row["layer"], row["head"]] = row["delta_p"]
         return found
 
@@ -105,6 +117,14 @@ class Transfer:
     @cached_property
     def top_heads(self) -> Artifact:
         return self.stations.top_heads(self._prompts, self._slots, self.means)
+
+    def injected(self, layer: int, row: Row) -> Artifact:
+        """What the station gives for one of Step6's examples, with the run's own vector; fp32 as Step6."""
+        ids, target = self.lm.tokenizer(row["prompt"]).input_ids, row["target_id"]
+        vector = self.vector.to(self.lm.device, next(self.lm.hf.parameters()).dtype)
+        found = inject(self.lm, ids, target, vector, layer, float(self.status.config["alpha"]))
+        each = {"base_logprob": found.base_logits, "with_logprob": found.with_logits}
+        return {leaf: float(torch.log_softmax(logits.float(), dim=-1)[target]) for leaf, logits in each.items()}
 
     def vector_of(self, heads: Sequence[Sequence[int]]) -> Tensor:
         """The stations' vector of these heads, (d_model,)."""

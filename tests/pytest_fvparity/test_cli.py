@@ -254,6 +254,8 @@ TIMES = (
     r"(?<=duration_sec: )[\d.]+",
     r"(?<=,)\d+\.\d{6}(?=,)",
     r' (time|timestamp)="[^"]*"',
+    r'(?<="peak_memory_mib": )[\d.]+',  # what a process takes is no more of the run than its times
+    r"[\d.]+(?= MiB beside the weights)",
 )
 
 

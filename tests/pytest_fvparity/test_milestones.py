@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +17,13 @@ from fvcore import models, trials
 from fvcore.embedded.random_models import PAIRS
 from fvcore.formats import FormatError, read_pt
 from pytest_fvparity.golden import Golden
-from pytest_fvparity.milestones import m3_reference, state
+from pytest_fvparity.milestones import m0_trials, m3_reference, state
 from pytest_fvparity.milestones.lock import SHIPPED, Lock, Locked
 from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.run import run, run_all
 from pytest_fvparity.milestones.setup import Failed, Setup
 from pytest_fvparity.milestones.state import NotReady
+from pytest_fvparity.report import Check
 from tests.pytest_fvparity.worlds import FAULTY, World
 
 
@@ -206,6 +208,7 @@ def test_a_failing_suite_stops_what_builds_on_it_and_is_verified_once_repaired(s
     (setup.root / "conftest.py").unlink()
     repaired = run("M6", setup)
     assert repaired.passed, repaired.message
+    assert run("M3", setup).passed  # what M2 stopped goes on from the repaired suite
     record = json.loads((setup.layout.runs / "m6_reverify.json").read_text())
     assert record["from"] == "mean_activations"
     assert record["runs"][0] == record["runs"][1]
@@ -256,6 +259,31 @@ def test_a_trials_file_that_lies_fails_m0_and_its_log_says_how(setup: Setup) -> 
     log = next(setup.root.glob("results_fv/*/*/m0_prompt_slot_parity.log")).read_text()
     assert "verify: mismatch_count 0" not in log
     assert "trial 0" in log
+
+
+def test_draws_that_cannot_be_checked_are_no_pass(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = setup.fixed
+    monkeypatch.setattr(Setup, "parity", lambda *_: _words_agree(fixed))
+
+    assert run("M0", setup).passed
+    outcome = run("M0", replace(setup, dataset_json=setup.root / "none.json"))
+
+    assert not outcome.passed
+    log = (setup.layout.runs / "m0_prompt_slot_parity.log").read_text()
+    assert "the draws were not checked: the raw dataset" in log
+
+
+def _words_agree(fixed: trials.FixedTrials) -> Any:
+    checks = [Check(key=key, status="PASS", n_compared=1, mismatch_count=0) for key in m0_trials.WORDS]
+    return SimpleNamespace(checks=checks, golden_path="golden")
+
+
+def test_a_model_that_does_not_load_is_a_failed_milestone(setup: Setup) -> None:
+    outcome = run("M0", replace(setup, model="no-such-model"))
+
+    assert not outcome.passed
+    assert "cannot load the tokenizer of 'no-such-model'" in outcome.message
+    assert not state.read(setup.layout.state)["M0"].passed
 
 
 # ---------------------------------------------------------------- the lock

@@ -21,6 +21,7 @@ def _without_times(report: dict[str, Any]) -> dict[str, Any]:
     text.pop("created_at")
     for check in text["checks"]:
         check.pop("duration_sec")
+        check["measurements"].pop("peak_memory_mib", None)
     return text
 
 

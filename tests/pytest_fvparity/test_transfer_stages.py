@@ -172,6 +172,30 @@ def change_trial(folder: Folder) -> None:
     (folder / layout.TRIAL_METRICS).write_text("\n".join([*lines, ""]))
 
 
+def drop_head(folder: Folder) -> None:
+    """A head that no file knows: a sweep that left it out, not a file that lost it."""
+    for name in (layout.CIE, layout.AIE):
+        change_csv(
+            folder / name, lambda rows: rows.remove(next(r for r in rows if (r["layer"], r["head"]) == ("5", "2")))
+        )
+    lines = (folder / layout.TRIAL_METRICS).read_text().splitlines()
+    kept = [line for line in lines if (json.loads(line)["layer"], json.loads(line)["head"]) != (5, 2)]
+    (folder / layout.TRIAL_METRICS).write_text("\n".join([*kept, ""]))
+
+
+def shift_layers(folder: Folder) -> None:
+    """Every injection one block late: each file is whole, each score the mean of its own rows."""
+    dirs = [folder / layout.layer_dir(layer) for layer in range(6)]
+    texts = [(each / "eval_trials.jsonl").read_text() for each in dirs]
+    summary = read_json(folder / layout.ALL_LAYERS)
+    scores = [summary["per_layer"][str(layer)]["score_value"] for layer in range(6)]
+    for layer, each in enumerate(dirs):
+        (each / "eval_trials.jsonl").write_text(texts[(layer + 1) % 6])
+        summary["per_layer"][str(layer)]["score_value"] = scores[(layer + 1) % 6]
+    summary["best_layer"] = (summary["best_layer"] - 1) % 6
+    write_json(folder / layout.ALL_LAYERS, summary)
+
+
 def swap_heads(value: dict[str, Any]) -> None:
     heads = value["heads"]
     heads[0], heads[3] = heads[3], heads[0]
@@ -203,6 +227,8 @@ def drop_layer(value: dict[str, Any]) -> None:
         (lambda f: change_csv(f / layout.AIE, fixed_decimals), "stepd_scores", layout.AIE),
         (lambda f: change_json(f / layout.TOP_HEADS, swap_heads), "stepe_heads", "rank 0"),
         (change_vector, "stepe_vector", "function_vector[dim 7]"),
+        (drop_head, "stepd_scores", layout.TRIAL_METRICS),
+        (shift_layers, "step6_summary", "layer 0"),
         (lambda f: change_json(f / layout.ALL_LAYERS, drop_layer), "step6_summary", "missing_layers"),
         (
             lambda f: change_json(f / layout.ALL_LAYERS, lambda v: v["per_layer"]["1"].update(score_value=9.0)),

@@ -34,6 +34,7 @@ from fvcore.model_spec import ModelError
 if TYPE_CHECKING:
     from fvcore.experiments.relation.run import Summary
     from fvcore.experiments.relation.unit import Unit
+    from fvcore.experiments.runtime.layout import Folder
     from fvcore.models import LanguageModel
 
 app = typer.Typer(no_args_is_help=True, help="A relation file, q_id by q_id: run, single steps, status, report.")
@@ -223,10 +224,12 @@ def run_heatmap(
     from fvcore.experiments.runtime import heatmap
     from fvcore.experiments.runtime.layout import Folder
 
-    for q_id in _q_ids(q) or ():
-        name = Path(out_name or q_id).name.removesuffix(".png").removeprefix("aie_heatmap_")
+    for q_id in _asked(q):
+        folder = Folder(root_of(out, layout, relation_csv, model) / q_id)
+        name = out_name or _picture_of(folder, q_id, metric, topk)
+        name = Path(name).name.removesuffix(".png").removeprefix("aie_heatmap_")
         with _failing():
-            for path in heatmap.run(Folder(root_of(out, layout, relation_csv, model) / q_id), metric, topk, name=name):
+            for path in heatmap.run(folder, metric, topk, name=name):
                 console.print(f"wrote {path}", soft_wrap=True, markup=False)
 
 
@@ -364,6 +367,22 @@ def root_of(out: Path | None, layout: str, relation_csv: Path, model: str) -> Pa
     return root / safe_name(model)
 
 
+def _asked(text: str) -> list[str]:
+    """q_ids of a step, of which there must be one."""
+    if found := _q_ids(text):
+        return found
+    raise ModelError("--q: no q_id asked for; such as --q Q3,Q5")
+
+
+def _picture_of(folder: Folder, q_id: str, metric: str, topk: int) -> str:
+    """A run's own picture is one of its files, with a digest: another metric or number of heads gets another name."""
+    from fvcore.experiments.relation import status
+
+    found = status.read(folder)
+    same = found is None or (found.config["score_key"], found.config["topk"]) == (metric, topk)
+    return q_id if same else f"{q_id}_{metric}_top{topk}"
+
+
 def _q_ids(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
@@ -398,7 +417,7 @@ def _steps(
 
     settings = settings_from(RelationSettings, chosen)
     sources = {unit.q_id: unit.source for unit in units}
-    for q_id in _q_ids(q) or ():
+    for q_id in _asked(q):
         with _failing():
             run(lm, root / q_id, settings, sources.get(q_id), steps, Shown(console, q_id))
         console.print(f"{q_id}: {', '.join(steps)} done in {root / q_id}", soft_wrap=True, markup=False)

@@ -24,11 +24,15 @@ def write(root: Path) -> Path:
 
 
 def rows(root: Path) -> list[Row]:
-    """q_ids sorted as strings; one that is not completed has a status and no numbers."""
+    """q_ids sorted as strings; one that is not completed, or whose files are not what they were, has no numbers."""
     found = []
     for q_id, one in status.all_of(root).items():
-        row: Row = {"q_id": q_id, "status": one.status, "reason": one.reason, "rows": one.q_row_count}
-        found.append(row | (_numbers(Folder(root / q_id)) if one.status == "completed" else {}))
+        folder, row = Folder(root / q_id), {"q_id": q_id, "status": one.status, "reason": one.reason}
+        damaged = status.damage(folder, one) if one.status == "completed" else []
+        if damaged:
+            row |= {"status": "damaged", "reason": f"{damaged[0]} is missing or was changed since; run it again"}
+        numbers_of = _numbers(folder) if one.status == "completed" and not damaged else {}
+        found.append({**row, "rows": one.q_row_count, **numbers_of})
     return found
 
 

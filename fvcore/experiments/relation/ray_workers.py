@@ -19,11 +19,12 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from fvcore.experiments.relation import status
+from fvcore.experiments.relation import files, status
 from fvcore.experiments.relation.causes import Cause, Failure
 from fvcore.experiments.relation.settings import RelationSettings
 from fvcore.experiments.relation.unit import ModelFacts, Outcome, Unit, run_unit
 from fvcore.experiments.runtime.layout import Folder
+from fvcore.formats import write_text
 from fvcore.model_spec import ModelError
 from fvcore.models import LanguageModel
 
@@ -183,6 +184,8 @@ def ray_workers(address: str, choice: ModelChoice, n_cpus: int = 1) -> Iterator[
 
     No dashboard is served, nothing is reported to anybody, and what actors print stays with Ray.
     """
+    if choice.device == "auto":
+        raise RayError("--device auto does not say what an actor needs; with --ray say cuda or cpu")
     if choice.needs_gpu and choice.device != "cuda":
         raise RayError(f"--device {choice.device} is one GPU of one machine; with --ray each actor has its own: cuda")
     ray, scratch, before = _ray(), None, dict(os.environ)
@@ -261,6 +264,7 @@ def _given_up(unit: Unit, death: BaseException) -> Outcome:
     # A process that was merely killed is said to have run out of memory perhaps: that is no cause.
     cause: Cause = "memory" if LOW_MEMORY in words else "code"
     folder = Folder(unit.folder)
+    write_text(folder / files.FAILURE_LOG, f"{reason}\n")
     if (current := status.read(folder)) is not None:
         status.write(folder, current, "failed", reason=reason, cause=cause, step="actor")
     return Outcome(

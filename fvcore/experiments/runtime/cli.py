@@ -28,12 +28,16 @@ errors = Console(stderr=True, highlight=False)
 Out = Annotated[Path | None, typer.Option(help="The run's folder (default: under reports/runtime/).")]
 Folder = Annotated[Path, typer.Option("--out", help="The run's folder, with the earlier steps' files in it.")]
 Model = Annotated[str, typer.Option(envvar="FV_MODEL", help="Shipped model, directory or cached hub id.")]
-Device = Annotated[str, typer.Option(envvar="FV_DEVICE")]
-Dtype = Annotated[str, typer.Option(envvar="FV_DTYPE", help="fp32, fp16 or bf16.")]
+Device = Annotated[str | None, typer.Option(envvar="FV_DEVICE", help="Default: the spec's, else cpu.")]
+Dtype = Annotated[
+    str | None, typer.Option(envvar="FV_DTYPE", help="fp32, fp16 or bf16 (default: the spec's, else fp32).")
+]
 SpecName = Annotated[
     str | None, typer.Option(envvar="FV_MODEL_SPEC", help="Registered spec, alias or YAML file (default: found).")
 ]
-Quant = Annotated[str, typer.Option(envvar="FV_QUANT", help="none, 8bit or 4bit.")]
+Quant = Annotated[
+    str | None, typer.Option(envvar="FV_QUANT", help="none, 8bit or 4bit (default: the spec's, else none).")
+]
 Engine = Annotated[str, typer.Option(help="fast, where it holds for the model, or exact.")]
 Seed = Annotated[int, typer.Option(min=0)]
 TrialsFile = Annotated[Path | None, typer.Option("--trials", help="Fixed trials; they set n_trials and n_shots.")]
@@ -62,10 +66,10 @@ def run_all(
     out: Out = None,
     n_trials: NTrials = None,
     n_shots: NShots = None,
-    device: Device = "cpu",
-    dtype: Dtype = "fp32",
+    device: Device = None,
+    dtype: Dtype = None,
     model_spec: SpecName = None,
-    quant: Quant = "none",
+    quant: Quant = None,
     engine: Engine = "fast",
     seed: Seed = 0,
     layers: Some = None,
@@ -118,10 +122,10 @@ def run_stepd(
     out: Out = None,
     n_trials: NTrials = None,
     n_shots: NShots = None,
-    device: Device = "cpu",
-    dtype: Dtype = "fp32",
+    device: Device = None,
+    dtype: Dtype = None,
     model_spec: SpecName = None,
-    quant: Quant = "none",
+    quant: Quant = None,
     engine: Engine = "fast",
     seed: Seed = 0,
     layers: Some = None,
@@ -141,10 +145,10 @@ def run_stepd(
 def run_stepe(
     out: Folder,
     model: Model,
-    device: Device = "cpu",
-    dtype: Dtype = "fp32",
+    device: Device = None,
+    dtype: Dtype = None,
     model_spec: SpecName = None,
-    quant: Quant = "none",
+    quant: Quant = None,
     engine: Engine = "fast",
     seed: Seed = 0,
     score_key: ScoreKey = "mean_delta_p",
@@ -160,10 +164,10 @@ def run_stepe(
 def run_zeroshot(
     out: Folder,
     model: Model,
-    device: Device = "cpu",
-    dtype: Dtype = "fp32",
+    device: Device = None,
+    dtype: Dtype = None,
     model_spec: SpecName = None,
-    quant: Quant = "none",
+    quant: Quant = None,
     zeroshot_trailing_space: TrailingSpace = False,
 ) -> None:
     """Write the sampled trials' queries without demonstrations."""
@@ -175,10 +179,10 @@ def run_zeroshot(
 def run_step6(
     out: Folder,
     model: Model,
-    device: Device = "cpu",
-    dtype: Dtype = "fp32",
+    device: Device = None,
+    dtype: Dtype = None,
     model_spec: SpecName = None,
-    quant: Quant = "none",
+    quant: Quant = None,
     engine: Engine = "fast",
     seed: Seed = 0,
     alpha: Alpha = 1.0,
@@ -219,10 +223,10 @@ class Loading:
     """The model, and how it is loaded."""
 
     model: str
-    device: str
-    dtype: str
+    device: str | None
+    dtype: str | None
     spec: str | None
-    quant: str
+    quant: str | None
 
 
 def _run(
@@ -238,10 +242,15 @@ def _run(
     from fvcore.experiments.runtime.settings import Settings
 
     settings = settings_from(Settings, chosen)
-    lm = models.load(how.model, how.device, how.dtype, seed=settings.seed, spec=how.spec, quant=how.quant)
+    lm = models.load(how.model, how.device, how.dtype, seed=settings.seed, spec=how.spec, quant=asked_quant(how.quant))
     with _failing():
         run(lm, out, settings, source, steps, Shown(console))
     console.print(f"{', '.join(steps)} done in {out}", soft_wrap=True, markup=False)
+
+
+def asked_quant(quant: str | None) -> str | None:
+    """`auto` is the plans' word for what nobody asked for."""
+    return None if quant == "auto" else quant
 
 
 def settings_from(kind: type[Chosen], chosen: dict[str, Any]) -> Chosen:

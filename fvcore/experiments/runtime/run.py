@@ -51,7 +51,7 @@ def run(
     settings.require_fit(lm)
     plan = _Plan(Measure(lm, settings.engine, settings.max_memory), Folder(root), settings)
     if source is None and not (plan.folder / layout.SAMPLED).is_file():
-        raise FormatError(f"{plan.folder / layout.SAMPLED}: no such file; `fvcore runtime stepd` makes it")
+        raise FormatError(f"{plan.folder / layout.SAMPLED}: no such file; the step stepd samples the trials")
     stages = [stage for step in steps for stage in plan.stages(step, source)] + list(further)
     record.begin(plan.folder, stages)
     shown = progress or Quiet()

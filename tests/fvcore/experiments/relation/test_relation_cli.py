@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from fvcore import cli, models
 from fvcore.experiments.relation import cli as relation_cli
-from fvcore.experiments.relation import files, status
+from fvcore.experiments.relation import files, overview, status
 from fvcore.experiments.runtime import layout, stepd
 from fvcore.experiments.runtime.layout import Folder
 from fvcore.formats import read_csv, read_json
@@ -193,6 +193,37 @@ def test_a_heat_map_is_drawn_under_the_name_asked_for(where: Path) -> None:
     assert (artifacts / "aie_heatmap_Q2.png").is_file()
     assert (artifacts / "aie_heatmap_x.png").is_file()
     assert not status.damage(Folder(where / "out" / "Q2"), status.all_of(where / "out")["Q2"])
+
+
+def test_a_heat_map_of_another_choice_leaves_the_runs_own_alone(where: Path) -> None:
+    _run("--out", "out", "--q", "Q2")
+    common = ["--relation-csv", "small.csv", "--out", "out", "--q", "Q2"]
+
+    assert _fvcore("heatmap", *common, "--topk", "3").exit_code == 0
+
+    artifacts = where / "out" / "Q2" / "artifacts"
+    assert (artifacts / "aie_heatmap_Q2_mean_delta_p_top3.png").is_file()
+    assert not status.damage(Folder(where / "out" / "Q2"), status.all_of(where / "out")["Q2"])
+
+
+def test_a_step_of_no_q_id_is_an_error(where: Path) -> None:
+    found = _fvcore("heatmap", "--relation-csv", "small.csv", "--out", "out", "--q", " ")
+
+    assert found.exit_code != 0
+    assert "no q_id asked for" in str(found.exception)
+
+
+def test_what_is_damaged_has_no_numbers_and_ends_no_run(where: Path) -> None:
+    _run("--out", "out", "--q", "Q1,Q2")
+    (where / "out" / "Q2" / layout.TOP_HEADS).unlink()
+
+    assert _run("--out", "out", "--q", "Q1").exit_code == 0
+
+    rows = {row["q_id"]: row for row in overview.rows(where / "out")}
+    assert rows["Q2"]["status"] == "damaged"
+    assert "top_heads.json is missing or was changed since" in rows["Q2"]["reason"]
+    assert "aie" not in rows["Q2"]
+    assert rows["Q1"]["status"] == "completed"
 
 
 def test_status_shows_what_is_damaged_too(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
