@@ -22,7 +22,7 @@ BASE = ("--model", "tiny-llama", "--dataset", str(worlds.DATASET), "--n-shots", 
 def fvcore(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fvcore", "eval", *arguments])
-        monkeypatch.setattr("fvcore.models.load", lambda name, device, dtype: worlds.model(name))
+        monkeypatch.setattr("fvcore.models.load", lambda name, *_, **__: worlds.model(name))
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
             cli.main()

@@ -11,6 +11,7 @@ import torch
 from fvcore import artifacts
 from fvcore.evaluation.vector_files import gaussian, of_random_heads, read_vector
 from fvcore.formats import FormatError, pt_bytes, write_bytes, write_safetensors
+from fvcore.model_spec import ModelError
 from fvcore.vectors import function_vector
 from tests.fvcore.evaluation import worlds
 
@@ -90,7 +91,7 @@ def test_controls_are_drawn_from_other_heads_and_directions() -> None:
     # Twelve of the 24 heads are taken out: the other twelve are all there is to draw from.
     control = of_random_heads(lm, made.means, every[:12], 0)
     torch.testing.assert_close(control, function_vector(lm, made.means, every[12:]), rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="20 other heads asked for"):
+    with pytest.raises(ModelError, match="20 other heads asked for"):
         of_random_heads(lm, made.means, every[:20], 0)
 
     noise = gaussian(made.vector, 0)

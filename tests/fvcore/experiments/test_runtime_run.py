@@ -311,7 +311,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
 
 
 def test_a_step_without_the_earlier_ones_says_what_is_missing(llama: LanguageModel, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"sampled_trials.json: no such file; `fvcore runtime stepd`"):
+    with pytest.raises(FormatError, match=r"sampled_trials.json: no such file; the step stepd samples the trials"):
         run(llama, tmp_path / "run", SETTINGS, steps=["stepe"])
     assert not (tmp_path / "run").exists()
 
