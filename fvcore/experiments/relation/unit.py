@@ -169,7 +169,10 @@ def _complete(unit: Unit, folder: Folder, current: Status, record: RunRecord) ->
     n = len(sampled.read(folder / layout.SAMPLED).trials)
     if n != unit.settings.n_trials:
         raise StepError(f"{n} trials sampled, expected exactly {unit.settings.n_trials}")
-    written = {name: sha for one in record.stages.values() for name, sha in one.writes.items()}
+    # Pictures may be gone: whoever runs without them does not ask for them, and must not claim them.
+    written = {
+        name: sha for one in record.stages.values() for name, sha in one.writes.items() if (folder / name).is_file()
+    }
     return dict(sorted(written.items()))
 
 

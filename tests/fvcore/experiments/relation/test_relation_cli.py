@@ -206,6 +206,17 @@ def test_a_heat_map_of_another_choice_leaves_the_runs_own_alone(where: Path) -> 
     assert not status.damage(Folder(where / "out" / "Q2"), status.all_of(where / "out")["Q2"])
 
 
+def test_a_run_without_pictures_claims_none_that_is_gone(where: Path) -> None:
+    _run("--out", "out", "--q", "Q2", "--pictures")
+    (where / "out" / "Q2" / "artifacts" / "aie_heatmap_Q2.png").unlink()
+
+    assert _run("--out", "out", "--q", "Q2", "--no-pictures").exit_code == 0
+
+    found = status.all_of(where / "out")["Q2"]
+    assert found.status == "completed"
+    assert not status.damage(Folder(where / "out" / "Q2"), found)
+
+
 def test_a_step_of_no_q_id_is_an_error(where: Path) -> None:
     found = _fvcore("heatmap", "--relation-csv", "small.csv", "--out", "out", "--q", " ")
 
