@@ -126,6 +126,7 @@ class Run(_Record):
     whole_exact_s: float | None  # a sweep of engine exact over all heads, timed once
     curves: tuple[Curve, ...] = ()
     further: Further | None = None
+    remark: str = ""  # what a reader must know of how this run went
 
     @property
     def key(self) -> tuple[str, str, str]:
