@@ -31,7 +31,7 @@ format: $(VENV)/.development
 	$(BIN)/ruff check --fix .
 
 docs: $(VENV)/.run-time
-	$(BIN)/python -m pytest_fvparity.schema docs/report.schema.json
+	$(BIN)/python -m pytest_fvparity.report.schema docs/report.schema.json
 
 faults: $(VENV)/.run-time
 	$(BIN)/fvparity selftest --markdown docs/faults.md

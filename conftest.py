@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from fvcore.models import LanguageModel
+    from fvcore.model.model import LanguageModel
 
 pytest_plugins = ["pytester"]
 

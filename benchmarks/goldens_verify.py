@@ -14,9 +14,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fvcore import models, trials
+from fvcore import trials
+from fvcore.model import model as models
 from fvcore.pipeline import Settings
-from pytest_fvparity import golden, reference, shipped
+from pytest_fvparity import shipped
+from pytest_fvparity.golden import golden
+from pytest_fvparity.reference import reference
 
 ROOT = Path(__file__).resolve().parents[1]
 console = Console(highlight=False)

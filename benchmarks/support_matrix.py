@@ -21,14 +21,14 @@ import typer
 from rich.console import Console
 
 from fvcore.artifacts import tensor_leaf
-from fvcore.diagnostics import diagnostics, versions
 from fvcore.embedded.random_models import EVERY_FAMILY, random_lm, trials_for
-from fvcore.engines import why_not_fast
+from fvcore.fast.engines import why_not_fast
 from fvcore.formats import json_text, read_json, write_text
 from fvcore.injection import inject, inject_generate, inject_nll
-from fvcore.models import DTYPES, LanguageModel
+from fvcore.model.diagnostics import diagnostics, versions
+from fvcore.model.model import DTYPES, LanguageModel
+from fvcore.model.tested import TESTED, minor_of
 from fvcore.pipeline import Pipeline, Settings
-from fvcore.tested import TESTED, minor_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "support.md"

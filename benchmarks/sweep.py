@@ -29,8 +29,8 @@ from sweep_results import LIBRARIES, About, Curve, Figures, Machine, Run
 from sweep_world import Size, fixed_trials
 
 from fvcore import trials
-from fvcore.models import DTYPES
-from pytest_fvparity.reference import RecordingError, require_checkout
+from fvcore.model.model import DTYPES
+from pytest_fvparity.reference.reference import RecordingError, require_checkout
 
 PEERS = ("transformer_lens", "nnsight")
 N_PRODUCTS = 20

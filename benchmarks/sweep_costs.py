@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 
 
 @dataclass(frozen=True)

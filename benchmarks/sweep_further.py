@@ -24,12 +24,12 @@ from sweep_results import Figures, Further, Part, Screened, Station
 from sweep_world import Size
 from torch import Tensor
 
-from fvcore import screening, sweep
 from fvcore.activations import mean_head_activations
 from fvcore.effects import TOKEN_CLASSES, probability_with_head_replaced, target_probability, tokens_of_class
+from fvcore.fast import screening, sweep
 from fvcore.heads import top_heads
 from fvcore.injection import inject
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 
 K = 10
 HEADS_TIMED = 4

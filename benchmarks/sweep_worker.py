@@ -29,12 +29,13 @@ import sweep_world
 import torch
 from torch import Tensor
 
-from fvcore import sweep, trials
+from fvcore import trials
 from fvcore.effects import probability_with_head_replaced, target_probability
-from fvcore.memory import peak_memory
-from fvcore.models import LanguageModel
+from fvcore.fast import sweep
+from fvcore.fast.sweep import Case
+from fvcore.model.memory import peak_memory
+from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Settings
-from fvcore.sweep import Case
 
 ENOUGH_S = 0.2
 """A measurement is repeated until this long was measured: small models take milliseconds."""
@@ -108,9 +109,9 @@ class Adapter(OnePassPerHead):
 
     def __init__(self, lm: LanguageModel, fixed: trials.FixedTrials, job: dict[str, Any]) -> None:
         super().__init__(lm, fixed, job)
-        from pytest_fvparity.adapters import stations
+        from pytest_fvparity.candidates.adapters import stations
 
-        module = importlib.import_module(f"pytest_fvparity.adapters.{job['library']}")
+        module = importlib.import_module(f"pytest_fvparity.candidates.adapters.{job['library']}")
         self.patch = stations.HeadPatch
         self.candidate = module.make(lm, fixed, Settings(edit_layer=0, n_top_heads=1, engine="exact"))
         if job["library"] != "torch_hooks":
@@ -135,7 +136,8 @@ class Reference(Library):
 
     def __init__(self, lm: LanguageModel, fixed: trials.FixedTrials, job: dict[str, Any]) -> None:
         super().__init__(lm, fixed, job)
-        from pytest_fvparity import reference, reference_driver
+        from pytest_fvparity.reference import driver as reference_driver
+        from pytest_fvparity.reference import reference
 
         sys.dont_write_bytecode = True  # the checkout stays as it is
         reference_driver.provide_modules()

@@ -18,13 +18,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fvcore import embedded, models, trials
+from fvcore import embedded, trials
 from fvcore.activations import mean_head_activations
-from fvcore.models import DTYPES, LanguageModel
+from fvcore.fast.sweep import Case
+from fvcore.model import model as models
+from fvcore.model.model import DTYPES, LanguageModel
 from fvcore.pipeline import Pipeline, Settings
 from fvcore.prompts import sample_trials
 from fvcore.slots import SlotMap
-from fvcore.sweep import Case
 
 TOKENIZER = "tiny-llama"
 PAIRS = Path(__file__).parents[1] / "datasets/tiny_antonym/raw/tiny_antonym.json"

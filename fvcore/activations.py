@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fvcore.hooks import read_heads
-from fvcore.models import LanguageModel
+from fvcore.model.hooks import read_heads
+from fvcore.model.model import LanguageModel
 from fvcore.slots import SlotMap
 
 

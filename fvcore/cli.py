@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fvcore import spec_cli
-from fvcore.evaluation.cli import evaluate
+from fvcore.experiments.antonym.cli import app as runtime_app
+from fvcore.experiments.evaluation.cli import evaluate
 from fvcore.experiments.relation.cli import app as relation_app
-from fvcore.experiments.runtime.cli import app as runtime_app
 from fvcore.formats import FormatError
-from fvcore.model_spec import ModelError
+from fvcore.model import commands as spec_cli
+from fvcore.model.spec import ModelError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Function vectors: data and experiments.")
 trials_app = typer.Typer(no_args_is_help=True, help="Fixed trials: make a file, verify a file.")
@@ -48,7 +48,8 @@ def trials_make(
     ] = False,
 ) -> None:
     """Sample trials and write them, with the draws and the bytes of the format."""
-    from fvcore import models, prompts, trials
+    from fvcore import prompts, trials
+    from fvcore.model import model as models
 
     if prepend_bos_token_used:
         raise trials.TrialsError(
@@ -84,7 +85,8 @@ def trials_verify(
     ] = None,
 ) -> None:
     """Check a trials file: format, prompts, boundary and target under its tokenizer, and its draws from the raw data."""
-    from fvcore import models, prompts, trials
+    from fvcore import prompts, trials
+    from fvcore.model import model as models
 
     fixed = trials.read(file)
     n = len(fixed.trials)

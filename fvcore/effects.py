@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fvcore.hooks import edit_heads
-from fvcore.models import LanguageModel
+from fvcore.model.hooks import edit_heads
+from fvcore.model.model import LanguageModel
 from fvcore.slots import QUERY_PREDICTIVE, SlotMap
 
 # The token classes of the rank-4 effect, in order.

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fvcore.hooks import add_to_residual
-from fvcore.models import LanguageModel
+from fvcore.model.hooks import add_to_residual
+from fvcore.model.model import LanguageModel
 
 N_GENERATED = 16
 

@@ -14,16 +14,16 @@ from typing import Any, cast
 
 import torch
 
-from fvcore import sweep
 from fvcore.activations import mean_head_activations
 from fvcore.artifacts import Artifact, Leaf, tensor_leaf, trial_of
-from fvcore.diagnostics import caveats
 from fvcore.effects import TOKEN_CLASSES, average_indirect_effect, causal_indirect_effect
-from fvcore.engines import ENGINES, why_not_fast
+from fvcore.fast import sweep
+from fvcore.fast.engines import ENGINES, why_not_fast
 from fvcore.heads import top_heads
 from fvcore.injection import inject, inject_generate, inject_nll
-from fvcore.model_spec import ModelError
-from fvcore.models import LanguageModel, doubts
+from fvcore.model.diagnostics import caveats
+from fvcore.model.model import LanguageModel, doubts
+from fvcore.model.spec import ModelError
 from fvcore.profile import REFERENCE_PROFILES, TARGET_RULES, Conditions, Identity, Profile
 from fvcore.prompts import REGIMES, UPSTREAM_BOS_TEXT, Prompt, PromptTemplate, require_bos_agreement, trial_prompt
 from fvcore.slots import SlotMap, dummy_labels, slot_map

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 
 BIAS_RULES = ("per_head", "none")
 

@@ -11,16 +11,16 @@ from rich.console import Console
 
 from fvcore.formats import FormatError, write_text
 from fvcore.gates import StageError
-from fvcore.model_spec import ModelError
-from pytest_fvparity import golden_cli
-from pytest_fvparity.markdown import LEAST
+from fvcore.model.spec import ModelError
+from pytest_fvparity.golden import commands as golden_cli
 from pytest_fvparity.milestones import cli as milestones_cli
+from pytest_fvparity.report.markdown import LEAST
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pytest_fvparity.history import Comparison
-    from pytest_fvparity.report import Report
+    from pytest_fvparity.report.history import Comparison
+    from pytest_fvparity.report.report import Report
     from pytest_fvparity.selftest.run import Row
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The parity harness: its self-test and its reports.")
@@ -48,7 +48,7 @@ def selftest(
     markdown: Annotated[Path | None, typer.Option(help="Write the table there, as Markdown.")] = None,
 ) -> None:
     """Plant every fault of the catalogue and check that the harness finds it at its key. Status 1 if it does not."""
-    from pytest_fvparity.fault_table import counted, faults_markdown, red
+    from pytest_fvparity.selftest.fault_table import counted, faults_markdown, red
     from pytest_fvparity.selftest.run import catalogue
 
     known = catalogue()
@@ -80,7 +80,7 @@ def _fault_table(rows: Sequence[Row]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from pytest_fvparity.fault_table import expected, seen
+    from pytest_fvparity.selftest.fault_table import expected, seen
 
     table = Table("id", "hazard", "expected", "seen", "verdict")
     for row in rows:
@@ -98,9 +98,9 @@ def merge(
     out: Annotated[Path, typer.Option(help="Folder for the merged reports.")],
 ) -> None:
     """Make one set of reports of several: shards by -k, by machine or by trials. Status 1 if a merged one is red."""
-    from pytest_fvparity.merge import merge as merged_of
-    from pytest_fvparity.render import read_report, write_all
-    from pytest_fvparity.report import GREEN
+    from pytest_fvparity.report.merge import merge as merged_of
+    from pytest_fvparity.report.render import read_report, write_all
+    from pytest_fvparity.report.report import GREEN
 
     paths = _report_files(reports)
     merged = merged_of([(str(path), read_report(path)) for path in paths])
@@ -134,8 +134,8 @@ def render(
     annotations: Annotated[bool, typer.Option("--annotations", help="Print GitHub annotations instead.")] = False,
 ) -> None:
     """Write all files of reports again, from their JSON alone; or print one rendering for GitHub."""
-    from pytest_fvparity.annotations import workflow_commands
-    from pytest_fvparity.render import read_report
+    from pytest_fvparity.report.annotations import workflow_commands
+    from pytest_fvparity.report.render import read_report
 
     if (budget is not None) + annotations + (out is not None) > 1:
         raise Unusable("--out, --budget and --annotations exclude one another: the last two print and write no file")
@@ -154,7 +154,7 @@ Comparisons = dict[tuple[str, str], "Comparison"]
 
 
 def _print_markdown(reports: Sequence[Report], budget: int, comparisons: Comparisons) -> None:
-    from pytest_fvparity.render import markdown
+    from pytest_fvparity.report.render import markdown
 
     if len(reports) > 1:
         raise Unusable(f"--budget prints one report, and {len(reports)} were given")
@@ -164,7 +164,7 @@ def _print_markdown(reports: Sequence[Report], budget: int, comparisons: Compari
 
 
 def _write(found: dict[Path, Report], out: Path | None, comparisons: Comparisons) -> None:
-    from pytest_fvparity.render import write_all, write_report
+    from pytest_fvparity.report.render import write_all, write_report
 
     _require_distinct(list(found), list(found.values()), out)
     if out:
@@ -185,8 +185,8 @@ def _require_distinct(paths: Sequence[Path], reports: Sequence[Report], out: Pat
 
 
 def _comparisons(reports: Sequence[Report], against: Path) -> Comparisons:
-    from pytest_fvparity.history import compared
-    from pytest_fvparity.render import read_report
+    from pytest_fvparity.report.history import compared
+    from pytest_fvparity.report.render import read_report
 
     earlier = {(r.dataset, r.fixed_trials_id): r for r in map(read_report, _report_files([against]))}
     found = {(r.dataset, r.fixed_trials_id): r for r in reports}
@@ -199,7 +199,7 @@ def _comparisons(reports: Sequence[Report], against: Path) -> Comparisons:
 
 def _report_files(paths: Sequence[Path]) -> list[Path]:
     """Files as given, once each; of a folder, every report under it."""
-    from pytest_fvparity.render import REPORT
+    from pytest_fvparity.report.render import REPORT
 
     found: dict[Path, None] = {}
     for path in paths:
@@ -212,7 +212,7 @@ def _report_files(paths: Sequence[Path]) -> list[Path]:
 
 def main() -> None:
     """The console script: an expected error is one message and exit status 2, not a traceback."""
-    from pytest_fvparity.merge import Contradiction
+    from pytest_fvparity.report.merge import Contradiction
 
     try:
         app()

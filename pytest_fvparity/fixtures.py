@@ -17,20 +17,20 @@ import pytest
 
 from fvcore.gates import StageError
 from pytest_fvparity import shipped
-from pytest_fvparity.items import NoDevice, StageItem
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
-from pytest_fvparity.scheduler import PLACE
+from pytest_fvparity.suite.items import NoDevice, StageItem
+from pytest_fvparity.suite.scheduler import PLACE
 
 if TYPE_CHECKING:
-    from fvcore.models import LanguageModel
+    from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings
     from fvcore.profile import Profile
     from fvcore.trials import FixedTrials
-    from pytest_fvparity.checks import ParityRun
-    from pytest_fvparity.golden import Golden
-    from pytest_fvparity.implementation import Implementation
-    from pytest_fvparity.noise import Noise
-    from pytest_fvparity.tolerances import Tolerances
+    from pytest_fvparity.golden.golden import Golden
+    from pytest_fvparity.parity.checks import ParityRun
+    from pytest_fvparity.parity.implementation import Implementation
+    from pytest_fvparity.parity.noise import Noise
+    from pytest_fvparity.parity.tolerances import Tolerances
 
 # What is expensive and belongs to one trials file is kept for the session, by its path.
 CACHE_KEY = pytest.StashKey[dict[tuple[str, ...], Any]]()
@@ -70,7 +70,8 @@ def fv_model(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
 
 def load_model(options: ParityOptions, device: str) -> LanguageModel:
     """The model that the options name, as they say. Every one of them counts: a spec's own defaults are told of and left."""
-    from fvcore import models, spec_files
+    from fvcore.model import model as models
+    from fvcore.model import spec_files
 
     spec = None if options.spec is None else spec_files.spec_of(options.spec)
     if spec is not None and spec.defaults:
@@ -116,7 +117,7 @@ def fv_trials(request: pytest.FixtureRequest) -> FixedTrials:
     path: Path = request.node.trials_path if isinstance(request.node, StageItem) else request.param
 
     def read() -> Any:
-        from fvcore.sampled_trials import read_trials
+        from fvcore.trials.sampled import read_trials
 
         return read_trials(path)
 
@@ -147,25 +148,26 @@ def fv_golden(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trials
 
 def _recorded(options: ParityOptions, trials: FixedTrials) -> Golden:
     """The golden on disk; its full tier is fetched if that was asked for."""
-    from pytest_fvparity.golden import Golden
+    from pytest_fvparity.golden.golden import Golden
 
     path = _golden_path(options, trials)
     if options.golden_fetch:
-        from pytest_fvparity.golden_tiers import fetch
+        from pytest_fvparity.golden.tiers import fetch
 
         fetch(path)
     return Golden.open(path)
 
 
 def _golden_path(options: ParityOptions, trials: FixedTrials) -> Path:
-    from pytest_fvparity.golden import locate, relative_path, search_roots
+    from pytest_fvparity.golden.golden import locate, relative_path, search_roots
 
     roots = search_roots(options.golden, options.rootdir, shipped.root())
     return locate(dict.fromkeys(roots), relative_path(trials.dataset, trials.id, options.reference_profile))
 
 
 def _live(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTrials) -> Golden:
-    from pytest_fvparity import golden, reference
+    from pytest_fvparity.golden import golden
+    from pytest_fvparity.reference import reference
 
     options = _options(request)
     scratch = tempfile.TemporaryDirectory(prefix="fvparity-live-")
@@ -205,7 +207,7 @@ def _settings(options: ParityOptions, defaults: dict[str, int]) -> Settings:
 
 def _run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Settings:
     """Settings of a comparison: the options, then the golden's, then the plan's defaults."""
-    from pytest_fvparity.golden import NoGolden
+    from pytest_fvparity.golden.golden import NoGolden
 
     options = _options(request)
     if options.live:
@@ -236,7 +238,7 @@ def fv_candidate(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_tri
 
 def _chosen(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Any:
     """The candidate that the options name, if they name one."""
-    from pytest_fvparity import candidates
+    from pytest_fvparity.candidates import candidates
 
     options, folder = _options(request), request.config.invocation_params.dir
     if options.candidate_dir is not None:
@@ -271,9 +273,9 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     """
     context: dict[str, Any] = request.node.suite.context
     from fvcore.prompts import require_verified
-    from pytest_fvparity.checks import ParityRun
-    from pytest_fvparity.golden import require_comparable
-    from pytest_fvparity.refinements import continuation_of
+    from pytest_fvparity.golden.golden import require_comparable
+    from pytest_fvparity.parity.checks import ParityRun
+    from pytest_fvparity.parity.refinements import continuation_of
 
     options = _options(request)
     trials: FixedTrials = request.getfixturevalue("fv_trials")
@@ -326,7 +328,7 @@ def _fresh_model(request: pytest.FixtureRequest, options: ParityOptions) -> Call
 
 def _name_of(candidate: Implementation, options: ParityOptions) -> str:
     """What a report calls the candidate: what an option named, else its class."""
-    from pytest_fvparity.candidates import Elsewhere, FromFolder
+    from pytest_fvparity.candidates.candidates import Elsewhere, FromFolder
 
     if isinstance(candidate, FromFolder):
         return _shown(candidate.path, options)
@@ -336,7 +338,7 @@ def _name_of(candidate: Implementation, options: ParityOptions) -> str:
 
 
 def _tolerances(request: pytest.FixtureRequest, profile: Profile, noise: Noise | None) -> Tolerances:
-    from pytest_fvparity.tolerances import Tolerances
+    from pytest_fvparity.parity.tolerances import Tolerances
 
     dtype, device = profile.identity.dtype, profile.conditions.device
     added = request.config.pluginmanager.hook.pytest_fvparity_tolerances(dtype=dtype, device=device)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from fvcore.models import LanguageModel
+    from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings
     from fvcore.trials import FixedTrials
-    from pytest_fvparity.implementation import Implementation
+    from pytest_fvparity.parity.implementation import Implementation
 
 
 @pytest.hookspec(firstresult=True)

@@ -194,7 +194,7 @@ class ParityOptions:
             flag = f"--fv-{runs[0].replace('_', '-')}"
             raise pytest.UsageError(f"{flag} runs the reference, which is recorded unquantised: give no --fv-quant")
         if runs and given["src"] is None:
-            from pytest_fvparity.reference import GET_ONE
+            from pytest_fvparity.reference.reference import GET_ONE
 
             flag = f"--fv-{runs[0].replace('_', '-')}"
             raise pytest.UsageError(f"{flag} needs a checkout of the reference: {GET_ONE}")
@@ -260,8 +260,8 @@ def _spec(base: Path, name: str | None) -> str | None:
     if name is None:
         return None
     from fvcore.formats import FormatError
-    from fvcore.model_spec import ModelError
-    from fvcore.spec_files import is_file_name, spec_of
+    from fvcore.model.spec import ModelError
+    from fvcore.model.spec_files import is_file_name, spec_of
 
     chosen = str((base / Path(name).expanduser()).resolve()) if is_file_name(name) else name
     try:

@@ -11,7 +11,7 @@ import pytest
 
 from fvcore.formats import FormatError
 from fvcore.gates import Status
-from pytest_fvparity import fixtures, hookspecs, junit, options, shipped
+from pytest_fvparity import fixtures, hookspecs, options, shipped
 from pytest_fvparity.fixtures import (
     fv_candidate,
     fv_check_key,
@@ -21,8 +21,10 @@ from pytest_fvparity.fixtures import (
     fv_profile,
     fv_trials,
 )
-from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.items import (
+from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.report import junit
+from pytest_fvparity.suite.items import (
     REPORT_ATTRIBUTE,
     ROOT_KEY,
     TRANSFER_KEY,
@@ -34,17 +36,16 @@ from pytest_fvparity.items import (
     Unjudged,
     status_of,
 )
-from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
-from pytest_fvparity.place import place_of, title_of
-from pytest_fvparity.scheduler import Workers, chosen_dist
-from pytest_fvparity.session import ParityReporter, known_failures
+from pytest_fvparity.suite.place import place_of, title_of
+from pytest_fvparity.suite.scheduler import Workers, chosen_dist
+from pytest_fvparity.suite.session import ParityReporter, known_failures
 from pytest_fvparity.transfer.runs import QId, q_ids_of
 
 if TYPE_CHECKING:
-    from fvcore.models import LanguageModel
+    from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings
     from fvcore.trials import FixedTrials
-    from pytest_fvparity.implementation import Implementation
+    from pytest_fvparity.parity.implementation import Implementation
 
 __all__ = ["fv_candidate", "fv_check_key", "fv_golden", "fv_model", "fv_parity_run", "fv_profile", "fv_trials"]
 
@@ -193,7 +194,7 @@ def _compared_with_reference(q_ids: Sequence[QId], parsed: ParityOptions) -> lis
     """Frozen trials of which there is a golden, or of which one is recorded in this run."""
     if not q_ids:
         return []
-    from pytest_fvparity.golden import NoGolden, locate, relative_path, search_roots
+    from pytest_fvparity.golden.golden import NoGolden, locate, relative_path, search_roots
 
     roots = search_roots(parsed.golden, parsed.rootdir, shipped.root())
 
@@ -275,7 +276,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     parsed = session.config.stash[OPTIONS_KEY]
     if not (parsed.regen_golden or parsed.golden_diff) or session.config.option.collectonly:
         return None
-    from pytest_fvparity.recording import diff_goldens, record_goldens
+    from pytest_fvparity.golden.recording import diff_goldens, record_goldens
 
     stages = {item.trials_path: item for item in session.items if isinstance(item, StageItem)}
     for stage in stages.values():

@@ -50,7 +50,9 @@ def test_a_plain_install_brings_every_run_time_dependency() -> None:
 def test_every_run_time_dependency_is_really_used() -> None:
     used = _imported()
     # xdist is used through its hooks and options, by name.
-    hooks = (ROOT / "pytest_fvparity" / "session.py").read_text() + (ROOT / "pytest_fvparity" / "plugin.py").read_text()
+    hooks = (ROOT / "pytest_fvparity" / "suite" / "session.py").read_text() + (
+        ROOT / "pytest_fvparity" / "plugin.py"
+    ).read_text()
 
     for name in _names(PYPROJECT["project"]["dependencies"]):
         module = IMPORT_NAMES.get(name, name)
@@ -101,7 +103,7 @@ def test_the_wheel_carries_models_goldens_and_trials(wheel: Path) -> None:
         for profile in ("src", "todd_upstream"):
             assert f"pytest_fvparity/shipped/golden/tiny_antonym/{trials}/{profile}/manifest.json" in names
     assert {"fvcore/py.typed", "pytest_fvparity/py.typed"} <= names
-    assert "pytest_fvparity/templates/report.html.j2" in names
+    assert "pytest_fvparity/report/templates/report.html.j2" in names
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from fvcore.model_spec import ALIASES, MODEL_SPECS
+from fvcore.model.spec import ALIASES, MODEL_SPECS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("fvcore", "pytest_fvparity")
@@ -81,8 +81,8 @@ def test_torch_hooks_live_in_hooks_alone() -> None:
 
     # The reference's stand-in for baukit is a hook of the reference's process, not of ours; the adapter on plain hooks
     # is a candidate, worth something because it does not use ours.
-    others = {"pytest_fvparity.reference_driver", "pytest_fvparity.adapters.torch_hooks"}
-    assert users - FAULTS == {"fvcore.hooks", *others}
+    others = {"pytest_fvparity.reference.driver", "pytest_fvparity.candidates.adapters.torch_hooks"}
+    assert users - FAULTS == {"fvcore.model.hooks", *others}
 
 
 def _families_in(code: str) -> set[str]:
@@ -94,7 +94,7 @@ def _families_in(code: str) -> set[str]:
 # that it breaks or have it not: these files alone, these names alone.
 BED = {"gpt", "gpt_neox", "neox", "llama", "qwen"}
 NAMED = {
-    "fvcore.trials": {"gpt"},  # the default tokenizer of the trials' format
+    "fvcore.trials.fixed": {"gpt"},  # the default tokenizer of the trials' format
     "pytest_fvparity.shipped": {"gpt", "llama"},  # the shipped models' trials
     "pytest_fvparity.selftest.faults.activations": BED,
     "pytest_fvparity.selftest.faults.effects": BED - {"qwen"},
@@ -102,7 +102,7 @@ NAMED = {
     "pytest_fvparity.selftest.faults.slots": {"gpt"},
     "pytest_fvparity.selftest.faults.vectors": BED | {"gptj"},
 }
-ROOMS_OF_FAMILIES = {"fvcore.model_spec", "pytest_fvparity.reference"}
+ROOMS_OF_FAMILIES = {"fvcore.model.spec", "pytest_fvparity.reference.reference"}
 
 
 def test_no_model_family_is_named_outside_its_rooms() -> None:
@@ -135,9 +135,13 @@ def test_only_formats_writes_files() -> None:
     }
 
     # What is exchanged with another process lies in a scratch folder, gone when the process is.
-    exchange = {"pytest_fvparity.reference", "pytest_fvparity.candidates", "pytest_fvparity.candidate_driver"}
+    exchange = {
+        "pytest_fvparity.reference.reference",
+        "pytest_fvparity.candidates.candidates",
+        "pytest_fvparity.candidates.driver",
+    }
     # The kernel is told to forget a process's largest size by a word in a file of its own.
-    assert writers - FAULTS <= {"fvcore.formats", "fvcore.memory"} | exchange
+    assert writers - FAULTS <= {"fvcore.formats", "fvcore.model.memory"} | exchange
 
 
 def test_no_code_from_elsewhere_is_trusted() -> None:

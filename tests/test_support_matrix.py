@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fvcore.formats import read_json
-from fvcore.model_spec import MODEL_SPECS
-from fvcore.tested import TESTED
+from fvcore.model.spec import MODEL_SPECS
+from fvcore.model.tested import TESTED
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -27,8 +27,8 @@ from fvcore.activations import mean_head_activations
 from fvcore.effects import average_indirect_effect, causal_indirect_effect
 from fvcore.embedded.words import Relation, relations
 from fvcore.heads import top_heads
-from fvcore.hooks import add_to_residual
-from fvcore.models import LanguageModel, load
+from fvcore.model.hooks import add_to_residual
+from fvcore.model.model import LanguageModel, load
 from fvcore.prompts import BosFacts, Prompt, PromptTemplate, prompt_at_boundary
 from fvcore.slots import SlotMap, dummy_labels, slot_map
 from fvcore.trials import WordPair

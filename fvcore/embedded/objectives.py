@@ -21,8 +21,8 @@ from torch.nn.functional import cross_entropy, layer_norm
 
 from fvcore.embedded.batches import Batch, first_token, sample_pairs, zero_shot_prompts
 from fvcore.embedded.words import Relation
-from fvcore.hooks import add_to_residual, edit_heads
-from fvcore.models import LanguageModel
+from fvcore.model.hooks import add_to_residual, edit_heads
+from fvcore.model.model import LanguageModel
 
 
 @contextmanager

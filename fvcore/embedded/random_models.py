@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from fvcore.formats import sha256
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from fvcore.prompts import PromptTemplate, prompt_at_boundary, require_bos_agreement
 from fvcore.trials import PREFIXES, FixedTrials, Meta, TemplatePart, WordPair, sample, text_of
 

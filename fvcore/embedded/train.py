@@ -35,7 +35,7 @@ from fvcore.embedded.objectives import (
 from fvcore.embedded.recipe import RECIPES, Phase, Recipe
 from fvcore.embedded.words import Relation, group_of, relations
 from fvcore.formats import write_text
-from fvcore.models import LanguageModel, deterministic, load
+from fvcore.model.model import LanguageModel, deterministic, load
 
 
 def untrained(recipe: Recipe, vocabulary: Tokenizer) -> Any:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fvcore.artifacts import Artifact
-    from fvcore.models import LanguageModel
-    from pytest_fvparity.implementation import Implementation
-    from pytest_fvparity.tolerances import Tolerances
+    from fvcore.model.model import LanguageModel
+    from pytest_fvparity.parity.implementation import Implementation
+    from pytest_fvparity.parity.tolerances import Tolerances
 
 KEY = "mean_activations"
 

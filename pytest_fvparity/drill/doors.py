@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from fvcore.artifacts import Artifact, limited_to
 from fvcore.gates import NotProvided
-from fvcore.hooks import hooks_left, watch_modules
-from fvcore.models import LanguageModel
+from fvcore.model.hooks import hooks_left, watch_modules
+from fvcore.model.model import LanguageModel
 from pytest_fvparity.drill.modules import INPUT, OUTPUT, Difference, Point, Values, by_token, difference
 from pytest_fvparity.drill.passes import Batch, Passes, Window, nearest, window
-from pytest_fvparity.implementation import Implementation, copied
+from pytest_fvparity.parity.implementation import Implementation, copied
 
 METHOD = "block_outputs"
 BLOCK = "block"

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fvcore.hooks import watch_modules
-from fvcore.models import LanguageModel
+from fvcore.model.hooks import watch_modules
+from fvcore.model.model import LanguageModel
 
 INPUT, OUTPUT = "input", "output"
 

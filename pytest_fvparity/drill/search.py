@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fvcore.hooks import read_heads
+from fvcore.model.hooks import read_heads
 from fvcore.pipeline import slots_of, trial_keys
 from pytest_fvparity.drill.doors import Door, OtherTokens, door_of
 from pytest_fvparity.drill.found import Found
 from pytest_fvparity.drill.modules import INPUT, OUTPUT, Difference, Point, difference, values_until
 from pytest_fvparity.drill.readings import Trial, explanation, mean_of
-from pytest_fvparity.noise import FACTOR
+from pytest_fvparity.parity.noise import FACTOR
 
 if TYPE_CHECKING:
     from fvcore.slots import SlotMap

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from fvcore.artifacts import tensor_leaf
-from pytest_fvparity.golden import Golden
-from pytest_fvparity.golden_layout import Names, export
-from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.golden.golden import Golden
+from pytest_fvparity.golden.layout import Names, export
 from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Failed, Setup
+from pytest_fvparity.parity.implementation import CHECK_KEYS
 
 
 def run(setup: Setup) -> Outcome:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Setup
-from pytest_fvparity.render import REPORT, write_report
-from pytest_fvparity.report import Report
+from pytest_fvparity.report.render import REPORT, write_report
+from pytest_fvparity.report.report import Report
 
 FILES = (
     "parity_suite_report.json",

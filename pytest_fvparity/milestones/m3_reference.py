@@ -12,8 +12,8 @@ from torch import Tensor
 from fvcore.artifacts import tensor_leaf
 from fvcore.formats import pt_bytes, sha256, write_json
 from fvcore.pipeline import trial_keys
-from pytest_fvparity.golden import Golden
-from pytest_fvparity.golden_layout import Names, export
+from pytest_fvparity.golden.golden import Golden
+from pytest_fvparity.golden.layout import Names, export
 from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Failed, Setup
 

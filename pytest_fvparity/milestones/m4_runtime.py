@@ -6,19 +6,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fvcore import models
-from fvcore.experiments.runtime import layout
-from fvcore.experiments.runtime.errors import StepError
-from fvcore.experiments.runtime.progress import Shown
-from fvcore.experiments.runtime.run import Source
-from fvcore.experiments.runtime.run import run as run_steps
-from fvcore.experiments.runtime.sampled import DatasetSource, FixedSource
-from fvcore.experiments.runtime.settings import Settings
+from fvcore.experiments.errors import StepError
+from fvcore.experiments.progress import Shown
+from fvcore.experiments.steps import layout
+from fvcore.experiments.steps.run import Source
+from fvcore.experiments.steps.run import run as run_steps
+from fvcore.experiments.steps.sampled import DatasetSource, FixedSource
+from fvcore.experiments.steps.settings import Settings
 from fvcore.formats import FormatError
-from fvcore.model_spec import ModelError
+from fvcore.model import model as models
+from fvcore.model.spec import ModelError
 from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Failed, Setup
-from pytest_fvparity.render import REPORT, read_report
+from pytest_fvparity.report.render import REPORT, read_report
 
 DELIVERED = (
     layout.MEANS,

@@ -9,8 +9,8 @@ from pytest_fvparity.milestones.m2_parity import told
 from pytest_fvparity.milestones.m3_reference import DUMP
 from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Setup
-from pytest_fvparity.render import REPORT, read_report, write_report
-from pytest_fvparity.report import Report
+from pytest_fvparity.report.render import REPORT, read_report, write_report
+from pytest_fvparity.report.report import Report
 
 
 def run(setup: Setup) -> Outcome:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fvcore.formats import json_text, write_text
-from pytest_fvparity.implementation import CHECK_KEYS
 from pytest_fvparity.milestones.m2_parity import deliver
 from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Failed, Setup
-from pytest_fvparity.render import REPORT, read_report
-from pytest_fvparity.report import Report, earliest_failure
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.report.render import REPORT, read_report
+from pytest_fvparity.report.report import Report, earliest_failure
 
 RECORD = "m6_reverify.json"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fvcore.formats import FormatError
 from fvcore.gates import StageError
-from fvcore.model_spec import ModelError
+from fvcore.model.spec import ModelError
 from pytest_fvparity.milestones import (
     m0_trials,
     m1_golden,

@@ -13,12 +13,12 @@ from typing import Any
 from fvcore.formats import FormatError, sha256_file
 from fvcore.trials import FixedTrials
 from fvcore.trials import read as read_trials
-from pytest_fvparity.golden import Golden, NoGolden, locate, relative_path, search_roots
-from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.golden.golden import Golden, NoGolden, locate, relative_path, search_roots
 from pytest_fvparity.milestones.layout import Layout
 from pytest_fvparity.milestones.lock import Lock
-from pytest_fvparity.render import REPORT, read_report
-from pytest_fvparity.report import Report
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.report.render import REPORT, read_report
+from pytest_fvparity.report.report import Report
 from pytest_fvparity.shipped import root as shipped_root
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fvcore.formats import FormatError, read_json, sha256_file, write_json
-from pytest_fvparity.report import now
+from pytest_fvparity.report.report import now
 
 
 class NotReady(FormatError):

@@ -19,26 +19,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fvcore import models, trials
+from fvcore import trials
 from fvcore.artifacts import Artifact
 from fvcore.compare import Tolerance
 from fvcore.embedded.random_models import AWKWARD_PAIRS, trials_for
 from fvcore.formats import write_text
 from fvcore.gates import Status, Suite, run_suite
-from fvcore.models import LanguageModel
+from fvcore.model import model as models
+from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, Settings, run
 from fvcore.trials import FixedTrials
 from pytest_fvparity import shipped
-from pytest_fvparity.checks import STAGES, ParityRun
-from pytest_fvparity.golden import Golden
-from pytest_fvparity.implementation import CHECK_KEYS, Answers
-from pytest_fvparity.manifest import MANIFEST
-from pytest_fvparity.noise import Noise, is_number, measured, other_attention
-from pytest_fvparity.refinements import continuation_of
+from pytest_fvparity.golden.golden import Golden
+from pytest_fvparity.golden.manifest import MANIFEST
+from pytest_fvparity.parity.checks import STAGES, ParityRun
+from pytest_fvparity.parity.implementation import CHECK_KEYS, Answers
+from pytest_fvparity.parity.noise import Noise, is_number, measured, other_attention
+from pytest_fvparity.parity.refinements import continuation_of
+from pytest_fvparity.parity.tolerances import Tolerances
 from pytest_fvparity.selftest.bed import FAMILIES, TRIALS, Recorded, bed
 from pytest_fvparity.selftest.copies import changed
 from pytest_fvparity.selftest.faults.activations import batched
-from pytest_fvparity.tolerances import Tolerances
 
 SEEDS = tuple(range(10))
 HALF_SEEDS = SEEDS[:2]  # half precision is slow on a CPU, and two show what there is to see

@@ -15,15 +15,15 @@ from typing import Any
 from fvcore.artifacts import Artifact
 from fvcore.embedded.random_models import AWKWARD_PAIRS, BED_TOKENIZERS, random_lm, trials_for
 from fvcore.gates import StageResult, Suite, run_suite
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, Settings, profile_of, run
 from fvcore.profile import Profile
 from fvcore.trials import FixedTrials
-from pytest_fvparity.checks import STAGES, ParityRun
-from pytest_fvparity.golden import require_comparable
-from pytest_fvparity.implementation import Answers, Implementation
-from pytest_fvparity.refinements import continuation_of
-from pytest_fvparity.tolerances import Tolerances
+from pytest_fvparity.golden.golden import require_comparable
+from pytest_fvparity.parity.checks import STAGES, ParityRun
+from pytest_fvparity.parity.implementation import Answers, Implementation
+from pytest_fvparity.parity.refinements import continuation_of
+from pytest_fvparity.parity.tolerances import Tolerances
 
 FAMILIES = tuple(BED_TOKENIZERS)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fvcore.embedded.random_models import random_model
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from pytest_fvparity.selftest.bed import Bed, bed, bed_of
 
 

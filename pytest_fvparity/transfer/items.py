@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fvcore.gates import NON_BLOCKING, Stage, StageError, StageResult, Status, run_stage
-from pytest_fvparity.items import Adopted, DataFile, StageFailed
 from pytest_fvparity.options import OPTIONS_KEY
+from pytest_fvparity.suite.items import Adopted, DataFile, StageFailed
 from pytest_fvparity.transfer import KEYS, SUITE, TITLES
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ class TransferCollector(pytest.Collector):
             yield item
 
     def subject(self, request: pytest.FixtureRequest) -> Transfer:
-        from fvcore.experiments.runtime.layout import Folder
+        from fvcore.experiments.steps.layout import Folder
         from fvcore.formats import FormatError
-        from fvcore.models import ModelError
-        from pytest_fvparity.tolerances import Tolerances
+        from fvcore.model.model import ModelError
+        from pytest_fvparity.parity.tolerances import Tolerances
         from pytest_fvparity.transfer.subject import Transfer
 
         if not self.built:

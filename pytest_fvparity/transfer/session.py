@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fvcore.gates import StageResult, Status
-from pytest_fvparity import items as parity
 from pytest_fvparity.options import OPTIONS_KEY
+from pytest_fvparity.suite import items as parity
 from pytest_fvparity.transfer import SUITE, items
 from pytest_fvparity.transfer.runs import QId
 

@@ -121,7 +121,7 @@ def stepd_scores(run: Transfer) -> Verdict:
     """Every trial's effect, their mean in cie_scores.csv, and aie_scores.csv, which of one q_id is the same."""
     import torch
 
-    from fvcore.experiments.runtime import layout
+    from fvcore.experiments.steps import layout
 
     cie, aie = (run.top_heads[leaf] for leaf in ("cie", "aie"))
     assert isinstance(cie, torch.Tensor)
@@ -213,7 +213,7 @@ def _require_score(run: Transfer) -> None:
 def step6_summary(run: Transfer) -> Verdict:
     """No layer missing, each one's score the mean of its own rows, the best one the first of the largest; and the first
     example of each layer as the station injects."""
-    from fvcore.experiments.runtime import layout
+    from fvcore.experiments.steps import layout
     from fvcore.formats import read_json
 
     value, layers = read_json(run.folder / layout.ALL_LAYERS), list(range(run.lm.n_layers))

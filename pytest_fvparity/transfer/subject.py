@@ -14,17 +14,17 @@ from torch import Tensor
 from fvcore.artifacts import Artifact, tensor_leaf
 from fvcore.experiments.relation import status
 from fvcore.experiments.relation.status import Status
-from fvcore.experiments.runtime import layout
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.experiments.runtime.scores import Row, read_scores
+from fvcore.experiments.steps import layout
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.scores import Row, read_scores
 from fvcore.formats import FormatError, read_json, read_pt, read_text
 from fvcore.injection import inject
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, Settings
-from fvcore.sampled_trials import SampledTrials, as_fixed, read
 from fvcore.trials import FixedTrials
+from fvcore.trials.sampled import SampledTrials, as_fixed, read
 from fvcore.vectors import function_vector
-from pytest_fvparity.tolerances import Tolerances
+from pytest_fvparity.parity.tolerances import Tolerances
 
 
 @dataclass(frozen=True)

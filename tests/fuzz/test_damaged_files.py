@@ -12,13 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fvcore import artifacts, models, pipeline, trials
+from fvcore import artifacts, pipeline, trials
 from fvcore.compare import compare
 from fvcore.formats import sha256
+from fvcore.model import model as models
 from fvcore.prompts import require_verified
-from pytest_fvparity import golden, shipped
-from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.manifest import sealed
+from pytest_fvparity import shipped
+from pytest_fvparity.golden import golden
+from pytest_fvparity.golden.manifest import sealed
+from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.fuzz.damage import Campaign, byte_damage, drawn, json_damage
 
 ROOT = Path(__file__).parents[2]

@@ -21,9 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvcore.gates import NotProvided
-from pytest_fvparity import golden, tolerances
-from pytest_fvparity.candidates import from_folder
-from pytest_fvparity.checks import ParityRun
+from pytest_fvparity.candidates.candidates import from_folder
+from pytest_fvparity.golden import golden
+from pytest_fvparity.parity import tolerances
+from pytest_fvparity.parity.checks import ParityRun
 from tests.fuzz.damage import Campaign, byte_damage, drawn, json_damage
 from tests.fuzz.test_damaged_files import GOLDEN, contents, tell
 

@@ -12,13 +12,14 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-from fvcore import audit, models
 from fvcore import trials as fixed_trials
 from fvcore.cli import app
 from fvcore.embedded.random_models import PAIRS, random_lm, toy_tokenizer, trials_for
 from fvcore.formats import write_text
-from fvcore.model_spec import ALIASES, MODEL_SPECS, ModelError, spec_for
-from fvcore.models import LanguageModel
+from fvcore.model import audit
+from fvcore.model import model as models
+from fvcore.model.model import LanguageModel
+from fvcore.model.spec import ALIASES, MODEL_SPECS, ModelError, spec_for
 from tests.pytest_fvparity.stand_in import plant
 
 LLAMA = spec_for("llama")
@@ -159,7 +160,7 @@ def test_the_plans_folder_is_there_for_the_asking(model: Path, tmp_path: Path, m
 
 
 def audit_folder(layout: str) -> Path:
-    from fvcore.spec_cli import _folder
+    from fvcore.model.commands import _folder
 
     return _folder(None, layout)
 
@@ -207,7 +208,7 @@ def test_smoke_under_a_wrong_spec_writes_the_missing_part_and_fails(model: Path,
 def test_smoke_of_what_this_machine_cannot_load_says_so(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fvcore.placement.find_spec", lambda name: None)
+    monkeypatch.setattr("fvcore.model.placement.find_spec", lambda name: None)
     done = spec("smoke", model, "--quant", "4bit", "--out", tmp_path / "out")
     assert done.exit_code == 1
     smoke = read(tmp_path / "out", "resolver_smoke_llama.json")

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from fvcore.embedded import EMBEDDED, gate, path_of, tokenizer, train, words
 from fvcore.embedded.recipe import RECIPES, Phase
 from fvcore.formats import read_json, read_text, sha256_file
-from fvcore.models import load
+from fvcore.model.model import load
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 

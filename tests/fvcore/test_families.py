@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fvcore import models
 from fvcore.artifacts import Artifact, tensor_leaf
-from fvcore.diagnostics import block_output, caveats, diagnostics
 from fvcore.embedded.random_models import EVERY_FAMILY, random_lm, random_model, trials_for
-from fvcore.engines import why_not_fast
-from fvcore.hooks import add_to_residual, edit_heads, read_heads
-from fvcore.model_spec import MODEL_SPECS
-from fvcore.models import LanguageModel, ModelError
+from fvcore.fast.engines import why_not_fast
+from fvcore.model import model as models
+from fvcore.model.diagnostics import block_output, caveats, diagnostics
+from fvcore.model.hooks import add_to_residual, edit_heads, read_heads
+from fvcore.model.model import LanguageModel, ModelError
+from fvcore.model.spec import MODEL_SPECS
 from fvcore.pipeline import Pipeline, Settings, run
 from fvcore.trials import FixedTrials
 from fvcore.vectors import head_term
@@ -213,7 +213,7 @@ def test_engine_fast_is_engine_exact_or_says_why_not(
 def test_injection_is_the_same_by_both_engines(
     found: Callable[[str, str], tuple[Pipeline, dict[str, Artifact]]], family: str
 ) -> None:
-    from fvcore.sweep import injected_logits
+    from fvcore.fast.sweep import injected_logits
 
     stations, exact = found(family, "exact")
     lm, key = stations.lm, "0:0"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fvcore.embedded.random_models import FAMILIES
-from fvcore.hooks import HookNeverFired, add_to_residual, edit_heads, read_heads
-from fvcore.models import LanguageModel, ModelError
+from fvcore.model.hooks import HookNeverFired, add_to_residual, edit_heads, read_heads
+from fvcore.model.model import LanguageModel, ModelError
 
 Tiny = Callable[[str], LanguageModel]
 per_family = pytest.mark.parametrize("family", FAMILIES)

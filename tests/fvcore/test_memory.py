@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fvcore.memory import free_memory, peak_memory
+from fvcore.model.memory import free_memory, peak_memory
 
 MIB = 2**20
 

@@ -22,14 +22,15 @@ from transformers import (
     T5EncoderModel,
 )
 
-from fvcore import models, placement, spec_files, tested
 from fvcore.embedded.random_models import random_lm, random_model, toy_tokenizer
-from fvcore.engines import why_not_fast
+from fvcore.fast.engines import why_not_fast
 from fvcore.formats import FormatError, write_text
-from fvcore.hooks import read_heads
-from fvcore.model_spec import ALIASES, HF_IDS, MODEL_SPECS, ModelSpec, spec_named
-from fvcore.models import LanguageModel, ModelError, ModelWarning
-from fvcore.placement import Placement
+from fvcore.model import model as models
+from fvcore.model import placement, spec_files, tested
+from fvcore.model.hooks import read_heads
+from fvcore.model.model import LanguageModel, ModelError, ModelWarning
+from fvcore.model.placement import Placement
+from fvcore.model.spec import ALIASES, HF_IDS, MODEL_SPECS, ModelSpec, spec_named
 
 PATHS = {"blocks_path": "model.layers", "attn_path_in_block": "self_attn", "out_proj_path_in_attn": "o_proj"}
 
@@ -193,7 +194,7 @@ def test_an_unknown_architecture_names_the_known_ones_and_the_ways_out() -> None
     assert ", ".join(sorted(MODEL_SPECS)) in message
     assert "of those these do: none" in message
     assert "--fv-spec FILE.yaml" in message
-    assert "fvcore/model_spec.py" in message
+    assert "fvcore/model/spec.py" in message
 
 
 def test_an_encoder_decoder_is_no_causal_model_although_its_decoder_looks_like_one() -> None:

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import MptConfig, MptForCausalLM
 
-from fvcore import models
 from fvcore.embedded.random_models import FAMILIES, random_lm, random_model, toy_tokenizer
-from fvcore.hooks import read_heads
-from fvcore.model_spec import MODEL_SPECS, ModelSpec, spec_for
-from fvcore.models import LanguageModel, ModelError, tokenizer_digest, weights_digest
+from fvcore.model import model as models
+from fvcore.model.hooks import read_heads
+from fvcore.model.model import LanguageModel, ModelError, tokenizer_digest, weights_digest
+from fvcore.model.spec import MODEL_SPECS, ModelSpec, spec_for
 from fvcore.vectors import head_term
 
 Tiny = Callable[[str], LanguageModel]
@@ -131,7 +131,7 @@ def test_an_unknown_family_names_the_known_ones() -> None:
         LanguageModel.wrap(hf)
     assert "'mpt'" in str(error.value)
     assert ", ".join(sorted(MODEL_SPECS)) in str(error.value)
-    assert "fvcore/model_spec.py" in str(error.value)
+    assert "fvcore/model/spec.py" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from fvcore import trials
 from fvcore.embedded.random_models import toy_tokenizer, trials_for
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from fvcore.prompts import (
     BosError,
     BosFacts,

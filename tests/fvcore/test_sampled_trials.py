@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from fvcore import models, trials
-from fvcore.experiments.runtime.sampled import Draw, FixedSource, of_draws
+from fvcore import trials
+from fvcore.experiments.steps.sampled import Draw, FixedSource, of_draws
 from fvcore.formats import write_json
+from fvcore.model import model as models
 from fvcore.prompts import Tokenizer, verify
-from fvcore.sampled_trials import ALL, SampledMeta, SampledTrials, as_fixed, read, read_trials, write
 from fvcore.trials import TrialsError, WordPair
+from fvcore.trials.sampled import ALL, SampledMeta, SampledTrials, as_fixed, read, read_trials, write
 
 ROOT = Path(__file__).parents[2]
 FIXED = ROOT / "datasets" / "fixed_trials" / "fixed_trials_tiny_antonym_t10_s10_seed0_tiny_llama.json"

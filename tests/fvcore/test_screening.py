@@ -7,12 +7,12 @@ import copy
 import pytest
 import torch
 
-from fvcore import sweep
 from fvcore.activations import head_activations
 from fvcore.embedded.random_models import FAMILIES
+from fvcore.fast import sweep
+from fvcore.fast.screening import first_order_effects, screened_top_heads
 from fvcore.heads import top_heads
-from fvcore.models import LanguageModel
-from fvcore.screening import first_order_effects, screened_top_heads
+from fvcore.model.model import LanguageModel
 from tests.fvcore.test_sweep import cases_on, world
 
 
@@ -54,12 +54,12 @@ def test_screened_heads_are_the_top_heads_and_their_effects_are_computed(family:
 
 
 def test_few_heads_are_computed_where_few_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fvcore.screening.SAMPLE", 2)
+    monkeypatch.setattr("fvcore.fast.screening.SAMPLE", 2)
     lm, _, _ = world("llama")
     cases, means = cases_on(lm)
     exact = first_order_effects(lm, cases, means)  # a world in which the estimates are right
     monkeypatch.setattr(
-        "fvcore.screening.effects_of_heads",
+        "fvcore.fast.screening.effects_of_heads",
         lambda lm, cases, means, heads: torch.stack([exact[:, layer, head] for layer, head in heads], dim=1),
     )
 

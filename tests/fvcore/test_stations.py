@@ -24,9 +24,9 @@ from fvcore.effects import (
 )
 from fvcore.embedded.random_models import FAMILIES, random_lm, trials_for
 from fvcore.heads import top_heads
-from fvcore.hooks import HookNeverFired, add_to_residual, read_heads
 from fvcore.injection import N_GENERATED, inject, inject_generate, inject_nll
-from fvcore.models import LanguageModel, ModelError
+from fvcore.model.hooks import HookNeverFired, add_to_residual, read_heads
+from fvcore.model.model import LanguageModel, ModelError
 from fvcore.pipeline import Pipeline, Settings
 from fvcore.prompts import Prompt
 from fvcore.slots import SlotMap

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fvcore import chunks, sweep
 from fvcore.activations import mean_head_activations
 from fvcore.effects import causal_indirect_effect
 from fvcore.embedded.random_models import AWKWARD_PAIRS, FAMILIES, random_lm, toy_tokenizer, trials_for
-from fvcore.engines import why_not_fast
-from fvcore.hooks import passing_over
+from fvcore.fast import chunks, sweep
+from fvcore.fast.engines import why_not_fast
+from fvcore.fast.shared_prompt import Batch, Prompt
 from fvcore.injection import inject
-from fvcore.models import LanguageModel
+from fvcore.model.hooks import passing_over
+from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, Settings, profile_of, slots_of
-from fvcore.shared_prompt import Batch, Prompt
 from fvcore.slots import SlotMap
 
 WITH_SDPA = tuple(family for family in FAMILIES if family != "gptj")
@@ -348,5 +348,5 @@ def test_the_profile_says_that_the_fast_engine_ran() -> None:
 def test_the_engine_is_asked_of_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = random_lm("llama")
     assert why_not_fast(lm) == ""
-    monkeypatch.setattr("fvcore.engines._difference", lambda lm: pytest.fail("asked again"))
+    monkeypatch.setattr("fvcore.fast.engines._difference", lambda lm: pytest.fail("asked again"))
     assert why_not_fast(lm) == ""

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from fvcore.gates import Finding, StageResult, Status, Verdict
-from pytest_fvparity import report as report_module
-from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.report import Report
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.report import report as report_module
+from pytest_fvparity.report.report import Report
 
 FILE = "datasets/fixed_trials/fixed_trials_x.json"
 CONTEXT = {

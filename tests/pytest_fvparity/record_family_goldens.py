@@ -9,10 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fvcore import models, trials
+from fvcore import trials
 from fvcore.embedded.random_models import AWKWARD_PAIRS, random_lm, trials_for
+from fvcore.model import model as models
 from fvcore.pipeline import Settings
-from pytest_fvparity import golden, reference
+from pytest_fvparity.golden import golden
+from pytest_fvparity.reference import reference
 
 FOLDER = Path(__file__).with_name("family_goldens")
 FAMILIES = ("gpt2", "gptj", "gpt_neox", "llama", "mistral")

@@ -8,10 +8,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from fvcore import models, trials
+from fvcore import trials
 from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.formats import sha256_file
-from fvcore.models import LanguageModel
+from fvcore.model import model as models
+from fvcore.model.model import LanguageModel
 from fvcore.trials import FixedTrials
 
 TREE = Path(__file__).with_name("stand_in")

@@ -35,7 +35,7 @@ def _as_in_the_checkout(world: World, pytester: pytest.Pytester) -> None:
 
 
 def words(adapter: str, *options: str) -> list[str]:
-    return ["-m", "parity", f"--fv-candidate=pytest_fvparity.adapters.{adapter}:make", *options]
+    return ["-m", "parity", f"--fv-candidate=pytest_fvparity.candidates.adapters.{adapter}:make", *options]
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,10 @@ def test_plain_hooks_agree_on_other_families(pytester: pytest.Pytester, tmp_path
 def test_plain_hooks_agree_in_every_token_class(world: World) -> None:
     import dataclasses
 
-    from fvcore import models, pipeline, trials
+    from fvcore import pipeline, trials
     from fvcore.compare import Tolerance, compare
-    from pytest_fvparity.adapters.torch_hooks import make
+    from fvcore.model import model as models
+    from pytest_fvparity.candidates.adapters.torch_hooks import make
     from tests.pytest_fvparity.worlds import SETTINGS
 
     lm, fixed = models.load(str(world.model)), trials.read(world.trials[0])
@@ -88,9 +89,10 @@ def test_plain_hooks_agree_in_every_token_class(world: World) -> None:
 
 
 def test_no_hook_is_left_on_the_sessions_model(world: World) -> None:
-    from fvcore import models, trials
-    from fvcore.hooks import hooks_left
-    from pytest_fvparity.adapters.torch_hooks import TorchHooks
+    from fvcore import trials
+    from fvcore.model import model as models
+    from fvcore.model.hooks import hooks_left
+    from pytest_fvparity.candidates.adapters.torch_hooks import TorchHooks
     from tests.pytest_fvparity.worlds import SETTINGS
 
     lm, fixed = models.load(str(world.model)), trials.read(world.trials[0])

@@ -12,7 +12,7 @@ import pytest
 
 from fvcore import trials
 from fvcore.embedded.random_models import toy_tokenizer
-from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.pytest_fvparity.worlds import World, reports, statuses
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fvcore import artifacts, models, pipeline, trials
-from pytest_fvparity.implementation import CHECK_KEYS
+from fvcore import artifacts, pipeline, trials
+from fvcore.model import model as models
+from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.pytest_fvparity.worlds import SETTINGS, World, reports, statuses
 
 FACTORY = """
@@ -30,7 +31,8 @@ def make(lm, trials, settings):
 ELSEWHERE = """
 import os
 from pathlib import Path
-from fvcore import models, trials
+from fvcore.model import model as models
+from fvcore import trials
 from fvcore.pipeline import Pipeline, Settings
 
 class Mine(Pipeline):

@@ -18,11 +18,11 @@ from rich.console import Console
 
 from fvcore.gates import Status
 from pytest_fvparity import cli
-from pytest_fvparity.fault_table import absent
-from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.render import write_all
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.report.render import write_all
 from pytest_fvparity.selftest import run
 from pytest_fvparity.selftest.catalogue import Fault, Observed, Outcome
+from pytest_fvparity.selftest.fault_table import absent
 from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
 from tests.pytest_fvparity.worlds import World, plant
 

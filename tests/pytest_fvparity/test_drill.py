@@ -17,25 +17,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from fvcore import models, trials
+from fvcore import trials
 from fvcore.activations import head_activations
 from fvcore.artifacts import Artifact
 from fvcore.embedded.random_models import BED_TOKENIZERS, random_model, toy_tokenizer, trials_for
 from fvcore.gates import StageError, Verdict
-from fvcore.hooks import read_heads
-from fvcore.models import LanguageModel
+from fvcore.model import model as models
+from fvcore.model.hooks import read_heads
+from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, Settings, slots_of, trial_keys
 from pytest_fvparity import shipped
-from pytest_fvparity.adapters.torch_hooks import TorchHooks
-from pytest_fvparity.candidates import FromFolder
-from pytest_fvparity.checks import ParityRun, check
+from pytest_fvparity.candidates.adapters.torch_hooks import TorchHooks
+from pytest_fvparity.candidates.candidates import FromFolder
 from pytest_fvparity.drill.doors import Watched
 from pytest_fvparity.drill.found import lines
-from pytest_fvparity.golden import Golden, relative_path
+from pytest_fvparity.golden.golden import Golden, relative_path
+from pytest_fvparity.parity.checks import ParityRun, check
+from pytest_fvparity.parity.tolerances import Tolerances
 from pytest_fvparity.selftest.bed import Recorded
 from pytest_fvparity.selftest.copies import changed
 from pytest_fvparity.selftest.faults.activations import average, heads_by_token, left_padded, mean_of, to_slots
-from pytest_fvparity.tolerances import Tolerances
 from tests.pytest_fvparity.worlds import World, reports
 
 ROOT = Path(__file__).parents[2]
@@ -636,7 +637,8 @@ def test_a_folder_may_hold_what_its_modules_gave(tmp_path: Path) -> None:
 ELSEWHERE = """
 import torch
 from pathlib import Path
-from fvcore import models, trials
+from fvcore.model import model as models
+from fvcore import trials
 from fvcore.pipeline import Pipeline, Settings
 
 class There(Pipeline):
@@ -698,7 +700,7 @@ def test_a_candidate_in_another_interpreter_is_asked(
 def test_the_adapters_on_other_libraries_show_their_modules(adapter: str) -> None:
     path = "model.layers.1.mlp.down_proj"
     judge = shipped_judge("tiny-llama")
-    make = importlib.import_module(f"pytest_fvparity.adapters.{adapter}").make
+    make = importlib.import_module(f"pytest_fvparity.candidates.adapters.{adapter}").make
     if importlib.util.find_spec(adapter) is None:
         with pytest.raises(StageError, match="this adapter needs"):
             judge(path, 1.01, make)
@@ -905,7 +907,7 @@ def test_random_states_and_switches_are_as_before() -> None:
 
 OVERRIDDEN = """
 import pytest
-from fvcore import models
+from fvcore.model import model as models
 
 @pytest.fixture(scope="session")
 def fv_model(request):

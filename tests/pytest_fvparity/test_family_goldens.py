@@ -9,10 +9,10 @@ import pytest
 
 from fvcore.gates import Status, Suite, run_suite
 from fvcore.pipeline import Pipeline, profile_of
-from pytest_fvparity.checks import STAGES, ParityRun
-from pytest_fvparity.golden import Golden, require_comparable
-from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.tolerances import Tolerances
+from pytest_fvparity.golden.golden import Golden, require_comparable
+from pytest_fvparity.parity.checks import STAGES, ParityRun
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.parity.tolerances import Tolerances
 from tests.pytest_fvparity.record_family_goldens import FAMILIES, FOLDER, SETTINGS, world
 
 

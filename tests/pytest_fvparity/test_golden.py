@@ -18,13 +18,14 @@ from fvcore.gates import Refused
 from fvcore.pipeline import Settings, profile_of, run
 from fvcore.profile import Identity, Profile
 from fvcore.trials import FixedTrials
-from pytest_fvparity import golden, reference
-from pytest_fvparity.golden import DamagedGolden, Golden, NoGolden, Recorded, StaleGolden
-from pytest_fvparity.golden_diff import KEYS
-from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.manifest import sealed
-from pytest_fvparity.noise import Noise
-from pytest_fvparity.reference import Recording
+from pytest_fvparity.golden import golden
+from pytest_fvparity.golden.diff import KEYS
+from pytest_fvparity.golden.golden import DamagedGolden, Golden, NoGolden, Recorded, StaleGolden
+from pytest_fvparity.golden.manifest import sealed
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.parity.noise import Noise
+from pytest_fvparity.reference import reference
+from pytest_fvparity.reference.reference import Recording
 from tests.pytest_fvparity.stand_in import digests, plant, saved
 
 FILES = sorted(

@@ -17,10 +17,11 @@ from fvcore.embedded.random_models import trials_for
 from fvcore.formats import read_json, write_json
 from fvcore.pipeline import Settings
 from fvcore.trials import FixedTrials
-from pytest_fvparity import golden, reference
-from pytest_fvparity.golden_diff import KEYS, MAX_LEAVES, MAX_SHOWN, GoldenDiff, KeyDiff, differences
-from pytest_fvparity.manifest import MANIFEST, sealed
-from pytest_fvparity.reference import Recording
+from pytest_fvparity.golden import golden
+from pytest_fvparity.golden.diff import KEYS, MAX_LEAVES, MAX_SHOWN, GoldenDiff, KeyDiff, differences
+from pytest_fvparity.golden.manifest import MANIFEST, sealed
+from pytest_fvparity.reference import reference
+from pytest_fvparity.reference.reference import Recording
 from tests.pytest_fvparity.stand_in import digests, plant, saved
 
 

@@ -12,18 +12,20 @@ from typing import Any
 import pytest
 import torch
 
-from fvcore import models, pipeline, trials
+from fvcore import pipeline, trials
 from fvcore.artifacts import tensor_leaf
 from fvcore.formats import read_json, read_pt, sha256_file
+from fvcore.model import model as models
 from fvcore.pipeline import Settings
 from fvcore.trials import FixedTrials
-from pytest_fvparity import cli, golden
-from pytest_fvparity.golden import Golden
-from pytest_fvparity.golden_layout import LayoutError, export, import_results
-from pytest_fvparity.golden_tiers import split
-from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.manifest import MANIFEST
-from pytest_fvparity.reference import Recording
+from pytest_fvparity import cli
+from pytest_fvparity.golden import golden
+from pytest_fvparity.golden.golden import Golden
+from pytest_fvparity.golden.layout import LayoutError, export, import_results
+from pytest_fvparity.golden.manifest import MANIFEST
+from pytest_fvparity.golden.tiers import split
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.reference.reference import Recording
 from tests.pytest_fvparity.stand_in import digests
 from tests.pytest_fvparity.worlds import PROVENANCE, SETTINGS, World, plant, reports, statuses
 

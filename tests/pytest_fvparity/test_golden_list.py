@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from fvcore.formats import read_json, write_json
-from pytest_fvparity import cli, golden
-from pytest_fvparity.manifest import MANIFEST, sealed
+from pytest_fvparity import cli
+from pytest_fvparity.golden import golden
+from pytest_fvparity.golden.manifest import MANIFEST, sealed
 from tests.pytest_fvparity.stand_in import digests
 from tests.pytest_fvparity.worlds import World
 

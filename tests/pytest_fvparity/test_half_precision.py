@@ -10,7 +10,7 @@ import pytest
 
 from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.gates import Status
-from fvcore.models import DTYPES
+from fvcore.model.model import DTYPES
 from fvcore.pipeline import Pipeline, Settings, run
 from pytest_fvparity.selftest.bed import Bed, Recorded
 

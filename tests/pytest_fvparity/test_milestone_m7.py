@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fvcore.experiments.relation import files
-from fvcore.experiments.runtime import layout
+from fvcore.experiments.steps import layout
 from fvcore.formats import read_json, read_pt, sha256_file, write_json, write_pt
 from pytest_fvparity import shipped
 from pytest_fvparity.cli import app

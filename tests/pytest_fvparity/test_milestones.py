@@ -13,17 +13,18 @@ import pytest
 import torch
 import yaml
 
-from fvcore import models, trials
+from fvcore import trials
 from fvcore.embedded.random_models import PAIRS
 from fvcore.formats import FormatError, read_pt
-from pytest_fvparity.golden import Golden
+from fvcore.model import model as models
+from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.milestones import m0_trials, m3_reference, state
 from pytest_fvparity.milestones.lock import SHIPPED, Lock, Locked
 from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.run import run, run_all
 from pytest_fvparity.milestones.setup import Failed, Setup
 from pytest_fvparity.milestones.state import NotReady
-from pytest_fvparity.report import Check
+from pytest_fvparity.report.report import Check
 from tests.pytest_fvparity.worlds import FAULTY, World
 
 

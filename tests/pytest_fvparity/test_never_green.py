@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from fvcore.gates import StageResult, Status
-from pytest_fvparity.items import REPORT_ATTRIBUTE
 from pytest_fvparity.options import OPTIONS_KEY
-from pytest_fvparity.session import ParityReporter
+from pytest_fvparity.suite.items import REPORT_ATTRIBUTE
+from pytest_fvparity.suite.session import ParityReporter
 from tests.pytest_fvparity.worlds import World, plant, reports, statuses
 
 SKIPPED = {
@@ -263,7 +263,7 @@ def test_recording_is_refused_for_a_model_the_reference_would_not_see(pytester: 
     pytester.makeconftest(
         f"""
         import pytest
-        from fvcore import models
+        from fvcore.model import model as models
 
         @pytest.fixture(scope="session")
         def fv_model():

@@ -17,12 +17,13 @@ from fvcore.embedded.random_models import random_lm
 from fvcore.formats import write_text
 from fvcore.gates import Verdict
 from fvcore.pipeline import Settings
-from pytest_fvparity import golden, reference
-from pytest_fvparity.checks import ParityRun
-from pytest_fvparity.noise import RULE, Noise, measured, other_attention, variations
+from pytest_fvparity.golden import golden
+from pytest_fvparity.parity.checks import ParityRun
+from pytest_fvparity.parity.noise import RULE, Noise, measured, other_attention, variations
+from pytest_fvparity.parity.tolerances import HOOK, Tolerances
+from pytest_fvparity.reference import reference
 from pytest_fvparity.selftest import alarms
 from pytest_fvparity.selftest.bed import Recorded, bed
-from pytest_fvparity.tolerances import HOOK, Tolerances
 from tests.pytest_fvparity.stand_in import plant, saved, saved_trials
 
 KEY = "mean_activations"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from fvcore import models, trials
-from fvcore.sampled_trials import read_trials, write
-from pytest_fvparity.golden_list import trials_under
-from pytest_fvparity.place import place_of, title_of
+from fvcore import trials
+from fvcore.model import model as models
+from fvcore.trials.sampled import read_trials, write
+from pytest_fvparity.golden.listing import trials_under
+from pytest_fvparity.suite.place import place_of, title_of
 from tests.fvcore.test_sampled_trials import FIXED, sampled_of
 
 

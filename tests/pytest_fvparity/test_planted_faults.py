@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.pytest_fvparity.worlds import World, plant, reports, statuses
 
 # Check key -> a fault in the candidate's artifact, and what the report must say of it.

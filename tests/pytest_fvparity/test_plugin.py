@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.pytest_fvparity.worlds import World, plant, reports, statuses
 
 FAULT = 'leaves["mean_activations"] = leaves["mean_activations"] + 0.5'
@@ -105,7 +105,7 @@ def test_users_share_the_fixtures_and_an_override_changes_what_the_stages_run_on
     pytester.makeconftest(
         f"""
         import pytest
-        from fvcore import models
+        from fvcore.model import model as models
 
         @pytest.fixture(scope="session")
         def fv_model():

@@ -18,18 +18,17 @@ from typing import Any
 import pytest
 import torch
 
-from fvcore import models
 from fvcore.artifacts import Artifact, tensor_leaf
 from fvcore.compare import EXACT, Tolerance, compare
 from fvcore.embedded.random_models import REFERENCE_FAMILIES, random_lm, trials_for
-from fvcore.model_spec import MODEL_SPECS, ModelSpec
-from fvcore.models import LanguageModel
+from fvcore.model import model as models
+from fvcore.model.model import LanguageModel
+from fvcore.model.spec import MODEL_SPECS, ModelSpec
 from fvcore.pipeline import Settings, profile_of, run
 from fvcore.profile import REFERENCE_PROFILES
 from fvcore.trials import FixedTrials
-from pytest_fvparity import reference
-from pytest_fvparity import reference_driver as driver
-from pytest_fvparity.reference import Recording, RecordingError
+from pytest_fvparity.reference import driver, reference
+from pytest_fvparity.reference.reference import Recording, RecordingError
 from tests.pytest_fvparity.stand_in import digests, plant, saved, saved_trials
 
 SRC = Settings(edit_layer=1, n_top_heads=3, engine="exact")

@@ -13,7 +13,7 @@ import torch
 from fvcore.artifacts import Artifact
 from fvcore.gates import StageResult, Status
 from fvcore.pipeline import Pipeline
-from pytest_fvparity.implementation import CHECK_KEYS
+from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.selftest.bed import bed
 from pytest_fvparity.selftest.catalogue import Observed, Outcome, observed
 from pytest_fvparity.selftest.faults.activations import keeping_references

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from fvcore.gates import Status
-from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.render import heat_map, write_all, write_report
-from pytest_fvparity.report import Report
-from pytest_fvparity.schema import report_schema
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.report.render import heat_map, write_all, write_report
+from pytest_fvparity.report.report import Report
+from pytest_fvparity.report.schema import report_schema
 from tests.pytest_fvparity.made_reports import CONTEXT, FILE, assemble, failed, row_of, rows_of
 from tests.pytest_fvparity.worlds import World, plant
 

@@ -11,10 +11,10 @@ import torch
 
 from fvcore.compare import NOT_FINITE, ZERO, Tolerance, compare
 from fvcore.gates import Status, Verdict
-from pytest_fvparity import error_grid
-from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.render import REPORT, environment, markdown, read_report, write_report
-from pytest_fvparity.report import Report
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.report import error_grid
+from pytest_fvparity.report.render import REPORT, environment, markdown, read_report, write_report
+from pytest_fvparity.report.report import Report
 from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
 
 KEY = "mean_activations"

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from fvcore.gates import Finding, StageResult, Status, Verdict
-from pytest_fvparity.junit import LONGEST, properties
+from pytest_fvparity.report.junit import LONGEST, properties
 from tests.pytest_fvparity.worlds import World, plant, reports
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from fvcore.gates import Status
-from pytest_fvparity.annotations import MOST, workflow_commands
-from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.markdown import LEAST, parse, size, within
-from pytest_fvparity.render import environment, markdown
-from pytest_fvparity.report import Report
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.report.annotations import MOST, workflow_commands
+from pytest_fvparity.report.markdown import LEAST, parse, size, within
+from pytest_fvparity.report.render import environment, markdown
+from pytest_fvparity.report.report import Report
 from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
 
 ROW = "| {} | ä{} |"

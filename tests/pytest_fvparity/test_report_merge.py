@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from fvcore.gates import Status, Verdict
-from pytest_fvparity.implementation import CHECK_KEYS
-from pytest_fvparity.merge import Contradiction, merge
-from pytest_fvparity.render import read_report, write_all
-from pytest_fvparity.report import Report
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.report.merge import Contradiction, merge
+from pytest_fvparity.report.render import read_report, write_all
+from pytest_fvparity.report.report import Report
 from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
 
 EARLY, LATE = CHECK_KEYS[:3], CHECK_KEYS[3:]

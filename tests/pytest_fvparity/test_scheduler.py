@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from fvcore.gates import StageResult, Status
-from pytest_fvparity.implementation import CHECK_KEYS, INPUTS
-from pytest_fvparity.items import SUITE
-from pytest_fvparity.scheduler import PLACE, SuiteScheduling, Workers, partition
-from pytest_fvparity.session import FAILURES, ParityReporter
+from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS
+from pytest_fvparity.suite.items import SUITE
+from pytest_fvparity.suite.scheduler import PLACE, SuiteScheduling, Workers, partition
+from pytest_fvparity.suite.session import FAILURES, ParityReporter
 from tests.pytest_fvparity.worlds import World, plant, reports, statuses
 
 HANGS = 300  # seconds: no run here takes a tenth of it
@@ -545,7 +545,7 @@ def test_a_stage_alone_has_the_candidate_compute_what_it_needs(
     pytester.makeconftest(
         """
         from fvcore.pipeline import Pipeline
-        from pytest_fvparity.implementation import CHECK_KEYS
+        from pytest_fvparity.parity.implementation import CHECK_KEYS
 
         class Noting(Pipeline):
             asked = []

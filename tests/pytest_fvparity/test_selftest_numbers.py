@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fvcore import effects
 from fvcore.effects import target_probability
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from fvcore.slots import SlotMap
-from pytest_fvparity.implementation import Implementation
+from pytest_fvparity.parity.implementation import Implementation
 from pytest_fvparity.selftest.bed import FAMILIES, Bed, bed
 from pytest_fvparity.selftest.catalogue import Observed, Outcome, observed
 from pytest_fvparity.selftest.faults import activations as means

@@ -13,7 +13,7 @@ from fvcore import trials
 from fvcore.embedded import EMBEDDED
 from fvcore.profile import REFERENCE_PROFILES
 from pytest_fvparity import shipped
-from pytest_fvparity.golden import Golden, relative_path
+from pytest_fvparity.golden.golden import Golden, relative_path
 
 ROOT = Path(__file__).parents[2]
 

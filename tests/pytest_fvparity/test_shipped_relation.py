@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from fvcore import models
 from fvcore.experiments.relation import data
 from fvcore.experiments.relation.sampling import RelationSource
 from fvcore.experiments.relation.settings import RelationSettings
 from fvcore.gates import Status, Suite, run_suite
-from fvcore.models import LanguageModel
+from fvcore.model import model as models
+from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, Settings, profile_of
-from fvcore.sampled_trials import read, read_trials
-from pytest_fvparity.checks import STAGES, ParityRun
-from pytest_fvparity.golden import Golden, relative_path, require_comparable
-from pytest_fvparity.golden_list import rows, trials_under
-from pytest_fvparity.tolerances import Tolerances
+from fvcore.trials.sampled import read, read_trials
+from pytest_fvparity.golden.golden import Golden, relative_path, require_comparable
+from pytest_fvparity.golden.listing import rows, trials_under
+from pytest_fvparity.parity.checks import STAGES, ParityRun
+from pytest_fvparity.parity.tolerances import Tolerances
 
 ROOT = Path(__file__).parents[2]
 CSV = Path("datasets", "relation", "relationA_ex.csv")

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from fvcore import models
 from fvcore.experiments.relation import files
-from fvcore.experiments.runtime import layout
-from fvcore.experiments.runtime.layout import Folder
+from fvcore.experiments.steps import layout
+from fvcore.experiments.steps.layout import Folder
 from fvcore.formats import read_csv, read_json, read_pt, sha256_file, write_csv, write_json, write_pt
 from fvcore.gates import StageResult, Status, run_suite
-from fvcore.models import LanguageModel
-from pytest_fvparity.tolerances import Tolerances
+from fvcore.model import model as models
+from fvcore.model.model import LanguageModel
+from pytest_fvparity.parity.tolerances import Tolerances
 from pytest_fvparity.transfer import KEYS
 from pytest_fvparity.transfer.stages import CHECKS, PROVES_NOTHING, transfer_suite
 from pytest_fvparity.transfer.subject import Transfer

@@ -11,10 +11,10 @@ import torch
 from fvcore.artifacts import Artifact
 from fvcore.gates import NotProvided, StageResult, Status
 from fvcore.pipeline import Pipeline
-from pytest_fvparity.checks import PROVES_NOTHING
-from pytest_fvparity.noise import Noise
+from pytest_fvparity.parity.checks import PROVES_NOTHING
+from pytest_fvparity.parity.noise import Noise
+from pytest_fvparity.parity.tolerances import Tolerances
 from pytest_fvparity.selftest.bed import Bed, Recorded, bed
-from pytest_fvparity.tolerances import Tolerances
 
 
 def said(result: StageResult) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fvcore import models, pipeline
+from fvcore import pipeline
 from fvcore.experiments.relation import data
 from fvcore.experiments.relation.run import Local, run
 from fvcore.experiments.relation.settings import RelationSettings
-from fvcore.sampled_trials import read_trials
+from fvcore.model import model as models
+from fvcore.trials.sampled import read_trials
 from tests.pytest_fvparity.worlds import record
 
 PAIRS = {

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from fvcore import models, pipeline, trials
+from fvcore import pipeline, trials
 from fvcore.embedded.random_models import random_lm, trials_for
-from pytest_fvparity import golden
-from pytest_fvparity.reference import Recording
+from fvcore.model import model as models
+from pytest_fvparity.golden import golden
+from pytest_fvparity.reference.reference import Recording
 
 SETTINGS = pipeline.Settings(edit_layer=1, n_top_heads=3)
 PROVENANCE: dict[str, Any] = {

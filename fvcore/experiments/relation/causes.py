@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from fvcore.experiments.errors import NotFinite, TargetError, TokensError, TrialMismatch
 from fvcore.experiments.relation.data import RelationError
-from fvcore.experiments.runtime.errors import NotFinite, TargetError, TokensError, TrialMismatch
 from fvcore.formats import FormatError
-from fvcore.memory import is_out_of_memory
+from fvcore.model.memory import is_out_of_memory
 from fvcore.prompts import BosError, BoundaryError
 from fvcore.slots import SlotError
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from fvcore.experiments.runtime.cli import (
+from fvcore.experiments.antonym.cli import (
     Alpha,
     EditLayer,
     Engine,
@@ -29,13 +29,13 @@ from fvcore.experiments.runtime.cli import (
     settings_from,
 )
 from fvcore.formats import FormatError
-from fvcore.model_spec import ModelError
+from fvcore.model.spec import ModelError
 
 if TYPE_CHECKING:
     from fvcore.experiments.relation.run import Summary
     from fvcore.experiments.relation.unit import Unit
-    from fvcore.experiments.runtime.layout import Folder
-    from fvcore.models import LanguageModel
+    from fvcore.experiments.steps.layout import Folder
+    from fvcore.model.model import LanguageModel
 
 app = typer.Typer(no_args_is_help=True, help="A relation file, q_id by q_id: run, single steps, status, report.")
 console = Console(highlight=False)
@@ -221,8 +221,8 @@ def run_heatmap(
     out_name: Annotated[str | None, typer.Option(help="The picture's name (default: aie_heatmap_<Q>.png).")] = None,
 ) -> None:
     """Draw a q_id's scores; the model is not needed."""
-    from fvcore.experiments.runtime import heatmap
-    from fvcore.experiments.runtime.layout import Folder
+    from fvcore.experiments.steps import heatmap
+    from fvcore.experiments.steps.layout import Folder
 
     for q_id in _asked(q):
         folder = Folder(root_of(out, layout, relation_csv, model) / q_id)
@@ -316,7 +316,7 @@ def show_status(
     from rich.table import Table
 
     from fvcore.experiments.relation import status
-    from fvcore.experiments.runtime.layout import Folder
+    from fvcore.experiments.steps.layout import Folder
 
     root = root_of(out, layout, relation_csv, model)
     found = status.all_of(root)
@@ -353,7 +353,7 @@ def write_report(
 def root_of(out: Path | None, layout: str, relation_csv: Path, model: str) -> Path:
     """The run's folder."""
     from fvcore.experiments.relation.files import LAYOUTS
-    from fvcore.experiments.runtime.layout import safe_name
+    from fvcore.experiments.steps.layout import safe_name
 
     if layout not in LAYOUTS:
         raise ModelError(f"unknown layout {layout!r} (--layout); expected own or plan")
@@ -396,9 +396,9 @@ def _load(
     threads: int | None,
     seed: int,
 ) -> LanguageModel:
-    from fvcore import models
     from fvcore.experiments.relation.threads import settle
-    from fvcore.models import doubts
+    from fvcore.model import model as models
+    from fvcore.model.model import doubts
 
     lm = models.load(model, device, dtype, seed=seed, spec=spec, quant=None if quant == "auto" else quant)
     settle(lm, threads)
@@ -411,9 +411,9 @@ def _steps(
     lm: LanguageModel, root: Path, q: str, steps: Sequence[str], chosen: dict[str, Any], units: Sequence[Unit] = ()
 ) -> None:
     """Some steps in the folder of each q_id; its status stands for whole runs alone and stays as it is."""
+    from fvcore.experiments.progress import Shown
     from fvcore.experiments.relation.settings import RelationSettings
-    from fvcore.experiments.runtime.progress import Shown
-    from fvcore.experiments.runtime.run import run
+    from fvcore.experiments.steps.run import run
 
     settings = settings_from(RelationSettings, chosen)
     sources = {unit.q_id: unit.source for unit in units}
@@ -426,7 +426,7 @@ def _steps(
 @contextmanager
 def _failing() -> Iterator[None]:
     """One red line: exit status 2 where a folder holds other settings, 1 where a step stops."""
-    from fvcore.experiments.runtime.errors import OtherSettings, StepError
+    from fvcore.experiments.errors import OtherSettings, StepError
 
     try:
         yield

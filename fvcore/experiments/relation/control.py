@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
+from fvcore.experiments.record import Stage
 from fvcore.experiments.relation import files
 from fvcore.experiments.relation.settings import RelationSettings
-from fvcore.experiments.runtime import layout, stepe, zeroshot
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.experiments.runtime.measure import Measure, Tell
-from fvcore.experiments.runtime.plan import unique_queries, with_replacement
-from fvcore.experiments.runtime.record import Stage
-from fvcore.experiments.runtime.scores import Row, read_scores
-from fvcore.experiments.runtime.settings import settings_of
-from fvcore.experiments.runtime.step6 import scores_of
+from fvcore.experiments.steps import layout, stepe, zeroshot
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.measure import Measure, Tell
+from fvcore.experiments.steps.plan import unique_queries, with_replacement
+from fvcore.experiments.steps.scores import Row, read_scores
+from fvcore.experiments.steps.settings import settings_of
+from fvcore.experiments.steps.step6 import scores_of
 from fvcore.formats import read_json, write_json, write_jsonl, write_pt
 
 Heads = tuple[tuple[int, int], ...]

@@ -1,4 +1,4 @@
-"""Which file of a relation run lies where; the steps' own files are those of `fvcore.experiments.runtime.layout`."""
+"""Which file of a relation run lies where; the steps' own files are those of `fvcore.experiments.steps.layout`."""
 
 from __future__ import annotations
 

@@ -10,13 +10,13 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from fvcore.experiments.record import Stage
 from fvcore.experiments.relation import files
 from fvcore.experiments.relation.settings import RelationSettings
 from fvcore.experiments.relation.statistics import Interval, mean_interval, share_interval
-from fvcore.experiments.runtime import layout, sampled
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.experiments.runtime.record import Stage
-from fvcore.experiments.runtime.scores import Row
+from fvcore.experiments.steps import layout, sampled
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.scores import Row
 from fvcore.formats import read_text, write_csv
 
 OF_HEADS = ("delta_p", "delta_logit", "delta_logprob")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fvcore.experiments.runtime.clock import now
+from fvcore.experiments.clock import now
 from fvcore.formats import read_text, write_text
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fvcore.experiments.relation import files, intervals, status
-from fvcore.experiments.runtime import layout
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.experiments.runtime.scores import Row
+from fvcore.experiments.steps import layout
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.scores import Row
 from fvcore.formats import read_csv, read_json, write_csv
 
 COLUMNS = (

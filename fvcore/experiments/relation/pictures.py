@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fvcore.experiments.relation.intervals import RANDOM, TOP
-from fvcore.experiments.runtime.scores import Row
+from fvcore.experiments.steps.scores import Row
 
 DPI = 110  # dots an inch
 COLOURS = {TOP: "#3b4cc0", RANDOM: "#8a8a8a"}

@@ -10,9 +10,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from fvcore.experiments.progress import Progressing
 from fvcore.experiments.relation.unit import Outcome, Unit
-from fvcore.experiments.runtime.measure import Tell
-from fvcore.experiments.runtime.progress import Progressing
+from fvcore.experiments.steps.measure import Tell
 
 
 def rows_of(unit: Unit, n_layers: int, n_heads: int) -> int:

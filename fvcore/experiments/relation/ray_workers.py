@@ -23,10 +23,10 @@ from fvcore.experiments.relation import files, status
 from fvcore.experiments.relation.causes import Cause, Failure
 from fvcore.experiments.relation.settings import RelationSettings
 from fvcore.experiments.relation.unit import ModelFacts, Outcome, Unit, run_unit
-from fvcore.experiments.runtime.layout import Folder
+from fvcore.experiments.steps.layout import Folder
 from fvcore.formats import write_text
-from fvcore.model_spec import ModelError
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
+from fvcore.model.spec import ModelError
 
 LOCAL = "local"
 """In an address's place: a Ray of this run's own, on this machine."""
@@ -65,7 +65,7 @@ class ModelChoice:
         return (self.device or "cpu").startswith("cuda")
 
     def load(self) -> LanguageModel:
-        from fvcore import models
+        from fvcore.model import model as models
 
         try:
             os.chdir(self.folder)

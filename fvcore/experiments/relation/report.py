@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fvcore.experiments.clock import now
 from fvcore.experiments.relation import files, overview, pictures, status
 from fvcore.experiments.relation.intervals import RANDOM, TOP
 from fvcore.experiments.relation.status import Status
-from fvcore.experiments.runtime import layout
-from fvcore.experiments.runtime.clock import now
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.experiments.runtime.scores import Row
+from fvcore.experiments.steps import layout
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.scores import Row
 from fvcore.formats import FormatError, read_bytes, read_json, write_text
 
 SHOWN = 20  # heads of a q_id in its table

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from fvcore.experiments.clock import now
+from fvcore.experiments.progress import Progressing, Quiet
 from fvcore.experiments.relation import files, overview, report, status
 from fvcore.experiments.relation.data import Relation
 from fvcore.experiments.relation.log import Log
 from fvcore.experiments.relation.settings import RelationSettings
 from fvcore.experiments.relation.unit import ModelFacts, Outcome, Unit, fresh, run_unit
-from fvcore.experiments.runtime.clock import now
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.experiments.runtime.progress import Progressing, Quiet
+from fvcore.experiments.steps.layout import Folder
 from fvcore.formats import FormatError, read_json, write_json
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 
 
 class Workers(Protocol):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fvcore.experiments.relation.data import RelationError
-from fvcore.experiments.runtime.sampled import Draw, SampledMeta, SampledTrials, of_draws
+from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials, of_draws
 from fvcore.formats import sha256
 from fvcore.prompts import Tokenizer
 from fvcore.trials import WordPair

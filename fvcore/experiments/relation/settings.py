@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from fvcore.experiments.runtime.settings import Settings
+from fvcore.experiments.steps.settings import Settings
 
 
 class RelationSettings(Settings):

@@ -13,12 +13,12 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from fvcore.experiments.clock import now
+from fvcore.experiments.errors import OtherSettings
+from fvcore.experiments.record import digest
 from fvcore.experiments.relation import files
-from fvcore.experiments.runtime import layout
-from fvcore.experiments.runtime.clock import now
-from fvcore.experiments.runtime.errors import OtherSettings
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.experiments.runtime.record import digest
+from fvcore.experiments.steps import layout
+from fvcore.experiments.steps.layout import Folder
 from fvcore.formats import FormatError, read_json, sha256_file, write_json
 
 State: TypeAlias = Literal["pending", "running", "completed", "failed", "skipped"]

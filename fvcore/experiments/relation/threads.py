@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 
 SMALL = 10_000_000  # parameters
 

@@ -12,23 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fvcore.experiments.clock import now
+from fvcore.experiments.errors import OtherSettings, StepError
+from fvcore.experiments.progress import Progressing, Quiet
+from fvcore.experiments.record import RunRecord
 from fvcore.experiments.relation import control, files, intervals, status
 from fvcore.experiments.relation.causes import Failure
 from fvcore.experiments.relation.sampling import RelationSource
 from fvcore.experiments.relation.settings import RelationSettings
 from fvcore.experiments.relation.status import State, Status
-from fvcore.experiments.runtime import layout, sampled
-from fvcore.experiments.runtime.clock import now
-from fvcore.experiments.runtime.errors import OtherSettings, StepError
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.experiments.runtime.measure import Measure, Tell
-from fvcore.experiments.runtime.progress import Progressing, Quiet
-from fvcore.experiments.runtime.record import RunRecord
-from fvcore.experiments.runtime.run import STEPS
-from fvcore.experiments.runtime.run import run as run_steps
-from fvcore.experiments.runtime.settings import identity
+from fvcore.experiments.steps import layout, sampled
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.measure import Measure, Tell
+from fvcore.experiments.steps.run import STEPS
+from fvcore.experiments.steps.run import run as run_steps
+from fvcore.experiments.steps.settings import identity
 from fvcore.formats import write_text
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from fvcore.trials import WordPair
 
 

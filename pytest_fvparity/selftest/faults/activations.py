@@ -14,14 +14,15 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from fvcore import activations, hooks
+from fvcore import activations
 from fvcore.activations import head_activations
 from fvcore.artifacts import Artifact
-from fvcore.hooks import read_heads, split_heads
-from fvcore.models import LanguageModel
+from fvcore.model import hooks
+from fvcore.model.hooks import read_heads, split_heads
+from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, profile_of, slots_of, trial_keys
 from fvcore.slots import SlotMap
-from pytest_fvparity.implementation import Implementation
+from pytest_fvparity.parity.implementation import Implementation
 from pytest_fvparity.selftest.bed import Bed
 from pytest_fvparity.selftest.catalogue import Observed, Outcome, candidate_fault, fault, observed, varied
 from pytest_fvparity.selftest.copies import bed_in, bed_on, changed

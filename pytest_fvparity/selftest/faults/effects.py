@@ -18,13 +18,13 @@ from fvcore import effects, pipeline
 from fvcore.artifacts import Artifact
 from fvcore.effects import average_indirect_effect, probability_with_head_replaced
 from fvcore.heads import Head, top_heads
-from fvcore.hooks import edit_heads, split_heads
-from fvcore.model_spec import ModelError
-from fvcore.models import LanguageModel
+from fvcore.model.hooks import edit_heads, split_heads
+from fvcore.model.model import LanguageModel
+from fvcore.model.spec import ModelError
 from fvcore.pipeline import Pipeline, trial_keys
 from fvcore.slots import SlotMap
-from pytest_fvparity import reference
-from pytest_fvparity.implementation import Implementation
+from pytest_fvparity.parity.implementation import Implementation
+from pytest_fvparity.reference import reference
 from pytest_fvparity.selftest.bed import Bed
 from pytest_fvparity.selftest.bed import bed as recorded_bed
 from pytest_fvparity.selftest.catalogue import Observed, Outcome, candidate_fault, fault, observed

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fvcore import injection, pipeline
-from fvcore.hooks import add_to_residual
 from fvcore.injection import Injection, Likelihood
-from fvcore.models import LanguageModel
+from fvcore.model.hooks import add_to_residual
+from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, trial_keys
-from pytest_fvparity.implementation import Implementation
+from pytest_fvparity.parity.implementation import Implementation
 from pytest_fvparity.selftest.bed import Bed
 from pytest_fvparity.selftest.catalogue import Observed, Outcome, candidate_fault, fault, observed
 from pytest_fvparity.selftest.copies import bed_in, bed_on, changed

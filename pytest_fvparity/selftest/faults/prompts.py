@@ -13,7 +13,7 @@ from fvcore.embedded.random_models import WITH_BOS, WITHOUT_BOS
 from fvcore.pipeline import Pipeline
 from fvcore.prompts import Prompt, prompt_at_boundary, trial_prompt
 from fvcore.trials import Trial, WordPair
-from pytest_fvparity.implementation import Implementation
+from pytest_fvparity.parity.implementation import Implementation
 from pytest_fvparity.selftest.bed import Bed
 from pytest_fvparity.selftest.catalogue import candidate_fault
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from fvcore import pipeline
 from fvcore.experiments.relation import sampling
-from fvcore.experiments.runtime.sampled import Draw, of_draws
-from fvcore.experiments.runtime.scores import ranked, read_scores
+from fvcore.experiments.steps.sampled import Draw, of_draws
+from fvcore.experiments.steps.scores import ranked, read_scores
 from fvcore.formats import write_csv
 from fvcore.heads import Head
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline
-from fvcore.sampled_trials import SampledMeta, as_fixed
 from fvcore.trials import FixedTrials, WordPair
+from fvcore.trials.sampled import SampledMeta, as_fixed
 from pytest_fvparity.selftest.bed import TRIALS, Bed, bed_of
 from pytest_fvparity.selftest.bed import bed as recorded_bed
 from pytest_fvparity.selftest.catalogue import Observed, Outcome, fault, observed

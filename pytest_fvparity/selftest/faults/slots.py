@@ -23,7 +23,7 @@ from fvcore.pipeline import Pipeline
 from fvcore.prompts import REGIMES, PromptTemplate
 from fvcore.slots import QUERY_PREDICTIVE, Part, SlotMap, token_labels
 from fvcore.trials import PREFIXES, SEPARATORS, TemplatePart, Trial, WordPair
-from pytest_fvparity.implementation import Implementation
+from pytest_fvparity.parity.implementation import Implementation
 from pytest_fvparity.selftest.bed import TRIALS, Bed, Recorded, bed_of
 from pytest_fvparity.selftest.catalogue import Observed, Outcome, candidate_fault, fault, observed
 

@@ -18,19 +18,19 @@ from fvcore.artifacts import Artifact
 from fvcore.compare import compare
 from fvcore.embedded.random_models import random_model
 from fvcore.gates import StageResult, Suite, run_suite
-from fvcore.hooks import add_to_residual, edit_heads, read_heads
-from fvcore.models import LanguageModel
+from fvcore.model.hooks import add_to_residual, edit_heads, read_heads
+from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, trial_keys
 from fvcore.prompts import REGIMES, Prompt
 from fvcore.trials import Trial
-from pytest_fvparity import golden
-from pytest_fvparity.checks import STAGES, ParityRun
-from pytest_fvparity.golden import Golden, require_comparable
-from pytest_fvparity.implementation import INPUTS, Implementation
-from pytest_fvparity.reference import Recording
+from pytest_fvparity.golden import golden
+from pytest_fvparity.golden.golden import Golden, require_comparable
+from pytest_fvparity.parity.checks import STAGES, ParityRun
+from pytest_fvparity.parity.implementation import INPUTS, Implementation
+from pytest_fvparity.parity.tolerances import Tolerances
+from pytest_fvparity.reference.reference import Recording
 from pytest_fvparity.selftest.bed import Bed, Recorded, bed_of
 from pytest_fvparity.selftest.catalogue import Observed, Outcome, candidate_fault, fault, observed
-from pytest_fvparity.tolerances import Tolerances
 
 PROVENANCE: dict[str, Any] = {
     "repository": "none",

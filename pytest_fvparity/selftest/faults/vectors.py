@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fvcore import pipeline
 from fvcore.artifacts import Artifact, tensor_leaf
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline
 from fvcore.slots import dummy_labels
 from fvcore.vectors import function_vector, head_term
-from pytest_fvparity.implementation import Implementation
+from pytest_fvparity.parity.implementation import Implementation
 from pytest_fvparity.selftest.bed import Bed
 from pytest_fvparity.selftest.catalogue import Observed, Outcome, candidate_fault, fault, observed, varied
 from pytest_fvparity.selftest.copies import bed_on, changed

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fvcore.artifacts import load
 from fvcore.embedded import path_of
 from fvcore.formats import json_text, sha256, write_text
-from pytest_fvparity.reference_driver import (
+from pytest_fvparity.reference.driver import (
     Checkout,
     Normalisation,
     greedy_generation,

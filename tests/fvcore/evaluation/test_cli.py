@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fvcore import cli
-from fvcore.evaluation import plots, report
+from fvcore.experiments.evaluation import plots, report
 from fvcore.formats import FormatError, pt_bytes, read_json, write_bytes, write_json
 from tests.fvcore.evaluation import worlds
 
@@ -22,7 +22,7 @@ BASE = ("--model", "tiny-llama", "--dataset", str(worlds.DATASET), "--n-shots", 
 def fvcore(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fvcore", "eval", *arguments])
-        monkeypatch.setattr("fvcore.models.load", lambda name, *_, **__: worlds.model(name))
+        monkeypatch.setattr("fvcore.model.model.load", lambda name, *_, **__: worlds.model(name))
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
             cli.main()

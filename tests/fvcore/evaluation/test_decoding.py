@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fvcore.embedded.random_models import FAMILIES, random_lm
-from fvcore.evaluation.decoding import share_among, top_tokens, vector_logits
-from fvcore.evaluation.vector_files import gaussian
-from fvcore.model_spec import ModelError
+from fvcore.experiments.evaluation.decoding import share_among, top_tokens, vector_logits
+from fvcore.experiments.evaluation.vector_files import gaussian
+from fvcore.model.spec import ModelError
 from tests.fvcore.evaluation import worlds
 
 FINAL_NORMS = {"gpt2": "transformer.ln_f", "gptj": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm"}

@@ -12,19 +12,19 @@ import pytest
 import torch
 
 from fvcore.embedded.random_models import FAMILIES, PAIRS, random_lm
-from fvcore.evaluation import generation, nshot
-from fvcore.evaluation.bench import Bench
-from fvcore.evaluation.draws import questions
-from fvcore.evaluation.layers import sweep_layers
-from fvcore.evaluation.likelihood import answer_nlls
-from fvcore.evaluation.portability import read_templates
-from fvcore.evaluation.results import Result
-from fvcore.evaluation.scores import ranks
-from fvcore.evaluation.tasks import Example, Task, TaskError
-from fvcore.evaluation.vector_files import of_random_heads
+from fvcore.experiments.evaluation import generation, nshot
+from fvcore.experiments.evaluation.bench import Bench
+from fvcore.experiments.evaluation.draws import questions
+from fvcore.experiments.evaluation.layers import sweep_layers
+from fvcore.experiments.evaluation.likelihood import answer_nlls
+from fvcore.experiments.evaluation.portability import read_templates
+from fvcore.experiments.evaluation.results import Result
+from fvcore.experiments.evaluation.scores import ranks
+from fvcore.experiments.evaluation.tasks import Example, Task, TaskError
+from fvcore.experiments.evaluation.vector_files import of_random_heads
 from fvcore.formats import json_text
 from fvcore.injection import inject, inject_generate, inject_nll
-from fvcore.model_spec import ModelError
+from fvcore.model.spec import ModelError
 from fvcore.trials import split
 from tests.fvcore.evaluation import worlds
 

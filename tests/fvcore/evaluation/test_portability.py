@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fvcore.evaluation import portability
-from fvcore.evaluation.bench import NamedTemplate
-from fvcore.evaluation.portability import read_templates
+from fvcore.experiments.evaluation import portability
+from fvcore.experiments.evaluation.bench import NamedTemplate
+from fvcore.experiments.evaluation.portability import read_templates
 from fvcore.formats import FormatError
 from fvcore.trials import TemplatePart
 from tests.fvcore.evaluation import worlds

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from fvcore.evaluation.bench import Bench, NamedTemplate
-from fvcore.evaluation.decoding import top_tokens
-from fvcore.evaluation.results import Result
+from fvcore.experiments.evaluation.bench import Bench, NamedTemplate
+from fvcore.experiments.evaluation.decoding import top_tokens
+from fvcore.experiments.evaluation.results import Result
 from fvcore.formats import read_json, sha256_file
 from fvcore.trials import TemplatePart
 from tests.fvcore.evaluation import worlds

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.stats import binomtest, bootstrap, rankdata
 
-from fvcore.evaluation import scores
-from fvcore.model_spec import ModelError
+from fvcore.experiments.evaluation import scores
+from fvcore.model.spec import ModelError
 
 NAN = float("nan")
 

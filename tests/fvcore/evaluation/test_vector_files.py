@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fvcore import artifacts
-from fvcore.evaluation.vector_files import gaussian, of_random_heads, read_vector
+from fvcore.experiments.evaluation.vector_files import gaussian, of_random_heads, read_vector
 from fvcore.formats import FormatError, pt_bytes, write_bytes, write_safetensors
-from fvcore.model_spec import ModelError
+from fvcore.model.spec import ModelError
 from fvcore.vectors import function_vector
 from tests.fvcore.evaluation import worlds
 

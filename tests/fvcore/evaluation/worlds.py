@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fvcore import trials
-from fvcore.evaluation.bench import Bench
-from fvcore.evaluation.tasks import Task, load_task
-from fvcore.evaluation.vector_files import Computed, computed
-from fvcore.models import LanguageModel, load
+from fvcore.experiments.evaluation.bench import Bench
+from fvcore.experiments.evaluation.tasks import Task, load_task
+from fvcore.experiments.evaluation.vector_files import Computed, computed
+from fvcore.model.model import LanguageModel, load
 from fvcore.pipeline import Settings
 
 ROOT = Path(__file__).parents[3]

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from fvcore import models
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.experiments.runtime.run import run
-from fvcore.experiments.runtime.sampled import FixedSource
-from fvcore.experiments.runtime.settings import Settings
-from fvcore.models import LanguageModel
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.run import run
+from fvcore.experiments.steps.sampled import FixedSource
+from fvcore.experiments.steps.settings import Settings
+from fvcore.model import model as models
+from fvcore.model.model import LanguageModel
 
 ROOT = Path(__file__).parents[3]
 NAMES = ("tiny-llama", "tiny-gpt2")

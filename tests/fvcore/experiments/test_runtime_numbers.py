@@ -15,16 +15,16 @@ from fvcore import trials
 from fvcore.artifacts import tensor_leaf
 from fvcore.effects import average_indirect_effect
 from fvcore.embedded.random_models import random_lm, trials_for
-from fvcore.experiments.runtime import layout, stepe
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.experiments.runtime.measure import Measure
-from fvcore.experiments.runtime.run import STEPS, run
-from fvcore.experiments.runtime.sampled import FixedSource
-from fvcore.experiments.runtime.scores import read_scores
-from fvcore.experiments.runtime.settings import Settings
+from fvcore.experiments.steps import layout, stepe
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.measure import Measure
+from fvcore.experiments.steps.run import STEPS, run
+from fvcore.experiments.steps.sampled import FixedSource
+from fvcore.experiments.steps.scores import read_scores
+from fvcore.experiments.steps.settings import Settings
 from fvcore.formats import read_pt
 from fvcore.injection import inject
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline
 from fvcore.pipeline import Settings as StationSettings
 from fvcore.vectors import function_vector

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from fvcore.experiments.runtime.plan import seed_offset, unique_queries, with_replacement
-from fvcore.experiments.runtime.zeroshot import Example
+from fvcore.experiments.steps.plan import seed_offset, unique_queries, with_replacement
+from fvcore.experiments.steps.zeroshot import Example
 
 
 def examples(**words: str) -> list[Example]:

@@ -13,14 +13,14 @@ import torch
 
 from fvcore.activations import mean_head_activations
 from fvcore.effects import causal_indirect_effect
-from fvcore.experiments.runtime import cases, layout, sampled
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.experiments.runtime.run import STEPS, run
-from fvcore.experiments.runtime.sampled import Draw, SampledMeta, SampledTrials
-from fvcore.experiments.runtime.scores import read_scores
-from fvcore.experiments.runtime.settings import Settings
+from fvcore.experiments.steps import cases, layout, sampled
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.run import STEPS, run
+from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials
+from fvcore.experiments.steps.scores import read_scores
+from fvcore.experiments.steps.settings import Settings
 from fvcore.formats import read_csv, read_json, read_pt
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from fvcore.prompts import Tokenizer
 from fvcore.trials import WordPair
 

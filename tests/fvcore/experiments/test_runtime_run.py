@@ -14,19 +14,19 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fvcore import models
 from fvcore.cli import app
-from fvcore.experiments.runtime import layout, step6, stepd
-from fvcore.experiments.runtime.errors import OtherSettings, StepError
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.experiments.runtime.measure import Measure
-from fvcore.experiments.runtime.progress import Shown
-from fvcore.experiments.runtime.run import run
-from fvcore.experiments.runtime.sampled import FixedSource
-from fvcore.experiments.runtime.settings import Settings
+from fvcore.experiments.errors import OtherSettings, StepError
+from fvcore.experiments.progress import Shown
+from fvcore.experiments.steps import layout, step6, stepd
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.measure import Measure
+from fvcore.experiments.steps.run import run
+from fvcore.experiments.steps.sampled import FixedSource
+from fvcore.experiments.steps.settings import Settings
 from fvcore.formats import FormatError, read_json, read_pt, write_json, write_pt
-from fvcore.model_spec import ModelError
-from fvcore.models import LanguageModel
+from fvcore.model import model as models
+from fvcore.model.model import LanguageModel
+from fvcore.model.spec import ModelError
 from tests.fvcore.experiments.conftest import ROOT, trials_path
 
 SETTINGS = Settings(topk=7)
@@ -285,7 +285,7 @@ def test_an_injection_that_does_nothing_is_no_result(
 def test_numbers_that_are_none_stop_stepd(llama: LanguageModel, copy: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     nan = torch.full((10, 24, 3), float("nan"))
     monkeypatch.setattr(Measure, "heads", lambda *_: (nan[:, 0], nan))
-    from fvcore.experiments.runtime import sampled
+    from fvcore.experiments.steps import sampled
 
     with pytest.raises(StepError, match="not a finite number"):
         stepd.run(Measure(llama), sampled.read(copy / layout.SAMPLED), SETTINGS, copy)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from fvcore import trials
-from fvcore.experiments.runtime import cases, sampled
-from fvcore.experiments.runtime.errors import StepError
-from fvcore.experiments.runtime.sampled import ALL, DatasetSource, Draw, FixedSource, draw_dataset, moved_labels
+from fvcore.experiments.errors import StepError
+from fvcore.experiments.steps import cases, sampled
+from fvcore.experiments.steps.sampled import ALL, DatasetSource, Draw, FixedSource, draw_dataset, moved_labels
 from fvcore.formats import FormatError, write_json
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from fvcore.trials import TrialsError, WordPair
 from tests.fvcore.experiments.conftest import ROOT, trials_path
 

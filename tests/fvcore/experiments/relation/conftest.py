@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from tests.fvcore.experiments.relation.worlds import run_small
 
 

@@ -12,9 +12,9 @@ from random import Random
 import transformers.models.llama.modeling_llama  # noqa: F401  every process would import it anew
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-from fvcore import models
 from fvcore.experiments.relation.run import Local, run
 from fvcore.experiments.relation.settings import RelationSettings
+from fvcore.model import model as models
 from tests.fvcore.experiments.relation.worlds import SMALL, small
 
 SLEEP = 0.03  # seconds at most between the last file and the end

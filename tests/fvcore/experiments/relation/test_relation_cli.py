@@ -10,14 +10,15 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from fvcore import cli, models
+from fvcore import cli
 from fvcore.experiments.relation import cli as relation_cli
 from fvcore.experiments.relation import files, overview, status
-from fvcore.experiments.runtime import layout, stepd
-from fvcore.experiments.runtime.layout import Folder
+from fvcore.experiments.steps import layout, stepd
+from fvcore.experiments.steps.layout import Folder
 from fvcore.formats import read_csv, read_json
-from fvcore.model_spec import ModelError
-from fvcore.models import LanguageModel
+from fvcore.model import model as models
+from fvcore.model.model import LanguageModel
+from fvcore.model.spec import ModelError
 from tests.fvcore.experiments.relation.worlds import SMALL_PAIRS, write_csv
 
 SETTINGS = ["--n-trials", "4", "--n-demos", "3", "--topk", "4", "--n-eval", "3", "--n-random", "2", "--no-pictures"]

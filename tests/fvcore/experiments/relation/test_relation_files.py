@@ -12,11 +12,11 @@ from fvcore.experiments.relation import data, files, overview, report, status
 from fvcore.experiments.relation.run import Local, run
 from fvcore.experiments.relation.sampling import draw
 from fvcore.experiments.relation.settings import RelationSettings
-from fvcore.experiments.runtime import layout, sampled, zeroshot
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.experiments.runtime.plan import unique_queries
+from fvcore.experiments.steps import layout, sampled, zeroshot
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.plan import unique_queries
 from fvcore.formats import FormatError, read_csv, read_json, read_pt
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from tests.fvcore.experiments.relation.worlds import SMALL, SMALL_PAIRS, small, tree, write_csv
 
 PER_LAYER = ("eval_summary.json", "eval_trials.jsonl", "eval_meta.json", "step6.log")

@@ -10,12 +10,12 @@ import torch
 
 from fvcore.experiments.relation import control, files, intervals
 from fvcore.experiments.relation.statistics import mean_interval
-from fvcore.experiments.runtime import layout, sampled, zeroshot
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.experiments.runtime.plan import unique_queries
+from fvcore.experiments.steps import layout, sampled, zeroshot
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.plan import unique_queries
 from fvcore.formats import read_csv, read_json, read_pt
 from fvcore.injection import inject
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from fvcore.vectors import function_vector
 
 SCORED = [(layer, head) for layer in range(3) for head in range(4)]

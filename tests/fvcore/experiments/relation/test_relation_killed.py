@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fvcore.experiments.relation import files, status
-from fvcore.experiments.runtime.layout import Folder
+from fvcore.experiments.steps.layout import Folder
 from fvcore.formats import read_json
 from tests.fvcore.experiments.relation.killing import killed_run, whole_run
 from tests.fvcore.experiments.relation.worlds import tree

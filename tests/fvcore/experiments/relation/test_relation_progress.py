@@ -13,7 +13,7 @@ from fvcore.experiments.relation.progress import Bar, rows_of
 from fvcore.experiments.relation.run import Local, run, units_of
 from fvcore.experiments.relation.settings import RelationSettings
 from fvcore.experiments.relation.unit import Outcome, Unit
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from fvcore.trials import WordPair
 from tests.fvcore.experiments.relation.worlds import SMALL, small
 

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from fvcore.experiments.errors import OtherSettings
 from fvcore.experiments.relation import files, status
 from fvcore.experiments.relation.ray_workers import (
     ATTEMPTS,
@@ -24,10 +25,9 @@ from fvcore.experiments.relation.ray_workers import (
 )
 from fvcore.experiments.relation.run import Local, Summary, run
 from fvcore.experiments.relation.unit import Outcome, Unit
-from fvcore.experiments.runtime.errors import OtherSettings
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.model_spec import ModelError
-from fvcore.models import LanguageModel
+from fvcore.experiments.steps.layout import Folder
+from fvcore.model.model import LanguageModel
+from fvcore.model.spec import ModelError
 from tests.fvcore.experiments.relation.worlds import SMALL, small, tree
 
 OUT = Path("out")

@@ -14,8 +14,8 @@ from fvcore.cli import app
 from fvcore.experiments.relation import ray_workers
 from fvcore.experiments.relation.ray_workers import ModelChoice
 from fvcore.experiments.relation.run import Local
-from fvcore.model_spec import ModelError
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
+from fvcore.model.spec import ModelError
 from tests.fvcore.experiments.relation.worlds import SMALL_PAIRS, write_csv
 
 SMALL = ["--n-trials=2", "--n-demos=3", "--topk=4", "--n-eval=2", "--n-random=1", "--no-pictures", "--q=Q1"]

@@ -9,8 +9,8 @@ import pytest
 
 from fvcore.experiments.relation.data import RelationError
 from fvcore.experiments.relation.sampling import RelationSource, draw
-from fvcore.experiments.runtime.sampled import Draw
-from fvcore.models import LanguageModel
+from fvcore.experiments.steps.sampled import Draw
+from fvcore.model.model import LanguageModel
 from fvcore.trials import WordPair
 
 KNOWN = [

@@ -12,8 +12,8 @@ from fvcore.embedded.words import relations
 from fvcore.experiments.relation import data, intervals, overview
 from fvcore.experiments.relation.run import Local, run
 from fvcore.experiments.relation.settings import RelationSettings
-from fvcore.experiments.runtime.layout import Folder
-from fvcore.models import LanguageModel
+from fvcore.experiments.steps.layout import Folder
+from fvcore.model.model import LanguageModel
 from fvcore.prompts import prompt_at_boundary
 
 SHIPPED = Path(__file__).parents[4] / "datasets" / "relation" / "relationA_ex.csv"

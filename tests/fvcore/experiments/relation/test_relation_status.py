@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+from fvcore.experiments.clock import now
+from fvcore.experiments.errors import NotFinite, OtherSettings, StepError, TargetError, TokensError
 from fvcore.experiments.relation import causes, control, files, status
 from fvcore.experiments.relation.data import RelationError
 from fvcore.experiments.relation.run import Local, run
 from fvcore.experiments.relation.settings import RelationSettings
 from fvcore.experiments.relation.unit import Unit, run_unit
-from fvcore.experiments.runtime import layout, stepd
-from fvcore.experiments.runtime.clock import now
-from fvcore.experiments.runtime.errors import NotFinite, OtherSettings, StepError, TargetError, TokensError
-from fvcore.experiments.runtime.layout import Folder
+from fvcore.experiments.steps import layout, stepd
+from fvcore.experiments.steps.layout import Folder
 from fvcore.formats import FormatError, read_json, write_json, write_text
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 from fvcore.prompts import BosError, BoundaryError
 from fvcore.slots import SlotError
 from fvcore.trials import WordPair
@@ -249,7 +249,7 @@ def test_a_single_q_id_refuses_other_settings_in_any_state_with_results(
 
 
 def test_steps_of_other_settings_in_a_folder_without_status_are_refused(llama: LanguageModel, unit: Unit) -> None:
-    from fvcore.experiments.runtime.run import run as run_steps
+    from fvcore.experiments.steps.run import run as run_steps
 
     run_steps(llama, unit.folder, _with(unit, layers=(0, 1)).settings, unit.source, ["sample", "stepd"])
 

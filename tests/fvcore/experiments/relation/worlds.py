@@ -11,7 +11,7 @@ from fvcore.experiments.relation.data import Relation
 from fvcore.experiments.relation.run import Local, Summary, run
 from fvcore.experiments.relation.settings import RelationSettings
 from fvcore.formats import write_bytes
-from fvcore.models import LanguageModel
+from fvcore.model.model import LanguageModel
 
 Pairs = Sequence[tuple[str, str]]
 

@@ -1,0 +1,1 @@
+"""The antonym experiment: the production steps in one folder."""

@@ -1,0 +1,101 @@
+"""Where a vector comes from: a file of ours or of others, or fixed trials that it is computed from. And its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fvcore import artifacts
+from fvcore.formats import FormatError, read_pt, read_safetensors
+from fvcore.model.model import LanguageModel
+from fvcore.model.spec import ModelError
+from fvcore.pipeline import Pipeline, Settings
+from fvcore.prompts import require_verified
+from fvcore.trials import FixedTrials
+from fvcore.vectors import function_vector
+
+KEYS = ("function_vector", "fv_global_resid")
+"""Under which a file of several values holds the vector."""
+
+VECTOR = "fv"
+CONTROLS = ("random_heads", "gaussian")
+
+
+def read_vector(path: Path, d_model: int) -> Tensor:
+    """(d_model,) from an artifact (`fv_vector.json` and its tensors), `.safetensors`, or `.pt` read without pickle.
+
+    A `.pt` holds the tensor itself, also as (1, d_model), or a dict with it under one of `KEYS`.
+    """
+    value = _value(path)
+    if isinstance(value, Mapping):
+        found = [key for key in KEYS if key in value]
+        if not found:
+            raise FormatError(
+                f"{path}: no vector in it; expected a key {' or '.join(KEYS)}, found {', '.join(map(str, value)) or 'none'}"
+            )
+        value = value[found[0]]
+    if not artifacts.is_dense(value) or not value.is_floating_point():
+        raise FormatError(f"{path}: expected a tensor of floating-point numbers, found {type(value).__name__}")
+    if value.numel() != d_model or max(value.shape, default=0) != d_model:
+        raise FormatError(
+            f"{path}: expected a vector of the residual stream, ({d_model},) or (1, {d_model}), found "
+            f"{tuple(value.shape)}; is it another model's, or one in the space of the heads?"
+        )
+    vector: Tensor = value.reshape(-1)
+    if not bool(vector.isfinite().all()) or not bool(vector.any()):
+        raise FormatError(f"{path}: the vector is {'zero' if not bool(vector.any()) else 'not finite'}")
+    return vector
+
+
+def _value(path: Path) -> Any:
+    if path.suffix == ".pt":
+        return read_pt(path)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if path.suffix in ("", ".json"):
+        return artifacts.load(path.with_suffix(""))
+    raise FormatError(f"{path}: expected a vector as .json (an artifact), .safetensors or .pt")
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A vector, and the means and heads it was summed from."""
+
+    vector: Tensor  # (d_model,)
+    means: Tensor  # (layer, head, slot, d_head)
+    heads: tuple[tuple[int, int], ...]
+
+
+def computed(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Computed:
+    """The stations up to the function vector, on the trials' own template."""
+    settings.require_fit(lm)
+    require_verified(trials, lm.tokenizer)
+    stations = Pipeline(lm, trials, settings)
+    prompts = stations.prompt_boundary()
+    slots = stations.slot_map(prompts)
+    means = stations.mean_activations(prompts, slots)
+    heads = stations.top_heads(prompts, slots, means)
+    ranked = tuple((layer, head) for layer, head in cast("list[list[int]]", heads["heads"]))
+    vector = artifacts.tensor_leaf(stations.fv_vector(means, heads), "function_vector")
+    return Computed(vector, artifacts.tensor_leaf(means, "mean_activations"), ranked)
+
+
+def of_random_heads(lm: LanguageModel, means: Tensor, but: Sequence[tuple[int, int]], seed: int) -> Tensor:
+    """The control: as many heads, drawn from those that are not `but`; summed in the same way."""
+    others = [(layer, head) for layer in range(lm.n_layers) for head in range(lm.n_heads) if (layer, head) not in but]
+    if len(others) < len(but):
+        raise ModelError(f"{len(but)} other heads asked for, {lm.name} has {len(others)}; use fewer top heads")
+    return function_vector(lm, means, Random(seed).sample(others, len(but)))
+
+
+def gaussian(vector: Tensor, seed: int) -> Tensor:
+    """The control without a model: a random direction of the same length."""
+    noise = torch.randn(vector.shape, generator=torch.Generator().manual_seed(seed))
+    scaled: Tensor = noise / noise.norm() * vector.float().norm().cpu()
+    return scaled.to(vector)

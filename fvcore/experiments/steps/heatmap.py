@@ -1,0 +1,108 @@
+"""Pictures of StepD's scores: layers by heads with the best heads circled, and how many of the best lie in each layer."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvcore.experiments.steps import layout
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.scores import Row, ranked, read_scores
+from fvcore.formats import write_bytes
+
+SIZE, DPI = (11, 6.5), 200
+OUTER = (1, 99)  # percentiles of the values that are not zero: beyond, colours do not grow
+LINEAR = 20  # percentile of the absolute values, below which the colours grow linearly
+AT_MOST = 50
+
+
+def run(
+    folder: Folder, metric: str, topk: int, n_layers: int | None = None, n_heads: int | None = None, name: str = "all"
+) -> list[Path]:
+    """Draw both pictures from `aie_scores.csv`. The grid is as large as the model, where its sizes are given."""
+    rows = read_scores(folder / layout.AIE, metric)
+    grid = grid_of(rows, metric, n_layers, n_heads)
+    files = [folder / layout.heatmap(name), folder / layout.heads_by_layer(metric)]
+    write_bytes(files[0], _heatmap(grid, ranked(rows, metric, topk), metric, name))
+    best = ranked(rows, metric, min(AT_MOST, len(grid), len(rows)))
+    write_bytes(files[1], _by_layer(best, len(grid), metric))
+    return files
+
+
+def grid_of(rows: Sequence[Row], metric: str, n_layers: int | None = None, n_heads: int | None = None) -> Any:
+    """(layer, head); a head without a score is 0."""
+    grid = np.zeros(
+        (n_layers or 1 + max(row["layer"] for row in rows), n_heads or 1 + max(row["head"] for row in rows))
+    )
+    for row in rows:
+        grid[row["layer"], row["head"]] = row[metric]
+    return grid
+
+
+def limits(grid: Any, metric: str) -> tuple[float, float, float]:
+    """(lowest, highest, linear below): symmetric about 0 in sign of the larger side."""
+    values = grid[grid != 0]
+    if not len(values):
+        return -1.0, 1.0, 1.0
+    low, high = np.percentile(values, OUTER) if metric == "mean_delta_p" else (values.min(), values.max())
+    # Zero keeps the middle of the colours.
+    outer = max(abs(float(low)), abs(float(high))) or 1.0
+    linear = float(np.percentile(np.abs(values), LINEAR))
+    return -outer, outer, min(linear, outer) or outer
+
+
+def _heatmap(grid: Any, best: Sequence[Row], metric: str, name: str) -> bytes:
+    from matplotlib.colors import SymLogNorm
+
+    figure = _figure()
+    axes = figure.subplots()
+    low, high, linear = limits(grid, metric)
+    norm = SymLogNorm(linthresh=linear, vmin=low, vmax=high, base=10)
+    image = axes.imshow(grid, aspect="auto", origin="lower", cmap="coolwarm", norm=norm, interpolation="nearest")
+    axes.scatter(
+        [row["head"] for row in best], [row["layer"] for row in best],
+        s=110, facecolors="none", edgecolors="black", linewidths=2.6,
+    )  # fmt: skip
+    axes.scatter(
+        [row["head"] for row in best], [row["layer"] for row in best],
+        s=110, facecolors="none", edgecolors="white", linewidths=1.4, label=f"top {len(best)}",
+    )  # fmt: skip
+    axes.set(xlabel="head", ylabel="layer", title=f"{metric} of every head ({name}), top {len(best)} circled")
+    _integer_ticks(axes.xaxis)
+    _integer_ticks(axes.yaxis)
+    figure.colorbar(image, ax=axes, label=metric)
+    return _png(figure)
+
+
+def _by_layer(best: Sequence[Row], n_layers: int, metric: str) -> bytes:
+    figure = _figure()
+    axes = figure.subplots()
+    counts = [sum(row["layer"] == layer for row in best) for layer in range(n_layers)]
+    axes.bar(range(n_layers), counts, color="#3b4cc0")
+    axes.set(xlabel="layer", ylabel="heads", title=f"the {len(best)} heads with the largest {metric}, by layer")
+    _integer_ticks(axes.xaxis)
+    _integer_ticks(axes.yaxis)
+    return _png(figure)
+
+
+def _figure() -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+
+
+def _integer_ticks(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=24, min_n_ticks=1))
+
+
+def _png(figure: Any) -> bytes:
+    """Without the name of the program that drew it, so that equal pictures are equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,41 @@
+"""Which examples Step6 evaluates, in which order: unique queries by default, or drawn with replacement."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from fvcore.experiments.steps.zeroshot import Example
+
+
+def seed_offset(q_id: str) -> int:
+    """What a q_id adds to the seed.
+
+    >>> seed_offset("Q1")
+    179
+    """
+    return sum(position * ord(character) for position, character in enumerate(q_id, start=1)) % 2147483647
+
+
+def by_q(examples: Sequence[Example]) -> dict[str, list[Example]]:
+    """q_ids sorted as strings, each with its examples in order."""
+    return {q_id: [e for e in examples if e.q_id == q_id] for q_id in sorted({e.q_id for e in examples})}
+
+
+def unique_queries(examples: Sequence[Example], n_eval: int, seed: int) -> list[Example]:
+    """Every prompt at most once: shuffled within its q_id, the q_ids in turn, until `n_eval` or none is left."""
+    queues = []
+    for q_id, own in by_q(examples).items():
+        first = {example.corrupted_prompt_str: example for example in reversed(own)}
+        queue = [example for example in own if first[example.corrupted_prompt_str] is example]
+        random.Random(seed + seed_offset(q_id)).shuffle(queue)
+        queues.append(queue)
+    rounds = max(map(len, queues), default=0)
+    return [queue[turn] for turn in range(rounds) for queue in queues if turn < len(queue)][:n_eval]
+
+
+def with_replacement(examples: Sequence[Example], n_eval: int, seed: int) -> list[Example]:
+    """Exactly `n_eval` examples: the q_ids in turn, each time any example of it."""
+    own = by_q(examples)
+    q_ids = list(own)
+    return [random.Random(seed + i).choice(own[q_ids[i % len(q_ids)]]) for i in range(n_eval)]

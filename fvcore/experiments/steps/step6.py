@@ -1,0 +1,316 @@
+"""Step6: the function vector added behind one layer, or behind each, and what that does to the right answer.
+
+Scores are taken in fp32: logit, logprob = logit - logsumexp, p = exp(logprob). The vector is added at the last token of
+a block's output. All layers are computed in one go; each has a folder of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from torch import Tensor
+
+from fvcore.experiments.clock import now
+from fvcore.experiments.errors import NotFinite, StepError, TargetError
+from fvcore.experiments.steps import layout
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.measure import Injected, Measure, Tell, silent
+from fvcore.experiments.steps.plan import unique_queries, with_replacement
+from fvcore.experiments.steps.scores import Row, population_std
+from fvcore.experiments.steps.settings import Settings
+from fvcore.experiments.steps.zeroshot import Example, read
+from fvcore.formats import read_json, read_pt, write_json, write_jsonl, write_text
+from fvcore.model.model import LanguageModel
+from fvcore.prompts import BoundaryError, Prompt
+
+TAIL = 16  # ids of a tail
+CHARACTERS = 30
+SLOT_RULE = "last token of the prompt (seq_len - 1)"
+GLOBAL = "__global__"
+DEBUG = "artifacts/step6/step6_target_id_debug_{}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """The function vector (d_model,) in fp32, and what its meta file says of it."""
+
+    value: Tensor
+    meta: Row
+
+    @property
+    def type(self) -> str:
+        return str(self.meta.get("fv_type") or "global")
+
+    @property
+    def source_qid(self) -> str | None:
+        return self.meta.get("fv_source_qid")
+
+    @property
+    def facts(self) -> Row:
+        return {"shape": list(self.value.shape), "norm": float(self.value.norm())}
+
+
+def run(measure: Measure, settings: Settings, folder: Folder, tell: Tell = silent) -> list[Path]:
+    """Evaluate at every layer asked for and write its folder; returns the files.
+
+    Raises StepError, after writing `step6_target_id_debug_<i>.json`, where a stored target is not what the tokenizer gives.
+    """
+    lm = measure.lm
+    for stale in folder.names(DEBUG.format("*")):
+        (folder / stale).unlink()
+    vector, examples = read_vector(folder, lm), read(folder / layout.ZERO_SHOT)
+    pick = with_replacement if settings.with_replacement else unique_queries
+    chosen = pick(examples, settings.n_eval, settings.seed)
+    prompts = [_checked(lm, folder, i, example) for i, example in enumerate(chosen)]
+    layers = settings.edit_layers(lm)
+    ids = [prompt.input_ids for prompt in prompts]
+    targets = [example.target_first_token_id for example in chosen]
+    found = measure.injected(ids, targets, vector.value, layers, settings.alpha, tell)
+    files = []
+    for i, layer in enumerate(layers):
+        rows = [_row(lm, idx, example, found, i) for idx, example in enumerate(chosen)]
+        files += _write_layer(measure, settings, folder, layer, vector, rows)
+    return files
+
+
+def read_vector(folder: Folder, lm: LanguageModel) -> Vector:
+    """Raises StepError when the vector is not one for this model."""
+    value = read_pt(folder / layout.FV)
+    vector = value.get("fv_global_resid") if isinstance(value, dict) else value
+    if not isinstance(vector, Tensor) or tuple(vector.shape) != (lm.d_model,):
+        found = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
+        raise StepError(f"{folder / layout.FV}: expected a vector of {lm.d_model} numbers for {lm.name}, found {found}")
+    if not bool(vector.isfinite().all()):
+        raise NotFinite(f"{folder / layout.FV}: the vector is not finite")
+    meta = read_json(folder / layout.FV_META)
+    if not isinstance(meta, dict):
+        raise StepError(f"{folder / layout.FV_META}: expected an object, found {type(meta).__name__}")
+    return Vector(vector.float(), meta)
+
+
+# ---------------------------------------------------------------- the target, found again
+
+
+def _checked(lm: LanguageModel, folder: Folder, i: int, example: Example) -> Prompt:
+    name = DEBUG.format(i)
+    key = f"example {i} (q_id {example.q_id}, trial {example.trial_id}:{example.trial_idx})"
+    try:
+        prompt = example.prompt(lm.tokenizer)
+    except BoundaryError as error:
+        write_json(folder / name, _debug(lm, example, str(error), None))
+        raise TargetError(f"{key}: {error}; see {folder / name}") from None
+    if prompt.target_id != example.target_first_token_id:
+        reason = f"target_first_token_id is {example.target_first_token_id}, the tokenizer gives {prompt.target_id}"
+        write_json(folder / name, _debug(lm, example, reason, prompt))
+        raise TargetError(f"{key}: {reason}; see {folder / name}")
+    return prompt
+
+
+def _debug(lm: LanguageModel, example: Example, error: str, prompt: Prompt | None) -> Row:
+    full = lm.tokenizer(example.corrupted_prompt_str + example.target_str).input_ids
+    prefix = lm.tokenizer(example.corrupted_prompt_str).input_ids if prompt is None else list(prompt.input_ids)
+    return {
+        "error": error,
+        "q_id": example.q_id,
+        "trial_id": example.trial_id,
+        "trial_idx": example.trial_idx,
+        "stored_target_id": example.target_first_token_id,
+        "stored_target_token": _token(lm, example.target_first_token_id),
+        "recomputed_target_id": None if prompt is None else prompt.target_id,
+        "recomputed_answer_ids": None if prompt is None else list(prompt.answer_ids),
+        "prefix_ids_tail": list(prefix[-TAIL:]),
+        "prefix_tail": lm.tokenizer.decode(prefix[-TAIL:]),
+        "full_ids_tail": list(full[-TAIL:]),
+        "full_tail": lm.tokenizer.decode(full[-TAIL:]),
+        "boundary_prefix": example.corrupted_prompt_str[-CHARACTERS:],
+        "boundary_answer": example.target_str,
+    }
+
+
+def _token(lm: LanguageModel, token_id: int) -> str | None:
+    return lm.tokenizer.decode([token_id]) if 0 <= token_id < lm.vocab_size else None
+
+
+# ---------------------------------------------------------------- rows and summaries
+
+
+def _row(lm: LanguageModel, idx: int, example: Example, found: Injected, layer: int) -> Row:
+    target = example.target_first_token_id
+    base_id, with_id = int(found.base_ids[idx]), int(found.injected_ids[idx, layer])
+    accuracy = {"accuracy_base": int(base_id == target), "accuracy_with": int(with_id == target)}
+    row = {
+        "idx": idx,
+        "q_id": example.q_id,
+        "prompt": example.corrupted_prompt_str,
+        "answer": example.target_str,
+        "target_id": target,
+        "target_token": _token(lm, target),
+        "leading_space": example.target_str.startswith(" "),
+        "used_id": target,
+        "used_token": _token(lm, target),
+        "pred_id_base": base_id,
+        "pred_id_with": with_id,
+        **accuracy,
+        "delta_acc": accuracy["accuracy_with"] - accuracy["accuracy_base"],
+        **scores_of(found.base[idx].tolist(), found.injected[idx, layer].tolist()),
+        "trial_id": example.trial_id,
+        "trial_idx": example.trial_idx,
+    }
+    if not all(math.isfinite(value) for value in row.values() if isinstance(value, float)):
+        raise NotFinite(f"example {idx}: a score is not a finite number: {row}")
+    return row
+
+
+def scores_of(base: Sequence[float], injected: Sequence[float]) -> Row:
+    """Logit, logprob and p without and with the vector, and their differences, from readings (p, logit, logprob)."""
+    row: Row = {}
+    (_, *base), (_, *injected) = base, injected
+    for name, before, after in (
+        ("logit", base[0], injected[0]),
+        ("logprob", base[1], injected[1]),
+        ("p", math.exp(base[1]), math.exp(injected[1])),
+    ):
+        row |= {f"{name}_base": before, f"{name}_with": after, f"delta_{name}": after - before}
+    return row
+
+
+def summary_of(rows: Sequence[Row]) -> Row:
+    """Means over examples; standard deviations are of the population."""
+
+    def mean(name: str) -> float:
+        return fmean(row[name] for row in rows)
+
+    found = {"acc_base": mean("accuracy_base"), "acc_with": mean("accuracy_with"), "delta_acc": mean("delta_acc")}
+    for name in ("logit", "logprob", "p"):
+        found |= {f"mean_{name}_base": mean(f"{name}_base"), f"mean_{name}_with": mean(f"{name}_with")}
+        found |= {f"mean_delta_{name}": mean(f"delta_{name}")}
+        found |= {f"std_delta_{name}": population_std([row[f"delta_{name}"] for row in rows])}
+    return found
+
+
+def _of_q(rows: Sequence[Row]) -> dict[str, Row]:
+    kept = ("acc_base", "acc_with", "delta_acc", "mean_delta_logit", "mean_delta_logprob", "mean_delta_p")
+    stds = ("std_delta_logit", "std_delta_logprob", "std_delta_p")
+    found = {}
+    for q_id in sorted({row["q_id"] for row in rows}):
+        own = [row for row in rows if row["q_id"] == q_id]
+        summary = summary_of(own)
+        found[q_id] = {"n_eval": len(own)} | {name: summary[name] for name in (*kept, *stds)}
+    return found
+
+
+# ---------------------------------------------------------------- writing
+
+
+def _write_layer(
+    measure: Measure, settings: Settings, folder: Folder, layer: int, vector: Vector, rows: Sequence[Row]
+) -> list[Path]:
+    lm, n = measure.lm, len(rows)
+    summary, of_q, directory = summary_of(rows), _of_q(rows), layout.layer_dir(layer)
+    how = {"dtype": lm.dtype, "device": lm.device.type, "batch_size": n if measure.fast else 1}
+    asked = {"seed": settings.seed, "n_eval": n, "requested_n_eval": settings.n_eval}
+    config = {
+        "model": lm.name,
+        "model_spec": lm.spec.name,
+        "edit_layer": layer,
+        "fv_source": layout.FV,
+        **asked,
+        "answer_first_token": True,
+        "alpha": settings.alpha,
+        **how,
+        "score_key": settings.step6_score_key,
+    }
+    results = {
+        "config": config,
+        "fv": vector.facts,
+        "summary": summary,
+        "per_qid": of_q,
+        "matrix": {vector.source_qid or GLOBAL: {q_id: one["mean_delta_logprob"] for q_id, one in of_q.items()}},
+        "metadata": {"with_replacement": settings.with_replacement, "engine": measure.used},
+        "results": list(rows),
+    }
+    meta = {
+        "model": lm.name,
+        "model_spec": lm.spec.name,
+        "edit_layer": layer,
+        "injection_point": "residual",
+        "slot": "query_predictive",
+        "slot_name": "query_predictive",
+        "slot_index_rule": SLOT_RULE,
+        "token_rule": vector.meta.get("token_position_rule"),
+        "score_key": settings.step6_score_key,
+        "heads": vector.meta.get("heads"),
+        **asked,
+        "alpha": settings.alpha,
+        "fv_source": layout.FV,
+        "fv_type": vector.type,
+        "fv_source_qid": vector.source_qid,
+        "eval_scope": "in_domain" if vector.type == "qid" else "all_qids",
+        "eval_qids": list(of_q),
+        "config": {
+            "n_heads": lm.n_heads,
+            "head_dim": lm.d_head,
+            "resid_dim": lm.d_model,
+            # The plans' word; the vector is added to what leaves the block.
+            "hook_type": "pre",
+            "reshape": "resid_to_heads",
+            "hook_target": lm.spec.block_path(layer),
+            **how,
+        },
+        "fv": vector.facts,
+        "fv_meta": vector.meta,
+        "timestamp": now(),
+    }
+    log = (
+        f"Step6: {n} examples ({settings.n_eval} asked for), layer {layer} ({lm.spec.block_path(layer)}, its output), "
+        f"alpha {settings.alpha}, engine {measure.used}\n"
+        f"target ids of {n} examples found again at their boundary\n"
+        f"batch 0: rows without the vector {n}, rows with it {n}; it changed the logits of the targets\n"
+        f"{settings.step6_score_key}: {summary[settings.step6_score_key]!r}\n"
+    )
+    names = [
+        f"{directory}/{name}" for name in ("eval_summary.json", "eval_trials.jsonl", "eval_meta.json", "step6.log")
+    ]
+    names.append(f"{directory}/step6_results_{layout.safe_name(lm.name)}_layer{layer}_n{n}.json")
+    write_json(folder / names[0], summary)
+    write_jsonl(folder / names[1], rows)
+    write_json(folder / names[2], meta)
+    write_text(folder / names[3], log)
+    write_json(folder / names[4], results)
+    return [folder / name for name in names]
+
+
+def write_all_layers(folder: Folder, q_id: str, expected: Sequence[int], score_key: str) -> list[Path]:
+    """One score per layer, those that are missing, and the best; the first of equal ones."""
+    layers: dict[str, Row] = {}
+    for layer in expected:
+        directory = layout.layer_dir(layer)
+        results = folder.names(f"{directory}/step6_results_*.json")
+        summary = folder / directory / "eval_summary.json" if results else None
+        if summary is None or not summary.is_file():
+            continue
+        layers[str(layer)] = {
+            "layer_dir": directory,
+            "results_path": results[-1],
+            "eval_summary_path": f"{directory}/eval_summary.json",
+            "score_key": score_key,
+            "score_value": read_json(summary)[score_key],
+        }
+    best = max(layers, key=lambda layer: float(layers[layer]["score_value"]), default=None)
+    value = {
+        "q_id": q_id,
+        "score_key": score_key,
+        "expected_layers": list(expected),
+        "completed_layers": [int(layer) for layer in layers],
+        "missing_layers": [layer for layer in expected if str(layer) not in layers],
+        "best_layer": None if best is None else int(best),
+        "best_score": None if best is None else layers[best]["score_value"],
+        "per_layer": layers,
+        "generated_at": now(),
+    }
+    write_json(folder / layout.ALL_LAYERS, value)
+    return [folder / layout.ALL_LAYERS]

@@ -1,0 +1,213 @@
+"""StepD: the indirect effect of every head, with all its numbers, on one run's sampled trials.
+
+1. Means over the clean prompts, of each q_id by itself.
+2. On each corrupted prompt each head is replaced, at the last token, by its mean at the slot that predicts the answer.
+3. Nine metrics per trial and head; their means per q_id, and over q_ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fvcore.experiments.steps import layout
+from fvcore.experiments.steps.cases import Case, Cases
+from fvcore.experiments.steps.cases import of as cases_of
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.measure import Measure, Tell, silent
+from fvcore.experiments.steps.sampled import SampledTrials
+from fvcore.experiments.steps.scores import (
+    AIE_COLUMNS,
+    AIE_COLUMNS_OF_RELATIONS,
+    CIE_COLUMNS,
+    TARGET_COPIES,
+    Row,
+    aie_rows,
+    cie_row,
+    metrics_of,
+)
+from fvcore.experiments.steps.settings import Settings
+from fvcore.fast.engines import why_not_fast
+from fvcore.formats import write_csv, write_json, write_jsonl, write_pt, write_text
+
+SHOWN = 10  # heads in the log
+TAIL = 30  # characters of a prompt's end
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """One q_id: its means (layer, head, slot, d_head) and a row per head and trial, in that order."""
+
+    q_id: str
+    cases: tuple[Case, ...]
+    means: Tensor
+    rows: list[Row]
+
+
+def run(
+    measure: Measure, sampled: SampledTrials, settings: Settings, folder: Folder, tell: Tell = silent
+) -> list[Path]:
+    """Compute and write every file of StepD; returns the files."""
+    lm, found = measure.lm, cases_of(measure.lm, sampled)
+    heads = [(layer, head) for layer in settings.layers_of(lm) for head in settings.heads_of(lm)]
+    swept = [_sweep(measure, found, sampled, q_id, heads, settings.seed, tell) for q_id in sampled.q_ids]
+
+    cie = [row for one in swept for row in cie_rows(one, heads, found.slot)]
+    relation = sampled.meta.is_relation
+    aie = aie_rows(cie, settings.score_key, relation)
+    columns = AIE_COLUMNS_OF_RELATIONS if relation else AIE_COLUMNS
+    files = _write_means(measure, found, sampled, swept, folder)
+    write_csv(folder / layout.CIE, CIE_COLUMNS, cie)
+    write_csv(folder / layout.AIE, columns, aie)
+    write_jsonl(folder / layout.TRIAL_METRICS, [row for one in swept for row in one.rows])
+    files += [folder / name for name in (layout.CIE, layout.AIE, layout.TRIAL_METRICS)]
+    if not relation:
+        meta: dict[str, Any] = {"source": sampled.meta.source, "model": lm.name, "model_spec": lm.spec.name}
+        meta |= {"n_trials": len(found.cases), "score_key": settings.score_key, "seed": settings.seed}
+        write_json(folder / layout.AIE_JSON, {"meta": meta, "scores": aie})
+        files.append(folder / layout.AIE_JSON)
+    write_text(folder / layout.STEP_D_LOG, _log(measure, found, sampled, settings, aie))
+    return [*files, folder / layout.STEP_D_LOG]
+
+
+# ---------------------------------------------------------------- computing
+
+
+def _sweep(
+    measure: Measure,
+    found: Cases,
+    sampled: SampledTrials,
+    q_id: str,
+    heads: Sequence[tuple[int, int]],
+    seed: int,
+    tell: Tell,
+) -> Swept:
+    own = tuple(case for case in found.cases if case.trial.q_id == q_id)
+    means = measure.means([(case.clean.input_ids, case.clean_slots) for case in own])
+    prompts = [(case.corrupted.input_ids, case.trial.target_first_token_id, case.corrupted_slots) for case in own]
+    base, patched = measure.heads(prompts, means, heads, tell)
+    fixed = [_trial_columns(case, sampled, seed) for case in own]
+    rows = []
+    for i, (layer, head) in enumerate(heads):
+        for case, (first, last), without, replaced in zip(
+            own, fixed, base.tolist(), patched[:, i].tolist(), strict=True
+        ):
+            metrics = metrics_of(without, replaced)
+            copies = {f"{name}_target": metrics[name] for name in TARGET_COPIES}
+            key = {"q_id": q_id, "trial_idx": case.trial.trial_idx, "layer": layer, "head": head}
+            rows.append(key | first | metrics | copies | last)
+    return Swept(q_id, own, means, rows)
+
+
+def _trial_columns(case: Case, sampled: SampledTrials, seed: int) -> tuple[Row, Row]:
+    """What a trial's rows say before and after the metrics."""
+    trial = case.trial
+    clean = [pair.output for pair in trial.demos_clean]
+    corrupted = [pair.output for pair in trial.demos_corrupted]
+    before = {
+        "target_id": trial.target_first_token_id,
+        "target_token": trial.target_token,
+        "seed_global": seed,
+        "shuffle_labels": sampled.meta.source == "dataset_sampled",
+        "shuffle_derangement": False,
+        "n_icl_examples": len(clean),
+        "demo_perm": permutation(clean, corrupted),
+        "demo_fixed_points": sum(a == b for a, b in zip(clean, corrupted, strict=True)),
+        "demo_outputs_before": clean,
+        "demo_outputs_after": corrupted,
+    }
+    after = {
+        "prompt_tail_repr": repr(trial.corrupted_prompt_str[-TAIL:]),
+        "prompt_ends_with_space": trial.corrupted_prompt_str.endswith(" "),
+        "slot_idx": case.corrupted_slots.query_predictive_slot,
+        "seq_token_idx": len(case.corrupted.input_ids) - 1,
+        "trial_id": trial.trial_id,
+    }
+    return before, after
+
+
+def permutation(before: Sequence[str], after: Sequence[str]) -> list[int]:
+    """Where each word of `after` stood in `before`; of equal words the first that is left.
+
+    >>> permutation(["a", "b", "a"], ["b", "a", "a"])
+    [1, 0, 2]
+    """
+    left = list(range(len(before)))
+    found = []
+    for word in after:
+        at = next(i for i in left if before[i] == word)
+        left.remove(at)
+        found.append(at)
+    return found
+
+
+def cie_rows(swept: Swept, heads: Sequence[tuple[int, int]], slot: int) -> list[Row]:
+    """A row per head, in order of (layer, head)."""
+    n = len(swept.cases)
+    rows = []
+    for i, (layer, head) in enumerate(heads):
+        norm = float(swept.means[layer, head, slot].norm())
+        rows.append(cie_row(swept.q_id, layer, head, swept.rows[i * n : (i + 1) * n], norm))
+    return rows
+
+
+# ---------------------------------------------------------------- writing
+
+
+def _write_means(
+    measure: Measure, found: Cases, sampled: SampledTrials, swept: Sequence[Swept], folder: Folder
+) -> list[Path]:
+    lm, slot = measure.lm, found.slot
+    sizes = {"slot_q": slot, "n_heads": lm.n_heads, "head_dim": lm.d_head, "resid_dim": lm.d_model}
+    clean = {one.q_id: one.means[:, :, slot].contiguous() for one in swept}
+    average = torch.stack(list(clean.values())).mean(dim=0)
+    tensors = {layout.q_mean(q_id): {"clean_mean": mean} | sizes for q_id, mean in clean.items()}
+    tensors[layout.GLOBAL_MEAN] = {"clean_mean": average} | sizes
+    for name, value in tensors.items():
+        write_pt(folder / name, value)
+    # All slots on the antonym path, the last one in the relation path, under one name.
+    write_pt(folder / layout.MEANS, average if sampled.meta.is_relation else swept[0].means)
+    meta: dict[str, Any] = {
+        "n_mean_trials": len(found.cases),
+        "n_icl_examples": sampled.meta.n_shots,
+        "seed": sampled.meta.seed,
+        "layers": list(range(lm.n_layers)),
+        "n_layers": lm.n_layers,
+        "n_heads": lm.n_heads,
+        "head_dim": lm.d_head,
+        "resid_dim": lm.d_model,
+        "dummy_labels": list(found.labels),
+        "slot_index_map": {"QUERY_PRED": slot, "query_predictive_token": slot},
+        "slot_query_pred": slot,
+    }
+    write_json(folder / layout.MEANS_META, meta)
+    return [folder / name for name in (*tensors, layout.MEANS, layout.MEANS_META)]
+
+
+def _log(measure: Measure, found: Cases, sampled: SampledTrials, settings: Settings, aie: Sequence[Row]) -> str:
+    lm, meta, slot = measure.lm, sampled.meta, found.slot
+    n, targets = len(found.cases), [case.trial.target_first_token_id for case in found.cases]
+    lines = [
+        f"StepD: {n} trials of {meta.n_shots} shots, source {meta.source}, seed {meta.seed}",
+        f"model {lm.name} (spec {lm.spec.name}): {lm.n_layers} layers x {lm.n_heads} heads x {lm.d_head}, "
+        f"d_model {lm.d_model}, {lm.dtype} on {lm.device.type}, engine {measure.used}",
+        f"layers {settings.layers_of(lm)}, heads {settings.heads_of(lm)}",
+    ]
+    if settings.engine != measure.used:
+        lines.append(f"engine {settings.engine} does not hold for this model: {why_not_fast(lm)}")
+    if meta.source == "fixed_trials_override":
+        lines.append(f"fixed trials set n_shots {meta.n_shots} and n_trials {n}; labels are shuffled in the file")
+    lines += [
+        f"checks: prompts of {n} trials written again, equal to the stored ones; target ids {json.dumps(targets)} found "
+        f"again on the {meta.target_regime} prompt; last token {found.labels[slot]}, slot {slot} in all of them",
+        f"q_ids: {json.dumps(sampled.q_ids)}",
+        f"heads with the largest {settings.score_key}:",
+        *(f"  layer {row['layer']} head {row['head']}: {row[settings.score_key]!r}" for row in aie[:SHOWN]),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,102 @@
+"""The zero-shot snapshot: every sampled trial's query without its demonstrations, target found again at that boundary.
+
+By default the prompt ends with the output prefix and the target begins with a space. With `trailing_space` the prompt is
+the plan's literal text, a space at its end: the model reads that space, and the target, which then has none, is the
+token that the boundary rule gives.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fvcore.experiments.clock import now
+from fvcore.experiments.errors import TargetError
+from fvcore.experiments.steps import layout
+from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.steps.sampled import QId, SampledTrial, SampledTrials
+from fvcore.formats import FormatError, read_json, write_json
+from fvcore.model.model import LanguageModel
+from fvcore.prompts import BoundaryError, Prompt, PromptTemplate, Tokenizer, prompt_at_boundary
+from fvcore.trials import WordPair
+
+
+class Example(BaseModel):
+    """What Step6 reads of a trial; a sampled-trials file with demonstrations is read the same way."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    q_id: QId
+    trial_idx: int
+    trial_id: int
+    corrupted_prompt_str: str
+    target_str: str
+    target_first_token_id: int
+
+    def prompt(self, tokenizer: Tokenizer) -> Prompt:
+        """The prompt as the model reads it, to the last space, and the answer at its boundary."""
+        found = prompt_at_boundary(tokenizer, self.corrupted_prompt_str, self.target_str)
+        if found.text == self.corrupted_prompt_str:
+            return found
+        literal = tuple(tokenizer(self.corrupted_prompt_str).input_ids)
+        return Prompt(self.corrupted_prompt_str, literal, found.answer_ids)
+
+
+def read(path: Path) -> list[Example]:
+    value = read_json(path)
+    rows = value.get("trials") if isinstance(value, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise FormatError(f"{path}: holds no trials; make the snapshot with `fvcore runtime zeroshot`")
+    try:
+        return [Example.model_validate(row) for row in rows]
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise FormatError(f"{path}: key {'.'.join(map(str, problem['loc']))!r}: {problem['msg'].lower()}") from None
+
+
+def run(lm: LanguageModel, sampled: SampledTrials, trailing_space: bool, folder: Folder) -> list[Path]:
+    """One row per sampled trial, in its order; no query is drawn again."""
+    template = sampled.meta.template(lm.tokenizer)
+    space = " " if trailing_space else ""
+    meta = {
+        "source_sampled_trials_path": layout.SAMPLED,
+        "zero_shot": True,
+        "prompt_format": template.text((), " <query>" if sampled.meta.prepend_space else "<query>") + space,
+        "model": lm.name,
+        "model_spec": lm.spec.name,
+        "tok_add_special": sampled.meta.model_prepend_bos,
+        "n_trials": len(sampled.trials),
+        "generated_at": now(),
+    }
+    rows = [_row(trial, sampled, template, lm.tokenizer, space) for trial in sampled.trials]
+    write_json(folder / layout.ZERO_SHOT, {"meta": meta, "trials": rows})
+    return [folder / layout.ZERO_SHOT]
+
+
+def _row(
+    trial: SampledTrial, sampled: SampledTrials, template: PromptTemplate, tokenizer: Tokenizer, space: str
+) -> dict[str, Any]:
+    query: WordPair = trial.as_trial(sampled.meta.prepend_space).query
+    text = template.text((), query.input) + space
+    target = trial.target_str.strip() if space else " " + trial.target_str.strip()
+    try:
+        target_id = prompt_at_boundary(tokenizer, text, target).target_id
+    except BoundaryError as error:
+        raise TargetError(f"trial {trial.trial_id}:{trial.trial_idx}, zero-shot prompt: {error}") from None
+    row = {
+        "q_id": trial.q_id,
+        "trial_idx": trial.trial_idx,
+        "query": trial.query.model_dump(),
+        "target_str": target,
+        "target_first_token_id": target_id,
+        "corrupted_prompt_str": text,
+        "corrupted_full_str": text + target,
+    }
+    sources = {
+        name: getattr(trial, name)
+        for name in ("query_source_index", "demo_source_indices", "demo_order")
+        if getattr(trial, name) is not None
+    }
+    return row | sources | {"trial_id": trial.trial_id}

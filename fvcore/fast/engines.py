@@ -1,0 +1,108 @@
+"""Which engine gives the numbers: `fast` where it holds for the model at hand, `exact` otherwise.
+
+`fast` runs a model's own code on rows that are no real prompt. Whether a model's code allows that is not assumed: once a
+model, a few heads and an injection are computed both ways on two random prompts of different lengths, together (padded)
+and alone (without a mask: other kernels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fvcore.fast import sweep
+from fvcore.fast.shared_prompt import Prompt
+from fvcore.model.hooks import add_to_residual, edit_heads
+from fvcore.model.model import LanguageModel
+
+ENGINES = ("exact", "fast")
+
+LENGTHS = (48, 31)
+"""Tokens of the two prompts; longer where a sliding window is."""
+
+ROUNDING = {torch.float32: 1e-4}
+HALF = 5e-2
+"""How far logits may be apart, relative to the largest: fp32 was seen at 1e-6, half precision at 1e-2."""
+
+
+def why_not_fast(lm: LanguageModel) -> str:
+    """Why engine `fast` does not hold for this model, or nothing. Asked of the model once for each attention."""
+    name = f"fast engine, {lm.attn_implementation}"
+    if name not in lm.known:
+        try:
+            lm.known[name] = _difference(lm)
+        except Exception as error:  # whatever a model's code says to rows it did not expect
+            lm.known[name] = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+    return lm.known[name]
+
+
+@torch.inference_mode()
+def _difference(lm: LanguageModel) -> str:
+    draw = torch.Generator().manual_seed(0)
+    window = getattr(lm.config, "sliding_window", None) or 0
+    longer = 2 * window if window < 4096 else 0  # beyond, a prompt of shots never sees the window's edge
+    prompts = [torch.randint(lm.vocab_size, (n + longer,), generator=draw).tolist() for n in LENGTHS]
+    # Large ones: an effect that is within rounding would show nothing.
+    means = 3 * torch.randn(lm.n_layers, lm.n_heads, 1, lm.d_head, generator=draw)
+    vector = 3 * torch.randn(lm.d_model, generator=draw).to(lm.device)
+    # Two at once from the first layer on: every block sees rows of more than one variant.
+    heads = sorted({(0, 0), (0, lm.n_heads - 1), (lm.n_layers // 2, lm.n_heads // 2), (lm.n_layers - 1, 0)})
+    layers = sorted({0, lm.n_layers - 1})
+    exact = [list(_exact(lm, prompt, heads, means, layers, vector)) for prompt in prompts]
+    for together in (prompts, prompts[:1]):
+        found = _fast(lm, together, heads, means, layers, vector)
+        for fast, rows in zip(found, exact, strict=False):
+            for what, row, wanted in zip(_names(heads, layers), fast, rows, strict=True):
+                allowed = ROUNDING.get(wanted.dtype, HALF) * float(wanted.abs().max())
+                off = float((row - wanted).abs().max())
+                if not off <= allowed:
+                    return f"{what}: logits differ by {off:.3g} ({allowed:.3g} allowed)"
+    return ""
+
+
+def _names(heads: Sequence[sweep.Head], layers: Sequence[int]) -> Iterator[str]:
+    yield "the prompt itself"
+    yield from (f"layer {layer}, head {head} replaced" for layer, head in heads)
+    yield from (f"a vector added behind layer {layer}" for layer in layers)
+
+
+def _fast(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    heads: Sequence[sweep.Head],
+    means: Tensor,
+    layers: Sequence[int],
+    vector: Tensor,
+) -> Tensor:
+    """(prompt, row, vocab)"""
+    prompt = Prompt.run(lm, prompts)
+    suffix, last = prompt.suffix(1), torch.ones(len(prompts), 1, dtype=torch.bool, device=lm.device)
+    replacement = sweep.Replacement(means.to(lm.device), torch.zeros_like(last, dtype=torch.long), last)
+    replaced = sweep.rows_with_heads_replaced(suffix, heads, replacement)
+    injected = sweep.rows_with_vector_added(suffix, layers, vector)
+    return prompt.logits(torch.cat([prompt.entered[-1][:, -1:], replaced, injected], dim=1))
+
+
+def _exact(
+    lm: LanguageModel,
+    prompt: Sequence[int],
+    heads: Sequence[sweep.Head],
+    means: Tensor,
+    layers: Sequence[int],
+    vector: Tensor,
+) -> Iterator[Tensor]:
+    """The same rows, each from a pass of its own."""
+    ids = lm.ids(prompt)
+    yield lm.logits(ids)[0, -1]
+    for layer, head in heads:
+
+        def replace(rows: Tensor, layer: int = layer, head: int = head) -> None:
+            rows[-1, -1, head] = means[layer, head, 0].to(rows)
+
+        with edit_heads(lm, layer, replace):
+            yield lm.logits(ids)[0, -1]
+    for layer in layers:
+        with add_to_residual(lm, layer, vector):
+            yield lm.logits(ids)[0, -1]

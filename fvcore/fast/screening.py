@@ -1,0 +1,104 @@
+"""Beyond exact, only on request: a first-order estimate says which heads need not be computed.
+
+One forward and backward pass of the last token gives, for every head at once, the effect of its replacement to first
+order: the gradient of the target's probability, times how far the mean is from the head's activation. How far off such
+estimates are is measured on heads of the model at hand; a head is skipped only if its estimate, with that error added,
+stays below the k-th best effect that was computed. That error is measured on a sample, so a skipped head can still belong
+to the top k: a `Screening` says what was skipped and by which bound, and no parity check uses one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fvcore import heads as ranking
+from fvcore.fast.shared_prompt import Prompt
+from fvcore.fast.sweep import Case, Head, Replacement, effects_of_heads
+from fvcore.model.hooks import heads_with_gradients
+from fvcore.model.model import LanguageModel
+
+SAMPLE = 16
+"""Heads drawn at random to measure the estimates' error on, beside those with the largest estimates."""
+
+SAFETY = 2.0
+"""Times the largest error seen: the sample need not hold the worst head."""
+
+
+@dataclass(frozen=True)
+class Screening:
+    """Top heads by effects that were computed, and what was not computed."""
+
+    heads: list[ranking.Head]
+    aie: Tensor  # (layer, head), NaN where skipped
+    estimates: Tensor  # (layer, head)
+    bound: float  # what was added to an estimate before a head was skipped
+
+    @property
+    def n_skipped(self) -> int:
+        return int(self.aie.isnan().sum())
+
+    def __str__(self) -> str:
+        return f"{self.n_skipped} of {self.aie.numel()} heads skipped: their estimates stay more than {self.bound:.2g} below"
+
+
+def first_order_effects(lm: LanguageModel, cases: Sequence[Case], mean_activations: Tensor) -> Tensor:
+    """Estimated effect of every head at the last token.
+
+    mean_activations: (layer, head, slot, d_head)
+    returns: (trial, layer, head), float32 on the CPU
+    """
+    with torch.no_grad():
+        prompt = Prompt.run(lm, [ids for ids, _, _ in cases])
+        suffix = prompt.suffix(1)
+        replacement = Replacement.of("query_predictive", cases, mean_activations, lm.device)
+    targets = torch.tensor([target for _, target, _ in cases], device=lm.device)
+    with torch.enable_grad(), heads_with_gradients(lm) as heads:
+        rows = suffix.through(lambda layer: suffix.entered(0) if layer == 0 else None)
+        every = torch.softmax(prompt.logits(rows)[:, 0], dim=-1)
+        torch.autograd.backward(every.gather(1, targets[:, None]).sum())
+    found = []
+    for layer in range(lm.n_layers):
+        z, gradient = heads[layer], heads[layer].grad
+        assert gradient is not None
+        means = replacement.means[layer][:, replacement.slots].permute(1, 2, 0, 3).to(z)  # (trial, 1, head, d_head)
+        found.append(((means - z.detach()) * gradient).sum(dim=-1)[:, 0])
+    return torch.stack(found, dim=1).float().cpu()
+
+
+def screened_top_heads(
+    lm: LanguageModel, cases: Sequence[Case], mean_activations: Tensor, k: int, seed: int = 0
+) -> Screening:
+    """The k heads with the largest average indirect effect, computing as few effects as the estimates allow."""
+    estimates = first_order_effects(lm, cases, mean_activations).mean(dim=0)
+    by_estimate = [divmod(int(i), lm.n_heads) for i in estimates.flatten().argsort(descending=True)]
+    drawn = torch.randperm(len(by_estimate), generator=torch.Generator().manual_seed(seed))[:SAMPLE].tolist()
+    aie = torch.full_like(estimates, torch.nan)
+    wanted = {*by_estimate[: 2 * k], *(by_estimate[i] for i in drawn)}
+    bound = 0.0
+    while wanted:
+        chosen = sorted(wanted)
+        effects = effects_of_heads(lm, cases, mean_activations, chosen).mean(dim=0)
+        for (layer, head), effect in zip(chosen, effects.tolist(), strict=True):
+            aie[layer, head] = effect
+        worst = float(aie.flatten().nan_to_num(-torch.inf).topk(k).values[-1])
+        bound = SAFETY * _largest_error(aie, estimates, worst)
+        wanted = {(layer, head) for layer, head in by_estimate if _open(aie, estimates, (layer, head), worst - bound)}
+    return Screening(ranking.top_heads(aie.nan_to_num(-torch.inf), k), aie, estimates, bound)
+
+
+def _largest_error(aie: Tensor, estimates: Tensor, worst: float) -> float:
+    """Of the computed heads whose estimates are below the k-th best effect, as those of skipped heads are.
+
+    The best heads' own estimates are off by more, because what is not of first order grows with the effect.
+    """
+    alike = ~aie.isnan() & (estimates < worst)
+    return float((aie - estimates)[alike].abs().max()) if bool(alike.any()) else 0.0
+
+
+def _open(aie: Tensor, estimates: Tensor, head: Head, least: float) -> bool:
+    """Whether a head that is not computed yet could still be among the best."""
+    return bool(aie[head].isnan()) and float(estimates[head]) >= least

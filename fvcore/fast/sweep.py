@@ -1,0 +1,291 @@
+"""Station 4a, fast: every head's indirect effect from one run of the prompt; and injection at every layer. Engine `fast`.
+
+A replacement at the last token of a prompt changes nothing before it and nothing below its layer: one token, from its own
+layer up, is all that has to be computed for a head (`shared_prompt.py`). The numbers are those of engine `exact` up to
+rounding: the operations are the same, the kernels sum in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fvcore.activations import by_slot
+from fvcore.effects import TOKEN_CLASSES, read_targets, tokens_of_class
+from fvcore.fast.chunks import chunk_size, in_chunks
+from fvcore.fast.shared_prompt import Batch, Prompt, Suffix
+from fvcore.model.hooks import edit_heads, read_heads
+from fvcore.model.model import LanguageModel
+from fvcore.slots import SlotMap
+
+Head: TypeAlias = "tuple[int, int]"
+Case: TypeAlias = "tuple[Sequence[int], int, SlotMap]"
+"""A corrupted prompt's ids, its target id and its slots."""
+
+VARIANTS = 128
+"""Variants that run together. Attention among rows grows with their square, matrix products get no faster beyond."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Heads are replaced by their means at some tokens of a suffix."""
+
+    means: Tensor  # (layer, head, slot, d_head)
+    slots: Tensor  # (trial, token) -> slot, where `at` is true
+    at: Tensor  # (trial, token)
+
+    @classmethod
+    def of(cls, token_class: str, cases: Sequence[Case], means: Tensor, device: torch.device) -> Replacement:
+        """At the tokens of one class; the suffix is as long as the trial that needs the longest."""
+        n_tokens, pairs = 1, []
+        for trial, (ids, _, slots) in enumerate(cases):
+            for token in tokens_of_class(slots, token_class):
+                n_tokens = max(n_tokens, len(ids) - token)
+                pairs.append((trial, token - len(ids), slots.full_idx_map[token]))
+        chosen = torch.zeros(len(cases), n_tokens, dtype=torch.long)
+        at = torch.zeros(len(cases), n_tokens, dtype=torch.bool)
+        for trial, token, slot in pairs:
+            chosen[trial, token], at[trial, token] = slot, True
+        return cls(means.to(device), chosen.to(device), at.to(device))
+
+    @property
+    def n_tokens(self) -> int:
+        return self.at.shape[1]
+
+    def into(self, rows: Tensor, layer: int, heads: Tensor) -> None:
+        """Change, in place, head `heads[i]` of variant i in (trial, variant, token, head, d_head)."""
+        each, chosen = torch.arange(len(heads), device=rows.device), heads.to(rows.device)
+        new = self.means[layer, heads][:, self.slots].to(rows)  # (variant, trial, token, d_head)
+        at = self.at[None, :, :, None].to(rows.device)
+        rows[:, each, :, chosen] = torch.where(at, new, rows[:, each, :, chosen])
+
+
+def rows_with_heads_replaced(suffix: Suffix, heads: Sequence[Head], replacement: Replacement) -> Tensor:
+    """What leaves the last block with each of these heads replaced, at the last token: (trial, variant, d_model).
+
+    heads: (layer, head) in order of layer; each variant starts at its own.
+    """
+    device = suffix.prompt.lm.device
+    own = {layer: torch.tensor([h for at, h in heads if at == layer], device=device) for layer in dict(heads)}
+    before = {layer: sum(at < layer for at, _ in heads) for layer in own}
+
+    def enter(layer: int) -> Tensor | None:
+        return suffix.entered(layer).repeat(1, len(own[layer]), 1) if layer in own else None
+
+    def around(layer: int) -> AbstractContextManager[None]:
+        if layer not in own:
+            return nullcontext()
+
+        def edit(rows: Tensor) -> None:
+            variants = rows.view(len(rows), -1, suffix.n_tokens, *rows.shape[2:])
+            replacement.into(variants[:, before[layer] :], layer, own[layer])
+
+        return edit_heads(suffix.prompt.lm, layer, edit)
+
+    return suffix.through(enter, around)
+
+
+def rows_with_vector_added(suffix: Suffix, layers: Sequence[int], vector: Tensor) -> Tensor:
+    """What leaves the last block with `vector` (d_model,) added at the last token behind each of these blocks.
+
+    layers: rising.    returns: (trial, layer, d_model)
+    """
+
+    def enter(layer: int) -> Tensor | None:
+        # What leaves a block is what enters the next one.
+        return suffix.entered(layer) + vector.to(suffix.entered(layer)) if layer - 1 in layers else None
+
+    return suffix.through(enter)
+
+
+@torch.inference_mode()
+def causal_indirect_effects(
+    lm: LanguageModel,
+    cases: Sequence[Case],
+    mean_activations: Tensor,
+    all_token_classes: bool = False,
+    max_memory: int | None = None,
+) -> Tensor:
+    """CIE of every head on every prompt: what `effects.causal_indirect_effect` gives, one prompt after the other.
+
+    mean_activations: (layer, head, slot, d_head)
+    max_memory: bytes beside the weights; half of what is free by default
+    returns: (trial, layer, head), or (trial, layer, head, class) with `all_token_classes`
+    """
+    classes = list(TOKEN_CLASSES) if all_token_classes else ["query_predictive"]
+    share = None if max_memory is None else max_memory // 2
+    longest = max(len(ids) for ids, _, _ in cases)
+    size = chunk_size(trial_bytes(lm, longest), lm.device, len(cases), share)
+    parts = in_chunks(cases, size, lambda some: _effects(lm, some, mean_activations, classes, share))
+    found = torch.cat(list(parts))
+    return found if all_token_classes else found.squeeze(-1)
+
+
+def _effects(
+    lm: LanguageModel, cases: Sequence[Case], means: Tensor, classes: Sequence[str], max_memory: int | None
+) -> Tensor:
+    """(trial, layer, head, class) of trials that run together; float32 on the CPU."""
+    replacements = [Replacement.of(name, cases, means, lm.device) for name in classes]
+    prompt = Prompt.run(lm, [ids for ids, _, _ in cases], max(r.n_tokens for r in replacements))
+    targets = torch.tensor([target for _, target, _ in cases], device=lm.device)
+    base = _probabilities(prompt, prompt.entered[-1][:, -1:], targets)
+    heads = [(layer, head) for layer in range(lm.n_layers) for head in range(lm.n_heads)]
+    effects = []
+    for replacement in replacements:
+        patched = _patched(prompt.suffix(replacement.n_tokens), heads, replacement, targets, max_memory)
+        # A class that a prompt has no token of has no effect there; a difference in rounding would be one.
+        effects.append(torch.where(replacement.at.any(dim=1)[:, None], patched - base, 0.0).float().cpu())
+    return torch.stack(effects, dim=-1).view(len(cases), lm.n_layers, lm.n_heads, -1)
+
+
+@torch.inference_mode()
+def effects_of_heads(
+    lm: LanguageModel, cases: Sequence[Case], mean_activations: Tensor, heads: Sequence[Head]
+) -> Tensor:
+    """CIE at the last token of some heads, in order of layer: (trial, len(heads)), float32 on the CPU."""
+    replacement = Replacement.of("query_predictive", cases, mean_activations, lm.device)
+    prompt = Prompt.run(lm, [ids for ids, _, _ in cases])
+    targets = torch.tensor([target for _, target, _ in cases], device=lm.device)
+    base = _probabilities(prompt, prompt.entered[-1][:, -1:], targets)
+    return (_patched(prompt.suffix(1), heads, replacement, targets, None) - base).float().cpu()
+
+
+Read: TypeAlias = "Callable[[Prompt, Tensor, Tensor], Tensor]"
+"""What is read off residual rows (trial, row, d_model) behind the last block, for each trial's target: (trial, row, ...)."""
+
+
+@torch.inference_mode()
+def target_readings(
+    lm: LanguageModel,
+    cases: Sequence[Case],
+    mean_activations: Tensor,
+    heads: Sequence[Head],
+    max_memory: int | None = None,
+    tell: Callable[[int, int], None] = lambda layer, n_rows: None,
+) -> Tensor:
+    """What `effects.target_readings` gives, of many prompts: (trial, 1 + len(heads), 3), float32 on the CPU.
+
+    heads: in order of layer     tell: is told, after each pass, the layer it came to and how many rows it read
+    """
+    share = None if max_memory is None else max_memory // 2
+    size = chunk_size(trial_bytes(lm, max(len(ids) for ids, _, _ in cases)), lm.device, len(cases), share)
+
+    def readings(some: Sequence[Case]) -> Tensor:
+        replacement = Replacement.of("query_predictive", some, mean_activations, lm.device)
+        prompt = Prompt.run(lm, [ids for ids, _, _ in some])
+        targets = torch.tensor([target for _, target, _ in some], device=lm.device)
+        base = _readings(prompt, prompt.entered[-1][:, -1:], targets)
+        patched = _patched(prompt.suffix(1), heads, replacement, targets, share, _readings, tell)
+        return torch.cat([base, patched], dim=1).float().cpu()
+
+    return torch.cat(list(in_chunks(cases, size, readings)))
+
+
+def _patched(
+    suffix: Suffix,
+    heads: Sequence[Head],
+    replacement: Replacement,
+    targets: Tensor,
+    max_memory: int | None,
+    read: Read | None = None,
+    tell: Callable[[int, int], None] = lambda layer, n_rows: None,
+) -> Tensor:
+    """What is read (probability of the targets) with each of the heads replaced: (trial, head, ...)."""
+    lm, n_trials = suffix.prompt.lm, len(targets)
+    each = n_trials * variant_bytes(lm, suffix.n_tokens)
+    size = chunk_size(each, lm.device, max(1, VARIANTS // suffix.n_tokens), max_memory)
+
+    def readings(some: Sequence[Head]) -> Tensor:
+        found = (read or _probabilities)(suffix.prompt, rows_with_heads_replaced(suffix, some, replacement), targets)
+        tell(some[-1][0], n_trials * len(some))
+        return found
+
+    return torch.cat(list(in_chunks(heads, size, readings)), dim=1)
+
+
+def variant_bytes(lm: LanguageModel, n_tokens: int) -> int:
+    """About what a variant of a trial needs at most: what one block makes of its tokens, and logits and their softmax."""
+    return lm.itemsize * (3 * lm.vocab_size + n_tokens * 32 * lm.d_model)
+
+
+def trial_bytes(lm: LanguageModel, n_tokens: int) -> int:
+    """About what a prompt needs: keys, values and residuals of all layers, and what one block makes of its tokens."""
+    return lm.itemsize * n_tokens * (3 * lm.n_layers + 32) * max(lm.d_model, lm.n_heads * lm.d_head)
+
+
+def _probabilities(prompt: Prompt, rows: Tensor, targets: Tensor) -> Tensor:
+    """(trial, row): probability of each trial's target; softmax in the model's dtype, as in the reference."""
+    every = torch.softmax(prompt.logits(rows), dim=-1)
+    chosen = targets.to(every.device)[:, None, None].expand(-1, rows.shape[1], 1)
+    return every.gather(2, chosen).squeeze(2).to(targets.device)
+
+
+def _readings(prompt: Prompt, rows: Tensor, targets: Tensor) -> Tensor:
+    """(trial, row, 3)"""
+    return read_targets(prompt.logits(rows), targets[:, None].expand(-1, rows.shape[1])).to(targets.device)
+
+
+@torch.inference_mode()
+def injected_logits(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    vector: Tensor,
+    layers: Sequence[int] | None = None,
+    alpha: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Next-token logits without and with `alpha * vector` (d_model,) at the last token of every block's output.
+
+    returns: (trial, vocab) and (trial, layer, vocab), layers rising (all of them by default), on the model's device
+    """
+    chosen = list(range(lm.n_layers)) if layers is None else sorted(set(layers))
+    for layer in chosen:
+        lm.require_layer(layer)
+    prompt = Prompt.run(lm, prompts)
+    # alpha 1 leaves the vector's bits alone.
+    added = (vector if alpha == 1 else alpha * vector).to(lm.device)
+    rows = rows_with_vector_added(prompt.suffix(1), chosen, added)
+    logits = prompt.logits(torch.cat([prompt.entered[-1][:, -1:], rows], dim=1))
+    return logits[:, 0], logits[:, 1:]
+
+
+@torch.inference_mode()
+def mean_head_activations(
+    lm: LanguageModel, prompts: Sequence[tuple[Sequence[int], SlotMap]], max_memory: int | None = None
+) -> Tensor:
+    """`activations.mean_head_activations` with prompts in padded batches: (layer, head, slot, d_head), float32."""
+    if not prompts:
+        raise ValueError("no prompts to average over; at least one trial is needed")
+    longest = max(len(ids) for ids, _ in prompts)
+    size = chunk_size(trial_bytes(lm, longest), lm.device, len(prompts), max_memory)
+    parts = in_chunks(prompts, size, lambda some: _head_activations(lm, some))
+    return torch.cat(list(parts)).mean(dim=0)
+
+
+def _head_activations(lm: LanguageModel, prompts: Sequence[tuple[Sequence[int], SlotMap]]) -> Tensor:
+    """(prompt, layer, head, slot, d_head), float32 on the CPU."""
+    batch = Batch.of([ids for ids, _ in prompts], lm.device)
+    with read_heads(lm) as heads:
+        lm.hf.base_model(**batch.inputs(), use_cache=False)
+    found = []
+    for row, (ids, slots) in enumerate(prompts):
+        own = [heads[layer][row : row + 1, -len(ids) :] for layer in range(lm.n_layers)]
+        found.append(by_slot(own, slots).float().cpu())
+    return torch.stack(found)
+
+
+@torch.inference_mode()
+def next_token_logits(lm: LanguageModel, prompts: Sequence[Sequence[int]], max_memory: int | None = None) -> Tensor:
+    """What `n`-shot evaluation asks: logits behind the last token of each prompt, in padded batches: (prompt, vocab)."""
+    longest = max(map(len, prompts))
+    each = trial_bytes(lm, longest) + variant_bytes(lm, 1)
+
+    def logits(some: Sequence[Sequence[int]]) -> Tensor:
+        prompt = Prompt.run(lm, some)
+        return prompt.logits(prompt.entered[-1][:, -1:])[:, 0]
+
+    return torch.cat(list(in_chunks(prompts, chunk_size(each, lm.device, len(prompts), max_memory), logits)))

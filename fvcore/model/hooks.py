@@ -1,0 +1,223 @@
+"""The three things done to a running model: read heads, edit heads, add to the residual stream. And looking on.
+
+These are the only torch hooks in the library. Each is a context manager: hooks are gone when the block ends, however
+it ends, and a hook that never ran during the block is an error, because an intervention that silently does nothing
+is the field's most expensive mistake. `watch_modules` alone may see nothing: who looks on asks whether anything ran.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fvcore.model.model import LanguageModel
+
+
+class HookNeverFired(RuntimeError):
+    """A hook was set and no forward pass came through its module."""
+
+
+@contextmanager
+def _hooks(
+    register: Callable[[int], RemovableHandle], layers: Iterable[int], fired: set[int], what: str
+) -> Iterator[None]:
+    """Hooks on some layers; each adds its layer to `fired` when it runs."""
+    handles: dict[int, RemovableHandle] = {}
+    try:
+        for layer in layers:
+            handles[layer] = register(layer)
+        yield
+    finally:
+        for handle in handles.values():
+            handle.remove()
+    if silent := sorted(handles.keys() - fired):
+        raise HookNeverFired(
+            f"{what} at layer {', '.join(map(str, silent))}: the hook never fired; was the model run, and is the module "
+            "the one it runs through?"
+        )
+
+
+def split_heads(x: Tensor, lm: LanguageModel) -> Tensor:
+    """(..., n_heads * d_head) -> (..., n_heads, d_head), sharing memory."""
+    return x.view(*x.shape[:-1], lm.n_heads, lm.d_head)
+
+
+@contextmanager
+def read_heads(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
+    """Copies of the heads entering each `o_proj`: layer -> (batch, token, head, d_head)."""
+    heads: dict[int, Tensor] = {}
+    fired: set[int] = set()
+
+    def register(layer: int) -> RemovableHandle:
+        def hook(module: Any, args: tuple[Tensor, ...]) -> None:
+            fired.add(layer)
+            heads[layer] = split_heads(args[0].detach().clone(), lm)
+
+        return lm.o_proj(layer).register_forward_pre_hook(hook)
+
+    with _hooks(register, range(lm.n_layers), fired, "reading heads"):
+        yield heads
+
+
+@contextmanager
+def heads_with_gradients(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
+    """The heads entering each `o_proj`, as they are used: a backward pass leaves their gradients on them."""
+    heads: dict[int, Tensor] = {}
+    fired: set[int] = set()
+
+    def register(layer: int) -> RemovableHandle:
+        def hook(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            fired.add(layer)
+            # No weight has a gradient, so that nothing leads here before the first of these does.
+            x = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
+            heads[layer] = split_heads(x, lm)
+            heads[layer].retain_grad()
+            return (heads[layer].flatten(-2), *args[1:])
+
+        return lm.o_proj(layer).register_forward_pre_hook(hook)
+
+    with _hooks(register, range(lm.n_layers), fired, "reading gradients"):
+        yield heads
+
+
+@contextmanager
+def edit_heads(lm: LanguageModel, layer: int, edit: Callable[[Tensor], None]) -> Iterator[None]:
+    """Let `edit` change, in place, a copy of the heads (batch, token, head, d_head) entering `o_proj` of `layer`."""
+    fired: set[int] = set()
+
+    def hook(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        fired.add(layer)
+        x = args[0].clone()
+        edit(split_heads(x, lm))
+        return (x, *args[1:])
+
+    with _hooks(lambda layer: lm.o_proj(layer).register_forward_pre_hook(hook), [layer], fired, "editing heads"):
+        yield
+
+
+@contextmanager
+def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor, token: int | slice = -1) -> Iterator[None]:
+    """Add `vector` (d_model,) to the output of block `layer` at a token position (or several), in every forward pass.
+
+    During cached generation every step is a forward pass whose last position is the new token.
+    """
+    lm.require_layer(layer)
+    fired: set[int] = set()
+
+    def hook(module: Any, args: Any, output: Any) -> Any:
+        fired.add(layer)
+        hidden = (output[0] if isinstance(output, tuple) else output).clone()
+        hidden[:, token] += vector.to(hidden)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    with _hooks(lambda layer: lm.blocks[layer].register_forward_hook(hook), [layer], fired, "injection"):
+        yield
+
+
+See = Callable[[str, str, Tensor | None, Mapping[str, Any]], None]
+
+
+@contextmanager
+def watch_modules(root: nn.Module, see: See) -> Iterator[None]:
+    """Tell `see` what enters and what leaves every module of `root`, in the order in which it happens.
+
+    `see(name, side, tensor, named)`: `side` is "input" or "output", `tensor` the first one on that side (not a copy; None
+    if there is none), `named` the keyword arguments of an input. Set last, it sees what hooks set before have changed.
+    """
+    handles: list[RemovableHandle] = []
+
+    def watch(name: str, module: nn.Module) -> None:
+        def entering(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            see(name, "input", _first_tensor([*args, *named.values()]), named)
+
+        def leaving(module: Any, args: Any, output: Any) -> None:
+            see(name, "output", _first_tensor(output if isinstance(output, tuple) else [output]), {})
+
+        handles.append(module.register_forward_pre_hook(entering, with_kwargs=True))
+        handles.append(module.register_forward_hook(leaving))
+
+    try:
+        for name, module in root.named_modules():
+            watch(name, module)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first_tensor(values: Iterable[Any]) -> Tensor | None:
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+@contextmanager
+def read_blocks(lm: LanguageModel, n_tokens: int) -> Iterator[tuple[list[Tensor], list[bool]]]:
+    """What enters each block at the last tokens, and behind the last layer what leaves it: (batch, n_tokens, d_model).
+
+    Beside it, whether each block returns a tuple.
+    """
+    entered, tuples, fired = list[Tensor](), list[bool](), set[int]()
+
+    def register(layer: int) -> RemovableHandle:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            fired.add(layer)
+            hidden = args[0] if args else kwargs["hidden_states"]
+            entered.append(hidden[:, -n_tokens:])
+            tuples.append(isinstance(output, tuple))
+            if layer == lm.n_layers - 1:
+                entered.append((output[0] if isinstance(output, tuple) else output)[:, -n_tokens:])
+
+        return lm.blocks[layer].register_forward_hook(hook, with_kwargs=True)
+
+    with _hooks(register, range(lm.n_layers), fired, "reading blocks"):
+        yield entered, tuples
+
+
+@contextmanager
+def passing_over(
+    lm: LanguageModel, instead: Callable[[int, Tensor, dict[str, Any]], Tensor], tuples: Sequence[bool]
+) -> Iterator[None]:
+    """No block computes anything: `instead(layer, residual, the block's other arguments by name)` gives its output."""
+    own = [block.__dict__.get("forward") for block in lm.blocks]  # some loaders give modules a forward of their own
+
+    def stand_in(layer: int, block: nn.Module) -> Callable[..., Any]:
+        names = inspect.signature(type(block).forward)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            bound = names.bind(block, *args, **kwargs)
+            _, (_, hidden), *rest = bound.arguments.items()
+            given = {name: value for name, value in rest if name not in {"kwargs"}} | bound.arguments.get("kwargs", {})
+            output = instead(layer, hidden, given)
+            return (output,) if tuples[layer] else output
+
+        return forward
+
+    try:
+        for layer, block in enumerate(lm.blocks):
+            block.forward = stand_in(layer, block)
+        yield
+    finally:
+        for block, before in zip(lm.blocks, own, strict=True):
+            del block.forward
+            if before is not None:
+                block.forward = before
+
+
+@contextmanager
+def hooks_left(root: nn.Module | None) -> Iterator[list[str]]:
+    """The modules on which the block leaves hooks that were not there before; the hooks are taken off again."""
+    modules = dict(root.named_modules()) if root is not None else {}
+    tables = [(name, t) for name, m in modules.items() for t in (m._forward_pre_hooks, m._forward_hooks)]
+    before = [set(table) for _, table in tables]
+    left: list[str] = []
+    try:
+        yield left
+    finally:
+        for (name, table), known in zip(tables, before, strict=True):
+            for handle in table.keys() - known:
+                del table[handle]
+                left.append(name)

@@ -1,0 +1,351 @@
+"""LanguageModel: a loaded decoder and its tokenizer, with its parts under the names the papers use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fvcore import embedded
+from fvcore.model.anatomy import head_width, require_parts, spec_in, text_config, types_of
+from fvcore.model.placement import DTYPES as DTYPES
+from fvcore.model.placement import FOR_PARITY, Placement, quant_of
+from fvcore.model.spec import ModelError as ModelError
+from fvcore.model.spec import ModelSpec, spec_found
+from fvcore.model.spec_files import spec_of
+from fvcore.model.tested import untested
+
+
+class ModelWarning(UserWarning):
+    """Something about a loaded model that its numbers depend on."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A decoder in eval mode and its tokenizer.
+
+    `source` is the directory the weights came from, or None for a model wrapped in memory.
+    """
+
+    hf: Any
+    tokenizer: Any
+    spec: ModelSpec
+    name: str = "in memory"
+    source: Path | None = None
+    # What takes long to find out (digests read every weight) is kept here.
+    known: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def wrap(
+        cls,
+        hf: Any,
+        tokenizer: Any = None,
+        name: str = "in memory",
+        source: Path | None = None,
+        spec: ModelSpec | str | None = None,
+    ) -> LanguageModel:
+        """Take a Hugging Face causal LM as it is; it is put into eval mode and its gradients are switched off.
+
+        spec: one of your own, or what `--fv-spec` takes; found by the model's type or structure if not given.
+        """
+        found = spec_in(hf) if spec is None else _given(spec)
+        require_parts(hf, found)
+        return cls(hf.eval().requires_grad_(False), tokenizer, found, name, source)
+
+    @cached_property
+    def blocks(self) -> nn.ModuleList:
+        blocks = self.hf.get_submodule(self.spec.blocks_path)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    def o_proj(self, layer: int) -> nn.Module:
+        module: nn.Module = self.hf.get_submodule(self.spec.out_proj_path(layer))
+        return module
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @cached_property
+    def config(self) -> Any:
+        """The config of the part that reads text, which in a multimodal model is not the whole."""
+        return text_config(self.hf.config)
+
+    @property
+    def n_heads(self) -> int:
+        return int(self.config.num_attention_heads)
+
+    @property
+    def n_kv_heads(self) -> int | None:
+        """Heads of keys and values, as the config says it; None where it does not."""
+        names = ("num_key_value_heads", "num_kv_heads")
+        return next((int(found) for name in names if (found := getattr(self.config, name, None))), None)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.config.hidden_size)
+
+    @cached_property
+    def d_head(self) -> int:
+        """Width of one head; n_heads * d_head need not be d_model."""
+        return head_width(self.config)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config.vocab_size)
+
+    @property
+    def quant(self) -> str:
+        """What the weights really are: none, 8bit, 4bit, or the name of another method."""
+        return quant_of(self.hf.config)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number of the weights."""
+        return int(next(self.hf.parameters()).element_size())
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.hf.parameters()).device
+        return device
+
+    @property
+    def dtype(self) -> str:
+        """The dtype the weights really have: fp32, fp16 or bf16."""
+        loaded = next(self.hf.parameters()).dtype
+        return next((name for name, dtype in DTYPES.items() if dtype == loaded), str(loaded))
+
+    @property
+    def attn_implementation(self) -> str:
+        return str(self.config._attn_implementation)
+
+    def logits(self, input_ids: Tensor) -> Tensor:
+        """(1, token) -> (1, token, vocab)."""
+        logits: Tensor = self.hf(input_ids=input_ids, use_cache=False).logits
+        return logits
+
+    def ids(self, input_ids: Any) -> Tensor:
+        """One prompt's ids as (1, token) on the model's device."""
+        return torch.tensor([list(input_ids)], device=self.device)
+
+    def require_layer(self, layer: int) -> None:
+        if not 0 <= layer < self.n_layers:
+            raise ModelError(
+                f"edit_layer out of range: {layer} not in [0, {self.n_layers - 1}] (this model has "
+                f"{self.n_layers} layers; choose one with --fv-edit-layer)"
+            )
+
+    @property
+    def weights_sha(self) -> str:
+        """Digest of every parameter by name, dtype, shape and value: a model is known by it wherever it lies."""
+        if "weights" not in self.known:
+            self.known["weights"] = weights_digest(self.hf)
+        return self.known["weights"]
+
+    @property
+    def tokenizer_sha(self) -> str:
+        if "tokenizer" not in self.known:
+            self.known["tokenizer"] = tokenizer_digest(self.tokenizer)
+        return self.known["tokenizer"]
+
+
+def _given(spec: ModelSpec | str) -> ModelSpec:
+    return spec_of(spec) if isinstance(spec, str) else spec
+
+
+def require_bos(lm: LanguageModel) -> None:
+    """A spec that says whether BOS is prepended must say what the tokenizer does."""
+    if lm.spec.prepend_bos is None or lm.tokenizer is None:
+        return
+    ids, bos = lm.tokenizer("Q: a").input_ids, lm.tokenizer.bos_token_id
+    adds = bos is not None and ids[0] == bos
+    if adds != lm.spec.prepend_bos:
+        raise ModelError(
+            f"Spec '{lm.spec.name}' says prepend_bos = {str(lm.spec.prepend_bos).lower()}, and the tokenizer adds "
+            f"{'a' if adds else 'no'} BOS (add_special_tokens=True, first ids of 'Q: a': {ids[:4]}, bos id {bos}); what it "
+            "does counts: correct the spec or take the model's own tokenizer"
+        )
+
+
+def weights_digest(hf: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in sorted(hf.named_parameters()):
+        value = parameter.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of what decides the ids: the fast tokenizer's pipeline, or vocabulary and probes of a slow one."""
+    probe = [tokenizer(text).input_ids for text in ("Q: hot\nA: cold\n\nQ: unhappy\nA:", " a", "caf\u00e9 12!\n")]
+    facts: dict[str, Any] = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "probe": probe}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        facts["vocab"] = tokenizer.get_vocab()
+    else:
+        pipeline = json.loads(backend.to_str())
+        # Truncation and padding are settings of the last call, not of the tokenizer.
+        facts |= {key: value for key, value in pipeline.items() if key not in {"truncation", "padding", "version"}}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def deterministic(seed: int) -> None:
+    """Seeds fixed; TF32 and kernel search off, so that fp32 means fp32 and two runs agree."""
+    random.seed(seed)
+    np.random.seed(seed)  # the reference draws from the legacy generator
+    torch.manual_seed(seed)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def resolve(name: str) -> Path | str:
+    """A shipped model's directory, an existing directory, or the name itself (a hub id, cached)."""
+    if embedded.is_embedded(name):
+        return embedded.path_of(name)
+    path = Path(name).expanduser()
+    return path.resolve() if path.is_dir() else name
+
+
+def load_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(resolve(name)), local_files_only=True)
+    except Exception as error:
+        # Whatever the library raises (OSError, ValueError, its own types), the person needs the name and a way out.
+        raise ModelError(_not_loaded("tokenizer", name, error)) from error
+
+
+def load(
+    name: str,
+    device: str | None = None,
+    dtype: str | None = None,
+    attn: str | None = None,
+    seed: int = 0,
+    *,
+    spec: ModelSpec | str | None = None,
+    quant: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+) -> LanguageModel:
+    """Load a model in eval mode from disk, never from the network; `dtype` is always passed on.
+
+    name: a shipped model (`tiny-llama`, `tiny-gpt2`), a directory or a hub id in the local cache.
+    device: cpu, cuda, cuda:k or auto; device_map in its place (needs accelerate).
+    spec: one of your own, a registered name, or a YAML file; found by the model's type or structure if not given.
+    quant: none, 8bit or 4bit (bitsandbytes, on CUDA).
+
+    What is not given is the spec's default, else fp32 on the CPU and no quantisation.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # local files load in a moment; a bar would tear the test output
+    given = None if spec is None else _given(spec)
+    placement = Placement.of(given, dtype, device, device_map, quant)
+    deterministic(seed)
+    tokenizer = load_tokenizer(name)
+    where = resolve(name)
+    config = _config_on_disk(name)
+    attn = _attention(config, attn)
+    options = placement.options() | ({"attn_implementation": attn} if attn else {})
+    try:
+        hf, report = _auto_class(config).from_pretrained(
+            str(where), local_files_only=True, output_loading_info=True, **options
+        )
+        if placement.moves:
+            hf.to(placement.device)
+    except Exception as error:
+        raise ModelError(f"{_not_loaded('model', name, error)} Asked for: {placement}; {FOR_PARITY}.") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{name!r} lacks {len(missing)} weight(s) of a {hf.config.model_type} model, which would be drawn at random: "
+            f"{', '.join(missing[:3])}. Use a complete checkpoint of a causal language model."
+        )
+    known_as, source = (where.name, where) if isinstance(where, Path) else (name, None)
+    lm = LanguageModel.wrap(hf, tokenizer, known_as, source, given)
+    require_bos(lm)
+    for sentence in doubts(lm):
+        warnings.warn(f"{lm.name}: {sentence}", ModelWarning, stacklevel=2)
+    return lm
+
+
+def spec_on_disk(name: str) -> ModelSpec:
+    """The spec of a model that is left on disk, by its config's type; raises ModelError where only structure could tell."""
+    return spec_found(types_of(_config_on_disk(name)), ())
+
+
+def n_layers_on_disk(name: str) -> int:
+    return int(text_config(_config_on_disk(name)).num_hidden_layers)
+
+
+def _config_on_disk(name: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(resolve(name)), local_files_only=True)
+    except Exception as error:
+        raise ModelError(_not_loaded("config", name, error)) from error
+
+
+def _attention(config: Any, asked: str | None) -> str | None:
+    """Soft-capped attention is beyond sdpa; some versions of the library take it all the same, and leave the cap out."""
+    if not _soft_capped(config):
+        return asked
+    if asked == "sdpa":
+        raise ModelError(
+            f"attention sdpa leaves out the soft cap that this {config.model_type} model has "
+            f"(attn_logit_softcapping {text_config(config).attn_logit_softcapping:g}); use eager"
+        )
+    return asked or "eager"
+
+
+def _soft_capped(config: Any) -> bool:
+    return bool(getattr(text_config(config), "attn_logit_softcapping", None))
+
+
+def _auto_class(config: Any) -> Any:
+    """The library's class that loads it: a multimodal model is none of the causal ones, and has a decoder like theirs."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = type(config)
+    images = AutoModelForImageTextToText
+    return (
+        images
+        if kind in images._model_mapping and kind not in AutoModelForCausalLM._model_mapping
+        else AutoModelForCausalLM
+    )
+
+
+def doubts(lm: LanguageModel) -> list[str]:
+    """What makes a loaded model's numbers doubtful: quantised weights, a family or a library that was not tested."""
+    import transformers
+
+    said = untested(lm.config.model_type, transformers.__version__)
+    if lm.quant != "none":
+        said.append(
+            f"weights are quantised ({lm.quant}): numbers are comparable with no other quantisation, nor with none"
+        )
+    if lm.attn_implementation == "sdpa" and _soft_capped(lm.config):
+        said.append("attention sdpa leaves out the soft cap that its config asks for: use eager")
+    return said
+
+
+def _not_loaded(what: str, name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    shipped = ", ".join(embedded.EMBEDDED)
+    return (
+        f"cannot load the {what} of {name!r}: {reason}. Expected a shipped model ({shipped}), a directory written by "
+        "save_pretrained, or a hub id that is in the local cache (nothing is downloaded)."
+    )

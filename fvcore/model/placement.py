@@ -1,0 +1,125 @@
+"""How a model is loaded: dtype, device or device map, quantisation. Nothing is cast or quantised unless it is asked for.
+
+What is asked for is an option, else a default that a user's spec carries, else fp32 on the CPU without quantisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from fvcore.model.spec import ModelError, ModelSpec
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+QUANTS = ("none", "8bit", "4bit")
+FOR_PARITY = "use cpu, fp32, quant none for parity"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What was asked for, resolved: `device_map` takes the place of `device` where there is one."""
+
+    dtype: str
+    device: str
+    device_map: str | Mapping[str, Any] | None
+    quant: str
+
+    @classmethod
+    def of(
+        cls,
+        spec: ModelSpec | None,
+        dtype: str | None,
+        device: str | None,
+        device_map: str | Mapping[str, Any] | None,
+        quant: str | None,
+    ) -> Placement:
+        """Option, else the spec's default, else the library's. Raises ModelError where this machine cannot."""
+        if device_map is not None and device is not None:
+            raise ModelError(
+                f"device {device!r} and device_map {device_map!r} are two answers to one question: give one"
+            )
+        if device is None and device_map is None and spec is not None:
+            device_map = spec.device_map
+        placement = cls(
+            dtype or (spec and spec.dtype) or "fp32",
+            _device(device or "cpu"),
+            device_map,
+            quant or (spec and spec.quantization) or "none",
+        )
+        placement._require()
+        return placement
+
+    def _require(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ModelError(f"unknown dtype {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        if self.quant not in QUANTS:
+            raise ModelError(f"unknown quant {self.quant!r}; expected one of {', '.join(QUANTS)}")
+        if self.quant != "none":
+            _require_package("bitsandbytes", f"quant {self.quant}")
+            _require_package("accelerate", f"quant {self.quant}")
+            if not torch.cuda.is_available():
+                raise ModelError(f"quant {self.quant} needs a CUDA device and this machine has none; {FOR_PARITY}")
+            if self.device_map is None and self.device == "cpu":
+                raise ModelError(f"quant {self.quant} runs on a CUDA device, and device is cpu: ask for cuda or auto")
+        if self.device_map is not None:
+            _require_package("accelerate", f"device_map {self.device_map!r}")
+
+    def options(self) -> dict[str, Any]:
+        """What `from_pretrained` is given."""
+        given: dict[str, Any] = {"dtype": DTYPES[self.dtype]}
+        if self.quant != "none":
+            given["quantization_config"] = self._quantization()
+        if self.device_map is not None or self.quant != "none":
+            # Quantised weights are made where they will lie; they cannot be moved there afterwards.
+            given["device_map"] = {"": self.device} if self.device_map is None else self.device_map
+        return given
+
+    @property
+    def moves(self) -> bool:
+        """Whether the loaded model is still to be put on `device`."""
+        return self.device_map is None and self.quant == "none"
+
+    def _quantization(self) -> Any:
+        from transformers import BitsAndBytesConfig
+
+        if self.quant == "8bit":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=DTYPES[self.dtype],
+        )
+
+    def __str__(self) -> str:
+        where = f"device {self.device}" if self.device_map is None else f"device_map {self.device_map}"
+        return f"dtype {self.dtype}, quant {self.quant}, {where}"
+
+
+def _device(name: str) -> str:
+    """`auto` is the first CUDA device where there is one."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _require_package(package: str, what: str) -> None:
+    if find_spec(package) is None:
+        raise ModelError(f"{what} needs {package}, which is not installed: `pip install {package}`; {FOR_PARITY}")
+
+
+def quant_of(config: Any) -> str:
+    """What a loaded model's config says of its weights: none, 8bit, 4bit, or the name of another method."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return "none"
+    said = found if isinstance(found, Mapping) else vars(found)
+    for name in QUANTS[1:]:
+        if said.get(f"load_in_{name}") or said.get(f"_load_in_{name}"):
+            return name
+    method = said.get("quant_method")
+    return str(getattr(method, "value", method) or "quantised")

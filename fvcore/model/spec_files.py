@@ -1,0 +1,83 @@
+"""A user's own ModelSpec: a YAML file, checked when it is read.
+
+    blocks_path: model.layers
+    attn_path_in_block: self_attn
+    out_proj_path_in_attn: o_proj
+    prepend_bos: true
+
+The three paths are needed; the rest of ModelSpec's fields may stand beside them, and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from fvcore.formats import FormatError, read_yaml
+from fvcore.model.spec import ModelError, ModelSpec, known, spec_named
+
+SUFFIXES = (".yaml", ".yml")
+
+Dotted = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
+Count = Annotated[int, Field(ge=1)]
+
+
+class SpecFile(BaseModel):
+    """What a spec file may say."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    name: str = ""
+    blocks_path: Dotted
+    attn_path_in_block: Dotted
+    out_proj_path_in_attn: Dotted
+    prepend_bos: bool | None = None
+    n_layers: Count | None = None
+    n_heads: Count | None = None
+    head_dim: Count | None = None
+    hidden_size: Count | None = None
+    dtype: Literal["fp32", "fp16", "bf16"] | None = None
+    device_map: str | dict[str, int | str] | None = None
+    quantization: Literal["none", "8bit", "4bit"] | None = None
+
+
+def read(path: Path) -> ModelSpec:
+    """The spec of a file; raises FormatError naming the file and every field that is wrong."""
+    value = read_yaml(path)
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: expected a mapping of a ModelSpec's fields, found {type(value).__name__}")
+    try:
+        fields: dict[str, Any] = SpecFile.model_validate(value).model_dump()
+    except ValidationError as error:
+        wrong = "; ".join(_said(row) for row in error.errors())
+        raise FormatError(f"{path}: no ModelSpec: {wrong}. Fields: {', '.join(SpecFile.model_fields)}") from None
+    return ModelSpec(**{**fields, "name": fields["name"] or path.stem, "found_by": f"file {path.name}"})
+
+
+def _said(row: Any) -> str:
+    where = ".".join(map(str, row["loc"]))
+    if row["type"] == "missing":
+        return f"{where} is missing"
+    if row["type"] == "extra_forbidden":
+        return f"{where} is no field"
+    if row["type"] == "string_pattern_mismatch":
+        return f"{where} must be names joined by dots and not empty, found {row['input']!r}"
+    return f"{where}: {row['msg']}, found {row['input']!r}"
+
+
+def spec_of(name: str) -> ModelSpec:
+    """What `--fv-spec` names: a registered spec, an alias, or a file."""
+    if is_file_name(name):
+        return read(Path(name).expanduser())
+    try:
+        return spec_named(name)
+    except ModelError:
+        if Path(name).is_file():
+            raise ModelError(f"spec {name!r}: a spec file ends in {' or '.join(SUFFIXES)}; known: {known()}") from None
+        raise
+
+
+def is_file_name(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)

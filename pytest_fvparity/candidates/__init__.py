@@ -1,0 +1,1 @@
+"""Candidates that a user names: a factory, an interpreter, a folder, another library."""

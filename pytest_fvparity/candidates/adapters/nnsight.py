@@ -1,0 +1,56 @@
+"""The method on nnsight: heads and edits are assignments inside a trace.
+
+Needs the extra `nnsight`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pytest_fvparity.candidates.adapters.stations import Addition, Edit, HeadPatch, Stations, library
+
+if TYPE_CHECKING:
+    from fvcore.model.model import LanguageModel
+    from fvcore.pipeline import Settings
+    from fvcore.trials import FixedTrials
+
+
+def make(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> NNsight:
+    return NNsight(lm, trials, settings)
+
+
+class NNsight(Stations):
+    def __init__(self, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> None:
+        super().__init__(lm, trials, settings)
+        # nnsight rewrites the modules it wraps, and the model belongs to the session: it gets a copy.
+        self.nnsight = library("nnsight", "nnsight")
+        self.hf = copy.deepcopy(lm.hf)
+        self.net = self.nnsight.NNsight(self.hf)
+
+    def heads(self, ids: Tensor) -> Tensor:
+        projections = [self.part(self.lm.spec.out_proj_path(layer)) for layer in range(self.lm.n_layers)]
+        with self.net.trace(ids, use_cache=False):
+            seen = self.nnsight.save([projection.input for projection in projections])
+        return self.split(torch.cat(seen))
+
+    def logits(self, ids: Tensor, edit: Edit | None = None) -> Tensor:
+        with self.net.trace(ids, use_cache=False):
+            if isinstance(edit, HeadPatch):
+                projection = self.part(self.lm.spec.out_proj_path(edit.layer))
+                projection.input = edit.apply(self.split(projection.input)).flatten(2)
+            if isinstance(edit, Addition):
+                block = self.part(self.lm.spec.block_path(edit.layer))
+                output = block.output
+                # A block's output is a tensor or a tuple that begins with one, by version of transformers.
+                whole = isinstance(output, tuple)
+                block.output = (edit.apply(output[0]), *output[1:]) if whole else edit.apply(output)
+            logits = self.net.output.logits.save()
+        found: Tensor = logits[0]
+        return found
+
+    def part(self, path: str) -> Any:
+        return self.net.get(path)

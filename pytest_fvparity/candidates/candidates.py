@@ -1,0 +1,187 @@
+"""Candidates of any make: from a factory here, from another interpreter, or from a folder of artifacts.
+
+A candidate need not offer all six keys. What it does not provide is NOT_PROVIDED, never green.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fvcore import artifacts
+from fvcore.artifacts import Artifact
+from fvcore.formats import FormatError
+from fvcore.gates import NotProvided, StageError
+from pytest_fvparity.candidates.plan_layout import read_plan_files
+from pytest_fvparity.parity.implementation import Answers, Implementation
+
+if TYPE_CHECKING:
+    from fvcore.model.model import LanguageModel
+    from fvcore.pipeline import Settings
+    from fvcore.trials import FixedTrials
+
+DRIVER = Path(__file__).with_name("driver.py")
+
+
+class CandidateError(StageError):
+    """A candidate cannot be brought up, or fails in another process."""
+
+
+def from_factory(name: str, folder: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Implementation:
+    """Call `package.module:factory` with model, trials and settings. `folder` is where pytest was started."""
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise CandidateError(f"--fv-candidate: expected package.module:factory, found {name!r}")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))  # where a person writes the file and starts pytest
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise CandidateError(f"--fv-candidate {name}: {error} (looked for in {folder} and the environment)") from error
+    candidate: Implementation = factory(lm, trials, settings)
+    return candidate
+
+
+@dataclass(frozen=True)
+class FromFolder(Answers):
+    """Artifacts already computed: `<key>.json` and `<key>.safetensors`, or the file names of the milestone plans.
+
+    The plans' files hold a part of a key's leaves; those are compared, and the rest is said not to be provided.
+    """
+
+    path: Path
+
+    partial = True
+
+    def stored(self, key: str) -> Artifact:
+        if found := read_plan_files(self.path, key):
+            return found
+        if (self.path / f"{key}.json").is_file():
+            return artifacts.load(self.path / key)
+        raise NotProvided(f"{self.path} holds no {key}.json, and none of the plans' files for this key")
+
+    def block_outputs(self, prompts: Artifact, layer: int) -> Artifact:
+        """What the modules of a block gave, if the folder holds it: `block_outputs_<layer>.json`."""
+        return self.artifact(f"block_outputs_{layer}")
+
+
+def from_folder(path: Path) -> FromFolder:
+    if not path.is_dir():
+        raise CandidateError(f"--fv-candidate-dir: no such folder: {path}")
+    return FromFolder(path)
+
+
+class Elsewhere:
+    """A candidate that runs in another interpreter, with libraries this one lacks.
+
+    One process answers one request a line: JSON in, the name of an artifact (JSON and safetensors) out. It needs torch
+    and safetensors, and neither pytest nor this project. The factory gets one mapping, the job: `model_dir`, `trials`
+    (the file's path), `device`, `dtype` and `settings`; its methods take artifacts as plain dictionaries.
+    """
+
+    def __init__(self, python: str, name: str, folder: Path, job: Mapping[str, Any]) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="fvparity-candidate-")
+        self.folder = Path(self._scratch.name)
+        (self.folder / "job.json").write_text(json.dumps({**job, "factory": name, "folder": str(folder)}))
+        self.name, self.n_files = name, 0
+        try:
+            self.process = subprocess.Popen(
+                [python, str(DRIVER), str(self.folder / "job.json")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=folder,
+            )
+        except OSError as error:
+            raise CandidateError(f"--fv-candidate-python: cannot start {python!r} ({error.strerror})") from error
+        self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            code = self.process.wait()
+            raise CandidateError(f"candidate {self.name} ended its process (exit status {code}); see its output above")
+        answer: dict[str, Any] = json.loads(line)
+        if "not_provided" in answer:
+            raise NotProvided(f"the candidate {self.name} has no method {answer['not_provided']!r}")
+        if "error" in answer:
+            raise CandidateError(f"candidate {self.name}:\n{answer['error']}")
+        return answer
+
+    def _ask(self, key: str, *inputs: Artifact, more: Sequence[int] = ()) -> Artifact:
+        stems = []
+        for artifact in inputs:
+            self.n_files += 1
+            stems.append(self.folder / f"input-{self.n_files}")
+            artifacts.save(artifact, stems[-1])
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # the answer says how the process ended
+            request = {"key": key, "inputs": [str(stem) for stem in stems], "more": list(more)}
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        try:
+            return artifacts.load(Path(self._answer()["artifact"]))
+        except FormatError as error:
+            raise CandidateError(f"candidate {self.name}: {error}") from error
+
+    def prompt_boundary(self) -> Artifact:
+        return self._ask("prompt_boundary")
+
+    def slot_map(self, prompts: Artifact) -> Artifact:
+        return self._ask("slot_map", prompts)
+
+    def mean_activations(self, prompts: Artifact, slot_map: Artifact) -> Artifact:
+        return self._ask("mean_activations", prompts, slot_map)
+
+    def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact) -> Artifact:
+        return self._ask("top_heads", prompts, slot_map, mean_activations)
+
+    def fv_vector(self, mean_activations: Artifact, top_heads: Artifact) -> Artifact:
+        return self._ask("fv_vector", mean_activations, top_heads)
+
+    def injection_output(self, prompts: Artifact, fv_vector: Artifact) -> Artifact:
+        return self._ask("injection_output", prompts, fv_vector)
+
+    def block_outputs(self, prompts: Artifact, layer: int) -> Artifact:
+        return self._ask("block_outputs", prompts, more=[layer])
+
+    def close(self) -> None:
+        """End the process and remove what was exchanged."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it may have ended long ago
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self._scratch.cleanup()
+
+
+def elsewhere(
+    python: str, name: str, folder: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings
+) -> Elsewhere:
+    """Start the other interpreter on the files that model and trials came from."""
+    from dataclasses import asdict
+
+    if lm.source is None or trials.path is None:
+        raise CandidateError(
+            "--fv-candidate-python: the other interpreter loads model and trials from disk; give a directory as "
+            "--fv-model and a file as --fv-trials"
+        )
+    job = {
+        "model_dir": str(lm.source),
+        "trials": str(trials.path),
+        "device": str(lm.device),
+        "dtype": lm.dtype,
+        "settings": asdict(settings),
+    }
+    return Elsewhere(python, name, folder, job)

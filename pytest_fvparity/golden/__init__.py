@@ -1,0 +1,1 @@
+"""Recordings of the reference: written, sealed, found, read, compared."""

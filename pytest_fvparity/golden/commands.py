@@ -1,0 +1,188 @@
+"""`fvparity golden ...`: look after goldens. Nothing here removes one; what could be is printed for a person to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from fvcore.formats import FormatError
+from fvcore.gates import StageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pytest_fvparity.golden.listing import Row
+
+app = typer.Typer(no_args_is_help=True, help="Look after goldens: list, split in two tiers, fetch, export, import.")
+
+console = Console(highlight=False)
+
+COLOURS = {"current": "green", "stale": "red", "damaged": "red", "unused": "yellow", "leftover": "yellow"}
+
+
+# ---------------------------------------------------------------- list
+
+
+@app.command("list")
+def list_goldens(
+    root: Annotated[list[Path] | None, typer.Option(help="Folder of goldens (default: golden).")] = None,
+    trials: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of trials files (default: datasets/fixed_trials, datasets/relation)."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    strict: Annotated[bool, typer.Option(help="Status 1 if a golden is stale or damaged.")] = False,
+) -> None:
+    """Every golden: current, stale, damaged or unused, and what killed recordings left. Nothing is removed."""
+    import json
+
+    from pytest_fvparity.golden import listing as golden_list
+
+    relation = Path("datasets", "relation")
+    shipped = [Path("datasets", "fixed_trials"), *([relation] if relation.is_dir() else [])]
+    known = golden_list.trials_under(trials or shipped)
+    rows = golden_list.rows(root or [Path("golden")], known)
+    if as_json:
+        typer.echo(json.dumps([row.model_dump() for row in rows], indent=2))
+    else:
+        _print(rows)
+    if strict and any(row.state in {"stale", "damaged"} for row in rows):
+        raise typer.Exit(1)
+
+
+def _print(rows: Sequence[Row]) -> None:
+    console.print(_table(rows))
+    for row in rows:
+        if row.what:
+            _say(f"{row.path}: {row.state}: {row.what}")
+        if row.remove:
+            _say(f"  {row.remove}")
+    _say(f"{len(rows)} golden(s)" if rows else "no golden")
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from pytest_fvparity.golden.manifest import SCHEMA_VERSION
+
+    table = Table()
+    table.add_column("golden", overflow="fold")
+    for name in ("model", "schema", "core", "full", "state"):
+        table.add_column(name)
+    for row in rows:
+        schema = "-" if row.schema_version is None else str(row.schema_version)
+        behind = SCHEMA_VERSION - row.schema_version if row.schema_version is not None else 0
+        full = f"{_size(row.full_bytes_here)} of {_size(row.full_bytes)}" if row.full_bytes else "-"
+        table.add_row(
+            escape(row.path),
+            escape(row.model or "-"),
+            f"{schema} ({behind} behind)" if behind > 0 else schema,
+            _size(row.core_bytes),
+            full,
+            f"[{COLOURS[row.state]}]{row.state}[/]",
+        )
+    return table
+
+
+# ---------------------------------------------------------------- split and fetch
+
+Place = Annotated[Path, typer.Argument(help="A golden's own folder: golden/<dataset>/<trials>/<profile>.")]
+
+
+@app.command()
+def split(
+    golden: Place,
+    full_to: Annotated[str, typer.Option(help="Folder or URL (file://, s3://, hf://, ...) to store the full tier at.")],
+    url: Annotated[
+        str | None, typer.Option(help="URL that the manifest names (default: --full-to, if it is one).")
+    ] = None,
+) -> None:
+    """Keep a core that fits git, and store the large tensors elsewhere."""
+    from pytest_fvparity.golden.tiers import CORE_LIMIT
+    from pytest_fvparity.golden.tiers import split as split_golden
+
+    with _expected():
+        sizes = split_golden(golden, full_to, url)
+    large = f" (more than {_size(CORE_LIMIT)})" if sizes.core > CORE_LIMIT else ""
+    _say(f"{golden}: core {_size(sizes.core)}{large}, full {_size(sizes.full)} at {full_to}")
+
+
+@app.command()
+def fetch(
+    golden: Place, url: Annotated[str | None, typer.Option(help="Where to look instead of the manifest's URL.")] = None
+) -> None:
+    """Bring the full tier beside the core; every file is checked by size and sha256 before it gets its name."""
+    from pytest_fvparity.golden.tiers import fetch as fetch_golden
+
+    with _expected():
+        fetched = fetch_golden(golden, url)
+    for file in fetched:
+        _say(f"{file}: {_size(file.stat().st_size)}, sha256 as recorded")
+    if not fetched:
+        _say(f"{golden}: all of it is here")
+
+
+# ---------------------------------------------------------------- the reference's own layout
+
+
+@app.command()
+def export(
+    golden: Place, to: Annotated[Path, typer.Option(help="Folder for <dataset>/<fixed_trials_id>/...: results.")]
+) -> None:
+    """Write a golden's numbers as the reference's own result files."""
+    from pytest_fvparity.golden.layout import export as export_golden
+
+    with _expected():
+        for file in export_golden(golden, to):
+            _say(str(file))
+
+
+@app.command("import")
+def import_golden(
+    folder: Annotated[Path, typer.Argument(help="results/<dataset>/<fixed_trials_id> of a run of the reference.")],
+    model: Annotated[str, typer.Option(help="The model it ran: shipped, a directory, or a cached hub id.")],
+    trials: Annotated[Path, typer.Option(help="The fixed-trials file it ran on.")],
+    edit_layer: Annotated[int, typer.Option(help="Block whose output was injected into.")],
+    top_heads: Annotated[int, typer.Option(help="Number of top heads.")] = 10,
+    token_class: Annotated[int, typer.Option(help="Token class of the effect; -1 is the last token.")] = -1,
+    reference_profile: Annotated[str, typer.Option(help="src or todd_upstream.")] = "src",
+    dtype: Annotated[str, typer.Option(help="What it was loaded in: fp32, fp16 or bf16.")] = "fp32",
+    root: Annotated[Path, typer.Option(help="Folder of goldens.")] = Path("golden"),
+) -> None:
+    """Make a golden of the reference's own result files. A run against it is PARTIAL at best: it knows no prompts."""
+    from fvcore.model import model as models
+    from fvcore.pipeline import Settings
+    from fvcore.trials import read
+    from pytest_fvparity.golden.golden import Golden
+    from pytest_fvparity.golden.layout import import_results
+
+    settings = Settings(edit_layer, top_heads, token_class, reference_profile=reference_profile)
+    with _expected():
+        path = import_results(folder, models.load(model, dtype=dtype), read(trials), settings, root)
+        incomplete = Golden.open(path).part.incomplete
+    _say(f"{path}: not every leaf is known of {', '.join(incomplete)}; a run against it is PARTIAL at best")
+
+
+@contextmanager
+def _expected() -> Iterator[None]:
+    """What is wrong with a golden is one message, like what is wrong with a file."""
+    from fvcore.model.model import ModelError
+
+    try:
+        yield
+    except (StageError, ModelError) as error:
+        raise FormatError(str(error)) from error
+
+
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:.1f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:.0f} KiB"

@@ -1,0 +1,163 @@
+"""What one recording changes against another: per check key in words, per leaf as a file for people and programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fvcore import artifacts
+from fvcore.artifacts import Artifact
+from fvcore.compare import compare
+from fvcore.formats import FormatError, json_text, read_json, read_safetensors
+from pytest_fvparity.golden import manifest as manifests
+from pytest_fvparity.golden.manifest import DIGEST, FULL, MANIFEST, DamagedGolden
+from pytest_fvparity.golden.part import Part
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+
+MAX_LEAVES = 100
+MAX_SHOWN = 200  # characters of a value
+
+KEYS = (*CHECK_KEYS, "manifest")
+
+# Fields of a manifest that say where the recording lies, and nothing of what it is.
+STORAGE = {"files", "full", DIGEST}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LeafChange(_Model):
+    """One leaf: the first place where it changes, both values there, how many of its values change and by how much."""
+
+    leaf: str
+    where: str
+    old: Any
+    new: Any
+    n_changed: int
+    n_compared: int
+    max_abs_diff: float | str | None = None
+
+
+class KeyDiff(_Model):
+    """One check key, or the manifest beside its hashes. The first leaves that change are listed, the rest counted."""
+
+    state: Literal["unchanged", "changed", "new", "unreadable"]
+    n_changed: int = 0
+    n_compared: int = 0
+    max_abs_diff: float | str | None = None
+    leaves: list[LeafChange] = []
+    n_leaves_left_out: int = 0
+
+    def __str__(self) -> str:
+        if self.state == "unreadable":
+            return "the old one cannot be read"
+        if self.state != "changed":
+            return self.state
+        by = f", by up to {_number(self.max_abs_diff)}" if self.max_abs_diff else ""
+        return f"{self.n_changed} of {self.n_compared} values change{by}"
+
+
+class GoldenDiff(_Model):
+    """One golden. `golden` is its place under a folder of goldens."""
+
+    golden: str
+    keys: dict[str, KeyDiff]
+
+    @property
+    def changes(self) -> bool:
+        return any(found.state != "unchanged" for found in self.keys.values())
+
+
+def differences(old: Path, new: Path) -> dict[str, KeyDiff]:
+    """Check key -> what it changes from the golden in `old`, if there is one, to the recording in `new`."""
+    if not (old / MANIFEST).is_file():
+        return {key: KeyDiff(state="new") for key in KEYS}
+    return {key: _difference(old, new, key) for key in KEYS}
+
+
+def _difference(old: Path, new: Path, key: str) -> KeyDiff:
+    after = _read(new, key)
+    try:
+        before = _read(old, key)
+        if key in CHECK_KEYS:
+            before, after = _cut(old, key, before, after)
+    except FormatError:
+        return KeyDiff(state="unreadable")
+    verdict = compare(before, after)
+    if verdict.passed:
+        return KeyDiff(state="unchanged", n_compared=verdict.compared)
+    changed = [found for leaf in dict.fromkeys([*before, *after]) if (found := _leaf(leaf, before, after))]
+    return KeyDiff(
+        state="changed",
+        n_changed=verdict.mismatch_count,
+        n_compared=verdict.compared,
+        max_abs_diff=_finite(verdict.measurements.get("max_abs_diff")),
+        leaves=changed[:MAX_LEAVES],
+        n_leaves_left_out=max(0, len(changed) - MAX_LEAVES),
+    )
+
+
+def _leaf(leaf: str, before: Artifact, after: Artifact) -> LeafChange | None:
+    old, new = ({leaf: side[leaf]} if leaf in side else {} for side in (before, after))
+    verdict = compare(old, new)
+    first = verdict.first_mismatch
+    if first is None:
+        return None
+    return LeafChange(
+        leaf=leaf,
+        where=first.where,
+        old=_short(first.expected),
+        new=_short(first.actual),
+        n_changed=verdict.mismatch_count,
+        n_compared=verdict.compared,
+        max_abs_diff=_finite(verdict.measurements.get("max_abs_diff")),
+    )
+
+
+def _cut(old: Path, key: str, before: Artifact, after: Artifact) -> tuple[Artifact, Artifact]:
+    """Both sides whole if the old golden's full tier is here, else cut to what its core holds."""
+    if (old / f"{key}{FULL}").is_file():
+        return {**before, **read_safetensors(old / f"{key}{FULL}")}, after
+    try:
+        full = manifests.read(old).full
+    except DamagedGolden:
+        return before, after
+    cut = Part(full.slices if full else {}).cut(key, before, after, lambda leaf: ())
+    return cut.expected, cut.actual
+
+
+def _read(golden: Path, key: str) -> Artifact:
+    if key in CHECK_KEYS:
+        return artifacts.load(golden / key)
+    manifest = read_json(golden / MANIFEST)
+    if not isinstance(manifest, dict):
+        raise FormatError(f"{golden / MANIFEST}: expected an object, found {type(manifest).__name__}")
+    return dict(_flat({name: value for name, value in manifest.items() if name not in STORAGE}))
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Nested objects as leaves, `noise/fv_vector/norm`."""
+    for name, value in fields.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _finite(number: float | None) -> float | str | None:
+    return number if number is None or math.isfinite(number) else str(number)
+
+
+def _number(number: float | str | None) -> str:
+    return f"{number:.3g}" if isinstance(number, float) else str(number)
+
+
+def _short(value: Any) -> Any:
+    """A value as JSON holds it, or the head of it where it is long."""
+    text = value if isinstance(value, str) else json_text(value)
+    return value if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -1,0 +1,304 @@
+"""Goldens: recordings of the reference on disk, and the only way they come to be.
+
+`<golden>/<dataset>/<fixed_trials_id>/<reference profile>/` holds `manifest.json` and one artifact a check key. The
+manifest says what was recorded, with what, and the sha256 of every file; a file that does not match is never used.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fvcore import artifacts
+from fvcore.artifacts import Artifact, Leaf
+from fvcore.formats import read_safetensors, sha256_file
+from fvcore.gates import Refused, StageError, Status
+from fvcore.profile import Profile
+from pytest_fvparity.golden import manifest as manifests
+from pytest_fvparity.golden.diff import KeyDiff, differences
+from pytest_fvparity.golden.manifest import (
+    AGAIN,
+    FULL,
+    MANIFEST,
+    SCHEMA_VERSION,
+    DamagedGolden,
+    Manifest,
+    Provenance,
+    Slice,
+)
+from pytest_fvparity.golden.part import WHOLE, Part, taken
+from pytest_fvparity.parity.implementation import CHECK_KEYS, Answers
+from pytest_fvparity.parity.noise import Noise
+from pytest_fvparity.reference.reference import Recording
+
+# What a recording is staged in, and what waits while it takes its place; a killed process leaves them behind.
+STAGING = ".recording-"
+PREVIOUS = ".previous"
+
+
+class NoGolden(StageError):
+    """There is no golden for these trials."""
+
+    status = Status.NO_GOLDEN
+
+
+class StaleGolden(Refused):
+    """The golden is of these trials and this model by name, and no longer by content."""
+
+    status = Status.STALE_GOLDEN
+
+
+@dataclass(frozen=True)
+class Golden(Answers):
+    """A golden directory, as an Implementation that reads. Opening it checks every file's hash."""
+
+    path: Path
+    manifest: Manifest
+    artifacts: dict[str, Artifact]
+    # What is here of a recording: all of it, unless its full tier lies elsewhere or it was imported.
+    part: Part = WHOLE
+
+    @classmethod
+    def open(cls, path: Path) -> Golden:
+        manifest = manifests.read(path)
+        full = manifest.full.files if manifest.full else {}
+        here = [key for key in full if (path / f"{key}{FULL}").is_file()]
+        digests = manifest.files | {f"{key}{FULL}": full[key].sha256 for key in here}
+        needed = {f"{key}.json" for key in CHECK_KEYS if key not in manifest.incomplete}
+        if unlisted := sorted((needed | {file.name for file in path.glob("*.safetensors")}) - digests.keys()):
+            raise DamagedGolden(f"{path}: the manifest says nothing of {', '.join(unlisted)}; {AGAIN}")
+        for name, expected in digests.items():
+            file = path / name
+            if not file.is_file():
+                raise DamagedGolden(f"{file}: missing, the manifest lists it; {AGAIN}")
+            actual = sha256_file(file)
+            if actual != expected:
+                raise DamagedGolden(
+                    f"{file}: damaged: sha256 {expected[:12]}... expected, {actual[:12]}... found; {AGAIN}"
+                )
+        # Read now, before any candidate is asked: what it writes over the files later is not compared with.
+        held: dict[str, Artifact] = {
+            key: artifacts.load(path / key) if f"{key}.json" in digests else {} for key in CHECK_KEYS
+        }
+        slices = manifest.full.slices if manifest.full else {}
+        for key, pieces in slices.items():
+            held[key] = _with_slices(path, key, held[key], pieces, key in here)
+        part = Part({key: pieces for key, pieces in slices.items() if key not in here}, manifest.incomplete)
+        return cls(path, manifest, held, part)
+
+    @property
+    def profile(self) -> Profile:
+        return self.manifest.profile
+
+    @property
+    def noise(self) -> Noise:
+        return Noise(tuple(self.manifest.variations), self.manifest.noise)
+
+    def stored(self, key: str) -> Artifact:
+        return self.artifacts[key]
+
+
+def _with_slices(path: Path, key: str, held: Artifact, pieces: Mapping[str, Slice], is_here: bool) -> dict[str, Leaf]:
+    """A key's leaves, whole where the full tier `is_here`; raises DamagedGolden where the two tiers are not of one."""
+    whole = read_safetensors(path / f"{key}{FULL}") if is_here else {}
+    for leaf, piece in pieces.items():
+        core, full = held.get(leaf), whole.get(leaf)
+        found = list(getattr(core, "shape", []))
+        wanted = [len(piece.indices) if axis == piece.axis else size for axis, size in enumerate(piece.shape)]
+        fits = found == wanted and (not is_here or (full is not None and list(full.shape) == piece.shape))
+        if not fits or (full is not None and not taken(piece, full).equal(artifacts.tensor_leaf(held, leaf))):
+            raise DamagedGolden(f"{path}: the core's slice of {key} {leaf!r} is none of the recorded tensor; {AGAIN}")
+    return {leaf: whole.get(leaf, value) for leaf, value in held.items()}
+
+
+def require_comparable(golden: Profile, candidate: Profile) -> None:
+    """Refuse, naming the fields, when the two are not the same experiment; StaleGolden when they were once."""
+    different = golden.diff_identity(candidate)
+    if not different:
+        return
+    fields = "; ".join(f"{name}: golden {want}, this run {have}" for name, (want, have) in _shown(different).items())
+    if changed := _changed_content(golden, candidate, set(different)):
+        raise StaleGolden(
+            f"stale golden, nothing was compared. {' and '.join(changed)} changed since it was recorded. {fields}. "
+            f"Restore what changed, or record again: {command(golden)}"
+        )
+    raise Refused(
+        f"profile mismatch, nothing was compared. {fields}. Use the golden's settings, or record a golden of these"
+    )
+
+
+def _shown(different: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[str, str]]:
+    """Both values of each field; of a digest its head is enough to tell them apart."""
+
+    def shown(name: str, value: Any) -> str:
+        return f"{value:.12}..." if name in DIGESTS else repr(value)
+
+    return {name: (shown(name, want), shown(name, have)) for name, (want, have) in different.items()}
+
+
+DIGESTS = {"weights_sha", "tokenizer_sha", "trials_sha256"}
+
+# What a trials file says of itself: a new content may change these too.
+WITH_TRIALS = {"dataset", "seed", "n_shots", "n_trials", "template"}
+
+
+def _changed_content(golden: Profile, candidate: Profile, different: set[str]) -> list[str]:
+    """What is known under the golden's name and is no longer what it was; empty if anything else differs beside it."""
+    model, found = golden.conditions.model, list[str]()
+    if "trials_sha256" in different and golden.identity.fixed_trials_id == candidate.identity.fixed_trials_id:
+        found.append(f"the trials file {golden.identity.fixed_trials_id}")
+        different = different - {"trials_sha256", *WITH_TRIALS}
+    if model == candidate.conditions.model:
+        named = {"weights_sha": f"the weights of {model}", "tokenizer_sha": f"the tokenizer of {model}"}
+        found += [words for field, words in named.items() if field in different]
+        different = different - named.keys()
+    return [] if different else found
+
+
+# ---------------------------------------------------------------- where goldens lie
+
+
+def relative_path(dataset: str, fixed_trials_id: str, reference_profile: str) -> Path:
+    return Path(dataset) / fixed_trials_id / reference_profile
+
+
+def locate(roots: Iterable[Path], relative: Path) -> Path:
+    """The golden's directory in the first root that has it; raises NoGolden with the places tried and the command."""
+    tried = [root / relative for root in roots]
+    for path in tried:
+        restore(path)
+        if (path / MANIFEST).is_file():
+            return path
+    places = " or ".join(str(path) for path in tried)
+    raise NoGolden(
+        f"no golden at {places}. Record one with `pytest -m parity --fv-regen-golden --fv-src PATH` and the same "
+        "--fv-model and --fv-trials, or compare with a live run of the reference: --fv-live --fv-src PATH"
+    )
+
+
+# ---------------------------------------------------------------- recording
+
+
+def write(recording: Recording, path: Path) -> None:
+    """Write a recording as a golden directory; its bytes depend on nothing but what was recorded."""
+    for key, artifact in recording.artifacts.items():
+        artifacts.save(artifact, path / key)
+    files = {file.name: sha256_file(file) for file in sorted(path.iterdir())}
+    known = recording.provenance
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        profile=recording.profile,
+        reference=Provenance.model_validate({name: known[name] for name in Provenance.model_fields if name in known}),
+        command=command(recording.profile),
+        variations=list(recording.noise.variations),
+        noise={key: dict(leaves) for key, leaves in recording.noise.largest.items()},
+        files=files,
+        incomplete=[key for key in CHECK_KEYS if key not in recording.artifacts],
+    )
+    manifests.write(manifest, path)
+
+
+def command(profile: Profile) -> str:
+    """How to record this golden again; paths are left to the reader."""
+    identity = profile.identity
+    return (
+        f"pytest -m parity --fv-regen-golden --fv-src=PATH --fv-model={profile.conditions.model} "
+        f"--fv-trials={identity.fixed_trials_id}.json --fv-edit-layer={identity.edit_layer} "
+        f"--fv-top-heads={identity.n_top_heads} --fv-token-class={identity.token_class_idx} "
+        f"--fv-reference-profile={identity.reference_profile} --fv-dtype={identity.dtype} "
+        f"--fv-attn={profile.conditions.attn_implementation}"
+    )
+
+
+# Runs the reference; told whether to measure its noise too.
+Record = Callable[[bool], Recording]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What `regenerate` did: where, and how each key and the manifest changed."""
+
+    path: Path
+    changes: dict[str, KeyDiff]
+
+
+def regenerate(record: Record, path: Path) -> Recorded:
+    """Record twice, demand equal bytes, then take the old golden's place in one step."""
+    nearest = next(folder for folder in path.parents if folder.is_dir())  # a refusal leaves not even a folder
+    with tempfile.TemporaryDirectory(dir=nearest, prefix=STAGING) as scratch:
+        staged = recorded_twice(record, Path(scratch))
+        restore(path)
+        changes = differences(path, staged)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        swap(staged, path)
+    return Recorded(path, changes)
+
+
+def rehearse(record: Record, path: Path) -> Recorded:
+    """What `regenerate` would change; everything is recorded elsewhere, and nothing near `path` is touched."""
+    with tempfile.TemporaryDirectory(prefix="fvparity-rehearsal-") as scratch:
+        staged = recorded_twice(record, Path(scratch))
+        waiting = previous(path)  # what `restore` would give its name back before recording
+        return Recorded(path, differences(path if path.exists() else waiting, staged))
+
+
+def recorded_twice(record: Record, scratch: Path) -> Path:
+    """The folder in `scratch` of a recording that came out the same a second time.
+
+    Noise is measured once: that is most of the work, and it says nothing of whether the recorded run can be repeated.
+    """
+    first = record(True)
+    again = replace(record(False), noise=first.noise)
+    staged = [scratch / name for name in ("first", "second")]
+    for directory, recording in zip(staged, (first, again), strict=True):
+        directory.mkdir()
+        write(recording, directory)
+    _require_equal(*staged)
+    return staged[0]
+
+
+def _require_equal(first: Path, second: Path) -> None:
+    names = {file.name for directory in (first, second) for file in directory.iterdir()}
+    different = sorted(n for n in names if not same_bytes(first / n, second / n))
+    if different:
+        raise Refused(f"two recordings of the same reference differ in {', '.join(different)}; nothing was changed")
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def swap(new: Path, target: Path) -> None:
+    """`new` takes `target`'s name. If anything fails the old directory is put back, now or by `restore`."""
+    old = previous(target)
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        restore(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def previous(target: Path) -> Path:
+    """Where the old directory waits while the new one takes its name."""
+    return target.with_name(f".{target.name}{PREVIOUS}")
+
+
+def restore(target: Path) -> None:
+    """Finish what a process that was killed between the two renames of `swap` left undone."""
+    if not target.exists():
+        with suppress(FileNotFoundError):  # nothing to restore, or another process just did
+            previous(target).rename(target)
+
+
+def search_roots(explicit: Path | None, rootdir: Path, shipped: Path) -> Sequence[Path]:
+    """--fv-golden alone if given; else the project's own, then the shipped ones."""
+    return [explicit] if explicit else [rootdir / "golden", shipped / "golden"]

@@ -1,0 +1,152 @@
+"""Every golden under some folders, and what has become of it: looked up in files alone, and nothing is ever removed.
+
+What is used is told by the trials files that lie there, not by what a run happened to select.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fvcore.formats import FormatError, sha256_file
+from fvcore.gates import StageError
+from fvcore.trials.sampled import NAME as SAMPLED
+from fvcore.trials.sampled import read_trials
+from pytest_fvparity.golden import golden
+from pytest_fvparity.golden.golden import PREVIOUS, STAGING, Golden
+from pytest_fvparity.golden.manifest import FULL, MANIFEST, SCHEMA_VERSION, OtherSchema
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+
+State = Literal["current", "stale", "damaged", "unused", "leftover"]
+
+Trials = Mapping[str, set[str]]
+"""Fixed-trials id -> sha256 of every file of that name."""
+
+
+class Row(BaseModel):
+    """One golden, or what a recording that was killed left behind. Sizes are in bytes.
+
+    `current` says that the trials file is the one the golden was recorded from; whether the model is, only a run can
+    tell. `remove` is a line for a person to run.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    state: State
+    what: str = ""
+    model: str | None = None
+    reference_profile: str | None = None
+    schema_version: int | None = None
+    core_bytes: int = 0
+    full_bytes_here: int = 0
+    full_bytes: int = 0
+    remove: str | None = None
+
+
+def trials_under(folders: Iterable[Path]) -> Trials:
+    """The trials files in some folders; raises FormatError for a folder that is none, or every golden looked unused."""
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise FormatError(f"{folder}: no such folder of trials; name yours with --trials")
+        for path in sorted(folder.rglob("*.json")):
+            id, digest = _known_as(path)
+            found.setdefault(id, set()).add(digest)
+    return found
+
+
+def _known_as(path: Path) -> tuple[str, str]:
+    """Id and digest that a golden of these trials has: of a run's frozen trials they are told by the content."""
+    if path.name == SAMPLED:
+        with suppress(FormatError):
+            fixed = read_trials(path)
+            return fixed.id, fixed.sha256
+    return path.stem, sha256_file(path)
+
+
+def rows(roots: Sequence[Path], trials: Trials) -> list[Row]:
+    """One row a golden or leftover under `roots`, in the order of their paths."""
+    for root in roots:
+        if not root.is_dir():
+            raise FormatError(f"{root}: no such folder of goldens; name yours with --root")
+    return [row for root in roots for path in _places(root) for row in [_row(path, trials)]]
+
+
+def _places(root: Path) -> Iterator[Path]:
+    """Folders that hold a golden, or a part of one. What lies inside a leftover is no golden."""
+    for name, folders, files in os.walk(root):
+        here = Path(name)
+        yield from (here / folder for folder in sorted(folders) if _is_leftover(folder))
+        folders[:] = sorted(folder for folder in folders if not _is_leftover(folder))
+        if MANIFEST in files or any(f"{key}.json" in files for key in CHECK_KEYS):
+            yield here
+
+
+def _is_leftover(folder: str) -> bool:
+    return folder.startswith(STAGING) or (folder.startswith(".") and folder.endswith(PREVIOUS))
+
+
+def _row(path: Path, trials: Trials) -> Row:
+    if _is_leftover(path.name):
+        return _leftover(path)
+    sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
+    here = sum(size for name, size in sizes.items() if name.endswith(FULL))
+    row = Row(path=str(path), state="current", core_bytes=sum(sizes.values()) - here, full_bytes_here=here)
+    fixed_trials_id = path.parent.name
+    unused = fixed_trials_id not in trials
+    try:
+        opened = Golden.open(path)
+    except OtherSchema as error:
+        what = f"manifest schema {error.found}, this version reads {SCHEMA_VERSION}"
+        row = row.model_copy(update={"state": "stale", "what": what, "schema_version": error.found})
+    except (StageError, FormatError) as error:
+        return row.model_copy(update={"state": "damaged", "what": str(error)})
+    else:
+        row = row.model_copy(update=_told(opened, trials.get(fixed_trials_id, set())))
+    if unused and row.state != "damaged":
+        what = f"there is no trials file {fixed_trials_id}.json"
+        row = row.model_copy(update={"state": "unused", "what": what, "remove": _removal(path)})
+    return row
+
+
+def _told(opened: Golden, digests: set[str]) -> dict[str, object]:
+    """What a golden that can be opened says of itself, and whether that is still so."""
+    identity, full = opened.profile.identity, opened.manifest.full
+    told: dict[str, object] = {
+        "model": opened.profile.conditions.model,
+        "reference_profile": identity.reference_profile,
+        "schema_version": opened.manifest.schema_version,
+        "full_bytes": sum(stored.n_bytes for stored in full.files.values()) if full else 0,
+    }
+    home = golden.relative_path(identity.dataset, identity.fixed_trials_id, identity.reference_profile)
+    if opened.path.resolve().parts[-3:] != home.parts:
+        return told | {"state": "damaged", "what": f"it was recorded as {home.as_posix()}, and lies elsewhere"}
+    if identity.trials_sha256 not in digests:
+        now = ", ".join(f"{digest:.12}..." for digest in sorted(digests))
+        what = f"recorded from trials {identity.trials_sha256:.12}..., the file is now {now}"
+        return told | {"state": "stale", "what": f"{what}; record again: {opened.manifest.command}"}
+    return told
+
+
+def _leftover(path: Path) -> Row:
+    """An old golden that waits for its name to be given back is all there is of it: no line to remove that one."""
+    if path.name.endswith(PREVIOUS):
+        target = path.with_name(path.name.removeprefix(".").removesuffix(PREVIOUS))
+        if not target.exists():
+            what = f"all there is of {target.name}: the next run or recording of it gives it back its name"
+            return Row(path=str(path), state="leftover", what=what)
+        what = f"what {target.name} was before its last recording, which was killed"
+    else:
+        what = "of a recording that was killed, unless one is running now"
+    return Row(path=str(path), state="leftover", what=what, remove=_removal(path))
+
+
+def _removal(path: Path) -> str:
+    return shlex.join(["rm", "-r", "--", str(path)])

@@ -1,0 +1,161 @@
+"""The manifest of a golden: what was recorded, with what, and the sha256 of every file, its own digest among them.
+
+Whoever edits a manifest by hand, its noise or its settings as much as its hashes, damages the golden.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fvcore.formats import FormatError, json_text, read_json, sha256, write_text
+from fvcore.gates import Refused
+from fvcore.profile import Profile
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+
+MANIFEST = "manifest.json"
+# How the names of files of the full tier end.
+FULL = ".full.safetensors"
+DIGEST = "digest"
+# 2: the golden's own noise stands beside what was recorded. 3: the manifest has a digest of its own.
+SCHEMA_VERSION = 3
+
+AGAIN = "restore it from version control, or record it again with --fv-regen-golden --fv-src PATH"
+
+
+class DamagedGolden(Refused):
+    """A golden's files are not what its manifest says."""
+
+
+class OtherSchema(DamagedGolden):
+    """Another version of this project wrote the manifest; `found` is its version, if that is a number."""
+
+    def __init__(self, message: str, found: object) -> None:
+        super().__init__(message)
+        self.found = found if type(found) is int else None
+
+
+def _known(key: str) -> str:
+    if key not in CHECK_KEYS:
+        raise ValueError(f"unknown check key: {key!r:.40}")
+    return key
+
+
+CheckKey = Annotated[str, AfterValidator(_known)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Provenance(_Record):
+    """What was run to record a golden. `applied` normalisations changed the checkout's behaviour, `already` were so.
+
+    Of an imported golden `sources` are the files it was read from, and nothing is known of what wrote them.
+    """
+
+    origin: Literal["recorded", "imported"] = "recorded"
+    repository: str
+    commit: str
+    sources: dict[str, str]
+    normalisations: dict[str, list[str]]
+    versions: dict[str, str]
+
+
+class Slice(_Record):
+    """The part of a tensor that a golden's core holds: some `indices` along one `axis` of its `shape`."""
+
+    axis: int = Field(ge=0)
+    indices: list[int] = Field(min_length=1)
+    shape: list[int]
+
+    @model_validator(mode="after")
+    def _lies_inside(self) -> Self:
+        if self.axis >= len(self.shape) or len(set(self.indices)) < len(self.indices):
+            raise ValueError(f"axis {self.axis} of {self.shape}, or an index that stands twice")
+        if not all(0 <= index < self.shape[self.axis] for index in self.indices):
+            raise ValueError(f"an index outside axis {self.axis} of {self.shape}")
+        return self
+
+
+class Stored(_Record):
+    """A file that lies elsewhere."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    n_bytes: int = Field(ge=0)
+
+
+class Full(_Record):
+    """The tier that need not be here: whole tensors, one file a check key, and what the core holds in their place."""
+
+    url: str | None = None
+    files: dict[CheckKey, Stored]
+    slices: dict[CheckKey, dict[str, Slice]]
+
+    @model_validator(mode="after")
+    def _covers_its_slices(self) -> Self:
+        if self.files.keys() != self.slices.keys():
+            raise ValueError(f"full tier of {sorted(self.files)}, slices of {sorted(self.slices)}")
+        return self
+
+
+class Manifest(_Record):
+    schema_version: int
+    profile: Profile
+    reference: Provenance
+    command: str
+    # What the reference's legal variations change, at most: check key -> leaf name -> absolute difference.
+    variations: list[str]
+    noise: dict[str, dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]]
+    files: dict[str, str]
+    # Check keys of which not every leaf is known: what a candidate says beside them is not compared.
+    incomplete: list[CheckKey] = []
+    full: Full | None = None
+    digest: str = ""
+
+    @field_validator("noise")
+    @classmethod
+    def _knows_its_keys(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        if unknown := sorted(value.keys() - set(CHECK_KEYS)):
+            raise ValueError(f"noise of an unknown check key: {', '.join(unknown)}")
+        return value
+
+
+def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a manifest with the digest of all the others, whatever their order."""
+    rest = {name: value for name, value in fields.items() if name != DIGEST}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return {**rest, DIGEST: sha256(canonical.encode())}
+
+
+def write(manifest: Manifest, path: Path) -> None:
+    """Write it into the golden's folder, sealed."""
+    write_text(path / MANIFEST, json_text(sealed(manifest.model_dump(mode="json", exclude_defaults=True))))
+
+
+def read(path: Path) -> Manifest:
+    """The manifest in a golden's folder; raises DamagedGolden with the reason and the way out."""
+    try:
+        written = read_json(path / MANIFEST)
+        # Asked first: a manifest of another schema has other fields.
+        found = written.get("schema_version", SCHEMA_VERSION) if isinstance(written, dict) else SCHEMA_VERSION
+        if found != SCHEMA_VERSION:
+            raise OtherSchema(
+                f"{path}: manifest schema {found!r:.40}, this version reads {SCHEMA_VERSION}: another version of "
+                f"pytest-fvparity recorded it; {AGAIN}",
+                found,
+            )
+        manifest = Manifest.model_validate(written)
+    except (FormatError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DamagedGolden(f"{path}: the golden's manifest cannot be read: {reason}; {AGAIN}") from None
+    actual = sealed(written)[DIGEST]
+    if actual != manifest.digest:
+        raise DamagedGolden(
+            f"{path / MANIFEST}: edited: digest {manifest.digest:.12}... expected, {actual:.12}... found; {AGAIN}"
+        )
+    return manifest

@@ -1,0 +1,101 @@
+"""A golden may hold a part of a recording: then both sides are cut to that part, and what is left out is said.
+
+Of a sliced leaf the golden has some indices along one axis; of an incomplete key it knows some leaves and not which
+others there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from fvcore.gates import Finding, Verdict
+from pytest_fvparity.golden.manifest import Slice
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fvcore.artifacts import Artifact, Leaf
+
+NOT_COMPARED = "not compared: "
+"""How the warning of a key begins of which a part was not compared; such a run is PARTIAL at best."""
+
+AxesOf = Callable[[str], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Both sides of a key, cut to what the golden holds, and the rest in words."""
+
+    expected: Artifact
+    actual: Artifact
+    left_out: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of a recording is held: check key -> leaf -> slice, and the keys whose leaves are not all known."""
+
+    slices: Mapping[str, Mapping[str, Slice]] = field(default_factory=dict)
+    incomplete: Collection[str] = ()
+
+    def whole(self, key: str) -> bool:
+        """Whether every leaf of a key is held, and all of it."""
+        return key not in self.incomplete and not self.slices.get(key)
+
+    def cut(self, key: str, expected: Artifact, actual: Artifact, axes: AxesOf) -> Cut:
+        """Both sides without what is not held. A tensor of another shape than the recorded one is left to fail."""
+        if self.whole(key):
+            return Cut(expected, actual)
+        want, have, left_out = dict(expected), dict(actual), dict[str, None]()
+        if key in self.incomplete:
+            left_out |= dict.fromkeys(leaf.rpartition("/")[2] for leaf in have if leaf not in want)
+            have = {leaf: value for leaf, value in have.items() if leaf in want}
+        for leaf, piece in self.slices.get(key, {}).items():
+            if leaf not in want or leaf not in have:
+                continue
+            if list(getattr(have[leaf], "shape", [])) == piece.shape:
+                have[leaf] = taken(piece, have[leaf])
+            else:
+                want[leaf] = _of_shape(piece, want[leaf])
+            axis = [*axes(leaf), *["axis"] * len(piece.shape)][piece.axis]
+            n_held = f"{len(piece.indices)} of {piece.shape[piece.axis]} {axis}s held"
+            left_out[f"{leaf.rpartition('/')[2]} ({n_held})"] = None
+        return Cut(want, have, ", ".join(left_out))
+
+    def placed(self, key: str, verdict: Verdict, axes: AxesOf) -> Verdict:
+        """Findings in a slice, at the places in the whole tensor."""
+        if not self.slices.get(key):
+            return verdict
+        return replace(verdict, findings=tuple(self._placed(key, finding, axes) for finding in verdict.findings))
+
+    def _placed(self, key: str, finding: Finding, axes: AxesOf) -> Finding:
+        leaf = finding.where.partition("[")[0]
+        piece, names = self.slices[key].get(leaf), axes(leaf)
+        axis = names[piece.axis] if piece is not None and piece.axis < len(names) else None
+        at = finding.coordinate.get(axis) if axis else None
+        if piece is None or axis is None or not isinstance(at, int):
+            return finding
+        index = piece.indices[at]
+        where = finding.where.replace(f"{axis} {at}", f"{axis} {index}")
+        return replace(finding, where=where, coordinate={**finding.coordinate, axis: index})
+
+
+WHOLE = Part()
+
+
+def taken(piece: Slice, tensor: Leaf) -> Tensor:
+    """The slice of a whole tensor; the axis stays, as long as there are indices."""
+    import torch
+
+    assert isinstance(tensor, torch.Tensor)
+    return tensor.index_select(piece.axis, torch.tensor(piece.indices, device=tensor.device)).contiguous()
+
+
+def _of_shape(piece: Slice, held: Leaf) -> Tensor:
+    """A tensor of the recorded shape, to be told apart from one of another shape; it takes no memory."""
+    import torch
+
+    assert isinstance(held, torch.Tensor)
+    return torch.zeros((), dtype=held.dtype).expand(piece.shape)

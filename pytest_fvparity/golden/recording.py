@@ -1,0 +1,123 @@
+"""What `--fv-regen-golden` does: record the reference for every trials file of the run, and say what changes.
+
+`--fv-golden-diff` is the same up to the point where a golden would change: it is only said what would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from fvcore.formats import FormatError, write_json
+from fvcore.gates import StageError
+from pytest_fvparity.fixtures import load_model, recording_settings
+from pytest_fvparity.options import ParityOptions
+
+if TYPE_CHECKING:
+    from fvcore.trials import FixedTrials
+    from pytest_fvparity.golden.golden import Record
+    from pytest_fvparity.reference.reference import Recording
+
+DIFF = "golden_diff.json"
+
+Done = TypeVar("Done")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One golden to record: of which trials, how, and where it belongs."""
+
+    fixed: FixedTrials
+    record: Record
+    path: Path
+    place: str  # under the folder of goldens
+
+
+def record_goldens(config: pytest.Config, options: ParityOptions, files: Sequence[Path]) -> None:
+    """Record and swap in one golden per file.
+
+    Every file is read and checked before anything is recorded. A refusal ends the run with its reason; it changes
+    nothing of its own golden, and says which were recorded before it.
+    """
+    from pytest_fvparity.golden import golden
+
+    def one(job: Job) -> None:
+        done = golden.regenerate(job.record, job.path)
+        _tell(config, f"fvparity: recorded {done.path} twice, byte for byte the same")
+        _tell(config, *(f"  {key:<18}{change}" for key, change in done.changes.items()))
+        _tell(config, f"  {golden.Golden.open(done.path).noise}")
+
+    _each("--fv-regen-golden", options, files, one)
+
+
+def diff_goldens(config: pytest.Config, options: ParityOptions, files: Sequence[Path]) -> int:
+    """Record without changing a golden; say and write down what would change, and return in how many goldens."""
+    from pytest_fvparity.golden import golden
+    from pytest_fvparity.golden.diff import GoldenDiff
+
+    def one(job: Job) -> bool:
+        done = golden.rehearse(job.record, job.path)
+        diff = GoldenDiff(golden=job.place, keys=done.changes)
+        written = options.report_dir / job.fixed.dataset / job.fixed.id / DIFF
+        write_json(written, diff.model_dump(mode="json"))
+        verdict = "would change" if diff.changes else "would stay as it is"
+        _tell(config, f"fvparity: {done.path} {verdict}; nothing was written there")
+        _tell(config, *(f"  {key:<18}{change}" for key, change in done.changes.items()), f"  {written}")
+        return diff.changes
+
+    return sum(_each("--fv-golden-diff", options, files, one))
+
+
+def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable[[Job], Done]) -> list[Done]:
+    """Do something with every golden of the run, once all are known to be recordable."""
+    if not files:
+        raise pytest.UsageError(f"{flag}: no parity stage is selected, so there is nothing to record")
+    finished: list[str] = []
+    results: list[Done] = []
+    with _refusals(flag, finished):
+        for job in list(_jobs(options, files)):
+            results.append(do(job))
+            finished.append(job.fixed.id)
+    return results
+
+
+@contextmanager
+def _refusals(flag: str, finished: Sequence[str]) -> Iterator[None]:
+    from fvcore.model.model import ModelError
+
+    try:
+        yield
+    except (StageError, FormatError, ModelError) as error:
+        before = f" (done before it: {', '.join(finished)})" if finished else ""
+        raise pytest.UsageError(f"{flag}: {error}{before}") from error
+
+
+def _jobs(options: ParityOptions, files: Sequence[Path]) -> Iterator[Job]:
+    from fvcore.prompts import require_verified
+    from fvcore.trials.sampled import read_trials
+    from pytest_fvparity.golden import golden
+    from pytest_fvparity.reference import reference
+
+    settings = recording_settings(options)
+    lm = load_model(replace(options, device_map=None), "cpu")
+    settings.require_fit(lm)
+    for fixed in [read_trials(file) for file in files]:
+        require_verified(fixed, lm.tokenizer)
+
+        def record(with_noise: bool, fixed: FixedTrials = fixed) -> Recording:
+            return reference.run(options.src, lm, fixed, settings, options.src_python, with_noise)
+
+        place = golden.relative_path(fixed.dataset, fixed.id, options.reference_profile)
+        path = (options.golden or options.rootdir / "golden") / place
+        yield Job(fixed, record, path, place.as_posix())
+
+
+def _tell(config: pytest.Config, *lines: str) -> None:
+    if (terminal := config.pluginmanager.get_plugin("terminalreporter")) is not None:
+        for line in lines:
+            terminal.write_line(line)

@@ -1,0 +1,184 @@
+"""Two tiers of one golden: a core that fits git, and the full tensors elsewhere, fetched by URL and checked.
+
+The core holds every leaf; of the few large tensors it holds a slice, and the manifest says which, with digest and size
+of the files that hold the whole. Those are stored under their digest, so that a golden that is recorded again takes
+nothing away from an older commit. With them beside the core a golden is what it was before it was split.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from fvcore import artifacts
+from fvcore.formats import FormatError, read_bytes, sha256, sha256_file, write_bytes, write_safetensors
+from pytest_fvparity.golden import manifest as manifests
+from pytest_fvparity.golden.golden import STAGING, Golden, swap
+from pytest_fvparity.golden.manifest import FULL, Full, Slice, Stored
+from pytest_fvparity.golden.part import taken
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fvcore.artifacts import Artifact
+
+N_LARGEST = 64
+"""How many logits a core holds beside the target's: the largest, where a difference would be seen first."""
+
+CORE_LIMIT = 2**20
+
+
+class TierError(FormatError):
+    """A golden cannot be split, or its full tier cannot be had."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of the files of either tier."""
+
+    core: int
+    full: int
+
+
+# ---------------------------------------------------------------- what the core holds
+
+
+def slices_of(key: str, artifact: Artifact) -> dict[str, Slice]:
+    """The leaves of a key that the core holds a slice of, and which.
+
+    Mean activations: the last slot, all that the effect of the last token and the function vector are made of. Logits:
+    the target's and the largest; with the log-probabilities, which the core holds, they tell the partition function.
+    """
+    import torch
+
+    tensors = {leaf: value for leaf, value in artifact.items() if isinstance(value, torch.Tensor)}
+    found = {leaf: _slice(key, leaf, artifact, value) for leaf, value in tensors.items()}
+    return {leaf: piece for leaf, piece in found.items() if piece and len(piece.indices) < piece.shape[piece.axis]}
+
+
+def _slice(key: str, leaf: str, artifact: Artifact, value: Tensor) -> Slice | None:
+    trial, _, name = leaf.rpartition("/")
+    if (key, name) == ("mean_activations", "mean_activations"):
+        return Slice(axis=2, indices=[value.shape[2] - 1], shape=list(value.shape))
+    if key == "injection_output" and name in {"base_logits", "with_logits"}:
+        largest = value.topk(min(N_LARGEST, len(value))).indices.tolist()
+        target = cast("int", artifact[f"{trial}/target_id"])
+        return Slice(axis=0, indices=sorted({*largest, target}), shape=list(value.shape))
+    return None
+
+
+# ---------------------------------------------------------------- split
+
+
+def split(path: Path, full_to: str, url: str | None = None) -> Sizes:
+    """Store the full tier at `full_to`, a folder or URL, and leave the core in the golden's place.
+
+    `url` is what the core says of where the full tier lies (by default `full_to`, if it is a URL). The full files are
+    read back before the golden is changed.
+    """
+    golden = Golden.open(path)
+    if golden.manifest.full is not None:
+        raise TierError(f"{path}: is split already; fetch its full tier and record it again to split it anew")
+    slices = {key: found for key in CHECK_KEYS if (found := slices_of(key, golden.stored(key)))}
+    if not slices:
+        raise TierError(f"{path}: has no tensor that is large enough to lie elsewhere")
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=STAGING) as scratch:
+        core, full = Path(scratch) / "core", Path(scratch) / "full"
+        core.mkdir()
+        files = {key: _write_full(golden.stored(key), slices[key], full / f"{key}{FULL}") for key in slices}
+        for key, stored in files.items():
+            _store(full / f"{key}{FULL}", stored, full_to)
+        where = url or (full_to if "://" in full_to else None)
+        _write_core(golden, Full(url=where, files=files, slices=slices), core)
+        sizes = Sizes(
+            sum(file.stat().st_size for file in core.iterdir()), sum(stored.n_bytes for stored in files.values())
+        )
+        swap(core, path)
+    return sizes
+
+
+def _write_full(artifact: Artifact, slices: Mapping[str, Slice], file: Path) -> Stored:
+    write_safetensors(file, {leaf: artifacts.tensor_leaf(artifact, leaf) for leaf in slices})
+    return Stored(sha256=sha256_file(file), n_bytes=file.stat().st_size)
+
+
+def _write_core(golden: Golden, full: Full, core: Path) -> None:
+    for key in (key for key in CHECK_KEYS if f"{key}.json" in golden.manifest.files):
+        cut = {leaf: taken(piece, golden.stored(key)[leaf]) for leaf, piece in full.slices.get(key, {}).items()}
+        artifacts.save({**golden.stored(key), **cut}, core / key, compact=True)
+    files = {file.name: sha256_file(file) for file in sorted(core.iterdir())}
+    manifests.write(golden.manifest.model_copy(update={"files": files, "full": full}), core)
+
+
+# ---------------------------------------------------------------- elsewhere
+
+
+def _place(base: str, stored: Stored) -> str:
+    return f"{base.rstrip('/')}/{stored.sha256}.safetensors"
+
+
+def _store(file: Path, stored: Stored, base: str) -> None:
+    """Copy a file to where it is kept, and read it back."""
+    where, data = _place(base, stored), read_bytes(file)
+    if "://" not in base:
+        write_bytes(Path(where), data)
+    else:
+        with _elsewhere(where) as (store, name):
+            store.makedirs(name.rpartition("/")[0], exist_ok=True)
+            store.pipe_file(name, data)
+    _require(stored, _read(where, stored), where)
+
+
+def fetch(path: Path, url: str | None = None) -> list[Path]:
+    """Bring the full tier beside the core: every file that is not here yet, none that is not what the manifest says.
+
+    Returns the files it wrote; a golden of one tier has none.
+    """
+    manifest = manifests.read(path)
+    if manifest.full is None:
+        return []
+    base, fetched = url or manifest.full.url, []
+    for key, stored in manifest.full.files.items():
+        file = path / f"{key}{FULL}"
+        if file.is_file() and sha256_file(file) == stored.sha256:
+            continue
+        if base is None:
+            raise TierError(f"{path}: its manifest does not say where the full tier lies; name it with --url")
+        where = _place(base, stored)
+        data = _read(where, stored)
+        _require(stored, data, where)
+        write_bytes(file, data)
+        fetched.append(file)
+    return fetched
+
+
+def _read(where: str, stored: Stored) -> bytes:
+    """At most one byte more than there should be: a wrong file may be of any size."""
+    with _elsewhere(where) as (store, name), store.open(name, "rb") as file:
+        data: bytes = file.read(stored.n_bytes + 1)
+        return data
+
+
+@contextmanager
+def _elsewhere(where: str) -> Iterator[tuple[Any, str]]:
+    """The store of a URL, and the file's name there; raises TierError with the reason."""
+    import fsspec
+
+    try:
+        yield fsspec.url_to_fs(where)
+    except Exception as error:  # of as many kinds as there are stores
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TierError(f"{where}: {reason:.300}") from error
+
+
+def _require(stored: Stored, data: bytes, where: str) -> None:
+    if len(data) != stored.n_bytes:
+        size = f"{len(data)}" if len(data) < stored.n_bytes else f"more than {stored.n_bytes}"
+        raise TierError(f"{where}: expected {stored.n_bytes} bytes, found {size}; nothing was kept")
+    if (found := sha256(data)) != stored.sha256:
+        raise TierError(f"{where}: sha256 {stored.sha256:.12}... expected, {found:.12}... found; nothing was kept")

@@ -1,0 +1,1 @@
+"""The six checks of a candidate against a reference."""

@@ -1,0 +1,358 @@
+"""The six checks, in the pipeline's order. Read this page first.
+
+Every check compares what the candidate says at one key with what the golden says. In a run the candidate is *chained*:
+it is handed its own earlier artifacts. A key that fails, and with `--fv-keep-going` every key behind one that failed, is
+judged once more *isolated*, on the golden's artifacts: if it fails there, the fault is its own, otherwise it comes from
+earlier keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from fvcore.gates import Finding, NotHeld, NotProvided, Stage, StageError, Verdict, merge
+from pytest_fvparity.drill import drilled
+from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Answers, Implementation, copied
+from pytest_fvparity.parity.refinements import Continuation, refined
+from pytest_fvparity.parity.repeat import asked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import nn
+
+    from fvcore.artifacts import Artifact
+    from fvcore.model.model import LanguageModel
+    from pytest_fvparity.golden.part import Part
+    from pytest_fvparity.parity.tolerances import Tolerances
+
+TITLES = {
+    "prompt_boundary": "Prompt and token boundary",
+    "slot_map": "Slot map",
+    "mean_activations": "Mean head activations",
+    "top_heads": "Indirect effects and top heads",
+    "fv_vector": "Function vector",
+    "injection_output": "Injection output",
+}
+
+AXES: dict[str, tuple[str, ...]] = {
+    "mean_activations": ("layer", "head", "slot", "dim"),
+    "cie": ("trial", "layer", "head", "token_class"),
+    "aie": ("layer", "head"),
+    "scores": ("rank",),
+    "function_vector": ("dim",),
+    "head_terms": ("rank", "dim"),
+    "base_logits": ("token_id",),
+    "with_logits": ("token_id",),
+}
+
+
+PROVES_NOTHING = "the tolerance is as large as the golden's own values, so that zeros would pass"
+
+
+@dataclass
+class Memory:
+    """What is kept from one stage of a suite to the next: the candidate's artifacts, and what became of the keys."""
+
+    expected: dict[str, Artifact] = field(default_factory=dict)
+    actual: dict[str, Artifact] = field(default_factory=dict)
+    # Whether a key agrees on the candidate's own inputs, also of keys whose stage was not selected.
+    agrees: dict[str, bool] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
+    # Keys that differ from the golden by a tie alone: later keys take the golden's choice, or they would differ too.
+    tied: set[str] = field(default_factory=set)
+    # Keys the candidate does not provide, whose golden artifact later keys were handed in its place.
+    lent: set[str] = field(default_factory=set)
+    # Keys for which the candidate said something else when it was asked again, and where.
+    unsteady: dict[str, Finding] = field(default_factory=dict)
+    # By how many bytes memory grew at most while the candidate worked on a key.
+    peak: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class ParityRun:
+    """The subject of a parity suite: both sides, as the fixtures give them, and the suite's memory."""
+
+    candidate: Implementation
+    golden: Implementation
+    tolerances: Tolerances
+    max_trials: int | None = None
+    memory: Memory = field(default_factory=Memory)
+    model: nn.Module | None = None  # what a candidate may leave hooks on
+    continuation: Continuation | None = None  # None: generated ids are compared without a word on near ties
+    reference: Callable[[], LanguageModel] | None = None  # loads a model of its own, if a failing mean is drilled into
+    repeat: int = 1  # how often the candidate is asked for each key
+
+    @property
+    def tied(self) -> set[str]:
+        """Keys that differ by a tie alone."""
+        return self.memory.tied
+
+    @property
+    def part(self) -> Part:
+        """What the golden holds of a recording; one of a user's own make holds all."""
+        from pytest_fvparity.golden.part import WHOLE
+
+        part: Part = getattr(self.golden, "part", WHOLE)
+        return part
+
+    def expected(self, key: str) -> Artifact:
+        """The golden's artifact. It is asked for once, and only copies of it are handed out of here."""
+        if key not in self.memory.expected:
+            inputs = [copied(self.expected(name)) for name in INPUTS[key]]
+            self.memory.expected[key] = getattr(self.golden, key)(*inputs)
+        return self.memory.expected[key]
+
+    def actual(self, key: str) -> Artifact:
+        """The candidate's artifact on its own inputs (chained); computed once."""
+        if key not in self.memory.actual:
+            # Who has all answers already needs no input, nor a golden that could stand in for one.
+            names = () if isinstance(self.candidate, Answers) else INPUTS[key]
+            inputs = [self._chained_input(name) for name in names]
+            self.memory.actual[key] = self._ask(key, inputs)
+        return self.memory.actual[key]
+
+    def can_isolate(self, key: str) -> bool:
+        """Whether the golden has this key's inputs, and all of each."""
+        return all(map(self.part.whole, INPUTS[key]))
+
+    def isolated(self, key: str) -> Artifact:
+        """The candidate's artifact on the golden's inputs."""
+        return self._ask(key, [copied(self.expected(name)) for name in INPUTS[key]])
+
+    def compare(self, key: str, actual: Artifact) -> Verdict:
+        from fvcore.compare import compare
+        from pytest_fvparity.golden.part import NOT_COMPARED
+
+        expected = self.expected(key)
+        if key in PER_TRIAL_KEYS:
+            expected, actual = self._limited(expected), self._limited(actual)
+        cut, whole = self.part.cut(key, expected, actual, _axes), actual
+        expected, actual = cut.expected, cut.actual
+        partial, absent = getattr(self.candidate, "partial", False), [leaf for leaf in expected if leaf not in actual]
+        if partial:
+            expected = {leaf: value for leaf, value in expected.items() if leaf in actual}
+        verdict = self.part.placed(key, compare(expected, actual, self.tolerances.of(key), _axes), _axes)
+        if not verdict.compared:
+            return Verdict((Finding(key, "nothing was compared: the golden has no leaves"),), mismatch_count=1)
+        largest = verdict.details.get("largest", {})
+        rows = [{**row, **largest.get(row["leaf"], {})} for row in self.tolerances.table(key, expected)]
+        kept = {name: detail for name, detail in verdict.details.items() if name != "largest"}
+        verdict = replace(verdict, details={**kept, "tolerances": rows})
+        unsteady = self.memory.unsteady.get(key)
+        if partial and absent and verdict.passed and not unsteady:
+            agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
+            raise NotProvided(f"{agrees} agree(s) with the golden; not provided: {names}")
+        if not (partial and absent):
+            verdict = refined(key, self, verdict, expected, whole)
+        idle = self.tolerances.proving_nothing(key, expected)
+        lent = " and ".join(name for name in INPUTS[key] if name in self.memory.lent)
+        notes = [
+            *([f"{NOT_COMPARED}{cut.left_out}"] if cut.left_out else []),
+            *([f"judged on the golden's {lent}, for the candidate provides none"] if lent else []),
+            *_notes(self.candidate, key),
+            *(f"{leaf}: {PROVES_NOTHING}" for leaf in idle),
+        ]
+        warnings = [Finding(key, note, blocking=False) for note in notes]
+        measurements = {**verdict.measurements, **self._memory_measurement(key)}
+        verdict = replace(verdict, findings=(*verdict.findings, *warnings), measurements=measurements)
+        # Behind all refinements: what changes from one time to the next is no tie.
+        return merge(Verdict((unsteady,), mismatch_count=1), verdict) if unsteady else verdict
+
+    def _memory_measurement(self, key: str) -> dict[str, float]:
+        peak = self.memory.peak.get(key)
+        return {} if peak is None else {"peak_memory_mib": round(peak / 2**20, 1)}
+
+    def chained(self, key: str) -> Verdict:
+        """The verdict on the candidate's own inputs; it is remembered, also when the candidate fails."""
+        self.memory.agrees[key] = False
+        try:
+            self._require_held(key)
+            verdict = self.compare(key, self.actual(key))
+        except NotProvided:
+            self.memory.agrees[key] = True  # later keys take the golden's artifact in its place
+            raise
+        self.memory.agrees[key] = verdict.passed
+        return verdict
+
+    def agrees(self, key: str) -> bool:
+        """Whether a key agrees on the candidate's own inputs; judged now if its stage was not selected."""
+        if key not in self.memory.agrees:
+            with suppress(Exception):
+                self.chained(key)
+        return self.memory.agrees[key]
+
+    def _chained_input(self, key: str) -> Artifact:
+        try:
+            actual = self.actual(key)
+        except NotProvided:
+            if not self.part.whole(key):
+                raise
+            self.memory.lent.add(key)
+            return copied(self.expected(key))  # what a candidate leaves out is not its fault at a later key
+        if key == "top_heads":
+            self.agrees(key)  # whether it is a tie must be known, also when that stage was not selected
+        return copied(self.expected(key) if key in self.tied else actual)
+
+    def _require_held(self, key: str) -> None:
+        if not self.part.whole(key) and not self.expected(key):
+            raise NotHeld(f"the golden has nothing of {key}: it is not compared")
+
+    def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
+        method = getattr(self.candidate, key, None)
+        if method is None:
+            raise NotProvided(f"the candidate {type(self.candidate).__name__} has no method {key!r}")
+        if key == "injection_output" and inputs:
+            inputs = [self._limited(inputs[0]), *inputs[1:]]
+
+        def answer(inputs: Sequence[Artifact]) -> Artifact:
+            artifact: Artifact = method(*inputs)
+            if key == "slot_map" and isinstance(artifact, Mapping):
+                artifact = {leaf: _as_rows(value) for leaf, value in artifact.items()}
+            _require_leaves(key, artifact)
+            return artifact
+
+        with self._measured(key):
+            artifact, changed = asked(answer, inputs, self.repeat, _axes) if self.repeat > 1 else (answer(inputs), None)
+        if changed:
+            self.memory.unsteady.setdefault(key, changed)
+        return artifact
+
+    @contextmanager
+    def _measured(self, key: str) -> Iterator[None]:
+        """Memory that the candidate takes beside its weights; nobody's who only looks up what was recorded."""
+        if isinstance(self.candidate, Answers):
+            yield
+            return
+        from fvcore.model.memory import peak_memory
+
+        with peak_memory() as peak:
+            yield
+        self.memory.peak[key] = max(peak.n_bytes, self.memory.peak.get(key, 0))
+
+    def _limited(self, artifact: Artifact) -> Artifact:
+        """The leaves of the trials that are compared: the golden's first ones."""
+        if self.max_trials is None:
+            return artifact
+        from fvcore.artifacts import limited_to
+        from fvcore.pipeline import trial_keys
+
+        return limited_to(artifact, trial_keys(self.expected("prompt_boundary"))[: self.max_trials])
+
+
+def _notes(candidate: Implementation, key: str) -> list[str]:
+    """What a candidate says of a key beyond its leaves, if it says anything; a note decides nothing."""
+    notes = getattr(candidate, "notes", None)
+    if not callable(notes):
+        return []
+    try:
+        found = notes(key) or ()
+        return [found] if isinstance(found, str) else [str(note) for note in found]
+    except Exception as error:
+        return [f"notes of {key} failed: {type(error).__name__}: {error}"]
+
+
+def _as_rows(value: Any) -> Any:
+    """A map that came as a JSON object, whose keys are text, as the pairs (or rows) that a slot map is written in."""
+    if not isinstance(value, dict):
+        return value
+    rows = [(int(key) if str(key).isdecimal() else key, entry) for key, entry in value.items()]
+    return [[key, *entry] if isinstance(entry, list) else [key, entry] for key, entry in rows]
+
+
+def _require_leaves(key: str, artifact: Any) -> None:
+    """A candidate's artifact holds tensors, plain values and lists of them; raises StageError naming the leaf."""
+    from fvcore.artifacts import is_dense
+
+    def foreign(value: Any) -> Any:
+        if isinstance(value, list):
+            return next((found for item in value if (found := foreign(item)) is not None), None)
+        return None if type(value) in {int, float, str, bool, type(None)} else value
+
+    if not isinstance(artifact, Mapping):
+        raise StageError(
+            f"{key}: expected a mapping from leaf to value, the candidate gave a {type(artifact).__name__}"
+        )
+    for leaf, value in artifact.items():
+        found = None if is_dense(value) else foreign(value)
+        if found is not None:
+            kind = f"{type(found).__module__}.{type(found).__qualname__}"
+            raise StageError(
+                f"{key}: leaf {leaf!r} holds a {kind}; expected a dense torch tensor, int, float, str, bool, None, or a list "
+                "of such plain values (convert with .item() or .tolist())"
+            )
+
+
+def check(key: str) -> Callable[[ParityRun], Verdict]:
+    """The check of one key: chained first; if that fails, isolated, to say whose fault it is."""
+
+    def check_key(run: ParityRun) -> Verdict:
+        from fvcore.model.hooks import hooks_left
+
+        with hooks_left(run.model) as left:
+            try:
+                verdict = _judge(run, key)
+            except Exception as error:
+                if not isinstance(error, NotProvided):
+                    run.memory.failed.add(key)
+                raise
+        if left:
+            behind = Finding(key, f"the candidate left {len(left)} hook(s) on the model, at {', '.join(left)}; removed")
+            verdict = merge(Verdict((behind,), mismatch_count=1), verdict)
+        if not verdict.passed:
+            run.memory.failed.add(key)
+            verdict = drilled(run, key, verdict)
+        return verdict
+
+    return check_key
+
+
+def _judge(run: ParityRun, key: str) -> Verdict:
+    try:
+        chained = run.chained(key)
+    except NotProvided:
+        raise
+    except Exception as error:
+        # A broken earlier artifact can make this key's code fail: only then is the error not its own.
+        if not INPUTS[key] or not run.can_isolate(key) or not run.compare(key, run.isolated(key)).passed:
+            raise
+        broken = Finding(key, f"fails on the candidate's own inputs: {type(error).__name__}: {error}")
+        return Verdict((broken,), compared=1, mismatch_count=1, details={"fault": _origin(run, key)})
+    if chained.passed and not run.memory.failed:
+        return chained
+    if not run.can_isolate(key):
+        return chained  # whose fault it is cannot be told, and is not guessed
+    try:
+        isolated = run.compare(key, run.isolated(key)) if INPUTS[key] else chained
+    except Exception:
+        if chained.passed:
+            raise
+        isolated = chained  # its code fails on golden inputs: the fault is here, and the chained numbers locate it
+    if chained.passed and isolated.passed:
+        return chained
+    if isolated.passed:
+        return replace(chained, details={**chained.details, "fault": _origin(run, key)})
+    # A fault of its own can cancel an earlier one: then only the golden's inputs show it.
+    shown = isolated if chained.passed else chained
+    return replace(shown, details={**shown.details, "fault": "own"})
+
+
+def _origin(run: ParityRun, key: str) -> str:
+    """Why a key differs that agrees on golden inputs."""
+    earlier = CHECK_KEYS[: CHECK_KEYS.index(key)]
+    return "accumulated" if all(run.agrees(name) for name in earlier if name in _feeding(key)) else "inherited"
+
+
+def _feeding(key: str) -> set[str]:
+    """Every key whose artifact reaches this one, directly or not."""
+    return {name for direct in INPUTS[key] for name in (direct, *_feeding(direct))}
+
+
+STAGES: tuple[Stage[ParityRun], ...] = tuple(Stage(key, TITLES[key], check(key)) for key in CHECK_KEYS)
+
+
+def _axes(leaf: str) -> Sequence[str]:
+    return AXES.get(leaf.rpartition("/")[2], ())

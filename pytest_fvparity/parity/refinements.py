@@ -1,0 +1,404 @@
+"""What some check keys say beyond their leaves: names in coordinates, ties, and what a number must be worth by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+
+from fvcore.gates import Finding, Verdict, merge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor, nn
+
+    from fvcore.artifacts import Artifact
+    from fvcore.compare import Tolerance
+    from fvcore.model.model import LanguageModel
+    from fvcore.pipeline import Settings
+    from pytest_fvparity.parity.implementation import Implementation
+    from pytest_fvparity.parity.tolerances import Tolerances
+
+OWN_LOGPROB = 1e-4
+"""How far (nats) a log-probability may be from the candidate's own logits: fp32 is within 1e-6, fp16 is off by 1e-3."""
+
+
+Continuation: TypeAlias = "Callable[[str, str, Sequence[int]], Tensor]"
+"""(trial key, "base" or "with", ids generated so far) -> logits (vocab,) of the next token."""
+
+
+class Run(Protocol):
+    """What a refinement asks of the run it belongs to."""
+
+    tolerances: Tolerances
+    continuation: Continuation | None
+    model: nn.Module | None
+
+    @property
+    def tied(self) -> set[str]: ...
+    def expected(self, key: str) -> Artifact: ...
+
+
+def continuation_of(lm: LanguageModel, golden: Implementation, settings: Settings) -> Continuation:
+    """How the golden's prompts go on under the golden's vector, by the model at hand."""
+
+    def logits(trial: str, mode: str, generated: Sequence[int]) -> Tensor:
+        from fvcore.artifacts import tensor_leaf
+        from fvcore.injection import continuation_logits
+
+        prompts = golden.prompt_boundary()
+        ids = cast("list[int]", prompts[f"{trial}/corrupted/input_ids"])
+        vector = None
+        if mode == "with":
+            vector = tensor_leaf(golden.fv_vector({}, {}), "function_vector").to(lm.device)
+        return continuation_logits(lm, ids, generated, vector, settings.edit_layer, settings.alpha)
+
+    return logits
+
+
+def refined(key: str, run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """A key's verdict with what is particular to that key."""
+    return REFINEMENTS[key](run, verdict, expected, actual) if key in REFINEMENTS else verdict
+
+
+TAIL = 16
+"""How many ids of a prompt's end are shown."""
+
+
+def _at_the_boundary(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """How the first prompt that differs ends, on either side; and a BOS that stands twice is worth a word."""
+    notes = list(_doubled_bos(expected, actual))
+    prompt = verdict.first_mismatch.where.rpartition("/")[0] if verdict.first_mismatch else ""
+    if f"{prompt}/input_ids" in expected:
+        ends = _end(expected, prompt), _end(actual, prompt)
+        notes.append(Finding(prompt, "how this prompt ends: text and last ids", *ends, blocking=False))
+    return replace(verdict, findings=(*verdict.findings, *notes))
+
+
+def _end(artifact: Artifact, prompt: str) -> str:
+    ids, text = artifact.get(f"{prompt}/input_ids"), artifact.get(f"{prompt}/text")
+    shown = text[-2 * TAIL :] if isinstance(text, str) else text
+    return f"{shown!r} {ids[-TAIL:] if isinstance(ids, list) else ids}"
+
+
+def _doubled_bos(expected: Artifact, actual: Artifact) -> tuple[Finding, ...]:
+    """Both sides may agree on a BOS that stands twice, and every number is another one for it."""
+    bos = expected.get("bos/bos_token_id")
+    prompts = [leaf for leaf, ids in actual.items() if leaf.endswith("/input_ids") and _begins(ids, [bos, bos])]
+    if bos is None or not prompts:
+        return ()
+    message = (
+        f"BOS (id {bos}) stands twice at the start of {len(prompts)} prompt(s): in the text, and from the tokenizer"
+    )
+    return (Finding(prompts[0], message, blocking=False),)
+
+
+def _begins(ids: Any, start: list[Any]) -> bool:
+    return isinstance(ids, list) and ids[: len(start)] == start
+
+
+def _named_slots(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """A slot's number says little: its label joins the coordinate."""
+    labels = dict(cast("list[list[Any]]", run.expected("slot_map")["dummy_labels"]))
+
+    def named(finding: Finding) -> Finding:
+        slot = finding.coordinate.get("slot")
+        if slot is None or slot not in labels:
+            return finding
+        where = finding.where.replace(f"slot {slot}", f"slot {slot} ({labels[slot]})")
+        return replace(finding, where=where, coordinate={**finding.coordinate, "slot_label": labels[slot]})
+
+    return replace(verdict, findings=tuple(map(named, verdict.findings)))
+
+
+def _named_trials(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """A row of the CIE tensor is a trial: its key joins the coordinate."""
+    from fvcore.pipeline import trial_keys
+
+    keys = trial_keys(run.expected("prompt_boundary"))
+
+    def named(finding: Finding) -> Finding:
+        row = finding.coordinate.get("trial")
+        if not isinstance(row, int) or row >= len(keys):
+            return finding
+        trial_id, trial_idx = map(int, keys[row].split(":"))
+        return replace(finding, coordinate={**finding.coordinate, "trial_id": trial_id, "trial_idx": trial_idx})
+
+    return replace(verdict, findings=tuple(map(named, verdict.findings)))
+
+
+def _judged_heads(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """Heads in another order are a tie if the golden's own effects leave the order open, and a fault otherwise."""
+    from fvcore.compare import compare
+
+    details = {
+        **verdict.details,
+        "aie_expected": _rows(expected, "aie", 2),
+        "aie_actual": _rows(actual, "aie", 2),
+        "heads_expected": _pairs(expected),
+        "heads_actual": _pairs(actual),
+        "scores_actual": _rows(actual, "scores", 1),
+    }
+    verdict = replace(_named_trials(run, verdict, expected, actual), details=details)
+    at_heads = [f for f in verdict.findings if f.where.startswith("heads[")]
+    if not at_heads or not _is_tie(expected, actual, run.tolerances.of("top_heads")("aie")):
+        return verdict
+    run.tied.add("top_heads")
+    ties = tuple(
+        replace(f, blocking=False, message=f"tie: {f.message}; their effects differ by less than the tolerance")
+        if f in at_heads
+        else f
+        for f in verdict.findings
+    )
+    n_swapped = compare({"heads": expected["heads"]}, {"heads": actual["heads"]}).mismatch_count
+    n_ranks = sum(w != h for w, h in zip(_pairs(expected) or (), _pairs(actual) or (), strict=True))
+    return replace(
+        verdict,
+        findings=ties,
+        mismatch_count=verdict.mismatch_count - n_swapped,
+        measurements={**verdict.measurements, "tied_ranks": n_ranks},
+    )
+
+
+def _is_tie(expected: Artifact, actual: Artifact, tolerance: Tolerance) -> bool:
+    """Whether the candidate ranks by its own effects, and each rank's head is, by the golden's effects, as good as the
+    golden's head of that rank."""
+    from fvcore.artifacts import tensor_leaf
+
+    aie, have = tensor_leaf(expected, "aie").double(), _pairs(actual)
+    own: Any = actual.get("aie")
+    if have is None or getattr(own, "shape", None) != aie.shape or len(set(map(tuple, have))) != len(have):
+        return False
+    n_layers, n_heads = aie.shape
+    if not all(0 <= layer < n_layers and 0 <= head < n_heads for layer, head in have):
+        return False
+    want = cast("list[list[int]]", expected["heads"])
+    allowed = tolerance.allowed(aie)
+    as_good = all(
+        bool((aie[tuple(w)] - aie[tuple(h)]).abs() <= allowed[tuple(w)]) for w, h in zip(want, have, strict=False)
+    )
+    return len(want) == len(have) and as_good and _ranked(have, own)
+
+
+def _ranked(heads: Sequence[Sequence[int]], aie: Tensor) -> bool:
+    """Whether these are the largest of `aie`, largest first, up to the rounding of a mean in fp32."""
+    import torch
+
+    aie = aie.detach().double().cpu()
+    slack = 8 * torch.finfo(torch.float32).eps * float(aie.abs().max())
+    chosen = torch.stack([aie[tuple(head)] for head in heads])
+    best = aie.flatten().topk(len(heads)).values
+    return bool(((chosen - best).abs() <= slack).all())
+
+
+def _measured_vector(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """Cosine and norms, as measurements: a wrong scale has cosine 1, a wrong direction the same norm."""
+    import torch
+
+    pair = [side.get("function_vector") for side in (expected, actual)]
+    if not all(isinstance(vector, torch.Tensor) for vector in pair):
+        return verdict
+    want, have = (cast("torch.Tensor", vector).detach().double().cpu().flatten() for vector in pair)
+    if want.shape != have.shape:
+        return verdict
+    sum_findings = _not_its_terms(actual)
+    measured = {
+        "cosine": float(torch.nn.functional.cosine_similarity(want, have, dim=0)),
+        "norm_expected": float(want.norm()),
+        "norm_actual": float(have.norm()),
+    }
+    verdict = replace(verdict, measurements={**verdict.measurements, **measured})
+    return merge(Verdict(sum_findings, mismatch_count=len(sum_findings)), verdict) if sum_findings else verdict
+
+
+def _not_its_terms(actual: Artifact) -> tuple[Finding, ...]:
+    """In half precision: where the vector is not the sum of its heads' terms, rounded once.
+
+    A sum kept in half precision is off by a few tenths of a percent, far inside any tolerance of that dtype, and it is
+    a fault all the same; the candidate's own terms show it.
+    """
+    import torch
+
+    vector, terms = actual.get("function_vector"), actual.get("head_terms")
+    if not (isinstance(vector, torch.Tensor) and isinstance(terms, torch.Tensor)):
+        return ()
+    if vector.dtype not in {torch.float16, torch.bfloat16} or terms.ndim != 2 or terms.shape[1:] != vector.shape:
+        return ()
+    have, each = vector.detach().double().cpu(), terms.detach().double().cpu()
+    total, size, info = each.sum(dim=0), each.abs().sum(dim=0), torch.finfo(vector.dtype)
+    one_rounding = (total.abs() * info.eps / 2).clamp(min=info.smallest_normal * info.eps / 2)
+    wrong = ((have - total).abs() > 1.01 * one_rounding + size * 2.0**-20).nonzero().flatten().tolist()
+    if not wrong:
+        return ()
+    message = (
+        f"is not the sum of its head_terms rounded once, at {len(wrong)} dims: was the sum kept in half precision?"
+    )
+    first = wrong[0]
+    where = f"function_vector[dim {first}]"
+    return (Finding(where, message, float(total[first]), float(have[first]), {"dim": first}),)
+
+
+def _moved_logits(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """The vector must do something on every trial; and the per-trial table of the report."""
+    import torch
+
+    from fvcore.pipeline import trial_keys
+
+    idle = []
+    for key in trial_keys(actual):
+        base, injected = (actual.get(f"{key}/{name}_logits") for name in ("base", "with"))
+        if isinstance(base, torch.Tensor) and isinstance(injected, torch.Tensor) and torch.equal(base, injected):
+            idle.append(key)
+    table = [_trial_row(key, expected, actual) for key in trial_keys(expected)]
+    verdict = _generation_ties(run, verdict, expected, actual)
+    verdict = replace(verdict, details={**verdict.details, "trials": table})
+    found = [f for key in trial_keys(actual) for f in _not_its_logits(key, actual)]
+    if idle:
+        message = (
+            f"injection had no effect: no logit moved on trial(s) {', '.join(idle)}; the vector is zero, or what was edited "
+            f"is not what the block hands on{_block_output(run)}"
+        )
+        found.insert(0, Finding("with_logits", message))
+    return merge(Verdict(tuple(found), mismatch_count=len(found)), verdict) if found else verdict
+
+
+def _block_output(run: Run) -> str:
+    """What the model's blocks return, which is what an edit that reaches nothing is usually wrong about."""
+    if run.model is None:
+        return ""
+    from fvcore.model.diagnostics import block_output
+    from fvcore.model.model import LanguageModel
+    from fvcore.model.spec import ModelError
+
+    try:
+        return f" (blocks of this model return: {block_output(LanguageModel.wrap(run.model))})"
+    except ModelError:
+        return ""
+
+
+def _generation_ties(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+    """Generated ids that part where two tokens are as good as each other are a tie, and a fault otherwise."""
+    from fvcore.compare import compare
+
+    findings, n_tied = [], 0
+    for finding in verdict.findings:
+        leaf, _, position = finding.where.partition("[")
+        apart = _tokens_apart(run, leaf, expected, actual) if position and leaf.endswith("_generated") else None
+        if apart is not None:
+            n_tied += compare({leaf: expected[leaf]}, {leaf: actual[leaf]}).mismatch_count
+            message = f"tie: {finding.message}; there the logits of the two tokens differ by {apart:.3g}"
+            finding = replace(finding, blocking=False, message=message)
+        findings.append(finding)
+    return replace(verdict, findings=tuple(findings), mismatch_count=verdict.mismatch_count - n_tied)
+
+
+def _tokens_apart(run: Run, leaf: str, expected: Artifact, actual: Artifact) -> float | None:
+    """By how much the golden's token beats the candidate's where the two generations part, if it is within tolerance.
+
+    What either generates behind that place follows from another text, and says nothing.
+    """
+    import torch
+
+    want, have, (trial, _, name) = expected.get(leaf), actual.get(leaf), leaf.partition("/")
+    mode = name.removesuffix("_generated")
+    logits = expected.get(f"{trial}/{mode}_logits")
+    if run.continuation is None or not isinstance(logits, torch.Tensor):
+        return None
+    if not (isinstance(want, list) and isinstance(have, list)):
+        return None
+    if not all(type(token) is int and 0 <= token < len(logits) for token in (*want, *have)):
+        return None
+    at = next((i for i, pair in enumerate(zip(want, have, strict=False)) if pair[0] != pair[1]), None)
+    if at is None:  # one is the beginning of the other: the number of tokens is no near tie
+        return None
+    following = run.continuation(trial, mode, want[:at]).double()
+    apart = abs(float(following[want[at]] - following[have[at]]))
+    return apart if apart <= 2 * _legally_off(run, f"{mode}_logits", logits) else None
+
+
+def _legally_off(run: Run, leaf: str, logits: Tensor) -> float:
+    """How far a legal variation may move a logit: two of them may change places up to twice of it apart.
+
+    In half precision the tolerance is wider than many a gap between tokens, so that a fault would pass for a tie: there
+    it is what the golden's own variations moved, and one rounding of the largest logit at least.
+    """
+    import torch
+
+    want = logits.detach().double().cpu()
+    if logits.dtype not in {torch.float16, torch.bfloat16}:
+        return float(run.tolerances.of("injection_output")(leaf).allowed(want).max())
+    rounding = torch.finfo(logits.dtype).eps * float(want.abs().max())
+    return max(rounding, run.tolerances.noise.largest.get("injection_output", {}).get(leaf, 0.0))
+
+
+def _not_its_logits(key: str, actual: Artifact) -> list[Finding]:
+    """Log-probabilities that are not those of the candidate's own logits: a log-softmax in half precision."""
+    import torch
+
+    from fvcore.compare import TRIAL_KEY
+
+    if not TRIAL_KEY.fullmatch(key):
+        return []
+    found, target = [], actual.get(f"{key}/target_id")
+    trial_id, trial_idx = key.split(":")
+    for name in ("base", "with"):
+        logits, logprob = actual.get(f"{key}/{name}_logits"), actual.get(f"{key}/{name}_logprob")
+        if not (isinstance(logits, torch.Tensor) and logits.ndim == 1 and isinstance(logprob, float)):
+            continue
+        if type(target) is not int or not 0 <= target < len(logits):
+            continue
+        own = float(torch.log_softmax(logits.detach().double().cpu(), dim=-1)[target])
+        if abs(own - logprob) > OWN_LOGPROB:
+            message = (
+                f"differs by {abs(own - logprob):.3g} from that of the candidate's own logits: taken in half precision?"
+            )
+            at: dict[str, int | str] = {"trial_id": int(trial_id), "trial_idx": int(trial_idx)}
+            found.append(Finding(f"{key}/{name}_logprob", message, own, logprob, at, abs(own - logprob)))
+    return found
+
+
+def _trial_row(key: str, expected: Artifact, actual: Artifact) -> dict[str, Any]:
+    import torch
+
+    trial_id, trial_idx = map(int, key.split(":"))
+    row: dict[str, Any] = {"trial_id": trial_id, "trial_idx": trial_idx, "target_id": expected.get(f"{key}/target_id")}
+    for name in ("base", "with", "delta"):
+        leaf = f"{key}/{name}_logprob"
+        src, fv = (_float(side.get(leaf)) for side in (expected, actual))
+        row[f"{name}_logprob_src"], row[f"{name}_logprob_fv"] = src, fv
+        row[f"{name}_logprob_abs_diff"] = None if src is None or fv is None else abs(src - fv)
+    for name in ("base", "with"):
+        pair = [side.get(f"{key}/{name}_logits") for side in (expected, actual)]
+        tensors = [x.detach().double().cpu() for x in pair if isinstance(x, torch.Tensor)]
+        same_shape = len(tensors) == 2 and tensors[0].shape == tensors[1].shape
+        row[f"{name}_logits_max_abs_diff"] = float((tensors[0] - tensors[1]).abs().max()) if same_shape else None
+    return row
+
+
+def _rows(artifact: Mapping[str, Any], leaf: str, ndim: int) -> Any:
+    """A tensor as lists for the report, if it has the form the report draws."""
+    import torch
+
+    value = artifact.get(leaf)
+    return value.double().tolist() if isinstance(value, torch.Tensor) and value.ndim == ndim else None
+
+
+def _pairs(artifact: Mapping[str, Any]) -> list[list[int]] | None:
+    """The heads, if they are a list of [layer, head]."""
+    heads = artifact.get("heads")
+    fit = isinstance(heads, list) and all(isinstance(h, list) and [type(i) for i in h] == [int, int] for h in heads)
+    return cast("list[list[int]]", heads) if fit else None
+
+
+def _float(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+REFINEMENTS: dict[str, Callable[[Run, Verdict, Artifact, Artifact], Verdict]] = {
+    "prompt_boundary": _at_the_boundary,
+    "mean_activations": _named_slots,
+    "top_heads": _judged_heads,
+    "fv_vector": _measured_vector,
+    "injection_output": _moved_logits,
+}

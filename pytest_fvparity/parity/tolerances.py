@@ -1,0 +1,158 @@
+"""Which tolerance a leaf is compared with: `tolerances.yaml`, or the user's file in its place.
+
+The defaults are a floor: where the golden's own noise allows more, that counts. What a user says is never widened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fvcore.artifacts import Artifact, Leaf
+from fvcore.compare import EXACT, Tolerance
+from fvcore.formats import FormatError, read_yaml
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.parity.noise import Noise, is_number
+
+DEFAULTS = Path(__file__).with_name("tolerances.yaml")
+DEFAULT = "default"
+HOOK = "hook pytest_fvparity_tolerances"
+
+
+class Rule(BaseModel):
+    """One row. `leaf`, `dtype` and `device` are regular expressions that must fit wholly; absent ones fit all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    leaf: str = ".*"
+    dtype: str = ".*"
+    device: str = ".*"
+    atol: float = Field(0.0, ge=0, allow_inf_nan=False)
+    rtol: float = Field(0.0, ge=0, allow_inf_nan=False)
+    of_max: float = Field(0.0, ge=0, allow_inf_nan=False)
+    of_norm: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+    @field_validator("leaf", "dtype", "device")
+    @classmethod
+    def _is_pattern(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression ({error})") from None
+        return value
+
+    def fits(self, key: str, leaf: str, dtype: str, device: str) -> bool:
+        pairs = ((self.leaf, leaf), (self.dtype, dtype), (self.device, device))
+        return self.key == key and all(re.fullmatch(pattern, value) for pattern, value in pairs)
+
+    def tolerance(self, name: str) -> Tolerance:
+        return Tolerance(self.rtol, self.atol, self.of_max, self.of_norm, rule=name)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    rules: list[Rule]
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The rules in force, each with its name, for one dtype and device."""
+
+    rules: tuple[tuple[str, Rule], ...]
+    dtype: str
+    device: str
+    # Where rules come from, if not from the defaults alone.
+    sources: tuple[str, ...] = ()
+    # Of the golden; it widens the default rules alone.
+    noise: Noise = field(default_factory=Noise)
+
+    @classmethod
+    def read(
+        cls,
+        path: Path | None,
+        added: Sequence[Mapping[str, Any]],
+        dtype: str,
+        device: str,
+        noise: Noise | None = None,
+    ) -> Tolerances:
+        """The rules that hooks added come first, then those of `path`, or the defaults."""
+        hooks = _named(HOOK, {"rules": list(added)})
+        rules = _named(DEFAULT if path is None else path.name, read_yaml(path or DEFAULTS, as_text=True))
+        sources = ((HOOK,) if hooks else ()) + ((path.name,) if path else ())
+        measured = noise if noise is not None and path is None else Noise()
+        return cls((*hooks, *rules), dtype, device, sources, measured)
+
+    def of(self, key: str) -> Callable[[str], Tolerance]:
+        """leaf -> tolerance, for one check key; a leaf's trial key is not part of its name here."""
+
+        def tolerance_of(leaf: str) -> Tolerance:
+            short = leaf.rpartition("/")[2]
+            for name, rule in self.rules:
+                if rule.fits(key, short, self.dtype, self.device):
+                    users = name.startswith(HOOK)
+                    measured = None if users else self.noise.tolerance(key, short)
+                    return replace(rule.tolerance(name), measured=measured)
+            return EXACT
+
+        return tolerance_of
+
+    def table(self, key: str, artifact: Artifact) -> list[dict[str, Any]]:
+        """What each numeric leaf of an artifact is compared with: one row a leaf name, trials aside."""
+        return [{"leaf": name, **_row(self.of(key)(name), values)} for name, values in _by_name(artifact).items()]
+
+    def proving_nothing(self, key: str, artifact: Artifact) -> list[str]:
+        """The leaf names whose tolerance is as large as the values themselves: zeros would pass there."""
+        return [name for name, values in _by_name(artifact).items() if _zeros_pass(self.of(key)(name), values)]
+
+
+def _by_name(artifact: Artifact) -> dict[str, list[Leaf]]:
+    """The numeric leaves by name, trials folded."""
+    by_name: dict[str, list[Leaf]] = {}
+    for leaf, value in artifact.items():
+        if is_number(value):
+            by_name.setdefault(leaf.rpartition("/")[2], []).append(value)
+    return by_name
+
+
+def _zeros_pass(tolerance: Tolerance, values: Sequence[Leaf]) -> bool:
+    import torch
+
+    sizes = [torch.as_tensor(value).detach().double().cpu().abs() for value in values]
+    return any(bool(size.any()) for size in sizes) and all(
+        bool((size <= tolerance.allowed(size)).all()) for size in sizes
+    )
+
+
+def _row(tolerance: Tolerance, values: Sequence[Leaf]) -> dict[str, Any]:
+    """The numbers in force for leaves of one name, and the rule that gave them."""
+    import torch
+
+    shown = tolerance.own
+    if (measured := tolerance.measured) is not None:
+        widened = [tolerance.widened(torch.as_tensor(value).detach().double().cpu()) for value in values]
+        if all(bool(where.all()) for where in widened):
+            shown = measured
+        elif any(bool(where.any()) for where in widened):
+            shown = replace(shown, rule=f"{shown.rule}; {measured.rule} ({measured.atol:.3g}) where that is larger")
+    return {name: getattr(shown, name) for name in ("rtol", "atol", "of_max", "of_norm", "rule")}
+
+
+def _named(source: str, value: Any) -> list[tuple[str, Rule]]:
+    try:
+        rules = _File.model_validate(value).rules
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "the top level"
+        raise FormatError(f"{source}: {repr(place)[1:-1]:.200}: {problem['msg'].lower()}") from None
+    for number, rule in enumerate(rules, start=1):
+        if rule.key not in CHECK_KEYS:
+            known = ", ".join(CHECK_KEYS)
+            raise FormatError(f"{source}: rule {number}: unknown key {rule.key!r}; expected one of {known}")
+    return [(f"{source} rule {number}", rule) for number, rule in enumerate(rules, start=1)]

@@ -1,0 +1,1 @@
+"""The public reference: the only rooms that know it."""

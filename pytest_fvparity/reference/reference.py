@@ -1,0 +1,207 @@
+"""The public reference as an implementation: drives a checkout of `ericwtodd/function_vectors` from outside.
+
+This file and the script it starts (`reference_driver.py`) are the only ones that know the reference. Here: which of
+its name branches fits a model family, how its process is started, and where it came from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fvcore.artifacts import Artifact
+from fvcore.gates import StageError
+from fvcore.model.model import DTYPES, LanguageModel
+from fvcore.pipeline import Settings, profile_of
+from fvcore.profile import Conditions, Profile
+from fvcore.prompts import PromptTemplate, require_bos_agreement
+from fvcore.trials import FixedTrials, Trial
+from pytest_fvparity.parity.implementation import Answers
+from pytest_fvparity.parity.noise import Noise, measured, variations
+
+REPOSITORY = "https://github.com/ericwtodd/function_vectors"
+GET_ONE = f"get one with `git clone {REPOSITORY}` and pass its path as --fv-src (or ini `fv_src`)"
+DRIVER = Path(__file__).with_name("driver.py")
+
+# The reference branches on substrings of a model's name. These names reach the branch that fits a family; "llama" is
+# the one for blocks with `self_attn.o_proj` and no projection bias.
+BRANCHES = {
+    "gpt2": "gpt2-xl",
+    "gptj": "gpt-j",
+    "gpt_neox": "gpt-neox",
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "llama",
+    "qwen3": "llama",
+}
+
+
+class RecordingError(StageError):
+    """The reference could not be run, or what it gave must not be recorded."""
+
+
+@dataclass(frozen=True)
+class Recording(Answers):
+    """What one run of the reference said: an Implementation that answers from memory."""
+
+    artifacts: Mapping[str, Artifact]
+    provenance: Mapping[str, Any]
+    profile: Profile
+    noise: Noise = field(default_factory=Noise)
+
+    def stored(self, key: str) -> Artifact:
+        return self.artifacts[key]
+
+
+def require_checkout(path: Path | None) -> Path:
+    """The checkout's root; raises with the way to get one."""
+    if path is None:
+        raise RecordingError(f"recording needs a checkout of the reference: {GET_ONE}")
+    missing = [
+        name for name in ("src/utils/extract_utils.py", "src/compute_indirect_effect.py") if not (path / name).is_file()
+    ]
+    if missing:
+        raise RecordingError(f"{path} is no checkout of the reference (missing: {', '.join(missing)}); {GET_ONE}")
+    return path.resolve()
+
+
+def run(
+    checkout: Path | None,
+    lm: LanguageModel,
+    trials: FixedTrials,
+    settings: Settings,
+    python: str | None = None,
+    with_noise: bool = True,
+    words_only: bool = False,
+) -> Recording:
+    """Run the reference in a process of its own, on the files `lm` was loaded from: once to record what it says, and
+    `with_noise` once under each legal variation, to measure how far it is from itself.
+
+    `words_only` stops behind the slot map: prompts and slots are compared exactly, need no pass of the model and no noise.
+    """
+    with_noise = with_noise and not words_only
+    root = require_checkout(checkout)
+    settings.require_fit(lm)
+    require_bos_agreement(lm.tokenizer, trials.meta)
+    if lm.source is None:
+        raise RecordingError(
+            f"the reference loads its model from a directory, and {lm.name!r} has none; save it with save_pretrained "
+            "(model and tokenizer) and pass the directory as --fv-model"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "recorded.pt"
+        job = Path(scratch) / "job.json"
+        job.write_text(json.dumps(_job(root, lm, trials, settings, out, with_noise) | {"words_only": words_only}))
+        _start(python or sys.executable, job)
+        import torch
+
+        recorded = torch.load(out, weights_only=True)
+    provenance = recorded["provenance"] | {"repository": REPOSITORY, "commit": commit_of(root)}
+    if provenance["weights_sha"] != lm.weights_sha:
+        raise RecordingError(f"the reference loaded other weights from {lm.source} than this process did")
+    noise = measured(recorded["artifacts"], recorded["varied"]) if with_noise else Noise()
+    return Recording(recorded["artifacts"], provenance, _profile(lm, trials, settings, provenance), noise)
+
+
+def _job(
+    root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings, out: Path, with_noise: bool
+) -> dict[str, Any]:
+    if lm.spec.name not in BRANCHES:
+        raise RecordingError(f"the reference has no branch for {lm.spec.name!r}; known: {', '.join(BRANCHES)}")
+    paths = [lm.spec.block_path(layer) for layer in range(lm.n_layers)]
+    if unread := [path for layer, path in enumerate(paths) if path.split(".")[2:3] != [str(layer)]]:
+        raise RecordingError(
+            f"the reference reads a layer's number from the third part of a module's name, and {unread[0]!r} has "
+            "another part there; only models whose blocks lie at <a>.<b>.<layer> can be recorded"
+        )
+    template = PromptTemplate.of(trials.meta, lm.tokenizer)
+    return {
+        "checkout": str(root),
+        "out": str(out),
+        "model_dir": str(lm.source),
+        "dtype": str(DTYPES[lm.dtype]).removeprefix("torch."),
+        "device": lm.device.type,
+        "attn_implementation": lm.attn_implementation,
+        "variations": variations(lm) if with_noise else [],
+        "branch": BRANCHES[lm.spec.name],
+        "attn_hook_names": [lm.spec.out_proj_path(layer) for layer in range(lm.n_layers)],
+        "layer_hook_names": [lm.spec.block_path(layer) for layer in range(lm.n_layers)],
+        "reference_profile": settings.reference_profile,
+        "prefixes": template.prefixes.model_dump(),
+        "separators": template.separators.model_dump(),
+        "seed": trials.meta.seed,
+        "n_shots": trials.meta.n_shots,
+        "n_top_heads": settings.n_top_heads,
+        "token_class_idx": settings.token_class_idx,
+        "edit_layer": settings.edit_layer,
+        "alpha": settings.alpha,
+        "trials": [_trial(trial) for trial in trials.trials],
+    }
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    return {
+        "key": trial.key,
+        "clean": [demo.model_dump() for demo in trial.demos],
+        "corrupted": [demo.model_dump() for demo in trial.corrupted_demos],
+        "query": trial.query.model_dump(),
+        "target_id": trial.target_id,
+    }
+
+
+def _start(python: str, job: Path) -> None:
+    # Its own module search path alone: the reference's top-level package is called `utils`.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # two threads that spin on one core take minutes for a second's work
+    try:
+        done = subprocess.run(
+            [python, str(DRIVER), str(job)],
+            env=environment,
+            cwd=job.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise RecordingError(f"cannot start {python!r} ({error.strerror}); see --fv-src-python") from error
+    if done.returncode == 0:
+        return
+    last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+    if "No module named" in last[0]:
+        raise RecordingError(
+            f"the reference cannot be imported: {last[0]}. Install what it needs with `pip install "
+            "'pytest-fvparity[reference]'`, or name an interpreter that has it with --fv-src-python"
+        )
+    raise RecordingError(f"the reference was not recorded: {last[0]}\n{done.stderr.strip()[-3000:]}")
+
+
+def commit_of(root: Path) -> str:
+    """The checkout's commit, or "unknown" for a copy without history (its files are digested either way)."""
+    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    inside = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=False
+    )
+    own = inside.returncode == 0 and Path(inside.stdout.strip()).resolve() == root
+    return done.stdout.strip() if done.returncode == 0 and own else "unknown"
+
+
+def _profile(lm: LanguageModel, trials: FixedTrials, settings: Settings, provenance: Mapping[str, Any]) -> Profile:
+    """Identity as measured here, conditions as the reference's process had them."""
+    versions = {name: provenance["versions"][name] for name in ("python", "torch", "transformers")}
+    conditions = Conditions(
+        model=lm.name,
+        device=lm.device.type,
+        attn_implementation=provenance["attn_implementation"],
+        engine="exact",  # that engine is the reference's own arithmetic
+        threads=1,
+        versions=versions,
+    )
+    return Profile(identity=profile_of(lm, trials, settings).identity, conditions=conditions)

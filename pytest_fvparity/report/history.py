@@ -1,0 +1,153 @@
+"""A report beside an earlier one of the same trials: what is new, what is fixed, and what drifts inside its tolerance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from fvcore.gates import Status
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.report.report import Check, Report, most_used
+
+SILENT = frozenset({Status.BLOCKED, Status.NOT_RUN, Status.NOT_PROVIDED, Status.NOT_HELD, None})
+"""Statuses that say nothing about a key, and no status at all."""
+
+LARGE_DRIFT = 10.0
+"""How many times as near to its limit a leaf has come that is worth a word."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class KeyChange(_Model):
+    """One check key then and now. `used` is the largest share of its tolerance that a number takes: 1 is on the limit."""
+
+    key: str
+    change: str
+    before: str | None
+    now: str | None
+    max_abs_diff_before: float | str | None
+    max_abs_diff_now: float | str | None
+    ratio: float | str | None
+    used_before: float | str | None
+    used_now: float | str | None
+
+
+class Drift(_Model):
+    """A leaf that agrees then and now, and is `ratio` times as near to its limit."""
+
+    key: str
+    leaf: str
+    used_before: float
+    used_now: float
+    ratio: float | str
+
+
+class Comparison(_Model):
+    """`changed` are fields of the profile that are others now: name -> [before, now]; `drifts` are large, the largest first."""
+
+    dataset: str
+    fixed_trials_id: str
+    created_before: str
+    created_now: str
+    overall_before: str
+    overall_now: str
+    sentence: str
+    changed: dict[str, list[Any]]
+    keys: list[KeyChange]
+    drifts: list[Drift]
+
+
+def compared(now: Report, before: Report) -> Comparison:
+    """`before` is of the same trials."""
+    checks = [{check.key: check for check in report.checks} for report in (before, now)]
+    keys = [_change(key, *(side.get(key) for side in checks)) for key in CHECK_KEYS if key in checks[0] | checks[1]]
+    same = [row.key for row in keys if row.change == "same"]
+    drifts = [drift for key in same for drift in _drifts(checks[0][key], checks[1][key])]
+    return Comparison(
+        dataset=now.dataset,
+        fixed_trials_id=now.fixed_trials_id,
+        created_before=before.created_at,
+        created_now=now.created_at,
+        overall_before=before.overall_status,
+        overall_now=now.overall_status,
+        sentence=_sentence(keys, drifts),
+        changed=_changed(before, now),
+        keys=keys,
+        drifts=sorted(drifts, key=lambda drift: float(drift.ratio), reverse=True),
+    )
+
+
+def _change(key: str, before: Check | None, now: Check | None) -> KeyChange:
+    statuses = [check.status if check else None for check in (before, now)]
+    largest = [check.max_abs_diff if check else None for check in (before, now)]
+    used = [most_used(row.used for row in check.tolerances) if check else None for check in (before, now)]
+    return KeyChange(
+        key=key,
+        change=_word(*statuses),
+        before=statuses[0],
+        now=statuses[1],
+        max_abs_diff_before=largest[0],
+        max_abs_diff_now=largest[1],
+        ratio=_ratio(largest[0], largest[1]),
+        used_before=used[0],
+        used_now=used[1],
+    )
+
+
+def _word(before: str | None, now: str | None) -> str:
+    if now in SILENT:
+        return "not judged"
+    if now == Status.PASS:
+        return "same" if before == Status.PASS else "passes" if before in SILENT else "fixed"
+    return "new" if before in SILENT or before == Status.PASS else "still failing"
+
+
+def _ratio(before: float | str | None, now: float | str | None) -> float | str | None:
+    if not isinstance(before, float) or not isinstance(now, float):
+        return None
+    return now / before if before else "inf" if now else 1.0
+
+
+def _drifts(before: Check, now: Check) -> list[Drift]:
+    """Large drifts of a key that agrees then and now. A report that knows no shares has none."""
+    earlier = {row.leaf: row.used for row in before.tolerances}
+    found = []
+    for row in now.tolerances:
+        then, here = earlier.get(row.leaf), row.used
+        ratio = _ratio(then, here)
+        if isinstance(then, float) and isinstance(here, float) and ratio is not None and float(ratio) >= LARGE_DRIFT:
+            found.append(Drift(key=now.key, leaf=row.leaf, used_before=then, used_now=here, ratio=ratio))
+    return found
+
+
+def _sentence(keys: list[KeyChange], drifts: list[Drift]) -> str:
+    words = ("new", "still failing", "fixed", "same", "passes", "not judged")
+    counts = {word: sum(row.change == word for row in keys) for word in words}
+    parts = [", ".join(f"{n} {word}" for word, n in counts.items() if n)]
+    for key in dict.fromkeys(drift.key for drift in drifts):
+        worst = max((drift for drift in drifts if drift.key == key), key=lambda drift: float(drift.ratio))
+        parts.append(f"{key} passes, and its {_said(worst)}")
+    return "; ".join(parts)
+
+
+def _said(drift: Drift) -> str:
+    if isinstance(drift.ratio, str):
+        return f"{drift.leaf} is no longer equal to the last bit"
+    return (
+        f"{drift.leaf} is {drift.ratio:.3g} times as near to its limit as before, at {100 * drift.used_now:.2g} % of it"
+    )
+
+
+def _changed(before: Report, now: Report) -> dict[str, list[Any]]:
+    sides = [_fields(before), _fields(now)]
+    names = list(sides[0] | sides[1]) if all(sides) else []
+    pairs = {name: [side.get(name) for side in sides] for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _fields(report: Report) -> dict[str, Any]:
+    profile = report.profile or {}
+    return {**profile.get("identity", {}), **profile.get("conditions", {})}

@@ -1,0 +1,166 @@
+"""Several reports of the same trials into one: shards of a run by -k, by machine or by trials file.
+
+1. Reports are grouped by dataset and trials, and put in order of their time: the result does not depend on how they
+   were named.
+2. What makes them one experiment must agree (trials, goldens, candidate, tolerances, mode), and so must what two of them
+   say of one key. All contradictions are named. Where they ran may differ; that is kept in `shards`.
+3. Each key comes from the report that says most about it. A key behind a failure is blocked, whoever ran it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from fvcore.formats import json_text
+from fvcore.gates import Status
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.report.report import UNKNOWN, Check, Report, Shard, blocked_behind, conclusion
+
+SAYS_NOTHING = frozenset({Status.BLOCKED, Status.NOT_RUN})
+
+Named = tuple[str, Report]
+"""A report and the file it came from."""
+
+
+class Contradiction(Exception):
+    """Reports that cannot be one; the message names every reason."""
+
+
+def merge(named: Sequence[Named]) -> list[Report]:
+    """One report a trials file, in order of dataset and trials."""
+    ordered = sorted(named, key=lambda pair: (pair[1].created_at, json_text(pair[1].model_dump(mode="json"))))
+    groups: dict[tuple[str, str], list[Named]] = {}
+    for name, report in ordered:
+        group = groups.setdefault((_dataset(report, named), report.fixed_trials_id), [])
+        if all(report != other for _, other in group):
+            group.append((name, report))
+    problems = [problem for group in groups.values() for problem in _contradictions(group)]
+    if problems:
+        raise Contradiction("these reports contradict each other:\n" + "\n".join(f"- {line}" for line in problems))
+    return [_merged([report for _, report in groups[key]], key[0]) for key in sorted(groups)]
+
+
+def _dataset(report: Report, named: Sequence[Named]) -> str:
+    """A run that died early does not know its dataset; another report of the same trials may."""
+    known = {r.dataset for _, r in named if r.fixed_trials_id == report.fixed_trials_id} - {UNKNOWN}
+    return known.pop() if report.dataset == UNKNOWN and len(known) == 1 else report.dataset
+
+
+# ---------------------------------------------------------------- what must agree
+
+
+def _contradictions(group: Sequence[Named]) -> Iterator[str]:
+    trials = group[0][1].fixed_trials_id
+    for field in _facts(group[0][1]):
+        said = [(name, _facts(report)[field]) for name, report in group]
+        yield from _differing(f"{trials}: {field}", [(name, value) for name, value in said if value is not None])
+    for key in CHECK_KEYS:
+        found = [(name, check) for name, report in group for check in report.checks if check.key == key]
+        judged = [(name, check) for name, check in found if check.status not in SAYS_NOTHING]
+        yield from _differing(f"{trials}: {key}", [(name, check.status) for name, check in judged])
+        passed = [(name, check.n_compared) for name, check in judged if check.status == Status.PASS]
+        yield from _differing(f"{trials}: values compared at {key}", passed)
+
+
+def _differing(what: str, said: Sequence[tuple[str, Any]]) -> Iterator[str]:
+    """The first that says otherwise than the first."""
+    other = next(((name, value) for name, value in said if value != said[0][1]), None)
+    if other:
+        yield f"{what} is {said[0][1]} in {said[0][0]} and {other[1]} in {other[0]}"
+
+
+def _facts(report: Report) -> dict[str, Any]:
+    """What makes two reports parts of one; None where a report does not know."""
+    compared = {"n_trials": report.n_trials, "n_compared_trials": report.n_compared_trials}
+    loosened = ", ".join(report.tolerance_sources) or "the defaults"
+    return {
+        **{f"profile {name}": value for name, value in (report.profile or {}).get("identity", {}).items()},
+        **compared,
+        "mode": report.mode,
+        "candidate": _place(report.candidate),
+        "tolerances": None if report.profile is None else loosened,
+        "golden": _place(report.golden_path),
+        "golden profile": report.golden_profile,
+        "reference": report.reference,
+    }
+
+
+def _place(path: str | None) -> str | None:
+    """A place outside the project is another on every machine, and says nothing."""
+    return path if path and not PurePath(path).is_absolute() else None
+
+
+# ---------------------------------------------------------------- putting together
+
+
+def _merged(reports: Sequence[Report], dataset: str) -> Report:
+    if len(reports) == 1:
+        return reports[0]
+    sources = {key: _source(key, reports) for key in CHECK_KEYS if any(_check(key, r) for r in reports)}
+    checks = _judged({key: _check(key, report) for key, report in sources.items()}, reports[0].mode)
+    known = next((report for report in reports if report.profile), reports[0])
+    fields = {name: _known(name, reports) for name in Report.model_fields}
+    blocked = {check.key for check in checks if check.status == Status.BLOCKED}
+    fields |= {
+        "created_at": max(report.created_at for report in reports),
+        "dataset": dataset,
+        "model": known.model,
+        "conditions": {name: pair for report in reversed(reports) for name, pair in report.conditions.items()},
+        "checks": checks,
+        "trials": _of("injection_output", "trials", sources, blocked) or [],
+        "heads": _of("top_heads", "heads", sources, blocked) or {},
+        "shards": [shard for report in reports for shard in _shards(report, sources)],
+    }
+    context = fields | {"tolerances": fields["tolerance_sources"]}
+    return Report(**(fields | conclusion(checks, context)))
+
+
+def _check(key: str, report: Report) -> Check | None:
+    return next((check for check in report.checks if check.key == key), None)
+
+
+def _source(key: str, reports: Sequence[Report]) -> Report:
+    """The report that says most about a key: a verdict before none, then more mismatches, then larger differences."""
+
+    def weight(report: Report) -> tuple[bool, bool, int, float]:
+        check = _check(key, report)
+        if check is None:
+            return False, False, 0, 0.0
+        largest = check.max_abs_diff
+        size = math.inf if isinstance(largest, str) else largest or 0.0
+        return True, check.status not in SAYS_NOTHING, check.mismatch_count or 0, size
+
+    return max(reports, key=weight)
+
+
+def _judged(checks: Mapping[str, Check | None], mode: str) -> list[Check]:
+    found = {key: check for key, check in checks.items() if check is not None}
+    statuses = {key: check.status for key, check in found.items()}
+    blocked = {} if mode == "keep-going" else blocked_behind(statuses)
+    return [_blocked(check, blocked[key]) if key in blocked else check for key, check in found.items()]
+
+
+def _blocked(check: Check, by: str) -> Check:
+    kept = ("key", "golden_path", "candidate_path", "stdout", "stderr", "repro_command")
+    return Check(status=Status.BLOCKED, blocked_by=by, **{name: getattr(check, name) for name in kept})
+
+
+def _known(name: str, reports: Sequence[Report]) -> Any:
+    """The first report's value that is not empty."""
+    values = [getattr(report, name) for report in reports]
+    return next((value for value in values if value not in (None, [], {}, UNKNOWN)), values[0])
+
+
+def _of(key: str, field: str, sources: Mapping[str, Report], blocked: set[str]) -> Any:
+    return getattr(sources[key], field) if key in sources and key not in blocked else None
+
+
+def _shards(report: Report, sources: Mapping[str, Report]) -> list[Shard]:
+    """What this report gave; of a merged one, what its own shards gave."""
+    given = [key for key, source in sources.items() if source is report]
+    conditions = (report.profile or {}).get("conditions", {})
+    own = report.shards or [Shard(created_at=report.created_at, keys=given, conditions=conditions)]
+    return [shard.model_copy(update={"keys": [key for key in shard.keys if key in given]}) for shard in own]

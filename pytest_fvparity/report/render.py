@@ -1,0 +1,375 @@
+"""Renders a report: JSON, Markdown, HTML, CSV and log, all from the one value, all written atomically."""
+
+from __future__ import annotations
+
+import glob
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from fvcore.formats import FormatError, csv_text, json_text, read_json, write_text
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.report.error_grid import grids
+from pytest_fvparity.report.markdown import STEP_SUMMARY, within
+from pytest_fvparity.report.report import (
+    AGREEING,
+    OVERALL,
+    SCHEMA_VERSION,
+    UNKNOWN,
+    Report,
+    earliest_failure,
+    most_used,
+    overall,
+)
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from pytest_fvparity.report.history import Comparison
+    from pytest_fvparity.report.report import Check
+
+REPORT, COMPARISON = "src_vs_fv_diff_report", "src_vs_fv_comparison"
+STAGE_COLUMNS = ("name", "status", "exit_code", "mismatch_count", "max_abs_diff", "duration_sec", "cmd")
+TRIAL_COLUMNS = (
+    "trial_id",
+    "trial_idx",
+    "target_id",
+    "clean_src_logprob",
+    "clean_fv_logprob",
+    "with_src_logprob",
+    "with_fv_logprob",
+    "delta_src_logprob",
+    "delta_fv_logprob",
+    "clean_equal",
+    "with_equal",
+    "delta_equal",
+    "trial_match",
+    "clean_logits_max_abs_diff",
+    "with_logits_max_abs_diff",
+)
+
+
+def write_reports(reports: Sequence[Report], report_dir: Path) -> None:
+    """The reports alone, without the summary over all of them."""
+    for report in reports:
+        for folder in folders(report, report_dir):
+            write_report(report, folder)
+
+
+Comparisons = Mapping[tuple[str, str], "Comparison"]
+"""(dataset, fixed_trials_id) -> the report beside an earlier one."""
+
+
+def write_all(reports: Sequence[Report], report_dir: Path, comparisons: Comparisons | None = None) -> None:
+    """Every report into `<report dir>/<dataset>/<fixed_trials_id>/`, and a summary above them.
+
+    All texts are rendered before the first file is written: no file says PASS beside one that says FAIL.
+    """
+    files: dict[Path, str | None] = {
+        folder / name: text
+        for report in reports
+        for name, text in _files(report, _comparison(report, comparisons)).items()
+        for folder in folders(report, report_dir)
+    }
+    _put(files | {report_dir / name: text for name, text in _summary(reports).items()})
+
+
+def _comparison(report: Report, comparisons: Comparisons | None) -> Comparison | None:
+    return (comparisons or {}).get((report.dataset, report.fixed_trials_id))
+
+
+def _summary(reports: Sequence[Report]) -> dict[str, str]:
+    """The worst first, so that a cut takes the best."""
+    ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.dataset, r.fixed_trials_id))
+    summary = {
+        "overall_status": overall([report.overall_status for report in reports]),
+        "runs": [_summary_row(report) for report in ordered],
+    }
+    templates = environment()
+    texts = {kind: templates.get_template(f"summary.{kind}.j2").render(summary) for kind in ("md", "html")}
+    texts["md"] = within(texts["md"], STEP_SUMMARY, "All runs are in `summary.html`.")
+    return {"summary.json": json_text(summary), **{f"summary.{kind}": text for kind, text in texts.items()}}
+
+
+def folders(report: Report, report_dir: Path) -> list[Path]:
+    """`<report dir>/<dataset>/<fixed_trials_id>`.
+
+    Trials that cannot be read do not tell their dataset: then every earlier report of that name is replaced, so that
+    none is left to say PASS.
+    """
+    earlier = sorted(path for path in report_dir.glob(f"*/{glob.escape(report.fixed_trials_id)}") if path.is_dir())
+    if report.dataset == UNKNOWN and earlier:
+        return earlier
+    return [report_dir / report.dataset / report.fixed_trials_id]
+
+
+def read_report(path: Path) -> Report:
+    """What `write_report` wrote: everything else can be rendered from it again, byte for byte."""
+    value = read_json(path)
+    if isinstance(value, dict) and value.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+        raise FormatError(f"{path}: a report of schema version {value['schema_version']}, not {SCHEMA_VERSION}")
+    try:
+        return Report.model_validate(value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "the top level"
+        raise FormatError(f"{path}: not a parity report ({place}: {problem['msg'].lower()})") from None
+
+
+def write_report(report: Report, folder: Path, comparison: Comparison | None = None) -> None:
+    _put({folder / name: text for name, text in _files(report, comparison).items()})
+
+
+def _put(files: Mapping[Path, str | None]) -> None:
+    """What must not be there goes first: no file is left that speaks of another report than its neighbours."""
+    for path, text in sorted(files.items(), key=lambda file: file[1] is not None):
+        if text is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_text(path, text)
+
+
+def _files(report: Report, comparison: Comparison | None) -> dict[str, str | None]:
+    """File name -> text, None for a file that must not be there. A report from elsewhere may fit its schema and still lack what the templates show."""
+    from jinja2 import TemplateRuntimeError
+
+    try:
+        return _rendered(report, comparison)
+    except (KeyError, TypeError, ValueError, TemplateRuntimeError) as error:
+        trials = f"{report.dataset}/{report.fixed_trials_id}"
+        raise FormatError(f"the report of {trials} cannot be rendered ({type(error).__name__}: {error})") from error
+
+
+def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | None]:
+    value, templates = report.model_dump(mode="json"), environment()
+    stages = [_stage(check) for check in report.checks]
+    rows = [row | {"duration_sec": f"{row['duration_sec']:.6f}"} for row in stages]
+    trials = [_trial_row(row) for row in report.trials]
+    page = templates.get_template("report.html.j2")
+    return {
+        f"{REPORT}.json": json_text(value),
+        f"{REPORT}.md": markdown(report, STEP_SUMMARY, comparison),
+        f"{REPORT}.html": page.render(value, keys=CHECK_KEYS, comparison=comparison),
+        "parity_suite_report.json": json_text(_suite_report(report, stages)),
+        "parity_suite_stages.csv": csv_text(STAGE_COLUMNS, rows),
+        "parity_suite.log": templates.get_template("suite.log.j2").render(value),
+        "injection_parity_trials.csv": csv_text(TRIAL_COLUMNS, trials),
+        "injection_parity_report.json": json_text(_injection_report(report, trials)),
+        f"{COMPARISON}.json": json_text(comparison.model_dump(mode="json")) if comparison else None,
+    }
+
+
+def markdown(report: Report, budget: int, comparison: Comparison | None = None) -> str:
+    """The report in at most so many bytes: verdict and earliest divergence first, failing keys before passing ones."""
+    template = environment().get_template("report.md.j2")
+    text = template.render(report.model_dump(mode="json"), keys=CHECK_KEYS, comparison=comparison)
+    return within(text, budget, f"All of it is in `{REPORT}.html`.")
+
+
+def environment() -> Environment:
+    """Templates of this package; HTML is escaped, and a name the report lacks is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    templates = Environment(
+        loader=PackageLoader("pytest_fvparity.report"),
+        autoescape=select_autoescape(enabled_extensions=("html.j2",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"number": _number, "cell": _markdown_cell, "tojson_text": json_text}
+    templates.filters |= {"fence": _fence, "worst_first": _worst_first, "failing_first": _failing_first}
+    templates.filters |= {"ran_on": _ran_on, "grids": grids, "share": _share, "over": _is_over, "used": _most_used}
+    templates.globals |= {"heat_map": heat_map, "largest_effect": largest_effect}
+    return templates
+
+
+def _number(value: Any) -> str:
+    """A number as a reader wants it: short, and a dash for none."""
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _share(value: float | str | None) -> str:
+    """How much of a tolerance was used."""
+    if value is None or isinstance(value, str):
+        return _number(value)
+    return f"{100 * value:.3g} %" if value < 10 else f"{100 * value:,.0f} %"
+
+
+def _is_over(share: float | str | None) -> bool:
+    """A word is no finite number, and no tolerance allows that."""
+    return isinstance(share, str) or (share is not None and share > 1)
+
+
+def _most_used(tolerances: Sequence[Mapping[str, Any]]) -> float | str | None:
+    return most_used(row["used"] for row in tolerances)
+
+
+def _markdown_cell(value: Any) -> str:
+    """Text that cannot break out of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
+
+
+def _fence(text: str) -> str:
+    """A code fence that nothing inside can close."""
+    mark = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{mark}\n{text}\n{mark}"
+
+
+def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What has no number first, for it is no question of tolerance; then by size."""
+
+    def weight(row: Any) -> float:
+        difference = row["abs_diff"]
+        return difference if isinstance(difference, float) else math.inf
+
+    return sorted(rows, key=weight, reverse=True)
+
+
+def _failing_first(checks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(checks, key=lambda check: check["status"] == "PASS")
+
+
+def _ran_on(conditions: Mapping[str, Any]) -> str:
+    flat = {k: v for k, v in conditions.items() if k != "versions"} | conditions.get("versions", {})
+    return ", ".join(f"{name} {value}" for name, value in flat.items()) or "–"
+
+
+# ---------------------------------------------------------------- the plans' own files
+
+
+def _stage(check: Check) -> dict[str, Any]:
+    return {
+        "name": check.key,
+        "status": check.status,
+        "cmd": check.repro_command,
+        "exit_code": 0 if check.status in AGREEING else 1,
+        "mismatch_count": check.mismatch_count,
+        "max_abs_diff": check.max_abs_diff,
+        "duration_sec": check.duration_sec,
+    }
+
+
+def _suite_report(report: Report, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    failed = earliest_failure(report.checks)
+    divergence = report.first_divergence
+    return {
+        "status": report.overall_status,
+        "dataset_name": report.dataset,
+        "fixed_trials_id": report.fixed_trials_id,
+        "model_name": report.model,
+        "seed": _identity(report).get("seed"),
+        "earliest_failed_stage": failed.key if failed else None,
+        "stages": list(stages),
+        "paths": {
+            "log": "parity_suite.log",
+            "csv": "parity_suite_stages.csv",
+            "report": "parity_suite_report.json",
+        },
+        "first_divergence": divergence.model_dump(mode="json") if divergence else None,
+        "reproduce": report.repro_command,
+    }
+
+
+def _identity(report: Report) -> Mapping[str, Any]:
+    identity: Mapping[str, Any] = (report.profile or {}).get("identity", {})
+    return identity
+
+
+def _trial_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One trial in the plans' words: `clean` is the run without the vector."""
+    words = {"base": "clean", "with": "with", "delta": "delta"}
+    cells: dict[str, Any] = {name: row[name] for name in ("trial_id", "trial_idx", "target_id")}
+    for name, word in words.items():
+        src, fv = row[f"{name}_logprob_src"], row[f"{name}_logprob_fv"]
+        cells |= {f"{word}_src_logprob": src, f"{word}_fv_logprob": fv, f"{word}_equal": src == fv}
+    cells["trial_match"] = int(all(cells[f"{word}_equal"] for word in words.values()))
+    for name in ("base", "with"):
+        cells[f"{words[name]}_logits_max_abs_diff"] = row[f"{name}_logits_max_abs_diff"]
+    return cells
+
+
+def _injection_report(report: Report, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    identity, check = _identity(report), next((c for c in report.checks if c.key == "injection_output"), None)
+
+    def largest(name: str) -> float | str | None:
+        found = [row[name] for row in trials if row[name] is not None]
+        words = [value for value in found if isinstance(value, str)]
+        return words[0] if words else max(found, default=None)
+
+    heads, scores = report.heads.get("heads_actual") or [], report.heads.get("scores_actual") or []
+    return {
+        "dataset_name": report.dataset,
+        "fixed_trials_id": report.fixed_trials_id,
+        "model_name": report.model,
+        "device": (report.profile or {}).get("conditions", {}).get("device"),
+        "seed": identity.get("seed"),
+        "status": check.status if check else "not selected",
+        "checked_trials": len(trials),
+        "edit_layer": identity.get("edit_layer"),
+        "n_top_heads": identity.get("n_top_heads"),
+        "token_class_idx": identity.get("token_class_idx"),
+        "top_heads": [[*head, score] for head, score in zip(heads, scores, strict=False)],
+        "mismatch_count": check.mismatch_count if check else None,
+        "max_abs_diff_clean_logits": largest("clean_logits_max_abs_diff"),
+        "max_abs_diff_with_logits": largest("with_logits_max_abs_diff"),
+        "trials_csv": "injection_parity_trials.csv",
+    }
+
+
+def _summary_row(report: Report) -> dict[str, Any]:
+    return {
+        "dataset": report.dataset,
+        "fixed_trials_id": report.fixed_trials_id,
+        "model": report.model,
+        "overall_status": report.overall_status,
+        "headline": report.headline,
+        "repro_command": report.repro_command,
+        "statuses": {check.key: check.status for check in report.checks},
+        "report": f"{report.dataset}/{report.fixed_trials_id}/src_vs_fv_diff_report.html",
+    }
+
+
+# ---------------------------------------------------------------- pictures
+
+
+Effects = Sequence[Sequence[float | str]]
+"""(layer, head); what is not finite is a word."""
+
+
+def largest_effect(*maps: Effects) -> float:
+    """The largest finite magnitude, 0.0 if there is none: one colour scale for all maps of a report."""
+    return max((abs(v) for aie in maps for row in aie for v in row if isinstance(v, float)), default=0.0)
+
+
+def heat_map(aie: Effects, largest: float, heads: Sequence[Sequence[int]] | None) -> dict[str, Any]:
+    """Geometry and colours of a layer x head map of AIE; `heads` are marked. Layer 0 is at the bottom."""
+    n_layers = len(aie)
+    top = {tuple(head) for head in heads or ()}
+    cells = [
+        {
+            "x": head,
+            "y": n_layers - 1 - layer,
+            "layer": layer,
+            "head": head,
+            "value": value,
+            "fill": _colour(value / largest if largest else 0.0) if isinstance(value, float) else "none",
+            "top": (layer, head) in top,
+        }
+        for layer, row in enumerate(aie)
+        for head, value in enumerate(row)
+    ]
+    return {"cells": cells, "width": max((len(row) for row in aie), default=0), "height": n_layers}
+
+
+def _colour(share: float) -> str:
+    """Blue for negative, white for zero, orange for positive: tells apart for all kinds of colour vision."""
+    share = max(-1.0, min(1.0, share))
+    end = (214, 96, 20) if share > 0 else (33, 102, 172)
+    strength = abs(share) ** 0.5  # small effects stay visible beside large ones
+    red, green, blue = (round(255 + (channel - 255) * strength) for channel in end)
+    return f"rgb({red},{green},{blue})"

@@ -1,0 +1,416 @@
+"""From stage results to the report: one value per trials file that everything else is a rendering of.
+
+The field names are those of the milestone plans' diff report; the schema is published as `docs/report.schema.json`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from fvcore.gates import NON_BLOCKING, Finding, StageResult, Status
+from pytest_fvparity.golden.part import NOT_COMPARED
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+
+SCHEMA_VERSION = 1
+UNKNOWN = "unknown"
+LARGEST = ("max_abs_diff", "max_rel_diff")
+HEADS = ("aie_expected", "aie_actual", "heads_expected", "heads_actual", "scores_actual")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Mismatch(_Model):
+    """One located disagreement. `coordinate` names the axes: layer, head, slot, dim, trial, position."""
+
+    where: str
+    json_pointer: str
+    message: str
+    expected: Any = None
+    got: Any = None
+    abs_diff: float | str | None = None
+    rel_diff: float | str | None = None
+    coordinate: dict[str, int | str] = {}
+
+
+class ToleranceRow(_Model):
+    """What a leaf was compared with: |got - expected| <= max(atol, of_max * max|expected|, of_norm * norm) + rtol *
+    |expected|, and the rule it comes from.
+
+    `max_abs_diff` is the largest difference over all trials, `used` the largest share of its bound that one takes: 1 is
+    on the limit.
+    """
+
+    leaf: str
+    rtol: float
+    atol: float
+    of_max: float
+    of_norm: float
+    rule: str
+    max_abs_diff: float | str | None = None
+    used: float | str | None = None
+
+
+class ErrorCount(_Model):
+    """How many elements have which magnitude and which error, both by decade: n is from 10^n up to 10^(n+1), -999 is zero,
+    999 is not finite."""
+
+    magnitude: int
+    error: int
+    count: int
+
+
+class ErrorTable(_Model):
+    """The errors of a leaf, counted by the magnitude of what was expected, over all trials in which it differs."""
+
+    leaf: str
+    counts: list[ErrorCount]
+
+
+class Check(_Model):
+    """One check key. `fault` says why a key failed: own (on golden inputs too), inherited (an earlier key failed), or
+    accumulated (it agrees on golden inputs and no earlier key failed: differences within tolerance add up)."""
+
+    key: str
+    status: str
+    n_compared: int = 0
+    mismatch_count: int | None = None
+    max_abs_diff: float | str | None = None
+    max_rel_diff: float | str | None = None
+    tolerances: list[ToleranceRow] = []
+    errors: list[ErrorTable] = []
+    measurements: dict[str, float | str] = {}
+    fault: str | None = None
+    blocked_by: str | None = None
+    message: str = ""
+    golden_path: str | None = None
+    candidate_path: str | None = None
+    first_mismatch: Mismatch | None = None
+    details: list[Mismatch] = []
+    warnings: list[Mismatch] = []
+    duration_sec: float = 0.0
+    stdout: str = ""
+    stderr: str = ""
+    repro_command: str = ""
+
+
+class Divergence(_Model):
+    """The earliest disagreement of the run: stage, file, key, trial, coordinate, both values."""
+
+    check_key: str
+    status: str
+    artifact: str | None
+    leaf: str | None
+    json_pointer: str | None
+    trial_id: int | None
+    trial_idx: int | None
+    coordinate: dict[str, int | str]
+    expected: Any
+    got: Any
+    abs_diff: float | str | None
+    rel_diff: float | str | None
+    message: str
+
+
+class Shard(_Model):
+    """One of the reports that a merged one was made of: when it ran, the keys taken from it, and where it ran."""
+
+    created_at: str
+    keys: list[str]
+    conditions: dict[str, Any]
+
+
+class Report(_Model):
+    """One trials file's parity run, or several of them merged: then `shards` says which."""
+
+    schema_version: int = SCHEMA_VERSION
+    created_at: str
+    overall_status: str
+    headline: str
+    dataset: str
+    fixed_trials_id: str
+    model: str
+    candidate: str | None = None
+    reference_profile: str | None
+    mode: str = "chained"
+    n_trials: int | None
+    n_compared_trials: int | None
+    profile: dict[str, Any] | None
+    golden_profile: dict[str, Any] | None
+    golden_path: str | None
+    reference: dict[str, Any] | None
+    conditions: dict[str, list[Any]]
+    tolerance_sources: list[str]
+    first_divergence: Divergence | None
+    checks: list[Check]
+    repro_command: str | None
+    trials: list[dict[str, Any]]
+    heads: dict[str, Any]
+    shards: list[Shard] = []
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def assemble(
+    trials_file: str,
+    planned: Sequence[str],
+    rows: Mapping[str, Mapping[str, Any]],
+    reproduce: Callable[[str], str],
+    keep_going: bool = False,
+    place: tuple[str | None, str] | None = None,
+) -> Report:
+    """Build the report of one trials file.
+
+    `planned` are the selected check keys, `rows` what came back, by key; `reproduce` gives a key's command; `place` is
+    dataset and id where no row tells them. A planned key without a row never reported: it crashed. A key that passed
+    behind one that did not is not trusted: it ran beside a failure it did not know of.
+    """
+    keys = [key for key in CHECK_KEYS if key in planned]
+    results = {key: StageResult.from_dict(rows[key]["result"]) if key in rows else _crashed(key) for key in keys}
+    results = results if keep_going else _blocked_behind_failure(results)
+    context: dict[str, Any] = {}
+    for row in rows.values():
+        context |= row["context"]
+    checks = [_check(results[key], rows.get(key, {}), reproduce(key), context) for key in keys]
+    dataset, id = place or (None, trials_file.rpartition("/")[2].removesuffix(".json"))
+    return Report(
+        created_at=now(),
+        **conclusion(checks, context),
+        dataset=context.get("dataset", dataset or UNKNOWN),
+        fixed_trials_id=context.get("fixed_trials_id", id),
+        model=context.get("model", UNKNOWN),
+        candidate=context.get("candidate"),
+        mode="keep-going" if keep_going else "chained",
+        reference_profile=(context.get("profile") or {}).get("identity", {}).get("reference_profile"),
+        n_trials=context.get("n_trials"),
+        n_compared_trials=context.get("n_compared_trials"),
+        profile=context.get("profile"),
+        golden_profile=context.get("golden"),
+        golden_path=context.get("golden_path"),
+        reference=context.get("reference"),
+        conditions=context.get("conditions", {}),
+        tolerance_sources=context.get("tolerances", []),
+        checks=checks,
+        trials=_words(_details(results, "injection_output").get("trials", [])),
+        heads={k: _words(v) for k, v in _details(results, "top_heads").items() if k in HEADS},
+    )
+
+
+def conclusion(checks: Sequence[Check], context: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a report that follow from its checks; `context` has tolerances, n_trials and n_compared_trials."""
+    failed = earliest_failure(checks)
+    divergence = _divergence(failed) if failed else None
+    return {
+        "overall_status": overall_status(checks),
+        "headline": _headline(checks, divergence, context),
+        "first_divergence": divergence,
+        "repro_command": failed.repro_command if failed else None,
+    }
+
+
+def overall_status(checks: Sequence[Check]) -> str:
+    """PASS if all six keys agree, PARTIAL if those that were selected do, NOT_RUN if none could be run, else FAIL."""
+    found = {check.status for check in checks}
+    if Status.PASS in found and found <= AGREEING:
+        whole = found == {Status.PASS} and len(checks) == len(CHECK_KEYS) and not left_out(checks)
+        return "PASS" if whole else "PARTIAL"
+    return "NOT_RUN" if found == {Status.NOT_RUN} else "FAIL"
+
+
+AGREEING = frozenset({Status.PASS, Status.NOT_HELD})
+"""Statuses of a run in which all that the golden holds agrees, as long as one of them is PASS."""
+
+
+def left_out(checks: Sequence[Check]) -> list[str]:
+    """What was not compared because the golden does not hold it: keys, and parts of others."""
+    parts = [(check.key, w.message) for check in checks for w in check.warnings if w.message.startswith(NOT_COMPARED)]
+    return [check.key for check in checks if check.status == Status.NOT_HELD] + [
+        f"of {key} {message.removeprefix(NOT_COMPARED)}" for key, message in parts
+    ]
+
+
+def overall(statuses: Collection[str]) -> str:
+    """The worst of several reports."""
+    return next((status for status in OVERALL if status in statuses), "PASS")
+
+
+OVERALL = ("FAIL", "NOT_RUN", "PARTIAL", "PASS")
+"""Overall statuses, the worst first."""
+
+
+GREEN = frozenset({"PASS", "PARTIAL", "NOT_RUN"})
+"""Overall statuses that do not turn a session red. NOT_RUN is none of them under --fv-require-gpu: there it is an error."""
+
+
+def earliest_failure(checks: Sequence[Check]) -> Check | None:
+    """The first key that failed itself; blocked keys stand behind one, and what is not provided says nothing."""
+    ranks = {Status.PASS: 4, Status.BLOCKED: 3, Status.NOT_HELD: 2, Status.NOT_PROVIDED: 1}
+    if overall_status(checks) in {"PASS", "PARTIAL"}:
+        return None
+    open_ones = [check for check in checks if check.status != Status.PASS]
+    return min(open_ones, key=lambda check: ranks.get(Status(check.status), 0), default=None)
+
+
+def _crashed(key: str) -> StageResult:
+    return StageResult("parity", key, Status.CRASHED, message="planned, and never reported a verdict")
+
+
+def blocked_behind(statuses: Mapping[str, str]) -> dict[str, str]:
+    """Key -> the earliest key that failed, for the keys behind it whose PASS or CRASHED is therefore not believed."""
+    blocked: dict[str, str] = {}
+    earliest: str | None = None
+    for key, status in statuses.items():
+        if earliest is not None and status in {Status.PASS, Status.CRASHED}:
+            blocked[key] = earliest
+        elif earliest is None and status not in NON_BLOCKING:
+            earliest = key
+    return blocked
+
+
+def _blocked_behind_failure(results: Mapping[str, StageResult]) -> dict[str, StageResult]:
+    blocked = blocked_behind({key: result.status for key, result in results.items()})
+    return {
+        key: StageResult(result.suite, key, Status.BLOCKED, blocked_by=blocked[key]) if key in blocked else result
+        for key, result in results.items()
+    }
+
+
+def _details(results: Mapping[str, StageResult], key: str) -> dict[str, Any]:
+    return dict(results[key].verdict.details) if key in results else {}
+
+
+def _words(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they are written as words, at any depth."""
+    if isinstance(value, dict):
+        return {key: _words(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_words(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context: Mapping[str, Any]) -> Check:
+    verdict = result.verdict
+    blocking = [_mismatch(f) for f in verdict.findings if f.blocking]
+    golden = context.get("golden_path")
+    return Check(
+        key=result.key,
+        status=str(result.status),
+        n_compared=verdict.compared,
+        mismatch_count=verdict.mismatch_count if verdict.findings or verdict.compared else None,
+        max_abs_diff=_words(verdict.measurements.get("max_abs_diff")),
+        max_rel_diff=_words(verdict.measurements.get("max_rel_diff")),
+        tolerances=_words(verdict.details.get("tolerances", [])),
+        errors=[ErrorTable(leaf=leaf, counts=rows) for leaf, rows in verdict.details.get("errors", {}).items()],
+        measurements=_words({k: v for k, v in verdict.measurements.items() if k not in LARGEST}),
+        fault=verdict.details.get("fault"),
+        blocked_by=result.blocked_by,
+        message=result.message,
+        golden_path=f"{golden}/{result.key}.json" if golden else None,
+        candidate_path=context.get("candidate"),
+        first_mismatch=blocking[0] if blocking else None,
+        details=blocking,
+        warnings=[_mismatch(f) for f in verdict.findings if not f.blocking],
+        duration_sec=result.duration_s,
+        stdout=row.get("stdout", ""),
+        stderr=row.get("stderr", ""),
+        repro_command=reproduce,
+    )
+
+
+def most_used(shares: Iterable[float | str | None]) -> float | str | None:
+    """The largest share of a tolerance that was used; a word, which is no finite number, is larger than any."""
+    known = [share for share in shares if share is not None]
+    return max(known, key=lambda share: math.inf if isinstance(share, str) else share, default=None)
+
+
+def _mismatch(finding: Finding) -> Mismatch:
+    leaf, _, rest = finding.where.partition("[")
+    position = (
+        [v for k, v in finding.coordinate.items() if k not in {"trial_id", "trial_idx", "slot_label"}] if rest else []
+    )
+    escaped = leaf.replace("~", "~0").replace("/", "~1")
+    return Mismatch(
+        where=finding.where,
+        json_pointer="/" + "/".join([escaped, *map(str, position)]),
+        message=finding.message,
+        expected=_words(finding.expected),
+        got=_words(finding.actual),
+        abs_diff=_words(finding.abs_diff),
+        rel_diff=_words(finding.rel_diff),
+        coordinate=dict(finding.coordinate),
+    )
+
+
+def _divergence(check: Check) -> Divergence:
+    first = check.first_mismatch
+    coordinate = first.coordinate if first else {}
+    artifact = check.golden_path
+    of_tensor = first is not None and "[" in first.where and "position" not in first.coordinate
+    if artifact and of_tensor:
+        artifact = artifact.removesuffix(".json") + ".safetensors"
+    trial = {k: coordinate.get(k) for k in ("trial_id", "trial_idx")}
+    return Divergence(
+        check_key=check.key,
+        status=check.status,
+        artifact=artifact,
+        leaf=first.where if first else None,
+        json_pointer=first.json_pointer if first else None,
+        trial_id=trial["trial_id"] if isinstance(trial["trial_id"], int) else None,
+        trial_idx=trial["trial_idx"] if isinstance(trial["trial_idx"], int) else None,
+        coordinate=coordinate,
+        expected=first.expected if first else None,
+        got=first.got if first else None,
+        abs_diff=first.abs_diff if first else None,
+        rel_diff=first.rel_diff if first else None,
+        message=first.message if first else (check.message.strip().splitlines() or [check.status])[-1],
+    )
+
+
+def _headline(checks: Sequence[Check], divergence: Divergence | None, context: Mapping[str, Any]) -> str:
+    """Verdict and earliest divergence in one sentence, with whatever makes the verdict a weaker one."""
+    sources = context.get("tolerances")
+    loosened = f" under tolerances of {' and '.join(sources)}" if sources else ""
+    if divergence is None:
+        return f"{overall_status(checks)}: {_agreement(checks, context)}{loosened}"
+    if divergence.status == Status.NOT_PROVIDED:
+        absent = [check.key for check in checks if check.status == Status.NOT_PROVIDED]
+        agreeing = sum(check.status == Status.PASS for check in checks)
+        return (
+            f"NOT_PROVIDED: {', '.join(absent)} cannot be judged; {agreeing} of 6 check keys agree with the reference"
+        )
+    if divergence.status == Status.NOT_RUN:
+        return f"NOT_RUN: {len(checks)} check keys, nothing was compared: {divergence.message}"
+    if divergence.leaf is None:
+        return f"{divergence.status}: nothing could be judged at {divergence.check_key}: {divergence.message}"
+    trial = f", trial {divergence.trial_id}:{divergence.trial_idx}" if divergence.trial_id is not None else ""
+    return (
+        f"FAIL: earliest divergence at stage {divergence.check_key}, file {divergence.artifact}, key {divergence.leaf}{trial}: "
+        f"{divergence.message}; expected {_short(divergence.expected)}, got {_short(divergence.got)}{loosened}"
+    )
+
+
+def _agreement(checks: Sequence[Check], context: Mapping[str, Any]) -> str:
+    n_compared = sum(check.status == Status.PASS for check in checks)
+    whole = n_compared == len(CHECK_KEYS)
+    scope = "all 6 check keys agree" if whole else f"{n_compared} of 6 check keys compared, all agree"
+    n, total = context.get("n_compared_trials"), context.get("n_trials")
+    trials = f" ({n} of {total} trials)" if n != total else ""
+    ties = sum(warning.message.startswith("tie") for check in checks for warning in check.warnings)
+    tied = f", {ties} tie(s) aside" if ties else ""
+    largest = [check.max_abs_diff for check in checks if isinstance(check.max_abs_diff, float)]
+    difference = f"; largest difference {max(largest):.3g}" if largest else ""
+    absent = f"; the golden holds a part, {NOT_COMPARED}{'; '.join(left_out(checks))}" if left_out(checks) else ""
+    return f"{scope} with the reference{trials}{tied}{difference}{absent}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

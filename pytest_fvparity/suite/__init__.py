@@ -1,0 +1,1 @@
+"""Any `gates.Suite` under pytest: collected, ordered, blocked, shared among workers and reported."""
