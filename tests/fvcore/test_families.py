@@ -13,6 +13,7 @@ from torch import Tensor
 from fvcore.artifacts import Artifact, tensor_leaf
 from fvcore.embedded.random_models import EVERY_FAMILY, random_lm, random_model, trials_for
 from fvcore.fast.engines import why_not_fast
+from fvcore.injection import inject_logits
 from fvcore.model import model as models
 from fvcore.model.diagnostics import block_output, caveats, diagnostics
 from fvcore.model.hooks import add_to_residual, edit_heads, read_heads
@@ -194,7 +195,7 @@ def test_engine_fast_is_engine_exact_or_says_why_not(
 ) -> None:
     (fast, quick), (_, exact) = found(family, "fast"), found(family, "exact")
 
-    assert fast.fast == (family not in NOT_FAST)
+    assert (fast.engine == "fast") == (family not in NOT_FAST)
     (note,) = fast.notes("mean_activations") or [""]
     assert ("does not hold" in note and why_not_fast(fast.lm) in note) == (family in NOT_FAST)
     # The tolerances of a comparison across implementations, fp32 on the CPU.
@@ -213,8 +214,6 @@ def test_engine_fast_is_engine_exact_or_says_why_not(
 def test_injection_is_the_same_by_both_engines(
     found: Callable[[str, str], tuple[Pipeline, dict[str, Artifact]]], family: str
 ) -> None:
-    from fvcore.fast.sweep import injected_logits
-
     stations, exact = found(family, "exact")
     lm, key = stations.lm, "0:0"
     prompt = exact["prompt_boundary"][f"{key}/corrupted/input_ids"]
@@ -226,9 +225,8 @@ def test_injection_is_the_same_by_both_engines(
     if family in NOT_FAST:
         assert why_not_fast(lm)
         return
-    without, injected = injected_logits(lm, [prompt], vector, [0])  # type: ignore[list-item]
-    torch.testing.assert_close(without[0], base.reshape(-1), atol=5e-4, rtol=0)
-    torch.testing.assert_close(injected[0, 0], moved.reshape(-1), atol=5e-4, rtol=0)
+    (logits,) = inject_logits(lm, [prompt], [vector], [0])  # type: ignore[list-item]
+    torch.testing.assert_close(logits, torch.stack([base, moved]), atol=5e-4, rtol=0)
 
 
 # ---------------------------------------------------------------- what a function vector leaves out

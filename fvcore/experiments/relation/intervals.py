@@ -31,7 +31,7 @@ TOP, RANDOM, DIFFERENCE = "top", "random", "difference"
 def stage(folder: Folder, settings: RelationSettings, n_layers: int) -> Stage:
     rows_of_layers = tuple(f"{layout.layer_dir(layer)}/eval_trials.jsonl" for layer in range(n_layers))
     reads = (layout.SAMPLED, layout.TRIAL_METRICS, files.RANDOM_TRIALS, *rows_of_layers)
-    return Stage("intervals", {"confidence": settings.confidence}, reads, lambda tell: run(folder, settings.confidence))
+    return Stage("intervals", {"confidence": settings.confidence}, reads, lambda _: run(folder, settings.confidence))
 
 
 def run(folder: Folder, confidence: float) -> list[Path]:
