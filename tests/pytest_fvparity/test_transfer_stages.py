@@ -23,17 +23,12 @@ from pytest_fvparity.parity.tolerances import Tolerances
 from pytest_fvparity.transfer.stages import KEYS, PROVES_NOTHING, stepd_scores, stepe_heads
 from pytest_fvparity.transfer.subject import Transfer
 from pytest_fvparity.transfer.suite import transfer_suite
-from tests.pytest_fvparity.transfer_world import TransferWorld, make_transfer_world
+from tests.pytest_fvparity.transfer_world import TransferWorld
 
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
     return models.load("tiny-llama")
-
-
-@pytest.fixture(scope="module")
-def transfer_world(tmp_path_factory: pytest.TempPathFactory) -> TransferWorld:
-    return make_transfer_world(tmp_path_factory.mktemp("relation"))
 
 
 @pytest.fixture
