@@ -18,6 +18,7 @@ from pytest_fvparity.parity.implementation import CHECK_KEYS
 
 SCHEMA_VERSION = 1
 UNKNOWN = "unknown"
+LARGEST = ("max_abs_diff", "max_rel_diff")
 SAID_BY_STAGES = ("candidate", "n_trials", "n_compared_trials", "profile", "golden_path", "reference")
 """Fields of a report that the stages' context tells under their own names."""
 HEADS = ("aie_expected", "aie_actual", "heads_expected", "heads_actual", "scores_actual")
