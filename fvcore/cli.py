@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fvcore.experiments.antonym.cli import app as runtime_app
+from fvcore.experiments.antonym.cli import app as antonym_app
 from fvcore.experiments.evaluation.cli import evaluate
 from fvcore.experiments.relation.cli import app as relation_app
 from fvcore.formats import FormatError
@@ -19,7 +19,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Function vec
 trials_app = typer.Typer(no_args_is_help=True, help="Fixed trials: make a file, verify a file.")
 app.add_typer(trials_app, name="trials")
 app.command("eval")(evaluate)
-app.add_typer(runtime_app, name="runtime")
+app.add_typer(antonym_app, name="antonym")
+app.add_typer(antonym_app, name="runtime", hidden=True)
 app.add_typer(relation_app, name="relation")
 app.add_typer(spec_cli.app, name="spec")
 

@@ -234,8 +234,20 @@ def add_command(
     app.command(name, cls=cls, help=help or work.__doc__, hidden=hidden)(called)
 
 
-def add_group(app: typer.Typer, kind: type[Config]) -> None:
-    """Let the experiment itself be asked for its config: `fvcore <experiment> --write-config FILE`."""
+def experiment(
+    kind: type[SomeConfig],
+    run: Callable[[SomeConfig], None],
+    help: str,
+    aliases: Mapping[str, tuple[Mapping[str, Any], str]],
+) -> typer.Typer:
+    """The commands of an experiment: `run`, and by other names what it does with some settings fixed.
+
+    The experiment itself can be asked for its config: `fvcore <experiment> --write-config FILE`.
+    """
+    app = typer.Typer(help=help)
+    add_command(app, "run", kind, run)
+    for name, (fixed, said) in aliases.items():
+        add_command(app, name, kind, run, help=said, fixed=fixed)
 
     @app.callback(invoke_without_command=True)
     def _group(context: typer.Context, write_config: Write = None) -> None:
@@ -245,6 +257,8 @@ def add_group(app: typer.Typer, kind: type[Config]) -> None:
         if context.invoked_subcommand is None:
             typer.echo(context.get_help())
             raise typer.Exit(exits.USAGE)
+
+    return app
 
 
 class _Spelled(TyperCommand):

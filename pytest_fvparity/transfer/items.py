@@ -63,7 +63,7 @@ class TransferCollector(pytest.Collector):
             yield item
 
     def subject(self, request: pytest.FixtureRequest) -> Transfer:
-        from fvcore.experiments.steps.layout import Folder
+        from fvcore.experiments.folder import Folder
         from fvcore.formats import FormatError
         from fvcore.model.model import ModelError
         from pytest_fvparity.parity.tolerances import Tolerances

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fvcore.experiments.relation import files, intervals, status
+from fvcore.experiments.folder import Folder
+from fvcore.experiments.relation import compute, files
+from fvcore.experiments.relation.status import QIdStatus
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.scores import Row
 from fvcore.formats import read_csv, read_json, write_csv
 
@@ -26,9 +27,9 @@ def write(root: Path) -> Path:
 def rows(root: Path) -> list[Row]:
     """q_ids sorted as strings; one that is not completed, or whose files are not what they were, has no numbers."""
     found = []
-    for q_id, one in status.all_of(root).items():
+    for q_id, one in QIdStatus.all_of(root).items():
         folder, row = Folder(root / q_id), {"q_id": q_id, "status": one.status, "reason": one.reason}
-        damaged = status.damage(folder, one) if one.status == "completed" else []
+        damaged = one.damage(folder) if one.status == "completed" else []
         if damaged:
             row |= {"status": "damaged", "reason": f"{damaged[0]} is missing or was changed since; run it again"}
         numbers_of = _numbers(folder) if one.status == "completed" and not damaged else {}
@@ -69,10 +70,8 @@ def _numbers(folder: Folder) -> Row:
     aie = aie_intervals(folder, best["score_key"]).get((best["layer"], best["head"]), {})
     layer = summary["best_layer"]
     metric = key.removeprefix("mean_")
-    at = {
-        heads: curve(folder, heads, metric)[layer] for heads in (intervals.TOP, intervals.RANDOM, intervals.DIFFERENCE)
-    }
-    accuracy = {name: curve(folder, intervals.TOP, name)[layer]["mean"] for name in intervals.SHARES}
+    at = {heads: curve(folder, heads, metric)[layer] for heads in (compute.TOP, compute.RANDOM, compute.DIFFERENCE)}
+    accuracy = {name: curve(folder, compute.TOP, name)[layer]["mean"] for name in compute.SHARES}
     return {
         "n_trials": best["n_trials"],
         "n_queries": aie.get("n_queries"),
@@ -82,14 +81,14 @@ def _numbers(folder: Folder) -> Row:
         "aie_low": aie.get("low"),
         "aie_high": aie.get("high"),
         "requested_n_eval": read_json(folder / f"{layout.layer_dir(layer)}/eval_meta.json")["requested_n_eval"],
-        "n_eval": at[intervals.TOP]["n_eval"],
+        "n_eval": at[compute.TOP]["n_eval"],
         "acc_base": accuracy["accuracy_base"],
         "best_layer": layer,
         "acc_with": accuracy["accuracy_with"],
         "metric": metric,
-        **_three("delta", at[intervals.TOP]),
-        **_three("random", at[intervals.RANDOM]),
-        **_three("difference", at[intervals.DIFFERENCE]),
+        **_three("delta", at[compute.TOP]),
+        **_three("random", at[compute.RANDOM]),
+        **_three("difference", at[compute.DIFFERENCE]),
     }
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from fvcore.experiments import page
 from fvcore.experiments.clock import now
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.pictures import data_uri
-from fvcore.experiments.relation import files, overview, pictures, status
-from fvcore.experiments.relation.intervals import RANDOM, TOP
-from fvcore.experiments.relation.status import Status
+from fvcore.experiments.relation import files, overview, pictures
+from fvcore.experiments.relation.compute import RANDOM, TOP
+from fvcore.experiments.relation.status import QIdStatus
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.scores import Row
 from fvcore.formats import FormatError, read_bytes, read_json
 
@@ -22,7 +22,7 @@ SHOWN = 20  # heads of a q_id in its table
 
 def write(root: Path) -> Path:
     """Write `report.html` from the run's files; no model is needed. Raises FormatError where there is no run."""
-    statuses, rows = status.all_of(root), overview.rows(root)
+    statuses, rows = QIdStatus.all_of(root), overview.rows(root)
     if not statuses:
         raise FormatError(f"{root}: holds no q_id of a run; `fvcore relation run` makes them")
     done = [row for row in rows if row["status"] == "completed"]
@@ -43,7 +43,7 @@ def write(root: Path) -> Path:
     return page.write(root / files.REPORT, "fvcore.experiments.relation", "report.html.j2", values)
 
 
-def _section(root: Path, row: Row, one: Status) -> dict[str, Any]:
+def _section(root: Path, row: Row, one: QIdStatus) -> dict[str, Any]:
     folder, metric = Folder(root / row["q_id"]), row["metric"]
     heads = overview.top_heads(folder)
     bounds = overview.aie_intervals(folder, heads[0]["score_key"])

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.pictures import png, whole_numbers
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.scores import Row, ranked, read_scores
 from fvcore.formats import write_bytes
 

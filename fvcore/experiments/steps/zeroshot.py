@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fvcore.experiments.clock import now
 from fvcore.experiments.errors import TargetError
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.sampled import QId, SampledTrial, SampledTrials
 from fvcore.formats import FormatError, read_json, write_json
 from fvcore.model.model import LanguageModel

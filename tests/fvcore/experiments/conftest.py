@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps.run import run
 from fvcore.experiments.steps.sampled import FixedSource
-from fvcore.experiments.steps.settings import Settings
+from fvcore.experiments.steps.settings import StepSettings
 from fvcore.model import model as models
 from fvcore.model.model import LanguageModel
 
@@ -39,5 +39,5 @@ def llama(lms: dict[str, LanguageModel]) -> LanguageModel:
 def done(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """A whole run on the model's antonym trials; read only."""
     root = tmp_path_factory.mktemp(lm.name)
-    run(lm, root, Settings(topk=7), FixedSource(trials_path(lm.name)))
+    run(lm, root, StepSettings(top_heads=7), FixedSource(trials_path(lm.name)))
     return Folder(root)
