@@ -8,24 +8,28 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fvcore.experiments import exits
 from fvcore.experiments.antonym.cli import app as antonym_app
 from fvcore.experiments.evaluation.cli import evaluate
 from fvcore.experiments.relation.cli import app as relation_app
-from fvcore.formats import FormatError
-from fvcore.model import commands as spec_cli
-from fvcore.model.spec import ModelError
+from fvcore.model.commands import app as spec_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Function vectors: data and experiments.")
 trials_app = typer.Typer(no_args_is_help=True, help="Fixed trials: make a file, verify a file.")
-app.add_typer(trials_app, name="trials")
+COMMANDS = {
+    "trials": trials_app,
+    "spec": spec_app,
+    "antonym": antonym_app,
+    "runtime": antonym_app,
+    "relation": relation_app,
+}
+"""Groups of commands; `runtime` is the plans' name of the antonym experiment."""
+
+for _name, _group in COMMANDS.items():
+    app.add_typer(_group, name=_name, hidden=_name == "runtime")
 app.command("eval")(evaluate)
-app.add_typer(antonym_app, name="antonym")
-app.add_typer(antonym_app, name="runtime", hidden=True)
-app.add_typer(relation_app, name="relation")
-app.add_typer(spec_cli.app, name="spec")
 
 console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
 
 
 @trials_app.command("make")
@@ -108,13 +112,13 @@ def trials_verify(
         markup=False,
     )
     if problems:
-        raise typer.Exit(1)
+        raise typer.Exit(exits.FAILED)
 
 
 def main() -> None:
-    """The console script: an expected error is one line and exit status 2, not a traceback."""
+    """The console script: an expected error is one line and its exit status, not a traceback."""
     try:
         app()
-    except (FormatError, ModelError) as error:
-        errors.print(f"fvcore: {error}", style="red", soft_wrap=True, markup=False)
-        raise SystemExit(2) from None
+    except exits.EXPECTED as error:
+        exits.say(str(error))
+        raise SystemExit(exits.of(error)) from None
