@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fvcore.artifacts import Artifact, tensor_leaf
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.relation.status import QIdStatus
+from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.scores import Row, read_scores
 from fvcore.formats import FormatError, read_json, read_pt, read_text

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from fvcore.experiments.antonym.config import AntonymConfig
 from fvcore.experiments.config import experiment
-from fvcore.experiments.steps.alone import STEP_COMMANDS, chosen_steps, draw
+from fvcore.experiments.steps.settings import STEP_COMMANDS, chosen_steps
 
 console = Console(highlight=False)
 
@@ -15,7 +15,10 @@ def run(config: AntonymConfig) -> None:
     """The steps in order; what is done already is not run again."""
     steps = chosen_steps(config.steps, config.pictures)
     if steps == ["heatmap"]:
-        draw(console, config.folder, config.score_key, config.top_heads, config.out_name or "all")
+        from fvcore.experiments.steps import heatmap
+
+        for path in heatmap.alone(config.folder, config.score_key, config.top_heads, config.out_name or "all"):
+            console.print(f"wrote {path}", soft_wrap=True, markup=False)
         return
     from fvcore.experiments.progress import Shown
     from fvcore.experiments.steps.run import run as run_steps

@@ -11,7 +11,7 @@ from rich.console import Console
 from fvcore.experiments import exits
 from fvcore.experiments.config import ConfigError, add_command, experiment
 from fvcore.experiments.relation.config import RelationConfig
-from fvcore.experiments.steps.alone import STEP_COMMANDS, chosen_steps, draw
+from fvcore.experiments.steps.settings import STEP_COMMANDS, chosen_steps
 from fvcore.formats import FormatError
 
 if TYPE_CHECKING:
@@ -74,9 +74,7 @@ def tell_end(summary: Summary, pictures: bool) -> None:
 def run_steps(config: RelationConfig, steps: list[str]) -> None:
     """Some steps in the folder of each q_id; its status stands for whole runs alone and stays as it is."""
     if steps == ["heatmap"]:
-        for q_id in config.asked:
-            name = config.out_name or _picture_of(config, q_id)
-            draw(console, config.root / q_id, config.score_key, config.top_heads, name)
+        draw(config)
         return
     from fvcore.experiments.folder import locked
     from fvcore.experiments.progress import Shown
@@ -94,15 +92,20 @@ def run_steps(config: RelationConfig, steps: list[str]) -> None:
             console.print(f"{q_id}: {', '.join(steps)} done in {root / q_id}", soft_wrap=True, markup=False)
 
 
-def _picture_of(config: RelationConfig, q_id: str) -> str:
-    """A run's own picture is one of its files, with a digest: another metric or number of heads gets another name."""
+def draw(config: RelationConfig) -> None:
+    """Heat maps alone; the model is not needed."""
     from fvcore.experiments.folder import Folder
-    from fvcore.experiments.relation.status import QIdStatus
+    from fvcore.experiments.relation.gates import QIdStatus
+    from fvcore.experiments.steps import heatmap
 
-    status = QIdStatus.read(Folder(config.root / q_id))
     chosen = (config.score_key, config.top_heads)
-    same = status is None or (status.config["score_key"], status.config["topk"]) == chosen
-    return q_id if same else f"{q_id}_{config.score_key}_top{config.top_heads}"
+    for q_id in config.asked:
+        status = QIdStatus.read(Folder(config.root / q_id))
+        # A run's own picture is one of its files, with a digest: another choice gets another name.
+        same = status is None or (status.config["score_key"], status.config["topk"]) == chosen
+        name = config.out_name or (q_id if same else f"{q_id}_{config.score_key}_top{config.top_heads}")
+        for path in heatmap.alone(config.root / q_id, *chosen, name):
+            console.print(f"wrote {path}", soft_wrap=True, markup=False)
 
 
 def show_status(config: RelationConfig) -> None:
@@ -110,7 +113,7 @@ def show_status(config: RelationConfig) -> None:
     from rich.table import Table
 
     from fvcore.experiments.folder import Folder
-    from fvcore.experiments.relation.status import QIdStatus
+    from fvcore.experiments.relation.gates import QIdStatus
 
     root = config.root
     statuses = QIdStatus.all_of(root)
@@ -127,9 +130,9 @@ def show_status(config: RelationConfig) -> None:
 
 def write_report(config: RelationConfig) -> None:
     """Write overview.csv and report.html again from the run's files; the model is not needed."""
-    from fvcore.experiments.relation import overview, report
+    from fvcore.experiments.relation import report
 
-    for path in (report.write(config.root), overview.write(config.root)):
+    for path in (report.write(config.root), report.write_overview(config.root)):
         console.print(f"wrote {path}", soft_wrap=True, markup=False)
 
 

@@ -1,11 +1,31 @@
-"""What a completed q_id must have: its files, and as many trials as were asked for."""
+"""What has become of one q_id (qid_status.json), and what it must have to be completed: files, and trials as asked for."""
 
 from __future__ import annotations
+
+from typing import Any, ClassVar
 
 from fvcore.experiments.errors import StepError
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.relation import files
+from fvcore.experiments.status import UnitStatus
 from fvcore.experiments.steps import layout, sampled
+
+COMPLETED = "all stages completed"
+
+
+class QIdStatus(UnitStatus):
+    """`config` repeats, in the plan's words, what `settings` says."""
+
+    FILE: ClassVar[str] = files.STATUS
+    KEYS: ClassVar[tuple[str, ...]] = (
+        "q_id", "status", "created_at", "updated_at", "config", "q_row_count", "reason", "cause", "step",
+        "expected_layers", "settings_digest", "settings", "files",
+    )  # fmt: skip
+
+    q_id: str
+    config: dict[str, Any]
+    q_row_count: int
+    expected_layers: list[int]
 
 
 def required(model: str, layers: int, q_id: str) -> list[str]:

@@ -17,10 +17,10 @@ from fvcore.experiments.clock import now
 from fvcore.experiments.folder import Folder, locked, require_same
 from fvcore.experiments.progress import Log
 from fvcore.experiments.record import digest, versions
-from fvcore.experiments.relation import files, overview, report
+from fvcore.experiments.relation import files, report
 from fvcore.experiments.relation.config import RelationSettings
 from fvcore.experiments.relation.data import Relation
-from fvcore.experiments.relation.status import QIdStatus
+from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.relation.unit import ModelFacts, Unit
 from fvcore.experiments.status import Outcome
 from fvcore.experiments.workers import Workers
@@ -80,7 +80,7 @@ def run(
                     summary = replace(summary, stopped=True)
                     break
         _write_failures(relation, root)
-        overview.write(root)
+        report.write_overview(root)
         if settings.pictures:
             report.write(root)
         state = "stopped" if summary.stopped else "failed" if summary.q_ids("failed") else "completed"

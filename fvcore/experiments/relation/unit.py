@@ -13,13 +13,12 @@ from fvcore.experiments.progress import Progressing, Quiet
 from fvcore.experiments.record import RunRecord, digest
 from fvcore.experiments.relation import compute, files, gates
 from fvcore.experiments.relation.config import RelationSettings
-from fvcore.experiments.relation.sampling import RelationSource
-from fvcore.experiments.relation.status import COMPLETED, QIdStatus
+from fvcore.experiments.relation.data import RelationSource
+from fvcore.experiments.relation.gates import COMPLETED, QIdStatus
 from fvcore.experiments.status import Outcome
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.alone import chosen_steps
 from fvcore.experiments.steps.run import record_of, stages_of
-from fvcore.experiments.steps.settings import identity
+from fvcore.experiments.steps.settings import chosen_steps, identity
 from fvcore.formats import write_text
 from fvcore.model.model import LanguageModel
 from fvcore.trials import WordPair

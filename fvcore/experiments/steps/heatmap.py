@@ -33,6 +33,11 @@ def run(
     return files
 
 
+def alone(root: Path, metric: str, top_heads: int, name: str) -> list[Path]:
+    """The same without a model, under `aie_heatmap_<name>.png`, however much of that is given."""
+    return run(Folder(root), metric, top_heads, name=Path(name).name.removesuffix(".png").removeprefix("aie_heatmap_"))
+
+
 def grid_of(rows: Sequence[Row], metric: str, n_layers: int | None = None, n_heads: int | None = None) -> Any:
     """(layer, head); a head without a score is 0."""
     grid = np.zeros(

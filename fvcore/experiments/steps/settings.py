@@ -6,19 +6,29 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from fvcore.experiments.config import Config, LayerOrAll, Numbers, Option
+from fvcore.experiments.config import Config, ConfigError, LayerOrAll, Numbers, Option
 from fvcore.experiments.folder import safe_name
 from fvcore.experiments.steps.scores import SCORES
 from fvcore.model.spec import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fvcore.model.model import LanguageModel
 
 STEPS = ("sample", "stepd", "heatmap", "stepe", "zeroshot", "step6")
 STEP6_KEYS = ("delta_acc", "mean_delta_logit", "mean_delta_logprob", "mean_delta_p")
 """What the best injection layer can be chosen by."""
+
+
+STEP_COMMANDS: dict[str, tuple[Mapping[str, Any], str]] = {
+    "stepd": ({"steps": ("sample", "stepd")}, "Sample the trials and compute the indirect effect of every head."),
+    "heatmap": ({"steps": ("heatmap",)}, "Draw the scores; the model is not needed."),
+    "stepe": ({"steps": ("stepe",)}, "Choose the top heads and make the function vector."),
+    "zeroshot": ({"steps": ("zeroshot",)}, "Write the sampled trials' queries without demonstrations."),
+    "step6": ({"steps": ("step6",)}, "Add the vector behind a layer, or behind each, and evaluate."),
+}
+"""`run --steps ...` under the plans' names: what each sets, and its help."""
 
 
 class StepSettings(Config):
@@ -83,6 +93,13 @@ class StepSettings(Config):
                 f"the number is not lowered silently: choose 1 to {n} with --top-heads"
             )
         self.edit_layers(lm)
+
+
+def chosen_steps(asked: Sequence[str], pictures: bool) -> list[str]:
+    """In their order; without `pictures` the heat map is drawn only where it is asked for by name."""
+    if unknown := [step for step in asked if step not in STEPS]:
+        raise ConfigError(f"--steps: no step {unknown[0]!r}; there are {', '.join(STEPS)}")
+    return [step for step in STEPS if step in (asked or (STEPS if pictures else set(STEPS) - {"heatmap"}))]
 
 
 def _one_of(value: str, known: Sequence[str]) -> str:

@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 from fvcore import cli
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.relation import cli as relation_cli
-from fvcore.experiments.relation import files, overview
-from fvcore.experiments.relation.status import QIdStatus
+from fvcore.experiments.relation import files, report
+from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.steps import layout, stepd
 from fvcore.formats import read_csv, read_json
 from fvcore.model import model as models
@@ -232,7 +232,7 @@ def test_what_is_damaged_has_no_numbers_and_ends_no_run(where: Path) -> None:
 
     assert _run("--out", "out", "--q", "Q1").exit_code == 0
 
-    rows = {row["q_id"]: row for row in overview.rows(where / "out")}
+    rows = {row["q_id"]: row for row in report.rows(where / "out")}
     assert rows["Q2"]["status"] == "damaged"
     assert "top_heads.json is missing or was changed since" in rows["Q2"]["reason"]
     assert "aie" not in rows["Q2"]

@@ -10,11 +10,11 @@ import pytest
 
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.record import digest
-from fvcore.experiments.relation import data, files, overview, report
+from fvcore.experiments.relation import data, files, report
 from fvcore.experiments.relation.config import RelationSettings
+from fvcore.experiments.relation.data import draw
+from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.relation.run import run
-from fvcore.experiments.relation.sampling import draw
-from fvcore.experiments.relation.status import QIdStatus
 from fvcore.experiments.steps import layout, sampled, zeroshot
 from fvcore.experiments.steps.plan import unique_queries
 from fvcore.experiments.workers import Local
@@ -122,7 +122,7 @@ def test_schemas_of_the_runs_files(ran: Path) -> None:
 def test_the_overview_has_the_numbers_of_the_files(ran: Path) -> None:
     columns, rows = read_csv(ran / files.OVERVIEW)
 
-    assert columns == list(overview.COLUMNS)
+    assert columns == list(report.COLUMNS)
     assert [row["q_id"] for row in rows] == ["Q1", "Q10", "Q2", "Q3"]
     skipped = rows[-1]
     assert (skipped["status"], skipped["reason"], skipped["aie"]) == ("skipped", "insufficient rows (3 < 4)", "")
@@ -148,10 +148,10 @@ def test_the_plans_literal_choices(llama: LanguageModel, tmp_path: Path) -> None
     folder = Folder(tmp_path / "out" / "Q2")
     trials = read_json(folder / layout.ZERO_SHOT)["trials"]
     assert all(trial["corrupted_prompt_str"] == f"Q: {trial['query']['input']}\nA: " for trial in trials)
-    (row,) = overview.rows(tmp_path / "out")
+    (row,) = report.rows(tmp_path / "out")
     assert (row["n_eval"], row["requested_n_eval"]) == (9, 9)
     assert (folder / "artifacts/step6/layer_0/step6_results_tiny-llama_layer0_n9.json").is_file()
-    curve = overview.curve(folder, "top", "delta_logprob")
+    curve = report.curve(folder, "top", "delta_logprob")
     assert curve[0]["n_queries"] < curve[0]["n_eval"] == 9  # a query that is drawn again is no new witness
 
 

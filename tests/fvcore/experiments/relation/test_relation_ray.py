@@ -17,8 +17,8 @@ from fvcore.experiments.errors import OtherSettings
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.model_choice import ModelChoice
 from fvcore.experiments.relation import files
+from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.relation.run import Summary, run
-from fvcore.experiments.relation.status import QIdStatus
 from fvcore.experiments.relation.unit import ModelFacts, Unit
 from fvcore.experiments.status import Outcome
 from fvcore.experiments.workers import ATTEMPTS, LOCAL, Actor, Local, RayError, RayWorkers, ray_workers

@@ -10,7 +10,7 @@ import torch
 
 from fvcore.embedded.words import relations
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.relation import compute, data, overview
+from fvcore.experiments.relation import compute, data, report
 from fvcore.experiments.relation.config import RelationSettings
 from fvcore.experiments.relation.run import run
 from fvcore.experiments.workers import Local
@@ -89,9 +89,9 @@ def test_the_vectors_of_known_relations_do_more_than_random_heads(
 
     run(shipped, tmp_path, settings, Local(llama), ["Q1", "Q8"])
 
-    for row in overview.rows(tmp_path):
+    for row in report.rows(tmp_path):
         assert row["aie_low"] > 0, row["q_id"]
         assert row["difference_low"] > 0, row["q_id"]
         assert row["acc_with"] - row["acc_base"] >= 0.4, row["q_id"]
-        curve = overview.curve(Folder(tmp_path / row["q_id"]), compute.DIFFERENCE, "delta_acc")
+        curve = report.curve(Folder(tmp_path / row["q_id"]), compute.DIFFERENCE, "delta_acc")
         assert curve[row["best_layer"]]["low"] > 0, row["q_id"]

@@ -18,8 +18,8 @@ from fvcore.experiments.folder import Folder
 from fvcore.experiments.relation import compute, files
 from fvcore.experiments.relation.config import RelationSettings
 from fvcore.experiments.relation.data import RelationError
+from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.relation.run import run
-from fvcore.experiments.relation.status import QIdStatus
 from fvcore.experiments.relation.unit import Unit
 from fvcore.experiments.status import Outcome
 from fvcore.experiments.steps import layout, stepd
