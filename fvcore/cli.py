@@ -34,7 +34,9 @@ console = Console(highlight=False)
 
 @trials_app.command("make")
 def trials_make(
-    dataset_json: Annotated[Path, typer.Option(help="Raw dataset: a JSON list of {input, output} rows.")],
+    dataset_json: Annotated[
+        Path, typer.Option("--dataset", "--dataset-json", help="Raw dataset: a JSON list of {input, output} rows.")
+    ],
     tokenizer: Annotated[str, typer.Option(help="Shipped model, directory or cached hub id.")],
     out: Annotated[Path | None, typer.Option(help="File, or folder (default: datasets/fixed_trials/).")] = None,
     n_trials: Annotated[int, typer.Option(min=1)] = 10,
@@ -86,7 +88,12 @@ def trials_verify(
     first: Annotated[int | None, typer.Option(min=1, help="Check the first N trials only.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Default: the one the file names.")] = None,
     dataset_json: Annotated[
-        Path | None, typer.Option(help="Raw dataset to sample again (default: the one the file names, if there).")
+        Path | None,
+        typer.Option(
+            "--dataset",
+            "--dataset-json",
+            help="Raw dataset to sample again (default: the one the file names, if there).",
+        ),
     ] = None,
 ) -> None:
     """Check a trials file: format, prompts, boundary and target under its tokenizer, and its draws from the raw data."""
@@ -100,7 +107,7 @@ def trials_verify(
     name = tokenizer or fixed.meta.model_name_for_tokenizer
     problems = prompts.verify(fixed, models.load_tokenizer(name), first)
     raw = dataset_json or Path(fixed.meta.dataset_json)
-    sampled = "not sampled again (the raw dataset is not at hand; --dataset-json)"
+    sampled = "not sampled again (the raw dataset is not at hand; --dataset)"
     if dataset_json is not None or raw.is_file():
         problems += trials.same_draws(fixed.file, trials.read_pairs(raw), first)
         sampled = f"sampled again from {raw}"
