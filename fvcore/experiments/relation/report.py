@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fvcore.experiments.clock import now
 from fvcore.experiments.relation import files, overview, pictures, status
 from fvcore.experiments.relation.intervals import RANDOM, TOP
 from fvcore.experiments.relation.status import Status
@@ -15,6 +14,7 @@ from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.scores import Row
 from fvcore.formats import FormatError, read_bytes, read_json, write_text
+from fvcore.provenance import now
 
 SHOWN = 20  # heads of a q_id in its table
 

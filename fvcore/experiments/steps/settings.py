@@ -11,6 +11,7 @@ from fvcore.experiments.steps.measure import Measure
 from fvcore.experiments.steps.scores import SCORES
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
+from fvcore.provenance import model_identity
 
 STEP6_KEYS = ("delta_acc", "mean_delta_logit", "mean_delta_logprob", "mean_delta_p")
 """What the best injection layer can be chosen by."""
@@ -95,13 +96,4 @@ def settings_of(stage: str, settings: Settings, measure: Measure) -> dict[str, A
 
 def identity(measure: Measure) -> dict[str, Any]:
     lm = measure.lm
-    return {
-        "model": safe_name(lm.name),
-        "weights_sha": lm.weights_sha,
-        "tokenizer_sha": lm.tokenizer_sha,
-        "dtype": lm.dtype,
-        "device": lm.device.type,
-        "quant": lm.quant,
-        "attn_implementation": lm.attn_implementation,
-        "engine": measure.used,
-    }
+    return {"model": safe_name(lm.name)} | model_identity(lm) | {"engine": measure.used}
