@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from fvcore.gates import NON_BLOCKING, Finding, StageResult, Status
+from fvcore.provenance import now
 from pytest_fvparity.golden.part import NOT_COMPARED
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 
@@ -156,10 +156,6 @@ class Report(_Model):
     trials: list[dict[str, Any]]
     heads: dict[str, Any]
     shards: list[Shard] = []
-
-
-def now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def assemble(
