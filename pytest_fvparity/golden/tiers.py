@@ -95,11 +95,9 @@ def split(path: Path, full_to: str, url: str | None = None) -> Sizes:
             _store(full / f"{key}{FULL}", stored, full_to)
         where = url or (full_to if "://" in full_to else None)
         _write_core(golden, Full(url=where, files=files, slices=slices), core)
-        sizes = Sizes(
-            sum(file.stat().st_size for file in core.iterdir()), sum(stored.n_bytes for stored in files.values())
-        )
+        in_core = sum(file.stat().st_size for file in core.iterdir())
         swap(core, path)
-    return sizes
+    return Sizes(in_core, sum(stored.n_bytes for stored in files.values()))
 
 
 def _write_full(artifact: Artifact, slices: Mapping[str, Slice], file: Path) -> Stored:
@@ -111,8 +109,7 @@ def _write_core(golden: Golden, full: Full, core: Path) -> None:
     for key in (key for key in CHECK_KEYS if f"{key}.json" in golden.manifest.files):
         cut = {leaf: taken(piece, golden.stored(key)[leaf]) for leaf, piece in full.slices.get(key, {}).items()}
         artifacts.save({**golden.stored(key), **cut}, core / key, compact=True)
-    files = {file.name: sha256_file(file) for file in sorted(core.iterdir())}
-    manifests.write(golden.manifest.model_copy(update={"files": files, "full": full}), core)
+    manifests.write(golden.manifest.model_copy(update={"files": manifests.digests(core), "full": full}), core)
 
 
 # ---------------------------------------------------------------- elsewhere

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from pytest_fvparity.parity.noise import Noise, measured, variations
 
 REPOSITORY = "https://github.com/ericwtodd/function_vectors"
 GET_ONE = f"get one with `git clone {REPOSITORY}` and pass its path as --fv-src (or ini `fv_src`)"
+NEEDED = ("src/utils/extract_utils.py", "src/compute_indirect_effect.py")
 DRIVER = Path(__file__).with_name("driver.py")
 
 # The reference branches on substrings of a model's name. These names reach the branch that fits a family; "llama" is
@@ -64,10 +65,7 @@ def require_checkout(path: Path | None) -> Path:
     """The checkout's root; raises with the way to get one."""
     if path is None:
         raise RecordingError(f"recording needs a checkout of the reference: {GET_ONE}")
-    missing = [
-        name for name in ("src/utils/extract_utils.py", "src/compute_indirect_effect.py") if not (path / name).is_file()
-    ]
-    if missing:
+    if missing := [name for name in NEEDED if not (path / name).is_file()]:
         raise RecordingError(f"{path} is no checkout of the reference (missing: {', '.join(missing)}); {GET_ONE}")
     return path.resolve()
 
@@ -132,16 +130,12 @@ def _job(
         "variations": variations(lm) if with_noise else [],
         "branch": BRANCHES[lm.spec.name],
         "attn_hook_names": [lm.spec.out_proj_path(layer) for layer in range(lm.n_layers)],
-        "layer_hook_names": [lm.spec.block_path(layer) for layer in range(lm.n_layers)],
+        "layer_hook_names": paths,
         "reference_profile": settings.reference_profile,
         "prefixes": template.prefixes.model_dump(),
         "separators": template.separators.model_dump(),
-        "seed": trials.meta.seed,
-        "n_shots": trials.meta.n_shots,
-        "n_top_heads": settings.n_top_heads,
-        "token_class_idx": settings.token_class_idx,
-        "edit_layer": settings.edit_layer,
-        "alpha": settings.alpha,
+        **{name: getattr(trials.meta, name) for name in ("seed", "n_shots")},
+        **{name: getattr(settings, name) for name in ("n_top_heads", "token_class_idx", "edit_layer", "alpha")},
         "trials": [_trial(trial) for trial in trials.trials],
     }
 
@@ -162,14 +156,7 @@ def _start(python: str, job: Path) -> None:
     environment |= {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"  # two threads that spin on one core take minutes for a second's work
     try:
-        done = subprocess.run(
-            [python, str(DRIVER), str(job)],
-            env=environment,
-            cwd=job.parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = _captured([python, str(DRIVER), str(job)], env=environment, cwd=job.parent)
     except OSError as error:
         raise RecordingError(f"cannot start {python!r} ({error.strerror}); see --fv-src-python") from error
     if done.returncode == 0:
@@ -185,12 +172,13 @@ def _start(python: str, job: Path) -> None:
 
 def commit_of(root: Path) -> str:
     """The checkout's commit, or "unknown" for a copy without history (its files are digested either way)."""
-    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    inside = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=False
-    )
-    own = inside.returncode == 0 and Path(inside.stdout.strip()).resolve() == root
-    return done.stdout.strip() if done.returncode == 0 and own else "unknown"
+    done = _captured(["git", "-C", str(root), "rev-parse", "HEAD", "--show-toplevel"])
+    commit, _, top = done.stdout.strip().partition("\n")
+    return commit if done.returncode == 0 and Path(top).resolve() == root else "unknown"
+
+
+def _captured(words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, check=False, **options)
 
 
 def _profile(lm: LanguageModel, trials: FixedTrials, settings: Settings, provenance: Mapping[str, Any]) -> Profile:

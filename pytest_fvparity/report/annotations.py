@@ -13,17 +13,13 @@ KINDS = {"FAIL": "error", "NOT_RUN": "warning"}
 
 def workflow_commands(reports: Sequence[Report]) -> list[str]:
     """Failures first, then what was not run; the last line counts what had no place."""
-    concerned = sorted((r for r in reports if r.overall_status in KINDS), key=_order)
+    concerned = [r for kind in KINDS for r in sorted(reports, key=lambda r: r.named) if r.overall_status == kind]
     if len(concerned) <= MOST:
         return [_annotation(report) for report in concerned]
     rest = concerned[MOST - 1 :]
-    names = ", ".join(f"{report.dataset}/{report.fixed_trials_id}" for report in rest)
+    names = ", ".join("/".join(report.named) for report in rest)
     kind = KINDS[rest[0].overall_status]
     return [*map(_annotation, concerned[: MOST - 1]), _command(kind, {"title": f"parity: {len(rest)} more"}, names)]
-
-
-def _order(report: Report) -> tuple[int, str, str]:
-    return list(KINDS).index(report.overall_status), report.dataset, report.fixed_trials_id
 
 
 def _annotation(report: Report) -> str:

@@ -66,19 +66,15 @@ def write_all(reports: Sequence[Report], report_dir: Path, comparisons: Comparis
     files: dict[Path, str | None] = {
         folder / name: text
         for report in reports
-        for name, text in _files(report, _comparison(report, comparisons)).items()
+        for name, text in _files(report, (comparisons or {}).get(report.named)).items()
         for folder in folders(report, report_dir)
     }
     _put(files | {report_dir / name: text for name, text in _summary(reports).items()})
 
 
-def _comparison(report: Report, comparisons: Comparisons | None) -> Comparison | None:
-    return (comparisons or {}).get((report.dataset, report.fixed_trials_id))
-
-
 def _summary(reports: Sequence[Report]) -> dict[str, str]:
     """The worst first, so that a cut takes the best."""
-    ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.dataset, r.fixed_trials_id))
+    ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.named))
     summary = {
         "overall_status": overall([report.overall_status for report in reports]),
         "runs": [_summary_row(report) for report in ordered],
@@ -98,7 +94,7 @@ def folders(report: Report, report_dir: Path) -> list[Path]:
     earlier = sorted(path for path in report_dir.glob(f"*/{glob.escape(report.fixed_trials_id)}") if path.is_dir())
     if report.dataset == UNKNOWN and earlier:
         return earlier
-    return [report_dir / report.dataset / report.fixed_trials_id]
+    return [report_dir.joinpath(*report.named)]
 
 
 def read_report(path: Path) -> Report:
@@ -134,7 +130,7 @@ def _files(report: Report, comparison: Comparison | None) -> dict[str, str | Non
     try:
         return _rendered(report, comparison)
     except (KeyError, TypeError, ValueError, TemplateRuntimeError) as error:
-        trials = f"{report.dataset}/{report.fixed_trials_id}"
+        trials = "/".join(report.named)
         raise FormatError(f"the report of {trials} cannot be rendered ({type(error).__name__}: {error})") from error
 
 
@@ -299,7 +295,7 @@ def _summary_row(report: Report) -> dict[str, Any]:
     return {
         **{name: getattr(report, name) for name in names},
         "statuses": {check.key: check.status for check in report.checks},
-        "report": f"{report.dataset}/{report.fixed_trials_id}/{REPORT}.html",
+        "report": "/".join([*report.named, f"{REPORT}.html"]),
     }
 
 

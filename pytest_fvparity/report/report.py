@@ -157,6 +157,11 @@ class Report(_Model):
     heads: dict[str, Any]
     shards: list[Shard] = []
 
+    @property
+    def named(self) -> tuple[str, str]:
+        """The trials it is of: dataset and id."""
+        return self.dataset, self.fixed_trials_id
+
 
 def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -19,8 +19,8 @@ from fvcore.pipeline import Settings, profile_of, run
 from fvcore.profile import Identity, Profile
 from fvcore.trials import FixedTrials
 from pytest_fvparity.golden import golden
-from pytest_fvparity.golden.diff import KEYS
-from pytest_fvparity.golden.golden import DamagedGolden, Golden, NoGolden, Recorded, StaleGolden
+from pytest_fvparity.golden.diff import KEYS, KeyDiff
+from pytest_fvparity.golden.golden import DamagedGolden, Golden, NoGolden, StaleGolden
 from pytest_fvparity.golden.manifest import sealed
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.parity.noise import Noise
@@ -79,8 +79,8 @@ def path(world: World, tmp_path: Path) -> Path:
     return path
 
 
-def words(done: Recorded) -> dict[str, str]:
-    return {key: str(change) for key, change in done.changes.items()}
+def words(changes: dict[str, KeyDiff]) -> dict[str, str]:
+    return {key: str(change) for key, change in changes.items()}
 
 
 def with_leaf(recording: Recording, key: str, leaf: str, value: Any) -> Recording:
