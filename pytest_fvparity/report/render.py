@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from pytest_fvparity.report.history import Comparison
-    from pytest_fvparity.report.report import Check
 
 REPORT, COMPARISON = "src_vs_fv_diff_report", "src_vs_fv_comparison"
 STAGE_COLUMNS = ("name", "status", "exit_code", "mismatch_count", "max_abs_diff", "duration_sec", "cmd")
@@ -45,13 +44,6 @@ TRIAL_COLUMNS = (
     "trial_match",
     *(f"{WAYS[name]}_{LOGITS}" for name in ("base", "with")),
 )
-
-
-def write_reports(reports: Sequence[Report], report_dir: Path) -> None:
-    """The reports alone, without the summary over all of them."""
-    for report in reports:
-        for folder in folders(report, report_dir):
-            write_report(report, folder)
 
 
 Comparisons = Mapping[tuple[str, str], "Comparison"]
@@ -72,15 +64,19 @@ def write_all(reports: Sequence[Report], report_dir: Path, comparisons: Comparis
     _put(files | {report_dir / name: text for name, text in _summary(reports).items()})
 
 
+def write_reports(reports: Sequence[Report], report_dir: Path) -> None:
+    """The reports alone, without the summary over all of them."""
+    for report in reports:
+        for folder in folders(report, report_dir):
+            write_report(report, folder)
+
+
 def _summary(reports: Sequence[Report]) -> dict[str, str]:
     """The worst first, so that a cut takes the best."""
     ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.named))
-    summary = {
-        "overall_status": overall([report.overall_status for report in reports]),
-        "runs": [_summary_row(report) for report in ordered],
-    }
-    templates = environment()
-    texts = {kind: templates.get_template(f"summary.{kind}.j2").render(summary) for kind in ("md", "html")}
+    worst = overall([report.overall_status for report in reports])
+    summary = {"overall_status": worst, "runs": [_summary_row(report) for report in ordered]}
+    texts = {kind: environment().get_template(f"summary.{kind}.j2").render(summary) for kind in ("md", "html")}
     texts["md"] = within(texts["md"], STEP_SUMMARY, "All runs are in `summary.html`.")
     return {"summary.json": json_text(summary), **{f"summary.{kind}": text for kind, text in texts.items()}}
 
@@ -136,7 +132,12 @@ def _files(report: Report, comparison: Comparison | None) -> dict[str, str | Non
 
 def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | None]:
     value, templates = report.model_dump(mode="json"), environment()
-    stages = [_stage(check) for check in report.checks]
+    stages = [
+        {"name": check.key, "status": check.status, "cmd": check.repro_command}
+        | {"exit_code": 0 if check.status in AGREEING else 1}
+        | {name: getattr(check, name) for name in ("mismatch_count", "max_abs_diff", "duration_sec")}
+        for check in report.checks
+    ]
     rows = [row | {"duration_sec": f"{row['duration_sec']:.6f}"} for row in stages]
     trials = [_trial_row(row) for row in report.trials]
     return {
@@ -172,9 +173,14 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"number": _number, "cell": _markdown_cell, "tojson_text": json_text}
-    templates.filters |= {"fence": _fence, "worst_first": _worst_first, "failing_first": _failing_first}
-    templates.filters |= {"ran_on": _ran_on, "grids": grids, "share": _share, "over": _is_over, "used": _most_used}
+    templates.filters |= {"number": _number, "share": _share, "fence": _fence, "worst_first": _worst_first}
+    templates.filters |= {"grids": grids, "tojson_text": json_text, "ran_on": _ran_on}
+    # Text that cannot break out of a Markdown table.
+    templates.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
+    templates.filters["failing_first"] = lambda checks: sorted(checks, key=lambda check: check["status"] == "PASS")
+    templates.filters["used"] = lambda tolerances: largest_of(row["used"] for row in tolerances)
+    # A word is no finite number, and no tolerance allows that.
+    templates.filters["over"] = lambda share: isinstance(share, str) or (share is not None and share > 1)
     templates.globals |= {"heat_map": heat_map, "largest_effect": largest_effect}
     return templates
 
@@ -191,20 +197,6 @@ def _share(value: float | str | None) -> str:
     return f"{100 * value:.3g} %" if value < 10 else f"{100 * value:,.0f} %"
 
 
-def _is_over(share: float | str | None) -> bool:
-    """A word is no finite number, and no tolerance allows that."""
-    return isinstance(share, str) or (share is not None and share > 1)
-
-
-def _most_used(tolerances: Sequence[Mapping[str, Any]]) -> float | str | None:
-    return largest_of(row["used"] for row in tolerances)
-
-
-def _markdown_cell(value: Any) -> str:
-    """Text that cannot break out of a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
-
-
 def _fence(text: str) -> str:
     """A code fence that nothing inside can close."""
     mark = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
@@ -216,22 +208,12 @@ def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     return sorted(rows, key=lambda r: r["abs_diff"] if isinstance(r["abs_diff"], float) else math.inf, reverse=True)
 
 
-def _failing_first(checks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(checks, key=lambda check: check["status"] == "PASS")
-
-
 def _ran_on(conditions: Mapping[str, Any]) -> str:
     flat = {k: v for k, v in conditions.items() if k != "versions"} | conditions.get("versions", {})
     return ", ".join(f"{name} {value}" for name, value in flat.items()) or "–"
 
 
 # ---------------------------------------------------------------- the plans' own files
-
-
-def _stage(check: Check) -> dict[str, Any]:
-    exit_code = 0 if check.status in AGREEING else 1
-    known = {"name": check.key, "status": check.status, "cmd": check.repro_command, "exit_code": exit_code}
-    return known | {name: getattr(check, name) for name in ("mismatch_count", "max_abs_diff", "duration_sec")}
 
 
 def _names(report: Report) -> dict[str, Any]:
