@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pytest_fvparity.report.markdown import cut
 from pytest_fvparity.report.report import Report
 
 MOST = 10  # GitHub shows ten a step and drops the rest in silence
@@ -31,14 +32,12 @@ def _annotation(report: Report) -> str:
 
 
 def _command(kind: str, properties: dict[str, str | None], message: str) -> str:
-    given = ",".join(f"{name}={_property(value)}" for name, value in properties.items() if value)
-    shown = message if len(message) <= LONGEST else message[: LONGEST - 1] + "…"
-    return f"::{kind} {given}::{_data(shown)}"
+    escaped = {
+        name: _data(value).replace(":", "%3A").replace(",", "%2C") for name, value in properties.items() if value
+    }
+    given = ",".join(f"{name}={value}" for name, value in escaped.items())
+    return f"::{kind} {given}::{_data(cut(message, LONGEST))}"
 
 
 def _data(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
