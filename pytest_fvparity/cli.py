@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from fvcore.experiments import exits
 from fvcore.formats import FormatError, read_json, write_text
 from fvcore.gates import StageError
 from fvcore.model.spec import ModelError
@@ -64,7 +65,7 @@ def selftest(
     if markdown:
         write_text(markdown, faults_markdown(rows, known) + "\n")
     if red(rows):
-        raise typer.Exit(1)
+        raise typer.Exit(exits.FAILED)
 
 
 def _run_faults(ids: Sequence[str]) -> list[Row]:
@@ -109,7 +110,7 @@ def merge(reports: Reports, out: Annotated[Path, typer.Option(help="Folder for t
     _say(*(f"{'/'.join(report.named)}: {report.headline}" for report in merged))
     _say(f"{len(found)} report(s) merged into {len(merged)}: {out / 'summary.html'}")
     if any(report.overall_status not in GREEN for report in merged):
-        raise typer.Exit(1)
+        raise typer.Exit(exits.FAILED)
 
 
 @app.command()
@@ -264,4 +265,4 @@ def main() -> None:
         app()
     except (FormatError, ModelError, StageError, Contradiction, Unusable) as error:
         errors.print(f"fvparity: {error}", style="red", soft_wrap=True, markup=False)
-        raise SystemExit(2) from None
+        raise SystemExit(exits.USAGE) from None

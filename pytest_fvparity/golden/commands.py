@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from fvcore.experiments import exits
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -47,7 +49,7 @@ def list_goldens(
             _say(*([f"  {row.remove}"] if row.remove else []))
         _say(f"{len(rows)} golden(s)" if rows else "no golden")
     if strict and any(row.state in {"stale", "damaged"} for row in rows):
-        raise typer.Exit(1)
+        raise typer.Exit(exits.FAILED)
 
 
 def _table(rows: list[GoldenRow]) -> Table:
