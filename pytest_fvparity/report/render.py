@@ -181,7 +181,8 @@ def environment() -> Environment:
     templates.filters["used"] = lambda tolerances: largest_of(row["used"] for row in tolerances)
     # A word is no finite number, and no tolerance allows that.
     templates.filters["over"] = lambda share: isinstance(share, str) or (share is not None and share > 1)
-    templates.globals |= {"heat_map": heat_map, "largest_effect": largest_effect}
+    templates.filters["colour"] = colour
+    templates.globals["largest_effect"] = largest_effect
     return templates
 
 
@@ -284,31 +285,19 @@ def _summary_row(report: Report) -> dict[str, Any]:
 # ---------------------------------------------------------------- pictures
 
 
-Effects = Sequence[Sequence[float | str]]
-"""(layer, head); what is not finite is a word."""
-
-
-def largest_effect(*maps: Effects) -> float:
-    """The largest finite magnitude, 0.0 if there is none: one colour scale for all maps of a report."""
+def largest_effect(*maps: Sequence[Sequence[float | str]]) -> float:
+    """The largest finite magnitude, 0.0 if there is none: one colour scale for all maps (layer, head) of a report."""
     return max((abs(v) for aie in maps for row in aie for v in row if isinstance(v, float)), default=0.0)
 
 
-def heat_map(aie: Effects, largest: float, heads: Sequence[Sequence[int]] | None) -> dict[str, Any]:
-    """Geometry and colours of a layer x head map of AIE; `heads` are marked. Layer 0 is at the bottom."""
-    top = {tuple(head) for head in heads or ()}
+def colour(value: float | str, largest: float) -> str:
+    """Blue for negative, white for zero, orange for positive, which tells apart for all kinds of colour vision.
 
-    def cell(layer: int, head: int, value: float | str) -> dict[str, Any]:
-        fill = _colour(value / largest if largest else 0.0) if isinstance(value, float) else "none"
-        at = {"x": head, "y": len(aie) - 1 - layer, "layer": layer, "head": head}
-        return {**at, "value": value, "fill": fill, "top": (layer, head) in top}
-
-    cells = [cell(layer, head, value) for layer, row in enumerate(aie) for head, value in enumerate(row)]
-    return {"cells": cells, "width": max((len(row) for row in aie), default=0), "height": len(aie)}
-
-
-def _colour(share: float) -> str:
-    """Blue for negative, white for zero, orange for positive: tells apart for all kinds of colour vision."""
-    share = max(-1.0, min(1.0, share))
+    What is not finite is a word, and has none.
+    """
+    if isinstance(value, str):
+        return "none"
+    share = max(-1.0, min(1.0, value / largest if largest else 0.0))
     end = (214, 96, 20) if share > 0 else (33, 102, 172)
     strength = abs(share) ** 0.5  # small effects stay visible beside large ones
     red, green, blue = (round(255 + (channel - 255) * strength) for channel in end)
