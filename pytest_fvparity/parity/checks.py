@@ -17,7 +17,6 @@ from fvcore.gates import Finding, NotHeld, NotProvided, Stage, StageError, Verdi
 from pytest_fvparity.drill import drilled
 from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Answers, Implementation, copied
 from pytest_fvparity.parity.refinements import Continuation, refined
-from pytest_fvparity.parity.repeat import asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -209,10 +208,28 @@ class ParityRun:
             return artifact
 
         with self._measured(key):
-            artifact, changed = asked(answer, inputs, self.repeat, _axes) if self.repeat > 1 else (answer(inputs), None)
-        if changed:
-            self.memory.unsteady.setdefault(key, changed)
-        return artifact
+            return answer(inputs) if self.repeat == 1 else self._asked_again(key, answer, inputs)
+
+    def _asked_again(
+        self, key: str, answer: Callable[[Sequence[Artifact]], Artifact], inputs: Sequence[Artifact]
+    ) -> Artifact:
+        """The first answer; where a later one is another is remembered, for then no comparison says anything.
+
+        Each time the inputs are copies, for a candidate may edit them, or know them again; and the first answer is copied
+        before the next is asked for, for a candidate may keep what it gave, and edit that. Two answers are the same if
+        every value is, to the last bit, but that 0.0 and -0.0 are one value, and all NaN are.
+        """
+        from fvcore.compare import compare
+
+        first = copied(answer([copied(artifact) for artifact in inputs]))
+        for _ in range(self.repeat - 1):
+            again = answer([copied(artifact) for artifact in inputs])
+            if changed := compare(first, again, axes=_axes).first_mismatch:
+                by = "" if changed.abs_diff is None else f": differs by {changed.abs_diff:.3g}"
+                message = f"is not the same when asked again (asked {self.repeat} times){by}"
+                self.memory.unsteady.setdefault(key, replace(changed, message=message))
+                break
+        return first
 
     @contextmanager
     def _measured(self, key: str) -> Iterator[None]:
