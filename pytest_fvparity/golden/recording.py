@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +16,7 @@ import pytest
 
 from fvcore.formats import FormatError, write_json
 from fvcore.gates import StageError
+from pytest_fvparity import fixtures
 from pytest_fvparity.fixtures import load_model, recording_settings
 from pytest_fvparity.options import ParityOptions
 
@@ -35,6 +37,44 @@ class Job:
     record: Record
     path: Path
     place: str  # under the folder of goldens
+
+
+def require_allowed(config: pytest.Config, options: ParityOptions) -> None:
+    """Raises pytest.UsageError where nothing may be recorded: on several workers, and unasked in CI."""
+    flag = "--fv-golden-diff records" if options.golden_diff else "--fv-regen-golden writes"
+    on_workers = [getattr(config.option, name, None) for name in ("numprocesses", "tx")]
+    if any(on_workers) or hasattr(config, "workerinput"):
+        raise pytest.UsageError(f"{flag} goldens and cannot run on several workers: leave out -n")
+    in_ci = os.environ.get("CI", "").lower() not in {"", "0", "false"}
+    if in_ci and not (options.golden_diff or options.regen_allow_ci):
+        raise pytest.UsageError(
+            "--fv-regen-golden is refused in CI, where nobody reads what changes; --fv-regen-allow-ci"
+        )
+
+
+def before_tests(session: pytest.Session, options: ParityOptions) -> bool | None:
+    """Record the golden of every trials file of which a stage was selected; True where that is all there is to do."""
+    from pytest_fvparity.parity.suite import parity_stages
+
+    stages = {stage.path: stage for stage in parity_stages(session)}
+    for stage in stages.values():
+        _require_own_model(session, stage)
+    if options.regen_golden:
+        record_goldens(session.config, options, list(stages))
+        return None
+    if n_changed := diff_goldens(session.config, options, list(stages)):
+        raise session.Failed(f"--fv-golden-diff: {n_changed} golden(s) would change")
+    return True
+
+
+def _require_own_model(session: pytest.Session, stage: pytest.Item) -> None:
+    """The reference loads --fv-model by itself: what a fixture put in its place would not be recorded."""
+    definitions = session._fixturemanager.getfixturedefs("fv_model", stage) or ()
+    if definitions and definitions[-1].func.__module__ != fixtures.__name__:
+        raise pytest.UsageError(
+            f"--fv-regen-golden records --fv-model, and fixture fv_model is overridden in {definitions[-1].baseid or '.'}"
+            ": record without that override, with its model's directory as --fv-model"
+        )
 
 
 def record_goldens(config: pytest.Config, options: ParityOptions, files: Sequence[Path]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from fvcore.gates import Finding, Verdict, merge
+from pytest_fvparity.parity.ties import may_swap, tied_heads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fvcore.artifacts import Artifact
-    from fvcore.compare import Tolerance
     from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings
     from pytest_fvparity.parity.checks import ParityRun
@@ -127,7 +127,7 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
     }
     verdict = replace(_named_trials(run, verdict), details=details)
     at_heads = [f for f in verdict.findings if f.where.startswith("heads[")]
-    if not at_heads or not _is_tie(expected, actual, run.tolerances.of("top_heads")("aie")):
+    if not at_heads or not _are_tied(run, expected, actual):
         return verdict
     run.tied.add("top_heads")
     ties = tuple(
@@ -146,35 +146,13 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
     )
 
 
-def _is_tie(expected: Artifact, actual: Artifact, tolerance: Tolerance) -> bool:
-    """Whether the candidate ranks by its own effects, and each rank's head is, by the golden's effects, as good as the
-    golden's head of that rank."""
-    from fvcore.artifacts import tensor_leaf
-
-    aie, have = tensor_leaf(expected, "aie").double(), _pairs(actual)
-    own: Any = actual.get("aie")
-    if have is None or getattr(own, "shape", None) != aie.shape or len(set(map(tuple, have))) != len(have):
-        return False
-    n_layers, n_heads = aie.shape
-    if not all(0 <= layer < n_layers and 0 <= head < n_heads for layer, head in have):
-        return False
-    want = cast("list[list[int]]", expected["heads"])
-    allowed = tolerance.allowed(aie)
-    as_good = all(
-        bool((aie[tuple(w)] - aie[tuple(h)]).abs() <= allowed[tuple(w)]) for w, h in zip(want, have, strict=False)
-    )
-    return len(want) == len(have) and as_good and _ranked(have, own)
-
-
-def _ranked(heads: Sequence[Sequence[int]], aie: Tensor) -> bool:
-    """Whether these are the largest of `aie`, largest first, up to the rounding of a mean in fp32."""
+def _are_tied(run: ParityRun, expected: Artifact, actual: Artifact) -> bool:
     import torch
 
-    aie = aie.detach().double().cpu()
-    slack = 8 * torch.finfo(torch.float32).eps * float(aie.abs().max())
-    chosen = torch.stack([aie[tuple(head)] for head in heads])
-    best = aie.flatten().topk(len(heads)).values
-    return bool(((chosen - best).abs() <= slack).all())
+    want, have, aie, own = _pairs(expected), _pairs(actual), expected.get("aie"), actual.get("aie")
+    if want is None or have is None or not (isinstance(aie, torch.Tensor) and isinstance(own, torch.Tensor)):
+        return False
+    return tied_heads(want, have, aie, own, run.tolerances.of("top_heads")("aie"))
 
 
 def _measured_vector(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
@@ -308,7 +286,8 @@ def _tokens_apart(run: ParityRun, leaf: str, expected: Artifact, actual: Artifac
         return None
     following = run.continuation(trial, mode, want[:at]).double()
     apart = abs(float(following[want[at]] - following[have[at]]))
-    return apart if apart <= 2 * _legally_off(run, f"{mode}_logits", logits) else None
+    off = _legally_off(run, f"{mode}_logits", logits)
+    return apart if may_swap(apart, off, off) else None
 
 
 def _legally_off(run: ParityRun, leaf: str, logits: Tensor) -> float:

@@ -15,9 +15,9 @@ from pathlib import PurePath
 from typing import Any
 
 from fvcore.formats import json_text
-from fvcore.gates import Status
+from fvcore.gates import Status, blocked_behind
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.report.report import UNKNOWN, Check, Report, Shard, blocked_behind, conclusion
+from pytest_fvparity.report.report import UNKNOWN, Check, Report, Shard, conclusion
 
 SAYS_NOTHING = frozenset({Status.BLOCKED, Status.NOT_RUN})
 
