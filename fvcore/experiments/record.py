@@ -8,19 +8,19 @@ that was killed cannot be continued as another one.
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from fvcore.experiments.errors import OtherSettings
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.layout import Folder
 from fvcore.fast.chunks import Advance
-from fvcore.formats import FormatError, read_json, sha256, sha256_file, write_json
+from fvcore.formats import read_json, sha256, sha256_file, validated, write_json
+from fvcore.provenance import versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,7 @@ def read(folder: Folder) -> RunRecord:
     path = folder / layout.RUN_META
     if not path.is_file():
         return RunRecord()
-    try:
-        return RunRecord.model_validate(read_json(path))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise FormatError(f"{path}: not the record of a run (key {where!r}: {problem['msg'].lower()})") from None
+    return validated(RunRecord, read_json(path), path, "the record of a run")
 
 
 def begin(folder: Folder, stages: Sequence[Stage]) -> RunRecord:
@@ -131,18 +126,11 @@ def finish(folder: Folder, stage: Stage, files: Sequence[Path]) -> None:
 
 
 def _write(folder: Folder, record: RunRecord, stages: dict[str, StageRecord]) -> RunRecord:
-    import torch
-    import transformers
-
     found = record.model_copy(
         update={
             "settings_digest": digest({name: one.settings for name, one in stages.items()}),
             "stages": stages,
-            "versions": {
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "transformers": str(transformers.__version__),
-            },
+            "versions": versions(),
         }
     )
     if found != record or not (folder / layout.RUN_META).is_file():

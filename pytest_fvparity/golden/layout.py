@@ -122,7 +122,7 @@ def _manifest(results: _Results, staged: Path) -> Manifest:
     """Of what computed the results nothing is known."""
     identity = profile_of(results.lm, results.trials, results.settings).identity
     unknown = dict.fromkeys(("device", "attn_implementation", "engine"), UNKNOWN)
-    conditions = Conditions(model=results.lm.name, **unknown, threads=0, versions={})
+    conditions = Conditions.model_validate({"model": results.lm.name, **unknown, "threads": 0, "versions": {}})
     profile = Profile(identity=identity, conditions=conditions)
     return Manifest(
         schema_version=SCHEMA_VERSION,

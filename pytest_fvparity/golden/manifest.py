@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fvcore.formats import FormatError, json_text, read_json, sha256, sha256_file, write_text
+from fvcore.formats import FormatError, json_text, read_json, sentence, sha256, sha256_file, write_text
 from fvcore.gates import Refused
 from fvcore.profile import Profile
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -171,7 +171,7 @@ def read(path: Path) -> Manifest:
             )
         manifest = Manifest.model_validate(written)
     except (FormatError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300] if isinstance(error, FormatError) else sentence(error)
         raise DamagedGolden(f"{path}: the golden's manifest cannot be read: {reason}; {AGAIN}") from None
     actual = sealed(written)[DIGEST]
     if actual != manifest.digest:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from fvcore.artifacts import Artifact
 from fvcore.compare import EXACT, Tolerance
-from fvcore.formats import FormatError, read_yaml
+from fvcore.formats import FormatError, read_yaml, validated
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.parity.noise import Noise, is_number
 
@@ -146,12 +146,7 @@ def _row(tolerance: Tolerance, values: Sequence[Tensor]) -> dict[str, Any]:
 
 
 def _named(source: str, value: Any) -> list[tuple[str, Rule]]:
-    try:
-        rules = _RuleFile.model_validate(value).rules
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"])) or "the top level"
-        raise FormatError(f"{source}: {repr(place)[1:-1]:.200}: {problem['msg'].lower()}") from None
+    rules = validated(_RuleFile, value, source).rules
     for number, rule in enumerate(rules, start=1):
         if rule.key not in CHECK_KEYS:
             known = ", ".join(CHECK_KEYS)

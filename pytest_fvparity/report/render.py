@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from fvcore.formats import FormatError, csv_text, json_text, read_json, write_text
+from fvcore.formats import FormatError, csv_text, json_text, read_json, validated, write_text
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.error_grid import grids
 from pytest_fvparity.report.markdown import STEP_SUMMARY, within
@@ -98,12 +96,7 @@ def read_report(path: Path) -> Report:
     value = read_json(path)
     if isinstance(value, dict) and value.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise FormatError(f"{path}: a report of schema version {value['schema_version']}, not {SCHEMA_VERSION}")
-    try:
-        return Report.model_validate(value)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"])) or "the top level"
-        raise FormatError(f"{path}: not a parity report ({place}: {problem['msg'].lower()})") from None
+    return validated(Report, value, path, "a parity report")
 
 
 def write_report(report: Report, folder: Path, comparison: Comparison | None = None) -> None:

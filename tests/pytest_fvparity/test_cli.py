@@ -379,7 +379,7 @@ def test_a_run_leaves_no_comparison_of_an_earlier_one(
         (("empty",), "empty: no src_vs_fv_diff_report.json under this folder"),
         (("list.json",), "list.json: not a parity report (the top level: "),
         (("older.json",), "older.json: a report of schema version 0, not 1"),
-        (("lacking.json",), "lacking.json: not a parity report (checks: field required)"),
+        (("lacking.json",), "lacking.json: not a parity report (missing key 'checks')"),
         (("hollow.json",), "the report of words/fixed_trials_x cannot be rendered (UndefinedError: "),
         (
             ("reports", "--against", "a.json"),

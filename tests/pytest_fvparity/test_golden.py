@@ -259,7 +259,7 @@ def test_a_file_the_manifest_does_not_vouch_for_is_named(name: str, path: Path) 
     [
         ("{", "not valid JSON"),
         ("[]", "valid dictionary"),
-        ('{"schema_version": 3}', "profile Field required"),
+        ('{"schema_version": 3}', "missing key 'profile'"),
         (b"\xff\xfe", "not UTF-8 text"),
         (None, "no such file"),
     ],

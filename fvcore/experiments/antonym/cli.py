@@ -257,12 +257,12 @@ def settings_from(kind: type[Chosen], chosen: dict[str, Any]) -> Chosen:
     """Settings of options; raises ModelError with the option that does not fit."""
     from pydantic import ValidationError
 
+    from fvcore.formats import sentence
+
     try:
         return kind.model_validate(chosen)
     except ValidationError as error:
-        problem = error.errors()[0]
-        option = "--" + str(problem["loc"][0]).replace("_", "-")
-        raise ModelError(f"{option}: {problem['msg'].lower()} (found {problem['input']!r})") from None
+        raise ModelError(sentence(error, named=lambda name: "--" + name.partition(".")[0].replace("_", "-"))) from None
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fvcore.experiments.clock import now
 from fvcore.formats import read_text, write_text
+from fvcore.provenance import now
 
 
 class Log:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from fvcore.experiments import page
-from fvcore.experiments.clock import now
 from fvcore.experiments.pictures import data_uri
 from fvcore.experiments.relation import files, overview, pictures, status
 from fvcore.experiments.relation.intervals import RANDOM, TOP
@@ -16,6 +15,7 @@ from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.scores import Row
 from fvcore.formats import FormatError, read_bytes, read_json
+from fvcore.provenance import now
 
 SHOWN = 20  # heads of a q_id in its table
 

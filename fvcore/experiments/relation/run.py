@@ -6,14 +6,12 @@ came, what failed and why, and the pictures.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from fvcore.experiments.clock import now
 from fvcore.experiments.progress import Progressing, Quiet
 from fvcore.experiments.relation import files, overview, report, status
 from fvcore.experiments.relation.data import Relation
@@ -23,6 +21,7 @@ from fvcore.experiments.relation.unit import ModelFacts, Outcome, Unit, fresh, r
 from fvcore.experiments.steps.layout import Folder
 from fvcore.formats import FormatError, read_json, write_json
 from fvcore.model.model import LanguageModel
+from fvcore.provenance import now, versions
 
 
 class Workers(Protocol):
@@ -129,20 +128,12 @@ def _write_meta(relation: Relation, root: Path, settings: RelationSettings, fact
 
     each q_id answers for its own pairs.
     """
-    import torch
-    import transformers
-
     path, deciding = root / files.RUN_META, settings.deciding() | facts.identity
     before: Any = read_json(path) if path.is_file() else {}
     if not isinstance(before, dict) or (before and not isinstance(before.get("settings"), dict)):
         raise FormatError(f"{path}: not the record of a run over a relation")
     if before:
         status.require_same(root, before["settings"], deciding)
-    versions = {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "transformers": str(transformers.__version__),
-    }
     value = {
         "schema_version": 1,
         "created_at": before.get("created_at") or now(),
@@ -157,7 +148,7 @@ def _write_meta(relation: Relation, root: Path, settings: RelationSettings, fact
         "n_heads": facts.n_heads,
         "settings_digest": status.digest_of(deciding),
         "settings": deciding,
-        "versions": versions,
+        "versions": versions(),
     }
     if value != before:
         write_json(path, value)

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from fvcore.experiments.clock import now
 from fvcore.experiments.errors import OtherSettings
 from fvcore.experiments.record import digest
 from fvcore.experiments.relation import files
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.layout import Folder
-from fvcore.formats import FormatError, read_json, sha256_file, write_json
+from fvcore.formats import read_json, sha256_file, validated, write_json
+from fvcore.provenance import now
 
 State: TypeAlias = Literal["pending", "running", "completed", "failed", "skipped"]
 COMPLETED = "all stages completed"
@@ -51,12 +51,7 @@ def read(folder: Folder) -> Status | None:
     path = folder / files.STATUS
     if not path.is_file():
         return None
-    try:
-        return Status.model_validate(read_json(path))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise FormatError(f"{path}: not a q_id's status (key {where!r}: {problem['msg'].lower()})") from None
+    return validated(Status, read_json(path), path, "a q_id's status")
 
 
 def all_of(root: Path) -> dict[str, Status]:

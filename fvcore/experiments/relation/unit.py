@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fvcore.experiments.clock import now
 from fvcore.experiments.errors import OtherSettings, StepError
 from fvcore.experiments.progress import Progressing, Quiet
 from fvcore.experiments.record import RunRecord
@@ -29,6 +28,7 @@ from fvcore.experiments.steps.settings import identity
 from fvcore.fast.chunks import Advance
 from fvcore.formats import write_text
 from fvcore.model.model import LanguageModel
+from fvcore.provenance import now
 from fvcore.trials import WordPair
 
 

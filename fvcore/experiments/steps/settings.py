@@ -11,6 +11,7 @@ from fvcore.experiments.steps.scores import SCORES
 from fvcore.fast import engines
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
+from fvcore.provenance import model_identity
 
 STEP6_KEYS = ("delta_acc", "mean_delta_logit", "mean_delta_logprob", "mean_delta_p")
 """What the best injection layer can be chosen by."""
@@ -94,13 +95,4 @@ def settings_of(stage: str, settings: Settings, lm: LanguageModel) -> dict[str, 
 
 
 def identity(lm: LanguageModel, settings: Settings) -> dict[str, Any]:
-    return {
-        "model": safe_name(lm.name),
-        "weights_sha": lm.weights_sha,
-        "tokenizer_sha": lm.tokenizer_sha,
-        "dtype": lm.dtype,
-        "device": lm.device.type,
-        "quant": lm.quant,
-        "attn_implementation": lm.attn_implementation,
-        "engine": engines.chosen(lm, settings.engine),
-    }
+    return {"model": safe_name(lm.name)} | model_identity(lm) | {"engine": engines.chosen(lm, settings.engine)}
