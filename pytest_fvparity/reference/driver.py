@@ -10,7 +10,7 @@ must be normalised to run on today's libraries; it never edits the checkout and 
    probed again: one that has no effect is an error.
 4. Record, and refuse to record what is not alive: effects that are zero everywhere, an injection that moves no logit,
    a number that is not finite, labels that do not line up with tokens.
-5. Run again under the legal variations that the job lists, for the noise of what was recorded.
+5. Run again under the legal variations that the job lists, for the noise of what was recorded, here or by another process.
 """
 
 from __future__ import annotations
@@ -542,6 +542,10 @@ class Recorder:
     # ------------------------------------------------------------ all of it
 
     def record(self) -> dict[str, Any]:
+        import torch
+
+        if "recorded" in self.job:  # by another process
+            return {"varied": self.all_varied(torch.load(self.job["recorded"], weights_only=True)["artifacts"])}
         artifacts = {"prompt_boundary": self.prompt_boundary(), "slot_map": self.slot_map()}
         return self._recorded(artifacts if self.job["words_only"] else artifacts | self.numbers())
 
@@ -565,8 +569,11 @@ class Recorder:
                 "attn_implementation": self.model.config._attn_implementation,
                 "versions": versions(),
             },
-            "varied": {change["name"]: self.varied(change, artifacts) for change in self.job["variations"]},
+            "varied": self.all_varied(artifacts),
         }
+
+    def all_varied(self, recorded: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        return {change["name"]: self.varied(change, recorded) for change in self.job["variations"]}
 
     def varied(self, change: dict[str, Any], recorded: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """The numeric keys again, on other kernels or threads; the recorded heads count, or a tie would look like noise."""

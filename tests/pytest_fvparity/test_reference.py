@@ -75,7 +75,7 @@ def fixed(llama: LanguageModel, tmp_path: Path) -> FixedTrials:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver without a process of its own, which takes seconds to start; what the process adds is tested apart."""
 
-    def start(_: str, path: Path) -> None:
+    def start(_: str, path: Path, __: Any) -> None:
         job, n_threads = json.loads(path.read_text()), torch.get_num_threads()
         try:
             with imported_for_a_while(), torch.no_grad():
