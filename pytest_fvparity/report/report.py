@@ -156,6 +156,11 @@ class Report(_Model):
     heads: dict[str, Any]
     shards: list[Shard] = []
 
+    @property
+    def named(self) -> tuple[str, str]:
+        """The trials it is of: dataset and id."""
+        return self.dataset, self.fixed_trials_id
+
 
 def assemble(
     trials_file: str,
