@@ -13,7 +13,7 @@ from statistics import fmean
 from fvcore.experiments.record import Stage
 from fvcore.experiments.relation import files
 from fvcore.experiments.relation.settings import RelationSettings
-from fvcore.experiments.relation.statistics import Interval, mean_interval, share_interval
+from fvcore.experiments.statistics import Interval, mean_interval, share_interval
 from fvcore.experiments.steps import layout, sampled
 from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.scores import Row
