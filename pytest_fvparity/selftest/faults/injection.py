@@ -71,7 +71,8 @@ def in_these_leaves_alone(bed: Bed, candidate: Implementation, *expected: str) -
     "a callback that edits tuples only, on blocks that return tensors",
     "the hook passes by an output that is no tuple",
     KEY,
-    "no logit moves on any trial",
+    "an error that names the layer: logits without and with the vector are equal",
+    Outcome.ERRORS,
     families=("llama", "gpt2", "gpt_neox", "qwen3"),  # a block of gptj returns a tuple, and the callback edits it
 )
 def tuples_only(bed: Bed) -> AbstractContextManager[Implementation]:
@@ -89,7 +90,8 @@ def tuples_only(bed: Bed) -> AbstractContextManager[Implementation]:
     "a copy edited and not returned",
     "the hook adds the vector to a clone and returns nothing",
     KEY,
-    "no logit moves on any trial",
+    "an error that names the layer: logits without and with the vector are equal",
+    Outcome.ERRORS,
 )
 def copy_not_returned(bed: Bed) -> AbstractContextManager[Implementation]:
     def adding(lm: LanguageModel, layer: int, vector: Tensor, token: int = -1) -> AbstractContextManager[None]:
@@ -119,7 +121,8 @@ def wrong_module(bed: Bed) -> AbstractContextManager[Implementation]:
     "hook on a module that never runs, and nobody counts",
     "the same with a hook of the candidate's own",
     KEY,
-    "no logit moves on any trial",
+    "an error that names the layer: logits without and with the vector are equal",
+    Outcome.ERRORS,
 )
 def wrong_module_silently(bed: Bed) -> AbstractContextManager[Implementation]:
     blocks = copy.deepcopy(bed.lm.blocks)
