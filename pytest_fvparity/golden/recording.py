@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,7 +23,6 @@ from pytest_fvparity.options import ParityOptions
 if TYPE_CHECKING:
     from fvcore.trials import FixedTrials
     from pytest_fvparity.golden.golden import Record
-    from pytest_fvparity.reference.reference import Recording
 
 DIFF = "golden_diff.json"
 
@@ -87,10 +86,10 @@ def record_goldens(config: pytest.Config, options: ParityOptions, files: Sequenc
     from pytest_fvparity.golden import golden
 
     def one(job: Job) -> None:
-        done = golden.regenerate(job.record, job.path)
-        _tell(config, f"fvparity: recorded {done.path} twice, byte for byte the same")
-        _tell(config, *(f"  {key:<18}{change}" for key, change in done.changes.items()))
-        _tell(config, f"  {golden.Golden.open(done.path).noise}")
+        changes = golden.regenerate(job.record, job.path)
+        _tell(config, f"fvparity: recorded {job.path} twice, byte for byte the same")
+        _tell(config, *(f"  {key:<18}{change}" for key, change in changes.items()))
+        _tell(config, f"  {golden.Golden.open(job.path).noise}")
 
     _each("--fv-regen-golden", options, files, one)
 
@@ -101,13 +100,12 @@ def diff_goldens(config: pytest.Config, options: ParityOptions, files: Sequence[
     from pytest_fvparity.golden.diff import GoldenDiff
 
     def one(job: Job) -> bool:
-        done = golden.rehearse(job.record, job.path)
-        diff = GoldenDiff(golden=job.place, keys=done.changes)
+        diff = GoldenDiff(golden=job.place, keys=golden.rehearse(job.record, job.path))
         written = options.report_dir / job.fixed.dataset / job.fixed.id / DIFF
         write_json(written, diff.model_dump(mode="json"))
         verdict = "would change" if diff.changes else "would stay as it is"
-        _tell(config, f"fvparity: {done.path} {verdict}; nothing was written there")
-        _tell(config, *(f"  {key:<18}{change}" for key, change in done.changes.items()), f"  {written}")
+        _tell(config, f"fvparity: {job.path} {verdict}; nothing was written there")
+        _tell(config, *(f"  {key:<18}{change}" for key, change in diff.keys.items()), f"  {written}")
         return diff.changes
 
     return sum(_each("--fv-golden-diff", options, files, one))
@@ -115,26 +113,18 @@ def diff_goldens(config: pytest.Config, options: ParityOptions, files: Sequence[
 
 def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable[[Job], Done]) -> list[Done]:
     """Do something with every golden of the run, once all are known to be recordable."""
-    if not files:
-        raise pytest.UsageError(f"{flag}: no parity stage is selected, so there is nothing to record")
-    finished: list[str] = []
-    results: list[Done] = []
-    with _refusals(flag, finished):
-        for job in list(_jobs(options, files)):
-            results.append(do(job))
-            finished.append(job.fixed.id)
-    return results
-
-
-@contextmanager
-def _refusals(flag: str, finished: Sequence[str]) -> Iterator[None]:
     from fvcore.model.model import ModelError
 
+    if not files:
+        raise pytest.UsageError(f"{flag}: no parity stage is selected, so there is nothing to record")
+    results: dict[str, Done] = {}
     try:
-        yield
+        for job in list(_jobs(options, files)):
+            results[job.fixed.id] = do(job)
     except (StageError, FormatError, ModelError) as error:
-        before = f" (done before it: {', '.join(finished)})" if finished else ""
+        before = f" (done before it: {', '.join(results)})" if results else ""
         raise pytest.UsageError(f"{flag}: {error}{before}") from error
+    return list(results.values())
 
 
 def _jobs(options: ParityOptions, files: Sequence[Path]) -> Iterator[Job]:
@@ -148,12 +138,9 @@ def _jobs(options: ParityOptions, files: Sequence[Path]) -> Iterator[Job]:
     settings.require_fit(lm)
     for fixed in [read_trials(file) for file in files]:
         require_verified(fixed, lm.tokenizer)
-
-        def record(with_noise: bool, fixed: FixedTrials = fixed) -> Recording:
-            return reference.run(options.src, lm, fixed, settings, options.src_python, with_noise)
-
         place = golden.relative_path(fixed.dataset, fixed.id, options.reference_profile)
         path = (options.golden or options.rootdir / "golden") / place
+        record = partial(reference.run, options.src, lm, fixed, settings, options.src_python)
         yield Job(fixed, record, path, place.as_posix())
 
 

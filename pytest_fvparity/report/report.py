@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from fvcore.gates import Finding, StageResult, Status, settled
+from fvcore.provenance import now
 from pytest_fvparity.golden.part import NOT_COMPARED
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 
@@ -156,9 +156,10 @@ class Report(_Model):
     heads: dict[str, Any]
     shards: list[Shard] = []
 
-
-def now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    @property
+    def named(self) -> tuple[str, str]:
+        """The trials it is of: dataset and id."""
+        return self.dataset, self.fixed_trials_id
 
 
 def assemble(

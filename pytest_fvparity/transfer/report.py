@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from fvcore.formats import json_text
 from fvcore.gates import UNHARMED, StageResult, Status
+from fvcore.provenance import now
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.report.report import now
 from pytest_fvparity.transfer.runs import QId
 from pytest_fvparity.transfer.stages import KEYS
 

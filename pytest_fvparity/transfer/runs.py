@@ -41,7 +41,7 @@ def q_ids_of(root: Path, chosen: Sequence[str] = ()) -> list[QId]:
     found = {path.parents[1].name: path for path in sorted(root.glob(f"*/{STATUS}"))}
     if not found:
         raise FormatError(
-            f"{root}: no relation run (no */{STATUS}); `fvcore relation run --relation-csv FILE --model MODEL` makes one"
+            f"{root}: no relation run (no */{STATUS}); `fvcore relation run --dataset FILE --model MODEL` makes one"
         )
     if missing := [name for name in chosen if name not in found]:
         raise FormatError(f"{root}: no q_id {missing[0]!r}; there are {', '.join(found)}")

@@ -69,18 +69,16 @@ def _require_same_model(run: Transfer) -> None:
 
 
 def _damaged(run: Transfer) -> list[str]:
-    from fvcore.experiments.relation import status
-
-    return status.damage(run.folder, run.status)
+    return run.status.damage(run.folder)
 
 
 def _missing(run: Transfer) -> Iterator[str]:
     """Of the files that a completed q_id must have, those that it neither names nor holds."""
     from fnmatch import fnmatchcase
 
-    from fvcore.experiments.relation import status
+    from fvcore.experiments.relation import gates
 
-    for pattern in status.required(run.status.config["model"], run.lm.n_layers, run.status.q_id):
+    for pattern in gates.required(run.status.config["model"], run.lm.n_layers, run.status.q_id):
         glob = pattern.replace("[", "[[]")
         if not any(fnmatchcase(name, glob) for name in run.status.files) and not run.folder.names(glob):
             yield pattern

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.relation import files
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
 from fvcore.formats import read_csv, read_json, read_pt, sha256_file, write_csv, write_json, write_pt
 from fvcore.gates import StageResult, Status, run_suite
 from fvcore.model import model as models
