@@ -88,9 +88,9 @@ def load_model(options: ParityOptions, device: str) -> LanguageModel:
     if spec is not None and spec.defaults:
         said = ", ".join(f"{name} {value}" for name, value in spec.defaults.items())
         warnings.warn(f"{LEFT} of spec {spec.name!r} ({said}); the options decide", models.ModelWarning, stacklevel=2)
-    placed = {"device": device} if options.device_map is None else {"device_map": options.device_map}
     how: dict[str, Any] = {name: getattr(options, name) for name in ("dtype", "attn", "seed", "quant")}
-    return models.load(options.model, spec=spec, **how, **placed)
+    how |= {"device": device} if options.device_map is None else {"device_map": options.device_map}
+    return models.load(options.model, spec=spec, **how)
 
 
 LEFT = "parity ignores the defaults"
