@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from fvcore.experiments.clock import now
 from fvcore.formats import read_text, write_text
+from fvcore.provenance import now
 
 if TYPE_CHECKING:
     from fvcore.experiments.status import Outcome

@@ -8,18 +8,18 @@ that was killed cannot be continued as another one.
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from fvcore.experiments.folder import Folder, differences, refuse_others
 from fvcore.experiments.progress import Progressing, Quiet
 from fvcore.fast.chunks import Advance
-from fvcore.formats import FormatError, read_json, sha256, sha256_file, write_json
+from fvcore.formats import read_json, sha256, sha256_file, validated, write_json
+from fvcore.provenance import versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +65,6 @@ def digest(value: Any) -> str:
     return sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
 
 
-def versions() -> dict[str, str]:
-    import torch
-    import transformers
-
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    return found | {"transformers": str(transformers.__version__)}
-
-
 @dataclass(frozen=True, slots=True)
 class Record:
     """The record of a folder, in the file of this name in it."""
@@ -101,12 +93,7 @@ class Record:
         path = self.folder / self.file
         if not path.is_file():
             return RunRecord()
-        try:
-            return RunRecord.model_validate(read_json(path))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"]))
-            raise FormatError(f"{path}: not the record of a run (key {where!r}: {problem['msg'].lower()})") from None
+        return validated(RunRecord, read_json(path), path, "the record of a run")
 
     def begin(self, stages: Sequence[Stage]) -> RunRecord:
         """Record the settings of stages that will run; raises OtherSettings, naming what differs, if there are others."""

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from fvcore.experiments.clock import now
 from fvcore.experiments.errors import Failure
 from fvcore.experiments.folder import Folder
-from fvcore.formats import FormatError, read_json, sha256_file, write_json
+from fvcore.formats import read_json, sha256_file, validated, write_json
+from fvcore.provenance import now
 
 State: TypeAlias = Literal["pending", "running", "completed", "failed", "skipped"]
 Kind = TypeVar("Kind", bound="UnitStatus")
@@ -47,12 +47,7 @@ class UnitStatus(BaseModel):
         path = folder / cls.FILE
         if not path.is_file():
             return None
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"]))
-            raise FormatError(f"{path}: not a unit's status (key {where!r}: {problem['msg'].lower()})") from None
+        return validated(cls, read_json(path), path, "a unit's status")
 
     @classmethod
     def all_of(cls: type[Kind], root: Path) -> dict[str, Kind]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from fvcore.experiments import page
-from fvcore.experiments.clock import now
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.pictures import data_uri
 from fvcore.experiments.relation import files, pictures
@@ -16,6 +15,7 @@ from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.scores import Row
 from fvcore.formats import FormatError, read_bytes, read_csv, read_json, write_csv
+from fvcore.provenance import now
 
 COLUMNS = (
     "q_id", "status", "reason", "rows", "n_trials", "n_queries", "topk", "best_head", "aie", "aie_low", "aie_high",

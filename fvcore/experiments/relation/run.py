@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fvcore.experiments.clock import now
 from fvcore.experiments.folder import Folder, locked, require_same
 from fvcore.experiments.progress import Log
-from fvcore.experiments.record import digest, versions
+from fvcore.experiments.record import digest
 from fvcore.experiments.relation import files, report
 from fvcore.experiments.relation.config import RelationSettings
 from fvcore.experiments.relation.data import Relation
@@ -26,6 +25,7 @@ from fvcore.experiments.status import Outcome
 from fvcore.experiments.workers import Workers
 from fvcore.formats import FormatError, read_json, write_json
 from fvcore.model.model import LanguageModel
+from fvcore.provenance import now, versions
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fvcore.experiments.clock import now
 from fvcore.experiments.errors import Failure, OtherSettings
 from fvcore.experiments.folder import Folder, require_same
 from fvcore.experiments.progress import Progressing, Quiet
@@ -21,6 +20,7 @@ from fvcore.experiments.steps.run import record_of, stages_of
 from fvcore.experiments.steps.settings import chosen_steps, identity
 from fvcore.formats import write_text
 from fvcore.model.model import LanguageModel
+from fvcore.provenance import now
 from fvcore.trials import WordPair
 
 

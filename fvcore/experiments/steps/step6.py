@@ -14,7 +14,6 @@ from statistics import fmean
 
 from torch import Tensor
 
-from fvcore.experiments.clock import now
 from fvcore.experiments.errors import NotFinite, StepError, TargetError
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
@@ -28,6 +27,7 @@ from fvcore.formats import read_json, read_pt, write_json, write_jsonl, write_te
 from fvcore.injection import InjectedReadings, inject_readings
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import BoundaryError, Prompt
+from fvcore.provenance import now
 
 TAIL = 16  # ids of a tail
 CHARACTERS = 30

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from fvcore.experiments.clock import now
 from fvcore.experiments.errors import NotFinite, OtherSettings, StepError, TargetError, TokensError, cause_of
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.relation import compute, files
@@ -27,6 +26,7 @@ from fvcore.experiments.workers import Local
 from fvcore.formats import FormatError, read_json, write_json, write_text
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import BosError, BoundaryError
+from fvcore.provenance import now
 from fvcore.slots import SlotError
 from fvcore.trials import WordPair
 from tests.fvcore.experiments.relation.worlds import SMALL, known, run_small, small, tree
