@@ -26,6 +26,11 @@ class TransferWorld:
     root: Path
     golden: Path
 
+    @classmethod
+    def below(cls, folder: Path) -> TransferWorld:
+        """The world that `make_transfer_world` made in `folder`."""
+        return cls(folder / "run" / "tiny-llama", folder / "golden")
+
     @property
     def options(self) -> list[str]:
         # With `=`: pytest takes an existing path that stands alone for a test path, and moves its rootdir there.
@@ -34,11 +39,11 @@ class TransferWorld:
 
 def make_transfer_world(folder: Path) -> TransferWorld:
     """The golden of Q1 is what engine `exact` gives: planted faults are the only difference."""
-    csv, root = folder / "pairs.csv", folder / "run" / "tiny-llama"
+    world, csv = TransferWorld.below(folder), folder / "pairs.csv"
     rows = [f"{q_id},{a},{b}" for q_id, pairs in PAIRS.items() for a, b in pairs]
     csv.write_text("\r\n".join(["id,ex_A,ex_B", *rows, ""]))
     lm = models.load("tiny-llama")
-    run(data.read(csv), root, SETTINGS, Local(lm))
+    run(data.read(csv), world.root, SETTINGS, Local(lm))
     settings = pipeline.Settings(edit_layer=3, n_top_heads=4)
-    record(lm, read_trials(root / "Q1" / "artifacts" / "sampled_trials.json"), folder / "golden", settings)
-    return TransferWorld(root, folder / "golden")
+    record(lm, read_trials(world.root / "Q1" / "artifacts" / "sampled_trials.json"), world.golden, settings)
+    return world
