@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from fvcore.gates import NON_BLOCKING, Stage, StageError, StageResult, Status, run_stage
-from pytest_fvparity.drill.found import lines as drill_lines
+from pytest_fvparity.drill.conclusion import lines as drill_lines
 from pytest_fvparity.options import OPTIONS_KEY
 from pytest_fvparity.parity.checks import STAGES, TITLES, Memory
 from pytest_fvparity.parity.implementation import CHECK_KEYS

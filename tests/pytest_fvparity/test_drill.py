@@ -29,8 +29,8 @@ from fvcore.pipeline import Pipeline, Settings, slots_of, trial_keys
 from pytest_fvparity import shipped
 from pytest_fvparity.candidates.adapters.torch_hooks import TorchHooks
 from pytest_fvparity.candidates.candidates import FromFolder
-from pytest_fvparity.drill.doors import Watched
-from pytest_fvparity.drill.found import lines
+from pytest_fvparity.drill.candidate_modules import Watched
+from pytest_fvparity.drill.conclusion import lines
 from pytest_fvparity.golden.golden import Golden, relative_path
 from pytest_fvparity.parity.checks import ParityRun, check
 from pytest_fvparity.parity.tolerances import Tolerances
