@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fvcore import pipeline
-from fvcore.experiments.relation import sampling
+from fvcore.experiments.relation import data as sampling
 from fvcore.experiments.steps.sampled import Draw, of_draws
 from fvcore.experiments.steps.scores import ranked, read_scores
 from fvcore.formats import write_csv
