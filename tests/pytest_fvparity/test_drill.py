@@ -20,7 +20,7 @@ from torch import Tensor
 from fvcore import trials
 from fvcore.activations import head_activations
 from fvcore.artifacts import Artifact
-from fvcore.embedded.random_models import BED_TOKENIZERS, random_model, toy_tokenizer, trials_for
+from fvcore.embedded.random_models import RIG_TOKENIZERS, random_model, toy_tokenizer, trials_for
 from fvcore.gates import StageError, Verdict
 from fvcore.model import model as models
 from fvcore.model.hooks import read_heads
@@ -76,7 +76,7 @@ class Ground:
 
 @cache
 def ground(family: str) -> Ground:
-    tokenizer = toy_tokenizer(BED_TOKENIZERS[family])
+    tokenizer = toy_tokenizer(RIG_TOKENIZERS[family])
     lm = LanguageModel.wrap(random_model(family, len(tokenizer), n_layers=3), tokenizer, f"random-{family}")
     fixed = trials_for(lm, seed=1)  # its first prompt is the shortest, so that it is padded
     sound = Pipeline(lm, fixed, SETTINGS)
