@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from fvcore.experiments.antonym.cli import app as runtime_app
-from fvcore.experiments.evaluation.cli import evaluate
+from fvcore.experiments.evaluation.cli import register as add_eval
 from fvcore.experiments.relation.cli import app as relation_app
 from fvcore.formats import FormatError
 from fvcore.model import commands as spec_cli
@@ -18,7 +18,7 @@ from fvcore.model.spec import ModelError
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Function vectors: data and experiments.")
 trials_app = typer.Typer(no_args_is_help=True, help="Fixed trials: make a file, verify a file.")
 app.add_typer(trials_app, name="trials")
-app.command("eval")(evaluate)
+add_eval(app)
 app.add_typer(runtime_app, name="runtime")
 app.add_typer(relation_app, name="relation")
 app.add_typer(spec_cli.app, name="spec")
