@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+MOST_TICKS = 24
+
 
 def whole_numbers(axis: Any, at_most: int = 16) -> None:
     """Ticks at whole numbers alone, where layers or heads are counted."""
@@ -15,8 +17,10 @@ def whole_numbers(axis: Any, at_most: int = 16) -> None:
     axis.set_major_locator(MaxNLocator(integer=True, nbins=at_most, min_n_ticks=1))
 
 
-def heat_map(axes: Any, grid: Any, outer: float, linear: float, circled: Sequence[tuple[int, int]] = ()) -> Any:
-    """Values of (layer, head), layer 0 at the bottom; some heads circled.
+def heat_map(
+    axes: Any, grid: Any, outer: float, linear: float, circled: Sequence[tuple[int, int]] = (), label: str = ""
+) -> Any:
+    """Values of (layer, head), layer 0 at the bottom; some heads circled; `label` says what the values are.
 
     Colours grow linearly up to `linear`, like a logarithm up to `outer`, and no more beyond; zero is their middle.
     """
@@ -31,9 +35,9 @@ def heat_map(axes: Any, grid: Any, outer: float, linear: float, circled: Sequenc
     axes.scatter(*at, **ring, edgecolors="black", linewidths=2.6)
     axes.scatter(*at, **ring, edgecolors="white", linewidths=1.4, label=f"top {len(circled)}")
     axes.set(xlabel="head", ylabel="layer")
-    whole_numbers(axes.xaxis, 24)
-    whole_numbers(axes.yaxis, 24)
-    axes.figure.colorbar(image, ax=axes)
+    whole_numbers(axes.xaxis, MOST_TICKS)
+    whole_numbers(axes.yaxis, MOST_TICKS)
+    axes.figure.colorbar(image, ax=axes, label=label)
     return axes
 
 

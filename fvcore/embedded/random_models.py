@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any
 
 from fvcore.formats import sha256
-from fvcore.model.model import LanguageModel
 from fvcore.prompts import PromptTemplate, prompt_at_boundary, require_bos_agreement
 from fvcore.trials import PREFIXES, FixedTrials, Meta, TemplatePart, WordPair, sample, text_of
+
+# The lists below are read where nothing else of a model is: torch and transformers come with the first model.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from fvcore.model.model import LanguageModel
 
 SIZES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
@@ -92,6 +93,9 @@ def toy_tokenizer(kind: str = "bos", pairs: Sequence[tuple[str, str]] = PAIRS) -
     `plain`: as `bos`, without BOS. `eos`: appends an end-of-text token to every encoding. All but `gpt2` join
     punctuation that ends a word with the newlines after it. `pairs` are the words it knows.
     """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     newlines = r"\n\n(?![^\n])|\n" if kind == "gpt2" else r" ?[.!?]\n*|\n\n|\n"
     pattern = newlines + r"| ?[A-Za-z]{1,4}|[^A-Za-z\s]|\s"
     specials = ["<|endoftext|>", "<s>", "</s>", "[UNK]"]
@@ -119,6 +123,9 @@ def toy_tokenizer(kind: str = "bos", pairs: Sequence[tuple[str, str]] = PAIRS) -
 
 def random_model(family: str, vocab_size: int, seed: int = 0, n_layers: int = 2) -> Any:
     """Two layers; four or five heads; d_model 32, or 40 in the further families."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     torch.manual_seed(seed)
     sizes = _further_sizes(family, n_layers) if family in FURTHER else _sizes(family, n_layers)
     config = AutoConfig.for_model(
@@ -175,6 +182,8 @@ def random_lm(
     pairs: Sequence[tuple[str, str]] = PAIRS,
 ) -> LanguageModel:
     """A tiny random model with a toy tokenizer; saved to `directory` if one is given."""
+    from fvcore.model.model import LanguageModel
+
     tokenizer = toy_tokenizer(kind or ("gpt2" if family == "gpt2" else "bos"), pairs)
     hf = random_model(family, len(tokenizer), seed)
     if directory is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from fvcore.formats import FormatError, read_yaml
+from fvcore.formats import FormatError, read_yaml, validated
 from fvcore.trials import Meta, TemplatePart
 
 SHIPPED = {path.stem: path for path in Path(__file__).parent.glob("*.yaml")}
@@ -17,11 +17,11 @@ class Locked(FormatError):
     """A run differs from its lock profile."""
 
 
-class _Record(BaseModel):
+class _LockPart(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
-class Fixed(_Record):
+class Fixed(_LockPart):
     """Fields that a run must not change."""
 
     seed: int
@@ -32,14 +32,14 @@ class Fixed(_Record):
     reference_profile: str
 
 
-class Defaults(_Record):
+class Defaults(_LockPart):
     n_top_heads: int
     token_class_idx: int
     edit_layer: int
     max_trials: int
 
 
-class Lock(_Record):
+class Lock(_LockPart):
     name: str
     locked: Fixed
     defaults: Defaults
@@ -50,27 +50,16 @@ class Lock(_Record):
         path = SHIPPED.get(name, Path(name).expanduser())
         if not path.is_file():
             raise FormatError(f"--profile {name}: no such file, and none ships under that name ({', '.join(SHIPPED)})")
-        try:
-            return cls.model_validate(read_yaml(path))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(map(str, problem["loc"])) or "the top level"
-            raise FormatError(f"{path}: not a lock profile ({place}: {problem['msg'].lower()})") from None
+        return validated(cls, read_yaml(path), path, "a lock profile")
 
     def require(self, meta: Meta, n_trials: int, reference_profile: str) -> None:
         """Refuse trials or a target rule of another plan, naming every field that differs."""
-        found: dict[str, Any] = {
-            "seed": meta.seed,
-            "n_shots": meta.n_shots,
-            "n_trials": n_trials,
-            "prefixes": meta.prefixes,
-            "separators": meta.separators,
-            "reference_profile": reference_profile,
-        }
+        beside = {"n_trials": n_trials, "reference_profile": reference_profile}
+        found = {name: beside.get(name, getattr(meta, name, None)) for name in Fixed.model_fields}
         wrong = [
-            f"{name}: {_shown(getattr(self.locked, name))} is locked, found {_shown(value)}"
-            for name, value in found.items()
-            if value != getattr(self.locked, name)
+            f"{name}: {_shown(wanted)} is locked, found {_shown(found[name])}"
+            for name, wanted in self.locked
+            if found[name] != wanted
         ]
         if wrong:
             raise Locked(

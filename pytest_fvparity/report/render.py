@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from fvcore.formats import FormatError, csv_text, json_text, read_json, write_text
+from fvcore.formats import FormatError, csv_text, json_text, read_json, validated, write_text
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.error_grid import grids
 from pytest_fvparity.report.markdown import STEP_SUMMARY, within
@@ -22,7 +20,7 @@ from pytest_fvparity.report.report import (
     UNKNOWN,
     Report,
     earliest_failure,
-    most_used,
+    largest_of,
     overall,
 )
 
@@ -30,34 +28,20 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from pytest_fvparity.report.history import Comparison
-    from pytest_fvparity.report.report import Check
 
 REPORT, COMPARISON = "src_vs_fv_diff_report", "src_vs_fv_comparison"
 STAGE_COLUMNS = ("name", "status", "exit_code", "mismatch_count", "max_abs_diff", "duration_sec", "cmd")
+WAYS = {"base": "clean", "with": "with", "delta": "delta"}
+"""Our words for a trial's three log-probabilities, and the plans': `clean` is the run without the vector."""
+LOGITS = "logits_max_abs_diff"
+TRIAL = ("trial_id", "trial_idx", "target_id")
 TRIAL_COLUMNS = (
-    "trial_id",
-    "trial_idx",
-    "target_id",
-    "clean_src_logprob",
-    "clean_fv_logprob",
-    "with_src_logprob",
-    "with_fv_logprob",
-    "delta_src_logprob",
-    "delta_fv_logprob",
-    "clean_equal",
-    "with_equal",
-    "delta_equal",
+    *TRIAL,
+    *(f"{way}_{side}_logprob" for way in WAYS.values() for side in ("src", "fv")),
+    *(f"{way}_equal" for way in WAYS.values()),
     "trial_match",
-    "clean_logits_max_abs_diff",
-    "with_logits_max_abs_diff",
+    *(f"{WAYS[name]}_{LOGITS}" for name in ("base", "with")),
 )
-
-
-def write_reports(reports: Sequence[Report], report_dir: Path) -> None:
-    """The reports alone, without the summary over all of them."""
-    for report in reports:
-        for folder in folders(report, report_dir):
-            write_report(report, folder)
 
 
 Comparisons = Mapping[tuple[str, str], "Comparison"]
@@ -72,25 +56,25 @@ def write_all(reports: Sequence[Report], report_dir: Path, comparisons: Comparis
     files: dict[Path, str | None] = {
         folder / name: text
         for report in reports
-        for name, text in _files(report, _comparison(report, comparisons)).items()
+        for name, text in _files(report, (comparisons or {}).get(report.named)).items()
         for folder in folders(report, report_dir)
     }
     _put(files | {report_dir / name: text for name, text in _summary(reports).items()})
 
 
-def _comparison(report: Report, comparisons: Comparisons | None) -> Comparison | None:
-    return (comparisons or {}).get((report.dataset, report.fixed_trials_id))
+def write_reports(reports: Sequence[Report], report_dir: Path) -> None:
+    """The reports alone, without the summary over all of them."""
+    for report in reports:
+        for folder in folders(report, report_dir):
+            write_report(report, folder)
 
 
 def _summary(reports: Sequence[Report]) -> dict[str, str]:
     """The worst first, so that a cut takes the best."""
-    ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.dataset, r.fixed_trials_id))
-    summary = {
-        "overall_status": overall([report.overall_status for report in reports]),
-        "runs": [_summary_row(report) for report in ordered],
-    }
-    templates = environment()
-    texts = {kind: templates.get_template(f"summary.{kind}.j2").render(summary) for kind in ("md", "html")}
+    ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.named))
+    worst = overall([report.overall_status for report in reports])
+    summary = {"overall_status": worst, "runs": [_summary_row(report) for report in ordered]}
+    texts = {kind: environment().get_template(f"summary.{kind}.j2").render(summary) for kind in ("md", "html")}
     texts["md"] = within(texts["md"], STEP_SUMMARY, "All runs are in `summary.html`.")
     return {"summary.json": json_text(summary), **{f"summary.{kind}": text for kind, text in texts.items()}}
 
@@ -104,7 +88,7 @@ def folders(report: Report, report_dir: Path) -> list[Path]:
     earlier = sorted(path for path in report_dir.glob(f"*/{glob.escape(report.fixed_trials_id)}") if path.is_dir())
     if report.dataset == UNKNOWN and earlier:
         return earlier
-    return [report_dir / report.dataset / report.fixed_trials_id]
+    return [report_dir.joinpath(*report.named)]
 
 
 def read_report(path: Path) -> Report:
@@ -112,12 +96,7 @@ def read_report(path: Path) -> Report:
     value = read_json(path)
     if isinstance(value, dict) and value.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise FormatError(f"{path}: a report of schema version {value['schema_version']}, not {SCHEMA_VERSION}")
-    try:
-        return Report.model_validate(value)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"])) or "the top level"
-        raise FormatError(f"{path}: not a parity report ({place}: {problem['msg'].lower()})") from None
+    return validated(Report, value, path, "a parity report")
 
 
 def write_report(report: Report, folder: Path, comparison: Comparison | None = None) -> None:
@@ -140,20 +119,26 @@ def _files(report: Report, comparison: Comparison | None) -> dict[str, str | Non
     try:
         return _rendered(report, comparison)
     except (KeyError, TypeError, ValueError, TemplateRuntimeError) as error:
-        trials = f"{report.dataset}/{report.fixed_trials_id}"
+        trials = "/".join(report.named)
         raise FormatError(f"the report of {trials} cannot be rendered ({type(error).__name__}: {error})") from error
 
 
 def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | None]:
     value, templates = report.model_dump(mode="json"), environment()
-    stages = [_stage(check) for check in report.checks]
+    stages = [
+        {"name": check.key, "status": check.status, "cmd": check.repro_command}
+        | {"exit_code": 0 if check.status in AGREEING else 1}
+        | {name: getattr(check, name) for name in ("mismatch_count", "max_abs_diff", "duration_sec")}
+        for check in report.checks
+    ]
     rows = [row | {"duration_sec": f"{row['duration_sec']:.6f}"} for row in stages]
     trials = [_trial_row(row) for row in report.trials]
-    page = templates.get_template("report.html.j2")
     return {
         f"{REPORT}.json": json_text(value),
         f"{REPORT}.md": markdown(report, STEP_SUMMARY, comparison),
-        f"{REPORT}.html": page.render(value, keys=CHECK_KEYS, comparison=comparison),
+        f"{REPORT}.html": templates.get_template("report.html.j2").render(
+            value, keys=CHECK_KEYS, comparison=comparison
+        ),
         "parity_suite_report.json": json_text(_suite_report(report, stages)),
         "parity_suite_stages.csv": csv_text(STAGE_COLUMNS, rows),
         "parity_suite.log": templates.get_template("suite.log.j2").render(value),
@@ -181,10 +166,16 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"number": _number, "cell": _markdown_cell, "tojson_text": json_text}
-    templates.filters |= {"fence": _fence, "worst_first": _worst_first, "failing_first": _failing_first}
-    templates.filters |= {"ran_on": _ran_on, "grids": grids, "share": _share, "over": _is_over, "used": _most_used}
-    templates.globals |= {"heat_map": heat_map, "largest_effect": largest_effect}
+    templates.filters |= {"number": _number, "share": _share, "fence": _fence, "worst_first": _worst_first}
+    templates.filters |= {"grids": grids, "tojson_text": json_text, "ran_on": _ran_on}
+    # Text that cannot break out of a Markdown table.
+    templates.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
+    templates.filters["failing_first"] = lambda checks: sorted(checks, key=lambda check: check["status"] == "PASS")
+    templates.filters["used"] = lambda tolerances: largest_of(row["used"] for row in tolerances)
+    # A word is no finite number, and no tolerance allows that.
+    templates.filters["over"] = lambda share: isinstance(share, str) or (share is not None and share > 1)
+    templates.filters["colour"] = colour
+    templates.globals["largest_effect"] = largest_effect
     return templates
 
 
@@ -195,23 +186,9 @@ def _number(value: Any) -> str:
 
 def _share(value: float | str | None) -> str:
     """How much of a tolerance was used."""
-    if value is None or isinstance(value, str):
+    if not isinstance(value, float | int):
         return _number(value)
     return f"{100 * value:.3g} %" if value < 10 else f"{100 * value:,.0f} %"
-
-
-def _is_over(share: float | str | None) -> bool:
-    """A word is no finite number, and no tolerance allows that."""
-    return isinstance(share, str) or (share is not None and share > 1)
-
-
-def _most_used(tolerances: Sequence[Mapping[str, Any]]) -> float | str | None:
-    return most_used(row["used"] for row in tolerances)
-
-
-def _markdown_cell(value: Any) -> str:
-    """Text that cannot break out of a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
 
 
 def _fence(text: str) -> str:
@@ -222,16 +199,7 @@ def _fence(text: str) -> str:
 
 def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     """What has no number first, for it is no question of tolerance; then by size."""
-
-    def weight(row: Any) -> float:
-        difference = row["abs_diff"]
-        return difference if isinstance(difference, float) else math.inf
-
-    return sorted(rows, key=weight, reverse=True)
-
-
-def _failing_first(checks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(checks, key=lambda check: check["status"] == "PASS")
+    return sorted(rows, key=lambda r: r["abs_diff"] if isinstance(r["abs_diff"], float) else math.inf, reverse=True)
 
 
 def _ran_on(conditions: Mapping[str, Any]) -> str:
@@ -242,35 +210,22 @@ def _ran_on(conditions: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------- the plans' own files
 
 
-def _stage(check: Check) -> dict[str, Any]:
-    return {
-        "name": check.key,
-        "status": check.status,
-        "cmd": check.repro_command,
-        "exit_code": 0 if check.status in AGREEING else 1,
-        "mismatch_count": check.mismatch_count,
-        "max_abs_diff": check.max_abs_diff,
-        "duration_sec": check.duration_sec,
-    }
+def _names(report: Report) -> dict[str, Any]:
+    names = {"dataset_name": report.dataset, "fixed_trials_id": report.fixed_trials_id}
+    return {**names, "model_name": report.model}
 
 
 def _suite_report(report: Report, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     failed = earliest_failure(report.checks)
-    divergence = report.first_divergence
+    files = {"log": "parity_suite.log", "csv": "parity_suite_stages.csv", "report": "parity_suite_report.json"}
     return {
         "status": report.overall_status,
-        "dataset_name": report.dataset,
-        "fixed_trials_id": report.fixed_trials_id,
-        "model_name": report.model,
+        **_names(report),
         "seed": _identity(report).get("seed"),
         "earliest_failed_stage": failed.key if failed else None,
         "stages": list(stages),
-        "paths": {
-            "log": "parity_suite.log",
-            "csv": "parity_suite_stages.csv",
-            "report": "parity_suite_report.json",
-        },
-        "first_divergence": divergence.model_dump(mode="json") if divergence else None,
+        "paths": files,
+        "first_divergence": report.model_dump(mode="json")["first_divergence"],
         "reproduce": report.repro_command,
     }
 
@@ -281,94 +236,61 @@ def _identity(report: Report) -> Mapping[str, Any]:
 
 
 def _trial_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One trial in the plans' words: `clean` is the run without the vector."""
-    words = {"base": "clean", "with": "with", "delta": "delta"}
-    cells: dict[str, Any] = {name: row[name] for name in ("trial_id", "trial_idx", "target_id")}
-    for name, word in words.items():
+    """One trial in the plans' words."""
+    cells: dict[str, Any] = {name: row[name] for name in TRIAL}
+    for name, way in WAYS.items():
         src, fv = row[f"{name}_logprob_src"], row[f"{name}_logprob_fv"]
-        cells |= {f"{word}_src_logprob": src, f"{word}_fv_logprob": fv, f"{word}_equal": src == fv}
-    cells["trial_match"] = int(all(cells[f"{word}_equal"] for word in words.values()))
-    for name in ("base", "with"):
-        cells[f"{words[name]}_logits_max_abs_diff"] = row[f"{name}_logits_max_abs_diff"]
-    return cells
+        cells |= {f"{way}_src_logprob": src, f"{way}_fv_logprob": fv, f"{way}_equal": src == fv}
+    cells["trial_match"] = int(all(cells[f"{way}_equal"] for way in WAYS.values()))
+    return cells | {f"{WAYS[name]}_{LOGITS}": row[f"{name}_{LOGITS}"] for name in ("base", "with")}
 
 
 def _injection_report(report: Report, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     identity, check = _identity(report), next((c for c in report.checks if c.key == "injection_output"), None)
 
-    def largest(name: str) -> float | str | None:
-        found = [row[name] for row in trials if row[name] is not None]
-        words = [value for value in found if isinstance(value, str)]
-        return words[0] if words else max(found, default=None)
-
     heads, scores = report.heads.get("heads_actual") or [], report.heads.get("scores_actual") or []
     return {
-        "dataset_name": report.dataset,
-        "fixed_trials_id": report.fixed_trials_id,
-        "model_name": report.model,
+        **_names(report),
         "device": (report.profile or {}).get("conditions", {}).get("device"),
         "seed": identity.get("seed"),
         "status": check.status if check else "not selected",
         "checked_trials": len(trials),
-        "edit_layer": identity.get("edit_layer"),
-        "n_top_heads": identity.get("n_top_heads"),
-        "token_class_idx": identity.get("token_class_idx"),
+        **{name: identity.get(name) for name in ("edit_layer", "n_top_heads", "token_class_idx")},
         "top_heads": [[*head, score] for head, score in zip(heads, scores, strict=False)],
         "mismatch_count": check.mismatch_count if check else None,
-        "max_abs_diff_clean_logits": largest("clean_logits_max_abs_diff"),
-        "max_abs_diff_with_logits": largest("with_logits_max_abs_diff"),
+        **{
+            f"max_abs_diff_{way}_logits": largest_of(row[f"{way}_{LOGITS}"] for row in trials)
+            for way in ("clean", "with")
+        },
         "trials_csv": "injection_parity_trials.csv",
     }
 
 
 def _summary_row(report: Report) -> dict[str, Any]:
+    names = ("dataset", "fixed_trials_id", "model", "overall_status", "headline", "repro_command")
     return {
-        "dataset": report.dataset,
-        "fixed_trials_id": report.fixed_trials_id,
-        "model": report.model,
-        "overall_status": report.overall_status,
-        "headline": report.headline,
-        "repro_command": report.repro_command,
+        **{name: getattr(report, name) for name in names},
         "statuses": {check.key: check.status for check in report.checks},
-        "report": f"{report.dataset}/{report.fixed_trials_id}/src_vs_fv_diff_report.html",
+        "report": "/".join([*report.named, f"{REPORT}.html"]),
     }
 
 
 # ---------------------------------------------------------------- pictures
 
 
-Effects = Sequence[Sequence[float | str]]
-"""(layer, head); what is not finite is a word."""
-
-
-def largest_effect(*maps: Effects) -> float:
-    """The largest finite magnitude, 0.0 if there is none: one colour scale for all maps of a report."""
+def largest_effect(*maps: Sequence[Sequence[float | str]]) -> float:
+    """The largest finite magnitude, 0.0 if there is none: one colour scale for all maps (layer, head) of a report."""
     return max((abs(v) for aie in maps for row in aie for v in row if isinstance(v, float)), default=0.0)
 
 
-def heat_map(aie: Effects, largest: float, heads: Sequence[Sequence[int]] | None) -> dict[str, Any]:
-    """Geometry and colours of a layer x head map of AIE; `heads` are marked. Layer 0 is at the bottom."""
-    n_layers = len(aie)
-    top = {tuple(head) for head in heads or ()}
-    cells = [
-        {
-            "x": head,
-            "y": n_layers - 1 - layer,
-            "layer": layer,
-            "head": head,
-            "value": value,
-            "fill": _colour(value / largest if largest else 0.0) if isinstance(value, float) else "none",
-            "top": (layer, head) in top,
-        }
-        for layer, row in enumerate(aie)
-        for head, value in enumerate(row)
-    ]
-    return {"cells": cells, "width": max((len(row) for row in aie), default=0), "height": n_layers}
+def colour(value: float | str, largest: float) -> str:
+    """Blue for negative, white for zero, orange for positive, which tells apart for all kinds of colour vision.
 
-
-def _colour(share: float) -> str:
-    """Blue for negative, white for zero, orange for positive: tells apart for all kinds of colour vision."""
-    share = max(-1.0, min(1.0, share))
+    What is not finite is a word, and has none.
+    """
+    if isinstance(value, str):
+        return "none"
+    share = max(-1.0, min(1.0, value / largest if largest else 0.0))
     end = (214, 96, 20) if share > 0 else (33, 102, 172)
     strength = abs(share) ** 0.5  # small effects stay visible beside large ones
     red, green, blue = (round(255 + (channel - 255) * strength) for channel in end)

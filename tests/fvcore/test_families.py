@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from fvcore.artifacts import Artifact, tensor_leaf
-from fvcore.embedded.random_models import EVERY_FAMILY, random_lm, random_model, trials_for
-from fvcore.fast.engines import why_not_fast
-from fvcore.injection import inject_logits
-from fvcore.model import model as models
-from fvcore.model.diagnostics import block_output, caveats, diagnostics
-from fvcore.model.hooks import add_to_residual, edit_heads, read_heads
-from fvcore.model.model import LanguageModel, ModelError
+from fvcore.embedded.random_models import EVERY_FAMILY
 from fvcore.model.spec import MODEL_SPECS
-from fvcore.pipeline import Pipeline, Settings, run
-from fvcore.trials import FixedTrials
-from fvcore.vectors import head_term
+from tests.late import RUNNING, inference_mode
 
-Tiny = Callable[[str], LanguageModel]
-per_family = pytest.mark.parametrize("family", EVERY_FAMILY)
+if RUNNING:
+    import torch
+    from torch import Tensor
+
+    from fvcore.artifacts import Artifact, tensor_leaf
+    from fvcore.embedded.random_models import random_lm, random_model, trials_for
+    from fvcore.fast.engines import why_not_fast
+    from fvcore.injection import inject_logits
+    from fvcore.model import model as models
+    from fvcore.model.diagnostics import block_output, caveats, diagnostics
+    from fvcore.model.hooks import add_to_residual, edit_heads, read_heads
+    from fvcore.model.model import LanguageModel, ModelError
+    from fvcore.pipeline import Pipeline, Settings, run
+    from fvcore.trials import FixedTrials
+    from fvcore.vectors import head_term
 
 TEXT = "Q: hot\nA: cold\n\nQ: unhappy\nA: glad\n\nQ: sunny\nA:"
 
@@ -35,6 +39,52 @@ WITHOUT_SDPA = ("gptj", "gpt_neo", "gemma2", "bloom")
 WITH_BIAS = ("gpt2", "gpt_neo", "gpt_neox", "phi", "starcoder2", "opt", "falcon", "bloom")
 WIDE = ("qwen3", "mixtral", "gemma", "gemma2", "gemma3_text")
 
+# One of every kind; the rest are slow. Conv1D with bias; norms behind the attention, a soft cap, windows, heads x width
+# != d_model; ALiBi; a factor on the residual stream; experts.
+OF_EVERY_KIND = ("gpt2", "gemma2", "bloom", "granite", "mixtral")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family's tiny model, what the stations compute on it, and a folder to save it in."""
+
+    name: str
+    lm: LanguageModel
+    folder: Path
+
+    @cached_property
+    def trials(self) -> FixedTrials:
+        return trials_for(self.lm, n_trials=2, n_shots=3)
+
+    @cached_property
+    def exact(self) -> tuple[Pipeline, dict[str, Artifact]]:
+        return self._run("exact")
+
+    @cached_property
+    def fast(self) -> tuple[Pipeline, dict[str, Artifact]]:
+        return self._run("fast")
+
+    def _run(self, engine: str) -> tuple[Pipeline, dict[str, Artifact]]:
+        settings = Settings(edit_layer=0, n_top_heads=3, engine=engine)
+        return Pipeline(self.lm, self.trials, settings), run(self.lm, self.trials, settings)
+
+
+CHECKS: list[Callable[[Family], None]] = []
+
+
+def check(claim: Callable[[Family], None]) -> Callable[[Family], None]:
+    CHECKS.append(claim)
+    return claim
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OF_EVERY_KIND else pytest.mark.slow) for name in EVERY_FAMILY]
+)
+def test_a_family_is_what_the_table_says(tiny: Callable[[str], LanguageModel], tmp_path: Path, name: str) -> None:
+    family = Family(name, tiny(name), tmp_path)
+    for claim in CHECKS:
+        claim(family)
+
 
 def ids_of(lm: LanguageModel) -> Tensor:
     return lm.ids(lm.tokenizer(TEXT).input_ids)
@@ -44,22 +94,22 @@ def test_every_family_of_the_table_is_here() -> None:
     assert set(EVERY_FAMILY) == set(MODEL_SPECS)
 
 
-@per_family
-def test_its_parts_are_where_the_table_says(tiny: Tiny, family: str) -> None:
-    lm = tiny(family)
+@check
+def its_parts_are_where_the_table_says(family: Family) -> None:
+    lm = family.lm
 
-    assert (lm.spec.name, lm.spec.found_by) == (family, "model_type")
+    assert (lm.spec.name, lm.spec.found_by) == (family.name, "model_type")
     assert lm.n_layers == 2
-    assert (lm.n_heads * lm.d_head == lm.d_model) == (family not in WIDE)
+    assert (lm.n_heads * lm.d_head == lm.d_model) == (family.name not in WIDE)
     for layer in range(lm.n_layers):
         assert lm.hf.get_submodule(lm.spec.out_proj_path(layer)) is lm.o_proj(layer)
         assert any(module is lm.o_proj(layer) for module in lm.blocks[layer].modules())
 
 
-@per_family
-@torch.inference_mode()
-def test_the_terms_of_all_heads_and_one_bias_are_what_the_projection_puts_out(tiny: Tiny, family: str) -> None:
-    lm, outputs = tiny(family), list[Tensor]()
+@check
+@inference_mode
+def the_terms_of_all_heads_and_one_bias_are_what_the_projection_puts_out(family: Family) -> None:
+    lm, outputs = family.lm, list[Tensor]()
     handles = [
         lm.o_proj(layer).register_forward_hook(lambda module, args, output: outputs.append(output)) for layer in (0, 1)
     ]
@@ -73,18 +123,19 @@ def test_the_terms_of_all_heads_and_one_bias_are_what_the_projection_puts_out(ti
     assert set(heads) == {0, 1}
     for layer in (0, 1):
         bias: Any = getattr(lm.o_proj(layer), "bias", None)
-        assert (bias is not None) == (family in WITH_BIAS)
-        terms = [head_term(lm, layer, head, heads[layer][0, -1, head], bias="none") for head in range(lm.n_heads)]
+        assert (bias is not None) == (family.name in WITH_BIAS)
+        each = 0 if bias is None else bias
+        terms = [head_term(lm, layer, head, heads[layer][0, -1, head]) - each for head in range(lm.n_heads)]
         total = sum(terms) if bias is None else sum(terms) + bias
         torch.testing.assert_close(total, outputs[layer].reshape(-1, lm.d_model)[-1], atol=1e-5, rtol=1e-5)
         assert min(float(term.norm()) for term in terms) > 1e-3
 
 
-@per_family
-@torch.inference_mode()
-def test_what_enters_the_projection_is_what_each_head_gathered(tiny: Tiny, family: str) -> None:
+@check
+@inference_mode
+def what_enters_the_projection_is_what_each_head_gathered(family: Family) -> None:
     """In the first layer: of the token itself alone, as anything before the attention would be, it is not."""
-    lm = tiny(family)
+    lm = family.lm
     ids = ids_of(lm)
     changed = ids.clone()
     changed[0, -8:-3] = (changed[0, -8:-3] + 7) % lm.vocab_size  # within every window
@@ -98,10 +149,10 @@ def test_what_enters_the_projection_is_what_each_head_gathered(tiny: Tiny, famil
     assert moved[-3:].amax(dim=0).min() > 1e-3
 
 
-@per_family
-@torch.inference_mode()
-def test_a_head_can_be_replaced_and_its_replacement_is_seen(tiny: Tiny, family: str) -> None:
-    lm = tiny(family)
+@check
+@inference_mode
+def a_head_can_be_replaced_and_its_replacement_is_seen(family: Family) -> None:
+    lm = family.lm
     ids = ids_of(lm)
     before = lm.logits(ids)[0]
 
@@ -115,10 +166,10 @@ def test_a_head_can_be_replaced_and_its_replacement_is_seen(tiny: Tiny, family: 
     assert (before[-1] - after[-1]).abs().max() > 1e-3
 
 
-@per_family
-@torch.inference_mode()
-def test_a_vector_reaches_the_residual_stream_whatever_blocks_return(tiny: Tiny, family: str) -> None:
-    lm = tiny(family)
+@check
+@inference_mode
+def a_vector_reaches_the_residual_stream_whatever_blocks_return(family: Family) -> None:
+    lm = family.lm
     ids, vector = ids_of(lm), 3 * torch.randn(lm.d_model, generator=torch.Generator().manual_seed(0))
     returned = list[Any]()
     handle = lm.blocks[0].register_forward_hook(lambda module, args, output: returned.append(output))
@@ -135,10 +186,10 @@ def test_a_vector_reaches_the_residual_stream_whatever_blocks_return(tiny: Tiny,
     torch.testing.assert_close(unmoved, before, atol=0, rtol=0)
 
 
-@per_family
-@torch.inference_mode()
-def test_a_later_token_changes_nothing_earlier(tiny: Tiny, family: str) -> None:
-    lm = tiny(family)
+@check
+@inference_mode
+def a_later_token_changes_nothing_earlier(family: Family) -> None:
+    lm = family.lm
     ids = ids_of(lm)
     changed = ids.clone()
     changed[0, 9] = (changed[0, 9] + 7) % lm.vocab_size
@@ -148,16 +199,16 @@ def test_a_later_token_changes_nothing_earlier(tiny: Tiny, family: str) -> None:
     assert (before[9:] - after[9:]).abs().amax(dim=-1).max() > 1e-2
 
 
-@per_family
-@torch.inference_mode()
-def test_eager_and_sdpa_are_the_same_where_both_exist(tmp_path: Path, family: str) -> None:
-    random_lm(family, directory=tmp_path)
-    eager = models.load(str(tmp_path), attn="eager")
-    if family in WITHOUT_SDPA:
+@check
+@inference_mode
+def eager_and_sdpa_are_the_same_where_both_exist(family: Family) -> None:
+    random_lm(family.name, directory=family.folder)
+    eager = models.load(str(family.folder), attn="eager")
+    if family.name in WITHOUT_SDPA:
         with pytest.raises(ModelError, match=r"does not support an attention implementation|leaves out the soft cap"):
-            models.load(str(tmp_path), attn="sdpa")
+            models.load(str(family.folder), attn="sdpa")
         return
-    sdpa = models.load(str(tmp_path), attn="sdpa")
+    sdpa = models.load(str(family.folder), attn="sdpa")
 
     assert (eager.attn_implementation, sdpa.attn_implementation) == ("eager", "sdpa")
     torch.testing.assert_close(eager.logits(ids_of(eager)), sdpa.logits(ids_of(sdpa)), atol=3e-5, rtol=0)
@@ -175,29 +226,13 @@ def test_a_soft_cap_is_not_lost_on_the_way(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- both engines
 
 
-@pytest.fixture(scope="module")
-def found(tiny: Tiny) -> Callable[[str, str], tuple[Pipeline, dict[str, Artifact]]]:
-    """(family, engine) -> the stations, and what they found."""
-    trials: dict[str, FixedTrials] = {}
+@check
+def engine_fast_is_engine_exact_or_says_why_not(family: Family) -> None:
+    (fast, quick), (_, exact) = family.fast, family.exact
 
-    def stations(family: str, engine: str) -> tuple[Pipeline, dict[str, Artifact]]:
-        lm = tiny(family)
-        trials.setdefault(family, trials_for(lm, n_trials=2, n_shots=3))
-        settings = Settings(edit_layer=0, n_top_heads=3, engine=engine)
-        return Pipeline(lm, trials[family], settings), run(lm, trials[family], settings)
-
-    return stations
-
-
-@per_family
-def test_engine_fast_is_engine_exact_or_says_why_not(
-    found: Callable[[str, str], tuple[Pipeline, dict[str, Artifact]]], family: str
-) -> None:
-    (fast, quick), (_, exact) = found(family, "fast"), found(family, "exact")
-
-    assert (fast.engine == "fast") == (family not in NOT_FAST)
+    assert (fast.engine == "fast") == (family.name not in NOT_FAST)
     (note,) = fast.notes("mean_activations") or [""]
-    assert ("does not hold" in note and why_not_fast(fast.lm) in note) == (family in NOT_FAST)
+    assert ("does not hold" in note and why_not_fast(fast.lm) in note) == (family.name in NOT_FAST)
     # The tolerances of a comparison across implementations, fp32 on the CPU.
     means, cie = tensor_leaf(exact["mean_activations"], "mean_activations"), tensor_leaf(exact["top_heads"], "cie")
     torch.testing.assert_close(tensor_leaf(quick["mean_activations"], "mean_activations"), means, atol=5e-5, rtol=0)
@@ -209,12 +244,10 @@ def test_engine_fast_is_engine_exact_or_says_why_not(
     torch.testing.assert_close(tensor_leaf(quick["fv_vector"], "function_vector"), vector, atol=5e-4, rtol=0)
 
 
-@per_family
-@torch.inference_mode()
-def test_injection_is_the_same_by_both_engines(
-    found: Callable[[str, str], tuple[Pipeline, dict[str, Artifact]]], family: str
-) -> None:
-    stations, exact = found(family, "exact")
+@check
+@inference_mode
+def injection_is_the_same_by_both_engines(family: Family) -> None:
+    stations, exact = family.exact
     lm, key = stations.lm, "0:0"
     prompt = exact["prompt_boundary"][f"{key}/corrupted/input_ids"]
     vector = tensor_leaf(exact["fv_vector"], "function_vector")
@@ -222,7 +255,7 @@ def test_injection_is_the_same_by_both_engines(
     base = tensor_leaf(exact["injection_output"], f"{key}/base_logits")
 
     assert (moved - base).abs().max() > 1e-2
-    if family in NOT_FAST:
+    if family.name in NOT_FAST:
         assert why_not_fast(lm)
         return
     (logits,) = inject_logits(lm, [prompt], [vector], [0])  # type: ignore[list-item]
@@ -232,10 +265,10 @@ def test_injection_is_the_same_by_both_engines(
 # ---------------------------------------------------------------- what a function vector leaves out
 
 
-@per_family
-def test_a_norm_or_a_factor_behind_the_attention_is_seen_in_the_model(tiny: Tiny, family: str) -> None:
-    normed, scaled = family in {"gemma2", "gemma3_text", "olmo2"}, family == "granite"
-    said = caveats(tiny(family))
+@check
+def a_norm_or_a_factor_behind_the_attention_is_seen_in_the_model(family: Family) -> None:
+    normed, scaled = family.name in {"gemma2", "gemma3_text", "olmo2"}, family.name == "granite"
+    said = caveats(family.lm)
 
     assert [sentence.split(":")[0] for sentence in said] == (
         ["post_attn_norm"] * normed + ["residual_multiplier"] * scaled
@@ -244,21 +277,21 @@ def test_a_norm_or_a_factor_behind_the_attention_is_seen_in_the_model(tiny: Tiny
     assert not scaled or "0.4 times" in said[0]
 
 
-def test_the_report_warns_of_it_at_the_vector(tiny: Tiny) -> None:
+def test_the_report_warns_of_it_at_the_vector(tiny: Callable[[str], LanguageModel]) -> None:
     for family, n_notes in (("olmo2", 1), ("llama", 0)):
         lm = tiny(family)
         notes = Pipeline(lm, trials_for(lm, n_trials=1), Settings(edit_layer=0)).notes("fv_vector")
         assert sum("post_attn_norm" in note for note in notes) == n_notes
 
 
-@per_family
-def test_diagnostics_say_what_was_loaded(tiny: Tiny, family: str) -> None:
-    lm = tiny(family)
+@check
+def diagnostics_say_what_was_loaded(family: Family) -> None:
+    lm = family.lm
     said = diagnostics(lm)
 
     shape = [lm.n_heads * lm.d_head, lm.d_model]
-    assert said["out_proj_weight_shape"] == (shape if family == "gpt2" else shape[::-1])
-    assert said["out_proj_bias"] == (family in WITH_BIAS)
+    assert said["out_proj_weight_shape"] == (shape if family.name == "gpt2" else shape[::-1])
+    assert said["out_proj_bias"] == (family.name in WITH_BIAS)
     assert said["n_kv_heads"] is None or lm.n_heads % said["n_kv_heads"] == 0
     assert (said["resolved_dtype"], said["resolved_quant"], said["resolved_device_map"]) == (
         "fp32",

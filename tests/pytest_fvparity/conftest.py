@@ -1,20 +1,40 @@
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import pytest
 
-from tests.pytest_fvparity.worlds import World, make_world
+from tests.made_once import made_once, session_root
+
+if TYPE_CHECKING:
+    from tests.pytest_fvparity.transfer_world import TransferWorld
+    from tests.pytest_fvparity.worlds import World
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A tiny random llama with one trials file and its golden."""
-    return make_world(tmp_path_factory.mktemp("world"))
+    """A tiny random llama with one trials file and its golden; read only."""
+    from tests.pytest_fvparity.worlds import World, make_world
+
+    return World.below(made_once(session_root(tmp_path_factory), "world", make_world))
 
 
 @pytest.fixture(scope="session")
 def two_files(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """The same with two trials files."""
-    return make_world(tmp_path_factory.mktemp("two"), seeds=(0, 1))
+    """The same with two trials files; read only."""
+    from tests.pytest_fvparity.worlds import World, make_world
+
+    make = partial(make_world, seeds=(0, 1))
+    return World.below(made_once(session_root(tmp_path_factory), "two_files", make))
+
+
+@pytest.fixture(scope="session")
+def transfer_world(tmp_path_factory: pytest.TempPathFactory) -> TransferWorld:
+    """A relation run of the shipped model with the golden of one q_id; read only."""
+    from tests.pytest_fvparity.transfer_world import TransferWorld, make_transfer_world
+
+    return TransferWorld.below(made_once(session_root(tmp_path_factory), "relation", make_transfer_world))
 
 
 @pytest.fixture(autouse=True)

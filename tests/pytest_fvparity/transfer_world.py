@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fvcore import pipeline
 from fvcore.experiments.relation import data
-from fvcore.experiments.relation.run import Local, run
-from fvcore.experiments.relation.settings import RelationSettings
+from fvcore.experiments.relation.config import RelationSettings
+from fvcore.experiments.relation.run import run
+from fvcore.experiments.workers import Local
 from fvcore.model import model as models
 from fvcore.trials.sampled import read_trials
 from tests.pytest_fvparity.worlds import record
@@ -18,13 +19,18 @@ PAIRS = {
     "Q2": [("cold", "hot"), ("small", "big"), ("young", "old"), ("poor", "rich"), ("bright", "dark")],
     "Q3": [("hot", "cold"), ("big", "small")],
 }
-SETTINGS = RelationSettings(n_trials=3, n_demos=3, topk=4, n_eval=3, n_random=1, pictures=False)
+SETTINGS = RelationSettings(n_trials=3, n_shots=3, top_heads=4, n_eval=3, n_random=1, pictures=False)
 
 
 @dataclass(frozen=True)
 class TransferWorld:
     root: Path
     golden: Path
+
+    @classmethod
+    def below(cls, folder: Path) -> TransferWorld:
+        """The world that `make_transfer_world` made in `folder`."""
+        return cls(folder / "run" / "tiny-llama", folder / "golden")
 
     @property
     def options(self) -> list[str]:
@@ -34,11 +40,11 @@ class TransferWorld:
 
 def make_transfer_world(folder: Path) -> TransferWorld:
     """The golden of Q1 is what engine `exact` gives: planted faults are the only difference."""
-    csv, root = folder / "pairs.csv", folder / "run" / "tiny-llama"
+    world, csv = TransferWorld.below(folder), folder / "pairs.csv"
     rows = [f"{q_id},{a},{b}" for q_id, pairs in PAIRS.items() for a, b in pairs]
     csv.write_text("\r\n".join(["id,ex_A,ex_B", *rows, ""]))
     lm = models.load("tiny-llama")
-    run(data.read(csv), root, SETTINGS, Local(lm))
+    run(data.read(csv), world.root, SETTINGS, Local(lm))
     settings = pipeline.Settings(edit_layer=3, n_top_heads=4)
-    record(lm, read_trials(root / "Q1" / "artifacts" / "sampled_trials.json"), folder / "golden", settings)
-    return TransferWorld(root, folder / "golden")
+    record(lm, read_trials(world.root / "Q1" / "artifacts" / "sampled_trials.json"), world.golden, settings)
+    return world

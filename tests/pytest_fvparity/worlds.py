@@ -37,6 +37,12 @@ class World:
     trials: tuple[Path, ...]
     golden: Path
 
+    @classmethod
+    def below(cls, folder: Path) -> World:
+        """The world that `make_world` made in `folder`."""
+        (model,) = folder.glob("random-*")
+        return cls(model, tuple(sorted(folder.glob("fixed_trials_*.json"))), folder / "golden")
+
     @property
     def options(self) -> list[str]:
         return [f"--fv-model={self.model}", *self.trial_options, f"--fv-golden={self.golden}"]
@@ -51,13 +57,11 @@ def make_world(folder: Path, family: str = "llama", seeds: tuple[int, ...] = (0,
     directory = folder / f"random-{family}"
     random_lm(family, directory=directory)
     lm = models.load(str(directory))
-    paths = []
     for seed in seeds:
         path = folder / f"fixed_trials_pairs_seed{seed}_{family}.json"
         trials.write(path, trials_for(lm, seed=seed).file)
         record(lm, trials.read(path), folder / "golden")
-        paths.append(path)
-    return World(directory, tuple(paths), folder / "golden")
+    return World.below(folder)
 
 
 def record(

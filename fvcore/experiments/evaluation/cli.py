@@ -29,10 +29,9 @@ def evaluate(config: EvaluationConfig) -> None:
     """Measure what a function vector does for a task: evaluation.json, a CSV a table, and plots."""
     from fvcore.experiments.evaluation import report
     from fvcore.experiments.evaluation.run import run
-    from fvcore.model.model import load
     from fvcore.trials import model_tag
 
-    lm = load(config.model, config.device, config.dtype, spec=config.spec, quant=config.quant)
+    lm = config.load(config.seed, console)
     found = run(config, lm)
     folder = config.out or Path("results", "eval", f"{found.task.name}_{model_tag(lm.name)}")
     written = [*report.write(found, folder), *report.draw(found, folder)]

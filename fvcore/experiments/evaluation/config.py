@@ -7,18 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fvcore.experiments.config import Config, Numbers, Option
+from fvcore.experiments.config import Numbers, Option
+from fvcore.experiments.model_choice import ModelChoice
 
 TABLES = ("nshot", "layers", "tokens", "portability")
 
 
-class EvaluationConfig(Config):
+class EvaluationConfig(ModelChoice):
     """Portability and layers use the largest number of shots."""
 
     what: Annotated[Literal["nshot", "layers", "tokens", "portability", "all"], Option(positional=True)] = Field(
         description="nshot, layers, tokens, portability, or all of them."
     )
-    model: Annotated[str, Option(env="FV_MODEL")] = Field(description="Shipped model, directory or cached hub id.")
     dataset: str = Field(description="A JSON file of {input, output} rows, or a name to look up in --fv-src.")
     fv_src: Path | None = Field(
         default=None, description="Checkout of the public reference; its datasets are read where they lie."
@@ -60,12 +60,6 @@ class EvaluationConfig(Config):
     max_memory: int | None = Field(
         default=None, ge=1, description="Bytes that engine fast may take beside the weights."
     )
-    spec: Annotated[str | None, Option("model_spec")] = Field(
-        default=None, description="Registered spec, alias or YAML file (default: found)."
-    )
-    device: str | None = Field(default=None, description="cpu, cuda or cuda:K (default: the spec's, else cpu).")
-    dtype: str | None = Field(default=None, description="fp32, fp16 or bf16 (default: the spec's, else fp32).")
-    quant: str | None = Field(default=None, description="none, 8bit or 4bit (default: the spec's, else none).")
     out: Path | None = Field(default=None, description="Folder (default: results/eval/<dataset>_<model>).")
 
     @property

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from fvcore.formats import FormatError, read_json, read_yaml, sha256_file
+from fvcore.formats import FormatError, read_json, read_yaml, sha256_file, validated
 from fvcore.trials import PREFIXES, SEPARATORS, Splits, TemplatePart, TrialsError, WordPair, split
 
 GROUPS = ("abstractive", "extractive")
@@ -213,12 +213,7 @@ class _Entry(NamedTemplate):
 
 def read_templates(path: Path = SHIPPED) -> list[NamedTemplate]:
     """A YAML (or JSON) list of templates, each with a name of its own, prefixes and separators."""
-    try:
-        entries = TypeAdapter(list[_Entry]).validate_python(read_yaml(path))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "the top level"
-        raise FormatError(f"{path}: {where}: {problem['msg'].lower()} (found {problem['input']!r:.80})") from None
+    entries = validated(list[_Entry], read_yaml(path), path)
     names = [entry.name for entry in entries]
     if not names or len(set(names)) < len(names):
         raise FormatError(f"{path}: expected at least one template, each under a name of its own; found {names}")

@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from fvcore.experiments.evaluation import scores
 from fvcore.experiments.evaluation.data import Labels
 from fvcore.experiments.pictures import png
 from fvcore.experiments.statistics import bootstrap_interval, share_interval
-from fvcore.formats import FormatError, json_text, read_json, write_bytes, write_csv, write_text
+from fvcore.formats import FormatError, json_text, read_json, validated, write_bytes, write_csv, write_text
 from fvcore.plots import banded_line, interval_bars
 
 SCHEMA_VERSION = 1
@@ -209,12 +209,7 @@ def read(path: Path) -> Report:
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise FormatError(f"{path}: expected an evaluation of schema version {SCHEMA_VERSION}, found {version!r}")
-    try:
-        return Report.model_validate(value)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise FormatError(f"{path}: {where}: {problem['msg'].lower()}") from None
+    return validated(Report, value, path)
 
 
 def title(result: Result) -> str:

@@ -34,6 +34,7 @@ from fvcore.experiments.evaluation.report import (
 from fvcore.experiments.evaluation.vectors import VECTOR, vectors_of
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
+from fvcore.provenance import model_identity, versions
 
 
 def run(config: EvaluationConfig, lm: LanguageModel) -> Report:
@@ -171,20 +172,6 @@ def _task_facts(bench: Bench) -> TaskFacts:
 
 
 def _model_facts(bench: Bench) -> ModelFacts:
-    import platform
-
-    import torch
-    import transformers
-
     lm = bench.lm
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    return ModelFacts(
-        name=lm.name,
-        weights_sha=lm.weights_sha,
-        tokenizer_sha=lm.tokenizer_sha,
-        dtype=lm.dtype,
-        device=lm.device.type,
-        attn_implementation=lm.attn_implementation,
-        engine=bench.engine,
-        versions=versions | {"transformers": str(transformers.__version__)},
-    )
+    known = model_identity(lm, ModelFacts.model_fields)
+    return ModelFacts(name=lm.name, engine=bench.engine, versions=versions(), **known)

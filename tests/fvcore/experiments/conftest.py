@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from fvcore.experiments.steps.layout import Folder
-from fvcore.experiments.steps.run import run
-from fvcore.experiments.steps.sampled import FixedSource
-from fvcore.experiments.steps.settings import Settings
-from fvcore.model import model as models
-from fvcore.model.model import LanguageModel
+if TYPE_CHECKING:
+    from fvcore.experiments.folder import Folder
+    from fvcore.model.model import LanguageModel
 
 ROOT = Path(__file__).parents[3]
 NAMES = ("tiny-llama", "tiny-gpt2")
@@ -22,6 +20,8 @@ def trials_path(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def lms() -> dict[str, LanguageModel]:
+    from fvcore.model import model as models
+
     return {name: models.load(name) for name in NAMES}
 
 
@@ -38,6 +38,11 @@ def llama(lms: dict[str, LanguageModel]) -> LanguageModel:
 @pytest.fixture(scope="session")
 def done(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """A whole run on the model's antonym trials; read only."""
+    from fvcore.experiments.folder import Folder
+    from fvcore.experiments.steps.run import run
+    from fvcore.experiments.steps.sampled import FixedSource
+    from fvcore.experiments.steps.settings import StepSettings
+
     root = tmp_path_factory.mktemp(lm.name)
-    run(lm, root, Settings(topk=7), FixedSource(trials_path(lm.name)))
+    run(lm, root, StepSettings(top_heads=7), FixedSource(trials_path(lm.name)))
     return Folder(root)
