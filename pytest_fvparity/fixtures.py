@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from pytest_fvparity.golden.golden import Golden
     from pytest_fvparity.parity.checks import ParityRun
     from pytest_fvparity.parity.implementation import Implementation
-    from pytest_fvparity.parity.noise import Noise
     from pytest_fvparity.parity.tolerances import Tolerances
 
 # What is expensive and belongs to one trials file is kept for the session, by its path.
@@ -300,8 +299,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["conditions"] |= _spec_conditions(lm)
     candidate: Implementation = request.getfixturevalue("fv_candidate")
     context["candidate"] = _name_of(candidate, options)
-    # A golden of a user's own make may know no noise.
-    tolerances = _tolerances(request, profile, getattr(golden, "noise", None))
+    tolerances = _tolerances(request, profile, golden)
     context["tolerances"] = list(tolerances.sources)
     memory, model = request.node.suite.memory, lm.hf
     continuation = continuation_of(lm, golden, _run_settings(request, trials))
@@ -337,13 +335,15 @@ def _name_of(candidate: Implementation, options: ParityOptions) -> str:
     return f"{type(candidate).__module__}.{type(candidate).__qualname__}"
 
 
-def _tolerances(request: pytest.FixtureRequest, profile: Profile, noise: Noise | None) -> Tolerances:
+def _tolerances(request: pytest.FixtureRequest, profile: Profile, golden: Golden) -> Tolerances:
     from pytest_fvparity.parity.tolerances import Tolerances
 
     dtype, device = profile.identity.dtype, profile.conditions.device
     added = request.config.pluginmanager.hook.pytest_fvparity_tolerances(dtype=dtype, device=device)
     rules = [rule for rules in added for rule in rules or ()]
-    return Tolerances.read(_options(request).tolerances, rules, dtype, device, noise)
+    noise = getattr(golden, "noise", None)  # one of a user's own make may know none
+    processor = golden.profile.processor_against(profile)
+    return Tolerances.read(_options(request).tolerances, rules, dtype, device, noise, processor)
 
 
 def _shown(path: Path, options: ParityOptions) -> str:
