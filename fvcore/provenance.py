@@ -23,9 +23,6 @@ PACKAGE = "pytest-fvparity"
 # What tells these libraries to leave instructions alone that the processor has.
 INSTRUCTION_SETS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
 
-# The least of each, which every processor has: with these set a process rounds as another machine may.
-LEAST = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
-
 # oneDNN's names in ascending order, and the flags of Linux that each asks for beside those before it.
 ONEDNN = {
     "SSE41": ("sse4_1",),

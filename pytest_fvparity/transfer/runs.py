@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from fvcore.formats import FormatError, read_json
 
 STATUS = "artifacts/qid_status.json"
@@ -28,6 +30,10 @@ class QId:
     @property
     def trials_file(self) -> Path:
         return self.folder / SAMPLED
+
+
+Q_IDS_KEY = pytest.StashKey[list[QId]]()
+"""The q_ids of this session."""
 
 
 def q_ids_of(root: Path, chosen: Sequence[str] = ()) -> list[QId]:

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fvcore import trials
+from fvcore.embedded.random_models import PAIRS, random_lm, trials_for
 from fvcore.gates import Status
 from pytest_fvparity import cli
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -24,6 +26,7 @@ from pytest_fvparity.selftest import run
 from pytest_fvparity.selftest.catalogue import Fault, Observed, Outcome
 from pytest_fvparity.selftest.fault_table import absent
 from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
+from tests.pytest_fvparity.stand_in import plant as plant_reference
 from tests.pytest_fvparity.worlds import World, plant
 
 ROOT = Path(__file__).parents[2]
@@ -465,3 +468,40 @@ def test_help_and_rendering_do_not_import_torch(reports: Path) -> None:
     for arguments in (["--help"], ["render", str(reports)], ["merge", str(reports), "--out", str(reports / "m")]):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", code, *arguments], env=environment, check=True, capture_output=True)
+
+
+# ---------------------------------------------------------------- spec parity
+
+
+def test_a_reduced_parity_run_ends_and_writes_its_stages(
+    fvparity: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random_lm("llama", directory=tmp_path / "model")
+    raw = tmp_path / "pairs.json"
+    raw.write_text(json.dumps([{"input": a, "output": b} for a, b in PAIRS]))
+
+    words = ("--fv-src", plant_reference(tmp_path), "--dataset-json", raw, "--out", tmp_path / "out")
+    done = fvparity("spec", "parity", tmp_path / "model", *words)
+
+    assert done.status == 0, done.err
+    assert "reduced parity ran to its end; its files are under" in done.out
+    (report,) = (tmp_path / "out").rglob(NAME)
+    found = json.loads(report.read_text())
+    assert (found["n_compared_trials"], found["profile"]["identity"]["n_top_heads"]) == (1, 5)
+    assert found["profile"]["identity"]["edit_layer"] == 1
+    assert list((tmp_path / "out").rglob("parity_suite_stages.csv"))
+
+
+def test_a_reduced_parity_run_without_a_reference_is_an_error(
+    fvparity: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, lm = tmp_path / "fixed_trials_pairs.json", random_lm("llama", directory=tmp_path / "model")
+    trials.write(path, trials_for(lm, n_trials=1).file)
+
+    words = ("--fv-src", tmp_path / "nowhere", "--trials", path, "--out", tmp_path / "out")
+    done = fvparity("spec", "parity", tmp_path / "model", *words)
+
+    assert done.status == 2
+    assert "did not come to a verdict (prompt_boundary: " in done.err
