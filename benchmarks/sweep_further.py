@@ -28,7 +28,7 @@ from fvcore.activations import mean_head_activations
 from fvcore.effects import TOKEN_CLASSES, probability_with_head_replaced, target_probability, tokens_of_class
 from fvcore.fast import screening, sweep
 from fvcore.heads import top_heads
-from fvcore.injection import inject
+from fvcore.injection import inject, inject_logits
 from fvcore.model.model import LanguageModel
 
 K = 10
@@ -82,12 +82,12 @@ def ways(world: World) -> list[Way]:
         Way(
             f"injection behind every layer, {len(cases)} prompts",
             lambda: _exact_injections(world),
-            lambda: sweep.injected_logits(lm, world.prompts, world.vector)[1],
+            lambda: inject_logits(lm, world.prompts, [world.vector], range(lm.n_layers))[:, 1:],
         ),
         Way(
             f"next-token logits, {len(cases)} prompts",
             lambda: torch.stack([lm.logits(lm.ids(ids))[0, -1] for ids in world.prompts]),
-            lambda: sweep.next_token_logits(lm, world.prompts),
+            lambda: inject_logits(lm, world.prompts, [], [])[:, 0],
         ),
     ]
 

@@ -9,7 +9,7 @@ the operations of the reference in its order (section 2.3 of Todd et al. 2023;
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -79,10 +79,12 @@ def target_readings(
     slots: SlotMap,
     mean_activations: Tensor,
     heads: Sequence[tuple[int, int]],
+    advance: Callable[[int, int], None] = lambda layer, n_rows: None,
 ) -> Tensor:
     """`read_targets` on one corrupted prompt as it is, then with each of the heads replaced at the last token.
 
     mean_activations: (layer, head, slot, d_head)     heads: (layer, head)     returns: (1 + len(heads), 3), float32
+    advance: is told, after each head, its layer and that one row is done
     """
     ids, target = lm.ids(input_ids), torch.tensor(target_id)
     found = [read_targets(lm.logits(ids)[0, -1], target)]
@@ -93,6 +95,7 @@ def target_readings(
 
         with edit_heads(lm, layer, replace):
             found.append(read_targets(lm.logits(ids)[0, -1], target))
+        advance(layer, 1)
     return torch.stack(found).float().cpu()
 
 

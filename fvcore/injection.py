@@ -1,22 +1,40 @@
 """Station 6: injection, the function vector added to the residual stream at a block's output.
 
-Three modes, each with and without the vector: the next token, the negative log-likelihood of a given answer, and
-greedy generation (`function_vector_intervention` in the reference's intervention_utils.py).
+Three modes, each without and with the vector: the next token, the negative log-likelihood of a given answer, and greedy
+generation (`function_vector_intervention` in the reference's intervention_utils.py). `inject*` take one prompt and are
+the reference's arithmetic; `inject_logits`, `answer_nlls` and `generated_ids` take many. Engine `fast` runs these in
+padded batches, and every vector at every layer as one more row of the same pass; `exact` runs one prompt and one injection
+at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from fvcore.effects import read_targets
+from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
+from fvcore.fast.engines import chosen
+from fvcore.fast.shared_prompt import Batch
+from fvcore.fast.shared_prompt import Prompt as SharedPrompt
+from fvcore.fast.sweep import rows_with_vector_added, trial_bytes, variant_bytes
 from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
 
 N_GENERATED = 16
+LEAST_LOGPROB = -1e30
+"""The log-probability of a token that a model holds impossible: files hold no infinity."""
+
+Read = TypeVar("Read")
+
+
+class NothingMoved(RuntimeError):
+    """An injection changed no logit of any prompt: an intervention that does nothing is no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +74,167 @@ class Generation:
     with_ids: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class InjectedReadings:
+    """Readings (p, logit, logprob) of each prompt's target in fp32, and the token that the model prefers."""
+
+    base: Tensor  # (prompt, 3)
+    injected: Tensor  # (prompt, layer, 3)
+    base_ids: Tensor  # (prompt,)
+    injected_ids: Tensor  # (prompt, layer)
+
+
+class Asked(Protocol):
+    """A prompt and the answer that is given behind it."""
+
+    @property
+    def input_ids(self) -> Sequence[int]: ...
+    @property
+    def answer_ids(self) -> Sequence[int]: ...
+
+
 def _logprob(logits: Tensor, target_id: int) -> float:
     return float(torch.log_softmax(logits.float(), dim=-1)[target_id])
 
 
 def _injected(
-    lm: LanguageModel, vector: Tensor, edit_layer: int, alpha: float, token: int | slice = -1
+    lm: LanguageModel, vector: Tensor | None, edit_layer: int, alpha: float, token: int | slice = -1
 ) -> AbstractContextManager[None]:
-    # alpha 1 leaves the vector's bits alone, so that it is the reference's own addition.
-    return add_to_residual(lm, edit_layer, vector if alpha == 1 else alpha * vector, token)
+    # Alpha 1 keeps every bit of the vector, whatever its dtype: the reference's own addition.
+    return nullcontext() if vector is None else add_to_residual(lm, edit_layer, alpha * vector, token)
 
 
-@torch.inference_mode()
+# ---------------------------------------------------------------- the next token
+
+
 def inject(
     lm: LanguageModel, input_ids: Sequence[int], target_id: int, vector: Tensor, edit_layer: int, alpha: float = 1.0
 ) -> Injection:
     """Next-token logits with and without `alpha * vector` (d_model,) at the last token of block `edit_layer`."""
-    ids = lm.ids(input_ids)
-    base = lm.logits(ids)[0, -1]
-    with _injected(lm, vector, edit_layer, alpha):
-        injected = lm.logits(ids)[0, -1]
-    return Injection(target_id, base.cpu(), injected.cpu())
+    base, injected = inject_logits(lm, [input_ids], [vector], [edit_layer], alpha, "exact")[0]
+    return Injection(target_id, base, injected)
+
+
+def inject_logits(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    vectors: Sequence[Tensor],
+    layers: Sequence[int],
+    alpha: float = 1.0,
+    engine: str = "fast",
+    max_memory: int | None = None,
+) -> Tensor:
+    """Next-token logits without a vector, and with `alpha` times each vector at the last token behind each layer.
+
+    vectors: each (d_model,)     layers: rising     max_memory: bytes beside the weights, half of what is free by default
+    returns: (prompt, 1 + len(vectors) * len(layers), vocab) on the CPU; all layers of the first vector come first
+
+    Raises NothingMoved where an injection changes no logit although vector and alpha are not zero.
+    """
+    parts = read_injected(lm, prompts, vectors, layers, lambda logits, _: logits.cpu(), alpha, engine, max_memory)
+    return torch.cat(parts)
+
+
+def inject_readings(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    targets: Sequence[int],
+    vector: Tensor,
+    layers: Sequence[int],
+    alpha: float = 1.0,
+    engine: str = "fast",
+    max_memory: int | None = None,
+    advance: Advance = silent,
+) -> InjectedReadings:
+    """What `inject_logits` says of each prompt's target, with one vector; the vector is taken in the model's dtype."""
+
+    def read(logits: Tensor, rows: range) -> tuple[Tensor, Tensor]:
+        wanted = torch.tensor([targets[row] for row in rows])[:, None].expand(-1, logits.shape[1])
+        readings = read_targets(logits.float(), wanted).cpu(), logits.argmax(-1).cpu()
+        advance(layers[-1], len(rows) * len(layers))
+        return readings
+
+    own = vector.to(lm.device, lm.hf.dtype)
+    parts = read_injected(lm, prompts, [own], layers, read, alpha, engine, max_memory)
+    readings, preferred = (torch.cat(each) for each in zip(*parts, strict=True))
+    return InjectedReadings(readings[:, 0], readings[:, 1:], preferred[:, 0], preferred[:, 1:])
+
+
+@torch.inference_mode()
+def read_injected(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    vectors: Sequence[Tensor],
+    layers: Sequence[int],
+    read: Callable[[Tensor, range], Read],
+    alpha: float = 1.0,
+    engine: str = "fast",
+    max_memory: int | None = None,
+) -> list[Read]:
+    """What `read` makes of the logits that `inject_logits` gives, as many prompts at a time as fit the memory.
+
+    read: logits (some prompts, 1 + len(vectors) * len(layers), vocab) in the model's dtype, and which prompts they are of
+    """
+    for layer in layers:
+        lm.require_layer(layer)
+    if list(layers) != sorted(set(layers)):
+        raise ValueError(f"layers {list(layers)} do not rise; each is computed once, from the first to the last")
+    fast, added = chosen(lm, engine) != "exact", [alpha * vector for vector in vectors]
+    each = trial_bytes(lm, max(map(len, prompts))) + (1 + len(added) * len(layers)) * variant_bytes(lm, 1)
+    size = chunk_size(each, lm.device, len(prompts), max_memory) if fast else 1
+
+    def run(rows: Sequence[int]) -> tuple[Read, Tensor]:
+        logits, moved = (_fast if fast else _exact)(lm, [prompts[row] for row in rows], added, layers)
+        moved = moved & (logits[:, 1:] != logits[:, :1]).any(-1).any(0).cpu()
+        return read(logits, range(rows[0], rows[-1] + 1)), moved
+
+    parts = list(in_chunks(range(len(prompts)), size, run))
+    moved = torch.stack([moved for _, moved in parts]).any(0).view(len(added), len(layers))
+    for vector, of_layers in zip(vectors, moved.tolist(), strict=True):
+        _require_moved(vector, alpha, [layer for layer, has in zip(layers, of_layers, strict=True) if not has])
+    return [part for part, _ in parts]
+
+
+def _require_moved(vector: Tensor, alpha: float, idle: Sequence[int]) -> None:
+    if idle and alpha and bool(vector.any()):
+        raise NothingMoved(
+            f"injection had no effect at layer {', '.join(map(str, idle))}: logits without and with the vector (norm "
+            f"{float(vector.float().norm()):.3g}, alpha {alpha:g}) are equal on every prompt; a hook that does nothing, or "
+            "an addition that rounds away"
+        )
+
+
+def _fast(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], added: Sequence[Tensor], layers: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Logits (prompt, arm, vocab), and whether each addition changed the residual stream: logits of rows that ran beside
+    others differ by rounding alone."""
+    prompt = SharedPrompt.run(lm, prompts)
+    rows, moved = [prompt.entered[-1][:, -1:]], list[bool]()
+    if added and layers:
+        suffix = prompt.suffix(1)
+        rows += [rows_with_vector_added(suffix, layers, vector.to(lm.device)) for vector in added]
+        left = [prompt.entered[layer + 1][:, -1] for layer in layers]
+        moved = [bool((state + vector.to(state) != state).any()) for vector in added for state in left]
+    return prompt.logits(torch.cat([row.to(rows[0].device) for row in rows], dim=1)), torch.tensor(
+        moved, dtype=torch.bool
+    )
+
+
+def _exact(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], added: Sequence[Tensor], layers: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The same of one prompt, each row from a pass of its own; what did not move shows in the logits."""
+    ids = lm.ids(prompts[0])
+    rows = [lm.logits(ids)[0, -1]]
+    for vector in added:
+        for layer in layers:
+            with add_to_residual(lm, layer, vector):
+                rows.append(lm.logits(ids)[0, -1])
+    return torch.stack(rows)[None], torch.ones(len(rows) - 1, dtype=torch.bool)
+
+
+# ---------------------------------------------------------------- a given answer
 
 
 @torch.inference_mode()
@@ -95,15 +253,57 @@ def inject_nll(
     labels = ids.clone()
     labels[:, : -len(answer_ids)] = -100  # ignored by the loss
 
-    def nll(around: AbstractContextManager[None]) -> float:
-        with around:
+    def nll(added: Tensor | None) -> float:
+        with _injected(lm, added, edit_layer, alpha, -1 - len(answer_ids)):
             return float(lm.hf(input_ids=ids, labels=labels, use_cache=False).loss)
 
-    at = -1 - len(answer_ids)
-    return Likelihood(nll(nullcontext()), nll(_injected(lm, vector, edit_layer, alpha, at)))
+    return Likelihood(nll(None), nll(vector))
 
 
 @torch.inference_mode()
+def answer_nlls(
+    lm: LanguageModel,
+    prompts: Sequence[Asked],
+    vector: Tensor | None = None,
+    edit_layer: int = 0,
+    alpha: float = 1.0,
+    engine: str = "fast",
+    max_memory: int | None = None,
+) -> list[float]:
+    """Mean NLL (nats per token) of each prompt's answer; the vector is added at the prompt's last token only.
+
+    Prompts run together with those whose answers have as many tokens: their last tokens then stand in one column.
+    """
+    nlls = [0.0] * len(prompts)
+    for n in sorted({len(prompt.answer_ids) for prompt in prompts}):
+        rows = [row for row, prompt in enumerate(prompts) if len(prompt.answer_ids) == n]
+        longest = n + max(len(prompts[row].input_ids) for row in rows)
+        each = trial_bytes(lm, longest) + longest * lm.itemsize * lm.vocab_size
+        size = 1 if chosen(lm, engine) == "exact" else chunk_size(each, lm.device, len(rows), max_memory)
+
+        def run(some: Sequence[int], n: int = n) -> list[float]:
+            with _injected(lm, vector, edit_layer, alpha, -1 - n):
+                return _nlls(lm, [prompts[row] for row in some], n)
+
+        of_length = [nll for part in in_chunks(rows, size, run) for nll in part]
+        for row, nll in zip(rows, of_length, strict=True):
+            nlls[row] = nll
+    return nlls
+
+
+def _nlls(lm: LanguageModel, prompts: Sequence[Asked], n: int) -> list[float]:
+    """Of answers of n tokens each."""
+    batch = Batch.of([[*prompt.input_ids, *prompt.answer_ids] for prompt in prompts], lm.device)
+    logits = lm.hf(**batch.inputs(), use_cache=False).logits[:, -1 - n : -1]
+    answers = torch.tensor([prompt.answer_ids for prompt in prompts], device=logits.device)
+    own = torch.log_softmax(logits.float(), dim=-1).gather(-1, answers[..., None])[..., 0].clamp(min=LEAST_LOGPROB)
+    nlls: list[float] = (-own.mean(dim=1)).tolist()
+    return nlls
+
+
+# ---------------------------------------------------------------- generation
+
+
 def inject_generate(
     lm: LanguageModel,
     input_ids: Sequence[int],
@@ -113,18 +313,57 @@ def inject_generate(
     n_tokens: int = N_GENERATED,
 ) -> Generation:
     """Greedy generation; with the key-value cache the vector is added at the last position of every step."""
+    base, injected = (_generate(lm, [input_ids], each, edit_layer, alpha, n_tokens)[0] for each in (None, vector))
+    return Generation(base, injected)
 
-    def generate(around: AbstractContextManager[None]) -> list[int]:
-        ids = lm.ids(input_ids)
-        options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": n_tokens, "do_sample": False}
-        # Sampling settings of a model's own generation config mean nothing to greedy decoding and only warn.
-        options |= dict.fromkeys(("temperature", "top_p", "top_k"))
-        # One prompt is never padded. The id is given because a model's own may be a list, or missing.
-        with around:
-            output = lm.hf.generate(ids, pad_token_id=0, **options)
-        return [int(i) for i in output[0, ids.shape[1] :]]
 
-    return Generation(generate(nullcontext()), generate(_injected(lm, vector, edit_layer, alpha)))
+def generated_ids(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    vector: Tensor | None = None,
+    edit_layer: int = 0,
+    alpha: float = 1.0,
+    engine: str = "fast",
+    max_memory: int | None = None,
+    n_tokens: int = N_GENERATED,
+) -> list[list[int]]:
+    """What follows each prompt, up to the end-of-text token, which is left out."""
+    each = trial_bytes(lm, n_tokens + max(map(len, prompts))) + variant_bytes(lm, 1)
+    size = 1 if chosen(lm, engine) == "exact" else chunk_size(each, lm.device, len(prompts), max_memory)
+
+    def run(some: Sequence[Sequence[int]]) -> list[list[int]]:
+        return _generate(lm, some, vector, edit_layer, alpha, n_tokens)
+
+    return [_until(ids, _end_ids(lm)) for part in in_chunks(prompts, size, run) for ids in part]
+
+
+@torch.inference_mode()
+def _generate(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    vector: Tensor | None,
+    edit_layer: int,
+    alpha: float,
+    n_tokens: int,
+) -> list[list[int]]:
+    batch = Batch.of(prompts, lm.device)
+    options = {"attention_mask": batch.mask, "max_new_tokens": n_tokens, "do_sample": False}
+    # Sampling settings of a model's own generation config mean nothing to greedy decoding and only warn.
+    options |= dict.fromkeys(("temperature", "top_p", "top_k"))
+    # Rows that have ended are filled up behind their end. A model's own id may be a list, or missing.
+    with _injected(lm, vector, edit_layer, alpha):
+        output = lm.hf.generate(batch.ids, pad_token_id=next(iter(_end_ids(lm)), 0), **options)
+    ids: list[list[int]] = output[:, batch.n_tokens :].tolist()
+    return ids
+
+
+def _end_ids(lm: LanguageModel) -> list[int]:
+    ends = lm.hf.generation_config.eos_token_id
+    return [] if ends is None else [int(i) for i in (ends if isinstance(ends, list) else [ends])]
+
+
+def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+    return ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))]
 
 
 @torch.inference_mode()
@@ -141,6 +380,5 @@ def continuation_logits(
     The vector is added where cached generation has added it: at the prompt's last token and every one since.
     """
     ids, since = lm.ids([*input_ids, *generated]), slice(len(input_ids) - 1, None)
-    around = nullcontext() if vector is None else _injected(lm, vector, edit_layer, alpha, since)
-    with around:
+    with _injected(lm, vector, edit_layer, alpha, since):
         return lm.logits(ids)[0, -1].cpu()

@@ -14,10 +14,9 @@ from typing import Any, cast
 
 import torch
 
-from fvcore.activations import mean_head_activations
 from fvcore.artifacts import Artifact, Leaf, tensor_leaf, trial_of
-from fvcore.effects import TOKEN_CLASSES, average_indirect_effect, causal_indirect_effect
-from fvcore.fast import sweep
+from fvcore.effects import TOKEN_CLASSES, average_indirect_effect
+from fvcore.fast import engines
 from fvcore.fast.engines import ENGINES, why_not_fast
 from fvcore.heads import top_heads
 from fvcore.injection import inject, inject_generate, inject_nll
@@ -107,9 +106,13 @@ class Pipeline:
         )
 
     @property
-    def fast(self) -> bool:
-        """Whether engine `fast` gives the numbers."""
-        return self.settings.engine == "fast" and not why_not_fast(self.lm)
+    def engine(self) -> str:
+        """The engine that gives the numbers."""
+        return engines.chosen(self.lm, self.settings.engine)
+
+    @property
+    def _how(self) -> tuple[str, int | None]:
+        return self.settings.engine, self.settings.max_memory
 
     # ------------------------------------------------------------ the six check keys
 
@@ -155,9 +158,7 @@ class Pipeline:
 
     def mean_activations(self, prompts: Artifact, slot_map: Artifact) -> Artifact:
         clean = [(_ids(prompts, key, "clean"), slots_of(slot_map, key, "clean")) for key in trial_keys(prompts)]
-        if self.fast:
-            return {"mean_activations": sweep.mean_head_activations(self.lm, clean, self.settings.max_memory)}
-        return {"mean_activations": mean_head_activations(self.lm, clean)}
+        return {"mean_activations": engines.mean_head_activations(self.lm, clean, *self._how)}
 
     def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact) -> Artifact:
         means = tensor_leaf(mean_activations, "mean_activations")
@@ -166,12 +167,7 @@ class Pipeline:
             for key in trial_keys(prompts)
         ]
         all_classes = self.settings.token_class_idx != -1
-        if self.fast:
-            cie = sweep.causal_indirect_effects(self.lm, cases, means, all_classes, self.settings.max_memory)
-        else:
-            cie = torch.stack(
-                [causal_indirect_effect(self.lm, *case, means, all_token_classes=all_classes) for case in cases]
-            )
+        cie = engines.causal_indirect_effects(self.lm, cases, means, all_classes, *self._how)
         aie = average_indirect_effect(cie, self.settings.token_class_idx)
         heads = top_heads(aie, self.settings.n_top_heads)
         return {
@@ -259,7 +255,7 @@ def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Pr
         model=lm.name,
         device=lm.device.type,
         attn_implementation=lm.attn_implementation,
-        engine="fast" if settings.engine == "fast" and not why_not_fast(lm) else "exact",
+        engine=engines.chosen(lm, settings.engine),
         threads=torch.get_num_threads(),
         versions={
             "python": platform.python_version(),

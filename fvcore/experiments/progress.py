@@ -10,13 +10,13 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fvcore.experiments.steps.measure import Tell, silent
+from fvcore.fast.chunks import Advance, silent
 
 
 class Progressing(Protocol):
     """Who wants to know how far a run is."""
 
-    def running(self, step: str, total: int | None) -> AbstractContextManager[Tell]: ...
+    def running(self, step: str, total: int | None) -> AbstractContextManager[Advance]: ...
     def already(self, step: str) -> None: ...
 
 
@@ -24,7 +24,7 @@ class Quiet:
     """Says nothing."""
 
     @contextmanager
-    def running(self, step: str, total: int | None) -> Iterator[Tell]:
+    def running(self, step: str, total: int | None) -> Iterator[Advance]:
         yield silent
 
     def already(self, step: str) -> None:
@@ -38,7 +38,7 @@ class Shown:
         self.console, self.label = console, f"{label} " if label else ""
 
     @contextmanager
-    def running(self, step: str, total: int | None) -> Iterator[Tell]:
+    def running(self, step: str, total: int | None) -> Iterator[Advance]:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("time left"), TimeRemainingColumn())
         started = monotonic()
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fvcore.experiments.errors import OtherSettings
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.layout import Folder
-from fvcore.experiments.steps.measure import Tell
+from fvcore.fast.chunks import Advance
 from fvcore.formats import FormatError, read_json, sha256, sha256_file, write_json
 
 
@@ -34,7 +34,7 @@ class Stage:
     name: str
     settings: Mapping[str, Any]
     reads: tuple[str, ...]
-    work: Callable[[Tell], Sequence[Path]]
+    work: Callable[[Advance], Sequence[Path]]
     total: Callable[[], int] | None = None
     covered_by: str = ""
 

@@ -1,10 +1,10 @@
-"""Work in chunks that fit the memory there is: out of memory halves the chunk and goes on."""
+"""Work in chunks that fit the memory there is, and how far it is: out of memory halves the chunk and goes on."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 
@@ -12,6 +12,14 @@ from fvcore.model.memory import free_memory, is_out_of_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+Advance: TypeAlias = "Callable[[int, int], None]"
+"""Called while work goes on: the layer it came to, and how many rows were done since the last call."""
+
+
+def silent(layer: int, n_rows: int) -> None:
+    """Nobody wants to know how far work is."""
+
 
 SHARE = 0.5
 """Of the memory that is free: kernels need some for themselves, and so do other processes."""

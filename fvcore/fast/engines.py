@@ -3,6 +3,8 @@
 `fast` runs a model's own code on rows that are no real prompt. Whether a model's code allows that is not assumed: once a
 model, a few heads and an injection are computed both ways on two random prompts of different lengths, together (padded)
 and alone (without a mask: other kernels).
+
+The functions here take an engine by its name and give a station's numbers by the one that is chosen.
 """
 
 from __future__ import annotations
@@ -12,10 +14,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fvcore import activations, effects
 from fvcore.fast import sweep
+from fvcore.fast.chunks import Advance, silent
 from fvcore.fast.shared_prompt import Prompt
 from fvcore.model.hooks import add_to_residual, edit_heads
 from fvcore.model.model import LanguageModel
+from fvcore.model.spec import ModelError
+from fvcore.slots import SlotMap
 
 ENGINES = ("exact", "fast")
 
@@ -25,6 +31,59 @@ LENGTHS = (48, 31)
 ROUNDING = {torch.float32: 1e-4}
 HALF = 5e-2
 """How far logits may be apart, relative to the largest: fp32 was seen at 1e-6, half precision at 1e-2."""
+
+
+def chosen(lm: LanguageModel, asked: str) -> str:
+    """The engine that gives the numbers where `asked` is asked for; `why_not_fast` says why it is another one."""
+    if asked not in ENGINES:
+        raise ModelError(f"unknown engine {asked!r}; expected one of {', '.join(ENGINES)}")
+    return asked if asked == "exact" or not why_not_fast(lm) else "exact"
+
+
+def mean_head_activations(
+    lm: LanguageModel,
+    prompts: Sequence[tuple[Sequence[int], SlotMap]],
+    engine: str = "fast",
+    max_memory: int | None = None,
+) -> Tensor:
+    """`activations.mean_head_activations` by an engine: (layer, head, slot, d_head), float32."""
+    if chosen(lm, engine) == "exact":
+        return activations.mean_head_activations(lm, prompts)
+    return sweep.mean_head_activations(lm, prompts, max_memory)
+
+
+def causal_indirect_effects(
+    lm: LanguageModel,
+    cases: Sequence[sweep.Case],
+    mean_activations: Tensor,
+    all_token_classes: bool = False,
+    engine: str = "fast",
+    max_memory: int | None = None,
+) -> Tensor:
+    """`effects.causal_indirect_effect` of every prompt by an engine: (trial, layer, head[, class]), float32."""
+    if chosen(lm, engine) == "exact":
+        each = [effects.causal_indirect_effect(lm, *case, mean_activations, all_token_classes) for case in cases]
+        return torch.stack(each)
+    return sweep.causal_indirect_effects(lm, cases, mean_activations, all_token_classes, max_memory)
+
+
+def target_readings(
+    lm: LanguageModel,
+    cases: Sequence[sweep.Case],
+    mean_activations: Tensor,
+    heads: Sequence[sweep.Head],
+    engine: str = "fast",
+    max_memory: int | None = None,
+    advance: Advance = silent,
+) -> Tensor:
+    """`effects.target_readings` of every prompt by an engine: (trial, 1 + len(heads), 3), float32.
+
+    heads: in order of layer
+    """
+    if chosen(lm, engine) == "exact":
+        each = [effects.target_readings(lm, *case, mean_activations, heads, advance) for case in cases]
+        return torch.stack(each)
+    return sweep.target_readings(lm, cases, mean_activations, heads, max_memory, advance)
 
 
 def why_not_fast(lm: LanguageModel) -> str:

@@ -1,4 +1,4 @@
-"""Station 4a, fast: every head's indirect effect from one run of the prompt; and injection at every layer. Engine `fast`.
+"""Station 4a, fast: every head's indirect effect from one run of the prompt, and the rows of an injection. Engine `fast`.
 
 A replacement at the last token of a prompt changes nothing before it and nothing below its layer: one token, from its own
 layer up, is all that has to be computed for a head (`shared_prompt.py`). The numbers are those of engine `exact` up to
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fvcore.activations import by_slot
 from fvcore.effects import TOKEN_CLASSES, read_targets, tokens_of_class
-from fvcore.fast.chunks import chunk_size, in_chunks
+from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
 from fvcore.fast.shared_prompt import Batch, Prompt, Suffix
 from fvcore.model.hooks import edit_heads, read_heads
 from fvcore.model.model import LanguageModel
@@ -166,11 +166,11 @@ def target_readings(
     mean_activations: Tensor,
     heads: Sequence[Head],
     max_memory: int | None = None,
-    tell: Callable[[int, int], None] = lambda layer, n_rows: None,
+    advance: Advance = silent,
 ) -> Tensor:
     """What `effects.target_readings` gives, of many prompts: (trial, 1 + len(heads), 3), float32 on the CPU.
 
-    heads: in order of layer     tell: is told, after each pass, the layer it came to and how many rows it read
+    heads: in order of layer     advance: is told after each pass
     """
     share = None if max_memory is None else max_memory // 2
     size = chunk_size(trial_bytes(lm, max(len(ids) for ids, _, _ in cases)), lm.device, len(cases), share)
@@ -180,7 +180,7 @@ def target_readings(
         prompt = Prompt.run(lm, [ids for ids, _, _ in some])
         targets = torch.tensor([target for _, target, _ in some], device=lm.device)
         base = _readings(prompt, prompt.entered[-1][:, -1:], targets)
-        patched = _patched(prompt.suffix(1), heads, replacement, targets, share, _readings, tell)
+        patched = _patched(prompt.suffix(1), heads, replacement, targets, share, _readings, advance)
         return torch.cat([base, patched], dim=1).float().cpu()
 
     return torch.cat(list(in_chunks(cases, size, readings)))
@@ -193,7 +193,7 @@ def _patched(
     targets: Tensor,
     max_memory: int | None,
     read: Read | None = None,
-    tell: Callable[[int, int], None] = lambda layer, n_rows: None,
+    advance: Advance = silent,
 ) -> Tensor:
     """What is read (probability of the targets) with each of the heads replaced: (trial, head, ...)."""
     lm, n_trials = suffix.prompt.lm, len(targets)
@@ -202,7 +202,7 @@ def _patched(
 
     def readings(some: Sequence[Head]) -> Tensor:
         found = (read or _probabilities)(suffix.prompt, rows_with_heads_replaced(suffix, some, replacement), targets)
-        tell(some[-1][0], n_trials * len(some))
+        advance(some[-1][0], n_trials * len(some))
         return found
 
     return torch.cat(list(in_chunks(heads, size, readings)), dim=1)
@@ -231,29 +231,6 @@ def _readings(prompt: Prompt, rows: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def injected_logits(
-    lm: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    vector: Tensor,
-    layers: Sequence[int] | None = None,
-    alpha: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Next-token logits without and with `alpha * vector` (d_model,) at the last token of every block's output.
-
-    returns: (trial, vocab) and (trial, layer, vocab), layers rising (all of them by default), on the model's device
-    """
-    chosen = list(range(lm.n_layers)) if layers is None else sorted(set(layers))
-    for layer in chosen:
-        lm.require_layer(layer)
-    prompt = Prompt.run(lm, prompts)
-    # alpha 1 leaves the vector's bits alone.
-    added = (vector if alpha == 1 else alpha * vector).to(lm.device)
-    rows = rows_with_vector_added(prompt.suffix(1), chosen, added)
-    logits = prompt.logits(torch.cat([prompt.entered[-1][:, -1:], rows], dim=1))
-    return logits[:, 0], logits[:, 1:]
-
-
-@torch.inference_mode()
 def mean_head_activations(
     lm: LanguageModel, prompts: Sequence[tuple[Sequence[int], SlotMap]], max_memory: int | None = None
 ) -> Tensor:
@@ -276,16 +253,3 @@ def _head_activations(lm: LanguageModel, prompts: Sequence[tuple[Sequence[int], 
         own = [heads[layer][row : row + 1, -len(ids) :] for layer in range(lm.n_layers)]
         found.append(by_slot(own, slots).float().cpu())
     return torch.stack(found)
-
-
-@torch.inference_mode()
-def next_token_logits(lm: LanguageModel, prompts: Sequence[Sequence[int]], max_memory: int | None = None) -> Tensor:
-    """What `n`-shot evaluation asks: logits behind the last token of each prompt, in padded batches: (prompt, vocab)."""
-    longest = max(map(len, prompts))
-    each = trial_bytes(lm, longest) + variant_bytes(lm, 1)
-
-    def logits(some: Sequence[Sequence[int]]) -> Tensor:
-        prompt = Prompt.run(lm, some)
-        return prompt.logits(prompt.entered[-1][:, -1:])[:, 0]
-
-    return torch.cat(list(in_chunks(prompts, chunk_size(each, lm.device, len(prompts), max_memory), logits)))

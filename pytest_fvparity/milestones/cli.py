@@ -2,117 +2,55 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
 
 from fvcore.formats import FormatError
-from pytest_fvparity.shipped import DEFAULT_MODEL
+from pytest_fvparity.milestones.setup import Setup
 
 console = Console(highlight=False)
 
 NAMES = ("M0", "M1", "M2", "M3", "M4", "M5", "M6")
 TRANSFER = "M7"
 
+Which = Annotated[str, typer.Argument(help="m0 to m7, or all in order: M7 with --relation-root.", metavar="m0..m7|all")]
 
-def milestone(
-    which: Annotated[
-        str, typer.Argument(help="m0 to m7, or all in order: M7 with --relation-root.", metavar="m0..m7|all")
-    ],
-    model: Annotated[str, typer.Option(help="Shipped model, directory or cached hub id.")] = DEFAULT_MODEL,
-    trials: Annotated[Path | None, typer.Option(help="Fixed-trials file (default: the shipped model's).")] = None,
-    profile: Annotated[str, typer.Option(help="Lock profile: antonym-lock, or a YAML file.")] = "antonym-lock",
-    layout: Annotated[
-        str, typer.Option(help="own: reports/milestones/<dataset>/<trials>. plan: results/ and results_fv/.")
-    ] = "own",
-    out: Annotated[
-        Path | None, typer.Option(help="Root of the layout (default: reports; the current folder for plan).")
-    ] = None,
-    dataset_json: Annotated[
-        Path | None,
-        typer.Option(help="Raw dataset, for M0 and for M4's sampled trials (default: what the file names)."),
-    ] = None,
-    fv_src: Annotated[Path | None, typer.Option(help="Checkout of the reference: M1 records it.")] = None,
-    fv_src_python: Annotated[str | None, typer.Option(help="Interpreter that runs the reference.")] = None,
-    golden: Annotated[
-        Path | None, typer.Option(help="Folder of goldens (default: M1's, the project's, the shipped).")
-    ] = None,
-    reference_profile: Annotated[str, typer.Option(help="src or todd_upstream.")] = "src",
-    edit_layer: Annotated[int | None, typer.Option(help="Default: the golden's, else the profile's.")] = None,
-    top_heads: Annotated[int | None, typer.Option(help="Default: the golden's, else the profile's.")] = None,
-    token_class: Annotated[int | None, typer.Option(help="Default: the golden's, else the profile's.")] = None,
-    max_trials: Annotated[
-        int | None, typer.Option(min=1, help="Trials that M2 compares (default: the profile's).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<k>.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
-    spec: Annotated[str | None, typer.Option(help="Registered spec, alias or YAML file (default: found).")] = None,
-    quant: Annotated[str, typer.Option(help="none, 8bit or 4bit.")] = "none",
-    n_eval: Annotated[int, typer.Option(min=1, help="Queries that M4 evaluates.")] = 50,
-    topk: Annotated[int, typer.Option(min=1, help="Heads in M4's vector.")] = 20,
-    relation_root: Annotated[
-        Path | None, typer.Option(help="M7: the folder of a relation run, one folder a q_id.")
-    ] = None,
-    pytest_option: Annotated[
-        list[str] | None,
-        typer.Option(help="Handed to pytest as it is, e.g. --fv-candidate=pkg.mod:make; may be given again."),
-    ] = None,
-) -> None:
+
+def milestone(which: Which, **options: Any) -> None:
     """Run a milestone of the antonym plan and check its pass criterion. Status 1 if it does not meet it."""
-    from pytest_fvparity import shipped
-    from pytest_fvparity.milestones.layout import LAYOUTS
-    from pytest_fvparity.milestones.lock import Lock
     from pytest_fvparity.milestones.run import run_all
-    from pytest_fvparity.milestones.setup import Setup
 
-    names = (*NAMES, *([TRANSFER] if relation_root else [])) if which.lower() == "all" else (which.upper(),)
+    rest = (TRANSFER,) if options["relation_root"] else ()
+    names = (*NAMES, *rest) if which.lower() == "all" else (which.upper(),)
     if not set(names) <= {*NAMES, TRANSFER}:
         raise FormatError(f"no milestone {which!r}; expected {', '.join(NAMES)}, {TRANSFER} or all")
-    if layout not in LAYOUTS:
-        raise FormatError(f"--layout: expected one of {', '.join(LAYOUTS)}, found {layout!r}")
-    trials = trials or shipped.trials_of(model, Path.cwd())
-    if trials is None:
-        raise FormatError(
-            f"{model} is no shipped model, so --trials is needed: fvcore trials make --dataset-json FILE --tokenizer {model}"
-        )
-    setup = Setup(
-        model=model,
-        trials=trials.resolve(),
-        lock=Lock.load(profile),
-        root=(out or Path("." if layout == "plan" else "reports")).resolve(),
-        layout_kind=layout,
-        dataset_json=dataset_json,
-        src=fv_src and fv_src.resolve(),
-        src_python=fv_src_python,
-        golden=golden and golden.resolve(),
-        reference_profile=reference_profile,
-        edit_layer=edit_layer,
-        n_top_heads=top_heads,
-        token_class_idx=token_class,
-        max_trials=max_trials,
-        device=device,
-        dtype=dtype,
-        spec=spec,
-        quant=quant,
-        n_eval=n_eval,
-        topk=topk,
-        relation_root=relation_root and relation_root.resolve(),
-        more=tuple(pytest_option or ()),
-    )
     passed = True
-    for name, outcome in run_all(names, setup):
+    for name, outcome in run_all(names, Setup(**options)):
         passed = passed and outcome.passed
-        word = "[green]PASS[/]" if outcome.passed else "[red]FAIL[/]"
-        console.print(f"{name} {word}", end=" ")
+        console.print(f"{name} {'[green]PASS[/]' if outcome.passed else '[red]FAIL[/]'}", end=" ")
         console.print(outcome.message, soft_wrap=True, markup=False)
         for line in _told(outcome.files):
             console.print(f"   {line}", soft_wrap=True, markup=False)
     if not passed:
         raise typer.Exit(1)
 
+
+# typer reads a command's options off its signature: here they are the fields of the setup.
+_FIELDS = get_type_hints(Setup, include_extras=True)
+_PARAMETERS = [
+    inspect.Parameter("which", inspect.Parameter.KEYWORD_ONLY, annotation=Which),
+    *(
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=_FIELDS[name])
+        for name, parameter in inspect.signature(Setup).parameters.items()
+    ),
+]
+milestone.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
+milestone.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}
 
 MANY = 8
 

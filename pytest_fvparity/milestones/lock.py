@@ -17,11 +17,11 @@ class Locked(FormatError):
     """A run differs from its lock profile."""
 
 
-class _Record(BaseModel):
+class _LockPart(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
-class Fixed(_Record):
+class Fixed(_LockPart):
     """Fields that a run must not change."""
 
     seed: int
@@ -32,14 +32,14 @@ class Fixed(_Record):
     reference_profile: str
 
 
-class Defaults(_Record):
+class Defaults(_LockPart):
     n_top_heads: int
     token_class_idx: int
     edit_layer: int
     max_trials: int
 
 
-class Lock(_Record):
+class Lock(_LockPart):
     name: str
     locked: Fixed
     defaults: Defaults
@@ -59,18 +59,12 @@ class Lock(_Record):
 
     def require(self, meta: Meta, n_trials: int, reference_profile: str) -> None:
         """Refuse trials or a target rule of another plan, naming every field that differs."""
-        found: dict[str, Any] = {
-            "seed": meta.seed,
-            "n_shots": meta.n_shots,
-            "n_trials": n_trials,
-            "prefixes": meta.prefixes,
-            "separators": meta.separators,
-            "reference_profile": reference_profile,
-        }
+        beside = {"n_trials": n_trials, "reference_profile": reference_profile}
+        found = {name: beside.get(name, getattr(meta, name, None)) for name in Fixed.model_fields}
         wrong = [
-            f"{name}: {_shown(getattr(self.locked, name))} is locked, found {_shown(value)}"
-            for name, value in found.items()
-            if value != getattr(self.locked, name)
+            f"{name}: {_shown(wanted)} is locked, found {_shown(found[name])}"
+            for name, wanted in self.locked
+            if found[name] != wanted
         ]
         if wrong:
             raise Locked(

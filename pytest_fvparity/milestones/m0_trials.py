@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fvcore import trials
 from fvcore.formats import write_text
 from fvcore.model import model as models
 from fvcore.prompts import verify
-from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Failed, Setup
+from pytest_fvparity.milestones.state import MilestoneOutcome
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.report import Check, Report, now
 
 WORDS = CHECK_KEYS[:2]
 
 
-def run(setup: Setup) -> Outcome:
+def run(setup: Setup) -> MilestoneOutcome:
     """Verify the file, then compare prompts and slots; `first_token_id == answer_ids[0]` is part of the first."""
     problems = _problems(setup)
     folder = setup.layout.runs / "m0"
@@ -27,7 +25,8 @@ def run(setup: Setup) -> Outcome:
     agree = all(key in checks and checks[key].status == "PASS" for key in WORDS)
     counts = ", ".join(f"{key} mismatch_count {_count(checks.get(key))}" for key in WORDS)
     message = f"{len(setup.fixed.trials)} trials verified, mismatch_count {len(problems)}; {counts}"
-    return Outcome(agree and not problems, message, [log, *_inside(setup)])
+    own = [setup.trials_file] if setup.trials_file.is_relative_to(setup.root) else []  # it lies among the deliverables
+    return MilestoneOutcome(agree and not problems, message, [log, *own])
 
 
 def _problems(setup: Setup) -> list[str]:
@@ -56,7 +55,7 @@ def _reference(setup: Setup) -> list[str]:
 
 def _log(setup: Setup, problems: list[str], report: Report) -> str:
     lines = [
-        f"{now()} M0 {setup.trials}",
+        f"{now()} M0 {setup.trials_file}",
         f"reference: {report.golden_path or 'live'}",
         f"verify: mismatch_count {len(problems)}",
         *(f"  {problem}" for problem in problems),
@@ -70,8 +69,3 @@ def _log(setup: Setup, problems: list[str], report: Report) -> str:
 
 def _count(check: Check | None) -> int | str:
     return "not judged" if check is None or check.mismatch_count is None else check.mismatch_count
-
-
-def _inside(setup: Setup) -> list[Path]:
-    """The trials file, where it lies among the deliverables."""
-    return [setup.trials] if setup.trials.resolve().is_relative_to(setup.root.resolve()) else []

@@ -5,12 +5,12 @@ from __future__ import annotations
 from fvcore.artifacts import tensor_leaf
 from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.layout import Names, export
-from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Failed, Setup
+from pytest_fvparity.milestones.state import MilestoneOutcome
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 
 
-def run(setup: Setup) -> Outcome:
+def run(setup: Setup) -> MilestoneOutcome:
     """Record with `--fv-src`; without it the golden that is there already counts."""
     how = "taken from"
     if setup.src is not None:
@@ -25,7 +25,7 @@ def run(setup: Setup) -> Outcome:
     names = Names.of(setup.fixed.dataset)
     files = export(golden.path, setup.layout.results, (names.means, names.labels, names.effect))
     recorded = golden.manifest.reference
-    return Outcome(
+    return MilestoneOutcome(
         True, f"{how} {golden.path} ({recorded.origin}, commit {recorded.commit[:12]}): {len(files)} files", files
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Setup
+from pytest_fvparity.milestones.state import MilestoneOutcome
 from pytest_fvparity.report.render import REPORT, write_report
 from pytest_fvparity.report.report import Report
 
@@ -19,7 +19,7 @@ FILES = (
 )
 
 
-def run(setup: Setup) -> Outcome:
+def run(setup: Setup) -> MilestoneOutcome:
     """PASS alone is a pass: a part, a golden of a part or a refusal is none."""
     setup.require_golden()
     return deliver(setup, setup.parity(setup.layout.runs / "m2", setup.comparing()))
@@ -30,8 +30,8 @@ def told(report: Report) -> str:
     return report.headline.removeprefix("PASS: ")
 
 
-def deliver(setup: Setup, report: Report) -> Outcome:
+def deliver(setup: Setup, report: Report) -> MilestoneOutcome:
     """The suite's files in the milestones' folder."""
     write_report(report, setup.layout.runs)
     files = [setup.layout.runs / name for name in FILES]
-    return Outcome(report.overall_status == "PASS", told(report), files)
+    return MilestoneOutcome(report.overall_status == "PASS", told(report), files)

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from fvcore.artifacts import tensor_leaf
@@ -14,14 +13,14 @@ from fvcore.formats import pt_bytes, sha256, write_json
 from fvcore.pipeline import trial_keys
 from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.layout import Names, export
-from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Failed, Setup
+from pytest_fvparity.milestones.state import MilestoneOutcome
 
 SCHEMA_VERSION = 1
 DUMP = "src_reference_dump.json"
 
 
-def run(setup: Setup) -> Outcome:
+def run(setup: Setup) -> MilestoneOutcome:
     """Every trial of the file once, with its prompt's boundary and its target."""
     golden, names = setup.require_golden(), Names.of(setup.fixed.dataset)
     dump = reference_dump(golden)
@@ -29,7 +28,7 @@ def run(setup: Setup) -> Outcome:
     files = export(golden.path, setup.layout.results, (names.vector, names.heads))
     path = setup.layout.reference / DUMP
     write_json(path, dump)
-    return Outcome(True, f"{len(dump['trials'])} trials, none missing and none twice", [path, *files])
+    return MilestoneOutcome(True, f"{len(dump['trials'])} trials, none missing and none twice", [path, *files])
 
 
 def reference_dump(golden: Golden) -> dict[str, Any]:
@@ -37,28 +36,22 @@ def reference_dump(golden: Golden) -> dict[str, Any]:
     names = Names.of(golden.profile.identity.dataset)
     means = tensor_leaf(golden.stored("mean_activations"), "mean_activations")
     effects, vectors = golden.stored("top_heads"), golden.stored("fv_vector")
-    cie, aie, vector = (
-        tensor_leaf(artifact, leaf)
-        for artifact, leaf in ((effects, "cie"), (effects, "aie"), (vectors, "function_vector"))
-    )
-    heads = cast("list[list[int]]", effects["heads"])
+    cie, aie = tensor_leaf(effects, "cie"), tensor_leaf(effects, "aie")
+    vector = tensor_leaf(vectors, "function_vector")
     scores = tensor_leaf(effects, "scores").tolist()
+    heads = [[*head, score] for head, score in zip(cast("list[list[int]]", effects["heads"]), scores, strict=True)]
     slot, label = cast("list[list[Any]]", golden.stored("slot_map")["dummy_labels"])[-1]
     return {
         "schema_version": SCHEMA_VERSION,
         "profile": golden.profile.model_dump(mode="json"),
-        "mean": {
-            **_described(means),
-            "query_pred_slot_index": slot,
-            "query_pred_label": label,
-        },
+        "mean": {**_described(means), "query_pred_slot_index": slot, "query_pred_label": label},
         "indirect_effect": {
             "shape": list(cie.shape),
             "mean_min": float(aie.min()),
             "mean_max": float(aie.max()),
-            "topk": [[*head, score, float(aie[tuple(head)])] for head, score in zip(heads, scores, strict=True)],
+            "topk": [[layer, head, score, float(aie[layer, head])] for layer, head, score in heads],
         },
-        "top_heads": [[*head, score] for head, score in zip(heads, scores, strict=True)],
+        "top_heads": heads,
         "fv": {**_described(vector.reshape(1, -1)), "norm": float(vector.float().norm()), "path": names.vector},
         "trials": sorted(_trials(golden), key=lambda row: (row["trial_id"], row["trial_idx"])),
     }
@@ -74,20 +67,12 @@ def _trials(golden: Golden) -> list[dict[str, Any]]:
     rows = []
     for key in trial_keys(injected):
         target = cast("int", injected[f"{key}/target_id"])
-        trial_id, trial_idx = (int(part) for part in key.split(":"))
-        rows.append(
-            {
-                "trial_id": trial_id,
-                "trial_idx": trial_idx,
-                "target_id": target,
-                "prompt": _prompt(prompts, key),
-                **{f"{way}_logprob": injected[f"{key}/{way}_logprob"] for way in ("base", "with", "delta")},
-                **{
-                    f"{way}_logprob_fp32": _logprob(tensor_leaf(injected, f"{key}/{way}_logits"), target)
-                    for way in ("base", "with")
-                },
-            }
-        )
+        logits = {way: tensor_leaf(injected, f"{key}/{way}_logits").float() for way in ("base", "with")}
+        row: dict[str, Any] = dict(zip(("trial_id", "trial_idx"), map(int, key.split(":")), strict=True))
+        row |= {"target_id": target, "prompt": _prompt(prompts, key)}
+        row |= {f"{way}_logprob": injected[f"{key}/{way}_logprob"] for way in ("base", "with", "delta")}
+        row |= {f"{way}_logprob_fp32": float(of.log_softmax(dim=-1)[target]) for way, of in logits.items()}
+        rows.append(row)
     return rows
 
 
@@ -101,10 +86,6 @@ def _prompt(prompts: Mapping[str, Any], key: str) -> dict[str, Any]:
         "last_token_id": corrupted[-1],
         "ids_sha256": digest,
     }
-
-
-def _logprob(logits: Tensor, target: int) -> float:
-    return float(torch.log_softmax(logits.float(), dim=-1)[target])
 
 
 def require_whole(dump: Mapping[str, Any], wanted: set[tuple[int, int]]) -> None:

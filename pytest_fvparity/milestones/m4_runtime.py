@@ -16,58 +16,48 @@ from fvcore.experiments.steps.settings import Settings
 from fvcore.formats import FormatError
 from fvcore.model import model as models
 from fvcore.model.spec import ModelError
-from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Failed, Setup
+from pytest_fvparity.milestones.state import MilestoneOutcome
 from pytest_fvparity.report.render import REPORT, read_report
 
-DELIVERED = (
-    layout.MEANS,
-    layout.MEANS_META,
-    layout.TOP_HEADS,
-    layout.FV_BY_LAYER,
-    layout.FV,
-    layout.FV_META,
-    layout.ALL_LAYERS,
-)
+MEANS = (layout.MEANS, layout.MEANS_META, layout.TOP_HEADS)
+VECTORS = (layout.FV_BY_LAYER, layout.FV, layout.FV_META, layout.ALL_LAYERS)
 """And, for every layer, Step6's own four."""
 
 PER_LAYER = ("step6_results_*.json", "eval_summary.json", "eval_trials.jsonl", "eval_meta.json")
 
 
-def run(setup: Setup) -> Outcome:
+def run(setup: Setup) -> MilestoneOutcome:
     """Any target id, shape or hook that is wrong fails it, from whichever trials."""
     lm = models.load(setup.model, setup.device, setup.dtype, spec=setup.spec, quant=setup.quant)
     compared = (read_report(setup.layout.runs / f"{REPORT}.json").profile or {}).get("identity", {})
     if lm.weights_sha != compared.get("weights_sha"):
         raise Failed(f"{setup.model} has other weights than the model that M2 compared: run M2 again")
     settings = Settings(seed=setup.lock.locked.seed, topk=setup.topk, n_eval=setup.n_eval)
-    files: list[Path] = []
-    for name, source in _sources(setup).items():
+    files, sources = list[Path](), _sources(setup)
+    for name, source in sources.items():
         folder = setup.layout.runs / "runtime" / name
         try:
             run_steps(lm, folder, settings, source, progress=Shown(Console(stderr=True)))
         except (StepError, ModelError, FormatError, RuntimeError) as error:
             raise Failed(f"{name}: {' '.join(str(error).split())}") from error
         files += _delivered(folder, lm.n_layers)
-    return Outcome(
-        True, f"{' and '.join(_sources(setup))} through StepD, StepE and Step6 at {lm.n_layers} layers", files
-    )
+    message = f"{' and '.join(sources)} through StepD, StepE and Step6 at {lm.n_layers} layers"
+    return MilestoneOutcome(True, message, files)
 
 
 def _sources(setup: Setup) -> dict[str, Source]:
     raw, locked = setup.raw_dataset(), setup.lock.locked
     return {
-        "fixed_trials": FixedSource(setup.trials),
+        "fixed_trials": FixedSource(setup.trials_file),
         "dataset_sampled": DatasetSource(raw, locked.n_trials, locked.n_shots, locked.seed),
     }
 
 
 def _delivered(folder: Path, n_layers: int) -> list[Path]:
-    files = [folder / name for name in DELIVERED]
-    for layer in range(n_layers):
-        for pattern in PER_LAYER:
-            found = sorted((folder / layout.layer_dir(layer)).glob(pattern))
-            files += found or [folder / layout.layer_dir(layer) / pattern]
+    files = [folder / name for name in (*MEANS, *VECTORS)]
+    for layer in (folder / layout.layer_dir(layer) for layer in range(n_layers)):
+        files += [file for pattern in PER_LAYER for file in sorted(layer.glob(pattern)) or [layer / pattern]]
     if missing := [file for file in files if not file.is_file()]:
         raise Failed(f"{missing[0]}: not written")
     return files

@@ -7,13 +7,13 @@ from pathlib import Path
 from fvcore.formats import read_json, write_text
 from pytest_fvparity.milestones.m2_parity import told
 from pytest_fvparity.milestones.m3_reference import DUMP
-from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Setup
+from pytest_fvparity.milestones.state import MilestoneOutcome
 from pytest_fvparity.report.render import REPORT, read_report, write_report
 from pytest_fvparity.report.report import Report
 
 
-def run(setup: Setup) -> Outcome:
+def run(setup: Setup) -> MilestoneOutcome:
     """From M2's report alone; where M3 ran, the reference's numbers are also those of its dump."""
     report = read_report(setup.layout.runs / f"{REPORT}.json")
     folder = setup.layout.diff
@@ -21,7 +21,7 @@ def run(setup: Setup) -> Outcome:
     problems = [*_unnamed(report), *_other_numbers(report, setup.layout.reference / DUMP)]
     files = [folder / f"{REPORT}.{kind}" for kind in ("json", "md", "html")]
     write_text(folder / "repro_command.txt", f"{report.repro_command or 'nothing differs'}\n")
-    return Outcome(not problems, "; ".join(problems) or told(report), [*files, folder / "repro_command.txt"])
+    return MilestoneOutcome(not problems, "; ".join(problems) or told(report), [*files, folder / "repro_command.txt"])
 
 
 def _unnamed(report: Report) -> list[str]:

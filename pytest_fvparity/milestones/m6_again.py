@@ -6,8 +6,8 @@ from typing import Any
 
 from fvcore.formats import json_text, write_text
 from pytest_fvparity.milestones.m2_parity import deliver
-from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Failed, Setup
+from pytest_fvparity.milestones.state import MilestoneOutcome
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.render import REPORT, read_report
 from pytest_fvparity.report.report import Report, earliest_failure
@@ -15,7 +15,7 @@ from pytest_fvparity.report.report import Report, earliest_failure
 RECORD = "m6_reverify.json"
 
 
-def run(setup: Setup) -> Outcome:
+def run(setup: Setup) -> MilestoneOutcome:
     """The keys from the one that failed on; when they pass, all six, two times."""
     last = setup.layout.runs / f"{REPORT}.json"
     if not last.is_file():
@@ -36,13 +36,13 @@ def run(setup: Setup) -> Outcome:
     if not suite.passed:
         return _ended(setup, repaired, runs, suite.message)
     done = _ended(setup, repaired, runs, f"{suite.message}; from {repaired} on, then twice in full, the same numbers")
-    return Outcome(True, done.message, [*done.files, *suite.files])
+    return MilestoneOutcome(True, done.message, [*done.files, *suite.files])
 
 
-def _ended(setup: Setup, repaired: str, runs: list[Report], message: str) -> Outcome:
+def _ended(setup: Setup, repaired: str, runs: list[Report], message: str) -> MilestoneOutcome:
     path = setup.layout.runs / RECORD
     write_text(path, json_text({"from": repaired, "message": message, "runs": [numbers(run) for run in runs]}))
-    return Outcome(False, message, [path])
+    return MilestoneOutcome(False, message, [path])
 
 
 def numbers(report: Report) -> dict[str, Any]:

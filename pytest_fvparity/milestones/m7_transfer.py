@@ -6,18 +6,14 @@ that looks at a relation run.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fvcore.formats import FormatError, json_text, read_json, write_text
-from pytest_fvparity.golden.golden import NoGolden, locate, relative_path, search_roots
-from pytest_fvparity.milestones.outcome import Outcome
-from pytest_fvparity.milestones.setup import Failed, Setup
+from pytest_fvparity.golden.golden import NoGolden, locate, relative_path
+from pytest_fvparity.milestones.setup import Failed, Setup, run_pytest
+from pytest_fvparity.milestones.state import MilestoneOutcome
 from pytest_fvparity.report.render import REPORT as PARITY_REPORT
 from pytest_fvparity.report.render import read_report
-from pytest_fvparity.shipped import root as shipped_root
 from pytest_fvparity.suite.place import place_of
 from pytest_fvparity.transfer import SUITE
 from pytest_fvparity.transfer.report import NAME, TransferReport
@@ -28,7 +24,7 @@ REPORT = "m7_transfer_report.json"
 FAILURES = "m7_failures.json"
 
 
-def run(setup: Setup) -> Outcome:
+def run(setup: Setup) -> MilestoneOutcome:
     """PASS: every q_id in every phase, and the reference agrees at all six keys on at least one."""
     if setup.relation_root is None:
         raise Failed(
@@ -74,40 +70,27 @@ def phases(q_ids: Sequence[QId], with_golden: Sequence[QId]) -> dict[str, list[Q
 def _has_golden(setup: Setup, q_id: QId) -> bool:
     dataset, id = place_of(q_id.trials_file)
     try:
-        locate(_roots(setup), relative_path(dataset or "", id, setup.reference_profile))
+        locate(setup.golden_roots, relative_path(dataset or "", id, setup.reference_profile))
     except NoGolden:
         return False
     return True
-
-
-def _roots(setup: Setup) -> list[Path]:
-    return list(search_roots(setup.golden, Path.cwd(), shipped_root()))
 
 
 def _judged(setup: Setup, phase: str, q_ids: Sequence[QId]) -> TransferReport:
     """The transfer suite of some q_ids in a pytest of its own, from the current folder, and its report."""
     assert setup.relation_root is not None
     folder = setup.layout.runs / "m7" / phase
-    words = [
-        *(sys.executable, "-m", "pytest", "-m", SUITE, "-q", "-p", "no:cacheprovider"),
-        f"--fv-relation-root={setup.relation_root}",
-        *(f"--fv-qid={q_id.name}" for q_id in q_ids),
-        f"--fv-report-dir={folder}",
-        *([f"--fv-golden={setup.golden}"] if setup.golden else []),
-        *setup.running,
-    ]
+    words = [f"--fv-relation-root={setup.relation_root}", *(f"--fv-qid={q_id.name}" for q_id in q_ids)]
+    words += [f"--fv-report-dir={folder}", *([f"--fv-golden={setup.golden}"] if setup.golden else []), *setup.running]
     path = folder.joinpath(SUITE, *setup.relation_root.parts[-2:], NAME)
-    path.unlink(missing_ok=True)
-    code = subprocess.run(words, check=False).returncode
-    if not path.is_file():
-        raise Failed(f"{phase}: pytest ended with status {code} and wrote no report; what it printed says why")
+    code = run_pytest(SUITE, words, path, f"{phase}: ")
     report = TransferReport.model_validate(read_json(path))
     if code and not report.failures:
         raise Failed(f"{phase}: pytest ended with status {code}; what it printed says why")
     return report
 
 
-def _ended(setup: Setup, reports: dict[str, TransferReport], q_ids: Sequence[QId]) -> Outcome:
+def _ended(setup: Setup, reports: dict[str, TransferReport], q_ids: Sequence[QId]) -> MilestoneOutcome:
     failures = [failure for report in reports.values() for failure in report.failures]
     compared = sorted({q_id for report in reports.values() for q_id in report.compared_with_reference})
     judged = {q_id for report in reports.values() for q_id in report.q_ids}
@@ -121,7 +104,7 @@ def _ended(setup: Setup, reports: dict[str, TransferReport], q_ids: Sequence[QId
     write_text(failure_file, json_text({"by_cause": by_cause, "failures": rows}))
     if failures:
         last = list(reports)[-1]
-        return Outcome(False, f"{last}: {reports[last].headline}", [report_file, failure_file])
+        return MilestoneOutcome(False, f"{last}: {reports[last].headline}", [report_file, failure_file])
     if not compared:
         raise FormatError(f"{report_file}: no q_id was compared with the reference, though there are goldens")
     n_skipped = sum(q_id.state == "skipped" for q_id in q_ids)
@@ -129,4 +112,4 @@ def _ended(setup: Setup, reports: dict[str, TransferReport], q_ids: Sequence[QId
         f"{len(judged) - n_skipped} q_ids hold what the stations give ({n_skipped} skipped, too few rows); "
         f"the six keys agree with the reference on {', '.join(compared)}"
     )
-    return Outcome(True, message, [report_file, failure_file])
+    return MilestoneOutcome(True, message, [report_file, failure_file])

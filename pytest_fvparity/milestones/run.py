@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fvcore.formats import FormatError
@@ -19,25 +20,16 @@ from pytest_fvparity.milestones import (
     m7_transfer,
     state,
 )
-from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.setup import Failed, Setup
-from pytest_fvparity.milestones.state import Ended
+from pytest_fvparity.milestones.state import Ended, MilestoneOutcome
 
-RUNS: dict[str, Callable[[Setup], Outcome]] = {
-    "M0": m0_trials.run,
-    "M1": m1_golden.run,
-    "M2": m2_parity.run,
-    "M3": m3_reference.run,
-    "M4": m4_runtime.run,
-    "M5": m5_diff.run,
-    "M6": m6_again.run,
-    "M7": m7_transfer.run,
-}
+MODULES = (m0_trials, m1_golden, m2_parity, m3_reference, m4_runtime, m5_diff, m6_again, m7_transfer)
+RUNS: dict[str, Callable[[Setup], MilestoneOutcome]] = {f"M{n}": module.run for n, module in enumerate(MODULES)}
 NEEDS = {"M3": "M2", "M4": "M2", "M7": "M2"}
 """A failing M2 stops what builds on it; M5 and M6 are there for that case."""
 
 
-def run(milestone: str, setup: Setup) -> Outcome:
+def run(milestone: str, setup: Setup) -> MilestoneOutcome:
     """Run one and write down how it ended. Raises NotReady where what it needs did not pass."""
     setup.fixed  # noqa: B018  (the lock comes before anything is written)
     settings: dict[str, Any] = {}
@@ -47,21 +39,17 @@ def run(milestone: str, setup: Setup) -> Outcome:
             state.require(setup.layout.state, milestone, needed, settings, setup.root)
         outcome = RUNS[milestone](setup)
     except (Failed, ModelError, StageError) as failure:
-        outcome = Outcome(False, str(failure), [])
-    _write_down(milestone, outcome, settings, setup)
+        outcome = MilestoneOutcome(False, str(failure), [])
+    ended = {milestone: outcome}
     if milestone == "M6" and outcome.passed:
         # Its second run is a suite like M2's, under M2's names: what builds on M2 builds on that.
-        suite = [setup.layout.runs / name for name in m2_parity.FILES]
-        _write_down("M2", Outcome(True, outcome.message, suite), settings, setup)
+        ended["M2"] = replace(outcome, files=[setup.layout.runs / name for name in m2_parity.FILES])
+    for name, how in ended.items():
+        state.write(setup.layout.state, name, Ended.of(how, settings, setup.root))
     return outcome
 
 
-def _write_down(milestone: str, outcome: Outcome, settings: dict[str, Any], setup: Setup) -> None:
-    ended = Ended.of(outcome.passed, outcome.message, settings, outcome.files, setup.root)
-    state.write(setup.layout.state, milestone, ended)
-
-
-def run_all(milestones: Sequence[str], setup: Setup) -> Iterator[tuple[str, Outcome]]:
+def run_all(milestones: Sequence[str], setup: Setup) -> Iterator[tuple[str, MilestoneOutcome]]:
     """In order; behind a failure only M5 runs, which says where it is."""
     failed = False
     for milestone in milestones:
@@ -70,6 +58,6 @@ def run_all(milestones: Sequence[str], setup: Setup) -> Iterator[tuple[str, Outc
         try:
             outcome = run(milestone, setup)
         except FormatError as refusal:
-            outcome = Outcome(False, str(refusal), [])
+            outcome = MilestoneOutcome(False, str(refusal), [])
         failed = failed or not outcome.passed
         yield milestone, outcome

@@ -1,4 +1,4 @@
-"""What the milestones of one plan run on, and how they start pytest."""
+"""What the milestones of one plan run on: the options of `fvparity milestone`, where files lie, how pytest is started."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from fvcore.formats import FormatError, sha256_file
 from fvcore.trials import FixedTrials
 from fvcore.trials import read as read_trials
-from pytest_fvparity.golden.golden import Golden, NoGolden, locate, relative_path, search_roots
-from pytest_fvparity.milestones.layout import Layout
+from pytest_fvparity import shipped
 from pytest_fvparity.milestones.lock import Lock
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.render import REPORT, read_report
 from pytest_fvparity.report.report import Report
-from pytest_fvparity.shipped import root as shipped_root
+
+if TYPE_CHECKING:
+    from pytest_fvparity.golden.golden import Golden
+
+# Options of a run that are the golden's, or else the lock's, where they are not given: field -> option.
+CHOSEN = {"edit_layer": "edit-layer", "n_top_heads": "top-heads", "token_class_idx": "token-class"}
+GOLDENS_OWN = typer.Option(help="Default: the golden's, else the profile's.")
 
 
 class Failed(FormatError):
@@ -27,42 +34,111 @@ class Failed(FormatError):
 
 
 @dataclass(frozen=True)
-class Setup:
-    """Options of a milestone, as given; what was not given is the lock's or the golden's."""
+class Layout:
+    """Where the files lie. `own`: in a folder of these trials. `plan`: in `results/` and `results_fv/`, as the plan has it."""
 
-    model: str
-    trials: Path
-    lock: Lock
-    root: Path
-    layout_kind: str = "own"
-    dataset_json: Path | None = None
-    src: Path | None = None
-    src_python: str | None = None
-    golden: Path | None = None
-    reference_profile: str = "src"
-    edit_layer: int | None = None
-    n_top_heads: int | None = None
-    token_class_idx: int | None = None
-    max_trials: int | None = None
-    device: str = "cpu"
-    dtype: str = "fp32"
-    spec: str | None = None
-    quant: str = "none"
-    n_eval: int = 50
-    topk: int = 20
-    relation_root: Path | None = None  # M7's alone
-    more: tuple[str, ...] = ()  # options for pytest, as they are
+    runs: Path  # what our side writes: M0, M2, M4, M6, and what ended how
+    results: Path  # what the reference's side writes, M1 and M3, in folders of the dataset and the trials
+    reference: Path  # those folders
+    diff: Path  # M5's report
+    goldens: Path  # goldens that M1 records
+    state: Path
+
+    @classmethod
+    def under(cls, root: Path, kind: str, trials: FixedTrials) -> Layout:
+        plan, place = kind == "plan", Path(trials.dataset, trials.id)
+        ours, results = root / ("results_fv" if plan else "milestones"), root / ("results" if plan else "milestones")
+        runs, diff = ours / place, ours / trials.dataset if plan else ours / place / "diff"
+        return cls(runs, results, results / place, diff, root / "golden", runs / "milestones.json")
+
+
+LAYOUTS = ("own", "plan")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The options of a milestone, as given: the one table of them. What is not given is the lock's or the golden's."""
+
+    model: Annotated[str, typer.Option(help="Shipped model, directory or cached hub id.")] = shipped.DEFAULT_MODEL
+    trials: Annotated[Path | None, typer.Option(help="Fixed-trials file (default: the shipped model's).")] = None
+    profile: Annotated[str, typer.Option(help="Lock profile: antonym-lock, or a YAML file.")] = "antonym-lock"
+    layout_kind: Annotated[
+        str,
+        typer.Option("--layout", help="own: reports/milestones/<dataset>/<trials>. plan: results/ and results_fv/."),
+    ] = "own"
+    out: Annotated[
+        Path | None, typer.Option(help="Root of the layout (default: reports; the current folder for plan).")
+    ] = None
+    dataset_json: Annotated[
+        Path | None,
+        typer.Option(help="Raw dataset, for M0 and for M4's sampled trials (default: what the file names)."),
+    ] = None
+    src: Annotated[
+        Path | None, typer.Option("--fv-src", help="Checkout of the reference: M1 records it.", resolve_path=True)
+    ] = None
+    src_python: Annotated[str | None, typer.Option("--fv-src-python", help="Interpreter that runs the reference.")] = (
+        None
+    )
+    golden: Annotated[
+        Path | None,
+        typer.Option(help="Folder of goldens (default: M1's, the project's, the shipped).", resolve_path=True),
+    ] = None
+    reference_profile: Annotated[str, typer.Option(help="src or todd_upstream.")] = "src"
+    edit_layer: Annotated[int | None, GOLDENS_OWN] = None
+    n_top_heads: Annotated[int | None, typer.Option("--top-heads", help=GOLDENS_OWN.help)] = None
+    token_class_idx: Annotated[int | None, typer.Option("--token-class", help=GOLDENS_OWN.help)] = None
+    max_trials: Annotated[int | None, typer.Option(min=1, help="Trials that M2 compares (default: the profile's).")] = (
+        None
+    )
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<k>.")] = "cpu"
+    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32"
+    spec: Annotated[str | None, typer.Option(help="Registered spec, alias or YAML file (default: found).")] = None
+    quant: Annotated[str, typer.Option(help="none, 8bit or 4bit.")] = "none"
+    n_eval: Annotated[int, typer.Option(min=1, help="Queries that M4 evaluates.")] = 50
+    topk: Annotated[int, typer.Option(min=1, help="Heads in M4's vector.")] = 20
+    relation_root: Annotated[
+        Path | None,
+        typer.Option(help="M7: the folder of a relation run, one folder a q_id.", resolve_path=True),
+    ] = None
+    pytest_option: Annotated[
+        list[str] | None,
+        typer.Option(help="Handed to pytest as it is, e.g. --fv-candidate=pkg.mod:make; may be given again."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        """What is wrong whatever runs is said before anything does."""
+        if self.layout_kind not in LAYOUTS:
+            raise FormatError(f"--layout: expected one of {', '.join(LAYOUTS)}, found {self.layout_kind!r}")
+        self.trials_file, self.lock  # noqa: B018
+
+    @cached_property
+    def trials_file(self) -> Path:
+        trials = self.trials or shipped.trials_of(self.model, Path.cwd())
+        if trials is None:
+            raise FormatError(
+                f"{self.model} is no shipped model, so --trials is needed: fvcore trials make --dataset-json FILE "
+                f"--tokenizer {self.model}"
+            )
+        return trials.resolve()
+
+    @cached_property
+    def lock(self) -> Lock:
+        return Lock.load(self.profile)
+
+    @cached_property
+    def root(self) -> Path:
+        return (self.out or Path("." if self.layout_kind == "plan" else "reports")).resolve()
 
     @cached_property
     def fixed(self) -> FixedTrials:
         """The trials, once they are known to be of this plan."""
-        fixed = read_trials(self.trials)
+        fixed = read_trials(self.trials_file)
         self.lock.require(fixed.meta, len(fixed.trials), self.reference_profile)
         return fixed
 
     @cached_property
     def layout(self) -> Layout:
-        return Layout(self.root, self.layout_kind, self.fixed.dataset, self.fixed.id)
+        return Layout.under(self.root, self.layout_kind, self.fixed)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -70,11 +146,9 @@ class Setup:
         return {
             "profile": self.lock.name,
             "model": self.model,
-            "trials_sha256": sha256_file(self.trials),
+            "trials_sha256": sha256_file(self.trials_file),
             "reference_profile": self.reference_profile,
-            "edit_layer": self.chosen("edit_layer"),
-            "n_top_heads": self.chosen("n_top_heads"),
-            "token_class_idx": self.chosen("token_class_idx"),
+            **{name: self.chosen(name) for name in CHOSEN},
             "dtype": self.dtype,
             "quant": self.quant,
         }
@@ -82,8 +156,7 @@ class Setup:
     def raw_dataset(self) -> Path:
         """What the trials were drawn from: as given, else where the file says, else as it ships."""
         named = self.dataset_json or Path(self.fixed.meta.dataset_json)
-        places = [named, shipped_root() / named]
-        found = next((place for place in places if place.is_file()), None)
+        found = next((place for place in (named, shipped.root() / named) if place.is_file()), None)
         if found is None:
             raise Failed(f"the raw dataset {named} is not here: --dataset-json FILE")
         return found
@@ -91,20 +164,27 @@ class Setup:
     def chosen(self, name: str) -> int:
         """As given, else as the golden has it, else the lock's."""
         given: int | None = getattr(self, name)
-        if given is not None:
-            return given
-        golden = self.find_golden()
-        default: int = getattr(self.lock.defaults, name)
-        return default if golden is None else int(getattr(golden.profile.identity, name))
+        if given is None:
+            golden = self.find_golden()
+            given = getattr(self.lock.defaults if golden is None else golden.profile.identity, name)
+        return int(given)
 
     # ------------------------------------------------------------ goldens
 
+    @property
+    def golden_roots(self) -> list[Path]:
+        """Where goldens of others are: those that `--golden` or the project names, else the shipped ones."""
+        from pytest_fvparity.golden.golden import search_roots
+
+        return list(search_roots(self.golden, Path.cwd(), shipped.root()))
+
     def find_golden(self) -> Golden | None:
-        """The golden of these trials: M1's own, else the one `--golden` or the project names, else a shipped one."""
-        roots = [self.layout.goldens, *search_roots(self.golden, Path.cwd(), shipped_root())]
+        """The golden of these trials: M1's own, else another."""
+        from pytest_fvparity.golden.golden import Golden, NoGolden, locate, relative_path
+
+        place = relative_path(self.fixed.dataset, self.fixed.id, self.reference_profile)
         try:
-            place = relative_path(self.fixed.dataset, self.fixed.id, self.reference_profile)
-            return Golden.open(locate(dict.fromkeys(roots), place))
+            return Golden.open(locate(dict.fromkeys([self.layout.goldens, *self.golden_roots]), place))
         except NoGolden:
             return None
 
@@ -123,52 +203,44 @@ class Setup:
 
         A conftest.py there, and with it the candidate, counts as in any run by hand.
         """
-        words = [
-            *(sys.executable, "-m", "pytest", "-m", "parity", "-q", "-p", "no:cacheprovider"),
-            *([] if tuple(keys) == CHECK_KEYS else ["-k", " or ".join(keys)]),
-            f"--fv-trials={self.trials}",
-            f"--fv-report-dir={report_dir}",
-            *options,
-            *self.running,
-        ]
+        chosen = [] if tuple(keys) == CHECK_KEYS else ["-k", " or ".join(keys)]
+        words = [*chosen, f"--fv-trials={self.trials_file}", f"--fv-report-dir={report_dir}", *options, *self.running]
         path = report_dir / self.fixed.dataset / self.fixed.id / f"{REPORT}.json"
-        path.unlink(missing_ok=True)
-        code = subprocess.run(words, check=False).returncode
-        if not path.is_file():
-            raise Failed(f"pytest ended with status {code} and wrote no report; what it printed says why")
+        run_pytest("parity", words, path)
         return read_report(path)
 
     @property
     def running(self) -> list[str]:
         """Options of every run, whatever it compares."""
-        return [
-            f"--fv-model={self.model}",
-            f"--fv-reference-profile={self.reference_profile}",
-            f"--fv-device={self.device}",
-            f"--fv-dtype={self.dtype}",
-            f"--fv-quant={self.quant}",
-            *([f"--fv-spec={self.spec}"] if self.spec else []),
-            *self.more,
-        ]
+        named = {name: getattr(self, name) for name in ("model", "reference_profile", "device", "dtype", "quant")}
+        named |= {"spec": self.spec} if self.spec else {}
+        words = [f"--fv-{name.replace('_', '-')}={value}" for name, value in named.items()]
+        return [*words, *(self.pytest_option or ())]
 
     def comparing(self, n_trials: int | None = None) -> list[str]:
         """Options of a run against a golden; `n_trials` of them at the per-trial keys, or as many as was asked for."""
         golden = self.find_golden()
-        given = {"edit-layer": self.edit_layer, "top-heads": self.n_top_heads, "token-class": self.token_class_idx}
-        words = [f"--fv-{name}={value}" for name, value in given.items() if value is not None]
+        words = [
+            f"--fv-{option}={value}" for name, option in CHOSEN.items() if (value := getattr(self, name)) is not None
+        ]
         n_trials = n_trials or self.max_trials or min(self.lock.defaults.max_trials, len(self.fixed.trials))
-        return [*words, f"--fv-max-trials={n_trials}", *([f"--fv-golden={_root_of(golden)}"] if golden else [])]
+        # golden/<dataset>/<trials>/<profile> -> golden
+        return [*words, f"--fv-max-trials={n_trials}", *([f"--fv-golden={golden.path.parents[2]}"] if golden else [])]
 
     def recording(self) -> list[str]:
         """Options of a run of the reference."""
         if self.src is None:
             raise Failed("the reference has to run: --fv-src PATH, a checkout of it")
-        names = {"edit-layer": "edit_layer", "top-heads": "n_top_heads", "token-class": "token_class_idx"}
-        words = [f"--fv-{option}={self.chosen(name)}" for option, name in names.items()]
+        words = [f"--fv-{option}={self.chosen(name)}" for name, option in CHOSEN.items()]
         python = [f"--fv-src-python={self.src_python}"] if self.src_python else []
         return [*words, f"--fv-src={self.src}", *python]
 
 
-def _root_of(golden: Golden) -> Path:
-    """golden/<dataset>/<trials>/<profile> -> golden"""
-    return golden.path.parents[2]
+def run_pytest(marker: str, words: Sequence[str], report: Path, what: str = "") -> int:
+    """The stages of a marker in a pytest of its own, from the current folder; its exit status, once it wrote its report."""
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-m", marker, "-q", "-p", "no:cacheprovider", *words]
+    code = subprocess.run(command, check=False).returncode
+    if not report.is_file():
+        raise Failed(f"{what}pytest ended with status {code} and wrote no report; what it printed says why")
+    return code

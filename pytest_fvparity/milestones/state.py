@@ -1,8 +1,9 @@
-"""What ended how: a file beside the deliverables, so that a milestone knows what it may build on."""
+"""How a milestone ended: what it says, and a file beside the deliverables that tells others what they may build on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,15 @@ from pytest_fvparity.report.report import now
 
 class NotReady(FormatError):
     """A milestone was asked for before the one it builds on passed."""
+
+
+@dataclass(frozen=True)
+class MilestoneOutcome:
+    """Whether its criterion is met, a sentence, and its deliverables."""
+
+    passed: bool
+    message: str
+    files: list[Path]
 
 
 class Ended(BaseModel):
@@ -28,9 +38,10 @@ class Ended(BaseModel):
     ended_at: str
 
     @classmethod
-    def of(cls, passed: bool, message: str, settings: Mapping[str, Any], files: list[Path], root: Path) -> Ended:
-        digests = {file.relative_to(root).as_posix(): sha256_file(file) for file in sorted(set(files))}
-        return cls(passed=passed, message=message, settings=dict(settings), files=digests, ended_at=now())
+    def of(cls, outcome: MilestoneOutcome, settings: Mapping[str, Any], root: Path) -> Ended:
+        digests = {file.relative_to(root).as_posix(): sha256_file(file) for file in sorted(set(outcome.files))}
+        known = {"settings": dict(settings), "files": digests, "ended_at": now()}
+        return cls.model_validate({"passed": outcome.passed, "message": outcome.message, **known})
 
 
 def read(path: Path) -> dict[str, Ended]:
@@ -62,11 +73,8 @@ def require(path: Path, milestone: str, needed: str, settings: Mapping[str, Any]
     ]
     if different:
         raise NotReady(f"{milestone} builds on {needed}, which ran on other settings ({'; '.join(different)})")
-    changed = [name for name, digest in ended.files.items() if not _is(root / name, digest)]
+    files = {name: root / name for name in ended.files}
+    changed = [name for name, file in files.items() if not (file.is_file() and sha256_file(file) == ended.files[name])]
     if changed:
         raise NotReady(f"{milestone} builds on {needed}, and {changed[0]} is not what it wrote: run {needed} again")
     return ended
-
-
-def _is(path: Path, digest: str) -> bool:
-    return path.is_file() and sha256_file(path) == digest

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fvcore.gates import Status
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.report.report import Check, Report, most_used
+from pytest_fvparity.report.report import Check, Report, largest_of
 
 SILENT = frozenset({Status.BLOCKED, Status.NOT_RUN, Status.NOT_PROVIDED, Status.NOT_HELD, None})
 """Statuses that say nothing about a key, and no status at all."""
@@ -83,7 +83,7 @@ def compared(now: Report, before: Report) -> Comparison:
 def _change(key: str, before: Check | None, now: Check | None) -> KeyChange:
     statuses = [check.status if check else None for check in (before, now)]
     largest = [check.max_abs_diff if check else None for check in (before, now)]
-    used = [most_used(row.used for row in check.tolerances) if check else None for check in (before, now)]
+    used = [largest_of(row.used for row in check.tolerances) if check else None for check in (before, now)]
     return KeyChange(
         key=key,
         change=_word(*statuses),
@@ -136,13 +136,12 @@ def _sentence(keys: list[KeyChange], drifts: list[Drift]) -> str:
 def _said(drift: Drift) -> str:
     if isinstance(drift.ratio, str):
         return f"{drift.leaf} is no longer equal to the last bit"
-    return (
-        f"{drift.leaf} is {drift.ratio:.3g} times as near to its limit as before, at {100 * drift.used_now:.2g} % of it"
-    )
+    at = f"at {100 * drift.used_now:.2g} % of it"
+    return f"{drift.leaf} is {drift.ratio:.3g} times as near to its limit as before, {at}"
 
 
-def _changed(before: Report, now: Report) -> dict[str, list[Any]]:
-    sides = [_fields(before), _fields(now)]
+def _changed(*reports: Report) -> dict[str, list[Any]]:
+    sides = [_fields(report) for report in reports]
     names = list(sides[0] | sides[1]) if all(sides) else []
     pairs = {name: [side.get(name) for side in sides] for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

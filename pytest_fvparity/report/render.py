@@ -22,7 +22,7 @@ from pytest_fvparity.report.report import (
     UNKNOWN,
     Report,
     earliest_failure,
-    most_used,
+    largest_of,
     overall,
 )
 
@@ -34,22 +34,16 @@ if TYPE_CHECKING:
 
 REPORT, COMPARISON = "src_vs_fv_diff_report", "src_vs_fv_comparison"
 STAGE_COLUMNS = ("name", "status", "exit_code", "mismatch_count", "max_abs_diff", "duration_sec", "cmd")
+WAYS = {"base": "clean", "with": "with", "delta": "delta"}
+"""Our words for a trial's three log-probabilities, and the plans': `clean` is the run without the vector."""
+LOGITS = "logits_max_abs_diff"
+TRIAL = ("trial_id", "trial_idx", "target_id")
 TRIAL_COLUMNS = (
-    "trial_id",
-    "trial_idx",
-    "target_id",
-    "clean_src_logprob",
-    "clean_fv_logprob",
-    "with_src_logprob",
-    "with_fv_logprob",
-    "delta_src_logprob",
-    "delta_fv_logprob",
-    "clean_equal",
-    "with_equal",
-    "delta_equal",
+    *TRIAL,
+    *(f"{way}_{side}_logprob" for way in WAYS.values() for side in ("src", "fv")),
+    *(f"{way}_equal" for way in WAYS.values()),
     "trial_match",
-    "clean_logits_max_abs_diff",
-    "with_logits_max_abs_diff",
+    *(f"{WAYS[name]}_{LOGITS}" for name in ("base", "with")),
 )
 
 
@@ -149,11 +143,12 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | 
     stages = [_stage(check) for check in report.checks]
     rows = [row | {"duration_sec": f"{row['duration_sec']:.6f}"} for row in stages]
     trials = [_trial_row(row) for row in report.trials]
-    page = templates.get_template("report.html.j2")
     return {
         f"{REPORT}.json": json_text(value),
         f"{REPORT}.md": markdown(report, STEP_SUMMARY, comparison),
-        f"{REPORT}.html": page.render(value, keys=CHECK_KEYS, comparison=comparison),
+        f"{REPORT}.html": templates.get_template("report.html.j2").render(
+            value, keys=CHECK_KEYS, comparison=comparison
+        ),
         "parity_suite_report.json": json_text(_suite_report(report, stages)),
         "parity_suite_stages.csv": csv_text(STAGE_COLUMNS, rows),
         "parity_suite.log": templates.get_template("suite.log.j2").render(value),
@@ -195,7 +190,7 @@ def _number(value: Any) -> str:
 
 def _share(value: float | str | None) -> str:
     """How much of a tolerance was used."""
-    if value is None or isinstance(value, str):
+    if not isinstance(value, float | int):
         return _number(value)
     return f"{100 * value:.3g} %" if value < 10 else f"{100 * value:,.0f} %"
 
@@ -206,7 +201,7 @@ def _is_over(share: float | str | None) -> bool:
 
 
 def _most_used(tolerances: Sequence[Mapping[str, Any]]) -> float | str | None:
-    return most_used(row["used"] for row in tolerances)
+    return largest_of(row["used"] for row in tolerances)
 
 
 def _markdown_cell(value: Any) -> str:
@@ -222,12 +217,7 @@ def _fence(text: str) -> str:
 
 def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     """What has no number first, for it is no question of tolerance; then by size."""
-
-    def weight(row: Any) -> float:
-        difference = row["abs_diff"]
-        return difference if isinstance(difference, float) else math.inf
-
-    return sorted(rows, key=weight, reverse=True)
+    return sorted(rows, key=lambda r: r["abs_diff"] if isinstance(r["abs_diff"], float) else math.inf, reverse=True)
 
 
 def _failing_first(checks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -243,34 +233,27 @@ def _ran_on(conditions: Mapping[str, Any]) -> str:
 
 
 def _stage(check: Check) -> dict[str, Any]:
-    return {
-        "name": check.key,
-        "status": check.status,
-        "cmd": check.repro_command,
-        "exit_code": 0 if check.status in AGREEING else 1,
-        "mismatch_count": check.mismatch_count,
-        "max_abs_diff": check.max_abs_diff,
-        "duration_sec": check.duration_sec,
-    }
+    exit_code = 0 if check.status in AGREEING else 1
+    known = {"name": check.key, "status": check.status, "cmd": check.repro_command, "exit_code": exit_code}
+    return known | {name: getattr(check, name) for name in ("mismatch_count", "max_abs_diff", "duration_sec")}
+
+
+def _names(report: Report) -> dict[str, Any]:
+    names = {"dataset_name": report.dataset, "fixed_trials_id": report.fixed_trials_id}
+    return {**names, "model_name": report.model}
 
 
 def _suite_report(report: Report, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     failed = earliest_failure(report.checks)
-    divergence = report.first_divergence
+    files = {"log": "parity_suite.log", "csv": "parity_suite_stages.csv", "report": "parity_suite_report.json"}
     return {
         "status": report.overall_status,
-        "dataset_name": report.dataset,
-        "fixed_trials_id": report.fixed_trials_id,
-        "model_name": report.model,
+        **_names(report),
         "seed": _identity(report).get("seed"),
         "earliest_failed_stage": failed.key if failed else None,
         "stages": list(stages),
-        "paths": {
-            "log": "parity_suite.log",
-            "csv": "parity_suite_stages.csv",
-            "report": "parity_suite_report.json",
-        },
-        "first_divergence": divergence.model_dump(mode="json") if divergence else None,
+        "paths": files,
+        "first_divergence": report.model_dump(mode="json")["first_divergence"],
         "reproduce": report.repro_command,
     }
 
@@ -281,56 +264,42 @@ def _identity(report: Report) -> Mapping[str, Any]:
 
 
 def _trial_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One trial in the plans' words: `clean` is the run without the vector."""
-    words = {"base": "clean", "with": "with", "delta": "delta"}
-    cells: dict[str, Any] = {name: row[name] for name in ("trial_id", "trial_idx", "target_id")}
-    for name, word in words.items():
+    """One trial in the plans' words."""
+    cells: dict[str, Any] = {name: row[name] for name in TRIAL}
+    for name, way in WAYS.items():
         src, fv = row[f"{name}_logprob_src"], row[f"{name}_logprob_fv"]
-        cells |= {f"{word}_src_logprob": src, f"{word}_fv_logprob": fv, f"{word}_equal": src == fv}
-    cells["trial_match"] = int(all(cells[f"{word}_equal"] for word in words.values()))
-    for name in ("base", "with"):
-        cells[f"{words[name]}_logits_max_abs_diff"] = row[f"{name}_logits_max_abs_diff"]
-    return cells
+        cells |= {f"{way}_src_logprob": src, f"{way}_fv_logprob": fv, f"{way}_equal": src == fv}
+    cells["trial_match"] = int(all(cells[f"{way}_equal"] for way in WAYS.values()))
+    return cells | {f"{WAYS[name]}_{LOGITS}": row[f"{name}_{LOGITS}"] for name in ("base", "with")}
 
 
 def _injection_report(report: Report, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     identity, check = _identity(report), next((c for c in report.checks if c.key == "injection_output"), None)
 
-    def largest(name: str) -> float | str | None:
-        found = [row[name] for row in trials if row[name] is not None]
-        words = [value for value in found if isinstance(value, str)]
-        return words[0] if words else max(found, default=None)
-
     heads, scores = report.heads.get("heads_actual") or [], report.heads.get("scores_actual") or []
     return {
-        "dataset_name": report.dataset,
-        "fixed_trials_id": report.fixed_trials_id,
-        "model_name": report.model,
+        **_names(report),
         "device": (report.profile or {}).get("conditions", {}).get("device"),
         "seed": identity.get("seed"),
         "status": check.status if check else "not selected",
         "checked_trials": len(trials),
-        "edit_layer": identity.get("edit_layer"),
-        "n_top_heads": identity.get("n_top_heads"),
-        "token_class_idx": identity.get("token_class_idx"),
+        **{name: identity.get(name) for name in ("edit_layer", "n_top_heads", "token_class_idx")},
         "top_heads": [[*head, score] for head, score in zip(heads, scores, strict=False)],
         "mismatch_count": check.mismatch_count if check else None,
-        "max_abs_diff_clean_logits": largest("clean_logits_max_abs_diff"),
-        "max_abs_diff_with_logits": largest("with_logits_max_abs_diff"),
+        **{
+            f"max_abs_diff_{way}_logits": largest_of(row[f"{way}_{LOGITS}"] for row in trials)
+            for way in ("clean", "with")
+        },
         "trials_csv": "injection_parity_trials.csv",
     }
 
 
 def _summary_row(report: Report) -> dict[str, Any]:
+    names = ("dataset", "fixed_trials_id", "model", "overall_status", "headline", "repro_command")
     return {
-        "dataset": report.dataset,
-        "fixed_trials_id": report.fixed_trials_id,
-        "model": report.model,
-        "overall_status": report.overall_status,
-        "headline": report.headline,
-        "repro_command": report.repro_command,
+        **{name: getattr(report, name) for name in names},
         "statuses": {check.key: check.status for check in report.checks},
-        "report": f"{report.dataset}/{report.fixed_trials_id}/src_vs_fv_diff_report.html",
+        "report": f"{report.dataset}/{report.fixed_trials_id}/{REPORT}.html",
     }
 
 
@@ -348,22 +317,15 @@ def largest_effect(*maps: Effects) -> float:
 
 def heat_map(aie: Effects, largest: float, heads: Sequence[Sequence[int]] | None) -> dict[str, Any]:
     """Geometry and colours of a layer x head map of AIE; `heads` are marked. Layer 0 is at the bottom."""
-    n_layers = len(aie)
     top = {tuple(head) for head in heads or ()}
-    cells = [
-        {
-            "x": head,
-            "y": n_layers - 1 - layer,
-            "layer": layer,
-            "head": head,
-            "value": value,
-            "fill": _colour(value / largest if largest else 0.0) if isinstance(value, float) else "none",
-            "top": (layer, head) in top,
-        }
-        for layer, row in enumerate(aie)
-        for head, value in enumerate(row)
-    ]
-    return {"cells": cells, "width": max((len(row) for row in aie), default=0), "height": n_layers}
+
+    def cell(layer: int, head: int, value: float | str) -> dict[str, Any]:
+        fill = _colour(value / largest if largest else 0.0) if isinstance(value, float) else "none"
+        at = {"x": head, "y": len(aie) - 1 - layer, "layer": layer, "head": head}
+        return {**at, "value": value, "fill": fill, "top": (layer, head) in top}
+
+    cells = [cell(layer, head, value) for layer, row in enumerate(aie) for head, value in enumerate(row)]
+    return {"cells": cells, "width": max((len(row) for row in aie), default=0), "height": len(aie)}
 
 
 def _colour(share: float) -> str:

@@ -18,7 +18,10 @@ from pytest_fvparity.parity.implementation import CHECK_KEYS
 
 SCHEMA_VERSION = 1
 UNKNOWN = "unknown"
+NO_VERDICT = "planned, and never reported a verdict"
 LARGEST = ("max_abs_diff", "max_rel_diff")
+SAID_BY_STAGES = ("candidate", "n_trials", "n_compared_trials", "profile", "golden_path", "reference")
+"""Fields of a report that the stages' context tells under their own names."""
 HEADS = ("aie_expected", "aie_actual", "heads_expected", "heads_actual", "scores_actual")
 
 
@@ -174,12 +177,14 @@ def assemble(
     behind one that did not is not trusted: it ran beside a failure it did not know of.
     """
     keys = [key for key in CHECK_KEYS if key in planned]
-    results = {key: StageResult.from_dict(rows[key]["result"]) if key in rows else _crashed(key) for key in keys}
+    silent = {key: StageResult("parity", key, Status.CRASHED, message=NO_VERDICT) for key in keys}
+    results = silent | {key: StageResult.from_dict(rows[key]["result"]) for key in keys if key in rows}
     results = results if keep_going else _blocked_behind_failure(results)
     context: dict[str, Any] = {}
     for row in rows.values():
         context |= row["context"]
     checks = [_check(results[key], rows.get(key, {}), reproduce(key), context) for key in keys]
+    said: dict[str, Any] = {name: context.get(name) for name in SAID_BY_STAGES}
     dataset, id = place or (None, trials_file.rpartition("/")[2].removesuffix(".json"))
     return Report(
         created_at=now(),
@@ -187,15 +192,10 @@ def assemble(
         dataset=context.get("dataset", dataset or UNKNOWN),
         fixed_trials_id=context.get("fixed_trials_id", id),
         model=context.get("model", UNKNOWN),
-        candidate=context.get("candidate"),
         mode="keep-going" if keep_going else "chained",
         reference_profile=(context.get("profile") or {}).get("identity", {}).get("reference_profile"),
-        n_trials=context.get("n_trials"),
-        n_compared_trials=context.get("n_compared_trials"),
-        profile=context.get("profile"),
         golden_profile=context.get("golden"),
-        golden_path=context.get("golden_path"),
-        reference=context.get("reference"),
+        **said,
         conditions=context.get("conditions", {}),
         tolerance_sources=context.get("tolerances", []),
         checks=checks,
@@ -259,10 +259,6 @@ def earliest_failure(checks: Sequence[Check]) -> Check | None:
     return min(open_ones, key=lambda check: ranks.get(Status(check.status), 0), default=None)
 
 
-def _crashed(key: str) -> StageResult:
-    return StageResult("parity", key, Status.CRASHED, message="planned, and never reported a verdict")
-
-
 def blocked_behind(statuses: Mapping[str, str]) -> dict[str, str]:
     """Key -> the earliest key that failed, for the keys behind it whose PASS or CRASHED is therefore not believed."""
     blocked: dict[str, str] = {}
@@ -305,8 +301,7 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         status=str(result.status),
         n_compared=verdict.compared,
         mismatch_count=verdict.mismatch_count if verdict.findings or verdict.compared else None,
-        max_abs_diff=_words(verdict.measurements.get("max_abs_diff")),
-        max_rel_diff=_words(verdict.measurements.get("max_rel_diff")),
+        **{name: _words(verdict.measurements.get(name)) for name in LARGEST},
         tolerances=_words(verdict.details.get("tolerances", [])),
         errors=[ErrorTable(leaf=leaf, counts=rows) for leaf, rows in verdict.details.get("errors", {}).items()],
         measurements=_words({k: v for k, v in verdict.measurements.items() if k not in LARGEST}),
@@ -325,21 +320,19 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
     )
 
 
-def most_used(shares: Iterable[float | str | None]) -> float | str | None:
-    """The largest share of a tolerance that was used; a word, which is no finite number, is larger than any."""
-    known = [share for share in shares if share is not None]
-    return max(known, key=lambda share: math.inf if isinstance(share, str) else share, default=None)
+def largest_of(numbers: Iterable[float | str | None]) -> float | str | None:
+    """The largest of what is known; a word, which is no finite number, is larger than any."""
+    known = [number for number in numbers if number is not None]
+    return max(known, key=lambda number: math.inf if isinstance(number, str) else number, default=None)
 
 
 def _mismatch(finding: Finding) -> Mismatch:
     leaf, _, rest = finding.where.partition("[")
-    position = (
-        [v for k, v in finding.coordinate.items() if k not in {"trial_id", "trial_idx", "slot_label"}] if rest else []
-    )
+    position = [str(v) for k, v in finding.coordinate.items() if k not in {"trial_id", "trial_idx", "slot_label"}]
     escaped = leaf.replace("~", "~0").replace("/", "~1")
     return Mismatch(
         where=finding.where,
-        json_pointer="/" + "/".join([escaped, *map(str, position)]),
+        json_pointer="/" + "/".join([escaped, *(position if rest else [])]),
         message=finding.message,
         expected=_words(finding.expected),
         got=_words(finding.actual),
@@ -353,23 +346,19 @@ def _divergence(check: Check) -> Divergence:
     first = check.first_mismatch
     coordinate = first.coordinate if first else {}
     artifact = check.golden_path
-    of_tensor = first is not None and "[" in first.where and "position" not in first.coordinate
-    if artifact and of_tensor:
+    if artifact and first and "[" in first.where and "position" not in coordinate:
         artifact = artifact.removesuffix(".json") + ".safetensors"
-    trial = {k: coordinate.get(k) for k in ("trial_id", "trial_idx")}
+    trial = {name: coordinate.get(name) for name in ("trial_id", "trial_idx")}
+    values: dict[str, Any] = {name: getattr(first, name, None) for name in ("expected", "got", "abs_diff", "rel_diff")}
     return Divergence(
         check_key=check.key,
         status=check.status,
         artifact=artifact,
         leaf=first.where if first else None,
         json_pointer=first.json_pointer if first else None,
-        trial_id=trial["trial_id"] if isinstance(trial["trial_id"], int) else None,
-        trial_idx=trial["trial_idx"] if isinstance(trial["trial_idx"], int) else None,
+        **{name: value if isinstance(value, int) else None for name, value in trial.items()},
         coordinate=coordinate,
-        expected=first.expected if first else None,
-        got=first.got if first else None,
-        abs_diff=first.abs_diff if first else None,
-        rel_diff=first.rel_diff if first else None,
+        **values,
         message=first.message if first else (check.message.strip().splitlines() or [check.status])[-1],
     )
 
@@ -381,11 +370,9 @@ def _headline(checks: Sequence[Check], divergence: Divergence | None, context: M
     if divergence is None:
         return f"{overall_status(checks)}: {_agreement(checks, context)}{loosened}"
     if divergence.status == Status.NOT_PROVIDED:
-        absent = [check.key for check in checks if check.status == Status.NOT_PROVIDED]
+        absent = ", ".join(check.key for check in checks if check.status == Status.NOT_PROVIDED)
         agreeing = sum(check.status == Status.PASS for check in checks)
-        return (
-            f"NOT_PROVIDED: {', '.join(absent)} cannot be judged; {agreeing} of 6 check keys agree with the reference"
-        )
+        return f"NOT_PROVIDED: {absent} cannot be judged; {agreeing} of 6 check keys agree with the reference"
     if divergence.status == Status.NOT_RUN:
         return f"NOT_RUN: {len(checks)} check keys, nothing was compared: {divergence.message}"
     if divergence.leaf is None:

@@ -18,7 +18,7 @@ from fvcore.embedded.random_models import AWKWARD_PAIRS, FAMILIES, random_lm, to
 from fvcore.fast import chunks, sweep
 from fvcore.fast.engines import why_not_fast
 from fvcore.fast.shared_prompt import Batch, Prompt
-from fvcore.injection import inject
+from fvcore.injection import NothingMoved, inject, inject_logits
 from fvcore.model.hooks import passing_over
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, Settings, profile_of, slots_of
@@ -111,9 +111,10 @@ def test_injections_at_all_layers_are_those_of_single_passes(family: str, alpha:
     lm, cases, _ = world(family)
     vector = torch.randn(lm.d_model, generator=torch.Generator().manual_seed(1))
 
-    base, injected = sweep.injected_logits(lm, [ids for ids, _, _ in cases], vector, alpha=alpha)
+    logits = inject_logits(lm, [ids for ids, _, _ in cases], [vector], range(lm.n_layers), alpha)
 
-    assert injected.shape == (len(cases), lm.n_layers, lm.vocab_size)
+    assert logits.shape == (len(cases), 1 + lm.n_layers, lm.vocab_size)
+    base, injected = logits[:, 0], logits[:, 1:]
     for row, (ids, target, _) in enumerate(cases):
         for layer in range(lm.n_layers):
             expected = inject(lm, ids, target, vector, layer, alpha)
@@ -126,17 +127,44 @@ def test_injections_at_all_layers_are_those_of_single_passes(family: str, alpha:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_of_padded_batches_are_those_of_single_prompts(family: str, max_memory: int | None) -> None:
     lm, cases, _ = world(family)
-    found = sweep.next_token_logits(lm, [ids for ids, _, _ in cases], max_memory)
+    found = inject_logits(lm, [ids for ids, _, _ in cases], [], [], max_memory=max_memory)[:, 0]
     for row, (ids, _, _) in zip(found, cases, strict=True):
         torch.testing.assert_close(row, lm.logits(lm.ids(ids))[0, -1], rtol=0, atol=2e-5)
 
 
-def test_layers_asked_for_are_given_in_rising_order() -> None:
+def test_each_vector_at_each_layer_is_as_it_is_alone() -> None:
     lm, cases, _ = world("llama")
-    vector = torch.ones(lm.d_model)
-    every = sweep.injected_logits(lm, [cases[0][0]], vector)[1]
-    assert torch.equal(sweep.injected_logits(lm, [cases[0][0]], vector, [1])[1], every[:, 1:])
-    assert torch.equal(sweep.injected_logits(lm, [cases[0][0]], vector, [1, 0, 1])[1], every)
+    one, two = torch.ones(lm.d_model), torch.linspace(-1, 1, lm.d_model)
+    together = inject_logits(lm, [cases[0][0]], [one, two], [0, 1])[0]
+    alone = [inject_logits(lm, [cases[0][0]], [v], [layer])[0, 1] for v in (one, two) for layer in (0, 1)]
+    torch.testing.assert_close(together[1:], torch.stack(alone), rtol=0, atol=2e-5)
+    assert len({float(row[0]) for row in together}) == 5
+    with pytest.raises(ValueError, match=r"layers \[1, 0, 1\] do not rise"):
+        inject_logits(lm, [cases[0][0]], [one], [1, 0, 1])
+
+
+@pytest.mark.parametrize("engine", ["exact", "fast"])
+def test_an_injection_that_moves_nothing_is_no_result(engine: str) -> None:
+    lm, cases, _ = world("llama")
+    prompts, vector = [ids for ids, _, _ in cases], torch.ones(lm.d_model)
+    with pytest.raises(NothingMoved, match=r"no effect at layer 0, 1: .*alpha 1e-20"):
+        inject_logits(lm, prompts, [vector], [0, 1], 1e-20, engine)
+    for nothing, alpha in ((vector, 0.0), (0 * vector, 1.0)):
+        base, injected = inject_logits(lm, prompts, [nothing], [1], alpha, engine).unbind(1)
+        torch.testing.assert_close(injected, base, rtol=0, atol=2e-5)
+
+
+def test_alpha_1_keeps_every_bit_of_a_vector() -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for half in (torch.float16, torch.bfloat16):
+        numbers = every.view(half)
+        numbers = numbers[~numbers.isnan()]
+        assert torch.equal((1.0 * numbers).view(torch.int16), numbers.view(torch.int16))
+    draws = (
+        torch.randint(-(2**31), 2**31, (10**6,), generator=torch.Generator().manual_seed(0)).int().view(torch.float32)
+    )
+    draws = draws[~draws.isnan()]
+    assert torch.equal((1.0 * draws).view(torch.int32), draws.view(torch.int32))
 
 
 def test_a_class_without_tokens_has_no_effect_at_all() -> None:
@@ -342,7 +370,7 @@ def test_the_profile_says_that_the_fast_engine_ran() -> None:
     lm, _, _ = world("llama")
     fixed = trials_for(lm, n_trials=2, n_shots=4, seed=3, pairs=AWKWARD_PAIRS)
     assert profile_of(lm, fixed, Settings(edit_layer=1, engine="fast")).conditions.engine == "fast"
-    assert Pipeline(lm, fixed, Settings(edit_layer=1, engine="fast")).fast
+    assert Pipeline(lm, fixed, Settings(edit_layer=1, engine="fast")).engine == "fast"
 
 
 def test_the_engine_is_asked_of_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ from fvcore.experiments.steps import layout
 from fvcore.formats import read_json, read_pt, sha256_file, write_json, write_pt
 from pytest_fvparity import shipped
 from pytest_fvparity.cli import app
-from pytest_fvparity.milestones.lock import Lock
 from pytest_fvparity.milestones.m7_transfer import phases
 from pytest_fvparity.milestones.run import run
 from pytest_fvparity.milestones.setup import Setup
@@ -39,8 +38,7 @@ def behind_m2(tmp_path_factory: pytest.TempPathFactory) -> Setup:
         setup = Setup(
             model="tiny-llama",
             trials=trials,
-            lock=Lock.load("antonym-lock"),
-            root=folder / "reports",
+            out=folder / "reports",
             golden=world.golden,
             relation_root=world.root,
         )
@@ -121,7 +119,7 @@ def test_without_a_golden_the_way_to_one_is_named(setup: Setup, tmp_path: Path) 
 
 def test_m7_builds_on_m2(setup: Setup, tmp_path: Path) -> None:
     with pytest.raises(NotReady, match="M7 builds on M2, which was not run here"):
-        run("M7", replace(setup, root=tmp_path / "elsewhere"))
+        run("M7", replace(setup, out=tmp_path / "elsewhere"))
 
 
 def test_without_a_run_m7_names_the_option(setup: Setup) -> None:

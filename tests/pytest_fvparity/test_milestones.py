@@ -20,15 +20,14 @@ from fvcore.model import model as models
 from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.milestones import m0_trials, m3_reference, state
 from pytest_fvparity.milestones.lock import SHIPPED, Lock, Locked
-from pytest_fvparity.milestones.outcome import Outcome
 from pytest_fvparity.milestones.run import run, run_all
 from pytest_fvparity.milestones.setup import Failed, Setup
-from pytest_fvparity.milestones.state import NotReady
+from pytest_fvparity.milestones.state import MilestoneOutcome, NotReady
 from pytest_fvparity.report.report import Check
 from tests.pytest_fvparity.worlds import FAULTY, World
 
 
-def lock_of(world: World, folder: Path, **locked: Any) -> Lock:
+def lock_of(world: World, folder: Path, **locked: Any) -> str:
     """A profile of the small world's own plan."""
     value = yaml.safe_load(SHIPPED["antonym-lock"].read_text())
     fixed = trials.read(world.trials[0])
@@ -36,7 +35,7 @@ def lock_of(world: World, folder: Path, **locked: Any) -> Lock:
     value["locked"] |= {**meta, "n_trials": len(fixed.trials), **locked}
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(value | {"name": "small"}))
-    return Lock.load(str(path))
+    return str(path)
 
 
 def setup_in(folder: Path, world: World) -> Setup:
@@ -45,8 +44,8 @@ def setup_in(folder: Path, world: World) -> Setup:
     return Setup(
         model=str(world.model),
         trials=world.trials[0],
-        lock=lock_of(world, folder),
-        root=folder,
+        profile=lock_of(world, folder),
+        out=folder,
         layout_kind="plan",
         dataset_json=pairs,
         golden=world.golden,
@@ -62,7 +61,7 @@ def setup(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setu
 
 
 @pytest.fixture(scope="module")
-def walked(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Setup, dict[str, Outcome]]:
+def walked(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Setup, dict[str, MilestoneOutcome]]:
     """The way gone once."""
     folder = tmp_path_factory.mktemp("walked")
     with pytest.MonkeyPatch.context() as patch:
@@ -79,7 +78,7 @@ def mean_activations_off(folder: Path) -> None:
 # ---------------------------------------------------------------- the way
 
 
-def test_the_plans_way_delivers_the_plans_files(walked: tuple[Setup, dict[str, Outcome]]) -> None:
+def test_the_plans_way_delivers_the_plans_files(walked: tuple[Setup, dict[str, MilestoneOutcome]]) -> None:
     setup, outcomes = walked
 
     assert {name: outcome.passed for name, outcome in outcomes.items()} == dict.fromkeys(outcomes, True)
@@ -108,7 +107,7 @@ def test_the_plans_way_delivers_the_plans_files(walked: tuple[Setup, dict[str, O
     assert all(len(digest) == 64 for ended in known.values() for digest in ended.files.values())
 
 
-def test_the_runtime_delivers_from_both_kinds_of_trials(walked: tuple[Setup, dict[str, Outcome]]) -> None:
+def test_the_runtime_delivers_from_both_kinds_of_trials(walked: tuple[Setup, dict[str, MilestoneOutcome]]) -> None:
     setup, outcomes = walked
 
     for source in ("fixed_trials", "dataset_sampled"):
@@ -125,7 +124,7 @@ def test_the_runtime_delivers_from_both_kinds_of_trials(walked: tuple[Setup, dic
 
 
 def test_the_runtime_is_refused_another_model_than_the_suite_saw(
-    walked: tuple[Setup, dict[str, Outcome]], setup: Setup, world: World
+    walked: tuple[Setup, dict[str, MilestoneOutcome]], setup: Setup, world: World
 ) -> None:
     shutil.copytree(walked[0].layout.runs, setup.layout.runs)
     shutil.rmtree(setup.layout.runs / "runtime")
@@ -216,7 +215,7 @@ def test_a_failing_suite_stops_what_builds_on_it_and_is_verified_once_repaired(s
 
 
 def test_numbers_that_are_not_the_same_twice_do_not_pass(
-    walked: tuple[Setup, dict[str, Outcome]], monkeypatch: pytest.MonkeyPatch
+    walked: tuple[Setup, dict[str, MilestoneOutcome]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup, _ = walked
     monkeypatch.chdir(setup.root)
@@ -232,7 +231,7 @@ def test_numbers_that_are_not_the_same_twice_do_not_pass(
     assert outcome.message.startswith("a second run gave other numbers: mean_activations")
 
 
-def test_a_milestone_knows_what_it_builds_on(setup: Setup, walked: tuple[Setup, dict[str, Outcome]]) -> None:
+def test_a_milestone_knows_what_it_builds_on(setup: Setup, walked: tuple[Setup, dict[str, MilestoneOutcome]]) -> None:
     with pytest.raises(NotReady, match="M3 builds on M2, which was not run here"):
         run("M3", setup)
 
@@ -248,10 +247,10 @@ def test_a_milestone_knows_what_it_builds_on(setup: Setup, walked: tuple[Setup, 
 
 
 def test_a_trials_file_that_lies_fails_m0_and_its_log_says_how(setup: Setup) -> None:
-    value = json.loads(setup.trials.read_text())
+    value = json.loads(setup.trials_file.read_text())
     trial = value["trials"][0]
     trial["target_first_token_id"] = trial["first_token_id"] = trial["answer_ids"][0] = trial["answer_ids"][0] + 1
-    bad = setup.root / setup.trials.name
+    bad = setup.root / setup.trials_file.name
     bad.write_text(json.dumps(value))
 
     outcome = run("M0", replace(setup, trials=bad))
@@ -294,7 +293,7 @@ def test_a_model_that_does_not_load_is_a_failed_milestone(setup: Setup) -> None:
     ("field", "value"), [("seed", 7), ("n_shots", 25), ("n_trials", 25), ("reference_profile", "todd_upstream")]
 )
 def test_a_lock_refuses_another_plan_by_the_fields_name(setup: Setup, world: World, field: str, value: Any) -> None:
-    other = replace(setup, lock=lock_of(world, setup.root, **{field: value}))
+    other = replace(setup, profile=lock_of(world, setup.root, **{field: value}))
 
     with pytest.raises(Locked, match=rf"small refuses this run: {field}: .* is locked, found"):
         run("M0", other)
@@ -305,7 +304,7 @@ def test_a_lock_refuses_another_template(setup: Setup, world: World) -> None:
     prefixes = {"input": "In:", "output": "Out:", "instructions": ""}
 
     with pytest.raises(Locked, match="prefixes: "):
-        run("M0", replace(setup, lock=lock_of(world, setup.root, prefixes=prefixes)))
+        run("M0", replace(setup, profile=lock_of(world, setup.root, prefixes=prefixes)))
 
 
 def test_the_shipped_lock_is_the_plans() -> None:

@@ -11,11 +11,10 @@ from torch import Tensor
 from fvcore.experiments.evaluation import scores
 from fvcore.experiments.evaluation.asking import WITHOUT, Arm, targets
 from fvcore.experiments.evaluation.draws import Labels, Question, pair, questions
-from fvcore.experiments.evaluation.generation import generated_ids
-from fvcore.experiments.evaluation.likelihood import answer_nlls
 from fvcore.experiments.evaluation.results import Generated, Result
 from fvcore.experiments.evaluation.tasks import Task, TaskError
-from fvcore.fast.engines import ENGINES, why_not_fast
+from fvcore.fast.engines import ENGINES, chosen
+from fvcore.injection import answer_nlls, generated_ids
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.profile import REFERENCE_PROFILES
@@ -76,7 +75,7 @@ class Bench:
 
     @cached_property
     def engine_used(self) -> str:
-        return "fast" if self.engine == "fast" and not why_not_fast(self.lm) else "exact"
+        return chosen(self.lm, self.engine)
 
     @property
     def positions(self) -> list[int]:
@@ -120,7 +119,7 @@ class Bench:
         chosen = self.positions if positions is None else positions
         asked = questions(self.task, n_shots, labels, self.seed, chosen, self.split)
         prompts, named, rising = self.prompts(asked), vectors or {}, sorted(set(layers))
-        found = targets(self.lm, prompts, named, rising, self.alpha, self.engine_used, self.max_memory)
+        found = targets(self.lm, prompts, named, rising, self.alpha, self.engine, self.max_memory)
         return [
             Result(
                 template=self.template.name,
@@ -149,18 +148,17 @@ class Bench:
     def _vector(self, arm: Arm, vectors: Mapping[str, Tensor]) -> tuple[Tensor | None, int]:
         if arm == WITHOUT or arm.vector is None or arm.layer is None:
             return None, 0
-        vector = vectors[arm.vector]
-        return vector if self.alpha == 1 else self.alpha * vector, arm.layer
+        return vectors[arm.vector], arm.layer
 
     def _nlls(self, prompts: Sequence[Prompt], arm: Arm, vectors: Mapping[str, Tensor]) -> list[float]:
-        return answer_nlls(self.lm, prompts, *self._vector(arm, vectors), self.engine_used, self.max_memory)
+        return answer_nlls(self.lm, prompts, *self._vector(arm, vectors), self.alpha, self.engine, self.max_memory)
 
     def _generated(
         self, asked: Sequence[Question], prompts: Sequence[Prompt], arm: Arm, vectors: Mapping[str, Tensor]
     ) -> Generated:
-        ids = generated_ids(
-            self.lm, prompts, *self._vector(arm, vectors), engine=self.engine_used, max_memory=self.max_memory
-        )
+        vector, layer = self._vector(arm, vectors)
+        given = [prompt.input_ids for prompt in prompts]
+        ids = generated_ids(self.lm, given, vector, layer, self.alpha, self.engine, self.max_memory)
         texts = [scores.answer_in(self.lm.tokenizer.decode(row)) for row in ids]
         scored = {
             name: [scores.best(score, text, q.answers) for text, q in zip(texts, asked, strict=True)]

@@ -17,20 +17,22 @@ from fvcore.experiments.relation import files
 from fvcore.experiments.relation.settings import RelationSettings
 from fvcore.experiments.steps import layout, stepe, zeroshot
 from fvcore.experiments.steps.layout import Folder
-from fvcore.experiments.steps.measure import Measure, Tell
 from fvcore.experiments.steps.plan import unique_queries, with_replacement
 from fvcore.experiments.steps.scores import Row, read_scores
 from fvcore.experiments.steps.settings import settings_of
 from fvcore.experiments.steps.step6 import scores_of
+from fvcore.fast.chunks import Advance
 from fvcore.formats import read_json, write_json, write_jsonl, write_pt
+from fvcore.injection import inject_readings
+from fvcore.model.model import LanguageModel
 
 Heads = tuple[tuple[int, int], ...]
 
 
-def stage(measure: Measure, folder: Folder, settings: RelationSettings) -> Stage:
-    chosen = settings_of("step6", settings, measure) | {"topk": settings.topk, "n_random": settings.n_random}
+def stage(lm: LanguageModel, folder: Folder, settings: RelationSettings) -> Stage:
+    chosen = settings_of("step6", settings, lm) | {"topk": settings.topk, "n_random": settings.n_random}
     reads = (layout.ZERO_SHOT, layout.TOP_HEADS, layout.AIE, layout.GLOBAL_MEAN)
-    return Stage("random_heads", chosen, reads, lambda tell: run(measure, folder, settings, tell))
+    return Stage("random_heads", chosen, reads, lambda advance: run(lm, folder, settings, advance))
 
 
 def random_sets(
@@ -43,8 +45,8 @@ def random_sets(
     return [tuple(sorted(rng.sample(pool, len(top)))) for _ in range(n_sets)], source
 
 
-def run(measure: Measure, folder: Folder, settings: RelationSettings, tell: Tell) -> list[Path]:
-    lm, mean = measure.lm, stepe.read_clean_mean(folder, measure.lm)
+def run(lm: LanguageModel, folder: Folder, settings: RelationSettings, advance: Advance) -> list[Path]:
+    mean = stepe.read_clean_mean(folder, lm)
     examples = zeroshot.read(folder / layout.ZERO_SHOT)
     pick = with_replacement if settings.with_replacement else unique_queries
     chosen = pick(examples, settings.n_eval, settings.seed)
@@ -55,11 +57,11 @@ def run(measure: Measure, folder: Folder, settings: RelationSettings, tell: Tell
     seed = f"{settings.seed}/{chosen[0].q_id}"
     sets, source = random_sets(scored, top, settings.n_random, seed)
 
-    layers = list(range(lm.n_layers))
+    layers, how = list(range(lm.n_layers)), (settings.alpha, settings.engine, settings.max_memory)
     vectors = [stepe.global_vector(lm, mean, heads) for heads in sets]
     rows: list[Row] = []
     for draw, vector in enumerate(vectors):
-        found = measure.injected(prompts, targets, vector, layers, settings.alpha, tell)
+        found = inject_readings(lm, prompts, targets, vector, layers, *how, advance)
         for layer in layers:
             for idx, example in enumerate(chosen):
                 hits = [int(found.base_ids[idx] == targets[idx]), int(found.injected_ids[idx, layer] == targets[idx])]

@@ -13,7 +13,7 @@ from statistics import fmean
 from fvcore.experiments.record import Stage
 from fvcore.experiments.relation import files
 from fvcore.experiments.relation.settings import RelationSettings
-from fvcore.experiments.relation.statistics import Interval, mean_interval, share_interval
+from fvcore.experiments.statistics import Interval, mean_interval, share_interval
 from fvcore.experiments.steps import layout, sampled
 from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.scores import Row
@@ -31,7 +31,7 @@ TOP, RANDOM, DIFFERENCE = "top", "random", "difference"
 def stage(folder: Folder, settings: RelationSettings, n_layers: int) -> Stage:
     rows_of_layers = tuple(f"{layout.layer_dir(layer)}/eval_trials.jsonl" for layer in range(n_layers))
     reads = (layout.SAMPLED, layout.TRIAL_METRICS, files.RANDOM_TRIALS, *rows_of_layers)
-    return Stage("intervals", {"confidence": settings.confidence}, reads, lambda tell: run(folder, settings.confidence))
+    return Stage("intervals", {"confidence": settings.confidence}, reads, lambda _: run(folder, settings.confidence))
 
 
 def run(folder: Folder, confidence: float) -> list[Path]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fvcore.experiments.pictures import banded_line, png, spans, whole_numbers
 from fvcore.experiments.relation.intervals import RANDOM, TOP
 from fvcore.experiments.steps.scores import Row
 
@@ -31,9 +31,9 @@ def injection_curve(deltas: Mapping[str, Sequence[Row]], accuracy: Sequence[Row]
         right.set(xlabel="layer", ylabel="accuracy, zero-shot", ylim=(-0.02, 1.02))
         right.legend(fontsize=8)
         for axes in (left, right):
-            _whole_numbers(axes.xaxis)
+            whole_numbers(axes.xaxis)
 
-    return _png(paint, (9.0, 3.2))
+    return png(paint, (9.0, 3.2), DPI)
 
 
 def bars(rows: Sequence[Row]) -> bytes:
@@ -45,19 +45,14 @@ def bars(rows: Sequence[Row]) -> bytes:
             at = [i + shift for i in range(len(rows))]
             heights = [row[name] for row in rows]
             axes.bar(at, heights, width=0.4, color=COLOURS[heads], label=LABELS[heads])
-            ends = [(row[f"{name}_low"], row[f"{name}_high"]) for row in rows]
-            spans = [
-                (0.0, 0.0) if low is None else (h - low, high - h) for h, (low, high) in zip(heights, ends, strict=True)
-            ]
-            axes.errorbar(
-                at, heights, yerr=list(zip(*spans, strict=True)), fmt="none", ecolor="black", elinewidth=0.8, capsize=2
-            )
+            reach = spans(heights, [row[f"{name}_low"] for row in rows], [row[f"{name}_high"] for row in rows])
+            axes.errorbar(at, heights, yerr=reach, fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
         axes.axhline(0, color="black", linewidth=0.6)
         axes.set_xticks(range(len(rows)), [row["q_id"] for row in rows], rotation=45 if len(rows) > 12 else 0)
         axes.set(ylabel=rows[0]["metric"].replace("_", " "))
         axes.legend(fontsize=8)
 
-    return _png(paint, (max(6.0, 0.55 * len(rows) + 1.5), 3.4))
+    return png(paint, (max(6.0, 0.55 * len(rows) + 1.5), 3.4), DPI)
 
 
 def overlap(heads: Mapping[str, frozenset[Head]]) -> bytes:
@@ -77,7 +72,7 @@ def overlap(heads: Mapping[str, frozenset[Head]]) -> bytes:
         figure.colorbar(image, ax=axes, label="shared / all of both", shrink=0.8)
 
     side = max(4.0, 0.36 * len(q_ids) + 1.6)
-    return _png(paint, (side + 1, side))
+    return png(paint, (side + 1, side), DPI)
 
 
 def shared(a: frozenset[Head], b: frozenset[Head]) -> float:
@@ -86,24 +81,5 @@ def shared(a: frozenset[Head], b: frozenset[Head]) -> float:
 
 
 def _line(axes: Any, rows: Sequence[Row], colour: str, label: str) -> None:
-    at = [row["layer"] for row in rows]
-    means = [row["mean"] for row in rows]
-    axes.plot(at, means, marker="o", markersize=3, color=colour, label=label)
-    if all(row["low"] is not None for row in rows):
-        axes.fill_between(at, [row["low"] for row in rows], [row["high"] for row in rows], color=colour, alpha=0.18)
-
-
-def _whole_numbers(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(integer=True, nbins=16, min_n_ticks=1))
-
-
-def _png(paint: Callable[[Any], None], size: tuple[float, float]) -> bytes:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    paint(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    at, means, lows, highs = ([row[name] for row in rows] for name in ("layer", "mean", "low", "high"))
+    banded_line(axes, at, means, lows, highs, markersize=3, color=colour, label=label)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from fvcore.experiments.progress import Progressing
 from fvcore.experiments.relation.unit import Outcome, Unit
-from fvcore.experiments.steps.measure import Tell
+from fvcore.fast.chunks import Advance
 
 
 def rows_of(unit: Unit, n_layers: int, n_heads: int) -> int:
@@ -74,7 +74,7 @@ class _OfUnit:
         self.bar, self.q_id = bar, q_id
 
     @contextmanager
-    def running(self, step: str, total: int | None) -> Iterator[Tell]:
+    def running(self, step: str, total: int | None) -> Iterator[Advance]:
         self.bar.say(f"{self.q_id} {step}")
 
         def tell(layer: int, n_rows: int) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fvcore.experiments import page
 from fvcore.experiments.clock import now
+from fvcore.experiments.pictures import data_uri
 from fvcore.experiments.relation import files, overview, pictures, status
 from fvcore.experiments.relation.intervals import RANDOM, TOP
 from fvcore.experiments.relation.status import Status
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.scores import Row
-from fvcore.formats import FormatError, read_bytes, read_json, write_text
+from fvcore.formats import FormatError, read_bytes, read_json
 
 SHOWN = 20  # heads of a q_id in its table
 
@@ -27,20 +28,19 @@ def write(root: Path) -> Path:
     done = [row for row in rows if row["status"] == "completed"]
     heads = {row["q_id"]: frozenset(_pairs(Folder(root / row["q_id"]))) for row in done}
     meta = read_json(root / files.RUN_META) if (root / files.RUN_META).is_file() else None
-    text = _template().render(
-        name=root.name if meta is None else meta["relation_name"],
-        meta=meta,
-        rows=rows,
-        done=done,
-        others=[row for row in rows if row["status"] != "completed"],
-        failed=[(q_id, one) for q_id, one in statuses.items() if one.status == "failed"],
-        bars=_uri(pictures.bars(done)) if done else None,
-        overlap=_uri(pictures.overlap(heads)) if len(done) > 1 else None,
-        sections=[_section(root, row, statuses[row["q_id"]]) for row in done],
-        generated_at=now(),
-    )
-    write_text(root / files.REPORT, text)
-    return root / files.REPORT
+    values = {
+        "name": root.name if meta is None else meta["relation_name"],
+        "meta": meta,
+        "rows": rows,
+        "done": done,
+        "others": [row for row in rows if row["status"] != "completed"],
+        "failed": [(q_id, one) for q_id, one in statuses.items() if one.status == "failed"],
+        "bars": data_uri(pictures.bars(done)) if done else None,
+        "overlap": data_uri(pictures.overlap(heads)) if len(done) > 1 else None,
+        "sections": [_section(root, row, statuses[row["q_id"]]) for row in done],
+        "generated_at": now(),
+    }
+    return page.write(root / files.REPORT, "fvcore.experiments.relation", "report.html.j2", values)
 
 
 def _section(root: Path, row: Row, one: Status) -> dict[str, Any]:
@@ -55,8 +55,8 @@ def _section(root: Path, row: Row, one: Status) -> dict[str, Any]:
         "score_key": heads[0]["score_key"],
         "heads": [head | bounds.get((head["layer"], head["head"]), {}) for head in heads[:SHOWN]],
         "n_more": max(0, len(heads) - SHOWN),
-        "heatmap": _uri(read_bytes(picture)) if picture.is_file() else None,
-        "curve": _uri(pictures.injection_curve(deltas, accuracy, row["acc_base"], metric)),
+        "heatmap": data_uri(read_bytes(picture)) if picture.is_file() else None,
+        "curve": data_uri(pictures.injection_curve(deltas, accuracy, row["acc_base"], metric)),
         "random": read_json(folder / files.RANDOM_HEADS)["meta"],
         "examples": _examples(folder),
     }
@@ -71,27 +71,3 @@ def _examples(folder: Folder, n: int = 3) -> list[str]:
 
 def _pairs(folder: Folder) -> list[tuple[int, int]]:
     return [(head["layer"], head["head"]) for head in overview.top_heads(folder)]
-
-
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "\u2013"
-    return f"{value:.3f}" if value == 0 or abs(value) >= 5e-4 else f"{value:.0e}"
-
-
-def _template() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("fvcore.experiments.relation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _number
-    return environment.get_template("report.html.j2")

@@ -23,10 +23,10 @@ from fvcore.experiments.relation.settings import RelationSettings
 from fvcore.experiments.relation.status import State, Status
 from fvcore.experiments.steps import layout, sampled
 from fvcore.experiments.steps.layout import Folder
-from fvcore.experiments.steps.measure import Measure, Tell
 from fvcore.experiments.steps.run import STEPS
 from fvcore.experiments.steps.run import run as run_steps
 from fvcore.experiments.steps.settings import identity
+from fvcore.fast.chunks import Advance
 from fvcore.formats import write_text
 from fvcore.model.model import LanguageModel
 from fvcore.trials import WordPair
@@ -69,7 +69,7 @@ class ModelFacts:
     def of(cls, lm: LanguageModel, settings: RelationSettings) -> ModelFacts:
         """Raises ModelError where the settings do not fit the model, `topk` above all."""
         settings.require_fit(lm)
-        return cls(lm.name, lm.spec.name, lm.n_layers, lm.n_heads, identity(Measure(lm, settings.engine)))
+        return cls(lm.name, lm.spec.name, lm.n_layers, lm.n_heads, identity(lm, settings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +137,7 @@ def _run(
 ) -> Outcome:
     files.remove_unfinished(unit.folder, "**/.*")
     status.write(folder, current, "running")
-    measure = Measure(lm, unit.settings.engine, unit.settings.max_memory)
-    further = [control.stage(measure, folder, unit.settings), intervals.stage(folder, unit.settings, lm.n_layers)]
+    further = [control.stage(lm, folder, unit.settings), intervals.stage(folder, unit.settings, lm.n_layers)]
     steps = [step for step in STEPS if unit.settings.pictures or step != "heatmap"]
     try:
         record = run_steps(lm, unit.folder, unit.settings, unit.source, steps, watch, further)
@@ -188,7 +187,7 @@ class _Watch:
         self.progress, self.step = progress, "start"
 
     @contextmanager
-    def running(self, step: str, total: int | None) -> Iterator[Tell]:
+    def running(self, step: str, total: int | None) -> Iterator[Advance]:
         self.step = step
         with self.progress.running(step, total) as tell:
             yield tell

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fvcore.experiments.pictures import png, whole_numbers
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.scores import Row, ranked, read_scores
 from fvcore.formats import write_bytes
 
-SIZE, DPI = (11, 6.5), 200
+SIZE, DPI, TICKS = (11, 6.5), 200, 24
 OUTER = (1, 99)  # percentiles of the values that are not zero: beyond, colours do not grow
 LINEAR = 20  # percentile of the absolute values, below which the colours grow linearly
 AT_MOST = 50
@@ -58,51 +58,31 @@ def limits(grid: Any, metric: str) -> tuple[float, float, float]:
 def _heatmap(grid: Any, best: Sequence[Row], metric: str, name: str) -> bytes:
     from matplotlib.colors import SymLogNorm
 
-    figure = _figure()
-    axes = figure.subplots()
     low, high, linear = limits(grid, metric)
     norm = SymLogNorm(linthresh=linear, vmin=low, vmax=high, base=10)
-    image = axes.imshow(grid, aspect="auto", origin="lower", cmap="coolwarm", norm=norm, interpolation="nearest")
-    axes.scatter(
-        [row["head"] for row in best], [row["layer"] for row in best],
-        s=110, facecolors="none", edgecolors="black", linewidths=2.6,
-    )  # fmt: skip
-    axes.scatter(
-        [row["head"] for row in best], [row["layer"] for row in best],
-        s=110, facecolors="none", edgecolors="white", linewidths=1.4, label=f"top {len(best)}",
-    )  # fmt: skip
-    axes.set(xlabel="head", ylabel="layer", title=f"{metric} of every head ({name}), top {len(best)} circled")
-    _integer_ticks(axes.xaxis)
-    _integer_ticks(axes.yaxis)
-    figure.colorbar(image, ax=axes, label=metric)
-    return _png(figure)
+    where = [row["head"] for row in best], [row["layer"] for row in best]
+
+    def paint(figure: Any) -> None:
+        axes = figure.subplots()
+        image = axes.imshow(grid, aspect="auto", origin="lower", cmap="coolwarm", norm=norm, interpolation="nearest")
+        axes.scatter(*where, s=110, facecolors="none", edgecolors="black", linewidths=2.6)
+        axes.scatter(*where, s=110, facecolors="none", edgecolors="white", linewidths=1.4, label=f"top {len(best)}")
+        axes.set(xlabel="head", ylabel="layer", title=f"{metric} of every head ({name}), top {len(best)} circled")
+        whole_numbers(axes.xaxis, TICKS)
+        whole_numbers(axes.yaxis, TICKS)
+        figure.colorbar(image, ax=axes, label=metric)
+
+    return png(paint, SIZE, DPI)
 
 
 def _by_layer(best: Sequence[Row], n_layers: int, metric: str) -> bytes:
-    figure = _figure()
-    axes = figure.subplots()
     counts = [sum(row["layer"] == layer for row in best) for layer in range(n_layers)]
-    axes.bar(range(n_layers), counts, color="#3b4cc0")
-    axes.set(xlabel="layer", ylabel="heads", title=f"the {len(best)} heads with the largest {metric}, by layer")
-    _integer_ticks(axes.xaxis)
-    _integer_ticks(axes.yaxis)
-    return _png(figure)
 
+    def paint(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.bar(range(n_layers), counts, color="#3b4cc0")
+        axes.set(xlabel="layer", ylabel="heads", title=f"the {len(best)} heads with the largest {metric}, by layer")
+        whole_numbers(axes.xaxis, TICKS)
+        whole_numbers(axes.yaxis, TICKS)
 
-def _figure() -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=SIZE, dpi=DPI, layout="constrained")
-
-
-def _integer_ticks(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(integer=True, nbins=24, min_n_ticks=1))
-
-
-def _png(figure: Any) -> bytes:
-    """Without the name of the program that drew it, so that equal pictures are equal bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return png(paint, SIZE, DPI)

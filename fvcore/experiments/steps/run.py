@@ -16,9 +16,9 @@ from fvcore.experiments.progress import Progressing, Quiet
 from fvcore.experiments.record import RunRecord, Stage
 from fvcore.experiments.steps import heatmap, layout, sampled, step6, stepd, stepe, zeroshot
 from fvcore.experiments.steps.layout import Folder
-from fvcore.experiments.steps.measure import Measure, Tell
 from fvcore.experiments.steps.sampled import ALL, SampledTrials
 from fvcore.experiments.steps.settings import Settings, identity, settings_of
+from fvcore.fast.chunks import Advance
 from fvcore.formats import FormatError
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import Tokenizer
@@ -50,7 +50,7 @@ def run(
     a step refuses.
     """
     settings.require_fit(lm)
-    plan = _Plan(Measure(lm, settings.engine, settings.max_memory), Folder(root), settings)
+    plan = _Plan(lm, Folder(root), settings)
     if source is None and not (plan.folder / layout.SAMPLED).is_file():
         raise FormatError(f"{plan.folder / layout.SAMPLED}: no such file; the step stepd samples the trials")
     stages = [stage for step in steps for stage in plan.stages(step, source)] + list(further)
@@ -60,8 +60,8 @@ def run(
         if record.is_done(plan.folder, stage):
             shown.already(stage.name)
             continue
-        with shown.running(stage.name, stage.total() if stage.total else None) as tell:
-            files = stage.work(tell)
+        with shown.running(stage.name, stage.total() if stage.total else None) as advance:
+            files = stage.work(advance)
         record.finish(plan.folder, stage, files)
     return record.read(plan.folder)
 
@@ -70,7 +70,7 @@ def run(
 class _Plan:
     """The stages of each step, with what they read and what they depend on."""
 
-    measure: Measure
+    lm: LanguageModel
     folder: Folder
     settings: Settings
 
@@ -90,22 +90,22 @@ class _Plan:
         return sampled.read(self.folder / layout.SAMPLED)
 
     def _settings(self, step: str) -> dict[str, Any]:
-        return settings_of(step, self.settings, self.measure)
+        return settings_of(step, self.settings, self.lm)
 
     def _sample(self, source: Source) -> Stage:
-        def work(tell: Tell) -> list[Path]:
+        def work(advance: Advance) -> list[Path]:
             path = self.folder / layout.SAMPLED
-            sampled.write(path, source.sample(self.measure.lm.tokenizer))
+            sampled.write(path, source.sample(self.lm.tokenizer))
             return [path]
 
-        tokenizer = {"tokenizer_sha": identity(self.measure)["tokenizer_sha"]}
+        tokenizer = {"tokenizer_sha": identity(self.lm, self.settings)["tokenizer_sha"]}
         return Stage("sample", source.settings() | tokenizer, (), work)
 
     def _stepd(self) -> list[Stage]:
-        lm, settings = self.measure.lm, self.settings
+        lm, settings = self.lm, self.settings
 
-        def work(tell: Tell) -> list[Path]:
-            return stepd.run(self.measure, self.sampled, settings, self.folder, tell)
+        def work(advance: Advance) -> list[Path]:
+            return stepd.run(self.lm, self.sampled, settings, self.folder, advance)
 
         def total() -> int:
             return len(self.sampled.trials) * len(settings.layers_of(lm)) * len(settings.heads_of(lm))
@@ -113,9 +113,9 @@ class _Plan:
         return [Stage("stepd", self._settings("stepd"), (layout.SAMPLED,), work, total)]
 
     def _heatmap(self) -> list[Stage]:
-        lm, settings = self.measure.lm, self.settings
+        lm, settings = self.lm, self.settings
 
-        def work(tell: Tell) -> list[Path]:
+        def work(advance: Advance) -> list[Path]:
             name = self._q_id.removeprefix("__").removesuffix("__")
             return heatmap.run(self.folder, settings.score_key, settings.topk, lm.n_layers, lm.n_heads, name)
 
@@ -127,30 +127,30 @@ class _Plan:
         return q_ids[0] if len(q_ids) == 1 else ALL
 
     def _stepe(self) -> list[Stage]:
-        def work(tell: Tell) -> list[Path]:
+        def work(advance: Advance) -> list[Path]:
             of_stepd = record.read(self.folder).stages.get("stepd")
             run_id = record.digest(of_stepd.settings)[:12] if of_stepd else ""
-            return stepe.run(self.measure, self.sampled, self.settings, self.folder, run_id, tell)
+            return stepe.run(self.lm, self.sampled, self.settings, self.folder, run_id, advance)
 
         reads = (layout.SAMPLED, *stepe.SCORE_FILES, *stepe.MEAN_FILES, layout.MEANS_META)
         return [Stage("stepe", self._settings("stepe"), reads, work)]
 
     def _zeroshot(self) -> list[Stage]:
-        def work(tell: Tell) -> list[Path]:
+        def work(advance: Advance) -> list[Path]:
             trailing = self.settings.zeroshot_trailing_space
-            return zeroshot.run(self.measure.lm, self.sampled, trailing, self.folder)
+            return zeroshot.run(self.lm, self.sampled, trailing, self.folder)
 
         return [Stage("zeroshot", self._settings("zeroshot"), (layout.SAMPLED,), work)]
 
     def _step6(self) -> list[Stage]:
-        lm, settings = self.measure.lm, self.settings
+        lm, settings = self.lm, self.settings
         reads = (layout.ZERO_SHOT, layout.FV, layout.FV_META)
         own = "" if settings.edit_layer == "all" else f"/layer_{settings.edit_layer}"
 
-        def work(tell: Tell) -> list[Path]:
-            return step6.run(self.measure, settings, self.folder, tell)
+        def work(advance: Advance) -> list[Path]:
+            return step6.run(self.lm, settings, self.folder, advance)
 
-        def summary(tell: Tell) -> list[Path]:
+        def summary(advance: Advance) -> list[Path]:
             return step6.write_all_layers(self.folder, self._q_id, range(lm.n_layers), settings.step6_score_key)
 
         summaries = tuple(f"{layout.layer_dir(layer)}/eval_summary.json" for layer in range(lm.n_layers))

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fvcore.experiments.steps.layout import safe_name
-from fvcore.experiments.steps.measure import Measure
 from fvcore.experiments.steps.scores import SCORES
+from fvcore.fast import engines
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 
@@ -86,15 +86,14 @@ FIELDS: dict[str, tuple[str, ...]] = {
 """The settings that a stage's files depend on; `edit_layer` says which files there are, not what stands in them."""
 
 
-def settings_of(stage: str, settings: Settings, measure: Measure) -> dict[str, Any]:
+def settings_of(stage: str, settings: Settings, lm: LanguageModel) -> dict[str, Any]:
     """Everything a stage's files depend on, as plain values, the model as it was really loaded included."""
     chosen = {name: getattr(settings, name) for name in FIELDS[stage]}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
-    return plain if stage == "heatmap" else plain | identity(measure)
+    return plain if stage == "heatmap" else plain | identity(lm, settings)
 
 
-def identity(measure: Measure) -> dict[str, Any]:
-    lm = measure.lm
+def identity(lm: LanguageModel, settings: Settings) -> dict[str, Any]:
     return {
         "model": safe_name(lm.name),
         "weights_sha": lm.weights_sha,
@@ -103,5 +102,5 @@ def identity(measure: Measure) -> dict[str, Any]:
         "device": lm.device.type,
         "quant": lm.quant,
         "attn_implementation": lm.attn_implementation,
-        "engine": measure.used,
+        "engine": engines.chosen(lm, settings.engine),
     }

@@ -18,12 +18,14 @@ from fvcore.experiments.clock import now
 from fvcore.experiments.errors import NotFinite, StepError, TargetError
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.layout import Folder
-from fvcore.experiments.steps.measure import Injected, Measure, Tell, silent
 from fvcore.experiments.steps.plan import unique_queries, with_replacement
 from fvcore.experiments.steps.scores import Row, population_std
 from fvcore.experiments.steps.settings import Settings
 from fvcore.experiments.steps.zeroshot import Example, read
+from fvcore.fast import engines
+from fvcore.fast.chunks import Advance, silent
 from fvcore.formats import read_json, read_pt, write_json, write_jsonl, write_text
+from fvcore.injection import InjectedReadings, inject_readings
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import BoundaryError, Prompt
 
@@ -54,12 +56,11 @@ class Vector:
         return {"shape": list(self.value.shape), "norm": float(self.value.norm())}
 
 
-def run(measure: Measure, settings: Settings, folder: Folder, tell: Tell = silent) -> list[Path]:
+def run(lm: LanguageModel, settings: Settings, folder: Folder, advance: Advance = silent) -> list[Path]:
     """Evaluate at every layer asked for and write its folder; returns the files.
 
     Raises StepError, after writing `step6_target_id_debug_<i>.json`, where a stored target is not what the tokenizer gives.
     """
-    lm = measure.lm
     for stale in folder.names(DEBUG.format("*")):
         (folder / stale).unlink()
     vector, examples = read_vector(folder, lm), read(folder / layout.ZERO_SHOT)
@@ -69,11 +70,12 @@ def run(measure: Measure, settings: Settings, folder: Folder, tell: Tell = silen
     layers = settings.edit_layers(lm)
     ids = [prompt.input_ids for prompt in prompts]
     targets = [example.target_first_token_id for example in chosen]
-    found = measure.injected(ids, targets, vector.value, layers, settings.alpha, tell)
+    how = (settings.alpha, settings.engine, settings.max_memory)
+    found = inject_readings(lm, ids, targets, vector.value, layers, *how, advance)
     files = []
     for i, layer in enumerate(layers):
         rows = [_row(lm, idx, example, found, i) for idx, example in enumerate(chosen)]
-        files += _write_layer(measure, settings, folder, layer, vector, rows)
+        files += _write_layer(lm, settings, folder, layer, vector, rows)
     return files
 
 
@@ -138,7 +140,7 @@ def _token(lm: LanguageModel, token_id: int) -> str | None:
 # ---------------------------------------------------------------- rows and summaries
 
 
-def _row(lm: LanguageModel, idx: int, example: Example, found: Injected, layer: int) -> Row:
+def _row(lm: LanguageModel, idx: int, example: Example, found: InjectedReadings, layer: int) -> Row:
     target = example.target_first_token_id
     base_id, with_id = int(found.base_ids[idx]), int(found.injected_ids[idx, layer])
     accuracy = {"accuracy_base": int(base_id == target), "accuracy_with": int(with_id == target)}
@@ -207,11 +209,11 @@ def _of_q(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def _write_layer(
-    measure: Measure, settings: Settings, folder: Folder, layer: int, vector: Vector, rows: Sequence[Row]
+    lm: LanguageModel, settings: Settings, folder: Folder, layer: int, vector: Vector, rows: Sequence[Row]
 ) -> list[Path]:
-    lm, n = measure.lm, len(rows)
+    n, engine = len(rows), engines.chosen(lm, settings.engine)
     summary, of_q, directory = summary_of(rows), _of_q(rows), layout.layer_dir(layer)
-    how = {"dtype": lm.dtype, "device": lm.device.type, "batch_size": n if measure.fast else 1}
+    how = {"dtype": lm.dtype, "device": lm.device.type, "batch_size": 1 if engine == "exact" else n}
     asked = {"seed": settings.seed, "n_eval": n, "requested_n_eval": settings.n_eval}
     config = {
         "model": lm.name,
@@ -230,7 +232,7 @@ def _write_layer(
         "summary": summary,
         "per_qid": of_q,
         "matrix": {vector.source_qid or GLOBAL: {q_id: one["mean_delta_logprob"] for q_id, one in of_q.items()}},
-        "metadata": {"with_replacement": settings.with_replacement, "engine": measure.used},
+        "metadata": {"with_replacement": settings.with_replacement, "engine": engine},
         "results": list(rows),
     }
     meta = {
@@ -267,7 +269,7 @@ def _write_layer(
     }
     log = (
         f"Step6: {n} examples ({settings.n_eval} asked for), layer {layer} ({lm.spec.block_path(layer)}, its output), "
-        f"alpha {settings.alpha}, engine {measure.used}\n"
+        f"alpha {settings.alpha}, engine {engine}\n"
         f"target ids of {n} examples found again at their boundary\n"
         f"batch 0: rows without the vector {n}, rows with it {n}; it changed the logits of the targets\n"
         f"{settings.step6_score_key}: {summary[settings.step6_score_key]!r}\n"

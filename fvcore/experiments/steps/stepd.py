@@ -20,7 +20,6 @@ from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.cases import Case, Cases
 from fvcore.experiments.steps.cases import of as cases_of
 from fvcore.experiments.steps.layout import Folder
-from fvcore.experiments.steps.measure import Measure, Tell, silent
 from fvcore.experiments.steps.sampled import SampledTrials
 from fvcore.experiments.steps.scores import (
     AIE_COLUMNS,
@@ -33,8 +32,10 @@ from fvcore.experiments.steps.scores import (
     metrics_of,
 )
 from fvcore.experiments.steps.settings import Settings
-from fvcore.fast.engines import why_not_fast
+from fvcore.fast import engines
+from fvcore.fast.chunks import Advance, silent
 from fvcore.formats import write_csv, write_json, write_jsonl, write_pt, write_text
+from fvcore.model.model import LanguageModel
 
 SHOWN = 10  # heads in the log
 TAIL = 30  # characters of a prompt's end
@@ -51,18 +52,18 @@ class Swept:
 
 
 def run(
-    measure: Measure, sampled: SampledTrials, settings: Settings, folder: Folder, tell: Tell = silent
+    lm: LanguageModel, sampled: SampledTrials, settings: Settings, folder: Folder, advance: Advance = silent
 ) -> list[Path]:
     """Compute and write every file of StepD; returns the files."""
-    lm, found = measure.lm, cases_of(measure.lm, sampled)
+    found = cases_of(lm, sampled)
     heads = [(layer, head) for layer in settings.layers_of(lm) for head in settings.heads_of(lm)]
-    swept = [_sweep(measure, found, sampled, q_id, heads, settings.seed, tell) for q_id in sampled.q_ids]
+    swept = [_sweep(lm, found, sampled, q_id, heads, settings, advance) for q_id in sampled.q_ids]
 
     cie = [row for one in swept for row in cie_rows(one, heads, found.slot)]
     relation = sampled.meta.is_relation
     aie = aie_rows(cie, settings.score_key, relation)
     columns = AIE_COLUMNS_OF_RELATIONS if relation else AIE_COLUMNS
-    files = _write_means(measure, found, sampled, swept, folder)
+    files = _write_means(lm, found, sampled, swept, folder)
     write_csv(folder / layout.CIE, CIE_COLUMNS, cie)
     write_csv(folder / layout.AIE, columns, aie)
     write_jsonl(folder / layout.TRIAL_METRICS, [row for one in swept for row in one.rows])
@@ -72,7 +73,7 @@ def run(
         meta |= {"n_trials": len(found.cases), "score_key": settings.score_key, "seed": settings.seed}
         write_json(folder / layout.AIE_JSON, {"meta": meta, "scores": aie})
         files.append(folder / layout.AIE_JSON)
-    write_text(folder / layout.STEP_D_LOG, _log(measure, found, sampled, settings, aie))
+    write_text(folder / layout.STEP_D_LOG, _log(lm, found, sampled, settings, aie))
     return [*files, folder / layout.STEP_D_LOG]
 
 
@@ -80,23 +81,24 @@ def run(
 
 
 def _sweep(
-    measure: Measure,
+    lm: LanguageModel,
     found: Cases,
     sampled: SampledTrials,
     q_id: str,
     heads: Sequence[tuple[int, int]],
-    seed: int,
-    tell: Tell,
+    settings: Settings,
+    advance: Advance,
 ) -> Swept:
     own = tuple(case for case in found.cases if case.trial.q_id == q_id)
-    means = measure.means([(case.clean.input_ids, case.clean_slots) for case in own])
+    how = (settings.engine, settings.max_memory)
+    means = engines.mean_head_activations(lm, [(case.clean.input_ids, case.clean_slots) for case in own], *how)
     prompts = [(case.corrupted.input_ids, case.trial.target_first_token_id, case.corrupted_slots) for case in own]
-    base, patched = measure.heads(prompts, means, heads, tell)
-    fixed = [_trial_columns(case, sampled, seed) for case in own]
+    readings = engines.target_readings(lm, prompts, means, heads, *how, advance)
+    fixed = [_trial_columns(case, sampled, settings.seed) for case in own]
     rows = []
     for i, (layer, head) in enumerate(heads):
         for case, (first, last), without, replaced in zip(
-            own, fixed, base.tolist(), patched[:, i].tolist(), strict=True
+            own, fixed, readings[:, 0].tolist(), readings[:, 1 + i].tolist(), strict=True
         ):
             metrics = metrics_of(without, replaced)
             copies = {f"{name}_target": metrics[name] for name in TARGET_COPIES}
@@ -161,9 +163,9 @@ def cie_rows(swept: Swept, heads: Sequence[tuple[int, int]], slot: int) -> list[
 
 
 def _write_means(
-    measure: Measure, found: Cases, sampled: SampledTrials, swept: Sequence[Swept], folder: Folder
+    lm: LanguageModel, found: Cases, sampled: SampledTrials, swept: Sequence[Swept], folder: Folder
 ) -> list[Path]:
-    lm, slot = measure.lm, found.slot
+    slot = found.slot
     sizes = {"slot_q": slot, "n_heads": lm.n_heads, "head_dim": lm.d_head, "resid_dim": lm.d_model}
     clean = {one.q_id: one.means[:, :, slot].contiguous() for one in swept}
     average = torch.stack(list(clean.values())).mean(dim=0)
@@ -190,17 +192,18 @@ def _write_means(
     return [folder / name for name in (*tensors, layout.MEANS, layout.MEANS_META)]
 
 
-def _log(measure: Measure, found: Cases, sampled: SampledTrials, settings: Settings, aie: Sequence[Row]) -> str:
-    lm, meta, slot = measure.lm, sampled.meta, found.slot
+def _log(lm: LanguageModel, found: Cases, sampled: SampledTrials, settings: Settings, aie: Sequence[Row]) -> str:
+    meta, slot = sampled.meta, found.slot
+    engine = engines.chosen(lm, settings.engine)
     n, targets = len(found.cases), [case.trial.target_first_token_id for case in found.cases]
     lines = [
         f"StepD: {n} trials of {meta.n_shots} shots, source {meta.source}, seed {meta.seed}",
         f"model {lm.name} (spec {lm.spec.name}): {lm.n_layers} layers x {lm.n_heads} heads x {lm.d_head}, "
-        f"d_model {lm.d_model}, {lm.dtype} on {lm.device.type}, engine {measure.used}",
+        f"d_model {lm.d_model}, {lm.dtype} on {lm.device.type}, engine {engine}",
         f"layers {settings.layers_of(lm)}, heads {settings.heads_of(lm)}",
     ]
-    if settings.engine != measure.used:
-        lines.append(f"engine {settings.engine} does not hold for this model: {why_not_fast(lm)}")
+    if settings.engine != engine:
+        lines.append(f"engine {settings.engine} does not hold for this model: {engines.why_not_fast(lm)}")
     if meta.source == "fixed_trials_override":
         lines.append(f"fixed trials set n_shots {meta.n_shots} and n_trials {n}; labels are shuffled in the file")
     lines += [

@@ -19,11 +19,12 @@ from torch import Tensor
 from fvcore.experiments.errors import NotFinite, StepError
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.layout import Folder
-from fvcore.experiments.steps.measure import Measure, Tell, silent
 from fvcore.experiments.steps.sampled import SampledTrials
 from fvcore.experiments.steps.scores import Row, population_std, ranked, read_scores
 from fvcore.experiments.steps.settings import Settings
+from fvcore.fast.chunks import Advance, silent
 from fvcore.formats import FormatError, read_json, read_pt, write_json, write_pt
+from fvcore.injection import inject_readings
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import prompt_at_boundary
 from fvcore.vectors import head_term
@@ -35,15 +36,14 @@ MEAN_FILES = (layout.GLOBAL_MEAN, layout.MEANS, "artifacts/clean_mean.pt")
 
 
 def run(
-    measure: Measure,
+    lm: LanguageModel,
     sampled: SampledTrials,
     settings: Settings,
     folder: Folder,
     run_id: str = "",
-    tell: Tell = silent,
+    advance: Advance = silent,
 ) -> list[Path]:
     """Choose heads from StepD's scores, make the vector and write every file of StepE; returns the files."""
-    lm = measure.lm
     mean = read_clean_mean(folder, lm)
     rows = read_scores(_first(folder, SCORE_FILES), settings.score_key)
     chosen = ranked(rows, settings.score_key, settings.topk)
@@ -75,7 +75,7 @@ def run(
     }
     write_json(folder / layout.FV_META, fv_meta)
     write_json(
-        folder / layout.STEP_E_EVAL, _meta_of_eval(meta, settings) | _eval(measure, sampled, settings, by_layer, tell)
+        folder / layout.STEP_E_EVAL, _meta_of_eval(meta, settings) | _eval(lm, sampled, settings, by_layer, advance)
     )
     written = (layout.TOP_HEADS, layout.FV_BY_LAYER, layout.FV, layout.FV_META, layout.STEP_E_EVAL)
     return [folder / name for name in written]
@@ -179,8 +179,9 @@ def _meta_of_eval(meta: Row, settings: Settings) -> Row:
     return {"meta": meta | more}
 
 
-def _eval(measure: Measure, sampled: SampledTrials, settings: Settings, by_layer: dict[int, Tensor], tell: Tell) -> Row:
-    lm = measure.lm
+def _eval(
+    lm: LanguageModel, sampled: SampledTrials, settings: Settings, by_layer: dict[int, Tensor], advance: Advance
+) -> Row:
     if lm.n_heads * lm.d_head != lm.d_model:
         note = f"head space is {lm.n_heads * lm.d_head} wide, the residual stream {lm.d_model}: nothing can be added"
         return {"per_layer": {}, "overall": None, "note": note}
@@ -194,9 +195,10 @@ def _eval(measure: Measure, sampled: SampledTrials, settings: Settings, by_layer
     targets = [trial.target_first_token_id for trial in distinct.values()]
     at = {idx: row for row, idx in enumerate(distinct)}
     deltas: dict[int, list[float]] = {}
+    how = (settings.alpha, settings.engine, settings.max_memory)
     for layer, vector in by_layer.items():
         if bool(vector.any()):
-            found = measure.injected(prompts, targets, vector, [layer], settings.alpha, tell)
+            found = inject_readings(lm, prompts, targets, vector, [layer], *how, advance)
             moved = (found.injected[:, 0, 1].double() - found.base[:, 1].double()).tolist()
             deltas[layer] = [moved[at[trial.trial_idx]] for trial in chosen]
         else:

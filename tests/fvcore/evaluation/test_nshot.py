@@ -12,18 +12,17 @@ import pytest
 import torch
 
 from fvcore.embedded.random_models import FAMILIES, PAIRS, random_lm
-from fvcore.experiments.evaluation import generation, nshot
+from fvcore.experiments.evaluation import nshot
 from fvcore.experiments.evaluation.bench import Bench
 from fvcore.experiments.evaluation.draws import questions
 from fvcore.experiments.evaluation.layers import sweep_layers
-from fvcore.experiments.evaluation.likelihood import answer_nlls
 from fvcore.experiments.evaluation.portability import read_templates
 from fvcore.experiments.evaluation.results import Result
 from fvcore.experiments.evaluation.scores import ranks
 from fvcore.experiments.evaluation.tasks import Example, Task, TaskError
 from fvcore.experiments.evaluation.vector_files import of_random_heads
 from fvcore.formats import json_text
-from fvcore.injection import inject, inject_generate, inject_nll
+from fvcore.injection import answer_nlls, generated_ids, inject, inject_generate, inject_nll
 from fvcore.model.spec import ModelError
 from fvcore.trials import split
 from tests.fvcore.evaluation import worlds
@@ -197,7 +196,7 @@ class TestWholeAnswers:
     def test_generated_ids_are_those_of_the_station(self) -> None:
         bench, vector = worlds.bench(), worlds.vector_of_best_heads("tiny-llama").vector
         prompts = bench.prompts(questions(bench.task, 1, "clean", bench.seed))[:6]
-        base, injected = (generation.generated_ids(bench.lm, prompts, v, 4) for v in (None, -3 * vector))
+        base, injected = (generated_ids(bench.lm, [p.input_ids for p in prompts], v, 4) for v in (None, -3 * vector))
         for i, prompt in enumerate(prompts):
             run = inject_generate(bench.lm, prompt.input_ids, -3 * vector, 4)
             assert base[i] == run.base_ids[: len(base[i])]
@@ -207,12 +206,13 @@ class TestWholeAnswers:
     def test_an_end_of_text_ends_an_answer(self) -> None:
         lm = worlds.model("tiny-llama")
         prompts = worlds.bench().prompts(questions(worlds.antonyms(), 2, "clean", 42))[:3]
-        whole = generation.generated_ids(lm, prompts)
+        ids_of = [prompt.input_ids for prompt in prompts]
+        whole = generated_ids(lm, ids_of)
         ended = [ids[2] for ids in whole]
         before = lm.hf.generation_config.eos_token_id
         lm.hf.generation_config.eos_token_id = ended[0]
         try:
-            cut = generation.generated_ids(lm, prompts)
+            cut = generated_ids(lm, ids_of)
         finally:
             lm.hf.generation_config.eos_token_id = before
         assert cut == [ids[: ids.index(ended[0])] if ended[0] in ids else ids for ids in whole]

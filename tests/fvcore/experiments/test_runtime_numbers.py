@@ -17,13 +17,12 @@ from fvcore.effects import average_indirect_effect
 from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.experiments.steps import layout, stepe
 from fvcore.experiments.steps.layout import Folder
-from fvcore.experiments.steps.measure import Measure
 from fvcore.experiments.steps.run import STEPS, run
 from fvcore.experiments.steps.sampled import FixedSource
 from fvcore.experiments.steps.scores import read_scores
 from fvcore.experiments.steps.settings import Settings
 from fvcore.formats import read_pt
-from fvcore.injection import inject
+from fvcore.injection import inject, inject_readings
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline
 from fvcore.pipeline import Settings as StationSettings
@@ -169,7 +168,7 @@ def test_the_evaluation_in_head_space_is_that_of_its_vectors(
 def test_alpha_says_how_strongly(engine: str, done: Folder, lm: LanguageModel) -> None:
     vector, layers = read_pt(done / layout.FV)["fv_global_resid"], [1, 4]
     prompts = [lm.tokenizer(text).input_ids for text in ("Q: hot\nA:", "Q: transparent\nA:")]
-    found = Measure(lm, engine).injected(prompts, [5, 7], vector, layers, alpha=-0.5)
+    found = inject_readings(lm, prompts, [5, 7], vector, layers, -0.5, engine)
     for i, (ids, target) in enumerate(zip(prompts, (5, 7), strict=True)):
         for j, layer in enumerate(layers):
             expected = inject(lm, ids, target, vector, layer, alpha=-0.5)

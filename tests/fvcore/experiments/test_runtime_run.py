@@ -14,15 +14,16 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from fvcore import injection
 from fvcore.cli import app
 from fvcore.experiments.errors import OtherSettings, StepError
 from fvcore.experiments.progress import Shown
 from fvcore.experiments.steps import layout, step6, stepd
 from fvcore.experiments.steps.layout import Folder
-from fvcore.experiments.steps.measure import Measure
 from fvcore.experiments.steps.run import run
 from fvcore.experiments.steps.sampled import FixedSource
 from fvcore.experiments.steps.settings import Settings
+from fvcore.fast import engines
 from fvcore.formats import FormatError, read_json, read_pt, write_json, write_pt
 from fvcore.model import model as models
 from fvcore.model.model import LanguageModel
@@ -223,7 +224,7 @@ def test_a_changed_target_stops_step6_and_leaves_a_debug_file(llama: LanguageMod
     write_json(copy / layout.ZERO_SHOT, value)
 
     with pytest.raises(StepError, match=r"target_first_token_id is 17, the tokenizer gives \d+; see .*debug_0.json"):
-        step6.run(Measure(llama), SETTINGS, copy)
+        step6.run(llama, SETTINGS, copy)
 
     debug = read_json(copy / "artifacts/step6/step6_target_id_debug_0.json")
     assert debug["stored_target_id"] == 17
@@ -273,22 +274,21 @@ def test_a_vector_that_is_not_the_models_stops_step6(
 def test_an_injection_that_does_nothing_is_no_result(
     llama: LanguageModel, copy: Folder, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    def idle(self: Measure, some: Any, *_: Any) -> torch.Tensor:
-        rows = [llama.logits(llama.ids(ids))[0, -1:].repeat(2, 1) for ids, _ in some]
-        return torch.stack(rows)
+    def idle(lm: LanguageModel, prompts: Any, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = [lm.logits(lm.ids(ids))[0, -1:].repeat(2, 1) for ids in prompts]
+        return torch.stack(rows), torch.tensor([True])
 
-    monkeypatch.setattr(Measure, "_injected_logits", idle)
-    with pytest.raises(StepError, match="injection had no effect at layer 2"):
-        step6.run(Measure(llama, engine), SETTINGS.model_copy(update={"edit_layer": 2}), copy)
+    monkeypatch.setattr(injection, f"_{engine}", idle)
+    with pytest.raises(injection.NothingMoved, match="injection had no effect at layer 2"):
+        step6.run(llama, SETTINGS.model_copy(update={"edit_layer": 2, "engine": engine}), copy)
 
 
 def test_numbers_that_are_none_stop_stepd(llama: LanguageModel, copy: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    nan = torch.full((10, 24, 3), float("nan"))
-    monkeypatch.setattr(Measure, "heads", lambda *_: (nan[:, 0], nan))
+    monkeypatch.setattr(engines, "target_readings", lambda *_: torch.full((10, 25, 3), float("nan")))
     from fvcore.experiments.steps import sampled
 
     with pytest.raises(StepError, match="not a finite number"):
-        stepd.run(Measure(llama), sampled.read(copy / layout.SAMPLED), SETTINGS, copy)
+        stepd.run(llama, sampled.read(copy / layout.SAMPLED), SETTINGS, copy)
 
 
 @pytest.mark.parametrize(

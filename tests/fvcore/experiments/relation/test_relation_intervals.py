@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fvcore.experiments.relation import control, files, intervals
-from fvcore.experiments.relation.statistics import mean_interval
+from fvcore.experiments.statistics import mean_interval
 from fvcore.experiments.steps import layout, sampled, zeroshot
 from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.plan import unique_queries

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from scipy import stats
 
-from fvcore.experiments.relation.statistics import mean_interval, share_interval
+from fvcore.experiments.statistics import mean_interval, share_interval
 
 VALUES = [0.3, -0.1, 0.25, 0.4, 0.05, 0.2, -0.3]
 

@@ -1,0 +1,309 @@
+"""An experiment's settings: one model gives its YAML, its `--set key=value`, its options, and the config that is saved.
+
+A field is `name: Annotated[int, Option("plan_name")] = Field(default=20, ge=1, description="...")`: the description is
+the option's help, `Option` says what else the command line must know. What was given counts in the order command line,
+environment, `--set`, file, default; a 0 was given, too. An error names the option or the key that brought the value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from typer.core import TyperCommand
+
+from fvcore.experiments import exits
+from fvcore.formats import read_yaml, write_text
+from fvcore.model.spec import ModelError
+
+
+class ConfigError(ModelError):
+    """A setting is unknown, missing, or not what it may be."""
+
+
+class Option:
+    """What the command line must know of a field beside its name, type, default and description.
+
+    aliases: other spellings, of options, keys and `--set` alike; no help shows them     env: an environment variable
+    alone: the value of an option that is given without one     positional: the field is an argument
+    """
+
+    def __init__(
+        self,
+        *aliases: str,
+        env: str | None = None,
+        alone: str = "",
+        positional: bool = False,
+        metavar: str | None = None,
+    ) -> None:
+        self.aliases, self.env, self.alone, self.positional = aliases, env, alone, positional
+        self.metavar = metavar
+
+
+class Config(BaseModel):
+    """Strict: no text for a number, no number for a truth value, no unknown key, no number that is not finite."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def text(self) -> str:
+        """The config as YAML, every key with what it means; read again it is the same."""
+        import yaml
+
+        parts = []
+        for name, value in self.model_dump(mode="json").items():
+            description = type(self).model_fields[name].description
+            entry = yaml.safe_dump({name: value}, default_flow_style=False, allow_unicode=True, width=1000)
+            parts.append(f"# {description}\n{entry}" if description else entry)
+        return "\n".join(parts)
+
+
+SomeConfig = TypeVar("SomeConfig", bound=Config)
+
+
+# ---------------------------------------------------------------- values that are written as text
+
+
+def numbers(value: Any) -> Any:
+    """`0,2,5-7` -> 0, 2, 5, 6, 7; a list of a file as it is."""
+    if not isinstance(value, str):
+        return tuple(value) if isinstance(value, list) else value
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", value.replace(" ", "")):
+        raise ValueError("expected numbers and ranges such as 0,2,5-7")
+    ranges = [part.split("-") for part in value.replace(" ", "").split(",")]
+    return tuple(number for ends in ranges for number in range(int(ends[0]), int(ends[-1]) + 1))
+
+
+def words(value: Any) -> Any:
+    """`Q3, Q5` -> Q3, Q5; a list of a file as it is."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    return tuple(value) if isinstance(value, list) else value
+
+
+def layer_or_all(value: Any) -> Any:
+    if isinstance(value, str) and value != "all" and not value.isdecimal():
+        raise ValueError("expected a layer's number or all")
+    return int(value) if isinstance(value, str) and value != "all" else value
+
+
+Numbers = Annotated[tuple[int, ...], BeforeValidator(numbers)]
+Words = Annotated[tuple[str, ...], BeforeValidator(words)]
+LayerOrAll = Annotated[int | Literal["all"], BeforeValidator(layer_or_all)]
+
+
+# ---------------------------------------------------------------- from what was given to a config
+
+
+def resolve(
+    kind: type[SomeConfig], given: Mapping[str, Any], file: Path | None = None, sets: Sequence[str] = ()
+) -> SomeConfig:
+    """The config of options (by field; None is not given), `key=value` texts and a YAML file.
+
+    Raises ConfigError that names the option, the key or the file, and for an unknown key the one that was meant.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    layers = [(_of_file(file), f"{file}: ") if file else ({}, ""), (_of_sets(sets), "--set "), (given, "--")]
+    for layer, origin in layers:
+        for key, value in layer.items():
+            if value is not None or origin != "--":
+                name = _name_of(kind, key, origin)
+                values[name] = value
+                origins[name] = f"{origin}{name.replace('_', '-') if origin == '--' else name}"
+    try:
+        # As JSON a list may be a tuple, and a text a path; all else is as strict as before.
+        return kind.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name, *inside = [str(part) for part in problem["loc"]] or [kind.__name__]
+        origin = ".".join([origins.get(name, f"--{_hyphens(name)}"), *inside])
+        message = problem["msg"].removeprefix("Value error, ")
+        value = "" if problem["type"] == "missing" else f" (found {problem['input']!r})"
+        raise ConfigError(f"{origin}: {message[:1].lower()}{message[1:]}{value}") from None
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    value = read_yaml(path)
+    if not isinstance(value or {}, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, found {type(value).__name__}")
+    return value or {}
+
+
+def _of_sets(sets: Sequence[str]) -> dict[str, Any]:
+    """`key=value`, the value as YAML reads it."""
+    import yaml
+
+    found = {}
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text!r}: expected key=value, such as --set seed=1")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text!r}: {' '.join(str(error).split())}") from None
+    return found
+
+
+def _name_of(kind: type[Config], key: Any, origin: str) -> str:
+    """The field that a key means; raises ConfigError for one that is none, with the one that looks most like it."""
+    known = {spelling: name for name in kind.model_fields for spelling in (name, *_option(kind, name).aliases)}
+    if (plain := str(key).replace("-", "_")) in known:
+        return known[plain]
+    near = difflib.get_close_matches(plain, known, n=1)
+    hint = f"did you mean {known[near[0]]!r}?" if near else f"expected one of {', '.join(kind.model_fields)}"
+    raise ConfigError(f"{origin}{key}: unknown setting; {hint}")
+
+
+def _option(kind: type[Config], name: str) -> Option:
+    return next((one for one in kind.model_fields[name].metadata if isinstance(one, Option)), Option())
+
+
+# ---------------------------------------------------------------- from a config to a command
+
+File = Annotated[Path | None, typer.Option("--config", help="YAML file of these settings.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, again and again.")]
+Write = Annotated[Path | None, typer.Option("--write-config", help="Write the settings to this file, and end.")]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command whose options are the fields of a config.
+
+    fixed: what the command itself says, and offers no option for     only: the fields it offers (default: all)
+    """
+
+    kind: type[Config]
+    work: Callable[[Any], None]
+    fixed: Mapping[str, Any]
+    only: tuple[str, ...] | None = None
+
+    def __call__(self, **given: Any) -> None:
+        file, sets, target = (given.pop(name, None) for name in ("config_file", "sets", "write_config"))
+        chosen = {name: value for name, value in given.items() if value is not None and value != []}
+        config = resolve(self.kind, chosen | dict(self.fixed), file, sets or ())
+        if target is not None:
+            write_text(target, config.text())
+            typer.echo(f"wrote {target}")
+            return
+        with exits.told():
+            self.work(config)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in self.only or self.kind.model_fields if name not in self.fixed]
+
+    @property
+    def signature(self) -> Signature:
+        own = {"config_file": File, "sets": Sets, "write_config": Write}
+        fields = {name: _annotation(self.kind, name) for name in self.names}
+        every = (fields | own).items()
+        return Signature([Parameter(n, Parameter.KEYWORD_ONLY, default=None, annotation=one) for n, one in every])
+
+
+def add_command(
+    app: typer.Typer,
+    name: str,
+    kind: type[SomeConfig],
+    work: Callable[[SomeConfig], None],
+    *,
+    help: str | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    only: tuple[str, ...] | None = None,
+    hidden: bool = False,
+) -> None:
+    """Give `app` a command that resolves a config and does `work` with it."""
+    made = Command(kind, work, fixed or {}, only)
+
+    def called(**given: Any) -> None:
+        made(**given)
+
+    # typer reads options off a function's signature.
+    called.__signature__ = made.signature  # type: ignore[attr-defined]
+    called.__annotations__ = {name: one.annotation for name, one in made.signature.parameters.items()}
+    cls = type("_Spelled", (_Spelled,), {"kind": kind})
+    app.command(name, cls=cls, help=help or work.__doc__, hidden=hidden)(called)
+
+
+def add_group(app: typer.Typer, kind: type[Config]) -> None:
+    """Let the experiment itself be asked for its config: `fvcore <experiment> --write-config FILE`."""
+
+    @app.callback(invoke_without_command=True)
+    def _group(context: typer.Context, write_config: Write = None) -> None:
+        if write_config is not None:
+            Command(kind, lambda config: None, {})(write_config=write_config)
+            raise typer.Exit
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+            raise typer.Exit(exits.USAGE)
+
+
+class _Spelled(TyperCommand):
+    """Options in any spelling: underscores for hyphens, the aliases of fields, and a value left out that may be."""
+
+    kind: type[Config] = Config
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(self._words(args)))
+
+    def _words(self, args: Sequence[str]) -> Iterator[str]:
+        alone = {f"--{_hyphens(name)}": _option(self.kind, name).alone for name in self.kind.model_fields}
+        for word, following in zip(args, [*args[1:], "--"], strict=True):
+            name, equals, value = word.partition("=")
+            name = self._spellings.get(name.replace("_", "-"), name) if name.startswith("--") else name
+            yield name + equals + value
+            if alone.get(word) and following.startswith("-"):
+                yield alone[word]
+
+    @property
+    def _spellings(self) -> dict[str, str]:
+        known = {}
+        for name in self.kind.model_fields:
+            for spelling in (name, *_option(self.kind, name).aliases):
+                for prefix in ("--", "--no-"):
+                    known[prefix + _hyphens(spelling)] = prefix + _hyphens(name)
+        return known
+
+
+def _hyphens(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _annotation(kind: type[Config], name: str) -> Any:
+    """The field as typer takes it: a plain type, and an Option with help, default and environment variable."""
+    field, option, plain = kind.model_fields[name], _option(kind, name), _plain(kind.model_fields[name].annotation)
+    shown = _shown(field.get_default(call_default_factory=True))
+    help = " ".join(filter(None, [field.description, f"(default: {shown})" if shown else ""]))
+    more: dict[str, Any] = {"help": help, "metavar": option.metavar}
+    if option.positional:
+        return Annotated[plain | None, typer.Argument(**more)]
+    flag = f"--{_hyphens(name)}/--no-{_hyphens(name)}" if plain is bool else f"--{_hyphens(name)}"
+    return Annotated[plain | None, typer.Option(flag, envvar=option.env, **more)]
+
+
+def _plain(annotation: Any) -> Any:
+    """bool, int, float, Path or a list of texts; what is written in any other way is a text."""
+    options = [one for one in get_args(annotation) if one is not types.NoneType]
+    if get_origin(annotation) in (Union, types.UnionType) and len(options) == 1:
+        return _plain(options[0])
+    if get_origin(annotation) is Annotated:
+        return _plain(options[0])
+    if get_origin(annotation) is list:
+        return list[str]
+    return annotation if annotation in (bool, int, float, Path) else str
+
+
+def _shown(default: Any) -> str:
+    """A default as one would write it; nothing where there is none, or where it stands in the option's own name."""
+    if isinstance(default, tuple | list):
+        return ",".join(map(str, default))
+    return "" if default is None or isinstance(default, bool) else str(default)
