@@ -18,7 +18,7 @@ help:
 	@echo "make goldens-verify FV_SRC=path   record the goldens again from a checkout and compare bytes"
 
 parity: $(VENV)/.run-time
-	$(BIN)/pytest -m parity
+	$(BIN)/pytest -m parity datasets/fixed_trials/fixed_trials_tiny_antonym_t10_s10_seed0_tiny_llama.json
 
 test: $(VENV)/.development
 	$(PYTEST) -m "not slow"

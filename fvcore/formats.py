@@ -16,16 +16,59 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
     from torch import Tensor
+
+Valid = TypeVar("Valid")
 
 
 class FormatError(Exception):
     """A file is missing, truncated or not what its name says."""
+
+
+def validated(
+    kind: type[Valid], value: Any, source: Path | str, what: str = "", raises: type[FormatError] = FormatError
+) -> Valid:
+    """`value` as a pydantic model, or a list of one; raises an error that says of which source, `what` it is not, and why."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        told = sentence(error)
+        raise raises(f"{source}: not {what} ({told})" if what else f"{source}: {told}") from None
+
+
+def sentence(error: ValidationError, most: int = 1, named: Callable[[str], str] = "key {!r:.200}".format) -> str:
+    """What pydantic found wrong, in words: the first problems, each with its place, what was expected and found.
+
+    named: a key's path -> how the user knows it
+    """
+    return "; ".join(_problem(row, named) for row in error.errors()[:most])
+
+
+def _problem(row: Any, named: Callable[[str], str]) -> str:
+    entry, key = _place(list(row["loc"]))
+    where = named(key) if key else "the top level"
+    if row["type"] in {"missing", "extra_forbidden"}:
+        return f"{entry}{'missing' if row['type'] == 'missing' else 'unknown'} {where}"
+    message = row["msg"].removeprefix("Value error, ")
+    return f"{entry}{where}: {message[:1].lower()}{message[1:]} (found {row['input']!r:.80})"
+
+
+def _place(location: list[Any]) -> tuple[str, str]:
+    """The entry of a list that a file is made of, `trial 3: ` of trials, and the key in it."""
+    entry = ""
+    if len(location) > 1 and isinstance(location[1], int):
+        entry, location = f"{str(location[0]).removesuffix('s')} {location[1]}: ", location[2:]
+    elif location and isinstance(location[0], int):
+        entry, location = f"entry {location[0]}: ", location[1:]
+    return entry, ".".join(map(str, location))
 
 
 def read_bytes(path: Path) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
@@ -37,6 +37,9 @@ class Status(StrEnum):
 
 NON_BLOCKING = frozenset({Status.PASS, Status.NOT_PROVIDED, Status.NOT_HELD})
 """What later stages may run behind: a stage that one of the sides lacks is not green, and says nothing about the next."""
+
+UNHARMED = NON_BLOCKING | {Status.BLOCKED, Status.NOT_RUN}
+"""Of a stage that did not fail itself: for want of a device every stage is not run, and each says so."""
 
 
 class StageError(Exception):
@@ -105,15 +108,20 @@ class Stage(Generic[Subject]):
 
 @dataclass(frozen=True, slots=True)
 class Suite(Generic[Subject]):
+    """Stages in order, and what builds their subject. In a test module its parameters are fixtures; here it has none."""
+
     name: str
     stages: tuple[Stage[Subject], ...]
-    subject: Callable[[], Subject]
+    subject: Callable[..., Subject]
     keep_going: bool = False
 
     def __post_init__(self) -> None:
-        keys = [stage.key for stage in self.stages]
-        if len(set(keys)) != len(keys):
-            raise ValueError(f"suite {self.name!r} has two stages of one key: {keys}")
+        if len(set(self.keys)) != len(self.keys):
+            raise ValueError(f"suite {self.name!r} has two stages of one key: {list(self.keys)}")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(stage.key for stage in self.stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +161,26 @@ def run_stage(suite: str, stage: Stage[Subject], subject: Callable[[], Subject])
     return result(Status.PASS if verdict.passed else Status.FAIL, verdict=verdict)
 
 
+class Gate:
+    """What stands before every stage of a suite: closed behind the earliest one, in the suite's order, that failed."""
+
+    def __init__(self, keys: Sequence[str], keep_going: bool = False) -> None:
+        self.keys, self.keep_going = tuple(keys), keep_going
+        self.earliest: str | None = None
+
+    def judged(self, key: str, status: Status) -> None:
+        """Take note of what became of a stage."""
+        first = self.earliest is None or self.keys.index(key) < self.keys.index(self.earliest)
+        if first and status not in UNHARMED:
+            self.earliest = key
+
+    def blocks(self, key: str) -> str | None:
+        """The earlier stage for which this one must not run, if there is one."""
+        if self.earliest is None or self.keep_going or self.keys.index(key) <= self.keys.index(self.earliest):
+            return None
+        return self.earliest
+
+
 def run_suite(suite: Suite[Subject]) -> Iterator[StageResult]:
     """Every stage in order; after the earliest failure the later ones are BLOCKED unless `keep_going`."""
     cached: list[Subject] = []
@@ -162,35 +190,36 @@ def run_suite(suite: Suite[Subject]) -> Iterator[StageResult]:
             cached.append(suite.subject())
         return cached[0]
 
-    earliest: str | None = None
+    gate = Gate(suite.keys, suite.keep_going)
     for stage in suite.stages:
-        if earliest is not None and not suite.keep_going:
+        if earliest := gate.blocks(stage.key):
             yield StageResult(suite.name, stage.key, Status.BLOCKED, blocked_by=earliest)
             continue
         result = run_stage(suite.name, stage, subject)
-        if result.status not in NON_BLOCKING and earliest is None:
-            earliest = stage.key
+        gate.judged(stage.key, result.status)
         yield result
 
 
-def requires(holds: Callable[[Subject], bool], where: str, message: str) -> Callable[[Subject], Verdict]:
-    """A check of one condition."""
+def blocked_behind(statuses: Mapping[str, str]) -> dict[str, str]:
+    """Key -> the earliest key that failed, for the keys behind it whose PASS or CRASHED is therefore not believed.
 
-    def check(subject: Subject) -> Verdict:
-        if holds(subject):
-            return Verdict(compared=1)
-        return Verdict((Finding(where, message),), compared=1, mismatch_count=1)
+    `statuses` is in the suite's order. Stages that ran in several processes did not know of one another.
+    """
+    gate = Gate(tuple(statuses))
+    for key, status in statuses.items():
+        gate.judged(key, Status(status))
+    doubted = [key for key, status in statuses.items() if status in {Status.PASS, Status.CRASHED}]
+    return {key: earliest for key in doubted if (earliest := gate.blocks(key))}
 
-    return check
 
-
-def all_of(*checks: Callable[[Subject], Verdict]) -> Callable[[Subject], Verdict]:
-    """One check out of several: all are run, their findings and counts are added."""
-
-    def check(subject: Subject) -> Verdict:
-        return merge(*(single(subject) for single in checks))
-
-    return check
+def settled(
+    suite: str, planned: Sequence[str], told: Mapping[str, StageResult], keep_going: bool = False
+) -> dict[str, StageResult]:
+    """What became of every planned stage, in order: one that told nothing crashed, what is not believed is BLOCKED."""
+    silent = "planned, and never reported a verdict"
+    results = {key: told.get(key) or StageResult(suite, key, Status.CRASHED, message=silent) for key in planned}
+    blocked = {} if keep_going else blocked_behind({key: result.status for key, result in results.items()})
+    return results | {key: StageResult(suite, key, Status.BLOCKED, blocked_by=by) for key, by in blocked.items()}
 
 
 def merge(*verdicts: Verdict) -> Verdict:

@@ -6,7 +6,6 @@ its own (chained) or the golden's (isolated) is decided by who calls it.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +24,7 @@ from fvcore.model.model import LanguageModel, doubts
 from fvcore.model.spec import ModelError
 from fvcore.profile import REFERENCE_PROFILES, TARGET_RULES, Conditions, Identity, Profile
 from fvcore.prompts import REGIMES, UPSTREAM_BOS_TEXT, Prompt, PromptTemplate, require_bos_agreement, trial_prompt
+from fvcore.provenance import model_identity, processor, versions
 from fvcore.slots import SlotMap, dummy_labels, slot_map
 from fvcore.trials import FixedTrials, Trial
 from fvcore.vectors import function_vector, head_term
@@ -229,12 +229,8 @@ class Pipeline:
 
 def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Profile:
     """Identity and conditions of a run, measured from what was really loaded."""
-    import transformers
-
     meta = trials.meta
     identity = Identity(
-        weights_sha=lm.weights_sha,
-        tokenizer_sha=lm.tokenizer_sha,
         trials_sha256=trials.sha256,
         dataset=trials.dataset,
         fixed_trials_id=trials.id,
@@ -243,25 +239,20 @@ def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Pr
         n_trials=len(trials.trials),
         template=f"{meta.prefixes.model_dump_json()} {meta.separators.model_dump_json()}",
         target_token_rule=TARGET_RULES[settings.reference_profile],
-        dtype=lm.dtype,
-        quant=lm.quant,
         reference_profile=settings.reference_profile,
         n_top_heads=settings.n_top_heads,
         token_class_idx=settings.token_class_idx,
         edit_layer=settings.edit_layer,
         alpha=settings.alpha,
+        **model_identity(lm, Identity.model_fields),
     )
     conditions = Conditions(
         model=lm.name,
-        device=lm.device.type,
-        attn_implementation=lm.attn_implementation,
         engine=engines.chosen(lm, settings.engine),
         threads=torch.get_num_threads(),
-        versions={
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "transformers": str(transformers.__version__),
-        },
+        versions=versions(),
+        processor=processor(lm.device.type),
+        **model_identity(lm, Conditions.model_fields),
     )
     return Profile(identity=identity, conditions=conditions)
 

@@ -39,8 +39,25 @@ class Identity(BaseModel):
     alpha: float
 
 
+class Processor(BaseModel):
+    """What the arithmetic is done by.
+
+    capability: of torch's own kernels (AVX2, AVX512, DEFAULT), or a GPU's (9.0)
+    onednn: the greatest instruction set that oneDNN uses
+    forced: what the environment forbids the libraries, by the names of its variables
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    vendor: str
+    model: str
+    capability: str
+    onednn: str = ""
+    forced: dict[str, str] = {}
+
+
 class Conditions(BaseModel):
-    """Where and how it is computed."""
+    """Where and how it is computed. `processor` is None where a recording says nothing of it: before it was asked."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -50,6 +67,7 @@ class Conditions(BaseModel):
     engine: str
     threads: int
     versions: dict[str, str]
+    processor: Processor | None = None
 
 
 class Profile(BaseModel):

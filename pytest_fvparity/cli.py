@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from fvcore.formats import FormatError, write_text
+from fvcore.experiments import exits
+from fvcore.formats import FormatError, read_json, write_text
 from fvcore.gates import StageError
 from fvcore.model.spec import ModelError
 from pytest_fvparity.golden import commands as golden_cli
@@ -19,13 +22,15 @@ from pytest_fvparity.report.markdown import LEAST
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pytest_fvparity.report.history import Comparison
+    from pytest_fvparity.report.render import Comparisons
     from pytest_fvparity.report.report import Report
     from pytest_fvparity.selftest.run import Row
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The parity harness: its self-test and its reports.")
 app.add_typer(golden_cli.app, name="golden")
 app.command()(milestones_cli.milestone)
+spec_app = typer.Typer(no_args_is_help=True)
+app.add_typer(spec_app, name="spec")
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -48,8 +53,7 @@ def selftest(
     markdown: Annotated[Path | None, typer.Option(help="Write the table there, as Markdown.")] = None,
 ) -> None:
     """Plant every fault of the catalogue and check that the harness finds it at its key. Status 1 if it does not."""
-    from pytest_fvparity.selftest.fault_table import counted, faults_markdown, red
-    from pytest_fvparity.selftest.run import catalogue
+    from pytest_fvparity.selftest.run import catalogue, counted, faults_markdown, red
 
     known = catalogue()
     if unknown := [id for id in ids or () if id not in known]:
@@ -60,7 +64,7 @@ def selftest(
     if markdown:
         write_text(markdown, faults_markdown(rows, known) + "\n")
     if red(rows):
-        raise typer.Exit(1)
+        raise typer.Exit(exits.FAILED)
 
 
 def _run_faults(ids: Sequence[str]) -> list[Row]:
@@ -80,41 +84,30 @@ def _fault_table(rows: Sequence[Row]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from pytest_fvparity.selftest.fault_table import expected, seen
-
     table = Table("id", "hazard", "expected", "seen", "verdict")
     for row in rows:
         verdict = f"[{COLOURS[row.verdict]}]{row.verdict}[/]"
-        table.add_row(row.fault.id, *map(escape, (row.fault.hazard, expected(row), seen(row))), verdict)
+        table.add_row(row.fault.id, *map(escape, (row.fault.hazard, row.fault.expected, row.seen_words)), verdict)
     return table
 
 
-# ---------------------------------------------------------------- merge
+# ---------------------------------------------------------------- merge and render
 
 
 @app.command()
-def merge(
-    reports: Reports,
-    out: Annotated[Path, typer.Option(help="Folder for the merged reports.")],
-) -> None:
+def merge(reports: Reports, out: Annotated[Path, typer.Option(help="Folder for the merged reports.")]) -> None:
     """Make one set of reports of several: shards by -k, by machine or by trials. Status 1 if a merged one is red."""
     from pytest_fvparity.report.merge import merge as merged_of
-    from pytest_fvparity.report.render import read_report, write_all
+    from pytest_fvparity.report.render import write_all
     from pytest_fvparity.report.report import GREEN
 
-    paths = _report_files(reports)
-    merged = merged_of([(str(path), read_report(path)) for path in paths])
+    found = _read(reports)
+    merged = merged_of([(str(path), report) for path, report in found.items()])
     write_all(merged, out)
-    for report in merged:
-        console.print(f"{report.dataset}/{report.fixed_trials_id}: {report.headline}", soft_wrap=True, markup=False)
-    console.print(
-        f"{len(paths)} report(s) merged into {len(merged)}: {out / 'summary.html'}", soft_wrap=True, markup=False
-    )
+    _say(*(f"{'/'.join(report.named)}: {report.headline}" for report in merged))
+    _say(f"{len(found)} report(s) merged into {len(merged)}: {out / 'summary.html'}")
     if any(report.overall_status not in GREEN for report in merged):
-        raise typer.Exit(1)
-
-
-# ---------------------------------------------------------------- render
+        raise typer.Exit(exits.FAILED)
 
 
 @app.command()
@@ -134,72 +127,52 @@ def render(
     annotations: Annotated[bool, typer.Option("--annotations", help="Print GitHub annotations instead.")] = False,
 ) -> None:
     """Write all files of reports again, from their JSON alone; or print one rendering for GitHub."""
+    from pytest_fvparity.report import render as rendering
     from pytest_fvparity.report.annotations import workflow_commands
-    from pytest_fvparity.report.render import read_report
 
     if (budget is not None) + annotations + (out is not None) > 1:
         raise Unusable("--out, --budget and --annotations exclude one another: the last two print and write no file")
-    found = {path: read_report(path) for path in _report_files(reports)}
-    comparisons = _comparisons(list(found.values()), against) if against else {}
+    found = _read(reports)
+    every = list(found.values())
+    comparisons = _comparisons(every, against) if against else {}
     if annotations:
-        for line in workflow_commands(list(found.values())):
-            typer.echo(line)
+        typer.echo("".join(f"{line}\n" for line in workflow_commands(every)), nl=False)
     elif budget is not None:
-        _print_markdown(list(found.values()), budget, comparisons)
+        if len(every) > 1:
+            raise Unusable(f"--budget prints one report, and {len(every)} were given")
+        text = rendering.markdown(every[0], budget, comparisons.get(every[0].named))
+        typer.echo(text.encode("utf-8", errors="backslashreplace"), nl=False)
+    elif out:
+        _require_distinct("/".join([str(out), *report.named]) for report in every)
+        rendering.write_all(every, out, comparisons)
     else:
-        _write(found, out, comparisons)
+        _require_distinct(str(path.parent) for path in found)
+        for path, report in found.items():
+            rendering.write_report(report, path.parent, comparisons.get(report.named))
 
 
-Comparisons = dict[tuple[str, str], "Comparison"]
-
-
-def _print_markdown(reports: Sequence[Report], budget: int, comparisons: Comparisons) -> None:
-    from pytest_fvparity.report.render import markdown
-
-    if len(reports) > 1:
-        raise Unusable(f"--budget prints one report, and {len(reports)} were given")
-    (report,) = reports
-    text = markdown(report, budget, comparisons.get((report.dataset, report.fixed_trials_id)))
-    typer.echo(text.encode("utf-8", errors="backslashreplace"), nl=False)
-
-
-def _write(found: dict[Path, Report], out: Path | None, comparisons: Comparisons) -> None:
-    from pytest_fvparity.report.render import write_all, write_report
-
-    _require_distinct(list(found), list(found.values()), out)
-    if out:
-        write_all(list(found.values()), out, comparisons)
-        return
-    for path, report in found.items():
-        write_report(report, path.parent, comparisons.get((report.dataset, report.fixed_trials_id)))
-
-
-def _require_distinct(paths: Sequence[Path], reports: Sequence[Report], out: Path | None) -> None:
+def _require_distinct(places: Iterable[str]) -> None:
     """Two reports must not be written over one another."""
-    places = [str(path.parent) for path in paths]
-    if out:
-        places = [f"{out}/{report.dataset}/{report.fixed_trials_id}" for report in reports]
-    twice = next((place for place in places if places.count(place) > 1), None)
-    if twice:
+    known = list(places)
+    if twice := next((place for place in known if known.count(place) > 1), None):
         raise Unusable(f"two reports would be written to {twice}; make one of them with `fvparity merge`, or name one")
 
 
 def _comparisons(reports: Sequence[Report], against: Path) -> Comparisons:
     from pytest_fvparity.report.history import compared
-    from pytest_fvparity.report.render import read_report
 
-    earlier = {(r.dataset, r.fixed_trials_id): r for r in map(read_report, _report_files([against]))}
-    found = {(r.dataset, r.fixed_trials_id): r for r in reports}
-    common = {name: compared(report, earlier[name]) for name, report in found.items() if name in earlier}
+    sides = [{report.named: report for report in side} for side in (reports, _read([against]).values())]
+    now, earlier = sides
+    common = {name: compared(report, earlier[name]) for name, report in now.items() if name in earlier}
     if not common:
-        names = " and ".join(", ".join(f"{d}/{i}" for d, i in side) for side in (found, earlier))
+        names = " and ".join(", ".join(map("/".join, side)) for side in sides)
         raise Unusable(f"--against {against}: no report of the same trials ({names})")
     return common
 
 
-def _report_files(paths: Sequence[Path]) -> list[Path]:
-    """Files as given, once each; of a folder, every report under it."""
-    from pytest_fvparity.report.render import REPORT
+def _read(paths: Sequence[Path]) -> dict[Path, Report]:
+    """The reports in files as given, once each; of a folder, every report under it."""
+    from pytest_fvparity.report.render import REPORT, read_report
 
     found: dict[Path, None] = {}
     for path in paths:
@@ -207,7 +180,78 @@ def _report_files(paths: Sequence[Path]) -> list[Path]:
         if not inside:
             raise Unusable(f"{path}: no {REPORT}.json under this folder")
         found |= dict.fromkeys(inside)
-    return list(found)
+    return {path: read_report(path) for path in found}
+
+
+# ---------------------------------------------------------------- reduced parity
+
+NO_VERDICT = {"ERROR", "CRASHED", "REFUSED", "NOT_RUN"}
+
+
+@spec_app.callback()
+def _spec() -> None:
+    """A model beside the reference: reduced parity."""
+
+
+@spec_app.command("parity")
+def spec_parity(
+    model: Annotated[str, typer.Argument(help="Shipped model, directory or cached hub id.")],
+    fv_src: Annotated[Path, typer.Option(help="Checkout of the public reference.")],
+    trials: Annotated[
+        Path | None, typer.Option(help="Fixed trials (default: the shipped model's, or one made now).")
+    ] = None,
+    dataset_json: Annotated[Path, typer.Option(help="Raw dataset of trials that are made now.")] = Path(
+        "datasets/antonym/raw/antonym.json"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder of the reports.")] = Path("reports/spec_parity"),
+    spec: Annotated[str | None, typer.Option(help="Registered name, alias or YAML file (default: found).")] = None,
+) -> None:
+    """Reduced parity: one trial, five heads, the middle layer, seed 42, against a run of the reference made now.
+
+    Success is that all of it ran and was written, whatever the numbers say.
+    """
+    from fvcore import embedded
+    from fvcore.model import model as models
+    from pytest_fvparity.report.render import REPORT
+
+    folder = out / "reduced"  # its own: reports of other runs may lie beside it
+    if trials is None and not embedded.is_embedded(model):
+        trials = _one_trial(model, dataset_json, out)
+    options = {"model": model, "src": fv_src, "max-trials": 1, "top-heads": 5, "seed": 42, "report-dir": folder}
+    options |= {"edit-layer": models.n_layers_on_disk(model) // 2}
+    options |= {name: value for name, value in (("trials", trials), ("spec", spec)) if value is not None}
+    for earlier in folder.rglob(f"{REPORT}.json"):
+        earlier.unlink()
+    status = _run(
+        "pytest", "-m", "parity", "-x", "--fv-live", *(f"--fv-{name}={value}" for name, value in options.items())
+    )
+    reports = [read_json(path) for path in folder.rglob(f"{REPORT}.json")]
+    stuck = [check for report in reports for check in report["checks"] if check["status"] in NO_VERDICT]
+    # 0 and 1 are verdicts about numbers; anything else is a run that did not come to its end.
+    if status not in (0, 1) or not reports or stuck:
+        reason = f"{stuck[0]['key']}: {stuck[0]['message']}" if stuck else f"pytest's exit status {status}"
+        raise ModelError(f"the reduced parity run did not come to a verdict ({reason}; see above)")
+    _say(reports[0]["headline"], f"reduced parity ran to its end; its files are under {folder}")
+
+
+def _one_trial(model: str, dataset_json: Path, out: Path) -> Path:
+    path = out / "fixed_trials_reduced_t1_s10_seed42.json"
+    options = {"dataset-json": dataset_json, "tokenizer": model, "n-trials": 1, "seed": 42, "out": path}
+    if _run("fvcore", "trials", "make", *(f"--{name}={value}" for name, value in options.items())):
+        raise ModelError(
+            f"no trial could be made of {dataset_json} with the tokenizer of {model!r}, see above; give --trials"
+        )
+    return path
+
+
+def _run(*words: str) -> int:
+    """The exit status of a module of this interpreter, whose output goes where this process's does."""
+    return subprocess.run([sys.executable, "-m", *words], check=False).returncode
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def main() -> None:
@@ -218,4 +262,4 @@ def main() -> None:
         app()
     except (FormatError, ModelError, StageError, Contradiction, Unusable) as error:
         errors.print(f"fvparity: {error}", style="red", soft_wrap=True, markup=False)
-        raise SystemExit(2) from None
+        raise SystemExit(exits.USAGE) from None

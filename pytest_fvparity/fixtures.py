@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ import pytest
 from fvcore.gates import StageError
 from pytest_fvparity import shipped
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
-from pytest_fvparity.suite.items import NoDevice, StageItem
+from pytest_fvparity.suite.declaration import FILES_KEY
+from pytest_fvparity.suite.item import NoDevice, StageItem
 from pytest_fvparity.suite.scheduler import PLACE
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from fvcore.profile import Profile
     from fvcore.trials import FixedTrials
     from pytest_fvparity.golden.golden import Golden
-    from pytest_fvparity.parity.checks import ParityRun
     from pytest_fvparity.parity.implementation import Implementation
     from pytest_fvparity.parity.noise import Noise
     from pytest_fvparity.parity.tolerances import Tolerances
@@ -41,7 +41,7 @@ RECORDING_DEFAULTS = {"edit_layer": 9, "n_top_heads": 10, "token_class_idx": -1}
 SMALL_MODEL = 50_000_000
 
 
-def _options(request: pytest.FixtureRequest) -> ParityOptions:
+def options_of(request: pytest.FixtureRequest) -> ParityOptions:
     return request.config.stash[OPTIONS_KEY]
 
 
@@ -52,13 +52,25 @@ def _cached(request: pytest.FixtureRequest, make: Any, *key: str) -> Any:
     return cache[key]
 
 
+@contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """Bad input says what is wrong in one sentence; a traceback would bury it."""
+    from fvcore.formats import FormatError
+    from fvcore.model.spec import ModelError
+
+    try:
+        yield
+    except (FormatError, ModelError) as error:
+        raise StageError(str(error)) from error
+
+
 @pytest.fixture(scope="session")
 def fv_model(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
     """The `LanguageModel` of --fv-model, loaded once a session in eval mode, fp32 on the CPU by default."""
     import torch
 
-    options = _options(request)
-    device = _device(request, options)
+    options = options_of(request)
+    device = device_of(request, options)
     lm = load_model(options, device)
     before = torch.get_num_threads()
     worker = os.environ.get("PYTEST_XDIST_WORKER")
@@ -92,7 +104,7 @@ def load_model(options: ParityOptions, device: str) -> LanguageModel:
 LEFT = "parity ignores the defaults"
 
 
-def _device(request: pytest.FixtureRequest, options: ParityOptions) -> str:
+def device_of(request: pytest.FixtureRequest, options: ParityOptions) -> str:
     """The device to run on; at place k a worker takes GPU k mod n. Without CUDA a GPU run is skipped, or fails."""
     if options.device == "cpu":
         return "cpu"
@@ -114,7 +126,7 @@ def _device(request: pytest.FixtureRequest, options: ParityOptions) -> str:
 @pytest.fixture
 def fv_trials(request: pytest.FixtureRequest) -> FixedTrials:
     """The `FixedTrials` of a stage's own file; in any other test, one run per --fv-trials file."""
-    path: Path = request.node.trials_path if isinstance(request.node, StageItem) else request.param
+    path = _trials_path(request)
 
     def read() -> Any:
         from fvcore.trials.sampled import read_trials
@@ -123,6 +135,27 @@ def fv_trials(request: pytest.FixtureRequest) -> FixedTrials:
 
     found: FixedTrials = _cached(request, read, "trials", str(path))
     return found
+
+
+def _trials_path(request: pytest.FixtureRequest) -> Path:
+    if not isinstance(request.node, StageItem):
+        path: Path = request.param
+        return path
+    files = trials_files(request.config)
+    if request.node.path.resolve() in files:
+        return request.node.path
+    if len(files) > 1:
+        raise StageError(
+            f"fixture fv_trials: {len(files)} trials files are given, and a suite takes one: --fv-trials=FILE"
+        )
+    return files[0]
+
+
+def trials_files(config: pytest.Config) -> list[Path]:
+    """Of this run, or those that the options name: one for every test that asks for `fv_trials`."""
+    options, selected = config.stash[OPTIONS_KEY], config.stash[FILES_KEY].items()
+    judged = [path for path, file in selected if file.suite.name == "parity"]
+    return sorted(judged or options.trials) or [options.default_trials()]
 
 
 @pytest.fixture
@@ -135,7 +168,7 @@ def fv_check_key(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def fv_golden(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trials: FixedTrials) -> Golden:
     """The `Golden` of these trials: read from disk with every hash checked, or with --fv-live recorded now."""
-    options = _options(request)
+    options = options_of(request)
 
     def find() -> Golden:
         if options.live:
@@ -169,7 +202,7 @@ def _live(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTrials
     from pytest_fvparity.golden import golden
     from pytest_fvparity.reference import reference
 
-    options = _options(request)
+    options = options_of(request)
     scratch = tempfile.TemporaryDirectory(prefix="fvparity-live-")
     request.config.add_cleanup(scratch.cleanup)
     settings, words_only = recording_settings(options), _words_alone(request)
@@ -184,7 +217,8 @@ WORDS = {"prompt_boundary", "slot_map"}
 
 def _words_alone(request: pytest.FixtureRequest) -> bool:
     """Whether nobody in this session can ask for more than prompts and slots."""
-    return all(isinstance(item, StageItem) and item.name in WORDS for item in request.session.items)
+    items = request.session.items
+    return all(isinstance(i, StageItem) and i.collector.suite.name == "parity" and i.name in WORDS for i in items)
 
 
 def recording_settings(options: ParityOptions) -> Settings:
@@ -205,11 +239,11 @@ def _settings(options: ParityOptions, defaults: dict[str, int]) -> Settings:
     return Settings(**chosen, reference_profile=options.reference_profile, engine=options.engine, max_memory=memory)
 
 
-def _run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Settings:
+def run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Settings:
     """Settings of a comparison: the options, then the golden's, then the plan's defaults."""
     from pytest_fvparity.golden.golden import NoGolden
 
-    options = _options(request)
+    options = options_of(request)
     if options.live:
         return recording_settings(options)
     try:
@@ -223,7 +257,7 @@ def _run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Settin
 @pytest.fixture
 def fv_candidate(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trials: FixedTrials) -> Implementation:
     """The implementation under test: what an option names, else what hook `pytest_fvparity_candidate` returns."""
-    settings = _run_settings(request, fv_trials)
+    settings = run_settings(request, fv_trials)
     settings.require_fit(fv_model)
 
     def make() -> Any:
@@ -240,7 +274,7 @@ def _chosen(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTria
     """The candidate that the options name, if they name one."""
     from pytest_fvparity.candidates import candidates
 
-    options, folder = _options(request), request.config.invocation_params.dir
+    options, folder = options_of(request), request.config.invocation_params.dir
     if options.candidate_dir is not None:
         return candidates.from_folder(options.candidate_dir)
     if options.candidate is None:
@@ -257,95 +291,15 @@ def fv_profile(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trial
     """The `Profile` of this run: identity and conditions, measured from what was loaded."""
     from fvcore.pipeline import profile_of
 
-    settings = _run_settings(request, fv_trials)
+    settings = run_settings(request, fv_trials)
     settings.require_fit(fv_model)
     return profile_of(fv_model, fv_trials, settings)
 
 
-# ---------------------------------------------------------------- what the stages build from them
-
-
-@pytest.fixture
-def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
-    """What the stages of one trials file judge: both sides and the tolerances. For stages only.
-
-    The suite's `context` is filled on the way with what the report says about the run.
-    """
-    context: dict[str, Any] = request.node.suite.context
-    from fvcore.prompts import require_verified
-    from pytest_fvparity.golden.golden import require_comparable
-    from pytest_fvparity.parity.checks import ParityRun
-    from pytest_fvparity.parity.refinements import continuation_of
-
-    options = _options(request)
-    trials: FixedTrials = request.getfixturevalue("fv_trials")
-    context |= {"dataset": trials.dataset, "fixed_trials_id": trials.id, "n_trials": len(trials.trials)}
-    lm: LanguageModel = request.getfixturevalue("fv_model")
-    context |= {"model": lm.name, "n_layers": lm.n_layers, "n_heads": lm.n_heads}
-    require_verified(trials, lm.tokenizer)
-    if options.max_trials is not None and options.max_trials > len(trials.trials):
-        n = len(trials.trials)
-        raise StageError(f"--fv-max-trials {options.max_trials}: {trials.id} has {n} trials; ask for 1 to {n}")
-    context["n_compared_trials"] = options.max_trials or len(trials.trials)
-    golden: Golden = request.getfixturevalue("fv_golden")
-    context |= {
-        "golden": golden.profile.model_dump(),
-        "golden_path": "(live)" if options.live else _shown(golden.path, options),
-    }
-    context["reference"] = golden.manifest.reference.model_dump(include={"commit", "repository"})
-    profile: Profile = request.getfixturevalue("fv_profile")
-    context["profile"] = profile.model_dump()
-    require_comparable(golden.profile, profile)
-    context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
-    context["conditions"] |= _spec_conditions(lm)
-    candidate: Implementation = request.getfixturevalue("fv_candidate")
-    context["candidate"] = _name_of(candidate, options)
-    # A golden of a user's own make may know no noise.
-    tolerances = _tolerances(request, profile, getattr(golden, "noise", None))
-    context["tolerances"] = list(tolerances.sources)
-    memory, model = request.node.suite.memory, lm.hf
-    continuation = continuation_of(lm, golden, _run_settings(request, trials))
-    fresh = _fresh_model(request, options) if options.drill else None
-    return ParityRun(
-        candidate, golden, tolerances, options.max_trials, memory, model, continuation, fresh, options.repeat
-    )
-
-
-def _spec_conditions(lm: LanguageModel) -> dict[str, list[str]]:
-    """What a report says of a spec that is not the one of the model's type: condition -> golden's, this run's."""
-    if lm.spec.found_by == "model_type":
-        return {}
-    said = {"spec": ["not recorded", f"{lm.spec.name} ({lm.spec.found_by}): {' / '.join(lm.spec.paths)}"]}
-    if ignored := ", ".join(f"{name} {value}" for name, value in lm.spec.defaults.items()):
-        said["spec_defaults"] = ["not recorded", f"{ignored}; ignored, the options decide"]
-    return said
-
-
-def _fresh_model(request: pytest.FixtureRequest, options: ParityOptions) -> Callable[[], LanguageModel]:
-    """Loads what --fv-model names once more: nobody has had that model in hand, whatever fixture `fv_model` returns."""
-    return partial(load_model, options, _device(request, options))
-
-
-def _name_of(candidate: Implementation, options: ParityOptions) -> str:
-    """What a report calls the candidate: what an option named, else its class."""
-    from pytest_fvparity.candidates.candidates import Elsewhere, FromFolder
-
-    if isinstance(candidate, FromFolder):
-        return _shown(candidate.path, options)
-    if isinstance(candidate, Elsewhere):
-        return candidate.name
-    return f"{type(candidate).__module__}.{type(candidate).__qualname__}"
-
-
-def _tolerances(request: pytest.FixtureRequest, profile: Profile, noise: Noise | None) -> Tolerances:
+def tolerances_of(request: pytest.FixtureRequest, dtype: str, device: str, noise: Noise | None = None) -> Tolerances:
+    """The rules in force: those that hooks added, those of --fv-tolerances or the defaults, and the golden's noise."""
     from pytest_fvparity.parity.tolerances import Tolerances
 
-    dtype, device = profile.identity.dtype, profile.conditions.device
     added = request.config.pluginmanager.hook.pytest_fvparity_tolerances(dtype=dtype, device=device)
     rules = [rule for rules in added for rule in rules or ()]
-    return Tolerances.read(_options(request).tolerances, rules, dtype, device, noise)
-
-
-def _shown(path: Path, options: ParityOptions) -> str:
-    """A path as a report shows it: inside the project relative, so that reports of two machines agree."""
-    return path.relative_to(options.rootdir).as_posix() if path.is_relative_to(options.rootdir) else str(path)
+    return Tolerances.read(options_of(request).tolerances, rules, dtype, device, noise)

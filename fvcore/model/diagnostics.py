@@ -5,7 +5,6 @@ Facts are asked of the modules, most of them while three tokens run through.
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from fvcore.model.hooks import read_blocks, watch_modules
 from fvcore.model.model import DTYPES, LanguageModel, doubts
+from fvcore.provenance import versions
 
 SHORT = {dtype: name for name, dtype in DTYPES.items()}
 TOKENS = 3
@@ -52,16 +52,6 @@ def diagnostics(lm: LanguageModel) -> dict[str, Any]:
         **{f"{name}_token_id": token_id(lm, name) for name in ("bos", "eos", "pad")},
         "warnings": [*doubts(lm), *caveats(lm)],
         "versions": versions(),
-    }
-
-
-def versions() -> dict[str, str]:
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "transformers": str(transformers.__version__),
     }
 
 

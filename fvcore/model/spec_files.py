@@ -10,17 +10,25 @@ The three paths are needed; the rest of ModelSpec's fields may stand beside them
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from fvcore.formats import FormatError, read_yaml
+from fvcore.formats import FormatError, read_yaml, sentence
 from fvcore.model.spec import ModelError, ModelSpec, known, spec_named
 
 SUFFIXES = (".yaml", ".yml")
 
-Dotted = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
+
+def _names(path: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", path):
+        raise ValueError("expected names joined by dots")
+    return path
+
+
+Dotted = Annotated[str, AfterValidator(_names)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -51,20 +59,9 @@ def read(path: Path) -> ModelSpec:
     try:
         fields: dict[str, Any] = SpecFile.model_validate(value).model_dump()
     except ValidationError as error:
-        wrong = "; ".join(_said(row) for row in error.errors())
+        wrong = sentence(error, most=len(error.errors()))
         raise FormatError(f"{path}: no ModelSpec: {wrong}. Fields: {', '.join(SpecFile.model_fields)}") from None
     return ModelSpec(**{**fields, "name": fields["name"] or path.stem, "found_by": f"file {path.name}"})
-
-
-def _said(row: Any) -> str:
-    where = ".".join(map(str, row["loc"]))
-    if row["type"] == "missing":
-        return f"{where} is missing"
-    if row["type"] == "extra_forbidden":
-        return f"{where} is no field"
-    if row["type"] == "string_pattern_mismatch":
-        return f"{where} must be names joined by dots and not empty, found {row['input']!r}"
-    return f"{where}: {row['msg']}, found {row['input']!r}"
 
 
 def spec_of(name: str) -> ModelSpec:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
-from fvcore.formats import FormatError, json_text, read_json, read_text, sha256, write_text
+from fvcore.formats import FormatError, json_text, read_json, read_text, sha256, validated, write_text
 
 
 class TrialsError(FormatError):
@@ -188,10 +188,7 @@ def parse(value: Any, name: str) -> TrialsFile:
     """`value` is the whole object, or a bare list, which then is the trials list."""
     if isinstance(value, list):
         value = {"meta": _meta_of(value), "trials": value}
-    try:
-        file = TrialsFile.model_validate(value)
-    except ValidationError as error:
-        raise TrialsError(f"{name}: {_explain(error)}") from None
+    file = validated(TrialsFile, value, name, raises=TrialsError)
     if not file.trials:
         raise TrialsError(f"{name}: holds no trials; make some with `fvcore trials make`")
     dataset = Path(file.meta.dataset_json).stem
@@ -250,19 +247,6 @@ def _inconsistency(record: TrialRecord, meta: Meta) -> str | None:
     return None
 
 
-def _explain(error: ValidationError) -> str:
-    """The first problem, by trial and key."""
-    problem = error.errors()[0]
-    location = list(problem["loc"])
-    place = ""
-    if location[:1] == ["trials"] and len(location) > 1:
-        place, location = f"trial {location[1]}: ", location[2:]
-    key = ".".join(map(str, location)) or "the top level"
-    if problem["type"] == "missing":
-        return f"{place}missing key {key!r}"
-    return f"{place}key {key!r}: {problem['msg'].lower()} (found {problem['input']!r:.80})"
-
-
 def text_of(file: TrialsFile) -> str:
     """The file's exact bytes: key order of the format, indent 2, ASCII, no final newline."""
     return json_text(file.model_dump(mode="json"))
@@ -280,13 +264,7 @@ def read_pairs(path: Path) -> list[WordPair]:
     rows = read_json(path)
     if not isinstance(rows, list):
         raise TrialsError(f"{path}: expected a list of {{input, output}} rows, found {type(rows).__name__}")
-    pairs = []
-    for number, row in enumerate(rows):
-        try:
-            pairs.append(WordPair.model_validate(row))
-        except ValidationError as error:
-            raise TrialsError(f"{path}: row {number}: {_explain(error)}") from None
-    return pairs
+    return validated(list[WordPair], rows, path, raises=TrialsError)
 
 
 def split(n_rows: int, test_split: float, seed: int) -> Splits:

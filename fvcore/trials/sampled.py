@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import quote
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from fvcore import trials
-from fvcore.formats import read_json, sha256, write_json
+from fvcore.formats import read_json, sha256, validated, write_json
 from fvcore.prompts import PromptTemplate, Tokenizer
 from fvcore.trials.fixed import MAX_NAME, PREFIXES, SEPARATORS, FixedTrials, TemplatePart, Trial, TrialsError, WordPair
 
@@ -131,11 +131,7 @@ def read(path: Path) -> SampledTrials:
 
 
 def parse(value: Any, name: str) -> SampledTrials:
-    try:
-        found = SampledTrials.model_validate(value)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise TrialsError(f"{name}: key {'.'.join(map(str, problem['loc']))!r}: {problem['msg'].lower()}") from None
+    found = validated(SampledTrials, value, name, raises=TrialsError)
     keys = [(trial.trial_id, trial.trial_idx) for trial in found.trials]
     if len(set(keys)) != len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)

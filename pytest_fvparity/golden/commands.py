@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from fvcore.formats import FormatError
-from fvcore.gates import StageError
+from fvcore.experiments import exits
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pytest_fvparity.golden.listing import Row
+    from pytest_fvparity.golden.listing import GoldenRow
 
 app = typer.Typer(no_args_is_help=True, help="Look after goldens: list, split in two tiers, fetch, export, import.")
 
 console = Console(highlight=False)
 
 COLOURS = {"current": "green", "stale": "red", "damaged": "red", "unused": "yellow", "leftover": "yellow"}
-
-
-# ---------------------------------------------------------------- list
+Place = Annotated[Path, typer.Argument(help="A golden's own folder: golden/<dataset>/<trials>/<profile>.")]
 
 
 @app.command("list")
@@ -39,33 +34,25 @@ def list_goldens(
     strict: Annotated[bool, typer.Option(help="Status 1 if a golden is stale or damaged.")] = False,
 ) -> None:
     """Every golden: current, stale, damaged or unused, and what killed recordings left. Nothing is removed."""
-    import json
-
-    from pytest_fvparity.golden import listing as golden_list
+    from fvcore.formats import json_text
+    from pytest_fvparity.golden import listing
 
     relation = Path("datasets", "relation")
     shipped = [Path("datasets", "fixed_trials"), *([relation] if relation.is_dir() else [])]
-    known = golden_list.trials_under(trials or shipped)
-    rows = golden_list.rows(root or [Path("golden")], known)
+    rows = listing.rows(root or [Path("golden")], listing.trials_under(trials or shipped))
     if as_json:
-        typer.echo(json.dumps([row.model_dump() for row in rows], indent=2))
+        typer.echo(json_text([row.model_dump() for row in rows]))
     else:
-        _print(rows)
+        console.print(_table(rows))
+        for row in rows:
+            _say(*([f"{row.path}: {row.state}: {row.what}"] if row.what else []))
+            _say(*([f"  {row.remove}"] if row.remove else []))
+        _say(f"{len(rows)} golden(s)" if rows else "no golden")
     if strict and any(row.state in {"stale", "damaged"} for row in rows):
-        raise typer.Exit(1)
+        raise typer.Exit(exits.FAILED)
 
 
-def _print(rows: Sequence[Row]) -> None:
-    console.print(_table(rows))
-    for row in rows:
-        if row.what:
-            _say(f"{row.path}: {row.state}: {row.what}")
-        if row.remove:
-            _say(f"  {row.remove}")
-    _say(f"{len(rows)} golden(s)" if rows else "no golden")
-
-
-def _table(rows: Sequence[Row]) -> Table:
+def _table(rows: list[GoldenRow]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
@@ -78,21 +65,11 @@ def _table(rows: Sequence[Row]) -> Table:
     for row in rows:
         schema = "-" if row.schema_version is None else str(row.schema_version)
         behind = SCHEMA_VERSION - row.schema_version if row.schema_version is not None else 0
+        schema += f" ({behind} behind)" if behind > 0 else ""
         full = f"{_size(row.full_bytes_here)} of {_size(row.full_bytes)}" if row.full_bytes else "-"
-        table.add_row(
-            escape(row.path),
-            escape(row.model or "-"),
-            f"{schema} ({behind} behind)" if behind > 0 else schema,
-            _size(row.core_bytes),
-            full,
-            f"[{COLOURS[row.state]}]{row.state}[/]",
-        )
+        state = f"[{COLOURS[row.state]}]{row.state}[/]"
+        table.add_row(escape(row.path), escape(row.model or "-"), schema, _size(row.core_bytes), full, state)
     return table
-
-
-# ---------------------------------------------------------------- split and fetch
-
-Place = Annotated[Path, typer.Argument(help="A golden's own folder: golden/<dataset>/<trials>/<profile>.")]
 
 
 @app.command()
@@ -104,12 +81,10 @@ def split(
     ] = None,
 ) -> None:
     """Keep a core that fits git, and store the large tensors elsewhere."""
-    from pytest_fvparity.golden.tiers import CORE_LIMIT
-    from pytest_fvparity.golden.tiers import split as split_golden
+    from pytest_fvparity.golden import tiers
 
-    with _expected():
-        sizes = split_golden(golden, full_to, url)
-    large = f" (more than {_size(CORE_LIMIT)})" if sizes.core > CORE_LIMIT else ""
+    sizes = tiers.split(golden, full_to, url)
+    large = f" (more than {_size(tiers.CORE_LIMIT)})" if sizes.core > tiers.CORE_LIMIT else ""
     _say(f"{golden}: core {_size(sizes.core)}{large}, full {_size(sizes.full)} at {full_to}")
 
 
@@ -118,17 +93,12 @@ def fetch(
     golden: Place, url: Annotated[str | None, typer.Option(help="Where to look instead of the manifest's URL.")] = None
 ) -> None:
     """Bring the full tier beside the core; every file is checked by size and sha256 before it gets its name."""
-    from pytest_fvparity.golden.tiers import fetch as fetch_golden
+    from pytest_fvparity.golden import tiers
 
-    with _expected():
-        fetched = fetch_golden(golden, url)
-    for file in fetched:
-        _say(f"{file}: {_size(file.stat().st_size)}, sha256 as recorded")
+    fetched = tiers.fetch(golden, url)
+    _say(*(f"{file}: {_size(file.stat().st_size)}, sha256 as recorded" for file in fetched))
     if not fetched:
         _say(f"{golden}: all of it is here")
-
-
-# ---------------------------------------------------------------- the reference's own layout
 
 
 @app.command()
@@ -136,11 +106,9 @@ def export(
     golden: Place, to: Annotated[Path, typer.Option(help="Folder for <dataset>/<fixed_trials_id>/...: results.")]
 ) -> None:
     """Write a golden's numbers as the reference's own result files."""
-    from pytest_fvparity.golden.layout import export as export_golden
+    from pytest_fvparity.golden import layout
 
-    with _expected():
-        for file in export_golden(golden, to):
-            _say(str(file))
+    _say(*map(str, layout.export(golden, to)))
 
 
 @app.command("import")
@@ -163,25 +131,14 @@ def import_golden(
     from pytest_fvparity.golden.layout import import_results
 
     settings = Settings(edit_layer, top_heads, token_class, reference_profile=reference_profile)
-    with _expected():
-        path = import_results(folder, models.load(model, dtype=dtype), read(trials), settings, root)
-        incomplete = Golden.open(path).part.incomplete
-    _say(f"{path}: not every leaf is known of {', '.join(incomplete)}; a run against it is PARTIAL at best")
+    path = import_results(folder, models.load(model, dtype=dtype), read(trials), settings, root)
+    incomplete = ", ".join(Golden.open(path).part.incomplete)
+    _say(f"{path}: not every leaf is known of {incomplete}; a run against it is PARTIAL at best")
 
 
-@contextmanager
-def _expected() -> Iterator[None]:
-    """What is wrong with a golden is one message, like what is wrong with a file."""
-    from fvcore.model.model import ModelError
-
-    try:
-        yield
-    except (StageError, ModelError) as error:
-        raise FormatError(str(error)) from error
-
-
-def _say(line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False)
+def _say(*lines: str) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def _size(n_bytes: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,21 +73,12 @@ class Golden(Answers):
         if unlisted := sorted((needed | {file.name for file in path.glob("*.safetensors")}) - digests.keys()):
             raise DamagedGolden(f"{path}: the manifest says nothing of {', '.join(unlisted)}; {AGAIN}")
         for name, expected in digests.items():
-            file = path / name
-            if not file.is_file():
-                raise DamagedGolden(f"{file}: missing, the manifest lists it; {AGAIN}")
-            actual = sha256_file(file)
-            if actual != expected:
-                raise DamagedGolden(
-                    f"{file}: damaged: sha256 {expected[:12]}... expected, {actual[:12]}... found; {AGAIN}"
-                )
+            _require_digest(path / name, expected)
         # Read now, before any candidate is asked: what it writes over the files later is not compared with.
-        held: dict[str, Artifact] = {
-            key: artifacts.load(path / key) if f"{key}.json" in digests else {} for key in CHECK_KEYS
-        }
+        held: dict[str, Artifact]
+        held = {key: artifacts.load(path / key) if f"{key}.json" in digests else {} for key in CHECK_KEYS}
         slices = manifest.full.slices if manifest.full else {}
-        for key, pieces in slices.items():
-            held[key] = _with_slices(path, key, held[key], pieces, key in here)
+        held |= {key: _with_slices(path, key, held[key], pieces, key in here) for key, pieces in slices.items()}
         part = Part({key: pieces for key, pieces in slices.items() if key not in here}, manifest.incomplete)
         return cls(path, manifest, held, part)
 
@@ -101,6 +92,13 @@ class Golden(Answers):
 
     def stored(self, key: str) -> Artifact:
         return self.artifacts[key]
+
+
+def _require_digest(file: Path, expected: str) -> None:
+    if not file.is_file():
+        raise DamagedGolden(f"{file}: missing, the manifest lists it; {AGAIN}")
+    if (actual := sha256_file(file)) != expected:
+        raise DamagedGolden(f"{file}: damaged: sha256 {expected[:12]}... expected, {actual[:12]}... found; {AGAIN}")
 
 
 def _with_slices(path: Path, key: str, held: Artifact, pieces: Mapping[str, Slice], is_here: bool) -> dict[str, Leaf]:
@@ -121,7 +119,8 @@ def require_comparable(golden: Profile, candidate: Profile) -> None:
     different = golden.diff_identity(candidate)
     if not different:
         return
-    fields = "; ".join(f"{name}: golden {want}, this run {have}" for name, (want, have) in _shown(different).items())
+    pairs = {name: [_shown(name, value) for value in pair] for name, pair in different.items()}
+    fields = "; ".join(f"{name}: golden {want}, this run {have}" for name, (want, have) in pairs.items())
     if changed := _changed_content(golden, candidate, set(different)):
         raise StaleGolden(
             f"stale golden, nothing was compared. {' and '.join(changed)} changed since it was recorded. {fields}. "
@@ -132,13 +131,9 @@ def require_comparable(golden: Profile, candidate: Profile) -> None:
     )
 
 
-def _shown(different: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[str, str]]:
-    """Both values of each field; of a digest its head is enough to tell them apart."""
-
-    def shown(name: str, value: Any) -> str:
-        return f"{value:.12}..." if name in DIGESTS else repr(value)
-
-    return {name: (shown(name, want), shown(name, have)) for name, (want, have) in different.items()}
+def _shown(name: str, value: Any) -> str:
+    """Of a digest its head is enough to tell two apart."""
+    return f"{value:.12}..." if name in DIGESTS else repr(value)
 
 
 DIGESTS = {"weights_sha", "tokenizer_sha", "trials_sha256"}
@@ -188,7 +183,6 @@ def write(recording: Recording, path: Path) -> None:
     """Write a recording as a golden directory; its bytes depend on nothing but what was recorded."""
     for key, artifact in recording.artifacts.items():
         artifacts.save(artifact, path / key)
-    files = {file.name: sha256_file(file) for file in sorted(path.iterdir())}
     known = recording.provenance
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -197,7 +191,7 @@ def write(recording: Recording, path: Path) -> None:
         command=command(recording.profile),
         variations=list(recording.noise.variations),
         noise={key: dict(leaves) for key, leaves in recording.noise.largest.items()},
-        files=files,
+        files=manifests.digests(path),
         incomplete=[key for key in CHECK_KEYS if key not in recording.artifacts],
     )
     manifests.write(manifest, path)
@@ -205,30 +199,19 @@ def write(recording: Recording, path: Path) -> None:
 
 def command(profile: Profile) -> str:
     """How to record this golden again; paths are left to the reader."""
-    identity = profile.identity
-    return (
-        f"pytest -m parity --fv-regen-golden --fv-src=PATH --fv-model={profile.conditions.model} "
-        f"--fv-trials={identity.fixed_trials_id}.json --fv-edit-layer={identity.edit_layer} "
-        f"--fv-top-heads={identity.n_top_heads} --fv-token-class={identity.token_class_idx} "
-        f"--fv-reference-profile={identity.reference_profile} --fv-dtype={identity.dtype} "
-        f"--fv-attn={profile.conditions.attn_implementation}"
-    )
+    attention = f"--fv-attn={profile.conditions.attn_implementation}"
+    return f"pytest -m parity --fv-regen-golden --fv-src=PATH {manifests.settings(profile, '--fv-')} {attention}"
 
 
 # Runs the reference; told whether to measure its noise too.
 Record = Callable[[bool], Recording]
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """What `regenerate` did: where, and how each key and the manifest changed."""
+def regenerate(record: Record, path: Path) -> dict[str, KeyDiff]:
+    """Record twice, demand equal bytes, then take the old golden's place in one step.
 
-    path: Path
-    changes: dict[str, KeyDiff]
-
-
-def regenerate(record: Record, path: Path) -> Recorded:
-    """Record twice, demand equal bytes, then take the old golden's place in one step."""
+    Returns how each check key and the manifest changed.
+    """
     nearest = next(folder for folder in path.parents if folder.is_dir())  # a refusal leaves not even a folder
     with tempfile.TemporaryDirectory(dir=nearest, prefix=STAGING) as scratch:
         staged = recorded_twice(record, Path(scratch))
@@ -236,15 +219,14 @@ def regenerate(record: Record, path: Path) -> Recorded:
         changes = differences(path, staged)
         path.parent.mkdir(parents=True, exist_ok=True)
         swap(staged, path)
-    return Recorded(path, changes)
+    return changes
 
 
-def rehearse(record: Record, path: Path) -> Recorded:
+def rehearse(record: Record, path: Path) -> dict[str, KeyDiff]:
     """What `regenerate` would change; everything is recorded elsewhere, and nothing near `path` is touched."""
     with tempfile.TemporaryDirectory(prefix="fvparity-rehearsal-") as scratch:
-        staged = recorded_twice(record, Path(scratch))
-        waiting = previous(path)  # what `restore` would give its name back before recording
-        return Recorded(path, differences(path if path.exists() else waiting, staged))
+        # An old golden that waits for its name is what `restore` would give it back before recording.
+        return differences(path if path.exists() else previous(path), recorded_twice(record, Path(scratch)))
 
 
 def recorded_twice(record: Record, scratch: Path) -> Path:
@@ -258,15 +240,10 @@ def recorded_twice(record: Record, scratch: Path) -> Path:
     for directory, recording in zip(staged, (first, again), strict=True):
         directory.mkdir()
         write(recording, directory)
-    _require_equal(*staged)
-    return staged[0]
-
-
-def _require_equal(first: Path, second: Path) -> None:
-    names = {file.name for directory in (first, second) for file in directory.iterdir()}
-    different = sorted(n for n in names if not same_bytes(first / n, second / n))
-    if different:
+    names = {file.name for directory in staged for file in directory.iterdir()}
+    if different := sorted(name for name in names if not same_bytes(staged[0] / name, staged[1] / name)):
         raise Refused(f"two recordings of the same reference differ in {', '.join(different)}; nothing was changed")
+    return staged[0]
 
 
 def same_bytes(one: Path, other: Path) -> bool:
@@ -299,6 +276,6 @@ def restore(target: Path) -> None:
             previous(target).rename(target)
 
 
-def search_roots(explicit: Path | None, rootdir: Path, shipped: Path) -> Sequence[Path]:
+def search_roots(explicit: Path | None, rootdir: Path, shipped: Path) -> list[Path]:
     """--fv-golden alone if given; else the project's own, then the shipped ones."""
     return [explicit] if explicit else [rootdir / "golden", shipped / "golden"]

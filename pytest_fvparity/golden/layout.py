@@ -119,18 +119,14 @@ def import_results(folder: Path, lm: LanguageModel, trials: FixedTrials, setting
 
 
 def _manifest(results: _Results, staged: Path) -> Manifest:
-    settings = results.settings
-    conditions = Conditions(
-        model=results.lm.name,
-        device=UNKNOWN,
-        attn_implementation=UNKNOWN,
-        engine=UNKNOWN,
-        threads=0,
-        versions={},
-    )
+    """Of what computed the results nothing is known."""
+    identity = profile_of(results.lm, results.trials, results.settings).identity
+    unknown = dict.fromkeys(("device", "attn_implementation", "engine"), UNKNOWN)
+    conditions = Conditions.model_validate({"model": results.lm.name, **unknown, "threads": 0, "versions": {}})
+    profile = Profile(identity=identity, conditions=conditions)
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        profile=Profile(identity=profile_of(results.lm, results.trials, settings).identity, conditions=conditions),
+        profile=profile,
         reference=Provenance(
             origin="imported",
             repository=UNKNOWN,
@@ -139,15 +135,10 @@ def _manifest(results: _Results, staged: Path) -> Manifest:
             normalisations={},
             versions={},
         ),
-        command=(
-            f"fvparity golden import PATH --model={results.lm.name} --trials={results.trials.id}.json "
-            f"--edit-layer={settings.edit_layer} --top-heads={settings.n_top_heads} "
-            f"--token-class={settings.token_class_idx} --reference-profile={settings.reference_profile} "
-            f"--dtype={results.lm.dtype}"
-        ),
+        command=f"fvparity golden import PATH {manifests.settings(profile, '--')}",
         variations=[],
         noise={},
-        files={file.name: sha256_file(file) for file in sorted(staged.iterdir())},
+        files=manifests.digests(staged),
         incomplete=[key for key in CHECK_KEYS if not results.is_complete(key)],
     )
 
@@ -189,25 +180,19 @@ class _Results:
         return {"cie": cie, "aie": average_indirect_effect(cie, token_class)}
 
     def _vector(self) -> Artifact:
-        file = self.folder / self.names.vector
-        if not file.is_file():
+        if not (file := self.folder / self.names.vector).is_file():
             return {}
-        shape, dtype = {"one": 1, "d_model": self.lm.d_model}, DTYPES[self.lm.dtype]
-        vector = self._tensor(file, shape, dtype).reshape(-1)
+        vector = self._tensor(file, {"one": 1, "d_model": self.lm.d_model}, DTYPES[self.lm.dtype]).reshape(-1)
         return {"function_vector": vector, "norm": float(vector.float().norm())}
 
     def _heads(self) -> Artifact:
-        file = self.folder / self.names.heads
-        if not file.is_file():
+        if not (file := self.folder / self.names.heads).is_file():
             return {}
-        rows = self._json(file)
-        n, lm = self.settings.n_top_heads, self.lm
+        rows, n, lm = self._json(file), self.settings.n_top_heads, self.lm
         if not isinstance(rows, list) or len(rows) != n or not all(_is_head(row, lm) for row in rows):
             found = f"{len(rows)} rows" if isinstance(rows, list) else type(rows).__name__
-            raise LayoutError(
-                f"{file}: expected {n} rows [layer < {lm.n_layers}, head < {lm.n_heads}, score] (--top-heads), "
-                f"found {found}"
-            )
+            wanted = f"[layer < {lm.n_layers}, head < {lm.n_heads}, score]"
+            raise LayoutError(f"{file}: expected {n} rows {wanted} (--top-heads), found {found}")
         scores = torch.tensor([float(score) for _, _, score in rows], dtype=torch.float64)
         return {"heads": [[layer, head] for layer, head, _ in rows], "scores": scores}
 

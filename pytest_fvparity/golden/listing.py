@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,7 +29,7 @@ Trials = Mapping[str, set[str]]
 """Fixed-trials id -> sha256 of every file of that name."""
 
 
-class Row(BaseModel):
+class GoldenRow(BaseModel):
     """One golden, or what a recording that was killed left behind. Sizes are in bytes.
 
     `current` says that the trials file is the one the golden was recorded from; whether the model is, only a run can
@@ -71,7 +71,7 @@ def _known_as(path: Path) -> tuple[str, str]:
     return path.stem, sha256_file(path)
 
 
-def rows(roots: Sequence[Path], trials: Trials) -> list[Row]:
+def rows(roots: Sequence[Path], trials: Trials) -> list[GoldenRow]:
     """One row a golden or leftover under `roots`, in the order of their paths."""
     for root in roots:
         if not root.is_dir():
@@ -93,40 +93,36 @@ def _is_leftover(folder: str) -> bool:
     return folder.startswith(STAGING) or (folder.startswith(".") and folder.endswith(PREVIOUS))
 
 
-def _row(path: Path, trials: Trials) -> Row:
+def _row(path: Path, trials: Trials) -> GoldenRow:
     if _is_leftover(path.name):
         return _leftover(path)
     sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
     here = sum(size for name, size in sizes.items() if name.endswith(FULL))
-    row = Row(path=str(path), state="current", core_bytes=sum(sizes.values()) - here, full_bytes_here=here)
-    fixed_trials_id = path.parent.name
-    unused = fixed_trials_id not in trials
+    known = {"path": str(path), "state": "current", **_told(path, trials.get(path.parent.name, set()))}
+    if path.parent.name not in trials and known["state"] != "damaged":
+        what = f"there is no trials file {path.parent.name}.json"
+        known |= {"state": "unused", "what": what, "remove": _removal(path)}
+    return GoldenRow(**known, core_bytes=sum(sizes.values()) - here, full_bytes_here=here)
+
+
+def _told(path: Path, digests: set[str]) -> dict[str, Any]:
+    """What a golden says of itself, and whether that is still so; `digests` are those of the trials files of its id."""
     try:
         opened = Golden.open(path)
     except OtherSchema as error:
         what = f"manifest schema {error.found}, this version reads {SCHEMA_VERSION}"
-        row = row.model_copy(update={"state": "stale", "what": what, "schema_version": error.found})
+        return {"state": "stale", "what": what, "schema_version": error.found}
     except (StageError, FormatError) as error:
-        return row.model_copy(update={"state": "damaged", "what": str(error)})
-    else:
-        row = row.model_copy(update=_told(opened, trials.get(fixed_trials_id, set())))
-    if unused and row.state != "damaged":
-        what = f"there is no trials file {fixed_trials_id}.json"
-        row = row.model_copy(update={"state": "unused", "what": what, "remove": _removal(path)})
-    return row
-
-
-def _told(opened: Golden, digests: set[str]) -> dict[str, object]:
-    """What a golden that can be opened says of itself, and whether that is still so."""
+        return {"state": "damaged", "what": str(error)}
     identity, full = opened.profile.identity, opened.manifest.full
-    told: dict[str, object] = {
+    told: dict[str, Any] = {
         "model": opened.profile.conditions.model,
         "reference_profile": identity.reference_profile,
         "schema_version": opened.manifest.schema_version,
         "full_bytes": sum(stored.n_bytes for stored in full.files.values()) if full else 0,
     }
     home = golden.relative_path(identity.dataset, identity.fixed_trials_id, identity.reference_profile)
-    if opened.path.resolve().parts[-3:] != home.parts:
+    if path.resolve().parts[-3:] != home.parts:
         return told | {"state": "damaged", "what": f"it was recorded as {home.as_posix()}, and lies elsewhere"}
     if identity.trials_sha256 not in digests:
         now = ", ".join(f"{digest:.12}..." for digest in sorted(digests))
@@ -135,18 +131,17 @@ def _told(opened: Golden, digests: set[str]) -> dict[str, object]:
     return told
 
 
-def _leftover(path: Path) -> Row:
+def _leftover(path: Path) -> GoldenRow:
     """An old golden that waits for its name to be given back is all there is of it: no line to remove that one."""
+    what, remove = "of a recording that was killed, unless one is running now", _removal(path)
     if path.name.endswith(PREVIOUS):
         target = path.with_name(path.name.removeprefix(".").removesuffix(PREVIOUS))
+        what = f"what {target.name} was before its last recording, which was killed"
         if not target.exists():
             what = f"all there is of {target.name}: the next run or recording of it gives it back its name"
-            return Row(path=str(path), state="leftover", what=what)
-        what = f"what {target.name} was before its last recording, which was killed"
-    else:
-        what = "of a recording that was killed, unless one is running now"
-    return Row(path=str(path), state="leftover", what=what, remove=_removal(path))
+            remove = None
+    return GoldenRow(path=str(path), state="leftover", what=what, remove=remove)
 
 
-def _removal(path: Path) -> str:
+def _removal(path: Path) -> str | None:
     return shlex.join(["rm", "-r", "--", str(path)])

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fvcore.formats import FormatError, json_text, read_json, sha256, write_text
+from fvcore.formats import FormatError, json_text, read_json, sentence, sha256, sha256_file, write_text
 from fvcore.gates import Refused
 from fvcore.profile import Profile
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -48,11 +48,11 @@ def _known(key: str) -> str:
 CheckKey = Annotated[str, AfterValidator(_known)]
 
 
-class _Record(BaseModel):
+class _Sealed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Provenance(_Record):
+class Provenance(_Sealed):
     """What was run to record a golden. `applied` normalisations changed the checkout's behaviour, `already` were so.
 
     Of an imported golden `sources` are the files it was read from, and nothing is known of what wrote them.
@@ -66,7 +66,7 @@ class Provenance(_Record):
     versions: dict[str, str]
 
 
-class Slice(_Record):
+class Slice(_Sealed):
     """The part of a tensor that a golden's core holds: some `indices` along one `axis` of its `shape`."""
 
     axis: int = Field(ge=0)
@@ -82,14 +82,14 @@ class Slice(_Record):
         return self
 
 
-class Stored(_Record):
+class Stored(_Sealed):
     """A file that lies elsewhere."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     n_bytes: int = Field(ge=0)
 
 
-class Full(_Record):
+class Full(_Sealed):
     """The tier that need not be here: whole tensors, one file a check key, and what the core holds in their place."""
 
     url: str | None = None
@@ -103,7 +103,7 @@ class Full(_Record):
         return self
 
 
-class Manifest(_Record):
+class Manifest(_Sealed):
     schema_version: int
     profile: Profile
     reference: Provenance
@@ -123,6 +123,26 @@ class Manifest(_Record):
         if unknown := sorted(value.keys() - set(CHECK_KEYS)):
             raise ValueError(f"noise of an unknown check key: {', '.join(unknown)}")
         return value
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """File name -> sha256, of every file in a folder."""
+    return {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
+
+
+def settings(profile: Profile, prefix: str) -> str:
+    """What a golden was recorded with, as options: `--fv-` of pytest, `--` of `fvparity golden import`."""
+    identity = profile.identity
+    named = {
+        "model": profile.conditions.model,
+        "trials": f"{identity.fixed_trials_id}.json",
+        "edit-layer": identity.edit_layer,
+        "top-heads": identity.n_top_heads,
+        "token-class": identity.token_class_idx,
+        "reference-profile": identity.reference_profile,
+        "dtype": identity.dtype,
+    }
+    return " ".join(f"{prefix}{name}={value}" for name, value in named.items())
 
 
 def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +171,7 @@ def read(path: Path) -> Manifest:
             )
         manifest = Manifest.model_validate(written)
     except (FormatError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300] if isinstance(error, FormatError) else sentence(error)
         raise DamagedGolden(f"{path}: the golden's manifest cannot be read: {reason}; {AGAIN}") from None
     actual = sealed(written)[DIGEST]
     if actual != manifest.digest:

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,13 +16,13 @@ import pytest
 
 from fvcore.formats import FormatError, write_json
 from fvcore.gates import StageError
+from pytest_fvparity import fixtures
 from pytest_fvparity.fixtures import load_model, recording_settings
 from pytest_fvparity.options import ParityOptions
 
 if TYPE_CHECKING:
     from fvcore.trials import FixedTrials
     from pytest_fvparity.golden.golden import Record
-    from pytest_fvparity.reference.reference import Recording
 
 DIFF = "golden_diff.json"
 
@@ -38,6 +39,44 @@ class Job:
     place: str  # under the folder of goldens
 
 
+def require_allowed(config: pytest.Config, options: ParityOptions) -> None:
+    """Raises pytest.UsageError where nothing may be recorded: on several workers, and unasked in CI."""
+    flag = "--fv-golden-diff records" if options.golden_diff else "--fv-regen-golden writes"
+    on_workers = [getattr(config.option, name, None) for name in ("numprocesses", "tx")]
+    if any(on_workers) or hasattr(config, "workerinput"):
+        raise pytest.UsageError(f"{flag} goldens and cannot run on several workers: leave out -n")
+    in_ci = os.environ.get("CI", "").lower() not in {"", "0", "false"}
+    if in_ci and not (options.golden_diff or options.regen_allow_ci):
+        raise pytest.UsageError(
+            "--fv-regen-golden is refused in CI, where nobody reads what changes; --fv-regen-allow-ci"
+        )
+
+
+def before_tests(session: pytest.Session, options: ParityOptions) -> bool | None:
+    """Record the golden of every trials file of which a stage was selected; True where that is all there is to do."""
+    from pytest_fvparity.parity.suite import parity_stages
+
+    stages = {stage.path: stage for stage in parity_stages(session)}
+    for stage in stages.values():
+        _require_own_model(session, stage)
+    if options.regen_golden:
+        record_goldens(session.config, options, list(stages))
+        return None
+    if n_changed := diff_goldens(session.config, options, list(stages)):
+        raise session.Failed(f"--fv-golden-diff: {n_changed} golden(s) would change")
+    return True
+
+
+def _require_own_model(session: pytest.Session, stage: pytest.Item) -> None:
+    """The reference loads --fv-model by itself: what a fixture put in its place would not be recorded."""
+    definitions = session._fixturemanager.getfixturedefs("fv_model", stage) or ()
+    if definitions and definitions[-1].func.__module__ != fixtures.__name__:
+        raise pytest.UsageError(
+            f"--fv-regen-golden records --fv-model, and fixture fv_model is overridden in {definitions[-1].baseid or '.'}"
+            ": record without that override, with its model's directory as --fv-model"
+        )
+
+
 def record_goldens(config: pytest.Config, options: ParityOptions, files: Sequence[Path]) -> None:
     """Record and swap in one golden per file.
 
@@ -47,10 +86,10 @@ def record_goldens(config: pytest.Config, options: ParityOptions, files: Sequenc
     from pytest_fvparity.golden import golden
 
     def one(job: Job) -> None:
-        done = golden.regenerate(job.record, job.path)
-        _tell(config, f"fvparity: recorded {done.path} twice, byte for byte the same")
-        _tell(config, *(f"  {key:<18}{change}" for key, change in done.changes.items()))
-        _tell(config, f"  {golden.Golden.open(done.path).noise}")
+        changes = golden.regenerate(job.record, job.path)
+        _tell(config, f"fvparity: recorded {job.path} twice, byte for byte the same")
+        _tell(config, *(f"  {key:<18}{change}" for key, change in changes.items()))
+        _tell(config, f"  {golden.Golden.open(job.path).noise}")
 
     _each("--fv-regen-golden", options, files, one)
 
@@ -61,13 +100,12 @@ def diff_goldens(config: pytest.Config, options: ParityOptions, files: Sequence[
     from pytest_fvparity.golden.diff import GoldenDiff
 
     def one(job: Job) -> bool:
-        done = golden.rehearse(job.record, job.path)
-        diff = GoldenDiff(golden=job.place, keys=done.changes)
+        diff = GoldenDiff(golden=job.place, keys=golden.rehearse(job.record, job.path))
         written = options.report_dir / job.fixed.dataset / job.fixed.id / DIFF
         write_json(written, diff.model_dump(mode="json"))
         verdict = "would change" if diff.changes else "would stay as it is"
-        _tell(config, f"fvparity: {done.path} {verdict}; nothing was written there")
-        _tell(config, *(f"  {key:<18}{change}" for key, change in done.changes.items()), f"  {written}")
+        _tell(config, f"fvparity: {job.path} {verdict}; nothing was written there")
+        _tell(config, *(f"  {key:<18}{change}" for key, change in diff.keys.items()), f"  {written}")
         return diff.changes
 
     return sum(_each("--fv-golden-diff", options, files, one))
@@ -75,26 +113,18 @@ def diff_goldens(config: pytest.Config, options: ParityOptions, files: Sequence[
 
 def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable[[Job], Done]) -> list[Done]:
     """Do something with every golden of the run, once all are known to be recordable."""
-    if not files:
-        raise pytest.UsageError(f"{flag}: no parity stage is selected, so there is nothing to record")
-    finished: list[str] = []
-    results: list[Done] = []
-    with _refusals(flag, finished):
-        for job in list(_jobs(options, files)):
-            results.append(do(job))
-            finished.append(job.fixed.id)
-    return results
-
-
-@contextmanager
-def _refusals(flag: str, finished: Sequence[str]) -> Iterator[None]:
     from fvcore.model.model import ModelError
 
+    if not files:
+        raise pytest.UsageError(f"{flag}: no parity stage is selected, so there is nothing to record")
+    results: dict[str, Done] = {}
     try:
-        yield
+        for job in list(_jobs(options, files)):
+            results[job.fixed.id] = do(job)
     except (StageError, FormatError, ModelError) as error:
-        before = f" (done before it: {', '.join(finished)})" if finished else ""
+        before = f" (done before it: {', '.join(results)})" if results else ""
         raise pytest.UsageError(f"{flag}: {error}{before}") from error
+    return list(results.values())
 
 
 def _jobs(options: ParityOptions, files: Sequence[Path]) -> Iterator[Job]:
@@ -108,12 +138,9 @@ def _jobs(options: ParityOptions, files: Sequence[Path]) -> Iterator[Job]:
     settings.require_fit(lm)
     for fixed in [read_trials(file) for file in files]:
         require_verified(fixed, lm.tokenizer)
-
-        def record(with_noise: bool, fixed: FixedTrials = fixed) -> Recording:
-            return reference.run(options.src, lm, fixed, settings, options.src_python, with_noise)
-
         place = golden.relative_path(fixed.dataset, fixed.id, options.reference_profile)
         path = (options.golden or options.rootdir / "golden") / place
+        record = partial(reference.run, options.src, lm, fixed, settings, options.src_python)
         yield Job(fixed, record, path, place.as_posix())
 
 

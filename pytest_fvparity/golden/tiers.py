@@ -8,7 +8,7 @@ nothing away from an older commit. With them beside the core a golden is what it
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,31 +88,25 @@ def split(path: Path, full_to: str, url: str | None = None) -> Sizes:
     if not slices:
         raise TierError(f"{path}: has no tensor that is large enough to lie elsewhere")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=STAGING) as scratch:
-        core, full = Path(scratch) / "core", Path(scratch) / "full"
+        core, files = Path(scratch) / "core", dict[str, Stored]()
         core.mkdir()
-        files = {key: _write_full(golden.stored(key), slices[key], full / f"{key}{FULL}") for key in slices}
-        for key, stored in files.items():
-            _store(full / f"{key}{FULL}", stored, full_to)
+        for key, pieces in slices.items():
+            file, whole = Path(scratch) / f"{key}{FULL}", golden.stored(key)
+            write_safetensors(file, {leaf: artifacts.tensor_leaf(whole, leaf) for leaf in pieces})
+            files[key] = Stored(sha256=sha256_file(file), n_bytes=file.stat().st_size)
+            _store(file, files[key], full_to)
         where = url or (full_to if "://" in full_to else None)
         _write_core(golden, Full(url=where, files=files, slices=slices), core)
-        sizes = Sizes(
-            sum(file.stat().st_size for file in core.iterdir()), sum(stored.n_bytes for stored in files.values())
-        )
+        in_core = sum(file.stat().st_size for file in core.iterdir())
         swap(core, path)
-    return sizes
-
-
-def _write_full(artifact: Artifact, slices: Mapping[str, Slice], file: Path) -> Stored:
-    write_safetensors(file, {leaf: artifacts.tensor_leaf(artifact, leaf) for leaf in slices})
-    return Stored(sha256=sha256_file(file), n_bytes=file.stat().st_size)
+    return Sizes(in_core, sum(stored.n_bytes for stored in files.values()))
 
 
 def _write_core(golden: Golden, full: Full, core: Path) -> None:
     for key in (key for key in CHECK_KEYS if f"{key}.json" in golden.manifest.files):
         cut = {leaf: taken(piece, golden.stored(key)[leaf]) for leaf, piece in full.slices.get(key, {}).items()}
         artifacts.save({**golden.stored(key), **cut}, core / key, compact=True)
-    files = {file.name: sha256_file(file) for file in sorted(core.iterdir())}
-    manifests.write(golden.manifest.model_copy(update={"files": files, "full": full}), core)
+    manifests.write(golden.manifest.model_copy(update={"files": manifests.digests(core), "full": full}), core)
 
 
 # ---------------------------------------------------------------- elsewhere
@@ -131,7 +125,7 @@ def _store(file: Path, stored: Stored, base: str) -> None:
         with _elsewhere(where) as (store, name):
             store.makedirs(name.rpartition("/")[0], exist_ok=True)
             store.pipe_file(name, data)
-    _require(stored, _read(where, stored), where)
+    _read(where, stored)
 
 
 def fetch(path: Path, url: str | None = None) -> list[Path]:
@@ -149,19 +143,22 @@ def fetch(path: Path, url: str | None = None) -> list[Path]:
             continue
         if base is None:
             raise TierError(f"{path}: its manifest does not say where the full tier lies; name it with --url")
-        where = _place(base, stored)
-        data = _read(where, stored)
-        _require(stored, data, where)
-        write_bytes(file, data)
+        write_bytes(file, _read(_place(base, stored), stored))
         fetched.append(file)
     return fetched
 
 
 def _read(where: str, stored: Stored) -> bytes:
-    """At most one byte more than there should be: a wrong file may be of any size."""
+    """The bytes that are stored; raises TierError where there are others. One byte more than there should be is read at
+    most: a wrong file may be of any size."""
     with _elsewhere(where) as (store, name), store.open(name, "rb") as file:
         data: bytes = file.read(stored.n_bytes + 1)
-        return data
+    if len(data) != stored.n_bytes:
+        size = f"{len(data)}" if len(data) < stored.n_bytes else f"more than {stored.n_bytes}"
+        raise TierError(f"{where}: expected {stored.n_bytes} bytes, found {size}; nothing was kept")
+    if (found := sha256(data)) != stored.sha256:
+        raise TierError(f"{where}: sha256 {stored.sha256:.12}... expected, {found:.12}... found; nothing was kept")
+    return data
 
 
 @contextmanager
@@ -174,11 +171,3 @@ def _elsewhere(where: str) -> Iterator[tuple[Any, str]]:
     except Exception as error:  # of as many kinds as there are stores
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TierError(f"{where}: {reason:.300}") from error
-
-
-def _require(stored: Stored, data: bytes, where: str) -> None:
-    if len(data) != stored.n_bytes:
-        size = f"{len(data)}" if len(data) < stored.n_bytes else f"more than {stored.n_bytes}"
-        raise TierError(f"{where}: expected {stored.n_bytes} bytes, found {size}; nothing was kept")
-    if (found := sha256(data)) != stored.sha256:
-        raise TierError(f"{where}: sha256 {stored.sha256:.12}... expected, {found:.12}... found; nothing was kept")

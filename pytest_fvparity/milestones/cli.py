@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 
+from fvcore.experiments import exits
 from fvcore.formats import FormatError
 from pytest_fvparity.milestones.setup import Setup
 
@@ -37,7 +38,7 @@ def milestone(which: Which, **options: Any) -> None:
         for line in _told(outcome.files):
             console.print(f"   {line}", soft_wrap=True, markup=False)
     if not passed:
-        raise typer.Exit(1)
+        raise typer.Exit(exits.FAILED)
 
 
 # typer reads a command's options off its signature: here they are the fields of the setup.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from fvcore.formats import FormatError, read_yaml
+from fvcore.formats import FormatError, read_yaml, validated
 from fvcore.trials import Meta, TemplatePart
 
 SHIPPED = {path.stem: path for path in Path(__file__).parent.glob("*.yaml")}
@@ -50,12 +50,7 @@ class Lock(_LockPart):
         path = SHIPPED.get(name, Path(name).expanduser())
         if not path.is_file():
             raise FormatError(f"--profile {name}: no such file, and none ships under that name ({', '.join(SHIPPED)})")
-        try:
-            return cls.model_validate(read_yaml(path))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(map(str, problem["loc"])) or "the top level"
-            raise FormatError(f"{path}: not a lock profile ({place}: {problem['msg'].lower()})") from None
+        return validated(cls, read_yaml(path), path, "a lock profile")
 
     def require(self, meta: Meta, n_trials: int, reference_profile: str) -> None:
         """Refuse trials or a target rule of another plan, naming every field that differs."""

@@ -12,9 +12,9 @@ from fvcore.formats import FormatError, json_text, read_json, write_text
 from pytest_fvparity.golden.golden import NoGolden, locate, relative_path
 from pytest_fvparity.milestones.setup import Failed, Setup, run_pytest
 from pytest_fvparity.milestones.state import MilestoneOutcome
+from pytest_fvparity.parity.place import place_of
 from pytest_fvparity.report.render import REPORT as PARITY_REPORT
 from pytest_fvparity.report.render import read_report
-from pytest_fvparity.suite.place import place_of
 from pytest_fvparity.transfer import SUITE
 from pytest_fvparity.transfer.report import NAME, TransferReport
 from pytest_fvparity.transfer.runs import QId, q_ids_of

@@ -116,7 +116,7 @@ class Setup:
         trials = self.trials or shipped.trials_of(self.model, Path.cwd())
         if trials is None:
             raise FormatError(
-                f"{self.model} is no shipped model, so --trials is needed: fvcore trials make --dataset-json FILE "
+                f"{self.model} is no shipped model, so --trials is needed: fvcore trials make --dataset FILE "
                 f"--tokenizer {self.model}"
             )
         return trials.resolve()

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from fvcore.formats import FormatError, read_json, sha256_file, write_json
-from pytest_fvparity.report.report import now
+from fvcore.formats import FormatError, read_json, sha256_file, validated, write_json
+from fvcore.provenance import now
 
 
 class NotReady(FormatError):
@@ -47,11 +47,8 @@ class Ended(BaseModel):
 def read(path: Path) -> dict[str, Ended]:
     if not path.is_file():
         return {}
-    value = read_json(path)
-    try:
-        return {name: Ended.model_validate(ended) for name, ended in value.items()}
-    except (ValidationError, AttributeError):
-        raise FormatError(f"{path}: not a record of milestones; remove it and run them again from M0") from None
+    what = "a record of milestones; remove it and run them again from M0"
+    return validated(dict[str, Ended], read_json(path), path, what)
 
 
 def write(path: Path, milestone: str, ended: Ended) -> None:

@@ -17,7 +17,6 @@ from fvcore.gates import Finding, NotHeld, NotProvided, Stage, StageError, Verdi
 from pytest_fvparity.drill import drilled
 from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Answers, Implementation, copied
 from pytest_fvparity.parity.refinements import Continuation, refined
-from pytest_fvparity.parity.repeat import asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -138,39 +137,36 @@ class ParityRun:
         verdict = self.part.placed(key, compare(expected, actual, self.tolerances.of(key), _axes), _axes)
         if not verdict.compared:
             return Verdict((Finding(key, "nothing was compared: the golden has no leaves"),), mismatch_count=1)
-        largest = verdict.details.get("largest", {})
+        details = dict(verdict.details)
+        largest = details.pop("largest", {})
         rows = [{**row, **largest.get(row["leaf"], {})} for row in self.tolerances.table(key, expected)]
-        kept = {name: detail for name, detail in verdict.details.items() if name != "largest"}
-        verdict = replace(verdict, details={**kept, "tolerances": rows})
+        verdict = replace(verdict, details={**details, "tolerances": rows})
         unsteady = self.memory.unsteady.get(key)
         if partial and absent and verdict.passed and not unsteady:
             agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
             raise NotProvided(f"{agrees} agree(s) with the golden; not provided: {names}")
         if not (partial and absent):
             verdict = refined(key, self, verdict, expected, whole)
-        idle = self.tolerances.proving_nothing(key, expected)
         lent = " and ".join(name for name in INPUTS[key] if name in self.memory.lent)
         notes = [
             *([f"{NOT_COMPARED}{cut.left_out}"] if cut.left_out else []),
             *([f"judged on the golden's {lent}, for the candidate provides none"] if lent else []),
             *_notes(self.candidate, key),
-            *(f"{leaf}: {PROVES_NOTHING}" for leaf in idle),
+            *(f"{leaf}: {PROVES_NOTHING}" for leaf in self.tolerances.proving_nothing(key, expected)),
         ]
         warnings = [Finding(key, note, blocking=False) for note in notes]
-        measurements = {**verdict.measurements, **self._memory_measurement(key)}
+        peak = {"peak_memory_mib": round(self.memory.peak[key] / 2**20, 1)} if key in self.memory.peak else {}
+        measurements = {**verdict.measurements, **peak}
         verdict = replace(verdict, findings=(*verdict.findings, *warnings), measurements=measurements)
         # Behind all refinements: what changes from one time to the next is no tie.
         return merge(Verdict((unsteady,), mismatch_count=1), verdict) if unsteady else verdict
-
-    def _memory_measurement(self, key: str) -> dict[str, float]:
-        peak = self.memory.peak.get(key)
-        return {} if peak is None else {"peak_memory_mib": round(peak / 2**20, 1)}
 
     def chained(self, key: str) -> Verdict:
         """The verdict on the candidate's own inputs; it is remembered, also when the candidate fails."""
         self.memory.agrees[key] = False
         try:
-            self._require_held(key)
+            if not self.part.whole(key) and not self.expected(key):
+                raise NotHeld(f"the golden has nothing of {key}: it is not compared")
             verdict = self.compare(key, self.actual(key))
         except NotProvided:
             self.memory.agrees[key] = True  # later keys take the golden's artifact in its place
@@ -197,10 +193,6 @@ class ParityRun:
             self.agrees(key)  # whether it is a tie must be known, also when that stage was not selected
         return copied(self.expected(key) if key in self.tied else actual)
 
-    def _require_held(self, key: str) -> None:
-        if not self.part.whole(key) and not self.expected(key):
-            raise NotHeld(f"the golden has nothing of {key}: it is not compared")
-
     def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
         method = getattr(self.candidate, key, None)
         if method is None:
@@ -216,10 +208,28 @@ class ParityRun:
             return artifact
 
         with self._measured(key):
-            artifact, changed = asked(answer, inputs, self.repeat, _axes) if self.repeat > 1 else (answer(inputs), None)
-        if changed:
-            self.memory.unsteady.setdefault(key, changed)
-        return artifact
+            return answer(inputs) if self.repeat == 1 else self._asked_again(key, answer, inputs)
+
+    def _asked_again(
+        self, key: str, answer: Callable[[Sequence[Artifact]], Artifact], inputs: Sequence[Artifact]
+    ) -> Artifact:
+        """The first answer; where a later one is another is remembered, for then no comparison says anything.
+
+        Each time the inputs are copies, for a candidate may edit them, or know them again; and the first answer is copied
+        before the next is asked for, for a candidate may keep what it gave, and edit that. Two answers are the same if
+        every value is, to the last bit, but that 0.0 and -0.0 are one value, and all NaN are.
+        """
+        from fvcore.compare import compare
+
+        first = copied(answer([copied(artifact) for artifact in inputs]))
+        for _ in range(self.repeat - 1):
+            again = answer([copied(artifact) for artifact in inputs])
+            if changed := compare(first, again, axes=_axes).first_mismatch:
+                by = "" if changed.abs_diff is None else f": differs by {changed.abs_diff:.3g}"
+                message = f"is not the same when asked again (asked {self.repeat} times){by}"
+                self.memory.unsteady.setdefault(key, replace(changed, message=message))
+                break
+        return first
 
     @contextmanager
     def _measured(self, key: str) -> Iterator[None]:
@@ -267,23 +277,26 @@ def _require_leaves(key: str, artifact: Any) -> None:
     """A candidate's artifact holds tensors, plain values and lists of them; raises StageError naming the leaf."""
     from fvcore.artifacts import is_dense
 
-    def foreign(value: Any) -> Any:
-        if isinstance(value, list):
-            return next((found for item in value if (found := foreign(item)) is not None), None)
-        return None if type(value) in {int, float, str, bool, type(None)} else value
-
     if not isinstance(artifact, Mapping):
         raise StageError(
             f"{key}: expected a mapping from leaf to value, the candidate gave a {type(artifact).__name__}"
         )
     for leaf, value in artifact.items():
-        found = None if is_dense(value) else foreign(value)
-        if found is not None:
-            kind = f"{type(found).__module__}.{type(found).__qualname__}"
+        for foreign in [] if is_dense(value) else _foreign(value):
+            kind = f"{type(foreign).__module__}.{type(foreign).__qualname__}"
             raise StageError(
                 f"{key}: leaf {leaf!r} holds a {kind}; expected a dense torch tensor, int, float, str, bool, None, or a list "
                 "of such plain values (convert with .item() or .tolist())"
             )
+
+
+def _foreign(value: Any) -> Iterator[Any]:
+    """What a value holds that is no plain value."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _foreign(item)
+    elif type(value) not in {int, float, str, bool, type(None)}:
+        yield value
 
 
 def check(key: str) -> Callable[[ParityRun], Verdict]:
@@ -321,10 +334,9 @@ def _judge(run: ParityRun, key: str) -> Verdict:
             raise
         broken = Finding(key, f"fails on the candidate's own inputs: {type(error).__name__}: {error}")
         return Verdict((broken,), compared=1, mismatch_count=1, details={"fault": _origin(run, key)})
-    if chained.passed and not run.memory.failed:
+    # Where it cannot be told whose fault it is, it is not guessed.
+    if (chained.passed and not run.memory.failed) or not run.can_isolate(key):
         return chained
-    if not run.can_isolate(key):
-        return chained  # whose fault it is cannot be told, and is not guessed
     try:
         isolated = run.compare(key, run.isolated(key)) if INPUTS[key] else chained
     except Exception:
@@ -333,11 +345,10 @@ def _judge(run: ParityRun, key: str) -> Verdict:
         isolated = chained  # its code fails on golden inputs: the fault is here, and the chained numbers locate it
     if chained.passed and isolated.passed:
         return chained
-    if isolated.passed:
-        return replace(chained, details={**chained.details, "fault": _origin(run, key)})
+    fault = _origin(run, key) if isolated.passed else "own"
     # A fault of its own can cancel an earlier one: then only the golden's inputs show it.
     shown = isolated if chained.passed else chained
-    return replace(shown, details={**shown.details, "fault": "own"})
+    return replace(shown, details={**shown.details, "fault": fault})
 
 
 def _origin(run: ParityRun, key: str) -> str:

@@ -1,12 +1,13 @@
 """How far the reference is from itself: the same run under its legal variations, measured when a golden is recorded.
 
-A candidate on another attention kernel, with more threads, or with its weights elsewhere in memory is no worse than the
-reference so varied. What that changes is stored in the golden, per check key and leaf name, as the largest absolute
+A candidate on another attention kernel or processor, with more threads, or with its weights elsewhere in memory is no
+worse than the reference so varied. What that changes is stored in the golden, per check key and leaf name, as the largest absolute
 difference from the recording; `FACTOR` times it is the least that the default tolerances allow.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,10 @@ RULE = f"noise of the golden x {FACTOR:g}"
 
 # The kernels that every installation of torch has.
 ATTENTION = ("eager", "sdpa")
+
+
+# What another processor computes with, as far as this one can be made to: the libraries read it once, when they load.
+OTHER_INSTRUCTIONS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 
 
 @dataclass(frozen=True)
@@ -44,14 +49,24 @@ class Noise:
 def variations(lm: LanguageModel) -> list[dict[str, Any]]:
     """What is varied beside the recorded run, one thing at a time, as the reference's process is told of it.
 
-    The repeat copies the weights: mapped from a file they are aligned otherwise, and some kernels round by alignment.
+    The repeat copies the weights: mapped from a file they are aligned otherwise, and some kernels round by alignment. A
+    variation with an `environment` needs a process of its own.
     """
-    recorded = {"attn_implementation": lm.attn_implementation, "threads": 1, "copies_weights": False}
+    recorded = {"attn_implementation": lm.attn_implementation, "threads": 1, "copies_weights": False, "environment": {}}
     changes: list[dict[str, Any]] = [{"name": "repeat", "copies_weights": True}]
     changes += [{"name": f"attn_implementation={other}", "attn_implementation": other} for other in other_attention(lm)]
     if lm.device.type == "cpu":
         changes.append({"name": "threads=2", "threads": 2})
+        if has_other_instructions():
+            changes.append({"name": "instructions=SSE41", "environment": OTHER_INSTRUCTIONS})
     return [recorded | change for change in changes]
+
+
+def has_other_instructions() -> bool:
+    """Whether this processor can be made to compute as a lesser one: an x86 that is not held back already."""
+    import torch
+
+    return platform.machine() in {"x86_64", "AMD64"} and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 
 
 def other_attention(lm: LanguageModel) -> list[str]:

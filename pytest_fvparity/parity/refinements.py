@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from fvcore.gates import Finding, Verdict, merge
+from pytest_fvparity.parity.ties import may_swap, tied_heads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from fvcore.artifacts import Artifact
-    from fvcore.compare import Tolerance
     from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings
+    from pytest_fvparity.parity.checks import ParityRun
     from pytest_fvparity.parity.implementation import Implementation
-    from pytest_fvparity.parity.tolerances import Tolerances
 
 OWN_LOGPROB = 1e-4
 """How far (nats) a log-probability may be from the candidate's own logits: fp32 is within 1e-6, fp16 is off by 1e-3."""
@@ -26,18 +26,6 @@ OWN_LOGPROB = 1e-4
 
 Continuation: TypeAlias = "Callable[[str, str, Sequence[int]], Tensor]"
 """(trial key, "base" or "with", ids generated so far) -> logits (vocab,) of the next token."""
-
-
-class Run(Protocol):
-    """What a refinement asks of the run it belongs to."""
-
-    tolerances: Tolerances
-    continuation: Continuation | None
-    model: nn.Module | None
-
-    @property
-    def tied(self) -> set[str]: ...
-    def expected(self, key: str) -> Artifact: ...
 
 
 def continuation_of(lm: LanguageModel, golden: Implementation, settings: Settings) -> Continuation:
@@ -57,7 +45,7 @@ def continuation_of(lm: LanguageModel, golden: Implementation, settings: Setting
     return logits
 
 
-def refined(key: str, run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+def refined(key: str, run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """A key's verdict with what is particular to that key."""
     return REFINEMENTS[key](run, verdict, expected, actual) if key in REFINEMENTS else verdict
 
@@ -66,9 +54,9 @@ TAIL = 16
 """How many ids of a prompt's end are shown."""
 
 
-def _at_the_boundary(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+def _at_the_boundary(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """How the first prompt that differs ends, on either side; and a BOS that stands twice is worth a word."""
-    notes = list(_doubled_bos(expected, actual))
+    notes = _doubled_bos(expected, actual)
     prompt = verdict.first_mismatch.where.rpartition("/")[0] if verdict.first_mismatch else ""
     if f"{prompt}/input_ids" in expected:
         ends = _end(expected, prompt), _end(actual, prompt)
@@ -82,23 +70,16 @@ def _end(artifact: Artifact, prompt: str) -> str:
     return f"{shown!r} {ids[-TAIL:] if isinstance(ids, list) else ids}"
 
 
-def _doubled_bos(expected: Artifact, actual: Artifact) -> tuple[Finding, ...]:
+def _doubled_bos(expected: Artifact, actual: Artifact) -> list[Finding]:
     """Both sides may agree on a BOS that stands twice, and every number is another one for it."""
     bos = expected.get("bos/bos_token_id")
-    prompts = [leaf for leaf, ids in actual.items() if leaf.endswith("/input_ids") and _begins(ids, [bos, bos])]
-    if bos is None or not prompts:
-        return ()
-    message = (
-        f"BOS (id {bos}) stands twice at the start of {len(prompts)} prompt(s): in the text, and from the tokenizer"
-    )
-    return (Finding(prompts[0], message, blocking=False),)
+    ids = {leaf: value for leaf, value in actual.items() if leaf.endswith("/input_ids") and isinstance(value, list)}
+    twice = [] if bos is None else [leaf for leaf, value in ids.items() if value[:2] == [bos, bos]]
+    message = f"BOS (id {bos}) stands twice at the start of {len(twice)} prompt(s): in the text, and from the tokenizer"
+    return [Finding(leaf, message, blocking=False) for leaf in twice[:1]]
 
 
-def _begins(ids: Any, start: list[Any]) -> bool:
-    return isinstance(ids, list) and ids[: len(start)] == start
-
-
-def _named_slots(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+def _named_slots(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """A slot's number says little: its label joins the coordinate."""
     labels = dict(cast("list[list[Any]]", run.expected("slot_map")["dummy_labels"]))
 
@@ -112,7 +93,7 @@ def _named_slots(run: Run, verdict: Verdict, expected: Artifact, actual: Artifac
     return replace(verdict, findings=tuple(map(named, verdict.findings)))
 
 
-def _named_trials(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+def _named_trials(run: ParityRun, verdict: Verdict) -> Verdict:
     """A row of the CIE tensor is a trial: its key joins the coordinate."""
     from fvcore.pipeline import trial_keys
 
@@ -122,13 +103,17 @@ def _named_trials(run: Run, verdict: Verdict, expected: Artifact, actual: Artifa
         row = finding.coordinate.get("trial")
         if not isinstance(row, int) or row >= len(keys):
             return finding
-        trial_id, trial_idx = map(int, keys[row].split(":"))
-        return replace(finding, coordinate={**finding.coordinate, "trial_id": trial_id, "trial_idx": trial_idx})
+        return replace(finding, coordinate={**finding.coordinate, **_trial(keys[row])})
 
     return replace(verdict, findings=tuple(map(named, verdict.findings)))
 
 
-def _judged_heads(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+def _trial(key: str) -> dict[str, int | str]:
+    """A trial's key, as the two numbers it is made of."""
+    return dict(zip(("trial_id", "trial_idx"), map(int, key.split(":")), strict=True))
+
+
+def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """Heads in another order are a tie if the golden's own effects leave the order open, and a fault otherwise."""
     from fvcore.compare import compare
 
@@ -140,9 +125,9 @@ def _judged_heads(run: Run, verdict: Verdict, expected: Artifact, actual: Artifa
         "heads_actual": _pairs(actual),
         "scores_actual": _rows(actual, "scores", 1),
     }
-    verdict = replace(_named_trials(run, verdict, expected, actual), details=details)
+    verdict = replace(_named_trials(run, verdict), details=details)
     at_heads = [f for f in verdict.findings if f.where.startswith("heads[")]
-    if not at_heads or not _is_tie(expected, actual, run.tolerances.of("top_heads")("aie")):
+    if not at_heads or not _are_tied(run, expected, actual):
         return verdict
     run.tied.add("top_heads")
     ties = tuple(
@@ -161,58 +146,44 @@ def _judged_heads(run: Run, verdict: Verdict, expected: Artifact, actual: Artifa
     )
 
 
-def _is_tie(expected: Artifact, actual: Artifact, tolerance: Tolerance) -> bool:
-    """Whether the candidate ranks by its own effects, and each rank's head is, by the golden's effects, as good as the
-    golden's head of that rank."""
-    from fvcore.artifacts import tensor_leaf
-
-    aie, have = tensor_leaf(expected, "aie").double(), _pairs(actual)
-    own: Any = actual.get("aie")
-    if have is None or getattr(own, "shape", None) != aie.shape or len(set(map(tuple, have))) != len(have):
-        return False
-    n_layers, n_heads = aie.shape
-    if not all(0 <= layer < n_layers and 0 <= head < n_heads for layer, head in have):
-        return False
-    want = cast("list[list[int]]", expected["heads"])
-    allowed = tolerance.allowed(aie)
-    as_good = all(
-        bool((aie[tuple(w)] - aie[tuple(h)]).abs() <= allowed[tuple(w)]) for w, h in zip(want, have, strict=False)
-    )
-    return len(want) == len(have) and as_good and _ranked(have, own)
-
-
-def _ranked(heads: Sequence[Sequence[int]], aie: Tensor) -> bool:
-    """Whether these are the largest of `aie`, largest first, up to the rounding of a mean in fp32."""
+def _are_tied(run: ParityRun, expected: Artifact, actual: Artifact) -> bool:
     import torch
 
-    aie = aie.detach().double().cpu()
-    slack = 8 * torch.finfo(torch.float32).eps * float(aie.abs().max())
-    chosen = torch.stack([aie[tuple(head)] for head in heads])
-    best = aie.flatten().topk(len(heads)).values
-    return bool(((chosen - best).abs() <= slack).all())
+    want, have, aie, own = _pairs(expected), _pairs(actual), expected.get("aie"), actual.get("aie")
+    if want is None or have is None or not (isinstance(aie, torch.Tensor) and isinstance(own, torch.Tensor)):
+        return False
+    return tied_heads(want, have, aie, own, run.tolerances.of("top_heads")("aie"))
 
 
-def _measured_vector(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+def _measured_vector(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """Cosine and norms, as measurements: a wrong scale has cosine 1, a wrong direction the same norm."""
     import torch
 
-    pair = [side.get("function_vector") for side in (expected, actual)]
-    if not all(isinstance(vector, torch.Tensor) for vector in pair):
+    pair = [_numbers(side.get("function_vector")) for side in (expected, actual)]
+    want, have = (None if vector is None else vector.flatten() for vector in pair)
+    if want is None or have is None or want.shape != have.shape:
         return verdict
-    want, have = (cast("torch.Tensor", vector).detach().double().cpu().flatten() for vector in pair)
-    if want.shape != have.shape:
-        return verdict
-    sum_findings = _not_its_terms(actual)
     measured = {
         "cosine": float(torch.nn.functional.cosine_similarity(want, have, dim=0)),
         "norm_expected": float(want.norm()),
         "norm_actual": float(have.norm()),
     }
     verdict = replace(verdict, measurements={**verdict.measurements, **measured})
-    return merge(Verdict(sum_findings, mismatch_count=len(sum_findings)), verdict) if sum_findings else verdict
+    return _with_faults(_not_its_terms(actual), verdict)
 
 
-def _not_its_terms(actual: Artifact) -> tuple[Finding, ...]:
+def _numbers(value: Any) -> Tensor | None:
+    """A tensor in float64 on the CPU, if it is one."""
+    import torch
+
+    return value.detach().double().cpu() if isinstance(value, torch.Tensor) else None
+
+
+def _with_faults(found: Sequence[Finding], verdict: Verdict) -> Verdict:
+    return merge(Verdict(tuple(found), mismatch_count=len(found)), verdict) if found else verdict
+
+
+def _not_its_terms(actual: Artifact) -> list[Finding]:
     """In half precision: where the vector is not the sum of its heads' terms, rounded once.
 
     A sum kept in half precision is off by a few tenths of a percent, far inside any tolerance of that dtype, and it is
@@ -220,26 +191,27 @@ def _not_its_terms(actual: Artifact) -> tuple[Finding, ...]:
     """
     import torch
 
-    vector, terms = actual.get("function_vector"), actual.get("head_terms")
-    if not (isinstance(vector, torch.Tensor) and isinstance(terms, torch.Tensor)):
-        return ()
-    if vector.dtype not in {torch.float16, torch.bfloat16} or terms.ndim != 2 or terms.shape[1:] != vector.shape:
-        return ()
-    have, each = vector.detach().double().cpu(), terms.detach().double().cpu()
+    vector, (have, each) = (
+        actual.get("function_vector"),
+        (_numbers(actual.get(n)) for n in ("function_vector", "head_terms")),
+    )
+    if not isinstance(vector, torch.Tensor) or have is None or each is None:
+        return []
+    if vector.dtype not in {torch.float16, torch.bfloat16} or each.ndim != 2 or each.shape[1:] != have.shape:
+        return []
     total, size, info = each.sum(dim=0), each.abs().sum(dim=0), torch.finfo(vector.dtype)
     one_rounding = (total.abs() * info.eps / 2).clamp(min=info.smallest_normal * info.eps / 2)
     wrong = ((have - total).abs() > 1.01 * one_rounding + size * 2.0**-20).nonzero().flatten().tolist()
-    if not wrong:
-        return ()
     message = (
         f"is not the sum of its head_terms rounded once, at {len(wrong)} dims: was the sum kept in half precision?"
     )
-    first = wrong[0]
-    where = f"function_vector[dim {first}]"
-    return (Finding(where, message, float(total[first]), float(have[first]), {"dim": first}),)
+    return [
+        Finding(f"function_vector[dim {dim}]", message, float(total[dim]), float(have[dim]), {"dim": dim})
+        for dim in wrong[:1]
+    ]
 
 
-def _moved_logits(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+def _moved_logits(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """The vector must do something on every trial; and the per-trial table of the report."""
     import torch
 
@@ -260,10 +232,10 @@ def _moved_logits(run: Run, verdict: Verdict, expected: Artifact, actual: Artifa
             f"is not what the block hands on{_block_output(run)}"
         )
         found.insert(0, Finding("with_logits", message))
-    return merge(Verdict(tuple(found), mismatch_count=len(found)), verdict) if found else verdict
+    return _with_faults(found, verdict)
 
 
-def _block_output(run: Run) -> str:
+def _block_output(run: ParityRun) -> str:
     """What the model's blocks return, which is what an edit that reaches nothing is usually wrong about."""
     if run.model is None:
         return ""
@@ -277,7 +249,7 @@ def _block_output(run: Run) -> str:
         return ""
 
 
-def _generation_ties(run: Run, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
+def _generation_ties(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """Generated ids that part where two tokens are as good as each other are a tie, and a fault otherwise."""
     from fvcore.compare import compare
 
@@ -293,7 +265,7 @@ def _generation_ties(run: Run, verdict: Verdict, expected: Artifact, actual: Art
     return replace(verdict, findings=tuple(findings), mismatch_count=verdict.mismatch_count - n_tied)
 
 
-def _tokens_apart(run: Run, leaf: str, expected: Artifact, actual: Artifact) -> float | None:
+def _tokens_apart(run: ParityRun, leaf: str, expected: Artifact, actual: Artifact) -> float | None:
     """By how much the golden's token beats the candidate's where the two generations part, if it is within tolerance.
 
     What either generates behind that place follows from another text, and says nothing.
@@ -314,10 +286,11 @@ def _tokens_apart(run: Run, leaf: str, expected: Artifact, actual: Artifact) -> 
         return None
     following = run.continuation(trial, mode, want[:at]).double()
     apart = abs(float(following[want[at]] - following[have[at]]))
-    return apart if apart <= 2 * _legally_off(run, f"{mode}_logits", logits) else None
+    off = _legally_off(run, f"{mode}_logits", logits)
+    return apart if may_swap(apart, off, off) else None
 
 
-def _legally_off(run: Run, leaf: str, logits: Tensor) -> float:
+def _legally_off(run: ParityRun, leaf: str, logits: Tensor) -> float:
     """How far a legal variation may move a logit: two of them may change places up to twice of it apart.
 
     In half precision the tolerance is wider than many a gap between tokens, so that a fault would pass for a tie: there
@@ -334,45 +307,35 @@ def _legally_off(run: Run, leaf: str, logits: Tensor) -> float:
 
 def _not_its_logits(key: str, actual: Artifact) -> list[Finding]:
     """Log-probabilities that are not those of the candidate's own logits: a log-softmax in half precision."""
-    import torch
-
     from fvcore.compare import TRIAL_KEY
 
     if not TRIAL_KEY.fullmatch(key):
         return []
     found, target = [], actual.get(f"{key}/target_id")
-    trial_id, trial_idx = key.split(":")
     for name in ("base", "with"):
-        logits, logprob = actual.get(f"{key}/{name}_logits"), actual.get(f"{key}/{name}_logprob")
-        if not (isinstance(logits, torch.Tensor) and logits.ndim == 1 and isinstance(logprob, float)):
+        logits, logprob = _numbers(actual.get(f"{key}/{name}_logits")), actual.get(f"{key}/{name}_logprob")
+        if logits is None or logits.ndim != 1 or not isinstance(logprob, float):
             continue
         if type(target) is not int or not 0 <= target < len(logits):
             continue
-        own = float(torch.log_softmax(logits.detach().double().cpu(), dim=-1)[target])
-        if abs(own - logprob) > OWN_LOGPROB:
-            message = (
-                f"differs by {abs(own - logprob):.3g} from that of the candidate's own logits: taken in half precision?"
-            )
-            at: dict[str, int | str] = {"trial_id": int(trial_id), "trial_idx": int(trial_idx)}
-            found.append(Finding(f"{key}/{name}_logprob", message, own, logprob, at, abs(own - logprob)))
+        own = float(logits.log_softmax(dim=-1)[target])
+        off = abs(own - logprob)
+        if off > OWN_LOGPROB:
+            message = f"differs by {off:.3g} from that of the candidate's own logits: taken in half precision?"
+            found.append(Finding(f"{key}/{name}_logprob", message, own, logprob, _trial(key), off))
     return found
 
 
 def _trial_row(key: str, expected: Artifact, actual: Artifact) -> dict[str, Any]:
-    import torch
-
-    trial_id, trial_idx = map(int, key.split(":"))
-    row: dict[str, Any] = {"trial_id": trial_id, "trial_idx": trial_idx, "target_id": expected.get(f"{key}/target_id")}
+    row: dict[str, Any] = {**_trial(key), "target_id": expected.get(f"{key}/target_id")}
     for name in ("base", "with", "delta"):
-        leaf = f"{key}/{name}_logprob"
-        src, fv = (_float(side.get(leaf)) for side in (expected, actual))
+        src, fv = (_float(side.get(f"{key}/{name}_logprob")) for side in (expected, actual))
         row[f"{name}_logprob_src"], row[f"{name}_logprob_fv"] = src, fv
         row[f"{name}_logprob_abs_diff"] = None if src is None or fv is None else abs(src - fv)
     for name in ("base", "with"):
-        pair = [side.get(f"{key}/{name}_logits") for side in (expected, actual)]
-        tensors = [x.detach().double().cpu() for x in pair if isinstance(x, torch.Tensor)]
-        same_shape = len(tensors) == 2 and tensors[0].shape == tensors[1].shape
-        row[f"{name}_logits_max_abs_diff"] = float((tensors[0] - tensors[1]).abs().max()) if same_shape else None
+        want, have = (_numbers(side.get(f"{key}/{name}_logits")) for side in (expected, actual))
+        same_shape = want is not None and have is not None and want.shape == have.shape
+        row[f"{name}_logits_max_abs_diff"] = float((want - have).abs().max()) if same_shape else None  # type: ignore[operator]
     return row
 
 
@@ -395,7 +358,7 @@ def _float(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-REFINEMENTS: dict[str, Callable[[Run, Verdict, Artifact, Artifact], Verdict]] = {
+REFINEMENTS: dict[str, Callable[[ParityRun, Verdict, Artifact, Artifact], Verdict]] = {
     "prompt_boundary": _at_the_boundary,
     "mean_activations": _named_slots,
     "top_heads": _judged_heads,

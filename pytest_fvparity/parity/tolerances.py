@@ -9,15 +9,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from fvcore.artifacts import Artifact, Leaf
+from fvcore.artifacts import Artifact
 from fvcore.compare import EXACT, Tolerance
-from fvcore.formats import FormatError, read_yaml
+from fvcore.formats import FormatError, read_yaml, validated
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.parity.noise import Noise, is_number
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEFAULTS = Path(__file__).with_name("tolerances.yaml")
 DEFAULT = "default"
@@ -55,7 +58,7 @@ class Rule(BaseModel):
         return Tolerance(self.rtol, self.atol, self.of_max, self.of_norm, rule=name)
 
 
-class _File(BaseModel):
+class _RuleFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     rules: list[Rule]
@@ -112,31 +115,29 @@ class Tolerances:
         return [name for name, values in _by_name(artifact).items() if _zeros_pass(self.of(key)(name), values)]
 
 
-def _by_name(artifact: Artifact) -> dict[str, list[Leaf]]:
-    """The numeric leaves by name, trials folded."""
-    by_name: dict[str, list[Leaf]] = {}
+def _by_name(artifact: Artifact) -> dict[str, list[Tensor]]:
+    """The numeric leaves by name, trials folded, in float64 on the CPU."""
+    import torch
+
+    by_name: dict[str, list[Tensor]] = {}
     for leaf, value in artifact.items():
         if is_number(value):
-            by_name.setdefault(leaf.rpartition("/")[2], []).append(value)
+            numbers = torch.as_tensor(value).detach().double().cpu()
+            by_name.setdefault(leaf.rpartition("/")[2], []).append(numbers)
     return by_name
 
 
-def _zeros_pass(tolerance: Tolerance, values: Sequence[Leaf]) -> bool:
-    import torch
-
-    sizes = [torch.as_tensor(value).detach().double().cpu().abs() for value in values]
-    return any(bool(size.any()) for size in sizes) and all(
-        bool((size <= tolerance.allowed(size)).all()) for size in sizes
-    )
+def _zeros_pass(tolerance: Tolerance, values: Sequence[Tensor]) -> bool:
+    sizes = [value.abs() for value in values]
+    allowed = (bool((size <= tolerance.allowed(size)).all()) for size in sizes)
+    return any(bool(size.any()) for size in sizes) and all(allowed)
 
 
-def _row(tolerance: Tolerance, values: Sequence[Leaf]) -> dict[str, Any]:
+def _row(tolerance: Tolerance, values: Sequence[Tensor]) -> dict[str, Any]:
     """The numbers in force for leaves of one name, and the rule that gave them."""
-    import torch
-
     shown = tolerance.own
     if (measured := tolerance.measured) is not None:
-        widened = [tolerance.widened(torch.as_tensor(value).detach().double().cpu()) for value in values]
+        widened = [tolerance.widened(value) for value in values]
         if all(bool(where.all()) for where in widened):
             shown = measured
         elif any(bool(where.any()) for where in widened):
@@ -145,12 +146,7 @@ def _row(tolerance: Tolerance, values: Sequence[Leaf]) -> dict[str, Any]:
 
 
 def _named(source: str, value: Any) -> list[tuple[str, Rule]]:
-    try:
-        rules = _File.model_validate(value).rules
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"])) or "the top level"
-        raise FormatError(f"{source}: {repr(place)[1:-1]:.200}: {problem['msg'].lower()}") from None
+    rules = validated(_RuleFile, value, source).rules
     for number, rule in enumerate(rules, start=1):
         if rule.key not in CHECK_KEYS:
             known = ", ".join(CHECK_KEYS)

@@ -10,7 +10,7 @@ must be normalised to run on today's libraries; it never edits the checkout and 
    probed again: one that has no effect is an error.
 4. Record, and refuse to record what is not alive: effects that are zero everywhere, an injection that moves no logit,
    a number that is not finite, labels that do not line up with tokens.
-5. Run again under the legal variations that the job lists, for the noise of what was recorded.
+5. Run again under the legal variations that the job lists, for the noise of what was recorded, here or by another process.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,66 +40,57 @@ class RecordingRefused(Exception):
 # ---------------------------------------------------------------- modules the reference imports
 
 
-def trace_dict_module() -> types.ModuleType:
-    """`baukit`, as far as the reference uses it: TraceDict and get_module.
+def get_module(model: Any, name: str) -> Any:
+    return model.get_submodule(name)
 
-    baukit is on no package index, and importing it asks for an image library. The edit function is called with the
-    layer's output, its name and its inputs, as many as it takes.
+
+class TraceDict(OrderedDict):  # type: ignore[type-arg]
+    """What the reference takes from baukit: a trace for each layer, with its first input and its output.
+
+    The edit function is called with the layer's output, its name and its inputs, as many as it takes.
     """
 
-    class Trace:
-        input: Any = None
-        output: Any = None
+    def __init__(
+        self,
+        module: Any,
+        layers: Any,
+        retain_input: bool = False,
+        retain_output: bool = True,
+        edit_output: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__((layer, types.SimpleNamespace(input=None, output=None)) for layer in layers)
+        self.fired: set[str] = set()
+        n_arguments = 0 if edit_output is None else len(inspect.signature(edit_output).parameters)
 
-    class TraceDict(OrderedDict):  # type: ignore[type-arg]
-        def __init__(
-            self,
-            module: Any,
-            layers: Any,
-            retain_input: bool = False,
-            retain_output: bool = True,
-            edit_output: Callable[..., Any] | None = None,
-        ) -> None:
-            super().__init__((layer, Trace()) for layer in layers)
-            self.fired: set[str] = set()
-            n_arguments = 0 if edit_output is None else len(inspect.signature(edit_output).parameters)
+        def hook(layer: str, _: Any, inputs: tuple[Any, ...], output: Any) -> Any:
+            self.fired.add(layer)
+            if retain_input:
+                self[layer].input = inputs[0] if len(inputs) == 1 else inputs
+            if edit_output is not None:
+                output = edit_output(*(output, layer, inputs)[:n_arguments])
+            if retain_output:
+                self[layer].output = output
+            return output
 
-            def hook_for(layer: str) -> Callable[..., Any]:
-                def hook(_: Any, inputs: tuple[Any, ...], output: Any) -> Any:
-                    self.fired.add(layer)
-                    if retain_input:
-                        self[layer].input = inputs[0] if len(inputs) == 1 else inputs
-                    if edit_output is not None:
-                        output = edit_output(*(output, layer, inputs)[:n_arguments])
-                    if retain_output:
-                        self[layer].output = output
-                    return output
+        self.handles = [get_module(module, layer).register_forward_hook(partial(hook, layer)) for layer in layers]
 
-                return hook
+    def __enter__(self) -> TraceDict:
+        return self
 
-            self.handles = [get_module(module, layer).register_forward_hook(hook_for(layer)) for layer in layers]
-
-        def __enter__(self) -> TraceDict:
-            return self
-
-        def __exit__(self, kind: Any, *_: Any) -> None:
-            for handle in self.handles:
-                handle.remove()
-            if kind is None and self.fired != set(self):
-                raise RecordingRefused(f"a hook that did not fire: {', '.join(sorted(set(self) - self.fired))}")
-
-    def get_module(model: Any, name: str) -> Any:
-        return model.get_submodule(name)
-
-    module = types.ModuleType("baukit")
-    module.TraceDict = TraceDict  # type: ignore[attr-defined]
-    module.get_module = get_module  # type: ignore[attr-defined]
-    return module
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+        if kind is None and self.fired != set(self):
+            raise RecordingRefused(f"a hook that did not fire: {', '.join(sorted(set(self) - self.fired))}")
 
 
 def provide_modules() -> list[str]:
-    """Put the stand-ins in place, also of modules that are installed: a recording must not depend on who has them."""
-    stand_ins = {"baukit": trace_dict_module(), "bitsandbytes": types.ModuleType("bitsandbytes")}
+    """Put the stand-ins in place, also of modules that are installed: a recording must not depend on who has them.
+
+    `baukit` is on no package index, and importing it asks for an image library.
+    """
+    stand_ins = {name: types.ModuleType(name) for name in ("baukit", "bitsandbytes")}
+    vars(stand_ins["baukit"]).update(TraceDict=TraceDict, get_module=get_module)
     sys.modules |= stand_ins
     return [f"{name}_stand_in" for name in stand_ins]
 
@@ -135,9 +127,10 @@ class Checkout:
                 return getattr(module, name)
         raise RecordingRefused(f"the checkout has no function {name!r}; is {self.root} a copy of the reference?")
 
-    def rebind(self, name: str, new: Any) -> None:
-        """Put `new` in place of a function, in every module that holds it: star imports copy names."""
+    def wrap(self, name: str, wrapped: Callable[[Callable[..., Any]], Any]) -> None:
+        """Put what `wrapped` makes of a function in its place, in every module that holds it: star imports copy names."""
         old = getattr(self, name)
+        new = wrapped(old)
         for module in self.modules:
             if getattr(module, name, None) is old:
                 setattr(module, name, new)
@@ -158,6 +151,18 @@ class Normalisation:
     name: str
     holds: Callable[[], bool]
     apply: Callable[[], None]
+
+    @classmethod
+    def of(
+        cls,
+        src: Checkout,
+        name: str,
+        holds: Callable[[], bool],
+        function: str,
+        wrapped: Callable[[Callable[..., Any]], Any],
+    ) -> Normalisation:
+        """One that puts something around a function of the reference."""
+        return cls(name, holds, partial(src.wrap, function, wrapped))
 
 
 def normalise(normalisations: list[Normalisation]) -> dict[str, list[str]]:
@@ -180,20 +185,14 @@ def injection_edits_bare_tensors(src: Checkout) -> Normalisation:
     def holds() -> bool:
         return bool(src.add_function_vector(0, torch.ones(1, 2), "cpu")(torch.zeros(1, 1, 2), "a.b.0").any())
 
-    def apply() -> None:
-        original = src.add_function_vector
-
+    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
         def add_function_vector(*args: Any, **options: Any) -> Callable[[Any, str], Any]:
             edit = original(*args, **options)
+            return lambda output, name: edit(output, name) if isinstance(output, tuple) else edit((output,), name)[0]
 
-            def edit_any(output: Any, layer_name: str) -> Any:
-                return edit(output, layer_name) if isinstance(output, tuple) else edit((output,), layer_name)[0]
+        return add_function_vector
 
-            return edit_any
-
-        src.rebind("add_function_vector", add_function_vector)
-
-    return Normalisation("injection_edits_bare_tensors", holds, apply)
+    return Normalisation.of(src, "injection_edits_bare_tensors", holds, "add_function_vector", wrapped)
 
 
 def injection_casts_vector(src: Checkout) -> Normalisation:
@@ -208,9 +207,7 @@ def injection_casts_vector(src: Checkout) -> Normalisation:
         (edited,) = src.add_function_vector(0, vector, "cpu")((hidden,), "a.b.0")
         return bool((edited == 1).all())
 
-    def apply() -> None:
-        original = src.add_function_vector
-
+    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
         def add_function_vector(edit_layer: int, fv_vector: Any, *args: Any, **options: Any) -> Callable[..., Any]:
             def edit(output: Any, layer_name: str) -> Any:
                 hidden = output[0] if isinstance(output, tuple) else output
@@ -218,9 +215,9 @@ def injection_casts_vector(src: Checkout) -> Normalisation:
 
             return edit
 
-        src.rebind("add_function_vector", add_function_vector)
+        return add_function_vector
 
-    return Normalisation("injection_casts_vector", holds, apply)
+    return Normalisation.of(src, "injection_casts_vector", holds, "add_function_vector", wrapped)
 
 
 def bos_from_tokenizer_only(src: Checkout) -> Normalisation:
@@ -231,15 +228,10 @@ def bos_from_tokenizer_only(src: Checkout) -> Normalisation:
     def holds() -> bool:
         return not src.word_pairs_to_prompt_data(**words, query_target_pair=query)["prefixes"]["instructions"]
 
-    def apply() -> None:
-        original = src.word_pairs_to_prompt_data
+    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **options: original(*args, **{**options, "prepend_bos_token": False})
 
-        def word_pairs_to_prompt_data(*args: Any, prepend_bos_token: bool = False, **options: Any) -> Any:
-            return original(*args, prepend_bos_token=False, **options)
-
-        src.rebind("word_pairs_to_prompt_data", word_pairs_to_prompt_data)
-
-    return Normalisation("bos_from_tokenizer_only", holds, apply)
+    return Normalisation.of(src, "bos_from_tokenizer_only", holds, "word_pairs_to_prompt_data", wrapped)
 
 
 class StoredTarget:
@@ -250,21 +242,13 @@ class StoredTarget:
 
     def normalisation(self, src: Checkout, tokenizer: Any) -> Normalisation:
         def holds() -> bool:
-            self.target_id = -7
-            try:
+            with self.of(-7):
                 return bool(src.get_answer_id("Q: a\nA:", " a", tokenizer) == [-7])
-            finally:
-                self.target_id = None
 
-        def apply() -> None:
-            original = src.get_answer_id
+        def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *args, **named: original(*args, **named) if self.target_id is None else [self.target_id]
 
-            def get_answer_id(query: Any, answer: Any, tokenizer: Any) -> Any:
-                return original(query, answer, tokenizer) if self.target_id is None else [self.target_id]
-
-            src.rebind("get_answer_id", get_answer_id)
-
-        return Normalisation("effect_uses_stored_target", holds, apply)
+        return Normalisation.of(src, "effect_uses_stored_target", holds, "get_answer_id", wrapped)
 
     @contextmanager
     def of(self, target_id: int) -> Iterator[None]:
@@ -278,13 +262,10 @@ class StoredTarget:
 def greedy_generation(model: Any) -> Normalisation:
     """Generation never samples, whatever the model's own generation settings say."""
 
-    def holds() -> bool:
-        return not model.generation_config.do_sample
-
-    def apply() -> None:
-        model.generation_config.do_sample = False
-
-    return Normalisation("greedy_generation", holds, apply)
+    settings = model.generation_config
+    return Normalisation(
+        "greedy_generation", lambda: not settings.do_sample, lambda: setattr(settings, "do_sample", False)
+    )
 
 
 # ---------------------------------------------------------------- recording
@@ -342,6 +323,7 @@ class Recorder:
             "layer_hook_names": job["layer_hook_names"],
             "prepend_bos": self.adds_bos,
         }
+        self.template = {"prefixes": job["prefixes"], "separators": job["separators"]}
         self.stored_target = StoredTarget()
         normalisations = [injection_edits_bare_tensors(self.src), greedy_generation(self.model)]
         if job["reference_profile"] == "src":
@@ -355,6 +337,11 @@ class Recorder:
         self.normalisations = normalise(normalisations)
         self.normalisations["applied"] = provided + self.normalisations["applied"]
 
+    @property
+    def running(self) -> dict[str, Any]:
+        """What a function of the reference takes that runs the model."""
+        return {"model": self.model, "model_config": self.config, "tokenizer": self.tokenizer}
+
     # ------------------------------------------------------------ prompts and slots
 
     def prompt_data(self, trial: dict[str, Any], regime: str) -> Any:
@@ -363,8 +350,7 @@ class Recorder:
             query_target_pair=words([trial["query"]]),
             prepend_bos_token=not self.config["prepend_bos"],
             shuffle_labels=False,
-            prefixes=self.job["prefixes"],
-            separators=self.job["separators"],
+            **self.template,
         )
 
     def regimes(self) -> Iterator[tuple[dict[str, Any], str, Any]]:
@@ -401,13 +387,8 @@ class Recorder:
         return leaves
 
     def dummy_labels(self) -> list[Any]:
-        labels: list[Any] = self.src.get_dummy_token_labels(
-            self.job["n_shots"],
-            tokenizer=self.tokenizer,
-            prefixes=self.job["prefixes"],
-            separators=self.job["separators"],
-            model_config=self.config,
-        )
+        known = {"tokenizer": self.tokenizer, "model_config": self.config}
+        labels: list[Any] = self.src.get_dummy_token_labels(self.job["n_shots"], **known, **self.template)
         return labels
 
     def slot_map(self) -> dict[str, Any]:
@@ -446,14 +427,11 @@ class Recorder:
         valid = Replay([words([trial["query"]]) for trial in trials], 1)
         mean = self.src.get_mean_head_activations(
             {"train": train, "valid": valid},
-            model=self.model,
-            model_config=self.config,
-            tokenizer=self.tokenizer,
+            **self.running,
             n_icl_examples=self.job["n_shots"],
             N_TRIALS=len(trials),
             shuffle_labels=False,
-            prefixes=self.job["prefixes"],
-            separators=self.job["separators"],
+            **self.template,
         )
         if (train.n_asked, valid.n_asked) != (len(trials), len(trials)):
             raise RecordingRefused(f"the means asked for {train.n_asked} trials, there are {len(trials)}")
@@ -471,9 +449,7 @@ class Recorder:
                     prompt_data=self.prompt_data(trial, "corrupted"),
                     avg_activations=mean,
                     dummy_labels=dummy,
-                    model=self.model,
-                    model_config=self.config,
-                    tokenizer=self.tokenizer,
+                    **self.running,
                     last_token_only=self.job["token_class_idx"] == -1,
                 )
             effects.append(effect.squeeze(-1) if effect.shape[-1] == 1 else effect)
@@ -566,24 +542,24 @@ class Recorder:
     # ------------------------------------------------------------ all of it
 
     def record(self) -> dict[str, Any]:
-        prompts, slots = self.prompt_boundary(), self.slot_map()
-        if self.job["words_only"]:
-            return self._recorded({"prompt_boundary": prompts, "slot_map": slots})
+        import torch
+
+        if "recorded" in self.job:  # by another process
+            return {"varied": self.all_varied(torch.load(self.job["recorded"], weights_only=True)["artifacts"])}
+        artifacts = {"prompt_boundary": self.prompt_boundary(), "slot_map": self.slot_map()}
+        return self._recorded(artifacts if self.job["words_only"] else artifacts | self.numbers())
+
+    def numbers(self, recorded_heads: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+        """The keys that need a pass of the model; the vector is that of recorded heads, where there are some."""
         means = self.mean_activations()
         heads = self.top_heads(means["mean_activations"])
-        vector = self.fv_vector(means["mean_activations"], heads)
-        artifacts = {
-            "prompt_boundary": prompts,
-            "slot_map": slots,
-            "mean_activations": means,
-            "top_heads": heads,
-            "fv_vector": vector,
-            "injection_output": self.injection_output(vector["function_vector"]),
-        }
-        return self._recorded(artifacts)
+        vector = self.fv_vector(means["mean_activations"], recorded_heads or heads)
+        injected = self.injection_output(vector["function_vector"])
+        numbers = {"mean_activations": means, "top_heads": heads, "fv_vector": vector, "injection_output": injected}
+        require_finite(numbers)
+        return numbers
 
     def _recorded(self, artifacts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        require_finite(artifacts)
         return {
             "artifacts": artifacts,
             "provenance": {
@@ -593,48 +569,36 @@ class Recorder:
                 "attn_implementation": self.model.config._attn_implementation,
                 "versions": versions(),
             },
-            "varied": {change["name"]: self.varied(change, artifacts) for change in self.job["variations"]},
+            "varied": self.all_varied(artifacts),
         }
+
+    def all_varied(self, recorded: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        return {change["name"]: self.varied(change, recorded) for change in self.job["variations"]}
 
     def varied(self, change: dict[str, Any], recorded: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """The numeric keys again, on other kernels or threads; the recorded heads count, or a tie would look like noise."""
+        import torch
+
         self.model = None  # two copies of a large model would not fit
         self.model = load_model(self.job, change["attn_implementation"])
         normalise([greedy_generation(self.model)])
         if change["copies_weights"]:
             for parameter in self.model.parameters():
                 parameter.data = parameter.data.clone()
-        with n_threads(change["threads"]):
-            means = self.mean_activations()
-            heads = self.top_heads(means["mean_activations"])
-            vector = self.fv_vector(means["mean_activations"], recorded["top_heads"])
-            injected = self.injection_output(vector["function_vector"])
-        artifacts = {"mean_activations": means, "top_heads": heads, "fv_vector": vector, "injection_output": injected}
-        require_finite(artifacts)
-        return recorded | artifacts
+        torch.set_num_threads(change["threads"])
+        return recorded | self.numbers(recorded["top_heads"])
 
 
 def load_model(job: dict[str, Any], attn_implementation: str | None) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     options = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    # The dtype is always passed on: without it the library chooses the checkpoint's.
-    dtype = {"dtype" if _takes_dtype() else "torch_dtype": getattr(torch, job["dtype"])}
-    model = AutoModelForCausalLM.from_pretrained(job["model_dir"], local_files_only=True, **dtype, **options)
+    # Always passed on: without it the library chooses the checkpoint's. Before transformers 4.56 it was `torch_dtype`.
+    dtype = "dtype" if [int(part) for part in transformers.__version__.split(".")[:2]] >= [4, 56] else "torch_dtype"
+    options[dtype] = getattr(torch, job["dtype"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(job["model_dir"], local_files_only=True, **options)
     return model.eval().to(job["device"])
-
-
-@contextmanager
-def n_threads(n: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def require_finite(artifacts: dict[str, dict[str, Any]]) -> None:
@@ -645,14 +609,6 @@ def require_finite(artifacts: dict[str, dict[str, Any]]) -> None:
         for leaf, value in leaves.items():
             if isinstance(value, float | torch.Tensor) and not bool(torch.as_tensor(value).isfinite().all()):
                 raise RecordingRefused(f"{key}: {leaf} holds a number that is not finite")
-
-
-def _takes_dtype() -> bool:
-    """`dtype` is the name since transformers 4.56; before, it was `torch_dtype`."""
-    import transformers
-
-    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
-    return (major, minor) >= (4, 56)
 
 
 def weights_digest(model: Any) -> str:

@@ -11,8 +11,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from fvcore.model.model import DTYPES, LanguageModel
 from fvcore.pipeline import Settings, profile_of
 from fvcore.profile import Conditions, Profile
 from fvcore.prompts import PromptTemplate, require_bos_agreement
+from fvcore.provenance import processor
 from fvcore.trials import FixedTrials, Trial
 from pytest_fvparity.parity.implementation import Answers
 from pytest_fvparity.parity.noise import Noise, measured, variations
 
 REPOSITORY = "https://github.com/ericwtodd/function_vectors"
 GET_ONE = f"get one with `git clone {REPOSITORY}` and pass its path as --fv-src (or ini `fv_src`)"
+NEEDED = ("src/utils/extract_utils.py", "src/compute_indirect_effect.py")
+OUT = "recorded.pt"
 DRIVER = Path(__file__).with_name("driver.py")
 
 # The reference branches on substrings of a model's name. These names reach the branch that fits a family; "llama" is
@@ -64,10 +68,7 @@ def require_checkout(path: Path | None) -> Path:
     """The checkout's root; raises with the way to get one."""
     if path is None:
         raise RecordingError(f"recording needs a checkout of the reference: {GET_ONE}")
-    missing = [
-        name for name in ("src/utils/extract_utils.py", "src/compute_indirect_effect.py") if not (path / name).is_file()
-    ]
-    if missing:
+    if missing := [name for name in NEEDED if not (path / name).is_file()]:
         raise RecordingError(f"{path} is no checkout of the reference (missing: {', '.join(missing)}); {GET_ONE}")
     return path.resolve()
 
@@ -82,7 +83,8 @@ def run(
     words_only: bool = False,
 ) -> Recording:
     """Run the reference in a process of its own, on the files `lm` was loaded from: once to record what it says, and
-    `with_noise` once under each legal variation, to measure how far it is from itself.
+    `with_noise` once under each legal variation, to measure how far it is from itself; another process runs it with other
+    instructions of the processor.
 
     `words_only` stops behind the slot map: prompts and slots are compared exactly, need no pass of the model and no noise.
     """
@@ -95,24 +97,23 @@ def run(
             f"the reference loads its model from a directory, and {lm.name!r} has none; save it with save_pretrained "
             "(model and tokenizer) and pass the directory as --fv-model"
         )
+    every = variations(lm) if with_noise else []
+    job = _job(root, lm, trials, settings) | {"words_only": words_only}
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "recorded.pt"
-        job = Path(scratch) / "job.json"
-        job.write_text(json.dumps(_job(root, lm, trials, settings, out, with_noise) | {"words_only": words_only}))
-        _start(python or sys.executable, job)
-        import torch
-
-        recorded = torch.load(out, weights_only=True)
+        driver = partial(_answer, python or sys.executable, Path(scratch))
+        recorded = driver(job | {"variations": [change for change in every if not change["environment"]]})
+        varied = recorded["varied"]
+        for change in (change for change in every if change["environment"]):
+            again = job | {"variations": [change], "recorded": str(Path(scratch) / OUT)}
+            varied |= driver(again, change["environment"])["varied"]
     provenance = recorded["provenance"] | {"repository": REPOSITORY, "commit": commit_of(root)}
     if provenance["weights_sha"] != lm.weights_sha:
         raise RecordingError(f"the reference loaded other weights from {lm.source} than this process did")
-    noise = measured(recorded["artifacts"], recorded["varied"]) if with_noise else Noise()
+    noise = measured(recorded["artifacts"], varied) if with_noise else Noise()
     return Recording(recorded["artifacts"], provenance, _profile(lm, trials, settings, provenance), noise)
 
 
-def _job(
-    root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings, out: Path, with_noise: bool
-) -> dict[str, Any]:
+def _job(root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> dict[str, Any]:
     if lm.spec.name not in BRANCHES:
         raise RecordingError(f"the reference has no branch for {lm.spec.name!r}; known: {', '.join(BRANCHES)}")
     paths = [lm.spec.block_path(layer) for layer in range(lm.n_layers)]
@@ -124,24 +125,18 @@ def _job(
     template = PromptTemplate.of(trials.meta, lm.tokenizer)
     return {
         "checkout": str(root),
-        "out": str(out),
         "model_dir": str(lm.source),
         "dtype": str(DTYPES[lm.dtype]).removeprefix("torch."),
         "device": lm.device.type,
         "attn_implementation": lm.attn_implementation,
-        "variations": variations(lm) if with_noise else [],
         "branch": BRANCHES[lm.spec.name],
         "attn_hook_names": [lm.spec.out_proj_path(layer) for layer in range(lm.n_layers)],
-        "layer_hook_names": [lm.spec.block_path(layer) for layer in range(lm.n_layers)],
+        "layer_hook_names": paths,
         "reference_profile": settings.reference_profile,
         "prefixes": template.prefixes.model_dump(),
         "separators": template.separators.model_dump(),
-        "seed": trials.meta.seed,
-        "n_shots": trials.meta.n_shots,
-        "n_top_heads": settings.n_top_heads,
-        "token_class_idx": settings.token_class_idx,
-        "edit_layer": settings.edit_layer,
-        "alpha": settings.alpha,
+        **{name: getattr(trials.meta, name) for name in ("seed", "n_shots")},
+        **{name: getattr(settings, name) for name in ("n_top_heads", "token_class_idx", "edit_layer", "alpha")},
         "trials": [_trial(trial) for trial in trials.trials],
     }
 
@@ -156,20 +151,24 @@ def _trial(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _start(python: str, job: Path) -> None:
+def _answer(python: str, scratch: Path, job: dict[str, Any], environment: Mapping[str, str] | None = None) -> Any:
+    """What the driver says of a job. Of a job that varies a recording, that lies where the recording was written."""
+    import torch
+
+    out, path = scratch / (f"varied_{OUT}" if "recorded" in job else OUT), scratch / "job.json"
+    path.write_text(json.dumps(job | {"out": str(out)}))
+    _start(python, path, environment or {})
+    return torch.load(out, weights_only=True)
+
+
+def _start(python: str, job: Path, more: Mapping[str, str]) -> None:
     # Its own module search path alone: the reference's top-level package is called `utils`.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"  # two threads that spin on one core take minutes for a second's work
+    environment |= more
     try:
-        done = subprocess.run(
-            [python, str(DRIVER), str(job)],
-            env=environment,
-            cwd=job.parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = _captured([python, str(DRIVER), str(job)], env=environment, cwd=job.parent)
     except OSError as error:
         raise RecordingError(f"cannot start {python!r} ({error.strerror}); see --fv-src-python") from error
     if done.returncode == 0:
@@ -185,12 +184,13 @@ def _start(python: str, job: Path) -> None:
 
 def commit_of(root: Path) -> str:
     """The checkout's commit, or "unknown" for a copy without history (its files are digested either way)."""
-    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    inside = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=False
-    )
-    own = inside.returncode == 0 and Path(inside.stdout.strip()).resolve() == root
-    return done.stdout.strip() if done.returncode == 0 and own else "unknown"
+    done = _captured(["git", "-C", str(root), "rev-parse", "HEAD", "--show-toplevel"])
+    commit, _, top = done.stdout.strip().partition("\n")
+    return commit if done.returncode == 0 and Path(top).resolve() == root else "unknown"
+
+
+def _captured(words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, check=False, **options)
 
 
 def _profile(lm: LanguageModel, trials: FixedTrials, settings: Settings, provenance: Mapping[str, Any]) -> Profile:
@@ -203,5 +203,6 @@ def _profile(lm: LanguageModel, trials: FixedTrials, settings: Settings, provena
         engine="exact",  # that engine is the reference's own arithmetic
         threads=1,
         versions=versions,
+        processor=processor(lm.device.type),
     )
     return Profile(identity=profile_of(lm, trials, settings).identity, conditions=conditions)

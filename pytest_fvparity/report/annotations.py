@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pytest_fvparity.report.markdown import cut
 from pytest_fvparity.report.report import Report
 
 MOST = 10  # GitHub shows ten a step and drops the rest in silence
@@ -13,17 +14,13 @@ KINDS = {"FAIL": "error", "NOT_RUN": "warning"}
 
 def workflow_commands(reports: Sequence[Report]) -> list[str]:
     """Failures first, then what was not run; the last line counts what had no place."""
-    concerned = sorted((r for r in reports if r.overall_status in KINDS), key=_order)
+    concerned = [r for kind in KINDS for r in sorted(reports, key=lambda r: r.named) if r.overall_status == kind]
     if len(concerned) <= MOST:
         return [_annotation(report) for report in concerned]
     rest = concerned[MOST - 1 :]
-    names = ", ".join(f"{report.dataset}/{report.fixed_trials_id}" for report in rest)
+    names = ", ".join("/".join(report.named) for report in rest)
     kind = KINDS[rest[0].overall_status]
     return [*map(_annotation, concerned[: MOST - 1]), _command(kind, {"title": f"parity: {len(rest)} more"}, names)]
-
-
-def _order(report: Report) -> tuple[int, str, str]:
-    return list(KINDS).index(report.overall_status), report.dataset, report.fixed_trials_id
 
 
 def _annotation(report: Report) -> str:
@@ -35,14 +32,12 @@ def _annotation(report: Report) -> str:
 
 
 def _command(kind: str, properties: dict[str, str | None], message: str) -> str:
-    given = ",".join(f"{name}={_property(value)}" for name, value in properties.items() if value)
-    shown = message if len(message) <= LONGEST else message[: LONGEST - 1] + "…"
-    return f"::{kind} {given}::{_data(shown)}"
+    escaped = {
+        name: _data(value).replace(":", "%3A").replace(",", "%2C") for name, value in properties.items() if value
+    }
+    given = ",".join(f"{name}={value}" for name, value in escaped.items())
+    return f"::{kind} {given}::{_data(cut(message, LONGEST))}"
 
 
 def _data(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")

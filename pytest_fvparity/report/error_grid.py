@@ -25,7 +25,7 @@ Counts = Sequence[Mapping[str, int]]
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """`shade` is from 0 to 1, by the logarithm of the count: one value stays visible beside a million."""
 
     count: int
@@ -36,9 +36,9 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class GridRow:
     label: str
-    cells: tuple[Cell | None, ...]
+    cells: tuple[GridCell | None, ...]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Grid:
     leaf: str
     sentence: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[GridRow, ...]
 
 
 def grids(errors: Sequence[Mapping[str, Any]]) -> list[Grid]:
@@ -63,8 +63,7 @@ def grids(errors: Sequence[Mapping[str, Any]]) -> list[Grid]:
 
 
 def grid(leaf: str, counts: Counts) -> Grid:
-    rows = _places(row["magnitude"] for row in counts)
-    columns = _places(row["error"] for row in counts)
+    rows, columns = (_places(row[side] for row in counts) for side in ("magnitude", "error"))
     found: dict[tuple[int, int], int] = defaultdict(int)
     much = set()
     for row in counts:
@@ -73,14 +72,15 @@ def grid(leaf: str, counts: Counts) -> Grid:
         much |= {place} if _much(row) else set()
     most = max(found.values(), default=1)
 
-    def cell(row: int, column: int) -> Cell | None:
+    def cell(row: int, column: int) -> GridCell | None:
         if (n := found.get((row, column), 0)) == 0:
             return None
-        title = f"{n:,} expected {_range(row, rows)}, off by {_range(column, columns)}"
-        return Cell(n, (row, column) in much, column == ZERO, math.log1p(n) / math.log1p(most), title)
+        title = f"{n:,} expected {_said(row, rows, *RANGE)}, off by {_said(column, columns, *RANGE)}"
+        return GridCell(n, (row, column) in much, column == ZERO, math.log1p(n) / math.log1p(most), title)
 
-    drawn = [Row(_label(row, rows), tuple(cell(row, column) for column in columns)) for row in reversed(rows)]
-    return Grid(leaf, _sentence(counts), tuple(_label(c, columns, "equal") for c in columns), tuple(drawn))
+    cells = {row: tuple(cell(row, column) for column in columns) for row in reversed(rows)}
+    drawn = tuple(GridRow(_said(row, rows, "0", *LABEL), cells[row]) for row in cells)
+    return Grid(leaf, _sentence(counts), tuple(_said(column, columns, "equal", *LABEL) for column in columns), drawn)
 
 
 # ---------------------------------------------------------------- in words
@@ -109,19 +109,16 @@ def _sentence(counts: Counts) -> str:
     little = [row for row in off if not _much(row)]
     parts = [f"{_n(lost):,} by no finite number"] if lost else []
     if much:
-        parts.append(f"{_n(much):,} by the order of their own size or more{_reach(counts, much)}")
+        largest = max(row["magnitude"] for row in much)
+        # Where there are larger values that are not off so.
+        cut = largest != ZERO and any(row["magnitude"] > largest for row in counts)
+        reach = f" (none of them as large as {power(largest + 1)})" if cut else ""
+        parts.append(f"{_n(much):,} by the order of their own size or more{reach}")
     if little:
         bound = 1 + max(row["error"] - row["magnitude"] for row in little)
         size = f"{power(bound)} times their own size" if bound else "their own size"
         parts.append(f"{'the others' if parts else 'all'} by less than {size}")
     return f"{_n(off):,} of {_n(counts):,} values differ: {', '.join(parts)}"
-
-
-def _reach(counts: Counts, much: Counts) -> str:
-    """Up to which size values are off so, where there are larger ones that are not."""
-    largest = max(row["magnitude"] for row in much)
-    larger = any(row["magnitude"] > largest for row in counts)
-    return f" (none of them as large as {power(largest + 1)})" if larger and largest != ZERO else ""
 
 
 def power(decade: int) -> str:
@@ -130,6 +127,9 @@ def power(decade: int) -> str:
 
 
 # ---------------------------------------------------------------- the two axes
+
+LABEL = ("not finite", "< {}", "{}")
+RANGE = ("0", "no finite number", "less than {}", "{} to {}")
 
 
 def _places(decades: Iterable[int]) -> list[int]:
@@ -145,21 +145,10 @@ def _place(decade: int, places: Sequence[int]) -> int:
     return decade if decade in places else BELOW
 
 
-def _lowest(places: Sequence[int]) -> int:
-    return next(place for place in places if place > BELOW)
-
-
-def _label(place: int, places: Sequence[int], zero: str = "0") -> str:
-    words = {ZERO: zero, NOT_FINITE: "not finite"}
-    if place in words:
-        return words[place]
-    return f"< {power(_lowest(places))}" if place == BELOW else power(place)
-
-
-def _range(place: int, places: Sequence[int]) -> str:
-    words = {ZERO: "0", NOT_FINITE: "no finite number"}
-    if place in words:
-        return words[place]
+def _said(place: int, places: Sequence[int], zero: str, not_finite: str, below: str, decade: str) -> str:
+    """A place of an axis, in the words for zero, for no finite number, for all lower decades, and for a decade."""
+    if place in (ZERO, NOT_FINITE):
+        return zero if place == ZERO else not_finite
     if place == BELOW:
-        return f"less than {power(_lowest(places))}"
-    return f"{power(place)} to {power(place + 1)}"
+        return below.format(power(next(place for place in places if place > BELOW)))
+    return decade.format(power(place), power(place + 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fvcore.gates import StageResult
+from pytest_fvparity.report.markdown import cut
 
 LONGEST = 1000  # characters of one property
 
@@ -19,8 +20,4 @@ def properties(result: StageResult, repro: str) -> list[tuple[str, str]]:
         "first": first.where if first else None,
         "repro": repro,
     }
-    return [(f"fvparity_{name}", _short(str(value))) for name, value in said.items() if value is not None]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return [(f"fvparity_{name}", cut(str(value), LONGEST)) for name, value in said.items() if value is not None]

@@ -31,6 +31,11 @@ class Block:
         return bool(self.head) and not self.tail
 
     @property
+    def n_rows(self) -> int:
+        """Empty lines do not count."""
+        return sum(map(bool, self.rows))
+
+    @property
     def lines(self) -> list[str]:
         return [*self.head, *self.rows, *self.tail]
 
@@ -38,6 +43,11 @@ class Block:
 def size(text: str) -> int:
     """Bytes of a text as it is written; a lone surrogate is written as its escape."""
     return len(text.encode("utf-8", errors="backslashreplace"))
+
+
+def cut(text: str, longest: int) -> str:
+    """The text in at most so many characters."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def within(text: str, budget: int, whole: str) -> str:
@@ -59,7 +69,8 @@ def parse(text: str) -> Iterator[Block]:
     lines, at = text.split("\n"), 0
     while at < len(lines):
         if fence := FENCE.fullmatch(lines[at]):
-            end = _end_of_fence(lines, at + 1, fence[1])
+            closing = re.compile(f"`{{{len(fence[1])},}} *")
+            end = next((i for i in range(at + 1, len(lines)) if closing.fullmatch(lines[i])), len(lines))
             yield Block(tuple(lines[at + 1 : end]), (lines[at],), (fence[1],))
             at = end + 1
         elif lines[at].startswith("|") and at + 1 < len(lines) and lines[at + 1].startswith("|-"):
@@ -69,11 +80,6 @@ def parse(text: str) -> Iterator[Block]:
         else:
             yield Block((lines[at],))
             at += 1
-
-
-def _end_of_fence(lines: Sequence[str], start: int, mark: str) -> int:
-    closing = re.compile(f"`{{{len(mark)},}} *")
-    return next((i for i in range(start, len(lines)) if closing.fullmatch(lines[i])), len(lines))
 
 
 def _shortened(block: Block, longest: int) -> Block:
@@ -110,15 +116,10 @@ def _note(budget: int, whole: str, blocks: Sequence[Block], kept: Sequence[Block
     counts = []
     for of_tables in (True, False):
         pairs = [(b, part) for b, part in zip(blocks, kept, strict=True) if b.is_table is of_tables]
-        total, left = sum(_n_rows(block) for block, _ in pairs), sum(_n_rows(part) for _, part in pairs)
+        total, left = sum(b.n_rows for b, _ in pairs), sum(part.n_rows for _, part in pairs if part)
         counts.append(f"{total - left} of {total}")
     shorter = f", {n_shortened} line(s) shortened" if n_shortened else ""
     return (
         f"**Cut to stay within {budget} bytes: {counts[0]} table rows and {counts[1]} other lines left out{shorter}.** "
         f"{whole}"
     )
-
-
-def _n_rows(block: Block | None) -> int:
-    """Empty lines do not count."""
-    return sum(bool(row) for row in block.rows) if block else 0

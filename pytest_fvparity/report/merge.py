@@ -15,9 +15,9 @@ from pathlib import PurePath
 from typing import Any
 
 from fvcore.formats import json_text
-from fvcore.gates import Status
+from fvcore.gates import Status, blocked_behind
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.report.report import UNKNOWN, Check, Report, Shard, blocked_behind, conclusion
+from pytest_fvparity.report.report import UNKNOWN, Check, Report, Shard, conclusion
 
 SAYS_NOTHING = frozenset({Status.BLOCKED, Status.NOT_RUN})
 
@@ -73,24 +73,22 @@ def _differing(what: str, said: Sequence[tuple[str, Any]]) -> Iterator[str]:
 
 
 def _facts(report: Report) -> dict[str, Any]:
-    """What makes two reports parts of one; None where a report does not know."""
-    compared = {"n_trials": report.n_trials, "n_compared_trials": report.n_compared_trials}
+    """What makes two reports parts of one; None where a report does not know.
+
+    A place outside the project is another on every machine, and says nothing.
+    """
+    places = {"candidate": report.candidate, "golden": report.golden_path}
+    inside = {name: path if path and not PurePath(path).is_absolute() else None for name, path in places.items()}
     loosened = ", ".join(report.tolerance_sources) or "the defaults"
     return {
         **{f"profile {name}": value for name, value in (report.profile or {}).get("identity", {}).items()},
-        **compared,
-        "mode": report.mode,
-        "candidate": _place(report.candidate),
+        **{name: getattr(report, name) for name in ("n_trials", "n_compared_trials", "mode")},
+        "candidate": inside["candidate"],
         "tolerances": None if report.profile is None else loosened,
-        "golden": _place(report.golden_path),
+        "golden": inside["golden"],
         "golden profile": report.golden_profile,
         "reference": report.reference,
     }
-
-
-def _place(path: str | None) -> str | None:
-    """A place outside the project is another on every machine, and says nothing."""
-    return path if path and not PurePath(path).is_absolute() else None
 
 
 # ---------------------------------------------------------------- putting together
@@ -102,16 +100,22 @@ def _merged(reports: Sequence[Report], dataset: str) -> Report:
     sources = {key: _source(key, reports) for key in CHECK_KEYS if any(_check(key, r) for r in reports)}
     checks = _judged({key: _check(key, report) for key, report in sources.items()}, reports[0].mode)
     known = next((report for report in reports if report.profile), reports[0])
-    fields = {name: _known(name, reports) for name in Report.model_fields}
-    blocked = {check.key for check in checks if check.status == Status.BLOCKED}
+    values = {name: [getattr(report, name) for report in reports] for name in Report.model_fields}
+    # Of each field the first report's value that is not empty.
+    fields = {
+        name: next((v for v in some if v not in (None, [], {}, UNKNOWN)), some[0]) for name, some in values.items()
+    }
+    # What is told of a key goes with its verdict.
+    told = {check.key: sources[check.key] for check in checks if check.status != Status.BLOCKED}
+    injected, ranked = told.get("injection_output"), told.get("top_heads")
     fields |= {
         "created_at": max(report.created_at for report in reports),
         "dataset": dataset,
         "model": known.model,
         "conditions": {name: pair for report in reversed(reports) for name, pair in report.conditions.items()},
         "checks": checks,
-        "trials": _of("injection_output", "trials", sources, blocked) or [],
-        "heads": _of("top_heads", "heads", sources, blocked) or {},
+        "trials": injected.trials if injected else [],
+        "heads": ranked.heads if ranked else {},
         "shards": [shard for report in reports for shard in _shards(report, sources)],
     }
     context = fields | {"tolerances": fields["tolerance_sources"]}
@@ -137,25 +141,14 @@ def _source(key: str, reports: Sequence[Report]) -> Report:
 
 
 def _judged(checks: Mapping[str, Check | None], mode: str) -> list[Check]:
+    """The checks, blocked where they stand behind a failure: of such a one what it was given is kept, and no verdict."""
     found = {key: check for key, check in checks.items() if check is not None}
-    statuses = {key: check.status for key, check in found.items()}
-    blocked = {} if mode == "keep-going" else blocked_behind(statuses)
-    return [_blocked(check, blocked[key]) if key in blocked else check for key, check in found.items()]
-
-
-def _blocked(check: Check, by: str) -> Check:
+    blocked = {} if mode == "keep-going" else blocked_behind({key: check.status for key, check in found.items()})
     kept = ("key", "golden_path", "candidate_path", "stdout", "stderr", "repro_command")
-    return Check(status=Status.BLOCKED, blocked_by=by, **{name: getattr(check, name) for name in kept})
-
-
-def _known(name: str, reports: Sequence[Report]) -> Any:
-    """The first report's value that is not empty."""
-    values = [getattr(report, name) for report in reports]
-    return next((value for value in values if value not in (None, [], {}, UNKNOWN)), values[0])
-
-
-def _of(key: str, field: str, sources: Mapping[str, Report], blocked: set[str]) -> Any:
-    return getattr(sources[key], field) if key in sources and key not in blocked else None
+    for key, by in blocked.items():
+        given = {name: getattr(found[key], name) for name in kept}
+        found[key] = Check(status=Status.BLOCKED, blocked_by=by, **given)
+    return list(found.values())
 
 
 def _shards(report: Report, sources: Mapping[str, Report]) -> list[Shard]:

@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from fvcore.formats import FormatError, csv_text, json_text, read_json, write_text
+from fvcore.formats import FormatError, csv_text, json_text, read_json, validated, write_text
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.error_grid import grids
 from pytest_fvparity.report.markdown import STEP_SUMMARY, within
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from pytest_fvparity.report.history import Comparison
-    from pytest_fvparity.report.report import Check
 
 REPORT, COMPARISON = "src_vs_fv_diff_report", "src_vs_fv_comparison"
 STAGE_COLUMNS = ("name", "status", "exit_code", "mismatch_count", "max_abs_diff", "duration_sec", "cmd")
@@ -47,13 +44,6 @@ TRIAL_COLUMNS = (
 )
 
 
-def write_reports(reports: Sequence[Report], report_dir: Path) -> None:
-    """The reports alone, without the summary over all of them."""
-    for report in reports:
-        for folder in folders(report, report_dir):
-            write_report(report, folder)
-
-
 Comparisons = Mapping[tuple[str, str], "Comparison"]
 """(dataset, fixed_trials_id) -> the report beside an earlier one."""
 
@@ -66,25 +56,25 @@ def write_all(reports: Sequence[Report], report_dir: Path, comparisons: Comparis
     files: dict[Path, str | None] = {
         folder / name: text
         for report in reports
-        for name, text in _files(report, _comparison(report, comparisons)).items()
+        for name, text in _files(report, (comparisons or {}).get(report.named)).items()
         for folder in folders(report, report_dir)
     }
     _put(files | {report_dir / name: text for name, text in _summary(reports).items()})
 
 
-def _comparison(report: Report, comparisons: Comparisons | None) -> Comparison | None:
-    return (comparisons or {}).get((report.dataset, report.fixed_trials_id))
+def write_reports(reports: Sequence[Report], report_dir: Path) -> None:
+    """The reports alone, without the summary over all of them."""
+    for report in reports:
+        for folder in folders(report, report_dir):
+            write_report(report, folder)
 
 
 def _summary(reports: Sequence[Report]) -> dict[str, str]:
     """The worst first, so that a cut takes the best."""
-    ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.dataset, r.fixed_trials_id))
-    summary = {
-        "overall_status": overall([report.overall_status for report in reports]),
-        "runs": [_summary_row(report) for report in ordered],
-    }
-    templates = environment()
-    texts = {kind: templates.get_template(f"summary.{kind}.j2").render(summary) for kind in ("md", "html")}
+    ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.named))
+    worst = overall([report.overall_status for report in reports])
+    summary = {"overall_status": worst, "runs": [_summary_row(report) for report in ordered]}
+    texts = {kind: environment().get_template(f"summary.{kind}.j2").render(summary) for kind in ("md", "html")}
     texts["md"] = within(texts["md"], STEP_SUMMARY, "All runs are in `summary.html`.")
     return {"summary.json": json_text(summary), **{f"summary.{kind}": text for kind, text in texts.items()}}
 
@@ -98,7 +88,7 @@ def folders(report: Report, report_dir: Path) -> list[Path]:
     earlier = sorted(path for path in report_dir.glob(f"*/{glob.escape(report.fixed_trials_id)}") if path.is_dir())
     if report.dataset == UNKNOWN and earlier:
         return earlier
-    return [report_dir / report.dataset / report.fixed_trials_id]
+    return [report_dir.joinpath(*report.named)]
 
 
 def read_report(path: Path) -> Report:
@@ -106,12 +96,7 @@ def read_report(path: Path) -> Report:
     value = read_json(path)
     if isinstance(value, dict) and value.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise FormatError(f"{path}: a report of schema version {value['schema_version']}, not {SCHEMA_VERSION}")
-    try:
-        return Report.model_validate(value)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"])) or "the top level"
-        raise FormatError(f"{path}: not a parity report ({place}: {problem['msg'].lower()})") from None
+    return validated(Report, value, path, "a parity report")
 
 
 def write_report(report: Report, folder: Path, comparison: Comparison | None = None) -> None:
@@ -134,13 +119,18 @@ def _files(report: Report, comparison: Comparison | None) -> dict[str, str | Non
     try:
         return _rendered(report, comparison)
     except (KeyError, TypeError, ValueError, TemplateRuntimeError) as error:
-        trials = f"{report.dataset}/{report.fixed_trials_id}"
+        trials = "/".join(report.named)
         raise FormatError(f"the report of {trials} cannot be rendered ({type(error).__name__}: {error})") from error
 
 
 def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | None]:
     value, templates = report.model_dump(mode="json"), environment()
-    stages = [_stage(check) for check in report.checks]
+    stages = [
+        {"name": check.key, "status": check.status, "cmd": check.repro_command}
+        | {"exit_code": 0 if check.status in AGREEING else 1}
+        | {name: getattr(check, name) for name in ("mismatch_count", "max_abs_diff", "duration_sec")}
+        for check in report.checks
+    ]
     rows = [row | {"duration_sec": f"{row['duration_sec']:.6f}"} for row in stages]
     trials = [_trial_row(row) for row in report.trials]
     return {
@@ -176,10 +166,16 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"number": _number, "cell": _markdown_cell, "tojson_text": json_text}
-    templates.filters |= {"fence": _fence, "worst_first": _worst_first, "failing_first": _failing_first}
-    templates.filters |= {"ran_on": _ran_on, "grids": grids, "share": _share, "over": _is_over, "used": _most_used}
-    templates.globals |= {"heat_map": heat_map, "largest_effect": largest_effect}
+    templates.filters |= {"number": _number, "share": _share, "fence": _fence, "worst_first": _worst_first}
+    templates.filters |= {"grids": grids, "tojson_text": json_text, "ran_on": _ran_on}
+    # Text that cannot break out of a Markdown table.
+    templates.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
+    templates.filters["failing_first"] = lambda checks: sorted(checks, key=lambda check: check["status"] == "PASS")
+    templates.filters["used"] = lambda tolerances: largest_of(row["used"] for row in tolerances)
+    # A word is no finite number, and no tolerance allows that.
+    templates.filters["over"] = lambda share: isinstance(share, str) or (share is not None and share > 1)
+    templates.filters["colour"] = colour
+    templates.globals["largest_effect"] = largest_effect
     return templates
 
 
@@ -195,20 +191,6 @@ def _share(value: float | str | None) -> str:
     return f"{100 * value:.3g} %" if value < 10 else f"{100 * value:,.0f} %"
 
 
-def _is_over(share: float | str | None) -> bool:
-    """A word is no finite number, and no tolerance allows that."""
-    return isinstance(share, str) or (share is not None and share > 1)
-
-
-def _most_used(tolerances: Sequence[Mapping[str, Any]]) -> float | str | None:
-    return largest_of(row["used"] for row in tolerances)
-
-
-def _markdown_cell(value: Any) -> str:
-    """Text that cannot break out of a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
-
-
 def _fence(text: str) -> str:
     """A code fence that nothing inside can close."""
     mark = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
@@ -220,22 +202,12 @@ def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     return sorted(rows, key=lambda r: r["abs_diff"] if isinstance(r["abs_diff"], float) else math.inf, reverse=True)
 
 
-def _failing_first(checks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(checks, key=lambda check: check["status"] == "PASS")
-
-
 def _ran_on(conditions: Mapping[str, Any]) -> str:
     flat = {k: v for k, v in conditions.items() if k != "versions"} | conditions.get("versions", {})
     return ", ".join(f"{name} {value}" for name, value in flat.items()) or "–"
 
 
 # ---------------------------------------------------------------- the plans' own files
-
-
-def _stage(check: Check) -> dict[str, Any]:
-    exit_code = 0 if check.status in AGREEING else 1
-    known = {"name": check.key, "status": check.status, "cmd": check.repro_command, "exit_code": exit_code}
-    return known | {name: getattr(check, name) for name in ("mismatch_count", "max_abs_diff", "duration_sec")}
 
 
 def _names(report: Report) -> dict[str, Any]:
@@ -299,38 +271,26 @@ def _summary_row(report: Report) -> dict[str, Any]:
     return {
         **{name: getattr(report, name) for name in names},
         "statuses": {check.key: check.status for check in report.checks},
-        "report": f"{report.dataset}/{report.fixed_trials_id}/{REPORT}.html",
+        "report": "/".join([*report.named, f"{REPORT}.html"]),
     }
 
 
 # ---------------------------------------------------------------- pictures
 
 
-Effects = Sequence[Sequence[float | str]]
-"""(layer, head); what is not finite is a word."""
-
-
-def largest_effect(*maps: Effects) -> float:
-    """The largest finite magnitude, 0.0 if there is none: one colour scale for all maps of a report."""
+def largest_effect(*maps: Sequence[Sequence[float | str]]) -> float:
+    """The largest finite magnitude, 0.0 if there is none: one colour scale for all maps (layer, head) of a report."""
     return max((abs(v) for aie in maps for row in aie for v in row if isinstance(v, float)), default=0.0)
 
 
-def heat_map(aie: Effects, largest: float, heads: Sequence[Sequence[int]] | None) -> dict[str, Any]:
-    """Geometry and colours of a layer x head map of AIE; `heads` are marked. Layer 0 is at the bottom."""
-    top = {tuple(head) for head in heads or ()}
+def colour(value: float | str, largest: float) -> str:
+    """Blue for negative, white for zero, orange for positive, which tells apart for all kinds of colour vision.
 
-    def cell(layer: int, head: int, value: float | str) -> dict[str, Any]:
-        fill = _colour(value / largest if largest else 0.0) if isinstance(value, float) else "none"
-        at = {"x": head, "y": len(aie) - 1 - layer, "layer": layer, "head": head}
-        return {**at, "value": value, "fill": fill, "top": (layer, head) in top}
-
-    cells = [cell(layer, head, value) for layer, row in enumerate(aie) for head, value in enumerate(row)]
-    return {"cells": cells, "width": max((len(row) for row in aie), default=0), "height": len(aie)}
-
-
-def _colour(share: float) -> str:
-    """Blue for negative, white for zero, orange for positive: tells apart for all kinds of colour vision."""
-    share = max(-1.0, min(1.0, share))
+    What is not finite is a word, and has none.
+    """
+    if isinstance(value, str):
+        return "none"
+    share = max(-1.0, min(1.0, value / largest if largest else 0.0))
     end = (214, 96, 20) if share > 0 else (33, 102, 172)
     strength = abs(share) ** 0.5  # small effects stay visible beside large ones
     red, green, blue = (round(255 + (channel - 255) * strength) for channel in end)

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from fvcore.gates import NON_BLOCKING, Finding, StageResult, Status
+from fvcore.gates import Finding, StageResult, Status, settled
+from fvcore.provenance import now
 from pytest_fvparity.golden.part import NOT_COMPARED
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 
 SCHEMA_VERSION = 1
 UNKNOWN = "unknown"
-NO_VERDICT = "planned, and never reported a verdict"
 LARGEST = ("max_abs_diff", "max_rel_diff")
 SAID_BY_STAGES = ("candidate", "n_trials", "n_compared_trials", "profile", "golden_path", "reference")
 """Fields of a report that the stages' context tells under their own names."""
@@ -157,9 +156,10 @@ class Report(_Model):
     heads: dict[str, Any]
     shards: list[Shard] = []
 
-
-def now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    @property
+    def named(self) -> tuple[str, str]:
+        """The trials it is of: dataset and id."""
+        return self.dataset, self.fixed_trials_id
 
 
 def assemble(
@@ -177,9 +177,8 @@ def assemble(
     behind one that did not is not trusted: it ran beside a failure it did not know of.
     """
     keys = [key for key in CHECK_KEYS if key in planned]
-    silent = {key: StageResult("parity", key, Status.CRASHED, message=NO_VERDICT) for key in keys}
-    results = silent | {key: StageResult.from_dict(rows[key]["result"]) for key in keys if key in rows}
-    results = results if keep_going else _blocked_behind_failure(results)
+    told = {key: StageResult.from_dict(row["result"]) for key, row in rows.items()}
+    results = settled("parity", keys, told, keep_going)
     context: dict[str, Any] = {}
     for row in rows.values():
         context |= row["context"]
@@ -257,26 +256,6 @@ def earliest_failure(checks: Sequence[Check]) -> Check | None:
         return None
     open_ones = [check for check in checks if check.status != Status.PASS]
     return min(open_ones, key=lambda check: ranks.get(Status(check.status), 0), default=None)
-
-
-def blocked_behind(statuses: Mapping[str, str]) -> dict[str, str]:
-    """Key -> the earliest key that failed, for the keys behind it whose PASS or CRASHED is therefore not believed."""
-    blocked: dict[str, str] = {}
-    earliest: str | None = None
-    for key, status in statuses.items():
-        if earliest is not None and status in {Status.PASS, Status.CRASHED}:
-            blocked[key] = earliest
-        elif earliest is None and status not in NON_BLOCKING:
-            earliest = key
-    return blocked
-
-
-def _blocked_behind_failure(results: Mapping[str, StageResult]) -> dict[str, StageResult]:
-    blocked = blocked_behind({key: result.status for key, result in results.items()})
-    return {
-        key: StageResult(result.suite, key, Status.BLOCKED, blocked_by=blocked[key]) if key in blocked else result
-        for key, result in results.items()
-    }
 
 
 def _details(results: Mapping[str, StageResult], key: str) -> dict[str, Any]:

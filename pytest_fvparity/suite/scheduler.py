@@ -1,7 +1,7 @@
-"""How the workers of pytest-xdist share a run with parity stages, where the user has chosen no `--dist`.
+"""How the workers of pytest-xdist share a run with stages, where the user has chosen no `--dist`.
 
-The partition is static: a file goes whole to one worker, a trials file's stages in the pipeline's order, the costliest
-file first and always to the worker with the least to do. Every worker has a place. When a worker dies, xdist starts
+The partition is static: a file goes whole to one worker, in the order that was collected, the costliest file first and
+always to the worker with the least to do. Every worker has a place. When a worker dies, xdist starts
 another one: it takes the dead one's place, and with it what is left of its share, and its GPU. xdist itself is imported
 only where it runs.
 """
@@ -9,13 +9,13 @@ only where it runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.suite.items import stage_of
+from pytest_fvparity.suite.declaration import FILES_KEY
 
 if TYPE_CHECKING:
     from xdist.scheduler import Scheduling
@@ -36,7 +36,7 @@ def chosen_dist(config: pytest.Config) -> str | None:
 
 
 def partition(ids: Sequence[str], n: int, cost: Callable[[str], float]) -> list[list[int]]:
-    """For each of `n` workers the indices of its tests: whole files in the order of `ids`, stages in the pipeline's."""
+    """For each of `n` workers the indices of its tests: whole files, in the order of `ids`."""
     files: dict[str, list[int]] = {}
     for index, nodeid in enumerate(ids):
         files.setdefault(nodeid.partition("::")[0], []).append(index)
@@ -48,11 +48,18 @@ def partition(ids: Sequence[str], n: int, cost: Callable[[str], float]) -> list[
         shares[lightest].add(file)
         loads[lightest] += costs[file]
 
-    def rank(index: int) -> int:
-        stage = stage_of(ids[index])
-        return CHECK_KEYS.index(stage[1]) if stage else 0
+    return [[index for file in files if file in share for index in files[file]] for share in shares]
 
-    return [[index for file in files if file in share for index in sorted(files[file], key=rank)] for share in shares]
+
+def may_be_stage(nodeid: str, functions: Sequence[str]) -> bool:
+    """Whether an id reads like a stage of a suite in a test module: of three parts, and no name of a test function.
+
+    Of a worker's tests the controller knows the ids alone. A false alarm keeps files whole; a suite that is missed loses
+    its order, and no verdict.
+    """
+    *_, holder, name = ["", "", *nodeid.partition("[")[0].split("::")]
+    is_test = any(name.startswith(pattern) or fnmatch(name, pattern) for pattern in (*functions, "runTest"))
+    return bool(holder) and nodeid.count("::") > 1 and not is_test
 
 
 class SuiteScheduling:
@@ -167,10 +174,9 @@ class SuiteScheduling:
         return not difference
 
     def _cost(self, nodeid: str) -> float:
-        """A test counts 1. A stage runs a model on every trial: the size of the trials file in KiB stands for that."""
-        stage = stage_of(nodeid)
-        path = self.config.rootpath / stage[0] if stage else None
-        return 1 + path.stat().st_size / 1024 if path and path.is_file() else 1
+        """A test counts 1. A stage works on all that its file of data holds: the size in KiB stands for that."""
+        path = (self.config.rootpath / nodeid.partition("::")[0]).resolve()
+        return 1 + path.stat().st_size / 1024 if path in self.config.stash[FILES_KEY] and path.is_file() else 1
 
 
 def _place(node: WorkerController) -> int:
@@ -181,12 +187,13 @@ def _place(node: WorkerController) -> int:
 class Workers:
     """On the controller: gives every worker its place, and chooses who schedules. Without xdist nobody calls it.
 
-    `dist` is what the user chose; `parity` whether stages can be among the tests.
+    `dist` is what the user chose; `stages` whether files of data are among the test files.
     """
 
-    def __init__(self, dist: str | None, parity: bool) -> None:
+    def __init__(self, dist: str | None, stages: bool) -> None:
         self.dist = dist
-        self.parity = parity
+        self.stages = stages
+        self._collected = False
         self.scheduling: SuiteScheduling | None = None
         self._free: list[int] = []
         self._places = count()
@@ -205,12 +212,24 @@ class Workers:
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Scheduling | None:
         """Before the first worker reports."""
-        if self.parity and self.dist is None:
+        if self.stages and self.dist is None:
             self.scheduling = SuiteScheduling(config, log)
         return self.scheduling
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: WorkerController, ids: Sequence[str]) -> None:
+        """When a worker has collected, before its tests are scheduled: only now a suite in a test module shows."""
+        first, self._collected = not self._collected, True
+        functions = node.config.getini("python_functions")
+        if first and not self.scheduling and self.dist is None and any(may_be_stage(id, functions) for id in ids):
+            controller: Any = node.config.pluginmanager.get_plugin("dsession")
+            self.scheduling = SuiteScheduling(node.config)
+            for known in controller.sched.nodes:
+                self.scheduling.add_node(known)
+            controller.sched = self.scheduling
+
     def pytest_report_header(self, config: pytest.Config) -> str | None:
-        if not self.parity or not config.pluginmanager.hasplugin("dsession"):
+        if not self.stages or not config.pluginmanager.hasplugin("dsession"):
             return None
         if self.dist is None:
             return "fvparity: workers share whole files, a suite stays on one of them and in order; --dist chooses otherwise"

@@ -7,14 +7,3 @@ keys; it needs a golden of those trials. `transfer` compares the files that the 
 from __future__ import annotations
 
 SUITE = "transfer"
-
-TITLES = {
-    "qid_status": "Status, every required file, and the model",
-    "sampled_trials": "Frozen trials",
-    "mean_activations": "StepD's means and the stations'",
-    "stepd_scores": "StepD's scores and the stations' effects",
-    "stepe_heads": "StepE's heads and the stations'",
-    "stepe_vector": "StepE's vector and the stations'",
-    "step6_summary": "Step6 at every layer",
-}
-KEYS = tuple(TITLES)

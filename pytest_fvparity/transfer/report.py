@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from fvcore.formats import json_text
-from fvcore.gates import StageResult, Status
+from fvcore.gates import UNHARMED, StageResult, Status
+from fvcore.provenance import now
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.report.report import now
-from pytest_fvparity.transfer import KEYS
 from pytest_fvparity.transfer.runs import QId
+from pytest_fvparity.transfer.stages import KEYS
 
 NAME = "transfer_report.json"
 SCHEMA_VERSION = 1
@@ -61,13 +61,15 @@ class TransferReport(_Model):
     notes: dict[str, list[str]]
 
 
-GOOD = {Status.PASS, Status.NOT_PROVIDED, Status.NOT_HELD}
-
-
 def assemble(
-    root: str, q_ids: Sequence[QId], files: Mapping[str, Results], reference: Mapping[str, Results]
+    root: str,
+    q_ids: Sequence[QId],
+    files: Mapping[str, Results],
+    reference: Mapping[str, Results],
+    tolerances: Sequence[str] = (),
 ) -> TransferReport:
-    """`files` and `reference` are the planned stages' results by q_id; one that never reported has crashed."""
+    """`files` and `reference` are the planned stages' results by q_id; `tolerances` is what others than the defaults come
+    from."""
     rows = {
         q.name: QRow(state=q.state, files=_words(files.get(q.name, {})), reference=_reference(reference, q.name))
         for q in q_ids
@@ -77,7 +79,7 @@ def assemble(
         for suite, results in (("transfer", files), ("parity", reference))
         for q_id in sorted(results)
         for result in results[q_id].values()
-        if result.status not in GOOD | {Status.BLOCKED}
+        if result.status not in UNHARMED
     ]
     by_cause: dict[str, list[str]] = {}
     for failure in failures:
@@ -89,11 +91,12 @@ def assemble(
         if row.reference and set(row.reference.values()) == {Status.PASS} and set(row.reference) == set(CHECK_KEYS)
     ]
     status, headline = _conclusion(rows, failures, compared)
+    loosened = f" under tolerances of {' and '.join(tolerances)}" if tolerances else ""
     return TransferReport(
         created_at=now(),
         relation_root=root,
         overall_status=status,
-        headline=headline,
+        headline=headline + loosened,
         n_q_ids=len(q_ids),
         compared_with_reference=compared,
         by_cause=by_cause,
@@ -140,6 +143,8 @@ def _conclusion(rows: Mapping[str, QRow], failures: Sequence[Failure], compared:
         what = f"{first.where}: {first.message}" if first.where else first.message
         n = len({failure.q_id for failure in failures})
         return "FAIL", f"FAIL: {n} of {told} differ; first {first.q_id}, {first.suite} {first.key}: {what}"
+    if any(Status.NOT_RUN in row.files.values() for row in rows.values()):
+        return "NOT_RUN", f"NOT_RUN: nothing of {told} was compared, for want of a device"
     partial = [name for name, row in rows.items() if row.state != "skipped" and set(row.files) != set(KEYS)]
     if partial:
         return "PARTIAL", f"PARTIAL: not every stage of {', '.join(partial)} was selected; what was compared agrees"

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from fvcore.formats import FormatError, read_json
 
 STATUS = "artifacts/qid_status.json"
@@ -30,12 +32,16 @@ class QId:
         return self.folder / SAMPLED
 
 
+Q_IDS_KEY = pytest.StashKey[list[QId]]()
+"""The q_ids of this session."""
+
+
 def q_ids_of(root: Path, chosen: Sequence[str] = ()) -> list[QId]:
     """Sorted as strings. Raises FormatError where there are none, or not those that were asked for."""
     found = {path.parents[1].name: path for path in sorted(root.glob(f"*/{STATUS}"))}
     if not found:
         raise FormatError(
-            f"{root}: no relation run (no */{STATUS}); `fvcore relation run --relation-csv FILE --model MODEL` makes one"
+            f"{root}: no relation run (no */{STATUS}); `fvcore relation run --dataset FILE --model MODEL` makes one"
         )
     if missing := [name for name in chosen if name not in found]:
         raise FormatError(f"{root}: no q_id {missing[0]!r}; there are {', '.join(found)}")

@@ -11,8 +11,9 @@ from itertools import islice
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from fvcore.gates import Finding, NotProvided, Refused, Stage, Suite, Verdict, merge
-from pytest_fvparity.transfer import KEYS, SUITE, TITLES
+from fvcore.gates import Finding, NotProvided, Refused, Stage, Verdict, merge
+from pytest_fvparity.fixtures import in_one_sentence
+from pytest_fvparity.parity.ties import tied_heads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,10 +26,6 @@ PROVES_NOTHING = "the tolerance is as large as the stations' own values, so that
 
 SCORE = "mean_delta_p"
 """The score that is the stations' indirect effect."""
-
-
-def transfer_suite(subject: Callable[[], Transfer]) -> Suite[Transfer]:
-    return Suite(SUITE, STAGES, subject)
 
 
 # ---------------------------------------------------------------- status
@@ -72,18 +69,16 @@ def _require_same_model(run: Transfer) -> None:
 
 
 def _damaged(run: Transfer) -> list[str]:
-    from fvcore.experiments.relation import status
-
-    return status.damage(run.folder, run.status)
+    return run.status.damage(run.folder)
 
 
 def _missing(run: Transfer) -> Iterator[str]:
     """Of the files that a completed q_id must have, those that it neither names nor holds."""
     from fnmatch import fnmatchcase
 
-    from fvcore.experiments.relation import status
+    from fvcore.experiments.relation import gates
 
-    for pattern in status.required(run.status.config["model"], run.lm.n_layers, run.status.q_id):
+    for pattern in gates.required(run.status.config["model"], run.lm.n_layers, run.status.q_id):
         glob = pattern.replace("[", "[[]")
         if not any(fnmatchcase(name, glob) for name in run.status.files) and not run.folder.names(glob):
             yield pattern
@@ -160,22 +155,22 @@ def _digits(written: Tensor, own: Tensor) -> Verdict:
 
 
 def stepe_heads(run: Transfer) -> Verdict:
-    """The same heads in the same order; where the stations' own effects leave the order open, that is a tie.
+    """The same heads in the same order; where the stations' own effects leave the order open, that is a tie."""
+    from fvcore.artifacts import tensor_leaf
 
-    A tie is for who ranks by the effects that he has: the run's scores were held against its own trials before.
-    """
     _require_score(run)
     own, found = [list(head) for head in run.top_heads["heads"]], run.heads  # type: ignore[union-attr]
     if problem := _not_heads(run, found):
         return _holds(False, "top_heads.json", problem)
-    findings = []
-    for rank, (expected, actual) in enumerate(zip(own, found, strict=True)):
-        if expected != actual:
-            where = f"rank {rank}"
-            tied = _is_tie(run, expected, actual)
-            message = "tie: the effects are the same within tolerance" if tied else "another head"
-            findings.append(Finding(where, message, expected, actual, {"rank": rank}, blocking=not tied))
-    return Verdict(tuple(findings), len(own), sum(f.blocking for f in findings))
+    others = [(rank, *pair) for rank, pair in enumerate(zip(own, found, strict=True)) if pair[0] != pair[1]]
+    aie, tolerance = tensor_leaf(run.top_heads, "aie"), run.tolerances.of("top_heads")("aie")
+    tied = bool(others) and tied_heads(own, found, aie, run.delta_p.mean(dim=0), tolerance)
+    message = "tie: the effects are the same within tolerance" if tied else "another head"
+    findings = [
+        Finding(f"rank {rank}", message, expected, actual, {"rank": rank}, blocking=not tied)
+        for rank, expected, actual in others
+    ]
+    return Verdict(tuple(findings), len(own), 0 if tied else len(findings))
 
 
 def _not_heads(run: Transfer, heads: Sequence[Sequence[int]]) -> str:
@@ -185,15 +180,6 @@ def _not_heads(run: Transfer, heads: Sequence[Sequence[int]]) -> str:
     if outside := [h for h in heads if not (0 <= h[0] < lm.n_layers and 0 <= h[1] < lm.n_heads)]:
         return f"no head {outside[0]} in {lm.name}"
     return "" if len({tuple(h) for h in heads}) == len(heads) else "a head stands twice"
-
-
-def _is_tie(run: Transfer, one: Sequence[int], other: Sequence[int]) -> bool:
-    from fvcore.artifacts import tensor_leaf
-
-    aie = tensor_leaf(run.top_heads, "aie").cpu().double()
-    bound = run.tolerances.of("top_heads")("aie").allowed(aie)
-    gap = abs(float(aie[one[0], one[1]] - aie[other[0], other[1]]))
-    return gap <= float(bound[one[0], one[1]] + bound[other[0], other[1]])
 
 
 def stepe_vector(run: Transfer) -> Verdict:
@@ -282,13 +268,16 @@ def _each(where: str, what: str, names: Sequence[str] | Iterator[str]) -> Verdic
     return Verdict(shown, mismatch_count=len(found))
 
 
-CHECKS: dict[str, Callable[[Transfer], Verdict]] = {
-    "qid_status": qid_status,
-    "sampled_trials": sampled_trials,
-    "mean_activations": mean_activations,
-    "stepd_scores": stepd_scores,
-    "stepe_heads": stepe_heads,
-    "stepe_vector": stepe_vector,
-    "step6_summary": step6_summary,
-}
-STAGES: tuple[Stage[Transfer], ...] = tuple(Stage(key, TITLES[key], CHECKS[key]) for key in KEYS)
+CHECKS: tuple[tuple[str, Callable[[Transfer], Verdict]], ...] = (
+    ("Status, every required file, and the model", qid_status),
+    ("Frozen trials", sampled_trials),
+    ("StepD's means and the stations'", mean_activations),
+    ("StepD's scores and the stations' effects", stepd_scores),
+    ("StepE's heads and the stations'", stepe_heads),
+    ("StepE's vector and the stations'", stepe_vector),
+    ("Step6 at every layer", step6_summary),
+)
+STAGES: tuple[Stage[Transfer], ...] = tuple(
+    Stage(check.__name__, title, in_one_sentence()(check)) for title, check in CHECKS
+)
+KEYS = tuple(stage.key for stage in STAGES)

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from fvcore.artifacts import Artifact, tensor_leaf
-from fvcore.experiments.relation import status
-from fvcore.experiments.relation.status import Status
+from fvcore.experiments.folder import Folder
+from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.scores import Row, read_scores
 from fvcore.formats import FormatError, read_json, read_pt, read_text
 from fvcore.injection import inject
@@ -38,8 +37,8 @@ class Transfer:
     # ------------------------------------------------------------ what the run says
 
     @cached_property
-    def status(self) -> Status:
-        found = status.read(self.folder)
+    def status(self) -> QIdStatus:
+        found = QIdStatus.read(self.folder)
         if found is None:
             raise FormatError(f"{self.folder.root}: no status; `fvcore relation run` writes it")
         return found

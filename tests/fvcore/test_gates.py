@@ -9,6 +9,7 @@ import pytest
 
 from fvcore.gates import (
     Finding,
+    Gate,
     NotProvided,
     Refused,
     Stage,
@@ -17,9 +18,8 @@ from fvcore.gates import (
     Status,
     Suite,
     Verdict,
-    all_of,
+    blocked_behind,
     merge,
-    requires,
     run_stage,
     run_suite,
 )
@@ -137,6 +137,25 @@ def test_an_interrupt_is_not_swallowed() -> None:
         run_stage("suite", Stage("a", "a", check), list)
 
 
+def test_a_gate_is_closed_behind_the_earliest_stage_in_whatever_order_they_failed() -> None:
+    gate = Gate("abcd")
+    for key, status in (("c", Status.ERROR), ("d", Status.BLOCKED), ("b", Status.CRASHED), ("a", Status.NOT_RUN)):
+        gate.judged(key, status)
+    assert [gate.blocks(key) for key in "abcd"] == [None, None, "b", "b"]
+    assert Gate("ab").blocks("b") is None
+
+
+def test_with_keep_going_a_gate_stands_open() -> None:
+    gate = Gate("ab", keep_going=True)
+    gate.judged("a", Status.FAIL)
+    assert (gate.earliest, gate.blocks("b")) == ("a", None)
+
+
+def test_what_passed_or_died_behind_a_failure_is_not_believed_and_what_failed_there_stands() -> None:
+    statuses = {"a": "PASS", "b": "FAIL", "c": "PASS", "d": "FAIL", "e": "CRASHED", "f": "NOT_PROVIDED"}
+    assert blocked_behind(statuses) == {"c": "b", "e": "b"}
+
+
 def test_two_stages_of_one_key_are_refused() -> None:
     with pytest.raises(ValueError, match="suite 'suite' has two stages of one key"):
         Suite("suite", (logging_stage("a"), logging_stage("a")), list)
@@ -166,19 +185,6 @@ def test_merging_adds_counts_and_keeps_every_finding_in_order() -> None:
     assert (both.compared, both.mismatch_count) == (5, 5)
     assert (both.measurements, both.details) == ({"x": 1.0, "y": 2.0}, {"k": "other"})
     assert merge() == Verdict()
-
-
-def test_requires_is_a_check_of_one_condition() -> None:
-    check: Check = requires(lambda subject: "a" in subject, "the list", "lacks 'a'")
-    assert check(["a"]) == Verdict(compared=1)
-    assert check([]) == Verdict((Finding("the list", "lacks 'a'"),), 1, 1)
-
-
-def test_all_of_runs_every_check_even_after_a_failure() -> None:
-    checks: list[Check] = [requires(lambda subject, word=word: word in subject, word, "missing") for word in "abc"]
-    verdict = all_of(*checks)(["b"])
-    assert [finding.where for finding in verdict.findings] == ["a", "c"]
-    assert (verdict.compared, verdict.mismatch_count) == (3, 2)
 
 
 # ---------------------------------------------------------------- results as data

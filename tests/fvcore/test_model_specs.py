@@ -223,14 +223,14 @@ def test_a_file_is_a_spec(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"attn_path_in_block": None}, "attn_path_in_block is missing"),
-        ({"blocks_path": "''"}, "blocks_path must be names joined by dots and not empty, found ''"),
-        ({"out_proj_path_in_attn": "o_proj."}, "out_proj_path_in_attn must be names joined by dots"),
-        ({"prepend_bos": "'yes'"}, "prepend_bos: Input should be a valid boolean, found 'yes'"),
-        ({"blocks": "model.layers"}, "blocks is no field"),
-        ({"n_layers": 0}, "n_layers: Input should be greater than or equal to 1, found 0"),
-        ({"dtype": "float32"}, "dtype: Input should be 'fp32', 'fp16' or 'bf16', found 'float32'"),
-        ({"quantization": "2bit"}, "quantization: Input should be 'none', '8bit' or '4bit', found '2bit'"),
+        ({"attn_path_in_block": None}, "missing key 'attn_path_in_block'"),
+        ({"blocks_path": "''"}, "key 'blocks_path': expected names joined by dots (found '')"),
+        ({"out_proj_path_in_attn": "o_proj."}, "key 'out_proj_path_in_attn': expected names joined by dots"),
+        ({"prepend_bos": "'yes'"}, "key 'prepend_bos': input should be a valid boolean (found 'yes')"),
+        ({"blocks": "model.layers"}, "unknown key 'blocks'"),
+        ({"n_layers": 0}, "key 'n_layers': input should be greater than or equal to 1 (found 0)"),
+        ({"dtype": "float32"}, "key 'dtype': input should be 'fp32', 'fp16' or 'bf16' (found 'float32')"),
+        ({"quantization": "2bit"}, "key 'quantization': input should be 'none', '8bit' or '4bit' (found '2bit')"),
     ],
 )
 def test_a_wrong_file_names_the_field(tmp_path: Path, fields: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from fvcore import trials
 from fvcore.embedded.random_models import PAIRS
-from fvcore.formats import sha256, sha256_file
+from fvcore.formats import FormatError, sha256, sha256_file
 from fvcore.prompts import PromptTemplate
 from fvcore.trials import Meta, TemplatePart, TrialsError, TrialsFile, WordPair
 
@@ -359,12 +359,12 @@ def test_what_is_no_trials_file_is_refused(top: Any) -> None:
 def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.json"
     path.write_text('{"meta": ')
-    with pytest.raises(trials.FormatError, match=r"broken\.json: not valid JSON \(line 1"):
+    with pytest.raises(FormatError, match=r"broken\.json: not valid JSON \(line 1"):
         trials.read(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(trials.FormatError, match=r"nowhere\.json: no such file"):
+    with pytest.raises(FormatError, match=r"nowhere\.json: no such file"):
         trials.read(tmp_path / "nowhere.json")
 
 
@@ -372,9 +372,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ("rows", "message"),
     [
         ({"input": "a"}, "expected a list of .* found dict"),
-        ([{"input": "a", "output": "b"}, {"input": "a"}], "row 1: missing key 'output'"),
-        ([{"input": "a", "output": 3}], r"row 0: key 'output'.*found 3"),
-        (["a"], "row 0: key 'the top level'"),
+        ([{"input": "a", "output": "b"}, {"input": "a"}], "entry 1: missing key 'output'"),
+        ([{"input": "a", "output": 3}], r"entry 0: key 'output'.*found 3"),
+        (["a"], "entry 0: the top level"),
     ],
 )
 def test_a_broken_dataset_is_refused_with_the_row(tmp_path: Path, rows: Any, message: str) -> None:

@@ -38,7 +38,8 @@ def main(checkout: Path) -> None:
             def record(with_noise: bool, lm=lm, fixed=fixed) -> reference.Recording:  # type: ignore[no-untyped-def]
                 return reference.run(checkout, lm, fixed, SETTINGS, with_noise=with_noise)
 
-            print(golden.regenerate(record, FOLDER / family).path)
+            golden.regenerate(record, FOLDER / family)
+            print(FOLDER / family)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def _truncate(value: Any) -> Any:
             "holds 2 trials, meta.n_trials says 3; is the file truncated?",
         ),
         (lambda text: "[]", "holds no trials"),
-        (lambda text: '"words"', "key 'the top level'"),
+        (lambda text: '"words"', "the top level"),
     ],
 )
 def test_a_damaged_trials_file_is_named_with_the_place(

@@ -16,14 +16,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fvcore import trials
+from fvcore.embedded.random_models import PAIRS, random_lm, trials_for
 from fvcore.gates import Status
 from pytest_fvparity import cli
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.render import write_all
 from pytest_fvparity.selftest import run
 from pytest_fvparity.selftest.catalogue import Fault, Observed, Outcome
-from pytest_fvparity.selftest.fault_table import absent
 from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
+from tests.pytest_fvparity.stand_in import plant as plant_reference
 from tests.pytest_fvparity.worlds import World, plant
 
 ROOT = Path(__file__).parents[2]
@@ -65,11 +67,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------- selftest
 
 
-def fault(id: str, seen: dict[str, Observed], outcome: Outcome = Outcome.FAILS, key: str | None = "slot_map") -> Fault:
-    def observe(bed: Any) -> Observed:
-        return seen[bed]
-
-    return Fault(id, f"hazard | of {id}", "planted [so]", "", outcome, key, tuple(seen), observe)
+def fault(id: str, seen: dict[str, Observed], expected: str = "fails at slot_map") -> Fault:
+    return Fault(id, f"hazard | of {id}", "planted [so]", expected, seen.__getitem__, families=tuple(seen))
 
 
 RIGHT, EARLIER = Observed(Outcome.FAILS, "slot_map", "differs by 0.123"), Observed(Outcome.FAILS, "prompt_boundary")
@@ -77,7 +76,7 @@ CAUGHT = fault("F01", {"a": RIGHT, "b": RIGHT})
 WRONG = fault("F02", {"a": RIGHT, "b": EARLIER})
 MISSED = fault("F03", {"a": EARLIER, "b": Observed(Outcome.PASSES)})
 IDLE = fault("F04-gpu", {"a": Observed(Outcome.NOT_RUN)})
-LEGAL = fault("F05", {"a": Observed(Outcome.PASSES)}, Outcome.PASSES, None)
+LEGAL = fault("F05", {"a": Observed(Outcome.PASSES)}, "passes")
 
 
 @pytest.fixture
@@ -86,7 +85,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def put(*faults: Fault) -> None:
         monkeypatch.setattr(run, "catalogue", lambda: {one.id: one for one in faults})
-        monkeypatch.setattr(run, "bed", lambda family: family)
+        monkeypatch.setattr(run, "rig_of", lambda family: family)
 
     return put
 
@@ -174,8 +173,8 @@ def test_a_page_of_some_faults_says_so(fvparity: Program, planted: Callable[...,
 def test_a_variant_counts_for_its_number() -> None:
     ids = [f"F{n:02}" for n in range(1, 75)]
 
-    assert absent(ids) == ["F75"]
-    assert absent([*ids, "F75-variant"]) == []
+    assert run.absent(ids) == ["F75"]
+    assert run.absent([*ids, "F75-variant"]) == []
 
 
 def test_a_real_fault_is_caught(fvparity: Program) -> None:
@@ -376,7 +375,7 @@ def test_a_run_leaves_no_comparison_of_an_earlier_one(
         (("empty",), "empty: no src_vs_fv_diff_report.json under this folder"),
         (("list.json",), "list.json: not a parity report (the top level: "),
         (("older.json",), "older.json: a report of schema version 0, not 1"),
-        (("lacking.json",), "lacking.json: not a parity report (checks: field required)"),
+        (("lacking.json",), "lacking.json: not a parity report (missing key 'checks')"),
         (("hollow.json",), "the report of words/fixed_trials_x cannot be rendered (UndefinedError: "),
         (
             ("reports", "--against", "a.json"),
@@ -465,3 +464,40 @@ def test_help_and_rendering_do_not_import_torch(reports: Path) -> None:
     for arguments in (["--help"], ["render", str(reports)], ["merge", str(reports), "--out", str(reports / "m")]):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", code, *arguments], env=environment, check=True, capture_output=True)
+
+
+# ---------------------------------------------------------------- spec parity
+
+
+def test_a_reduced_parity_run_ends_and_writes_its_stages(
+    fvparity: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random_lm("llama", directory=tmp_path / "model")
+    raw = tmp_path / "pairs.json"
+    raw.write_text(json.dumps([{"input": a, "output": b} for a, b in PAIRS]))
+
+    words = ("--fv-src", plant_reference(tmp_path), "--dataset-json", raw, "--out", tmp_path / "out")
+    done = fvparity("spec", "parity", tmp_path / "model", *words)
+
+    assert done.status == 0, done.err
+    assert "reduced parity ran to its end; its files are under" in done.out
+    (report,) = (tmp_path / "out").rglob(NAME)
+    found = json.loads(report.read_text())
+    assert (found["n_compared_trials"], found["profile"]["identity"]["n_top_heads"]) == (1, 5)
+    assert found["profile"]["identity"]["edit_layer"] == 1
+    assert list((tmp_path / "out").rglob("parity_suite_stages.csv"))
+
+
+def test_a_reduced_parity_run_without_a_reference_is_an_error(
+    fvparity: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, lm = tmp_path / "fixed_trials_pairs.json", random_lm("llama", directory=tmp_path / "model")
+    trials.write(path, trials_for(lm, n_trials=1).file)
+
+    words = ("--fv-src", tmp_path / "nowhere", "--trials", path, "--out", tmp_path / "out")
+    done = fvparity("spec", "parity", tmp_path / "model", *words)
+
+    assert done.status == 2
+    assert "did not come to a verdict (prompt_boundary: " in done.err

@@ -318,7 +318,7 @@ def test_the_shipped_lock_is_the_plans() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("name: x\n", "locked: field required"), ("name: [\n", "not"), ("name: x\nseed: 1\n", "not a lock profile")],
+    [("name: x\n", "missing key 'locked'"), ("name: [\n", "not"), ("name: x\nseed: 1\n", "not a lock profile")],
 )
 def test_a_wrong_lock_names_file_and_field(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.yaml"

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from fvcore.gates import StageResult, Status
-from pytest_fvparity.options import OPTIONS_KEY
-from pytest_fvparity.suite.items import REPORT_ATTRIBUTE
-from pytest_fvparity.suite.session import ParityReporter
+from pytest_fvparity.suite.declaration import FILES_KEY
+from pytest_fvparity.suite.item import REPORT_ATTRIBUTE
+from pytest_fvparity.suite.reporter import SuiteReporter
 from tests.pytest_fvparity.worlds import World, plant, reports, statuses
 
 SKIPPED = {
@@ -101,19 +101,19 @@ def test_an_expected_failure_is_still_a_divergence(pytester: pytest.Pytester, wo
 
 
 def test_a_failure_is_not_forgotten_when_a_stage_is_run_again() -> None:
-    stash = {OPTIONS_KEY: SimpleNamespace(keep_going=False)}
-    reporter = ParityReporter(SimpleNamespace(stash=stash), ())  # type: ignore[arg-type]
+    reporter = SuiteReporter(SimpleNamespace(stash={FILES_KEY: {}}))  # type: ignore[arg-type]
 
     def row(status: Status) -> Any:
-        text = json.dumps({"context": {}, "result": StageResult("parity", "slot_map", status).to_dict()})
+        suite = {"keys": ["one"], "planned": ["one"], "keep_going": False}
+        row = {"suite": suite, "context": {}, "result": StageResult("toy", "one", status).to_dict()}
         return SimpleNamespace(
-            nodeid="a.json::parity::slot_map", skipped=False, capstdout="", capstderr="", **{REPORT_ATTRIBUTE: text}
+            nodeid="a.py::toy::one", capstdout="", capstderr="", **{REPORT_ATTRIBUTE: json.dumps(row)}
         )
 
     for status in (Status.FAIL, Status.PASS):
         reporter.pytest_runtest_logreport(row(status))
 
-    assert reporter.rows["a.json"]["slot_map"]["result"]["status"] == "FAIL"
+    assert reporter.runs["a.py::toy"].status("one") is Status.FAIL
 
 
 def test_an_error_after_a_stage_hides_no_divergence_and_spoils_a_pass(pytester: pytest.Pytester, world: World) -> None:

@@ -9,7 +9,7 @@ from fvcore import trials
 from fvcore.model import model as models
 from fvcore.trials.sampled import read_trials, write
 from pytest_fvparity.golden.listing import trials_under
-from pytest_fvparity.suite.place import place_of, title_of
+from pytest_fvparity.parity.place import place_of, title_of
 from tests.fvcore.test_sampled_trials import FIXED, sampled_of
 
 

@@ -76,13 +76,15 @@ def fixed(llama: LanguageModel, tmp_path: Path) -> FixedTrials:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver without a process of its own, which takes seconds to start; what the process adds is tested apart."""
 
-    def start(_: str, path: Path) -> None:
-        job = json.loads(path.read_text())
+    def start(_: str, path: Path, __: Any) -> None:
+        job, n_threads = json.loads(path.read_text()), torch.get_num_threads()
         try:
             with imported_for_a_while(), torch.no_grad():
                 torch.save(driver.Recorder(job).record(), job["out"])
         except driver.RecordingRefused as refusal:
             raise RecordingError(str(refusal)) from None
+        finally:
+            torch.set_num_threads(n_threads)
 
     monkeypatch.setattr(reference, "_start", start)
 
@@ -168,7 +170,7 @@ def test_generation_that_samples_is_made_greedy() -> None:
 def test_a_function_is_replaced_in_every_module_that_holds_it(tmp_path: Path) -> None:
     with checkout_at(plant(tmp_path)) as src:
         holders = {module.__name__ for module in src.modules if hasattr(module, "get_answer_id")}
-        src.rebind("get_answer_id", len)
+        src.wrap("get_answer_id", lambda _: len)
         replaced = {module.__name__ for module in src.modules if getattr(module, "get_answer_id", None) is len}
 
     assert replaced == holders == {"utils.eval_utils", "utils.extract_utils", "compute_indirect_effect"}
@@ -423,7 +425,7 @@ def test_words_that_the_reference_would_space_twice_or_not_at_all_are_refused() 
 
 
 def test_a_traced_layer_that_was_not_run_is_an_error(llama: LanguageModel) -> None:
-    trace_dict = driver.trace_dict_module().TraceDict
+    trace_dict = driver.TraceDict
     names = [f"{llama.spec.block_path(layer)}.mlp" for layer in range(2)]
 
     refused = pytest.raises(driver.RecordingRefused, match=r"a hook that did not fire: model\.layers\.1\.mlp$")
@@ -432,7 +434,7 @@ def test_a_traced_layer_that_was_not_run_is_an_error(llama: LanguageModel) -> No
 
 
 def test_traces_leave_no_hooks_behind(llama: LanguageModel) -> None:
-    trace_dict, layer = driver.trace_dict_module().TraceDict, llama.spec.block_path(0)
+    trace_dict, layer = driver.TraceDict, llama.spec.block_path(0)
 
     with pytest.raises(ZeroDivisionError), trace_dict(llama.hf, [layer]):
         1 / 0  # noqa: B018

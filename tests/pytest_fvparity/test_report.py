@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import html.parser
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fvcore.gates import Status
+from fvcore.gates import Status, Verdict
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.report.render import heat_map, write_all, write_report
+from pytest_fvparity.report.render import write_all, write_report
 from pytest_fvparity.report.report import Report
 from pytest_fvparity.report.schema import report_schema
 from tests.pytest_fvparity.made_reports import CONTEXT, FILE, assemble, failed, row_of, rows_of
@@ -177,13 +178,26 @@ def test_a_report_reads_back_into_the_same_value() -> None:
     assert Report.model_validate_json(report.model_dump_json()) == report
 
 
-def test_the_heat_map_puts_layer_zero_at_the_bottom_and_marks_the_heads() -> None:
-    drawn = heat_map([[0.0, 0.5], [-0.5, 0.1]], largest=0.5, heads=[[0, 1]])
+def test_the_heat_map_puts_layer_zero_at_the_bottom_and_marks_the_heads(tmp_path: Path) -> None:
+    effects = [[0.0, 0.5], [-0.5, float("nan")]]
+    details = {
+        f"{name}_{side}": value
+        for side in ("expected", "actual")
+        for name, value in (("aie", effects), ("heads", [[0, 1]]))
+    }
+    rows = rows_of(top_heads=row_of("top_heads", verdict=Verdict(compared=1, details=details)))
+    write_report(assemble(CHECK_KEYS, rows), tmp_path)
+    drawn = (tmp_path / "src_vs_fv_diff_report.html").read_text().partition("<figcaption>candidate")[2]
 
-    cells = {(cell["layer"], cell["head"]): cell for cell in drawn["cells"]}
-    assert cells[0, 0]["y"] == 1
-    assert cells[1, 0]["y"] == 0
-    assert [at for at, cell in cells.items() if cell["top"]] == [(0, 1)]
-    assert cells[0, 0]["fill"] == "rgb(255,255,255)"
-    assert cells[0, 1]["fill"] == "rgb(214,96,20)"
-    assert cells[1, 0]["fill"] == "rgb(33,102,172)"
+    squares = {
+        at: (y, fill)
+        for y, fill, at in re.findall(r'<rect x="." y="(.)".* fill="(.*)"><title>(layer ., head .)', drawn)
+    }
+    assert squares == {
+        "layer 0, head 0": ("1", "rgb(255,255,255)"),
+        "layer 0, head 1": ("1", "rgb(214,96,20)"),
+        "layer 1, head 0": ("0", "rgb(33,102,172)"),
+        "layer 1, head 1": ("0", "none"),
+    }
+    assert re.findall(r"<circle.*>", drawn) == ['<circle cx="1.48" cy="1.48" r="0.3"/>']
+    assert drawn.count(">?<") == 1

@@ -16,9 +16,10 @@ import pytest
 
 from fvcore.gates import StageResult, Status
 from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS
-from pytest_fvparity.suite.items import SUITE
-from pytest_fvparity.suite.scheduler import PLACE, SuiteScheduling, Workers, partition
-from pytest_fvparity.suite.session import FAILURES, ParityReporter
+from pytest_fvparity.suite.collector import FAILURES
+from pytest_fvparity.suite.declaration import FILES_KEY
+from pytest_fvparity.suite.reporter import SuiteReporter, SuiteRun
+from pytest_fvparity.suite.scheduler import PLACE, SuiteScheduling, Workers, may_be_stage, partition
 from tests.pytest_fvparity.worlds import World, plant, reports, statuses
 
 HANGS = 300  # seconds: no run here takes a tenth of it
@@ -27,7 +28,7 @@ DIES = 'os._exit(1) if "seed0" in self.trials.id else None'
 
 
 def suite(name: str) -> list[str]:
-    return [f"{name}.json::{SUITE}::{key}" for key in CHECK_KEYS]
+    return [f"{name}.json::parity::{key}" for key in CHECK_KEYS]
 
 
 def plain(name: str, n: int) -> list[str]:
@@ -49,15 +50,31 @@ def test_files_stay_whole_and_suites_come_first_to_the_worker_with_the_least_to_
     assert shares[1] == [*suite("small"), *plain("b", 2), *suite("middle")]  # 120, 180 and 2
 
 
-def test_a_shuffled_suite_is_put_in_the_pipelines_order_and_other_tests_keep_theirs() -> None:
+def test_a_file_keeps_the_order_that_it_was_collected_in() -> None:
     ids = [*suite("s"), *plain("a", 4)]
     random.Random(0).shuffle(ids)
 
     (share,) = partition(ids, 1, lambda nodeid: 1)
 
     found = [ids[index] for index in share]
-    assert [nodeid for nodeid in found if ".json" in nodeid] == suite("s")
-    assert [nodeid for nodeid in found if ".py" in nodeid] == [nodeid for nodeid in ids if ".py" in nodeid]
+    for file in ("s.json", "a.py"):
+        assert [nodeid for nodeid in found if file in nodeid] == [nodeid for nodeid in ids if file in nodeid]
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "may"),
+    [
+        ("test_a.py::toy::one", True),
+        ("folder/test_a.py::TestIt::toy::one", True),
+        ("test_a.py::test_it", False),
+        ("test_a.py::TestIt::test_it[a::b::c]", False),
+        ("test_a.py::test_it[a::b::c]", False),
+        ("test_a.py::Case::runTest", False),
+        ("test_a.py::Case::check_it", False),
+    ],
+)
+def test_a_suite_in_a_test_module_is_known_by_the_names_of_its_tests(nodeid: str, may: bool) -> None:
+    assert may_be_stage(nodeid, ["test", "check_*"]) is may
 
 
 # ---------------------------------------------------------------- the protocol, as xdist's loop speaks it
@@ -95,8 +112,10 @@ class Run:
         self.ids, self.restarts = ids, restarts
         self.errors: list[pytest.CollectReport] = []
         hook = SimpleNamespace(pytest_collectreport=lambda report: self.errors.append(report))
-        config: Any = SimpleNamespace(getvalue={"tx": [f"{n}*popen"]}.get, hook=hook, rootpath=rootpath)
-        self.workers = Workers(None, parity=True)
+        names = {nodeid.partition("::")[0] for nodeid in ids if ".json" in nodeid}
+        stash = {FILES_KEY: {(rootpath / name).resolve(): None for name in names}}
+        config: Any = SimpleNamespace(getvalue={"tx": [f"{n}*popen"]}.get, hook=hook, rootpath=rootpath, stash=stash)
+        self.workers = Workers(None, stages=True)
         scheduling = self.workers.pytest_xdist_make_scheduler(config, None)
         assert isinstance(scheduling, SuiteScheduling)
         self.sched = scheduling
@@ -179,9 +198,12 @@ class Run:
 IDS = [*suite("one"), *plain("a", 5), *suite("two"), *plain("b", 1), *suite("three")]
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_whenever_workers_die_every_test_is_finished_or_died_of_once(seed: int) -> None:
-    dice = random.Random(seed)
+def test_whenever_workers_die_every_test_is_finished_or_died_of_once() -> None:
+    for seed in range(200):
+        dies_at_random(random.Random(seed))
+
+
+def dies_at_random(dice: random.Random) -> None:
     run = Run(IDS, dice.randint(1, 8))
 
     while run.live:
@@ -331,10 +353,10 @@ def test_a_replacement_that_collects_differently_runs_nothing() -> None:
 # ---------------------------------------------------------------- what the dead leave behind
 
 
-def reporter_after(**found: Status) -> ParityReporter:
-    reporter = ParityReporter(SimpleNamespace(), ())  # type: ignore[arg-type]
-    rows = {key: {"result": StageResult(SUITE, key, status).to_dict()} for key, status in found.items()}
-    reporter.rows["one.json"] = rows
+def reporter_after(**found: Status) -> SuiteReporter:
+    reporter = SuiteReporter(SimpleNamespace(stash={FILES_KEY: {}}))  # type: ignore[arg-type]
+    rows = {key: {"result": StageResult("parity", key, status).to_dict()} for key, status in found.items()}
+    reporter.runs["one.json::parity"] = SuiteRun("one.json::parity", CHECK_KEYS, rows=rows)
     return reporter
 
 
@@ -344,16 +366,16 @@ def reporter_after(**found: Status) -> ParityReporter:
         ({"slot_map": Status.PASS}, {}),
         ({"slot_map": Status.NOT_PROVIDED}, {}),
         ({"slot_map": Status.NOT_RUN}, {}),
-        ({"fv_vector": Status.FAIL, "slot_map": Status.ERROR}, {"one.json": "slot_map"}),
-        ({"top_heads": Status.CRASHED, "fv_vector": Status.BLOCKED}, {"one.json": "top_heads"}),
+        ({"fv_vector": Status.FAIL, "slot_map": Status.ERROR}, {"slot_map": "ERROR", "fv_vector": "FAIL"}),
+        ({"top_heads": Status.CRASHED, "fv_vector": Status.BLOCKED}, {"top_heads": "CRASHED"}),
     ],
 )
-def test_a_new_worker_is_told_the_earliest_failure(found: dict[str, Status], told: dict[str, str]) -> None:
+def test_a_new_worker_is_told_what_failed(found: dict[str, Status], told: dict[str, str]) -> None:
     node: Any = Node(7)
 
     reporter_after(**found).pytest_configure_node(node)
 
-    assert node.workerinput[FAILURES] == told
+    assert node.workerinput[FAILURES] == {f"one.json::parity::{key}": status for key, status in told.items()}
 
 
 @pytest.mark.parametrize(
@@ -362,11 +384,12 @@ def test_a_new_worker_is_told_the_earliest_failure(found: dict[str, Status], tol
 )
 def test_a_stage_that_killed_its_worker_never_passed(before: Status | None, after: str) -> None:
     reporter = reporter_after(**({"slot_map": before} if before else {}))
-    report: Any = SimpleNamespace(longrepr="worker 'gw0' crashed", capstdout="", capstderr="")
+    nodeid = suite("one")[1]
+    report: Any = SimpleNamespace(nodeid=nodeid, longrepr="worker 'gw0' crashed", capstdout="", capstderr="")
 
-    reporter.pytest_handlecrashitem(suite("one")[1], report)
+    reporter.pytest_handlecrashitem(nodeid, report)
 
-    assert reporter.rows["one.json"]["slot_map"]["result"]["status"] == after
+    assert reporter.runs["one.json::parity"].status("slot_map") == after
 
 
 # ---------------------------------------------------------------- whole runs
@@ -644,7 +667,7 @@ def test_a_worker_takes_the_gpu_of_the_one_it_replaces(pytester: pytest.Pytester
             import torch
             monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
             monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-            name = fixtures._device(request, SimpleNamespace(device="cuda"))
+            name = fixtures.device_of(request, SimpleNamespace(device="cuda"))
             with open(os.environ["PYTEST_XDIST_WORKER"], "w") as file:
                 file.write(name)
         """

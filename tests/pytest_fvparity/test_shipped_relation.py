@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fvcore.experiments.relation import data
-from fvcore.experiments.relation.sampling import RelationSource
-from fvcore.experiments.relation.settings import RelationSettings
+from fvcore.experiments.relation.config import RelationSettings
+from fvcore.experiments.relation.data import RelationSource
 from fvcore.gates import Status, Suite, run_suite
 from fvcore.model import model as models
 from fvcore.model.model import LanguageModel

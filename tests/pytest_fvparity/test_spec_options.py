@@ -19,7 +19,7 @@ out_proj_path_in_attn: o_proj
     [
         (["--fv-spec=bert"], "*--fv-spec: Unsupported model spec: 'bert'; supported: bloom, *"),
         (["--fv-spec=absent.yaml"], "*--fv-spec: *absent.yaml: no such file*"),
-        (["--fv-spec=wrong.yaml"], "*--fv-spec: *wrong.yaml: no ModelSpec: attn_path_in_block is missing*"),
+        (["--fv-spec=wrong.yaml"], "*--fv-spec: *wrong.yaml: no ModelSpec: missing key 'attn_path_in_block'*"),
         (["--fv-device=cpu", "--fv-device-map=auto"], "*two answers to one question*"),
         (["--fv-device=tpu"], "*--fv-device: expected cpu, cuda, cuda:N or auto, found 'tpu'*"),
         (
@@ -80,7 +80,7 @@ def test_what_is_not_installed_is_an_error_and_no_skip(
     world: World, pytester: pytest.Pytester, options: list[str], message: str
 ) -> None:
     # The same whether the packages are there or not.
-    pytester.makeconftest("from fvcore import placement\nplacement.find_spec = lambda name: None\n")
+    pytester.makeconftest("from fvcore.model import placement\nplacement.find_spec = lambda name: None\n")
     result = pytester.runpytest_subprocess("-m", "parity", *world.options, *options)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines([message])

@@ -12,28 +12,23 @@ from typing import Any
 import pytest
 import torch
 
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.relation import files
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
 from fvcore.formats import read_csv, read_json, read_pt, sha256_file, write_csv, write_json, write_pt
 from fvcore.gates import StageResult, Status, run_suite
 from fvcore.model import model as models
 from fvcore.model.model import LanguageModel
 from pytest_fvparity.parity.tolerances import Tolerances
-from pytest_fvparity.transfer import KEYS
-from pytest_fvparity.transfer.stages import CHECKS, PROVES_NOTHING, transfer_suite
+from pytest_fvparity.transfer.stages import KEYS, PROVES_NOTHING, stepd_scores, stepe_heads
 from pytest_fvparity.transfer.subject import Transfer
-from tests.pytest_fvparity.transfer_world import TransferWorld, make_transfer_world
+from pytest_fvparity.transfer.suite import transfer_suite
+from tests.pytest_fvparity.transfer_world import TransferWorld
 
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
     return models.load("tiny-llama")
-
-
-@pytest.fixture(scope="module")
-def transfer_world(tmp_path_factory: pytest.TempPathFactory) -> TransferWorld:
-    return make_transfer_world(tmp_path_factory.mktemp("relation"))
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ def q1(transfer_world: TransferWorld, tmp_path: Path) -> Folder:
 
 def judged(lm: LanguageModel, folder: Folder) -> dict[str, StageResult]:
     tolerances = Tolerances.read(None, (), lm.dtype, "cpu")
-    results = list(run_suite(transfer_suite(lambda: Transfer(folder, lm, tolerances))))
+    results = list(run_suite(replace(transfer_suite(), subject=lambda: Transfer(folder, lm, tolerances))))
     return {result.key: result for result in results}
 
 
@@ -273,10 +268,12 @@ def test_heads_that_the_effects_leave_open_are_a_tie(q1: Folder, lm: LanguageMod
     aie[other[0], other[1]] = aie[heads[3][0], heads[3][1]]  # as good as the last of the chosen
     change_json(q1 / layout.TOP_HEADS, lambda value: value["heads"][3].update(layer=other[0], head=other[1]))
 
-    from pytest_fvparity.transfer.stages import stepe_heads
-
     again = replace(run)
     again.__dict__["top_heads"] = run.top_heads
+    assert not stepe_heads(again).passed  # by the run's own effects it is another head
+
+    again.__dict__["delta_p"] = run.delta_p.clone()
+    again.delta_p[:, other[0], other[1]] = run.delta_p[:, heads[3][0], heads[3][1]]
     verdict = stepe_heads(again)
     assert verdict.passed
     (finding,) = verdict.findings
@@ -294,7 +291,7 @@ def test_effects_below_the_tolerance_are_said_to_prove_nothing(q1: Folder, lm: L
         for head in range(lm.n_heads)
     ]
 
-    verdict = CHECKS["stepd_scores"](run)
+    verdict = stepd_scores(run)
     assert verdict.passed
     assert {finding.message for finding in verdict.findings} == {PROVES_NOTHING}
 

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from fvcore.experiments.evaluation.bench import Bench, NamedTemplate
 from fvcore.experiments.evaluation.draws import without_help
 from fvcore.experiments.evaluation.results import Result
-from fvcore.formats import FormatError, read_yaml
+from fvcore.formats import FormatError, read_yaml, validated
 from fvcore.trials import TemplatePart
 
 SHIPPED = Path(__file__).with_name("templates.yaml")
@@ -43,12 +43,7 @@ class _Entry(BaseModel):
 
 def read_templates(path: Path = SHIPPED) -> list[NamedTemplate]:
     """A YAML (or JSON) list of templates, each with a name of its own, prefixes and separators."""
-    try:
-        entries = TypeAdapter(list[_Entry]).validate_python(read_yaml(path))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "the top level"
-        raise FormatError(f"{path}: {where}: {problem['msg'].lower()} (found {problem['input']!r:.80})") from None
+    entries = validated(list[_Entry], read_yaml(path), path)
     names = [entry.name for entry in entries]
     if not names or len(set(names)) < len(names):
         raise FormatError(f"{path}: expected at least one template, each under a name of its own; found {names}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from fvcore.experiments.evaluation.results import Record, Result
-from fvcore.formats import FormatError, json_text, read_json, write_csv, write_text
+from fvcore.formats import FormatError, json_text, read_json, validated, write_csv, write_text
 
 SCHEMA_VERSION = 1
 FILE = "evaluation.json"
@@ -117,12 +117,7 @@ def read(path: Path) -> Report:
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise FormatError(f"{path}: expected an evaluation of schema version {SCHEMA_VERSION}, found {version!r}")
-    try:
-        return Report.model_validate(value)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise FormatError(f"{path}: {where}: {problem['msg'].lower()}") from None
+    return validated(Report, value, path)
 
 
 def title(result: Result) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fvcore import trials as fixed_trials
@@ -26,6 +24,7 @@ from fvcore.experiments.evaluation.vector_files import (
 )
 from fvcore.model.spec import ModelError
 from fvcore.pipeline import Settings
+from fvcore.provenance import model_identity, versions
 
 
 @dataclass(frozen=True)
@@ -160,17 +159,6 @@ def _task_facts(bench: Bench) -> TaskFacts:
 
 
 def _model_facts(bench: Bench) -> ModelFacts:
-    import transformers
-
     lm = bench.lm
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    return ModelFacts(
-        name=lm.name,
-        weights_sha=lm.weights_sha,
-        tokenizer_sha=lm.tokenizer_sha,
-        dtype=lm.dtype,
-        device=lm.device.type,
-        attn_implementation=lm.attn_implementation,
-        engine=bench.engine_used,
-        versions=versions | {"transformers": str(transformers.__version__)},
-    )
+    known = model_identity(lm, ModelFacts.model_fields)
+    return ModelFacts(name=lm.name, engine=bench.engine_used, versions=versions(), **known)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fvcore.experiments.pictures import banded_line, png, spans, whole_numbers
-from fvcore.experiments.relation.intervals import RANDOM, TOP
+from fvcore.experiments.relation.compute import RANDOM, TOP
 from fvcore.experiments.steps.scores import Row
 
 DPI = 110  # dots an inch

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.pictures import png, whole_numbers
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.scores import Row, ranked, read_scores
 from fvcore.formats import write_bytes
 
@@ -31,6 +31,11 @@ def run(
     best = ranked(rows, metric, min(AT_MOST, len(grid), len(rows)))
     write_bytes(files[1], _by_layer(best, len(grid), metric))
     return files
+
+
+def alone(root: Path, metric: str, top_heads: int, name: str) -> list[Path]:
+    """The same without a model, under `aie_heatmap_<name>.png`, however much of that is given."""
+    return run(Folder(root), metric, top_heads, name=Path(name).name.removesuffix(".png").removeprefix("aie_heatmap_"))
 
 
 def grid_of(rows: Sequence[Row], metric: str, n_layers: int | None = None, n_heads: int | None = None) -> Any:

@@ -14,13 +14,12 @@ from statistics import fmean
 
 from torch import Tensor
 
-from fvcore.experiments.clock import now
 from fvcore.experiments.errors import NotFinite, StepError, TargetError
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
-from fvcore.experiments.steps.plan import unique_queries, with_replacement
+from fvcore.experiments.steps.plan import chosen_examples
 from fvcore.experiments.steps.scores import Row, population_std
-from fvcore.experiments.steps.settings import Settings
+from fvcore.experiments.steps.settings import StepSettings
 from fvcore.experiments.steps.zeroshot import Example, read
 from fvcore.fast import engines
 from fvcore.fast.chunks import Advance, silent
@@ -28,6 +27,7 @@ from fvcore.formats import read_json, read_pt, write_json, write_jsonl, write_te
 from fvcore.injection import InjectedReadings, inject_readings
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import BoundaryError, Prompt
+from fvcore.provenance import now
 
 TAIL = 16  # ids of a tail
 CHARACTERS = 30
@@ -56,16 +56,14 @@ class Vector:
         return {"shape": list(self.value.shape), "norm": float(self.value.norm())}
 
 
-def run(lm: LanguageModel, settings: Settings, folder: Folder, advance: Advance = silent) -> list[Path]:
+def run(lm: LanguageModel, settings: StepSettings, folder: Folder, advance: Advance = silent) -> list[Path]:
     """Evaluate at every layer asked for and write its folder; returns the files.
 
     Raises StepError, after writing `step6_target_id_debug_<i>.json`, where a stored target is not what the tokenizer gives.
     """
     for stale in folder.names(DEBUG.format("*")):
         (folder / stale).unlink()
-    vector, examples = read_vector(folder, lm), read(folder / layout.ZERO_SHOT)
-    pick = with_replacement if settings.with_replacement else unique_queries
-    chosen = pick(examples, settings.n_eval, settings.seed)
+    vector, chosen = read_vector(folder, lm), chosen_examples(read(folder / layout.ZERO_SHOT), settings)
     prompts = [_checked(lm, folder, i, example) for i, example in enumerate(chosen)]
     layers = settings.edit_layers(lm)
     ids = [prompt.input_ids for prompt in prompts]
@@ -143,7 +141,6 @@ def _token(lm: LanguageModel, token_id: int) -> str | None:
 def _row(lm: LanguageModel, idx: int, example: Example, found: InjectedReadings, layer: int) -> Row:
     target = example.target_first_token_id
     base_id, with_id = int(found.base_ids[idx]), int(found.injected_ids[idx, layer])
-    accuracy = {"accuracy_base": int(base_id == target), "accuracy_with": int(with_id == target)}
     row = {
         "idx": idx,
         "q_id": example.q_id,
@@ -156,9 +153,7 @@ def _row(lm: LanguageModel, idx: int, example: Example, found: InjectedReadings,
         "used_token": _token(lm, target),
         "pred_id_base": base_id,
         "pred_id_with": with_id,
-        **accuracy,
-        "delta_acc": accuracy["accuracy_with"] - accuracy["accuracy_base"],
-        **scores_of(found.base[idx].tolist(), found.injected[idx, layer].tolist()),
+        **effect_of(found, idx, layer, target),
         "trial_id": example.trial_id,
         "trial_idx": example.trial_idx,
     }
@@ -167,16 +162,15 @@ def _row(lm: LanguageModel, idx: int, example: Example, found: InjectedReadings,
     return row
 
 
-def scores_of(base: Sequence[float], injected: Sequence[float]) -> Row:
-    """Logit, logprob and p without and with the vector, and their differences, from readings (p, logit, logprob)."""
-    row: Row = {}
-    (_, *base), (_, *injected) = base, injected
-    for name, before, after in (
-        ("logit", base[0], injected[0]),
-        ("logprob", base[1], injected[1]),
-        ("p", math.exp(base[1]), math.exp(injected[1])),
-    ):
-        row |= {f"{name}_base": before, f"{name}_with": after, f"delta_{name}": after - before}
+def effect_of(found: InjectedReadings, idx: int, layer: int, target: int) -> Row:
+    """Accuracy, logit, logprob and p of one example, without and with the vector, and their differences."""
+    base, injected = (int(ids == target) for ids in (found.base_ids[idx], found.injected_ids[idx, layer]))
+    row: Row = {"accuracy_base": base, "accuracy_with": injected, "delta_acc": injected - base}
+    (_, *before), (_, *after) = found.base[idx].tolist(), found.injected[idx, layer].tolist()
+    readings = {"logit": (before[0], after[0]), "logprob": (before[1], after[1])}
+    readings["p"] = (math.exp(before[1]), math.exp(after[1]))
+    for name, (without, given) in readings.items():
+        row |= {f"{name}_base": without, f"{name}_with": given, f"delta_{name}": given - without}
     return row
 
 
@@ -209,7 +203,7 @@ def _of_q(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def _write_layer(
-    lm: LanguageModel, settings: Settings, folder: Folder, layer: int, vector: Vector, rows: Sequence[Row]
+    lm: LanguageModel, settings: StepSettings, folder: Folder, layer: int, vector: Vector, rows: Sequence[Row]
 ) -> list[Path]:
     n, engine = len(rows), engines.chosen(lm, settings.engine)
     summary, of_q, directory = summary_of(rows), _of_q(rows), layout.layer_dir(layer)
@@ -274,10 +268,8 @@ def _write_layer(
         f"batch 0: rows without the vector {n}, rows with it {n}; it changed the logits of the targets\n"
         f"{settings.step6_score_key}: {summary[settings.step6_score_key]!r}\n"
     )
-    names = [
-        f"{directory}/{name}" for name in ("eval_summary.json", "eval_trials.jsonl", "eval_meta.json", "step6.log")
-    ]
-    names.append(f"{directory}/step6_results_{layout.safe_name(lm.name)}_layer{layer}_n{n}.json")
+    names = [f"{directory}/{name}" for name in (*layout.OF_LAYER, "step6.log")]
+    names.append(f"{directory}/{layout.step6_results(lm.name, layer, n)}")
     write_json(folder / names[0], summary)
     write_jsonl(folder / names[1], rows)
     write_json(folder / names[2], meta)

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.cases import Case, Cases
 from fvcore.experiments.steps.cases import of as cases_of
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.sampled import SampledTrials
 from fvcore.experiments.steps.scores import (
     AIE_COLUMNS,
@@ -31,7 +31,7 @@ from fvcore.experiments.steps.scores import (
     cie_row,
     metrics_of,
 )
-from fvcore.experiments.steps.settings import Settings
+from fvcore.experiments.steps.settings import StepSettings
 from fvcore.fast import engines
 from fvcore.fast.chunks import Advance, silent
 from fvcore.formats import write_csv, write_json, write_jsonl, write_pt, write_text
@@ -52,7 +52,7 @@ class Swept:
 
 
 def run(
-    lm: LanguageModel, sampled: SampledTrials, settings: Settings, folder: Folder, advance: Advance = silent
+    lm: LanguageModel, sampled: SampledTrials, settings: StepSettings, folder: Folder, advance: Advance = silent
 ) -> list[Path]:
     """Compute and write every file of StepD; returns the files."""
     found = cases_of(lm, sampled)
@@ -86,7 +86,7 @@ def _sweep(
     sampled: SampledTrials,
     q_id: str,
     heads: Sequence[tuple[int, int]],
-    settings: Settings,
+    settings: StepSettings,
     advance: Advance,
 ) -> Swept:
     own = tuple(case for case in found.cases if case.trial.q_id == q_id)
@@ -192,7 +192,7 @@ def _write_means(
     return [folder / name for name in (*tensors, layout.MEANS, layout.MEANS_META)]
 
 
-def _log(lm: LanguageModel, found: Cases, sampled: SampledTrials, settings: Settings, aie: Sequence[Row]) -> str:
+def _log(lm: LanguageModel, found: Cases, sampled: SampledTrials, settings: StepSettings, aie: Sequence[Row]) -> str:
     meta, slot = sampled.meta, found.slot
     engine = engines.chosen(lm, settings.engine)
     n, targets = len(found.cases), [case.trial.target_first_token_id for case in found.cases]

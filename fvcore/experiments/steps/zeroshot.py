@@ -10,16 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from fvcore.experiments.clock import now
 from fvcore.experiments.errors import TargetError
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.sampled import QId, SampledTrial, SampledTrials
-from fvcore.formats import FormatError, read_json, write_json
+from fvcore.formats import FormatError, read_json, validated, write_json
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import BoundaryError, Prompt, PromptTemplate, Tokenizer, prompt_at_boundary
+from fvcore.provenance import now
 from fvcore.trials import WordPair
 
 
@@ -49,11 +49,7 @@ def read(path: Path) -> list[Example]:
     rows = value.get("trials") if isinstance(value, dict) else None
     if not isinstance(rows, list) or not rows:
         raise FormatError(f"{path}: holds no trials; make the snapshot with `fvcore runtime zeroshot`")
-    try:
-        return [Example.model_validate(row) for row in rows]
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise FormatError(f"{path}: key {'.'.join(map(str, problem['loc']))!r}: {problem['msg'].lower()}") from None
+    return validated(list[Example], rows, path)
 
 
 def run(lm: LanguageModel, sampled: SampledTrials, trailing_space: bool, folder: Folder) -> list[Path]:

@@ -70,15 +70,10 @@ def answers_may_be_a_list(src: Checkout, tokenizer: Any) -> Normalisation:
         except TypeError:
             return False
 
-    def apply() -> None:
-        original = src.get_answer_id
+    def wrapped(original: Any) -> Any:
+        return lambda query, answer, *rest: original(query, answer[0] if isinstance(answer, list) else answer, *rest)
 
-        def get_answer_id(query: Any, answer: Any, tokenizer: Any) -> Any:
-            return original(query, answer[0] if isinstance(answer, list) else answer, tokenizer)
-
-        src.rebind("get_answer_id", get_answer_id)
-
-    return Normalisation("answers_may_be_a_list", holds, apply)
+    return Normalisation.of(src, "answers_may_be_a_list", holds, "get_answer_id", wrapped)
 
 
 def evaluations(src: Checkout, name: str, dataset: Any) -> Iterator[tuple[str, Any]]:

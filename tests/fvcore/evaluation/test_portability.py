@@ -40,10 +40,10 @@ def test_a_file_of_templates_reads_newlines_as_newlines(tmp_path: Path) -> None:
         ("[]", "at least one template"),
         (
             "- {name: A, prefixes: {input: a}, separators: {input: a, output: b}}",
-            r"0\.prefixes\.output: field required",
+            r"entry 0: missing key 'prefixes\.output'",
         ),
-        (ENTRY.replace("name: A", "name: A, prefix: x"), r"0\.prefix: extra"),
-        (ENTRY.replace('"I:"', "7"), r"0\.prefixes\.input: .*string.*found 7"),
+        (ENTRY.replace("name: A", "name: A, prefix: x"), r"entry 0: unknown key 'prefix'"),
+        (ENTRY.replace('"I:"', "7"), r"entry 0: key 'prefixes\.input': .*string.*found 7"),
         ("a: 1", "the top level: .*list"),
     ],
 )

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import heatmap, layout
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.scores import aie_rows, cie_row, population_std, ranked, read_scores
 from fvcore.experiments.steps.stepd import permutation
 from fvcore.formats import FormatError, read_csv, read_pt, write_csv

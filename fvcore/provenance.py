@@ -1,0 +1,143 @@
+"""Where a result comes from: when, by which version of what, from which model, on which processor.
+
+The one owner of these; whoever writes them into a file asks here. Nothing heavy is imported before it is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Collection
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from fvcore.profile import Processor
+
+PACKAGE = "pytest-fvparity"
+
+# What tells these libraries to leave instructions alone that the processor has.
+INSTRUCTION_SETS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+
+# oneDNN's names in ascending order, and the flags of Linux that each asks for beside those before it.
+ONEDNN = {
+    "SSE41": ("sse4_1",),
+    "AVX": ("avx",),
+    "AVX2": ("avx2", "fma"),
+    "AVX2_VNNI": ("avx_vnni",),
+    "AVX512_CORE": ("avx512f", "avx512bw", "avx512vl", "avx512dq"),
+    "AVX512_CORE_VNNI": ("avx512_vnni",),
+    "AVX512_CORE_BF16": ("avx512_bf16",),
+    "AVX512_CORE_FP16": ("avx512_fp16",),
+    "AVX512_CORE_AMX": ("amx_tile", "amx_int8", "amx_bf16"),
+    "AVX512_CORE_AMX_FP16": ("amx_fp16",),
+}
+
+
+def now() -> str:
+    """UTC, to the microsecond; the moment `SOURCE_DATE_EPOCH` names (seconds) where it is set, so that bytes can be compared."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH")
+    at = datetime.now(UTC) if fixed is None else datetime.fromtimestamp(int(fixed), UTC)
+    return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+# ---------------------------------------------------------------- versions
+
+
+def versions() -> dict[str, str]:
+    """What numbers depend on: Python, torch and transformers."""
+    import torch
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+    }
+
+
+def package_version() -> str:
+    """Of this project, as it is installed."""
+    from importlib.metadata import version
+
+    return version(PACKAGE)
+
+
+# ---------------------------------------------------------------- the model
+
+
+class LoadedModel(Protocol):
+    """As much of a `LanguageModel` as says which one it is."""
+
+    @property
+    def weights_sha(self) -> str: ...
+    @property
+    def tokenizer_sha(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def quant(self) -> str: ...
+    @property
+    def attn_implementation(self) -> str: ...
+
+
+def model_identity(lm: LoadedModel, fields: Collection[str] | None = None) -> dict[str, Any]:
+    """What decides a model's numbers, as it was really loaded; of `fields` alone if there are some named."""
+    found = {
+        "weights_sha": lm.weights_sha,
+        "tokenizer_sha": lm.tokenizer_sha,
+        "dtype": lm.dtype,
+        "device": lm.device.type,
+        "quant": lm.quant,
+        "attn_implementation": lm.attn_implementation,
+    }
+    return {name: value for name, value in found.items() if fields is None or name in fields}
+
+
+# ---------------------------------------------------------------- the processor
+
+
+def processor(device: str = "cpu") -> Processor:
+    """What the arithmetic of `device` ("cpu", "cuda") is done by. Two that differ round differently."""
+    import torch
+
+    from fvcore.profile import Processor
+
+    if device == "cuda":
+        found = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return Processor(vendor="NVIDIA", model=found.name, capability=f"{found.major}.{found.minor}")
+    known = _cpuinfo()
+    return Processor(
+        vendor=known.get("vendor_id") or known.get("CPU implementer") or platform.system(),
+        model=known.get("model name") or platform.processor() or platform.machine(),
+        capability=torch.backends.cpu.get_cpu_capability(),
+        onednn=_onednn(known.get("flags", "").split()),
+        forced={name: os.environ[name] for name in INSTRUCTION_SETS if os.environ.get(name)},
+    )
+
+
+@cache
+def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """What Linux says of its first processor; nothing elsewhere."""
+    try:
+        lines = path.read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _onednn(flags: list[str]) -> str:
+    """The greatest instruction set that oneDNN may use: what the processor has, and the environment allows."""
+    names = list(ONEDNN)
+    has = next((at for at, asks in enumerate(ONEDNN.values()) if not set(asks) <= set(flags)), len(names))
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    most = names.index(allowed) + 1 if allowed in names else len(names)
+    usable = names[: min(has, most)]
+    return usable[-1] if usable else platform.machine()

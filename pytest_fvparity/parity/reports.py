@@ -1,0 +1,119 @@
+"""What the parity suite is reported by: files of every trials file's run, and a table at the end of the terminal output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_fvparity.options import OPTIONS_KEY, reproduce
+from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.parity.place import place_of
+from pytest_fvparity.suite.declaration import FILES_KEY
+
+if TYPE_CHECKING:
+    from pytest_fvparity.report.report import Report
+    from pytest_fvparity.suite.reporter import SuiteRun
+
+
+NAME = "parity"
+
+
+class ParityReports:
+    """Of the runs of this suite; a report for each trials file."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config, self.options = config, config.stash[OPTIONS_KEY]
+        self.planned: set[str] = set()
+        self.reports: list[Report] = []
+
+    def _reports(self, runs: Iterable[SuiteRun]) -> list[Report]:
+        own = [run for run in runs if run.of(NAME) and run.planned]
+        self.planned |= {run.file for run in own}
+        return [self._report(run) for run in own]
+
+    def _report(self, run: SuiteRun) -> Report:
+        from pytest_fvparity.report.report import assemble
+
+        def command(key: str) -> str:
+            return reproduce(self.config, f"{run.nodeid}::{key}", run.declared)
+
+        place = place_of(self.config.rootpath / run.file)
+        return assemble(run.file, sorted(run.planned), run.rows, command, run.keep_going, place)
+
+    def begin(self, runs: Iterable[SuiteRun]) -> None:
+        from pytest_fvparity.report.render import folders, write_all
+
+        report_dir = self.options.report_dir
+        stale = [one for one in self._reports(runs) if any(folder.is_dir() for folder in folders(one, report_dir))]
+        if stale:
+            write_all(stale, report_dir)
+
+    def keep(self, run: SuiteRun) -> None:
+        from pytest_fvparity.report.render import write_reports
+
+        write_reports(self._reports([run]), self.options.report_dir)
+
+    def finish(self, runs: Iterable[SuiteRun]) -> bool:
+        from pytest_fvparity.report.render import write_all
+        from pytest_fvparity.report.report import GREEN
+
+        self.reports = self._reports(runs)
+        if self.reports:
+            write_all(self.reports, self.options.report_dir)
+        return all(report.overall_status in GREEN for report in self.reports)
+
+    def summary(self, terminal: Any, written: bool) -> None:
+        several = len(self.reports) > 1
+        for report in self.reports:
+            self._summary(report, terminal, several, written)
+        for path in self._unplanned():
+            line = f"no parity stage of {path.name} is selected: nothing of it was compared"
+            terminal.write_line(line, yellow=True, bold=True)
+
+    def _summary(self, report: Report, terminal: Any, several: bool, written: bool) -> None:
+        from pytest_fvparity.report.render import folders
+
+        write = terminal.write_line
+        good, bad = report.overall_status in {"PASS", "PARTIAL"}, report.overall_status == "FAIL"
+        terminal.write_sep("=", f"parity of {report.fixed_trials_id}", bold=True)
+        write(report.headline, green=good, red=bad, yellow=not good and not bad, bold=True)
+        if report.candidate:
+            write(f"candidate: {report.candidate}")
+        for name, (golden, here) in report.conditions.items():
+            write(f"condition {name}: golden {golden}, here {here}")
+        if report.repro_command:
+            write(f"reproduce: {report.repro_command}")
+        for line in () if good and several else _table(report):
+            write(line)
+        if written:
+            page = folders(report, self.options.report_dir)[0] / "src_vs_fv_diff_report.html"
+            write(f"report: {self.options.from_here(page)}")
+
+    def _unplanned(self) -> list[Path]:
+        """The trials files of which no stage was selected."""
+        planned = {(self.config.rootpath / name).resolve() for name in self.planned}
+        files = self.config.stash[FILES_KEY].items()
+        own = [path for path, file in files if file.declared.name == NAME]
+        return [] if self.config.option.collectonly else [path for path in own if path not in planned]
+
+
+def _dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _table(report: Report) -> list[str]:
+    lines = [f"{'':2}{'check key':<18}{'status':<13}{'compared':>10}{'mismatches':>12}{'max abs diff':>14}  note"]
+    for check in report.checks:
+        number = check.max_abs_diff
+        largest = f"{number:.3g}" if isinstance(number, float) else number or "-"
+        note = f"blocked by {check.blocked_by}" if check.blocked_by else f"{check.fault} fault" if check.fault else ""
+        note = note or "; ".join(dict.fromkeys(w.message.split(":")[0] for w in check.warnings))
+        n = CHECK_KEYS.index(check.key) + 1
+        row = f"{n} {check.key:<18}{check.status:<13}{check.n_compared:>10}{_dash(check.mismatch_count):>12}{largest:>14}  {note}"
+        lines.append(row.rstrip())
+    if report.n_compared_trials != report.n_trials:
+        lines.append(f"{report.n_compared_trials} of {report.n_trials} trials compared at the per-trial keys")
+    return lines

@@ -1,0 +1,137 @@
+"""The suite `parity`: a trials file is a test file, and its six stages judge a candidate beside a golden."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fvcore.gates import StageError, Suite, Verdict
+from pytest_fvparity.drill.found import lines as drill_lines
+from pytest_fvparity.fixtures import device_of, in_one_sentence, load_model, options_of, run_settings, tolerances_of
+from pytest_fvparity.options import ParityOptions
+from pytest_fvparity.parity.checks import STAGES, Memory
+from pytest_fvparity.parity.place import title_of
+from pytest_fvparity.parity.reports import NAME, ParityReports
+from pytest_fvparity.suite.declaration import Declaration
+from pytest_fvparity.suite.item import StageItem
+
+if TYPE_CHECKING:
+    from fvcore.model.model import LanguageModel
+    from fvcore.profile import Profile
+    from fvcore.trials import FixedTrials
+    from pytest_fvparity.golden.golden import Golden
+    from pytest_fvparity.parity.checks import ParityRun
+    from pytest_fvparity.parity.implementation import Implementation
+
+FAULTS = {
+    "own": "on golden inputs this key differs too: the fault is its own",
+    "inherited": "on golden inputs this key agrees: the fault is inherited from an earlier key",
+    "accumulated": "on golden inputs this key agrees: what differs adds up from earlier keys, each within tolerance",
+}
+
+
+def parity_suite() -> Suite[ParityRun]:
+    return Suite(NAME, STAGES, lambda fv_parity_run: fv_parity_run)
+
+
+def _lines(verdict: Verdict) -> Sequence[str]:
+    """Whose fault it is, and what the drill found."""
+    fault, drill = FAULTS.get(verdict.details.get("fault", "")), verdict.details.get("drill")
+    return [*([fault] if fault else []), *(drill_lines(drill) if drill else [])]
+
+
+PARITY = Declaration(
+    NAME,
+    "a stage of the parity suite, or a test that belongs to it",
+    title=title_of,
+    option=lambda path: f"--fv-trials={path}",
+    reports=ParityReports,
+    lines=_lines,
+)
+
+
+def parity_stages(session: pytest.Session) -> list[StageItem]:
+    """Of every trials file of a session."""
+    stages = [item for item in session.items if isinstance(item, StageItem)]
+    return [item for item in stages if item.collector.file and item.collector.file.declared is PARITY]
+
+
+_MEMORY_KEY = pytest.StashKey[Memory]()
+
+
+@pytest.fixture
+@in_one_sentence()
+def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
+    """What the stages of one trials file judge: both sides and the tolerances. For stages only.
+
+    The suite's `context` is filled on the way with what the report says about the run.
+    """
+    from fvcore.prompts import require_verified
+    from pytest_fvparity.golden.golden import require_comparable
+    from pytest_fvparity.parity.checks import ParityRun
+    from pytest_fvparity.parity.refinements import continuation_of
+
+    collector = request.node.collector
+    context: dict[str, Any] = collector.context
+    options = options_of(request)
+    trials: FixedTrials = request.getfixturevalue("fv_trials")
+    context |= {"dataset": trials.dataset, "fixed_trials_id": trials.id, "n_trials": len(trials.trials)}
+    lm: LanguageModel = request.getfixturevalue("fv_model")
+    context |= {"model": lm.name, "n_layers": lm.n_layers, "n_heads": lm.n_heads}
+    require_verified(trials, lm.tokenizer)
+    if options.max_trials is not None and options.max_trials > len(trials.trials):
+        n = len(trials.trials)
+        raise StageError(f"--fv-max-trials {options.max_trials}: {trials.id} has {n} trials; ask for 1 to {n}")
+    context["n_compared_trials"] = options.max_trials or len(trials.trials)
+    golden: Golden = request.getfixturevalue("fv_golden")
+    context |= {
+        "golden": golden.profile.model_dump(),
+        "golden_path": "(live)" if options.live else options.shown(golden.path),
+    }
+    context["reference"] = golden.manifest.reference.model_dump(include={"commit", "repository"})
+    profile: Profile = request.getfixturevalue("fv_profile")
+    context["profile"] = profile.model_dump()
+    require_comparable(golden.profile, profile)
+    context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
+    context["conditions"] |= _spec_conditions(lm)
+    candidate: Implementation = request.getfixturevalue("fv_candidate")
+    context["candidate"] = _name_of(candidate, options)
+    # A golden of a user's own make may know no noise.
+    noise = getattr(golden, "noise", None)
+    tolerances = tolerances_of(request, profile.identity.dtype, profile.conditions.device, noise)
+    context["tolerances"] = list(tolerances.sources)
+    memory = collector.stash.setdefault(_MEMORY_KEY, Memory())
+    continuation = continuation_of(lm, golden, run_settings(request, trials))
+    fresh = _fresh_model(request, options) if options.drill else None
+    return ParityRun(
+        candidate, golden, tolerances, options.max_trials, memory, lm.hf, continuation, fresh, options.repeat
+    )
+
+
+def _spec_conditions(lm: LanguageModel) -> dict[str, list[str]]:
+    """What a report says of a spec that is not the one of the model's type: condition -> golden's, this run's."""
+    if lm.spec.found_by == "model_type":
+        return {}
+    said = {"spec": ["not recorded", f"{lm.spec.name} ({lm.spec.found_by}): {' / '.join(lm.spec.paths)}"]}
+    if ignored := ", ".join(f"{name} {value}" for name, value in lm.spec.defaults.items()):
+        said["spec_defaults"] = ["not recorded", f"{ignored}; ignored, the options decide"]
+    return said
+
+
+def _fresh_model(request: pytest.FixtureRequest, options: ParityOptions) -> Callable[[], LanguageModel]:
+    """Loads what --fv-model names once more: nobody has had that model in hand, whatever fixture `fv_model` returns."""
+    return partial(load_model, options, device_of(request, options))
+
+
+def _name_of(candidate: Implementation, options: ParityOptions) -> str:
+    """What a report calls the candidate: what an option named, else its class."""
+    from pytest_fvparity.candidates.candidates import Elsewhere, FromFolder
+
+    if isinstance(candidate, FromFolder):
+        return options.shown(candidate.path)
+    if isinstance(candidate, Elsewhere):
+        return candidate.name
+    return f"{type(candidate).__module__}.{type(candidate).__qualname__}"

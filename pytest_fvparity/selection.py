@@ -1,0 +1,120 @@
+"""Which files of data are test files in this run: trials for parity, the q_ids of a relation run for transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from fvcore.formats import FormatError
+from pytest_fvparity import shipped
+from pytest_fvparity.options import ParityOptions
+from pytest_fvparity.parity.place import place_of
+from pytest_fvparity.parity.suite import PARITY, parity_suite
+from pytest_fvparity.suite.declaration import SuiteFile
+from pytest_fvparity.transfer.runs import Q_IDS_KEY, QId, q_ids_of
+from pytest_fvparity.transfer.suite import TRANSFER, transfer_suite
+
+DECLARED = (PARITY, TRANSFER)
+
+
+def select(config: pytest.Config, options: ParityOptions) -> dict[Path, SuiteFile]:
+    """The files by their paths, in order. Those that the arguments do not name yet are added to them."""
+    stages = _named(config, TRANSFER.name)
+    q_ids = _q_ids(config, options, stages)
+    config.stash[Q_IDS_KEY] = q_ids
+    frozen = [] if stages else _compared_with_reference(q_ids, options)
+    trials = _trials_files(config, options, with_default=not q_ids)
+    parity, transfer = parity_suite(), transfer_suite()
+    found = {path: SuiteFile(parity, PARITY) for path in trials}
+    for q_id in q_ids:
+        if q_id.trials_file in frozen:
+            found[q_id.trials_file] = SuiteFile(parity, PARITY, markers=(TRANSFER.name,))
+        found[q_id.status_file] = SuiteFile(transfer_suite(1) if q_id.state == "skipped" else transfer, TRANSFER)
+    given = [(config.invocation_params.dir / str(argument).partition("::")[0]).resolve() for argument in config.args]
+    config.args += [str(path) for path in found if path not in given]
+    return found
+
+
+def marked(config: pytest.Config, marker: str) -> bool:
+    """`-m` selects an item that bears the marker, and none that bears nothing: `not slow` is no wish for parity."""
+    expression = config.getoption("markexpr", "")
+    if not expression:
+        return False
+    from _pytest.mark.expression import Expression  # pytest offers no public way to evaluate -m
+
+    try:
+        compiled = Expression.compile(expression)
+    except SyntaxError:
+        return False  # pytest itself will say what is wrong with it
+
+    def named(name: str, /, **_: object) -> bool:
+        return name == marker
+
+    def unmarked(name: str, /, **_: object) -> bool:
+        return False
+
+    return compiled.evaluate(named) and not compiled.evaluate(unmarked)
+
+
+def _named(config: pytest.Config, suite: str, alone: bool = False) -> list[Path]:
+    """Files of data among the arguments: node ids of a suite's stages, and JSON files without one if `alone`."""
+    parted = [str(argument).partition("::") for argument in config.args]
+    named = [name for name, _, rest in parted if name.endswith(".json") and (alone or rest.startswith(suite))]
+    return list(dict.fromkeys((config.invocation_params.dir / name).resolve() for name in named))
+
+
+def _trials_files(config: pytest.Config, options: ParityOptions, with_default: bool) -> list[Path]:
+    """The trials files of this run. Trials in the ini file only say which: a plain `pytest` there must not load a model."""
+    by_marker = marked(config, PARITY.name)
+    named = _named(config, PARITY.name, alone=by_marker)
+    wanted = list(options.trials) if config.getoption("fv_trials") else []
+    if not named and not wanted and with_default and (by_marker or options.regen_golden or options.golden_diff):
+        wanted = list(options.trials) or [options.default_trials()]
+    files = list(dict.fromkeys([*named, *wanted]))
+    for path in files:
+        same = [other for other in files if other.stem == path.stem and other != path]
+        if others := [str(other) for other in same if place_of(other) == place_of(path)]:
+            raise pytest.UsageError(
+                f"two trials files of one name, whose goldens and reports would be mixed up: {path}, {others[0]}; "
+                "run them one at a time, or rename one"
+            )
+    return files
+
+
+def _q_ids(config: pytest.Config, options: ParityOptions, stages: Sequence[Path]) -> list[QId]:
+    """The q_ids of this run, if `-m` picks `transfer` by name or an argument is one of its stages: a relation root in the
+    ini file only says which."""
+    if not stages and not marked(config, TRANSFER.name):
+        return []
+    root = options.relation_root or (stages[0].parents[2] if stages else None)
+    if root is None:
+        raise pytest.UsageError(
+            "-m transfer needs --fv-relation-root, the folder of a finished relation run; `fvcore relation run` makes one"
+        )
+    try:
+        return q_ids_of(root, options.qid or [path.parents[1].name for path in stages])
+    except FormatError as error:
+        raise pytest.UsageError(f"--fv-relation-root: {error}") from None
+
+
+def _compared_with_reference(q_ids: Sequence[QId], options: ParityOptions) -> list[Path]:
+    """Frozen trials of which there is a golden, or of which one is recorded in this run."""
+    if not q_ids:
+        return []
+    from pytest_fvparity.golden.golden import NoGolden, locate, relative_path, search_roots
+
+    roots = search_roots(options.golden, options.rootdir, shipped.root())
+
+    def has_golden(file: Path) -> bool:
+        dataset, id = place_of(file)
+        try:
+            locate(roots, relative_path(dataset or "", id, options.reference_profile))
+        except NoGolden:
+            return False
+        return True
+
+    recorded_now = options.live or options.regen_golden or options.golden_diff
+    files = [q_id.trials_file for q_id in q_ids if q_id.state == "completed" and q_id.trials_file.is_file()]
+    return [file for file in files if recorded_now or has_golden(file)]

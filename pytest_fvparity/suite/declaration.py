@@ -1,0 +1,61 @@
+"""What pytest must know of a suite whose subjects are files of data, and of each of those files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from fvcore.gates import Suite, Verdict
+
+if TYPE_CHECKING:
+    from pytest_fvparity.suite.reporter import SuiteRun
+
+
+class SuiteReports(Protocol):
+    """What a suite is reported by, on the controller. It is handed every run of the session and picks its own."""
+
+    def begin(self, runs: Iterable[SuiteRun]) -> None:
+        """Before the first test: take back what earlier sessions reported of these."""
+
+    def keep(self, run: SuiteRun) -> None:
+        """A stage has a result: write what is known, for this process may be killed."""
+
+    def finish(self, runs: Iterable[SuiteRun]) -> bool:
+        """At the end: write, and say whether the session may be green."""
+
+    def summary(self, terminal: Any, written: bool) -> None:
+        """At the end of the terminal output."""
+
+
+def no_lines(verdict: Verdict) -> Sequence[str]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """`title` is a file in a word, `option` the command-line option that selects it alone, `lines` what the terminal adds
+    to a verdict that failed. `about` stands beside the marker."""
+
+    name: str
+    about: str
+    title: Callable[[Path], str]
+    option: Callable[[Path], str]
+    reports: Callable[[pytest.Config], SuiteReports]
+    lines: Callable[[Verdict], Sequence[str]] = no_lines
+
+
+@dataclass(frozen=True)
+class SuiteFile:
+    """A file of data that is a test file: the suite that judges it, and markers beside the suite's own."""
+
+    suite: Suite[Any]
+    declared: Declaration
+    markers: tuple[str, ...] = ()
+
+
+FILES_KEY = pytest.StashKey[dict[Path, SuiteFile]]()
+"""The data files of this run, by their resolved paths."""

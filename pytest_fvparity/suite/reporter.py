@@ -1,0 +1,225 @@
+"""The controller's view of a session: what was planned, what came back, and the verdict over all of it.
+
+It exists on the controller only. Verdicts arrive on test reports, so a worker that dies takes none of them along. The
+session is red unless every planned stage has a verdict.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvcore.gates import UNHARMED, StageResult, Status, settled
+from pytest_fvparity.suite.collector import FAILURES
+from pytest_fvparity.suite.declaration import FILES_KEY, Declaration, SuiteFile, SuiteReports
+from pytest_fvparity.suite.item import REPORT_ATTRIBUTE, StageItem
+
+MAX_OUTPUT = 4000  # characters of a stage's own output that the log keeps: the last ones
+
+
+@dataclass
+class SuiteRun:
+    """One suite of one file: what was planned of it, and the rows that came back, by key."""
+
+    nodeid: str  # of the suite
+    keys: tuple[str, ...]
+    keep_going: bool = False
+    declared: Declaration | None = None
+    planned: set[str] = field(default_factory=set)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """As node ids name it."""
+        return self.nodeid.partition("::")[0]
+
+    @property
+    def name(self) -> str:
+        return self.nodeid.rpartition("::")[2]
+
+    def of(self, name: str) -> bool:
+        """Whether this is the declared suite of that name."""
+        return self.declared is not None and self.declared.name == name
+
+    @property
+    def context(self) -> dict[str, Any]:
+        return {name: value for row in self.rows.values() for name, value in row["context"].items()}
+
+    def status(self, key: str) -> Status | None:
+        """What a stage reported so far."""
+        return Status(self.rows[key]["result"]["status"]) if key in self.rows else None
+
+    def results(self) -> dict[str, StageResult]:
+        """Of every planned stage, in order."""
+        told = {key: StageResult.from_dict(row["result"]) for key, row in self.rows.items()}
+        return settled(self.name, [key for key in self.keys if key in self.planned], told, self.keep_going)
+
+
+class SuiteReporter:
+    """Plans, gathers, and has each suite reported by what it declared."""
+
+    def __init__(self, config: pytest.Config, keep_going: bool = False) -> None:
+        self.config, self.keep_going = config, keep_going
+        self.files: dict[Path, SuiteFile] = config.stash[FILES_KEY]
+        self.runs: dict[str, SuiteRun] = {}
+        declared = dict.fromkeys(file.declared for file in self.files.values())
+        self.reports: list[SuiteReports] = [one.reports(config) for one in declared] + [PlainReports()]
+        self.unwritten = ""
+        self._begun: set[str] = set()
+        self._deaths: dict[str, pytest.TestReport] = {}
+
+    # ------------------------------------------------------------ plan
+
+    def find(self, nodeid: str) -> tuple[SuiteRun, str] | None:
+        """The run and the key of a stage that this process knows: of a declared file, or of a suite that has reported."""
+        suite, _, key = nodeid.rpartition("::")
+        file, _, name = suite.partition("::")
+        if suite not in self.runs and name and self.files:
+            known = self.files.get((self.config.rootpath / file).resolve())
+            if known is None or known.suite.name != name:
+                return None
+            self.runs[suite] = SuiteRun(suite, known.suite.keys, self.keep_going, known.declared)
+        run = self.runs.get(suite)
+        return (run, key) if run and key in run.keys else None
+
+    def plan(self, nodeids: Iterable[str]) -> None:
+        for run, key in filter(None, map(self.find, nodeids)):
+            run.planned.add(key)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """After -k, -m and --lf have had their say, in a run without workers."""
+        for item in session.items:
+            if isinstance(item, StageItem) and self.find(item.nodeid) is None:
+                suite, gate = item.nodeid.rpartition("::")[0], item.collector.gate
+                self.runs[suite] = SuiteRun(suite, gate.keys, gate.keep_going)
+        self.plan(item.nodeid for item in session.items)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
+        """When a worker has collected; all workers collect the same."""
+        self.plan(ids)
+        self.begin()
+
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """Before the first test, and after goldens were recorded."""
+        if not self.config.option.collectonly:
+            self.begin()
+
+    def begin(self) -> None:
+        """Take back what earlier sessions reported: a process that is killed from here on leaves no old PASS."""
+        fresh = [self.runs[name] for name in sorted(self.runs.keys() - self._begun)]
+        self._begun |= self.runs.keys()
+        for reports in self.reports if fresh else ():
+            self._writing(reports.begin, fresh)
+
+    def _writing(self, write: Callable[[Any], Any], what: Any) -> Any:
+        """What `write` returns; None where it failed."""
+        try:
+            return write(what)
+        except Exception as error:  # whatever it is: a verdict must not end in a traceback of its report
+            self.unwritten = f"reports NOT WRITTEN: {type(error).__name__}: {error}; see --fv-report-dir"
+
+    # ------------------------------------------------------------ gather
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """For every report, also those that come from workers."""
+        if text := getattr(report, REPORT_ATTRIBUTE, None):
+            row = json.loads(text)
+            self._learn(report.nodeid.rpartition("::")[0], row.pop("suite"))
+            self._judge(report, row)
+
+    def _learn(self, suite: str, said: Mapping[str, Any]) -> None:
+        """A suite in a test module, on a worker, is known by what its first report says of it."""
+        if suite not in self.runs:
+            run = SuiteRun(suite, tuple(said["keys"]), said["keep_going"], planned=set(said["planned"]))
+            self.runs[suite] = run
+            for key in run.planned:
+                if death := self._deaths.get(f"{suite}::{key}"):
+                    self._died(run, key, death)
+
+    def _judge(self, report: pytest.TestReport, row: dict[str, Any]) -> None:
+        if (found := self.find(report.nodeid)) is None:
+            return
+        run, key = found
+        # A stage that is run again, by a plugin for flaky tests, stays what it was when it failed.
+        if run.status(key) in {None, Status.PASS}:
+            run.rows[key] = row | {"stdout": report.capstdout[-MAX_OUTPUT:], "stderr": report.capstderr[-MAX_OUTPUT:]}
+            for reports in self.reports if key in run.planned else ():
+                self._writing(reports.keep, run)
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
+        """When a worker died in a test: a stage crashed, even if it had passed and died while it was cleaned up."""
+        self._deaths[crashitem] = report
+        if found := self.find(crashitem):
+            self._died(*found, report)
+
+    def _died(self, run: SuiteRun, key: str, report: pytest.TestReport) -> None:
+        result = StageResult(run.name, key, Status.CRASHED, message=str(report.longrepr))
+        self._judge(report, {"context": {}, "result": result.to_dict()})
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Before a worker starts: one that replaces another is told what failed, for the dead remember nothing."""
+        told = {f"{run.nodeid}::{key}": run.status(key) for run in self.runs.values() for key in run.rows}
+        failed = {nodeid: str(status) for nodeid, status in told.items() if status not in UNHARMED}
+        node.workerinput[FAILURES] = dict.fromkeys(self._deaths, str(Status.CRASHED)) | failed
+
+    # ------------------------------------------------------------ report
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """At the end, also after Ctrl-C: the reports are written, and what is missing turns the session red."""
+        refused = exitstatus == pytest.ExitCode.USAGE_ERROR  # nothing was run: the reports of the last run stay
+        if not self.runs or self.config.option.collectonly or refused:
+            return
+        runs = [self.runs[name] for name in sorted(self.runs)]
+        green = [self._writing(reports.finish, runs) for reports in self.reports]
+        if not (all(green) and not self.unwritten) and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """At the end of the terminal output: one screen."""
+        for reports in self.reports:
+            reports.summary(terminalreporter, not self.unwritten)
+        if self.unwritten:
+            terminalreporter.write_line(self.unwritten, yellow=True, bold=True)
+
+
+class PlainReports:
+    """Suites in test modules: a table of each at the end of the terminal output, and no file."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, dict[str, StageResult]] = {}
+
+    def begin(self, runs: Iterable[SuiteRun]) -> None:
+        pass
+
+    def keep(self, run: SuiteRun) -> None:
+        pass
+
+    def finish(self, runs: Iterable[SuiteRun]) -> bool:
+        self.results = {run.nodeid: run.results() for run in runs if run.declared is None and run.planned}
+        harmless = {Status.PASS, Status.NOT_HELD, Status.NOT_RUN}
+        return all(result.status in harmless for results in self.results.values() for result in results.values())
+
+    def summary(self, terminal: Any, written: bool) -> None:
+        for nodeid, results in self.results.items():
+            terminal.write_sep("=", f"suite {nodeid}", bold=True)
+            width = max(map(len, results))
+            for key, result in results.items():
+                good = result.status is Status.PASS
+                terminal.write_line(
+                    f"  {key:<{width}}  {result.status:<13}{_note(result)}".rstrip(), green=good, red=not good
+                )
+
+
+def _note(result: StageResult) -> str:
+    first = result.verdict.first_mismatch
+    said = f"{first.where}: {first.message}" if first else (result.message.strip().splitlines() or [""])[-1]
+    return f"blocked by {result.blocked_by}" if result.blocked_by else said

@@ -1,0 +1,71 @@
+"""What the transfer suite is reported by: one file over every q_id, with what the parity suite says of its frozen trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_fvparity.options import OPTIONS_KEY
+from pytest_fvparity.transfer import SUITE
+from pytest_fvparity.transfer.runs import Q_IDS_KEY
+
+if TYPE_CHECKING:
+    from pytest_fvparity.suite.reporter import SuiteRun
+
+
+class TransferReports:
+    """Of both suites of the q_ids that were asked for."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config, self.options, self.q_ids = config, config.stash[OPTIONS_KEY], config.stash[Q_IDS_KEY]
+        self.root = self.q_ids[0].folder.parent
+        self.headline = ""
+
+    @property
+    def path(self) -> Path:
+        from pytest_fvparity.transfer.report import NAME
+
+        return self.options.report_dir.joinpath(SUITE, *self.root.parts[-2:], NAME)
+
+    def begin(self, runs: Iterable[SuiteRun]) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def keep(self, run: SuiteRun) -> None:
+        pass
+
+    def finish(self, runs: Iterable[SuiteRun]) -> bool:
+        from fvcore.formats import write_text
+        from pytest_fvparity.transfer.report import assemble, text_of
+
+        runs = [run for run in runs if run.declared and run.planned]
+        files, reference = ({q: run.results() for q, run in self._by_q_id(suite, runs)} for suite in (SUITE, "parity"))
+        if not files and not reference:
+            return True
+        sources = [source for _, run in self._by_q_id(SUITE, runs) for source in run.context.get("tolerances", [])]
+        report = assemble(self.options.shown(self.root), self.q_ids, files, reference, list(dict.fromkeys(sources)))
+        write_text(self.path, text_of(report))
+        self.headline = report.headline
+        compared = report.overall_status == "NOT_RUN" or report.compared_with_reference or self._partial
+        return report.overall_status != "FAIL" and bool(compared)
+
+    def _by_q_id(self, suite: str, runs: Iterable[SuiteRun]) -> list[tuple[str, SuiteRun]]:
+        """The runs of one suite, with the name of the q_id whose file each judges."""
+        names = {path: q_id.name for q_id in self.q_ids for path in (q_id.status_file, q_id.trials_file)}
+        paths = [((self.config.rootpath / run.file).resolve(), run) for run in runs if run.of(suite)]
+        return [(names[path], run) for path, run in paths if path in names]
+
+    @property
+    def _partial(self) -> bool:
+        """Whether some stages were left out by choice."""
+        option, stage = self.config.option, any(f"::{SUITE}" in str(word) for word in self.config.args)
+        return bool(self.options.qid or option.keyword or getattr(option, "lf", False) or stage)
+
+    def summary(self, terminal: Any, written: bool) -> None:
+        if self.headline:
+            terminal.section("fvparity: relation transfer")
+            terminal.write_line(self.headline)
+            if written:
+                terminal.write_line(self.options.from_here(self.path))
