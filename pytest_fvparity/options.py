@@ -164,7 +164,7 @@ class ParityOptions:
         """Where goldens are looked for, each once."""
         from pytest_fvparity.golden.golden import search_roots
 
-        return list(dict.fromkeys(search_roots(self.golden, self.rootdir, shipped.root())))
+        return search_roots(self.golden, self.rootdir)
 
     def shown(self, path: Path) -> str:
         """A path as a report shows it: inside the project relative, so that reports of two machines agree."""

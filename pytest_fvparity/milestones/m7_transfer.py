@@ -7,8 +7,10 @@ that looks at a relation run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from fvcore.formats import FormatError, json_text, read_json, write_text
+from pytest_fvparity.golden.golden import search_roots
 from pytest_fvparity.milestones.setup import Failed, Setup, run_pytest
 from pytest_fvparity.milestones.state import MilestoneOutcome
 from pytest_fvparity.report.render import REPORT as PARITY_REPORT
@@ -30,9 +32,8 @@ def run(setup: Setup) -> MilestoneOutcome:
         )
     q_ids = q_ids_of(setup.relation_root)
     _require_weights_of_m2(setup, q_ids)
-    with_golden = [
-        q for q in q_ids if q.state == "completed" and q.has_golden(setup.golden_roots, setup.reference_profile)
-    ]
+    roots = search_roots(setup.golden, Path.cwd())
+    with_golden = [q for q in q_ids if q.state == "completed" and q.has_golden(roots, setup.reference_profile)]
     if not with_golden:
         raise Failed(
             "there is no golden of any of the run's q_ids; record some: pytest -m transfer --fv-regen-golden --fv-src=PATH "
