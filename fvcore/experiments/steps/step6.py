@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fvcore.experiments.errors import NotFinite, StepError, TargetError
 from fvcore.experiments.folder import Folder
+from fvcore.experiments.plan_files import vector_in
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.plan import chosen_examples
 from fvcore.experiments.steps.scores import Row, population_std
@@ -79,8 +80,7 @@ def run(lm: LanguageModel, settings: StepSettings, folder: Folder, advance: Adva
 
 def read_vector(folder: Folder, lm: LanguageModel) -> Vector:
     """Raises StepError when the vector is not one for this model."""
-    value = read_pt(folder / layout.FV)
-    vector = value.get("fv_global_resid") if isinstance(value, dict) else value
+    vector = vector_in(read_pt(folder / layout.FV), folder / layout.FV)
     if not isinstance(vector, Tensor) or tuple(vector.shape) != (lm.d_model,):
         found = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
         raise StepError(f"{folder / layout.FV}: expected a vector of {lm.d_model} numbers for {lm.name}, found {found}")
