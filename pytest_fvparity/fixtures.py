@@ -295,10 +295,15 @@ def fv_profile(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trial
     return profile_of(fv_model, fv_trials, settings)
 
 
-def tolerances_of(request: pytest.FixtureRequest, dtype: str, device: str, noise: Noise | None = None) -> Tolerances:
-    """The rules in force: those that hooks added, those of --fv-tolerances or the defaults, and the golden's noise."""
+def tolerances_of(
+    request: pytest.FixtureRequest, dtype: str, device: str, noise: Noise | None = None, processor: str = "not recorded"
+) -> Tolerances:
+    """The rules in force: those that hooks added, those of --fv-tolerances or the defaults, and the golden's noise.
+
+    processor: how the golden's stands to this run's, `Profile.processor_against`
+    """
     from pytest_fvparity.parity.tolerances import Tolerances
 
     added = request.config.pluginmanager.hook.pytest_fvparity_tolerances(dtype=dtype, device=device)
     rules = [rule for rules in added for rule in rules or ()]
-    return Tolerances.read(options_of(request).tolerances, rules, dtype, device, noise)
+    return Tolerances.read(options_of(request).tolerances, rules, dtype, device, noise, processor)

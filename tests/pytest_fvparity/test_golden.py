@@ -543,6 +543,7 @@ def test_a_golden_is_recorded_and_the_checks_pass_on_it(
     assert [p.name for p in path.parent.iterdir()] == ["src"]
 
 
+@pytest.mark.slow
 def test_a_refused_recording_ends_the_run_and_leaves_the_golden_alone(
     world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
 ) -> None:
@@ -559,6 +560,7 @@ def test_a_refused_recording_ends_the_run_and_leaves_the_golden_alone(
     assert digests(pytester.path / "golden") == before
 
 
+@pytest.mark.slow
 def test_a_live_run_compares_and_leaves_the_golden_alone(
     world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
 ) -> None:
@@ -574,6 +576,7 @@ def test_a_live_run_compares_and_leaves_the_golden_alone(
     assert digests(pytester.path / "golden") == before
 
 
+@pytest.mark.slow
 def test_a_live_run_of_the_words_alone_runs_no_sweep(
     world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
 ) -> None:

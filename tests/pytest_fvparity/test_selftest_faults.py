@@ -229,10 +229,10 @@ def test_a_word_comes_twice_and_a_corrupted_label_stays() -> None:
 
 
 def test_inputs_and_outputs_swallow_the_newlines_after_them() -> None:
-    from fvcore.embedded.random_models import JOINING
+    from fvcore.embedded.random_models import RIG_TOKENIZERS
     from pytest_fvparity.selftest.rig import rig_of
 
-    for family in JOINING:
+    for family in (name for name, kind in RIG_TOKENIZERS.items() if kind != "gpt2"):  # that one keeps them apart
         rig = rig_of(family)
         notes = [note for trial in rig.trials.trials for note in rig.candidate().slots(trial, "clean").notes]
 
