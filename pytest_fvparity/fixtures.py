@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fvcore.gates import StageError
-from pytest_fvparity import shipped
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
 from pytest_fvparity.suite.declaration import FILES_KEY
 from pytest_fvparity.suite.item import NoDevice, StageItem
@@ -194,8 +193,8 @@ def _recorded(options: ParityOptions, trials: FixedTrials) -> Golden:
 def _golden_path(options: ParityOptions, trials: FixedTrials) -> Path:
     from pytest_fvparity.golden.golden import locate, relative_path, search_roots
 
-    roots = search_roots(options.golden, options.rootdir, shipped.root())
-    return locate(dict.fromkeys(roots), relative_path(trials.dataset, trials.id, options.reference_profile))
+    roots = search_roots(options.golden, options.rootdir)
+    return locate(roots, relative_path(trials.dataset, trials.id, options.reference_profile))
 
 
 def _live(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTrials) -> Golden:
@@ -296,10 +295,15 @@ def fv_profile(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trial
     return profile_of(fv_model, fv_trials, settings)
 
 
-def tolerances_of(request: pytest.FixtureRequest, dtype: str, device: str, noise: Noise | None = None) -> Tolerances:
-    """The rules in force: those that hooks added, those of --fv-tolerances or the defaults, and the golden's noise."""
+def tolerances_of(
+    request: pytest.FixtureRequest, dtype: str, device: str, noise: Noise | None = None, processor: str = "not recorded"
+) -> Tolerances:
+    """The rules in force: those that hooks added, those of --fv-tolerances or the defaults, and the golden's noise.
+
+    processor: how the golden's stands to this run's, `Profile.processor_against`
+    """
     from pytest_fvparity.parity.tolerances import Tolerances
 
     added = request.config.pluginmanager.hook.pytest_fvparity_tolerances(dtype=dtype, device=device)
     rules = [rule for rules in added for rule in rules or ()]
-    return Tolerances.read(options_of(request).tolerances, rules, dtype, device, noise)
+    return Tolerances.read(options_of(request).tolerances, rules, dtype, device, noise, processor)

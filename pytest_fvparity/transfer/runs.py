@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fvcore.experiments.relation.files import STATUS
+from fvcore.experiments.steps.layout import SAMPLED
 from fvcore.formats import FormatError, read_json
-
-STATUS = "artifacts/qid_status.json"
-SAMPLED = "artifacts/sampled_trials.json"
 
 
 @dataclass(frozen=True)

@@ -244,6 +244,7 @@ def test_the_list_shows_every_spec_with_its_aliases() -> None:
     assert ALIASES
 
 
+@pytest.mark.slow
 def test_a_reduced_parity_run_ends_and_writes_its_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:

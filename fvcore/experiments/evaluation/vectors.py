@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from fvcore import artifacts
+from fvcore import trials as fixed_trials
+from fvcore.experiments.evaluation.compute import Bench
+from fvcore.experiments.evaluation.config import EvaluationConfig
 from fvcore.experiments.plan_files import vector_in
 from fvcore.formats import FormatError, read_pt, read_safetensors
 from fvcore.model.model import LanguageModel
@@ -22,7 +25,37 @@ from fvcore.trials import FixedTrials
 from fvcore.vectors import function_vector
 
 VECTOR = "fv"
-CONTROLS = ("random_heads", "gaussian")
+
+
+def vectors_of(bench: Bench, edit_layer: int) -> dict[str, Tensor]:
+    """The vector that was asked for and its controls, by name; none where none was."""
+    config, lm, vectors = bench.asked, bench.lm, dict[str, Tensor]()
+    if config.vector is not None and config.trials is not None:
+        raise ModelError("--vector and --trials both give a vector; choose one")
+    if config.vector is not None:
+        if "random_heads" in config.control:
+            raise ModelError("control random_heads needs the heads' means: compute the vector from --trials")
+        vectors[VECTOR] = read_vector(config.vector, lm.d_model)
+    elif config.trials is not None:
+        made = computed(lm, fixed_trials.read(config.trials), _settings(config, edit_layer))
+        vectors[VECTOR] = made.vector
+        if "random_heads" in config.control:
+            vectors["random_heads"] = of_random_heads(lm, made.means, made.heads, config.seed).cpu()
+    elif config.control:
+        raise ModelError("a control needs a vector to be compared with: --vector or --trials")
+    if "gaussian" in config.control:
+        vectors["gaussian"] = gaussian(vectors[VECTOR], config.seed)
+    return vectors
+
+
+def _settings(config: EvaluationConfig, edit_layer: int) -> Settings:
+    return Settings(
+        edit_layer,
+        config.top_heads,
+        reference_profile=config.reference_profile,
+        engine=config.engine,
+        max_memory=config.max_memory,
+    )
 
 
 def read_vector(path: Path, d_model: int) -> Tensor:
