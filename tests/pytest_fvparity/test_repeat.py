@@ -89,6 +89,8 @@ def test_one_that_errs_the_third_time_is_asked_three_times() -> None:
 
 def test_an_edited_reference_is_seen_only_by_asking_again() -> None:
     """The first answer is right: a run that asks once cannot know."""
+    from pytest_fvparity.selftest.faults.activations import keeping_references
+
     assert observed(rig().judge(keeping_references(rig()))) == Observed(Outcome.PASSES)
 
     seen = observed(rig().judge(keeping_references(rig()), repeat=2))
