@@ -23,7 +23,7 @@ def top_heads(aie: Tensor, k: int) -> list[Head]:
     if not 1 <= k <= aie.numel():
         raise ValueError(
             f"{k} top heads asked for, the model has {n_layers} layers x {n_heads} heads = {aie.numel()}; "
-            f"ask for 1 to {aie.numel()} (--fv-top-heads)"
+            f"ask for 1 to {aie.numel()}"
         )
     ranked = [Head(layer, head, float(aie[layer, head])) for layer in range(n_layers) for head in range(n_heads)]
     return sorted(ranked, key=lambda head: (-head.aie, head.layer, head.head))[:k]
