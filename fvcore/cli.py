@@ -8,28 +8,35 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fvcore.experiments.antonym.cli import app as runtime_app
-from fvcore.experiments.evaluation.cli import evaluate
+from fvcore.experiments import exits
+from fvcore.experiments.antonym.cli import app as antonym_app
+from fvcore.experiments.evaluation.cli import register as add_eval
 from fvcore.experiments.relation.cli import app as relation_app
-from fvcore.formats import FormatError
-from fvcore.model import commands as spec_cli
-from fvcore.model.spec import ModelError
+from fvcore.model.commands import app as spec_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Function vectors: data and experiments.")
 trials_app = typer.Typer(no_args_is_help=True, help="Fixed trials: make a file, verify a file.")
-app.add_typer(trials_app, name="trials")
-app.command("eval")(evaluate)
-app.add_typer(runtime_app, name="runtime")
-app.add_typer(relation_app, name="relation")
-app.add_typer(spec_cli.app, name="spec")
+COMMANDS = {
+    "trials": trials_app,
+    "spec": spec_app,
+    "antonym": antonym_app,
+    "runtime": antonym_app,
+    "relation": relation_app,
+}
+"""Groups of commands; `runtime` is the plans' name of the antonym experiment."""
+
+for _name, _group in COMMANDS.items():
+    app.add_typer(_group, name=_name, hidden=_name == "runtime")
+add_eval(app)
 
 console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
 
 
 @trials_app.command("make")
 def trials_make(
-    dataset_json: Annotated[Path, typer.Option(help="Raw dataset: a JSON list of {input, output} rows.")],
+    dataset_json: Annotated[
+        Path, typer.Option("--dataset", "--dataset-json", help="Raw dataset: a JSON list of {input, output} rows.")
+    ],
     tokenizer: Annotated[str, typer.Option(help="Shipped model, directory or cached hub id.")],
     out: Annotated[Path | None, typer.Option(help="File, or folder (default: datasets/fixed_trials/).")] = None,
     n_trials: Annotated[int, typer.Option(min=1)] = 10,
@@ -81,7 +88,12 @@ def trials_verify(
     first: Annotated[int | None, typer.Option(min=1, help="Check the first N trials only.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Default: the one the file names.")] = None,
     dataset_json: Annotated[
-        Path | None, typer.Option(help="Raw dataset to sample again (default: the one the file names, if there).")
+        Path | None,
+        typer.Option(
+            "--dataset",
+            "--dataset-json",
+            help="Raw dataset to sample again (default: the one the file names, if there).",
+        ),
     ] = None,
 ) -> None:
     """Check a trials file: format, prompts, boundary and target under its tokenizer, and its draws from the raw data."""
@@ -95,7 +107,7 @@ def trials_verify(
     name = tokenizer or fixed.meta.model_name_for_tokenizer
     problems = prompts.verify(fixed, models.load_tokenizer(name), first)
     raw = dataset_json or Path(fixed.meta.dataset_json)
-    sampled = "not sampled again (the raw dataset is not at hand; --dataset-json)"
+    sampled = "not sampled again (the raw dataset is not at hand; --dataset)"
     if dataset_json is not None or raw.is_file():
         problems += trials.same_draws(fixed.file, trials.read_pairs(raw), first)
         sampled = f"sampled again from {raw}"
@@ -107,13 +119,13 @@ def trials_verify(
         markup=False,
     )
     if problems:
-        raise typer.Exit(1)
+        raise typer.Exit(exits.FAILED)
 
 
 def main() -> None:
-    """The console script: an expected error is one line and exit status 2, not a traceback."""
+    """The console script: an expected error is one line and its exit status, not a traceback."""
     try:
         app()
-    except (FormatError, ModelError) as error:
-        errors.print(f"fvcore: {error}", style="red", soft_wrap=True, markup=False)
-        raise SystemExit(2) from None
+    except exits.EXPECTED as error:
+        exits.say(str(error))
+        raise SystemExit(exits.of(error)) from None

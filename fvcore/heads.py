@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+Scored = TypeVar("Scored")
 
 
 class Head(NamedTuple):
@@ -20,10 +25,12 @@ def top_heads(aie: Tensor, k: int) -> list[Head]:
     extract_utils.py, whose order among exactly equal values is left to the backend.
     """
     n_layers, n_heads = aie.shape
-    if not 1 <= k <= aie.numel():
-        raise ValueError(
-            f"{k} top heads asked for, the model has {n_layers} layers x {n_heads} heads = {aie.numel()}; "
-            f"ask for 1 to {aie.numel()}"
-        )
-    ranked = [Head(layer, head, float(aie[layer, head])) for layer in range(n_layers) for head in range(n_heads)]
-    return sorted(ranked, key=lambda head: (-head.aie, head.layer, head.head))[:k]
+    heads = [Head(layer, head, float(aie[layer, head])) for layer in range(n_layers) for head in range(n_heads)]
+    return best(heads, k, lambda head: (head.aie, head.layer, head.head))
+
+
+def best(heads: Sequence[Scored], k: int, place: Callable[[Scored], tuple[float, int, int]]) -> list[Scored]:
+    """The `k` with the largest score, largest first; equal ones by (layer, head). place: (score, layer, head) of one."""
+    if not 1 <= k <= len(heads):
+        raise ValueError(f"top {k} heads asked for, {len(heads)} are scored; ask for 1 to {len(heads)}")
+    return sorted(heads, key=lambda one: (-place(one)[0], *place(one)[1:]))[:k]

@@ -7,8 +7,7 @@
    range of all of them is kept for averaging.
 
 Source: `get_token_meta_labels`, `compute_duplicated_labels`, `update_idx_map` in the reference's prompt_utils.py.
-Where the reference silently cuts to the shorter of two lists, an error is raised here instead; `ref_compat=True`
-gives the reference's silent result, to look at what it does with such a prompt.
+Where the reference silently cuts to the shorter of two lists, an error is raised here instead.
 """
 
 from __future__ import annotations
@@ -104,9 +103,7 @@ def prompt_parts(template: PromptTemplate, demos: Sequence[WordPair], query: str
     return groups
 
 
-def token_labels(
-    tokenizer: Tokenizer, groups: Sequence[Sequence[Part]], prepend_bos: bool, ref_compat: bool = False
-) -> _Labels:
+def token_labels(tokenizer: Tokenizer, groups: Sequence[Sequence[Part]], prepend_bos: bool) -> _Labels:
     """One label a token, by how many tokens the text grows with each part."""
     result = _Labels(["bos_token"] if prepend_bos else [])
     labels, text, n_before = result.labels, "", 0
@@ -118,7 +115,7 @@ def token_labels(
             n_after = len(tokenizer.tokenize(text))
             n_new = n_after - n_before
             n_before = n_after
-            if n_new < 0 and not ref_compat:
+            if n_new < 0:
                 raise SlotAlignmentError(
                     f"appending {part!r} ({label}) takes {-n_new} token(s) away; labels would outnumber tokens"
                 )
@@ -135,9 +132,7 @@ def token_labels(
     return result
 
 
-def dummy_labels(
-    tokenizer: Tokenizer, template: PromptTemplate, n_shots: int, prepend_bos: bool, ref_compat: bool = False
-) -> list[str]:
+def dummy_labels(tokenizer: Tokenizer, template: PromptTemplate, n_shots: int, prepend_bos: bool) -> list[str]:
     """The label of every slot: the labels of a prompt in which each word is one token."""
     if len(tokenizer.tokenize(DUMMY_WORD)) != 1:
         pieces = tokenizer.tokenize(DUMMY_WORD)
@@ -147,11 +142,10 @@ def dummy_labels(
         )
     demos = [WordPair(input=DUMMY_WORD, output=DUMMY_WORD)] * n_shots
     parts = prompt_parts(template, demos, DUMMY_WORD)
-    labels = token_labels(tokenizer, parts, prepend_bos, ref_compat).labels
+    labels = token_labels(tokenizer, parts, prepend_bos).labels
     n_tokens = len(tokenizer(template.text(demos, DUMMY_WORD)).input_ids)
-    if not ref_compat:
-        _require_alignment(labels, n_tokens, template, "dummy prompt")
-    return labels[:n_tokens]
+    _require_alignment(labels, n_tokens, template, "dummy prompt")
+    return labels
 
 
 def slot_map(
@@ -162,20 +156,26 @@ def slot_map(
     slots: Sequence[str],
     prepend_bos: bool,
     where: str = "prompt",
-    ref_compat: bool = False,
 ) -> SlotMap:
     """Map one prompt's tokens to `slots` (the dummy labels). `where` names trial and regime in errors."""
     if not query:
         raise SlotError(f"{where}: the query is empty; a query needs at least one token")
     try:
-        labelled = token_labels(tokenizer, prompt_parts(template, demos, query), prepend_bos, ref_compat)
+        labelled = token_labels(tokenizer, prompt_parts(template, demos, query), prepend_bos)
     except SlotAlignmentError as error:
         raise SlotAlignmentError(f"{where}: {error}") from None
-    n_tokens = len(tokenizer(template.text(demos, query)).input_ids)
-    if not ref_compat:
-        _require_alignment(labelled.labels, n_tokens, template, where)
-    labels = labelled.labels[:n_tokens]
+    labels = labelled.labels
+    _require_alignment(labels, len(tokenizer(template.text(demos, query)).input_ids), template, where)
+    kept, ranges = words_of(labels)
+    if len(kept) != len(slots):
+        gone = _missing(labels, slots)
+        raise SlotAlignmentError(f"{where}: {len(slots)} slots expected, the prompt fills {len(kept)}{gone}")
+    idx_map = dict(zip(kept, range(len(slots)), strict=True))
+    return SlotMap(tuple(labels), idx_map, ranges, len(slots), tuple(labelled.notes))
 
+
+def words_of(labels: Sequence[str]) -> tuple[list[int], dict[str, tuple[int, int]]]:
+    """The tokens that have a slot, all but the further ones of a word; and first and last token of words with several."""
     ranges: dict[str, tuple[int, int]] = {}
     later_tokens = set()
     for token, label in enumerate(labels):
@@ -185,17 +185,7 @@ def slot_map(
             later_tokens.add(token)
         ranges[label] = (ranges.get(label, (token, token))[0], token)
     kept = [token for token in range(len(labels)) if token not in later_tokens]
-    # The two lists are compared before they are paired: pairing would silently cut the longer one.
-    if len(kept) != len(slots) and not ref_compat:
-        gone = _missing(labels, slots)
-        raise SlotAlignmentError(f"{where}: {len(slots)} slots expected, the prompt fills {len(kept)}{gone}")
-    return SlotMap(
-        labels=tuple(labels),
-        idx_map=dict(zip(kept, range(len(slots)), strict=not ref_compat)),
-        idx_avg={label: r for label, r in sorted(ranges.items()) if r[1] > r[0]},
-        n_slots=len(slots),
-        notes=tuple(labelled.notes),
-    )
+    return kept, {label: r for label, r in sorted(ranges.items()) if r[1] > r[0]}
 
 
 def _missing(labels: Sequence[str], slots: Sequence[str]) -> str:

@@ -13,38 +13,30 @@ from torch import Tensor
 
 from fvcore.model.model import LanguageModel
 
-BIAS_RULES = ("per_head", "none")
-
 
 @torch.inference_mode()
-def head_term(lm: LanguageModel, layer: int, head: int, activation: Tensor, bias: str = "per_head") -> Tensor:
+def head_term(lm: LanguageModel, layer: int, head: int, activation: Tensor) -> Tensor:
     """What one head writes: `o_proj` of a vector that is zero but for this head's slice.
 
     activation: (d_head,)      returns: (d_model,) in the model's dtype
 
     A projection bias is part of every head's term, so the sum over k heads holds it k times; that is how the
-    reference defines the vector. `bias="none"` leaves it out.
+    reference defines the vector.
     """
-    if bias not in BIAS_RULES:
-        raise ValueError(f"unknown bias rule {bias!r}; expected one of {BIAS_RULES}")
     o_proj: Any = lm.o_proj(layer)
     x = torch.zeros(lm.n_heads * lm.d_head)
     x[head * lm.d_head : (head + 1) * lm.d_head] = activation
     term: Tensor = o_proj(x.reshape(1, 1, -1).to(next(o_proj.parameters()).device).to(lm.hf.dtype))
-    if bias == "none" and getattr(o_proj, "bias", None) is not None:
-        term = term - o_proj.bias
     return term.reshape(-1)
 
 
 @torch.inference_mode()
-def function_vector(
-    lm: LanguageModel, mean_activations: Tensor, heads: Iterable[Sequence[int]], bias: str = "per_head"
-) -> Tensor:
+def function_vector(lm: LanguageModel, mean_activations: Tensor, heads: Iterable[Sequence[int]]) -> Tensor:
     """Sum of the heads' terms at the last slot, in rank order, accumulated in fp32 and cast to the model's dtype.
 
     mean_activations: (layer, head, slot, d_head)     heads: (layer, head, ...) in rank order     returns: (d_model,)
     """
     total = torch.zeros(lm.d_model, device=lm.device)
     for layer, head, *_ in heads:
-        total += head_term(lm, layer, head, mean_activations[layer, head, -1], bias).to(total.device)
+        total += head_term(lm, layer, head, mean_activations[layer, head, -1]).to(total.device)
     return total.to(lm.hf.dtype)

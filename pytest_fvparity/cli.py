@@ -53,8 +53,7 @@ def selftest(
     markdown: Annotated[Path | None, typer.Option(help="Write the table there, as Markdown.")] = None,
 ) -> None:
     """Plant every fault of the catalogue and check that the harness finds it at its key. Status 1 if it does not."""
-    from pytest_fvparity.selftest.fault_table import counted, faults_markdown, red
-    from pytest_fvparity.selftest.run import catalogue
+    from pytest_fvparity.selftest.run import catalogue, counted, faults_markdown, red
 
     known = catalogue()
     if unknown := [id for id in ids or () if id not in known]:
@@ -85,12 +84,10 @@ def _fault_table(rows: Sequence[Row]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from pytest_fvparity.selftest.fault_table import expected, seen
-
     table = Table("id", "hazard", "expected", "seen", "verdict")
     for row in rows:
         verdict = f"[{COLOURS[row.verdict]}]{row.verdict}[/]"
-        table.add_row(row.fault.id, *map(escape, (row.fault.hazard, expected(row), seen(row))), verdict)
+        table.add_row(row.fault.id, *map(escape, (row.fault.hazard, row.fault.expected, row.seen_words)), verdict)
     return table
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fvcore.gates import StageError
-from pytest_fvparity import shipped
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
 from pytest_fvparity.suite.declaration import FILES_KEY
 from pytest_fvparity.suite.item import NoDevice, StageItem
@@ -194,8 +193,8 @@ def _recorded(options: ParityOptions, trials: FixedTrials) -> Golden:
 def _golden_path(options: ParityOptions, trials: FixedTrials) -> Path:
     from pytest_fvparity.golden.golden import locate, relative_path, search_roots
 
-    roots = search_roots(options.golden, options.rootdir, shipped.root())
-    return locate(dict.fromkeys(roots), relative_path(trials.dataset, trials.id, options.reference_profile))
+    roots = search_roots(options.golden, options.rootdir)
+    return locate(roots, relative_path(trials.dataset, trials.id, options.reference_profile))
 
 
 def _live(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTrials) -> Golden:

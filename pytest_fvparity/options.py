@@ -179,7 +179,7 @@ class ParityOptions:
         if path is None:
             raise pytest.UsageError(
                 f"--fv-model {self.model} is no shipped model, so --fv-trials is needed. Make a file with `fvcore trials "
-                f"make --dataset-json datasets/antonym/raw/antonym.json --n-trials 10 --n-shots 10 --seed 0 --tokenizer "
+                f"make --dataset datasets/antonym/raw/antonym.json --n-trials 10 --n-shots 10 --seed 0 --tokenizer "
                 f"{self.model}`"
             )
         return path

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from fvcore.formats import FormatError
-from pytest_fvparity import shipped
 from pytest_fvparity.options import ParityOptions
 from pytest_fvparity.parity.place import place_of
 from pytest_fvparity.parity.suite import PARITY, parity_suite
@@ -105,7 +104,7 @@ def _compared_with_reference(q_ids: Sequence[QId], options: ParityOptions) -> li
         return []
     from pytest_fvparity.golden.golden import NoGolden, locate, relative_path, search_roots
 
-    roots = search_roots(options.golden, options.rootdir, shipped.root())
+    roots = search_roots(options.golden, options.rootdir)
 
     def has_golden(file: Path) -> bool:
         dataset, id = place_of(file)

@@ -12,8 +12,8 @@ import json
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from inspect import Parameter, Signature
+from inspect import Parameter, Signature, signature
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -22,7 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from typer.core import TyperCommand
 
 from fvcore.experiments import exits
-from fvcore.formats import read_yaml, write_text
+from fvcore.formats import read_yaml, sentence, write_text
 from fvcore.model.spec import ModelError
 
 
@@ -112,23 +112,24 @@ def resolve(
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    layers = [(_of_file(file), f"{file}: ") if file else ({}, ""), (_of_sets(sets), "--set "), (given, "--")]
-    for layer, origin in layers:
+    for layer, origin in ((_of_file(file) if file else {}, f"{file}: "), (_of_sets(sets), "--set ")):
         for key, value in layer.items():
-            if value is not None or origin != "--":
-                name = _name_of(kind, key, origin)
-                values[name] = value
-                origins[name] = f"{origin}{name.replace('_', '-') if origin == '--' else name}"
+            name = _name_of(kind, key, origin)
+            values[name], origins[name] = value, f"{origin}{name}"
+    options = {name: value for name, value in given.items() if value is not None}
+    values |= options
+    origins |= {name: f"--{_hyphens(name)}" for name in options}
     try:
         # As JSON a list may be a tuple, and a text a path; all else is as strict as before.
         return kind.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        problem = error.errors()[0]
-        name, *inside = [str(part) for part in problem["loc"]] or [kind.__name__]
-        origin = ".".join([origins.get(name, f"--{_hyphens(name)}"), *inside])
-        message = problem["msg"].removeprefix("Value error, ")
-        value = "" if problem["type"] == "missing" else f" (found {problem['input']!r})"
-        raise ConfigError(f"{origin}: {message[:1].lower()}{message[1:]}{value}") from None
+        raise ConfigError(sentence(error, named=lambda path: _origin(origins, path))) from None
+
+
+def _origin(origins: Mapping[str, str], path: str) -> str:
+    """What brought the value at a key's path; of one that nothing brought, the option."""
+    name, dot, inside = path.partition(".")
+    return f"{origins.get(name, f'--{_hyphens(name)}')}{dot}{inside}"
 
 
 def _of_file(path: Path) -> dict[str, Any]:
@@ -175,76 +176,66 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", he
 Write = Annotated[Path | None, typer.Option("--write-config", help="Write the settings to this file, and end.")]
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command whose options are the fields of a config.
-
-    fixed: what the command itself says, and offers no option for     only: the fields it offers (default: all)
-    """
-
-    kind: type[Config]
-    work: Callable[[Any], None]
-    fixed: Mapping[str, Any]
-    only: tuple[str, ...] | None = None
-
-    def __call__(self, **given: Any) -> None:
-        file, sets, target = (given.pop(name, None) for name in ("config_file", "sets", "write_config"))
-        chosen = {name: value for name, value in given.items() if value is not None and value != []}
-        config = resolve(self.kind, chosen | dict(self.fixed), file, sets or ())
-        if target is not None:
-            write_text(target, config.text())
-            typer.echo(f"wrote {target}")
-            return
-        with exits.told():
-            self.work(config)
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name in self.only or self.kind.model_fields if name not in self.fixed]
-
-    @property
-    def signature(self) -> Signature:
-        own = {"config_file": File, "sets": Sets, "write_config": Write}
-        fields = {name: _annotation(self.kind, name) for name in self.names}
-        every = (fields | own).items()
-        return Signature([Parameter(n, Parameter.KEYWORD_ONLY, default=None, annotation=one) for n, one in every])
-
-
 def add_command(
     app: typer.Typer,
     name: str,
     kind: type[SomeConfig],
     work: Callable[[SomeConfig], None],
-    *,
     help: str | None = None,
     fixed: Mapping[str, Any] | None = None,
-    only: tuple[str, ...] | None = None,
-    hidden: bool = False,
+    only: Sequence[str] = (),
 ) -> None:
-    """Give `app` a command that resolves a config and does `work` with it."""
-    made = Command(kind, work, fixed or {}, only)
+    """Give `app` a command that resolves a config and does `work` with it.
 
-    def called(**given: Any) -> None:
-        made(**given)
+    fixed: what the command itself says, and offers no option for     only: the fields it offers (default: all)
+    """
+
+    def called(config_file: File = None, sets: Sets = None, write_config: Write = None, **given: Any) -> None:
+        chosen = {name: value for name, value in given.items() if value != []}
+        config = resolve(kind, chosen | dict(fixed or {}), config_file, sets or ())
+        if write_config is not None:
+            _write(write_config, config)
+            return
+        with exits.told():
+            work(config)
 
     # typer reads options off a function's signature.
-    called.__signature__ = made.signature  # type: ignore[attr-defined]
-    called.__annotations__ = {name: one.annotation for name, one in made.signature.parameters.items()}
-    cls = type("_Spelled", (_Spelled,), {"kind": kind})
-    app.command(name, cls=cls, help=help or work.__doc__, hidden=hidden)(called)
+    offered = [field for field in only or kind.model_fields if field not in (fixed or {})]
+    more = [Parameter(one, Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(kind, one)) for one in offered]
+    own = list(signature(called, eval_str=True).parameters.values())[:-1]
+    called.__signature__ = Signature([*(one.replace(kind=Parameter.KEYWORD_ONLY) for one in [*more, *own])])  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in [*more, *own]}
+    app.command(name, cls=type("_Spelled", (_Spelled,), {"kind": kind}), help=help or work.__doc__)(called)
 
 
-def add_group(app: typer.Typer, kind: type[Config]) -> None:
-    """Let the experiment itself be asked for its config: `fvcore <experiment> --write-config FILE`."""
+def experiment(
+    kind: type[SomeConfig],
+    run: Callable[[SomeConfig], None],
+    help: str,
+    aliases: Mapping[str, tuple[Mapping[str, Any], str]],
+) -> typer.Typer:
+    """The commands of an experiment: `run`, and by other names what it does with some settings fixed.
+
+    The experiment itself can be asked for its config: `fvcore <experiment> --write-config FILE`.
+    """
+    app = typer.Typer(help=help)
+    for name, (fixed, said) in ({"run": ({}, run.__doc__ or "")} | dict(aliases)).items():
+        add_command(app, name, kind, run, said, fixed)
 
     @app.callback(invoke_without_command=True)
     def _group(context: typer.Context, write_config: Write = None) -> None:
         if write_config is not None:
-            Command(kind, lambda config: None, {})(write_config=write_config)
-            raise typer.Exit
-        if context.invoked_subcommand is None:
+            _write(write_config, resolve(kind, {}))
+        elif context.invoked_subcommand is None:
             typer.echo(context.get_help())
             raise typer.Exit(exits.USAGE)
+
+    return app
+
+
+def _write(path: Path, config: Config) -> None:
+    write_text(path, config.text())
+    typer.echo(f"wrote {path}")
 
 
 class _Spelled(TyperCommand):
@@ -256,22 +247,20 @@ class _Spelled(TyperCommand):
         return super().parse_args(ctx, list(self._words(args)))
 
     def _words(self, args: Sequence[str]) -> Iterator[str]:
+        spellings = dict(self._spellings())
         alone = {f"--{_hyphens(name)}": _option(self.kind, name).alone for name in self.kind.model_fields}
-        for word, following in zip(args, [*args[1:], "--"], strict=True):
+        for word, following in pairwise([*args, "--"]):
             name, equals, value = word.partition("=")
-            name = self._spellings.get(name.replace("_", "-"), name) if name.startswith("--") else name
+            name = spellings.get(name.replace("_", "-"), name) if name.startswith("--") else name
             yield name + equals + value
             if alone.get(word) and following.startswith("-"):
                 yield alone[word]
 
-    @property
-    def _spellings(self) -> dict[str, str]:
-        known = {}
+    def _spellings(self) -> Iterator[tuple[str, str]]:
         for name in self.kind.model_fields:
             for spelling in (name, *_option(self.kind, name).aliases):
                 for prefix in ("--", "--no-"):
-                    known[prefix + _hyphens(spelling)] = prefix + _hyphens(name)
-        return known
+                    yield prefix + _hyphens(spelling), prefix + _hyphens(name)
 
 
 def _hyphens(name: str) -> str:
@@ -281,7 +270,7 @@ def _hyphens(name: str) -> str:
 def _annotation(kind: type[Config], name: str) -> Any:
     """The field as typer takes it: a plain type, and an Option with help, default and environment variable."""
     field, option, plain = kind.model_fields[name], _option(kind, name), _plain(kind.model_fields[name].annotation)
-    shown = _shown(field.get_default(call_default_factory=True))
+    shown = "" if field.is_required() else _shown(field.get_default(call_default_factory=True))
     help = " ".join(filter(None, [field.description, f"(default: {shown})" if shown else ""]))
     more: dict[str, Any] = {"help": help, "metavar": option.metavar}
     if option.positional:
@@ -303,7 +292,7 @@ def _plain(annotation: Any) -> Any:
 
 
 def _shown(default: Any) -> str:
-    """A default as one would write it; nothing where there is none, or where it stands in the option's own name."""
+    """A default as one would write it; nothing where there is none, and where a flag's two names say it."""
     if isinstance(default, tuple | list):
         return ",".join(map(str, default))
     return "" if default is None or isinstance(default, bool) else str(default)

@@ -1,6 +1,14 @@
-"""What stops a production step."""
+"""What stops a production step, and why a unit failed: one of six causes, read off the exception and its origins."""
 
 from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from fvcore.formats import FormatError
 
 
 class StepError(Exception):
@@ -25,3 +33,68 @@ class NotFinite(StepError):
 
 class OtherSettings(StepError):
     """A folder holds results of other settings; they are never mixed."""
+
+
+class FolderInUse(StepError):
+    """Another process writes in the folder."""
+
+
+# ---------------------------------------------------------------- causes
+
+Cause: TypeAlias = Literal["data", "tokenizer", "target boundary", "memory", "numeric", "code"]
+
+FULL = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a failure report says of one unit. `step` is the stage that was at work."""
+
+    name: str
+    cause: Cause
+    step: str
+    error: str
+    message: str
+    traceback: str
+
+    @classmethod
+    def of(cls, name: str, step: str, error: BaseException) -> Failure:
+        text = "".join(traceback.format_exception(error))
+        return cls(name, cause_of(error), step, type(error).__name__, " ".join(str(error).split()), text)
+
+
+def cause_of(error: BaseException) -> Cause:
+    """The first that fits the exception or one that it came from; what fits none is the code's fault."""
+    chain = list(_chain(error))
+    if any(_no_room(one) for one in chain):
+        return "memory"
+    return next((cause for cause, types in _causes() if any(isinstance(one, types) for one in chain)), "code")
+
+
+def _causes() -> tuple[tuple[Cause, tuple[type[BaseException], ...]], ...]:
+    from fvcore.prompts import BosError, BoundaryError
+    from fvcore.slots import SlotError
+
+    return (
+        ("numeric", (NotFinite, ArithmeticError)),
+        ("target boundary", (BoundaryError, TargetError)),
+        ("tokenizer", (BosError, SlotError, TokensError, UnicodeError)),
+        ("data", (TrialMismatch, FormatError, OSError)),
+    )
+
+
+def _no_room(error: BaseException) -> bool:
+    """A full disk, or a full memory."""
+    from fvcore.model.memory import is_out_of_memory
+
+    return error.errno in FULL if isinstance(error, OSError) else is_out_of_memory(error)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and those that it was made from; a message that was said better keeps its origin."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__

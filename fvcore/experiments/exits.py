@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from fvcore.experiments.errors import OtherSettings, StepError
+from fvcore.experiments.errors import FolderInUse, OtherSettings, StepError
 from fvcore.formats import FormatError
 from fvcore.model.spec import ModelError
 
@@ -29,28 +29,28 @@ def of(error: BaseException) -> int:
     """The status that an error ends a command with."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    return FAILED if isinstance(error, StepError) and not isinstance(error, OtherSettings) else USAGE
+    return FAILED if isinstance(error, StepError) and not isinstance(error, OtherSettings | FolderInUse) else USAGE
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Around a command: what was expected to go wrong is one red line and its status, an interruption is one too.
+    """Around a command's work: what stops a step, or a person, is one red line and its status.
 
-    An unusable file or model is left to who calls, as it may come up before.
+    An unusable setting, file or model is told by `fvcore.cli.main`, as it may come up before there is any work.
     """
     try:
         yield
     except (FormatError, ModelError):
         raise
-    except KeyboardInterrupt:
-        _say("interrupted; started again, it goes on where it stands")
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt as error:
+        say("interrupted; started again, it goes on where it stands")
+        raise typer.Exit(of(error)) from None
     except (StepError, RuntimeError) as error:  # torch says a wrong shape, and we a silent hook, by RuntimeError
-        _say(str(error))
+        say(str(error))
         raise typer.Exit(of(error) if isinstance(error, StepError) else FAILED) from None
 
 
-def _say(text: str) -> None:
-    Console(stderr=True, highlight=False).print(
-        f"fvcore: {' '.join(text.split())}", style="red", soft_wrap=True, markup=False
-    )
+def say(text: str) -> None:
+    """One red line, whatever the text holds."""
+    line = f"fvcore: {' '.join(text.split())}"
+    Console(stderr=True, highlight=False).print(line, style="red", soft_wrap=True, markup=False)

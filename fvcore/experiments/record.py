@@ -1,4 +1,4 @@
-"""run_meta.json: which stage has run, with which settings, on which files and to which files, by their digests.
+"""Which stage of a run has run, with which settings, on which files and to which files, by their digests.
 
 Only this record is believed. A stage counts as done while what it read and what it wrote have the digests that stand
 here; a folder that holds other settings is refused. Settings are recorded before anything is computed, so that a run
@@ -15,9 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from fvcore.experiments.errors import OtherSettings
-from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.folder import Folder, differences, refuse_others
+from fvcore.experiments.progress import Progressing, Watched
 from fvcore.fast.chunks import Advance
 from fvcore.formats import read_json, sha256, sha256_file, validated, write_json
 from fvcore.provenance import versions
@@ -66,73 +65,78 @@ def digest(value: Any) -> str:
     return sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
 
 
-def read(folder: Folder) -> RunRecord:
-    """The record of a folder; an empty one where there is none."""
-    path = folder / layout.RUN_META
-    if not path.is_file():
-        return RunRecord()
-    return validated(RunRecord, read_json(path), path, "the record of a run")
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The record of a folder, in the file of this name in it."""
 
+    folder: Folder
+    file: str
 
-def begin(folder: Folder, stages: Sequence[Stage]) -> RunRecord:
-    """Record the settings of stages that will run; raises OtherSettings, naming what differs, if the folder has others."""
-    record = read(folder)
-    plain = {stage.name: json.loads(json.dumps(dict(stage.settings))) for stage in stages}
-    if differences := _differences(record, {stage.group: plain[stage.name] for stage in stages}):
-        raise OtherSettings(
-            f"{folder.root} holds results of other settings: {'; '.join(differences)}. Results of different settings are "
-            "never mixed: use another --out, or remove the folder"
-        )
-    known = {name: StageRecord(settings=settings) for name, settings in plain.items()} | record.stages
-    return _write(folder, record, known)
+    def run(self, stages: Sequence[Stage], progress: Progressing | None = None) -> RunRecord:
+        """Do the stages that are not done yet, in order, each recorded before the next; returns the whole record.
 
+        Raises OtherSettings, before anything is computed, if the folder holds results of other settings.
+        """
+        self.begin(stages)
+        shown = progress or Watched()
+        for stage in stages:
+            if self.is_done(stage):
+                shown.already(stage.name)
+                continue
+            with shown.running(stage.name, stage.total() if stage.total else None) as advance:
+                files = stage.work(advance)
+            self.finish(stage, files)
+        return self.read()
 
-def _differences(record: RunRecord, groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Each setting that differs, once, with the stages that depend on it."""
-    found: dict[str, list[str]] = {}
-    for name, there in record.stages.items():
-        group = name.partition("/")[0]
-        now = groups.get(group, there.settings)
-        for key in dict.fromkeys((*there.settings, *now)):
-            before, after = there.settings.get(key), now.get(key)
-            if before != after:
-                found.setdefault(f"{key} is {before!r}, now {after!r}", []).append(group)
-    return [f"{what} ({', '.join(dict.fromkeys(stages))})" for what, stages in found.items()]
+    def read(self) -> RunRecord:
+        """An empty one where there is none."""
+        path = self.folder / self.file
+        if not path.is_file():
+            return RunRecord()
+        return validated(RunRecord, read_json(path), path, "the record of a run")
 
+    def begin(self, stages: Sequence[Stage]) -> RunRecord:
+        """Record the settings of stages that will run; raises OtherSettings, naming what differs, if there are others."""
+        record = self.read()
+        plain = {stage.name: json.loads(json.dumps(dict(stage.settings))) for stage in stages}
+        self._require_same(record, {stage.group: plain[stage.name] for stage in stages})
+        return self._write(record, {name: StageRecord(settings=one) for name, one in plain.items()} | record.stages)
 
-def is_done(folder: Folder, stage: Stage) -> bool:
-    """Whether the stage, or one that covers it, has left what it says it wrote, from what is there now."""
-    stages, reads = read(folder).stages, _digests(folder, stage.reads)
-    found = [stages[name] for name in (stage.name, stage.covered_by) if name in stages]
-    return any(bool(one.writes) and one.reads == reads and _digests(folder, one.writes) == one.writes for one in found)
+    def _require_same(self, record: RunRecord, groups: Mapping[str, Mapping[str, Any]]) -> None:
+        """Each setting that differs is named once, with the stages that depend on it."""
+        different: dict[str, list[str]] = {}
+        for name, there in record.stages.items():
+            group = name.partition("/")[0]
+            for what in differences(there.settings, groups.get(group, there.settings)):
+                different.setdefault(what, []).append(group)
+        said = [f"{what} ({', '.join(dict.fromkeys(stages))})" for what, stages in different.items()]
+        refuse_others(self.folder.root, said)
 
+    def is_done(self, stage: Stage) -> bool:
+        """Whether the stage, or one that covers it, has left what it says it wrote, from what is there now."""
+        stages, reads = self.read().stages, self._digests(stage.reads)
+        done = [stages[name] for name in (stage.name, stage.covered_by) if name in stages]
+        return any(bool(one.writes) and one.reads == reads and self._digests(one.writes) == one.writes for one in done)
 
-def _digests(folder: Folder, names: Iterable[str]) -> dict[str, str]:
-    """Of the files that are there."""
-    return {name: sha256_file(folder / name) for name in names if (folder / name).is_file()}
+    def _digests(self, names: Iterable[str]) -> dict[str, str]:
+        """Of the files that are there."""
+        return {name: sha256_file(self.folder / name) for name in names if (self.folder / name).is_file()}
 
-
-def finish(folder: Folder, stage: Stage, files: Sequence[Path]) -> None:
-    """Record a stage as done. Records of its group that claim the same files are taken back."""
-    record = read(folder)
-    writes = _digests(folder, [path.relative_to(folder.root).as_posix() for path in files])
-    reads = _digests(folder, stage.reads)
-    done = StageRecord(settings=record.stages[stage.name].settings, reads=reads, writes=writes)
-    kept = {
-        name: one.model_copy(update={"writes": {}}) if one.writes.keys() & writes.keys() else one
-        for name, one in record.stages.items()
-    }
-    _write(folder, record, kept | {stage.name: done})
-
-
-def _write(folder: Folder, record: RunRecord, stages: dict[str, StageRecord]) -> RunRecord:
-    found = record.model_copy(
-        update={
-            "settings_digest": digest({name: one.settings for name, one in stages.items()}),
-            "stages": stages,
-            "versions": versions(),
+    def finish(self, stage: Stage, files: Sequence[Path]) -> None:
+        """Record a stage as done. Records of its group that claim the same files are taken back."""
+        record = self.read()
+        writes = self._digests([path.relative_to(self.folder.root).as_posix() for path in files])
+        settings = record.stages[stage.name].settings
+        kept = {
+            name: one.model_copy(update={"writes": {}}) if one.writes.keys() & writes.keys() else one
+            for name, one in record.stages.items()
         }
-    )
-    if found != record or not (folder / layout.RUN_META).is_file():
-        write_json(folder / layout.RUN_META, found.model_dump(mode="json"))
-    return found
+        done = StageRecord(settings=settings, reads=self._digests(stage.reads), writes=writes)
+        self._write(record, kept | {stage.name: done})
+
+    def _write(self, record: RunRecord, stages: dict[str, StageRecord]) -> RunRecord:
+        settings = digest({name: one.settings for name, one in stages.items()})
+        now = record.model_copy(update={"settings_digest": settings, "stages": stages, "versions": versions()})
+        if now != record or not (self.folder / self.file).is_file():
+            write_json(self.folder / self.file, now.model_dump(mode="json"))
+        return now

@@ -12,7 +12,7 @@ from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.run import Source
 from fvcore.experiments.steps.run import run as run_steps
 from fvcore.experiments.steps.sampled import DatasetSource, FixedSource
-from fvcore.experiments.steps.settings import Settings
+from fvcore.experiments.steps.settings import StepSettings
 from fvcore.formats import FormatError
 from fvcore.model import model as models
 from fvcore.model.spec import ModelError
@@ -33,7 +33,7 @@ def run(setup: Setup) -> MilestoneOutcome:
     compared = (read_report(setup.layout.runs / f"{REPORT}.json").profile or {}).get("identity", {})
     if lm.weights_sha != compared.get("weights_sha"):
         raise Failed(f"{setup.model} has other weights than the model that M2 compared: run M2 again")
-    settings = Settings(seed=setup.lock.locked.seed, topk=setup.topk, n_eval=setup.n_eval)
+    settings = StepSettings(seed=setup.lock.locked.seed, top_heads=setup.topk, n_eval=setup.n_eval)
     files, sources = list[Path](), _sources(setup)
     for name, source in sources.items():
         folder = setup.layout.runs / "runtime" / name

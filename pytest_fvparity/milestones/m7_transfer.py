@@ -7,9 +7,10 @@ that looks at a relation run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from fvcore.formats import FormatError, json_text, read_json, write_text
-from pytest_fvparity.golden.golden import NoGolden, locate, relative_path
+from pytest_fvparity.golden.golden import NoGolden, locate, relative_path, search_roots
 from pytest_fvparity.milestones.setup import Failed, Setup, run_pytest
 from pytest_fvparity.milestones.state import MilestoneOutcome
 from pytest_fvparity.parity.place import place_of
@@ -70,7 +71,7 @@ def phases(q_ids: Sequence[QId], with_golden: Sequence[QId]) -> dict[str, list[Q
 def _has_golden(setup: Setup, q_id: QId) -> bool:
     dataset, id = place_of(q_id.trials_file)
     try:
-        locate(setup.golden_roots, relative_path(dataset or "", id, setup.reference_profile))
+        locate(search_roots(setup.golden, Path.cwd()), relative_path(dataset or "", id, setup.reference_profile))
     except NoGolden:
         return False
     return True

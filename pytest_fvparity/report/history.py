@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from fvcore.gates import Status
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.report.report import Check, Report, largest_of
+from pytest_fvparity.report.report import Check, Report, ReportPart, largest_of
 
 SILENT = frozenset({Status.BLOCKED, Status.NOT_RUN, Status.NOT_PROVIDED, Status.NOT_HELD, None})
 """Statuses that say nothing about a key, and no status at all."""
@@ -17,11 +15,7 @@ LARGE_DRIFT = 10.0
 """How many times as near to its limit a leaf has come that is worth a word."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class KeyChange(_Model):
+class KeyChange(ReportPart):
     """One check key then and now. `used` is the largest share of its tolerance that a number takes: 1 is on the limit."""
 
     key: str
@@ -35,7 +29,7 @@ class KeyChange(_Model):
     used_now: float | str | None
 
 
-class Drift(_Model):
+class Drift(ReportPart):
     """A leaf that agrees then and now, and is `ratio` times as near to its limit."""
 
     key: str
@@ -45,7 +39,7 @@ class Drift(_Model):
     ratio: float | str
 
 
-class Comparison(_Model):
+class Comparison(ReportPart):
     """`changed` are fields of the profile that are others now: name -> [before, now]; `drifts` are large, the largest first."""
 
     dataset: str

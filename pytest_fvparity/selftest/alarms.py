@@ -2,7 +2,7 @@
 
     python -m pytest_fvparity.selftest.alarms docs/alarms.md
 
-Every run must be green at default tolerances. For the bed's families the golden is what engine `exact` gives, and the
+Every run must be green at default tolerances. For the rig's families the golden is what engine `exact` gives, and the
 floors of `tolerances.yaml` alone are in force; the shipped models are judged against their committed goldens, as a user
 would judge them.
 """
@@ -10,14 +10,13 @@ would judge them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fvcore import trials
 from fvcore.artifacts import Artifact
@@ -27,19 +26,14 @@ from fvcore.formats import write_text
 from fvcore.gates import Status, Suite, run_suite
 from fvcore.model import model as models
 from fvcore.model.model import LanguageModel
-from fvcore.pipeline import Pipeline, Settings, run
-from fvcore.trials import FixedTrials
+from fvcore.pipeline import Settings
 from pytest_fvparity import shipped
 from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.manifest import MANIFEST
 from pytest_fvparity.parity.checks import STAGES, ParityRun
-from pytest_fvparity.parity.implementation import CHECK_KEYS, Answers
-from pytest_fvparity.parity.noise import Noise, is_number, measured, other_attention
-from pytest_fvparity.parity.refinements import continuation_of
-from pytest_fvparity.parity.tolerances import Tolerances
-from pytest_fvparity.selftest.bed import FAMILIES, TRIALS, Recorded, bed
-from pytest_fvparity.selftest.copies import changed
-from pytest_fvparity.selftest.faults.activations import batched
+from pytest_fvparity.parity.noise import is_number, measured, other_attention
+from pytest_fvparity.selftest.faults.activations import batched, padded_logits
+from pytest_fvparity.selftest.rig import FAMILIES, TRIALS, Rig, changed, rig_of
 
 SEEDS = tuple(range(10))
 HALF_SEEDS = SEEDS[:2]  # half precision is slow on a CPU, and two show what there is to see
@@ -48,71 +42,48 @@ HALF_SEEDS = SEEDS[:2]  # half precision is slow on a CPU, and two show what the
 # ---------------------------------------------------------------- what is judged
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model on its trials, and the golden it is judged against."""
-
-    lm: LanguageModel
-    trials: FixedTrials
-    settings: Settings
-    golden: Answers
-    noise: Noise
-
-    def judge(self, variation: Variation) -> Seen:
-        with varied(self.lm, variation):
-            planted: type[Pipeline] = type("Varied", (Pipeline,), dict(variation.stations))
-            tolerances = Tolerances.read(None, (), self.lm.dtype, self.lm.device.type, self.noise)
-            continuation = continuation_of(self.lm, self.golden, self.settings)
-            candidate = planted(self.lm, self.trials, replace(self.settings, engine=variation.engine))
-            subject = ParityRun(candidate, self.golden, tolerances, continuation=continuation)
-            results = list(run_suite(Suite("parity", STAGES, lambda: subject)))
-        return Seen(tuple(r.key for r in results if r.status is not Status.PASS)[:1], *_largest(subject))
+def family_rigs(families: Sequence[str] = FAMILIES, seeds: Sequence[int] = SEEDS) -> Iterator[Rig]:
+    return (seeded(rig_of(family).lm, seed) for family in families for seed in seeds)
 
 
-def family_cases(families: Sequence[str] = FAMILIES, seeds: Sequence[int] = SEEDS) -> Iterator[Case]:
-    for family in families:
-        for seed in seeds:
-            yield case_of(bed(family).lm, seed)
-
-
-def case_of(lm: LanguageModel, seed: int) -> Case:
+def seeded(lm: LanguageModel, seed: int) -> Rig:
     fixed = trials_for(lm, **{**TRIALS, "seed": seed, "pairs": AWKWARD_PAIRS})
-    settings = Settings(edit_layer=1, n_top_heads=3, engine="exact")
-    return Case(lm, fixed, settings, Recorded(run(lm, fixed, settings)), Noise())
+    return Rig.recorded(lm, fixed, Settings(edit_layer=1, n_top_heads=3, engine="exact"))
 
 
-def half_cases(families: Sequence[str] = FAMILIES, seeds: Sequence[int] = HALF_SEEDS) -> Iterator[Case]:
+def half_rigs(families: Sequence[str] = FAMILIES, seeds: Sequence[int] = HALF_SEEDS) -> Iterator[Rig]:
     """The families in bf16, where the reference has two attention implementations to differ in."""
     for family in families:
-        if other_attention(bed(family).lm):
-            lm = changed(bed(family).lm, lambda hf: hf.to(torch.bfloat16))
-            yield from (case_of(lm, seed) for seed in seeds)
+        if other_attention(rig_of(family).lm):
+            lm = changed(rig_of(family).lm, lambda hf: hf.to(torch.bfloat16))
+            yield from (seeded(lm, seed) for seed in seeds)
 
 
-def with_noise(case: Case) -> Case:
-    """The same case with what a recording would have measured, engine `exact` in the reference's place."""
-    recorded, seen = {key: case.golden.artifact(key) for key in CHECK_KEYS}, {}
+def with_noise(rig: Rig) -> Rig:
+    """The same rig with what a recording would have measured, engine `exact` in the reference's place."""
+    seen = {}
     for variation in (EAGER, TWO_THREADS):
-        with varied(case.lm, variation):
-            seen[variation.name] = _numbers(Pipeline(case.lm, case.trials, case.settings), recorded)
-    return replace(case, noise=measured(recorded, seen))
+        with varied(rig.lm, variation):
+            seen[variation.name] = _numbers(rig)
+    return replace(rig, noise=measured(rig.artifacts, seen))
 
 
-def _numbers(stations: Pipeline, recorded: Mapping[str, Artifact]) -> dict[str, Artifact]:
+def _numbers(rig: Rig) -> dict[str, Artifact]:
     """The numeric keys again, with the recorded heads, as the reference's driver runs a variation."""
+    recorded, stations = rig.artifacts, rig.candidate()
     prompts, slots = recorded["prompt_boundary"], recorded["slot_map"]
     means = stations.mean_activations(prompts, slots)
     vector = stations.fv_vector(means, recorded["top_heads"])
-    found = {
+    return {
+        **recorded,
         "mean_activations": means,
         "top_heads": stations.top_heads(prompts, slots, means),
         "fv_vector": vector,
         "injection_output": stations.injection_output(prompts, vector),
     }
-    return {**recorded, **found}
 
 
-def shipped_cases() -> Iterator[Case]:
+def shipped_rigs() -> Iterator[Rig]:
     for manifest in sorted((shipped.root() / "golden").rglob(MANIFEST)):
         golden = Golden.open(manifest.parent)
         identity, conditions = golden.profile.identity, golden.profile.conditions
@@ -120,7 +91,7 @@ def shipped_cases() -> Iterator[Case]:
         fixed = trials.read(shipped.root() / shipped.FIXED_TRIALS / f"{identity.fixed_trials_id}.json")
         lm = models.load(conditions.model, dtype=identity.dtype, attn=conditions.attn_implementation)
         settings = Settings(**chosen, reference_profile=identity.reference_profile, engine="exact")
-        yield Case(lm, fixed, settings, golden, golden.noise)
+        yield Rig(lm, fixed, settings, golden, golden.noise)
 
 
 # ---------------------------------------------------------------- how it is run
@@ -134,19 +105,13 @@ class Variation:
     attention: bool = False  # the other attention implementation, for models that have one
     threads: int = 1
     engine: str = "exact"
-    stations: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    stations: Mapping[str, Any] = field(default_factory=dict)
 
     def fits(self, lm: LanguageModel) -> bool:
         return not self.attention or bool(other_attention(lm))
 
 
-def forward_padded(lm: LanguageModel, ids: Tensor, mask: Tensor) -> None:
-    """One pass over a left-padded batch; positions count from the first real token."""
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    lm.hf(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
-
-
-BATCHED = {"mean_activations": batched(forward_padded)}
+BATCHED = {"mean_activations": batched(padded_logits)}
 TWO_THREADS = Variation("threads 2 for 1", threads=2)
 EAGER = Variation("eager for sdpa attention", attention=True)
 VARIATIONS = (
@@ -186,8 +151,16 @@ class Seen:
     where: str
 
 
+def judge(rig: Rig, variation: Variation) -> Seen:
+    with varied(rig.lm, variation):
+        settings = replace(rig.settings, engine=variation.engine)
+        subject = rig.run(rig.candidate(settings=settings, **variation.stations))
+        results = list(run_suite(Suite("parity", STAGES, lambda: subject)))
+    return Seen(tuple(r.key for r in results if r.status is not Status.PASS)[:1], *_largest(subject))
+
+
 def _largest(subject: ParityRun) -> tuple[float, str]:
-    """Over all numbers that were compared; the leaf it was found at."""
+    """Over all numbers that were compared; the leaf it was seen at."""
     ratios = {"": 0.0}
     for key, actual in subject.memory.actual.items():
         expected, tolerance_of = subject.expected(key), subject.tolerances.of(key)
@@ -207,9 +180,9 @@ def _ratio(expected: Any, actual: Any, tolerance: Tolerance) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """All runs of one variation on cases of one kind."""
+    """All runs of one variation on rigs of one kind."""
 
-    cases: str
+    rigs: str
     variation: str
     seen: tuple[Seen, ...]
 
@@ -218,9 +191,12 @@ class Row:
         """The key of every alarm."""
         return [key for run in self.seen for key in run.alarm]
 
-    @property
-    def largest(self) -> Seen:
-        return max(self.seen, key=lambda run: run.ratio)
+    def __str__(self) -> str:
+        keys = ", ".join(f"{key} {self.alarms.count(key)}" for key in dict.fromkeys(self.alarms))
+        alarms = f"{len(self.alarms)} ({keys})" if keys else "0"
+        largest = max(self.seen, key=lambda run: run.ratio)
+        where = f"`{largest.where}`" if largest.where else "-"
+        return f"| {self.rigs} | {self.variation} | {len(self.seen)} | {alarms} | {largest.ratio:.1g} | {where} |"
 
 
 def rows(
@@ -231,25 +207,25 @@ def rows(
 ) -> Iterator[Row]:
     """The table, row by row."""
     name = f"{len(families)} families x {len(seeds)} trial seeds, floors alone"
-    yield from rows_of(name, family_cases(families, seeds), variations)
+    yield from rows_of(name, family_rigs(families, seeds), variations)
     if with_shipped:
-        yield from rows_of("shipped models, their goldens", shipped_cases(), variations)
+        yield from rows_of("shipped models, their goldens", shipped_rigs(), variations)
 
 
 def half_rows(families: Sequence[str] = FAMILIES, seeds: Sequence[int] = HALF_SEEDS) -> Iterator[Row]:
     """bf16, where the kernels' difference is large: with the floors alone, and with the noise of each golden."""
-    cases = list(half_cases(families, seeds))
-    yield from rows_of("bf16, floors alone", cases, [EAGER])
-    yield from rows_of("bf16, noise of the golden", map(with_noise, cases), [EAGER])
+    rigs = list(half_rigs(families, seeds))
+    yield from rows_of("bf16, floors alone", rigs, [EAGER])
+    yield from rows_of("bf16, noise of the golden", map(with_noise, rigs), [EAGER])
 
 
-def rows_of(name: str, cases: Iterable[Case], variations: Sequence[Variation]) -> list[Row]:
-    found: dict[str, list[Seen]] = {variation.name: [] for variation in variations}
-    for case in cases:
+def rows_of(name: str, rigs: Iterable[Rig], variations: Sequence[Variation]) -> list[Row]:
+    seen: dict[str, list[Seen]] = {variation.name: [] for variation in variations}
+    for rig in rigs:
         for variation in variations:
-            if variation.fits(case.lm):
-                found[variation.name].append(case.judge(variation))
-    return [Row(name, variation, tuple(seen)) for variation, seen in found.items() if seen]
+            if variation.fits(rig.lm):
+                seen[variation.name].append(judge(rig, variation))
+    return [Row(name, variation, tuple(runs)) for variation, runs in seen.items() if runs]
 
 
 # ---------------------------------------------------------------- the page
@@ -269,23 +245,18 @@ In bf16 two attention implementations differ by more than the fixed floors on ra
 These rows are no promise: they show what the floors alone say, and what the noise stored in a golden makes of it.
 """
 
+COLUMNS = "| golden | what was varied | runs | alarms | largest difference | at |\n|---|---|---|---|---|---|\n"
 
-def table(found: Iterable[Row]) -> str:
-    lines = ["| golden | what was varied | runs | alarms | largest difference | at |", "|---|---|---|---|---|---|"]
-    for row in found:
-        keys = ", ".join(f"{key} {row.alarms.count(key)}" for key in dict.fromkeys(row.alarms))
-        alarms = f"{len(row.alarms)} ({keys})" if keys else "0"
-        where = f"`{row.largest.where}`" if row.largest.where else "-"
-        cells = (row.cases, row.variation, str(len(row.seen)), alarms, f"{row.largest.ratio:.1g}", where)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+
+def table(rows: Iterable[Row]) -> str:
+    return COLUMNS + "".join(f"{row}\n" for row in rows)
 
 
 def main(path: Path) -> int:
-    found = list(rows())
-    n_runs, n_alarms = sum(len(row.seen) for row in found), sum(len(row.alarms) for row in found)
+    strict = list(rows())
+    n_runs, n_alarms = sum(len(row.seen) for row in strict), sum(len(row.alarms) for row in strict)
     total = f"\n**{n_runs} runs, {n_alarms} alarms.**\n\n"
-    write_text(path, HEAD + total + table(found) + HALF + "\n" + table(half_rows()))
+    write_text(path, HEAD + total + table(strict) + HALF + "\n" + table(half_rows()))
     return 1 if n_alarms else 0
 
 

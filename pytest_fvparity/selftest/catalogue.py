@@ -1,15 +1,23 @@
-"""What a fault is, and what the harness said when it was planted."""
+"""What a fault is, how it is planted into a rig, and what the harness said of it.
+
+A fault is a row of `faults.yaml` and a plant, which is a function from a rig to what was seen. Most plants are made by
+`replacing` (a method of the candidate), `patching` (a function of fvcore) or `choosing` (another setting).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+from fvcore.formats import read_yaml
 from fvcore.gates import StageResult, Status
-from pytest_fvparity.parity.implementation import Implementation
-from pytest_fvparity.selftest.bed import FAMILIES, Bed
+from pytest_fvparity.selftest.rig import FAMILIES, Rig
+
+ROWS = Path(__file__).with_name("faults.yaml")
 
 
 class Outcome(StrEnum):
@@ -34,92 +42,60 @@ class Observed:
     key: str | None = None
     message: str = ""
 
+    def __str__(self) -> str:
+        """Without the words: they hold numbers, which differ from machine to machine."""
+        return f"{self.outcome} at {self.key}" if self.key else str(self.outcome)
 
-Observe = Callable[[Bed], Observed]
+
+Plant = Callable[[Rig], Observed]
+Plants = Plant | tuple[Plant, ...]
+Look = Callable[[Sequence[StageResult]], Observed]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One row of the catalogue. `signature` is what the numbers look like; `observe` plants it and looks."""
+    """One row of the catalogue. Several plants are variants of one fault."""
 
     id: str
     hazard: str
     planted: str
-    signature: str
-    outcome: Outcome
-    key: str | None
-    families: Sequence[str]
-    observe: Observe
+    expected: str
+    plants: Plants
+    signature: str = ""  # what the numbers look like
+    families: Sequence[str] = FAMILIES
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome(self.expected.partition(" at ")[0])
+
+    @property
+    def key(self) -> str | None:
+        return self.expected.partition(" at ")[2] or None
 
     def met(self, seen: Observed) -> bool:
         """Whether what was seen is what must come of it."""
-        return (seen.outcome, seen.key) == (self.outcome, self.key)
+        return str(seen) == self.expected
+
+    def observe(self, rig: Rig) -> Observed:
+        """Of several plants, the first counts of which something else is seen than expected."""
+        plants = self.plants if isinstance(self.plants, tuple) else (self.plants,)
+        return first_other([plant(rig) for plant in plants], self.met)
 
 
-CATALOGUE: dict[str, Fault] = {}
+def faults_of(plants: Mapping[str, Plants], path: Path = ROWS) -> dict[str, Fault]:
+    """The rows in their order, each with what plants it. Raises KeyError for a row without plants, or plants without row."""
+    rows = read_yaml(path)
+    if lone := sorted(rows.keys() ^ plants.keys()):
+        raise KeyError(f"{path}: {', '.join(lone)}: a row and its plants belong together")
+    return {id: Fault(id, plants=plants[id], **row) for id, row in rows.items()}
 
 
-def fault(
-    id: str,
-    hazard: str,
-    planted: str,
-    outcome: Outcome,
-    key: str | None = None,
-    signature: str = "",
-    families: Sequence[str] = FAMILIES,
-) -> Callable[[Observe], Observe]:
-    """Register a function that plants a fault into a bed and says what was seen."""
-
-    def register(observe: Observe) -> Observe:
-        if id in CATALOGUE:
-            raise ValueError(f"fault {id} stands twice in the catalogue")
-        CATALOGUE[id] = Fault(id, hazard, planted, signature, outcome, key, tuple(families), observe)
-        return observe
-
-    return register
+def first_other(seen: Sequence[Observed], met: Callable[[Observed], bool]) -> Observed:
+    """The first that is not as it must be, else the first of all."""
+    return next((one for one in seen if not met(one)), seen[0])
 
 
-Plant = Callable[[Bed], Implementation | AbstractContextManager[Implementation] | list[Implementation]]
-
-
-def candidate_fault(
-    id: str,
-    hazard: str,
-    planted: str,
-    key: str,
-    signature: str = "",
-    outcome: Outcome = Outcome.FAILS,
-    families: Sequence[str] = FAMILIES,
-) -> Callable[[Plant], Plant]:
-    """The usual kind: a function from a bed to a faulty candidate, a context manager around one, or several candidates.
-
-    Of several, each a variant of the same fault, the first counts of which something else is seen than expected.
-    """
-
-    def register(plant: Plant) -> Plant:
-        concerned = None if outcome in {Outcome.PASSES, Outcome.REFUSED} else key
-
-        def observe(bed: Bed) -> Observed:
-            with _entered(plant(bed)) as candidates:
-                seen = [observed(bed.judge(candidate)) for candidate in candidates]
-            return next((s for s in seen if (s.outcome, s.key) != (outcome, concerned)), seen[0])
-
-        fault(id, hazard, planted, outcome, concerned, signature, families)(observe)
-        return plant
-
-    return register
-
-
-@contextmanager
-def _entered(
-    planted: Implementation | AbstractContextManager[Implementation] | list[Implementation],
-) -> Iterator[list[Implementation]]:
-    if isinstance(planted, AbstractContextManager):
-        with planted as candidate:
-            yield [candidate]
-    else:
-        yield planted if isinstance(planted, list) else [planted]
-
+# ---------------------------------------------------------------- what was seen
 
 STATUSES = {
     Status.FAIL: Outcome.FAILS,
@@ -150,3 +126,40 @@ def varied(results: Sequence[StageResult]) -> Observed:
     if not difference:
         return Observed(Outcome.ERRORS, None, "nothing was varied: every number is the same")
     return Observed(Outcome.PASSES, None, f"differs by up to {difference:.1e}")
+
+
+def error_of(errors: type[Exception], started: Callable[[], object], otherwise: str) -> Observed:
+    """What is seen where the reference would stumble: a clear error of ours, before anything is started."""
+    try:
+        found = started()
+    except errors as error:
+        return Observed(Outcome.REFERENCE_ONLY, None, str(error))
+    return Observed(Outcome.PASSES, None, otherwise.format(found))
+
+
+# ---------------------------------------------------------------- plants
+
+
+def replacing(look: Look = observed, **stations: Any) -> Plant:
+    """A candidate with methods of the pipeline replaced."""
+    return lambda rig: look(rig.judge(rig.candidate(**stations)))
+
+
+def patching(owner: Any, name: str, value: Any, look: Look = observed) -> Plant:
+    """A candidate as it should be, while a function of fvcore is another."""
+
+    def plant(rig: Rig) -> Observed:
+        with patch.object(owner, name, value):
+            return look(rig.judge(rig.candidate()))
+
+    return plant
+
+
+def choosing(**settings: Any) -> Plant:
+    """A candidate with other settings than its profile says."""
+    return lambda rig: observed(rig.judge(rig.candidate(settings=replace(rig.settings, **settings))))
+
+
+def on(made: Callable[[Rig], Rig], plant: Plant) -> Plant:
+    """The same plant on another rig, whose golden is recorded before anything is planted."""
+    return lambda rig: plant(made(rig))

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fvcore.experiments.relation.files import STATUS
+from fvcore.experiments.steps.layout import SAMPLED
 from fvcore.formats import FormatError, read_json
-
-STATUS = "artifacts/qid_status.json"
-SAMPLED = "artifacts/sampled_trials.json"
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def q_ids_of(root: Path, chosen: Sequence[str] = ()) -> list[QId]:
     found = {path.parents[1].name: path for path in sorted(root.glob(f"*/{STATUS}"))}
     if not found:
         raise FormatError(
-            f"{root}: no relation run (no */{STATUS}); `fvcore relation run --relation-csv FILE --model MODEL` makes one"
+            f"{root}: no relation run (no */{STATUS}); `fvcore relation run --dataset FILE --model MODEL` makes one"
         )
     if missing := [name for name in chosen if name not in found]:
         raise FormatError(f"{root}: no q_id {missing[0]!r}; there are {', '.join(found)}")

@@ -41,7 +41,7 @@ _RUN_KEY: pytest.StashKey[Transfer] = pytest.StashKey()
 @in_one_sentence()
 def fv_transfer_run(request: pytest.FixtureRequest) -> Transfer:
     """What the stages of one q_id judge; what it has computed for one stage serves the next. For stages only."""
-    from fvcore.experiments.steps.layout import Folder
+    from fvcore.experiments.folder import Folder
     from pytest_fvparity.transfer.subject import Transfer
 
     collector = request.node.collector

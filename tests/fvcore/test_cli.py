@@ -168,7 +168,7 @@ def test_without_the_dataset_the_draws_are_not_checked_and_that_is_said(world: W
     (world.folder / "raw").unlink()
     run = world("trials", "verify", made)
     assert run.status == 0
-    assert "not sampled again (the raw dataset is not at hand; --dataset-json)" in run.out
+    assert "not sampled again (the raw dataset is not at hand; --dataset)" in run.out
 
 
 def test_a_changed_target_is_found(world: World, made: str) -> None:

@@ -124,7 +124,8 @@ def the_terms_of_all_heads_and_one_bias_are_what_the_projection_puts_out(family:
     for layer in (0, 1):
         bias: Any = getattr(lm.o_proj(layer), "bias", None)
         assert (bias is not None) == (family.name in WITH_BIAS)
-        terms = [head_term(lm, layer, head, heads[layer][0, -1, head], bias="none") for head in range(lm.n_heads)]
+        each = 0 if bias is None else bias
+        terms = [head_term(lm, layer, head, heads[layer][0, -1, head]) - each for head in range(lm.n_heads)]
         total = sum(terms) if bias is None else sum(terms) + bias
         torch.testing.assert_close(total, outputs[layer].reshape(-1, lm.d_model)[-1], atol=1e-5, rtol=1e-5)
         assert min(float(term.norm()) for term in terms) > 1e-3

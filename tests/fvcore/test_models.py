@@ -84,9 +84,10 @@ def test_the_terms_of_all_heads_and_one_bias_are_the_output_of_the_projection(ti
             lm.logits(prompt_ids(lm))
     finally:
         handle.remove()
-    total = sum(head_term(lm, 1, head, heads[1][0, -1, head], bias="none") for head in range(lm.n_heads))
     bias = getattr(lm.o_proj(1), "bias", None)
     assert (bias is not None) == (family in {"gpt2", "gpt_neox"})
+    each = 0 if bias is None else bias
+    total = sum(head_term(lm, 1, head, heads[1][0, -1, head]) - each for head in range(lm.n_heads))
     expected = outputs[0].reshape(-1, lm.d_model)[-1]
     torch.testing.assert_close(total if bias is None else total + bias, expected, atol=1e-5, rtol=1e-5)
 

@@ -21,7 +21,6 @@ from fvcore.slots import (
     dummy_labels,
     prompt_parts,
     slot_map,
-    token_labels,
 )
 from fvcore.trials import PREFIXES, SEPARATORS, TrialsError, WordPair, parse
 
@@ -62,12 +61,11 @@ def mapped(
     query: str = " sunny",
     prepend_bos: bool = False,
     template: PromptTemplate = TEMPLATE,
-    ref_compat: bool = False,
 ) -> tuple[list[str], SlotMap]:
     """Dummy labels, and the map of one prompt onto them."""
-    slots = dummy_labels(tokenizer, template, len(demos), prepend_bos, ref_compat)
+    slots = dummy_labels(tokenizer, template, len(demos), prepend_bos)
     where = "trial 7:3, corrupted prompt"
-    return slots, slot_map(tokenizer, template, demos, query, slots, prepend_bos, where, ref_compat)
+    return slots, slot_map(tokenizer, template, demos, query, slots, prepend_bos, where)
 
 
 def template_with(part: str, **texts: str) -> PromptTemplate:
@@ -245,12 +243,6 @@ def test_a_swallowed_word_is_refused_with_trial_regime_and_demonstration() -> No
     assert "demonstration_2_token" not in message
 
 
-def test_a_swallowed_word_makes_the_reference_map_one_short() -> None:  # E4
-    slots, found = mapped(SWALLOWED, pairs(("?", "cold"), ("unhappy", "glad")), ref_compat=True)
-    assert (len(slots), len(found.idx_map)) == (22, 21)
-    assert "demonstration_1_token" not in found.labels
-
-
 def test_a_bos_that_the_labels_lack_is_refused() -> None:  # E5
     with pytest.raises(SlotAlignmentError, match=r"tokens but \d+ labels.*check model_prepend_bos"):
         mapped(toy_tokenizer("bos"), WORKED_EXAMPLE, prepend_bos=False)
@@ -259,25 +251,9 @@ def test_a_bos_that_the_labels_lack_is_refused() -> None:  # E5
         slot_map(toy_tokenizer("bos"), TEMPLATE, WORKED_EXAMPLE, " sunny", slots, False, "trial 3:3")
 
 
-def test_a_bos_that_the_labels_lack_shifts_the_reference_by_one() -> None:  # E5
-    tokenizer = toy_tokenizer("bos")
-    slots, found = mapped(tokenizer, WORKED_EXAMPLE, prepend_bos=False, ref_compat=True)
-    ids = tokenizer(TEMPLATE.text(WORKED_EXAMPLE, " sunny")).input_ids
-    assert len(found.idx_map) == len(slots) == 22
-    assert (len(ids), len(found.labels)) == (25, 24)
-    assert tokenizer.decode([ids[found.query_predictive_token]]) == "A"
-
-
 def test_a_bos_that_the_tokenizer_lacks_is_refused() -> None:  # E6
     with pytest.raises(SlotAlignmentError, match="often a BOS the tokenizer lacks"):
         mapped(toy_tokenizer("plain"), WORKED_EXAMPLE, prepend_bos=True)
-
-
-def test_a_bos_that_the_tokenizer_lacks_leaves_the_reference_without_a_predictive_token() -> None:  # E6
-    slots, found = mapped(toy_tokenizer("plain"), WORKED_EXAMPLE, prepend_bos=True, ref_compat=True)
-    assert len(found.idx_map) == len(slots)
-    assert QUERY_PREDICTIVE not in found.labels
-    assert QUERY_PREDICTIVE not in slots
 
 
 def test_an_empty_output_prefix_is_refused() -> None:  # E7
@@ -286,14 +262,6 @@ def test_an_empty_output_prefix_is_refused() -> None:  # E7
         mapped(RegexTokenizer(), WORKED_EXAMPLE, template=template)
     with pytest.raises(NoPredictiveSlot, match="trial 1:1"):
         slot_map(RegexTokenizer(), template, WORKED_EXAMPLE, " sunny", [], False, "trial 1:1")
-
-
-def test_an_empty_output_prefix_leaves_the_reference_without_a_predictive_token() -> None:  # E7
-    template = PromptTemplate(
-        PREFIXES.model_copy(update={"input": "", "output": ""}), SEPARATORS.model_copy(update={"input": ":"})
-    )
-    slots, found = mapped(RegexTokenizer(), WORKED_EXAMPLE, template=template, ref_compat=True)
-    assert not [label for label in (*slots, *found.labels) if "predictive" in label]
 
 
 def test_zero_shots_have_six_slots() -> None:  # E8
@@ -359,21 +327,11 @@ def test_a_part_that_takes_tokens_away_is_refused() -> None:  # E12
         mapped(SHRINKING, pairs(("open", "shut")))
 
 
-def test_a_part_that_takes_tokens_away_leaves_the_reference_with_too_many_labels() -> None:  # E12
-    demos = pairs(("open", "shut"))
-    labels = token_labels(SHRINKING, prompt_parts(TEMPLATE, demos, " up"), False, ref_compat=True).labels
-    n_tokens = len(SHRINKING.tokenize(TEMPLATE.text(demos, " up")))
-    assert len(labels) == n_tokens + 1
-    _, found = mapped(SHRINKING, demos, " up", ref_compat=True)
-    assert len(found.labels) == n_tokens
-
-
 def test_a_first_part_without_tokens_is_refused() -> None:  # E13
     template = template_with("prefixes", instructions="~")
     tokenizer = RegexTokenizer(T1.replace("[^A-Za-z", "[^~A-Za-z"))
-    for ref_compat in (False, True):
-        with pytest.raises(SlotAlignmentError, match="the prompt begins with '~', which is no token of its own"):
-            mapped(tokenizer, WORKED_EXAMPLE, template=template, ref_compat=ref_compat)
+    with pytest.raises(SlotAlignmentError, match="the prompt begins with '~', which is no token of its own"):
+        mapped(tokenizer, WORKED_EXAMPLE, template=template)
 
 
 def test_a_tokenizer_that_splits_the_dummy_word_is_refused() -> None:  # E14
@@ -389,16 +347,6 @@ def test_a_prompt_with_more_slots_than_the_dummy_is_refused() -> None:  # E15
     slots = dummy_labels(BOS_AS_A_TOKEN, TEMPLATE, 2, prepend_bos=False)
     with pytest.raises(SlotAlignmentError, match="trial 3:3: 22 slots expected, the prompt fills 23"):
         slot_map(BOS_AS_A_TOKEN, BOS_IN_THE_TEXT, WORKED_EXAMPLE, " sunny", slots, False, "trial 3:3")
-
-
-def test_a_prompt_with_more_slots_than_the_dummy_leaves_the_last_token_unmapped_in_the_reference() -> None:  # E15
-    slots = dummy_labels(BOS_AS_A_TOKEN, TEMPLATE, 2, prepend_bos=False)
-    args = (BOS_AS_A_TOKEN, BOS_IN_THE_TEXT, WORKED_EXAMPLE, " sunny", slots, False)
-    found = slot_map(*args, ref_compat=True)
-    assert (len(found.labels), len(slots), len(found.idx_map)) == (25, 22, 22)
-    assert found.query_predictive_token == 24
-    assert 24 not in found.idx_map
-    assert found.idx_map[23] == slots.index(QUERY_PREDICTIVE)
 
 
 def test_a_bos_text_in_prompt_and_dummy_alike_is_one_more_slot() -> None:

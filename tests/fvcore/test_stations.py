@@ -312,7 +312,7 @@ def test_equal_effects_are_ranked_by_layer_and_head() -> None:
 
 @pytest.mark.parametrize("k", [0, -1, 21])
 def test_more_heads_than_there_are_or_none_are_refused(k: int) -> None:
-    with pytest.raises(ValueError, match=rf"{k} top heads asked for, the model has 4 layers x 5 heads = 20"):
+    with pytest.raises(ValueError, match=rf"top {k} heads asked for, 20 are scored; ask for 1 to 20"):
         top_heads(torch.zeros(4, 5), k)
 
 
@@ -327,26 +327,19 @@ def test_a_heads_term_is_the_projection_of_its_slice_alone(bench: Bench) -> None
     weight: Any = lm.o_proj(1).weight
     matrix = weight if lm.spec.name == "gpt2" else weight.T  # (n_heads * d_head, d_model)
     expected = activation @ matrix[2 * lm.d_head : 3 * lm.d_head]
-    torch.testing.assert_close(head_term(lm, 1, 2, activation, bias="none"), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(head_term(lm, 1, 2, activation) - bias_of(lm, 1), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_bias_is_counted_once_per_head(bench: Bench) -> None:
+def bias_of(lm: Any, layer: int) -> Tensor:
+    bias = getattr(lm.o_proj(layer), "bias", None)
+    assert (bias is not None) == (lm.spec.name in BIASED)
+    return torch.zeros(lm.d_model) if bias is None else bias
+
+
+def test_the_vector_is_the_projection_of_the_summed_slices_and_a_bias_for_each_head(bench: Bench) -> None:
     lm, means = bench.lm, bench.random_means()
-    per_head, none = (function_vector(lm, means, HEADS, bias) for bias in ("per_head", "none"))
-    biases = [getattr(lm.o_proj(layer), "bias", None) for layer, _ in HEADS]
-    if lm.spec.name in BIASED:
-        expected = sum(bias for bias in biases if bias is not None)
-        assert isinstance(expected, Tensor)
-        assert expected.norm() > 0.5
-        torch.testing.assert_close(per_head - none, expected, atol=1e-5, rtol=1e-5)
-    else:
-        assert biases == [None] * 4
-        assert torch.equal(per_head, none)
-
-
-def test_without_bias_the_vector_is_the_projection_of_the_summed_slices(bench: Bench) -> None:
-    lm, means = bench.lm, bench.random_means()
-    expected = torch.zeros(lm.d_model)
+    expected = sum((bias_of(lm, layer) for layer, _ in HEADS), torch.zeros(lm.d_model))
+    assert expected.norm() > 0.5 or lm.spec.name not in BIASED
     for layer in range(lm.n_layers):
         x = torch.zeros(lm.n_heads, lm.d_head)
         for at, head in HEADS:
@@ -355,7 +348,7 @@ def test_without_bias_the_vector_is_the_projection_of_the_summed_slices(bench: B
         o_proj: Any = lm.o_proj(layer)
         with torch.inference_mode():
             expected += (o_proj(x.reshape(1, 1, -1)) - o_proj(torch.zeros(1, 1, x.numel()))).reshape(-1)
-    torch.testing.assert_close(function_vector(lm, means, HEADS, "none"), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(function_vector(lm, means, HEADS), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_vector_reads_the_last_slot(llama: Bench) -> None:
@@ -393,11 +386,6 @@ def test_a_half_precision_vector_is_summed_in_fp32_and_rounded_once() -> None:
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, torch.stack(terms).float().sum(dim=0).to(torch.bfloat16))
     assert not torch.equal(found, rounded_each_time)
-
-
-def test_an_unknown_bias_rule_is_refused(llama: Bench) -> None:
-    with pytest.raises(ValueError, match=r"unknown bias rule 'once'; expected one of \('per_head', 'none'\)"):
-        function_vector(llama.lm, llama.random_means(), HEADS, "once")
 
 
 # ---------------------------------------------------------------- injection

@@ -14,6 +14,7 @@ import pytest
 
 from pytest_fvparity.shipped import FIXED_TRIALS
 from tests.pytest_fvparity.worlds import World
+from tests.slow import slow_but
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "candidates.md").read_text()
@@ -40,13 +41,16 @@ def words(adapter: str, *options: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("adapter", "model"),
-    [
-        ("torch_hooks", "tiny-llama"),
-        ("torch_hooks", "tiny-gpt2"),
-        ("nnsight", "tiny-llama"),
-        ("transformer_lens", "tiny-llama"),
-        ("transformer_lens", "tiny-gpt2"),
-    ],
+    slow_but(
+        [("torch_hooks", "tiny-llama")],
+        [
+            ("torch_hooks", "tiny-llama"),
+            ("torch_hooks", "tiny-gpt2"),
+            ("nnsight", "tiny-llama"),
+            ("transformer_lens", "tiny-llama"),
+            ("transformer_lens", "tiny-gpt2"),
+        ],
+    ),
 )
 def test_an_adapter_agrees_with_the_reference(pytester: pytest.Pytester, adapter: str, model: str) -> None:
     result = pytester.runpytest_subprocess(*words(adapter, f"--fv-model={model}"))
@@ -125,7 +129,7 @@ def test_no_hook_is_left_on_the_sessions_model(world: World) -> None:
     assert left == []
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", slow_but(["In conftest.py"], SECTIONS))
 def test_the_guide_does_what_it_says(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, section: str) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     commands: list[str] = []

@@ -24,7 +24,6 @@ from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.render import write_all
 from pytest_fvparity.selftest import run
 from pytest_fvparity.selftest.catalogue import Fault, Observed, Outcome
-from pytest_fvparity.selftest.fault_table import absent
 from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
 from tests.pytest_fvparity.stand_in import plant as plant_reference
 from tests.pytest_fvparity.worlds import World, plant
@@ -68,11 +67,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------- selftest
 
 
-def fault(id: str, seen: dict[str, Observed], outcome: Outcome = Outcome.FAILS, key: str | None = "slot_map") -> Fault:
-    def observe(bed: Any) -> Observed:
-        return seen[bed]
-
-    return Fault(id, f"hazard | of {id}", "planted [so]", "", outcome, key, tuple(seen), observe)
+def fault(id: str, seen: dict[str, Observed], expected: str = "fails at slot_map") -> Fault:
+    return Fault(id, f"hazard | of {id}", "planted [so]", expected, seen.__getitem__, families=tuple(seen))
 
 
 RIGHT, EARLIER = Observed(Outcome.FAILS, "slot_map", "differs by 0.123"), Observed(Outcome.FAILS, "prompt_boundary")
@@ -80,7 +76,7 @@ CAUGHT = fault("F01", {"a": RIGHT, "b": RIGHT})
 WRONG = fault("F02", {"a": RIGHT, "b": EARLIER})
 MISSED = fault("F03", {"a": EARLIER, "b": Observed(Outcome.PASSES)})
 IDLE = fault("F04-gpu", {"a": Observed(Outcome.NOT_RUN)})
-LEGAL = fault("F05", {"a": Observed(Outcome.PASSES)}, Outcome.PASSES, None)
+LEGAL = fault("F05", {"a": Observed(Outcome.PASSES)}, "passes")
 
 
 @pytest.fixture
@@ -89,7 +85,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def put(*faults: Fault) -> None:
         monkeypatch.setattr(run, "catalogue", lambda: {one.id: one for one in faults})
-        monkeypatch.setattr(run, "bed", lambda family: family)
+        monkeypatch.setattr(run, "rig_of", lambda family: family)
 
     return put
 
@@ -177,8 +173,8 @@ def test_a_page_of_some_faults_says_so(fvparity: Program, planted: Callable[...,
 def test_a_variant_counts_for_its_number() -> None:
     ids = [f"F{n:02}" for n in range(1, 75)]
 
-    assert absent(ids) == ["F75"]
-    assert absent([*ids, "F75-variant"]) == []
+    assert run.absent(ids) == ["F75"]
+    assert run.absent([*ids, "F75-variant"]) == []
 
 
 def test_a_real_fault_is_caught(fvparity: Program) -> None:

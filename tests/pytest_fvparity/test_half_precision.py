@@ -11,8 +11,8 @@ import pytest
 from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.gates import Status
 from fvcore.model.model import DTYPES
-from fvcore.pipeline import Pipeline, Settings, run
-from pytest_fvparity.selftest.bed import Bed, Recorded
+from fvcore.pipeline import Pipeline, Settings
+from pytest_fvparity.selftest.rig import Rig
 
 # A block that returns a tuple, a norm behind the attention, experts, more bias than weight: what rounds differently.
 FAMILIES = ("llama", "gpt2", "falcon", "olmo2", "mixtral", "gemma2")
@@ -20,21 +20,21 @@ half = pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 
 
 @cache
-def bed_in(family: str, dtype: str) -> Bed:
+def rig_in(family: str, dtype: str) -> Rig:
     lm = random_lm(family)
     trials, settings = trials_for(lm, n_trials=2, n_shots=3), Settings(edit_layer=0, n_top_heads=3, engine="exact")
     lm.hf.to(DTYPES[dtype])
-    return Bed(family, lm, trials, settings, Recorded(run(lm, trials, settings)))
+    return Rig.recorded(lm, trials, settings)
 
 
 @half
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_engines_agree_at_every_key(family: str, dtype: str) -> None:
-    bed = bed_in(family, dtype)
-    fast = Pipeline(bed.lm, bed.trials, replace(bed.settings, engine="fast"))
+    rig = rig_in(family, dtype)
+    fast = Pipeline(rig.lm, rig.trials, replace(rig.settings, engine="fast"))
 
     assert fast.engine == "fast"
-    assert [(result.key, result.status) for result in bed.judge(fast) if result.status is not Status.PASS] == []
+    assert [(result.key, result.status) for result in rig.judge(fast) if result.status is not Status.PASS] == []
 
 
 @half
@@ -42,12 +42,12 @@ def test_both_engines_agree_at_every_key(family: str, dtype: str) -> None:
     ("key", "leaf"), [("mean_activations", "mean_activations"), ("top_heads", "cie"), ("fv_vector", "function_vector")]
 )
 def test_a_third_more_is_no_rounding(key: str, leaf: str, dtype: str) -> None:
-    bed = bed_in("llama", dtype)
+    rig = rig_in("llama", dtype)
 
     def too_large(self: Pipeline, *inputs: Any) -> Any:
         leaves = dict(getattr(Pipeline, key)(self, *inputs))
         leaves[leaf] = leaves[leaf] * 1.33
         return leaves
 
-    failed = [result.key for result in bed.judge(bed.candidate(**{key: too_large})) if result.status is Status.FAIL]
+    failed = [result.key for result in rig.judge(rig.candidate(**{key: too_large})) if result.status is Status.FAIL]
     assert failed[:1] == [key]

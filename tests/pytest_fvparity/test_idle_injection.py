@@ -7,7 +7,7 @@ import pytest
 from fvcore.artifacts import Artifact
 from fvcore.gates import Status
 from fvcore.pipeline import Pipeline
-from pytest_fvparity.selftest.bed import bed
+from pytest_fvparity.selftest.rig import rig_of
 
 
 def idle(self: Pipeline, prompts: Artifact, fv_vector: Artifact) -> Artifact:
@@ -23,7 +23,7 @@ def idle(self: Pipeline, prompts: Artifact, fv_vector: Artifact) -> Artifact:
 
 @pytest.mark.parametrize(("family", "kind"), [("llama", "tensor"), ("gptj", "tuple")])
 def test_an_idle_injection_is_named_with_the_blocks_output(family: str, kind: str) -> None:
-    results = {r.key: r for r in bed(family).judge(bed(family).candidate(injection_output=idle))}
+    results = {r.key: r for r in rig_of(family).judge(rig_of(family).candidate(injection_output=idle))}
 
     failed = results["injection_output"]
     assert failed.status is Status.FAIL

@@ -11,15 +11,14 @@ from fvcore.artifacts import Artifact, tensor_leaf
 from fvcore.gates import StageResult, Status
 from fvcore.injection import continuation_logits
 from fvcore.pipeline import Pipeline
-from pytest_fvparity.selftest.bed import FAMILIES, Bed, bed
-from pytest_fvparity.selftest.copies import bed_in, bed_on, changed
+from pytest_fvparity.selftest.rig import FAMILIES, Rig, changed, rig_of
 
 MODES = ("base", "with")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_continuation_goes_on_as_cached_generation_does(family: str) -> None:
-    ours = bed(family)
+    ours = rig_of(family)
     prompts, output = ours.golden.artifact("prompt_boundary"), ours.golden.artifact("injection_output")
     vector = tensor_leaf(ours.golden.artifact("fv_vector"), "function_vector")
     ids: Any = prompts["0:0/corrupted/input_ids"]
@@ -34,7 +33,7 @@ def test_a_continuation_goes_on_as_cached_generation_does(family: str) -> None:
     assert parted  # or the vector's places would not matter
 
 
-def judged(ours: Bed, replacement: dict[str, Any]) -> StageResult:
+def judged(ours: Rig, replacement: dict[str, Any]) -> StageResult:
     """The last key's result, with some of the candidate's leaves replaced."""
 
     def injection_output(self: Pipeline, prompts: Artifact, fv_vector: Artifact) -> Artifact:
@@ -43,21 +42,21 @@ def judged(ours: Bed, replacement: dict[str, Any]) -> StageResult:
     return ours.judge(ours.candidate(injection_output=injection_output))[-1]
 
 
-def twins(token: int, twin: int) -> Bed:
-    """A bed whose model cannot tell two tokens apart when it predicts: they have one row of the output head."""
+def twins(token: int, twin: int) -> Rig:
+    """A rig whose model cannot tell two tokens apart when it predicts: they have one row of the output head."""
 
     def same_row(hf: Any) -> None:
         with torch.no_grad():
             hf.lm_head.weight[twin] = hf.lm_head.weight[token]
 
-    plain = bed("llama")
-    return bed_on(plain, changed(plain.lm, same_row))
+    plain = rig_of("llama")
+    return plain.on(changed(plain.lm, same_row))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_other_of_two_equal_tokens_is_a_tie(mode: str) -> None:
     leaf = f"0:0/{mode}_generated"
-    first: Any = bed("llama").golden.artifact("injection_output")[leaf]
+    first: Any = rig_of("llama").golden.artifact("injection_output")[leaf]
     ours = twins(first[2], twin=max(first) + 1)
     golden: Any = ours.golden.artifact("injection_output")[leaf]
     at = golden.index(first[2])
@@ -74,7 +73,7 @@ def test_the_other_of_two_equal_tokens_is_a_tie(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_worse_token_is_a_fault(mode: str) -> None:
-    ours, leaf = bed("llama"), f"0:0/{mode}_generated"
+    ours, leaf = rig_of("llama"), f"0:0/{mode}_generated"
     golden: Any = ours.golden.artifact("injection_output")[leaf]
 
     result = judged(ours, {leaf: [*golden[:2], golden[2] + 1, *golden[3:]]})
@@ -100,7 +99,7 @@ def test_what_is_no_list_of_as_many_ids_is_a_fault(damage: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_vector_added_at_the_first_step_only_is_a_fault_in_half_precision_too(family: str) -> None:
-    half = bed_in(bed(family), torch.bfloat16)
+    half = rig_of(family).in_dtype(torch.bfloat16)
 
     def injection_output(self: Pipeline, prompts: Artifact, fv_vector: Artifact) -> Artifact:
         leaves = dict(Pipeline.injection_output(self, prompts, fv_vector))

@@ -23,7 +23,7 @@ from pytest_fvparity.parity.noise import RULE, Noise, has_other_instructions, me
 from pytest_fvparity.parity.tolerances import HOOK, Tolerances
 from pytest_fvparity.reference import reference
 from pytest_fvparity.selftest import alarms
-from pytest_fvparity.selftest.bed import Recorded, bed
+from pytest_fvparity.selftest.rig import Recorded, Rig, changed, rig_of
 from tests.pytest_fvparity.stand_in import plant, saved, saved_trials
 
 KEY = "mean_activations"
@@ -114,7 +114,7 @@ def test_a_leaf_without_a_rule_stays_exact() -> None:
 
 @pytest.mark.parametrize(("share", "passes"), [(0.99, True), (1.01, False)])
 def test_a_fault_just_above_four_times_the_noise_is_caught_and_one_below_passes(share: float, passes: bool) -> None:
-    ours, noise = bed("llama"), 0.01
+    ours, noise = rig_of("llama"), 0.01
     tolerances = Tolerances.read(None, (), "fp32", "cpu", of(noise))
 
     def shifted(self: Any, prompts: Artifact, slot_map: Artifact) -> Artifact:
@@ -129,7 +129,7 @@ def test_a_fault_just_above_four_times_the_noise_is_caught_and_one_below_passes(
 
 @pytest.mark.parametrize(("noise", "is_tie"), [(0.0, False), (1.0, True)])
 def test_whether_a_swap_of_heads_is_a_tie_is_judged_by_the_noise_of_their_effects(noise: float, is_tie: bool) -> None:
-    ours = bed("llama")
+    ours = rig_of("llama")
     expected = ours.golden.top_heads()
     cie, aie = expected["cie"], expected["aie"]
     heads: Any = expected["heads"]
@@ -196,7 +196,7 @@ def test_what_stands_in_the_manifest_was_measured_on_the_reference_and_comes_out
     assert manifest["variations"] == ["repeat", "attn_implementation=eager", "threads=2", *INSTRUCTIONS]
     assert golden.same_bytes(tmp_path / "first" / golden.MANIFEST, tmp_path / "second" / golden.MANIFEST)
     # The same with fvcore in the reference's place: another attention changes its numbers as much.
-    case = alarms.with_noise(alarms.Case(lm, trials, settings, Recorded(dict(recordings[0].artifacts)), Noise()))
+    case = alarms.with_noise(Rig(lm, trials, settings, Recorded(dict(recordings[0].artifacts))))
     assert set(manifest["noise"]) == set(case.noise.largest)
     for key, leaves in manifest["noise"].items():
         for leaf, seen in leaves.items():
@@ -226,30 +226,29 @@ def test_legal_variations_raise_no_alarm_and_the_table_says_so() -> None:
 
 def test_a_fault_is_an_alarm_at_its_key() -> None:
     def off(self: Any, prompts: Artifact, slot_map: Artifact) -> Mapping[str, Any]:
-        means: Any = bed("llama").golden.mean_activations()[KEY]
+        means: Any = rig_of("llama").golden.mean_activations()[KEY]
         return {KEY: means + 1.0}
 
     fault = alarms.Variation("a fault", stations={"mean_activations": off})
-    ours = bed("llama")
-    case = alarms.Case(ours.lm, ours.trials, ours.settings, ours.golden, Noise())
+    ours = rig_of("llama")
 
-    seen = case.judge(fault)
+    seen = alarms.judge(ours, fault)
 
     assert seen.alarm == (KEY,)
     assert seen.ratio > 1
-    (row,) = alarms.rows_of("one", [case], [fault])
+    (row,) = alarms.rows_of("one", [ours], [fault])
     assert row.alarms == [KEY]
     assert f"| 1 | 1 ({KEY} 1) |" in alarms.table([row])
 
 
 def test_noise_makes_room_for_other_kernels_in_half_precision() -> None:
-    ours = bed.__wrapped__(
+    ours = rig_of.__wrapped__(
         "gpt_neox"
     )  # one of its own: whatever ran before may have switched attention on the shared one
-    half = alarms.changed(ours.lm, lambda hf: hf.to(torch.bfloat16))
-    case = alarms.case_of(half, 0)
+    half = changed(ours.lm, lambda hf: hf.to(torch.bfloat16))
+    case = alarms.seeded(half, 0)
 
-    floors, calibrated = case.judge(alarms.EAGER), alarms.with_noise(case).judge(alarms.EAGER)
+    floors, calibrated = alarms.judge(case, alarms.EAGER), alarms.judge(alarms.with_noise(case), alarms.EAGER)
 
     assert calibrated.ratio < floors.ratio
     assert calibrated.ratio <= 0.25 * 1.0001 or floors.ratio < 1

@@ -6,7 +6,7 @@ import torch
 
 from fvcore.artifacts import Artifact
 from fvcore.pipeline import Pipeline
-from pytest_fvparity.selftest.bed import bed
+from pytest_fvparity.selftest.rig import rig_of
 
 MIB = 2**20
 
@@ -17,7 +17,7 @@ def greedy(self: Pipeline, prompts: Artifact, slot_map: Artifact) -> Artifact:
 
 
 def test_a_greedy_key_shows_and_the_others_do_not() -> None:
-    results = {r.key: r for r in bed("llama").judge(bed("llama").candidate(mean_activations=greedy))}
+    results = {r.key: r for r in rig_of("llama").judge(rig_of("llama").candidate(mean_activations=greedy))}
 
     peaks = {key: float(result.verdict.measurements["peak_memory_mib"]) for key, result in results.items()}
     assert peaks["mean_activations"] > 60

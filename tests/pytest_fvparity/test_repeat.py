@@ -14,18 +14,21 @@ from fvcore.artifacts import Artifact
 from fvcore.gates import StageResult, Status
 from fvcore.pipeline import Pipeline
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.selftest.bed import bed
 from pytest_fvparity.selftest.catalogue import Observed, Outcome, observed
 from pytest_fvparity.selftest.faults.activations import keeping_references
+from pytest_fvparity.selftest.rig import Rig, rig_of
 from tests.pytest_fvparity.worlds import World, plant, reports, statuses
 
-BED = bed("llama")
 KEY = "mean_activations"
 CHANGED = "is not the same when asked again (asked {} times)"
 
 
+def rig() -> Rig:
+    return rig_of("llama")
+
+
 def _judged(repeat: int, **stations: Any) -> list[StageResult]:
-    return BED.judge(BED.candidate(**stations), repeat=repeat)
+    return rig().judge(rig().candidate(**stations), repeat=repeat)
 
 
 def _failed_at(results: list[StageResult], key: str) -> StageResult:
@@ -81,9 +84,9 @@ def test_one_that_errs_the_third_time_is_asked_three_times() -> None:
 
 def test_an_edited_reference_is_seen_only_by_asking_again() -> None:
     """The first answer is right: a run that asks once cannot know."""
-    assert observed(BED.judge(keeping_references(BED))) == Observed(Outcome.PASSES)
+    assert observed(rig().judge(keeping_references(rig()))) == Observed(Outcome.PASSES)
 
-    seen = observed(BED.judge(keeping_references(BED), repeat=2))
+    seen = observed(rig().judge(keeping_references(rig()), repeat=2))
 
     assert (seen.outcome, seen.key) == (Outcome.FAILS, KEY)
     assert CHANGED.format(2) in seen.message
@@ -159,9 +162,9 @@ def test_an_order_that_changes_is_no_tie() -> None:
         heads = list(leaves["heads"])
         return {**leaves, "heads": heads[::-1] if n_asked % 2 == 0 else heads}
 
-    golden = replace(BED.golden, artifacts=tied)
-    candidate = replace(BED, golden=golden).candidate(top_heads=top_heads)
-    results = replace(BED, golden=golden).judge(candidate, repeat=2)
+    golden = replace(rig().golden, artifacts=tied)
+    candidate = replace(rig(), golden=golden).candidate(top_heads=top_heads)
+    results = replace(rig(), golden=golden).judge(candidate, repeat=2)
 
     seen = observed(results)
     assert (seen.outcome, seen.key) == (Outcome.FAILS, "top_heads")
@@ -169,10 +172,10 @@ def test_an_order_that_changes_is_no_tie() -> None:
 
 
 def replace_golden_by_a_tie() -> dict[str, Artifact]:
-    """The bed's artifacts with one effect for all heads."""
-    leaves = dict(BED.golden.artifacts["top_heads"])
+    """The rig's artifacts with one effect for all heads."""
+    leaves = dict(rig().golden.artifacts["top_heads"])
     constant = {name: torch.full_like(leaves[name], 0.25) for name in ("cie", "aie", "scores")}  # type: ignore[arg-type]
-    return {**BED.golden.artifacts, "top_heads": {**leaves, **constant}}
+    return {**rig().golden.artifacts, "top_heads": {**leaves, **constant}}
 
 
 # ---------------------------------------------------------------- the option

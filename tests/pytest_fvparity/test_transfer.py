@@ -15,7 +15,7 @@ from fvcore.experiments.steps import layout
 from fvcore.formats import read_json, read_pt, sha256_file, write_json, write_pt
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.transfer.stages import KEYS
-from tests.pytest_fvparity.transfer_world import TransferWorld, make_transfer_world
+from tests.pytest_fvparity.transfer_world import TransferWorld
 from tests.pytest_fvparity.worlds import plant, reports, statuses
 from tests.test_rooms import ARROWS, MODULES
 
@@ -23,15 +23,10 @@ GREEN = dict.fromkeys(KEYS, "PASS")
 REFERENCE = dict.fromkeys(CHECK_KEYS, "PASS")
 
 
-@pytest.fixture(scope="module")
-def shared_world(tmp_path_factory: pytest.TempPathFactory) -> TransferWorld:
-    return make_transfer_world(tmp_path_factory.mktemp("relation"))
-
-
 @pytest.fixture
-def own_world(shared_world: TransferWorld, tmp_path: Path) -> TransferWorld:
+def own_world(transfer_world: TransferWorld, tmp_path: Path) -> TransferWorld:
     """A copy of the run that a test may damage."""
-    return TransferWorld(shutil.copytree(shared_world.root, tmp_path / "run" / "tiny-llama"), shared_world.golden)
+    return TransferWorld(shutil.copytree(transfer_world.root, tmp_path / "run" / "tiny-llama"), transfer_world.golden)
 
 
 def transfer_report(pytester: pytest.Pytester) -> dict[str, Any]:
@@ -54,8 +49,8 @@ def break_vector(world: TransferWorld, q_id: str) -> None:
 # ---------------------------------------------------------------- green
 
 
-def test_both_suites_of_every_q_id(pytester: pytest.Pytester, shared_world: TransferWorld) -> None:
-    result = pytester.runpytest_inprocess("-m", "transfer", *shared_world.options)
+def test_both_suites_of_every_q_id(pytester: pytest.Pytester, transfer_world: TransferWorld) -> None:
+    result = pytester.runpytest_inprocess("-m", "transfer", *transfer_world.options)
 
     # Of Q1 both suites; of Q2, which has no golden, its files; of Q3, which has too few rows, its status.
     result.assert_outcomes(passed=len(CHECK_KEYS) + 2 * len(KEYS) + 1)
@@ -70,6 +65,7 @@ def test_both_suites_of_every_q_id(pytester: pytest.Pytester, shared_world: Tran
     assert (parity["dataset"], parity["fixed_trials_id"]) == ("pairs", "Q1_t3_s3_seed0_tiny_llama")
 
 
+@pytest.mark.slow
 def test_two_workers_say_the_same_as_one_process(pytester: pytest.Pytester, own_world: TransferWorld) -> None:
     break_vector(own_world, "Q2")
     serial = pytester.runpytest_subprocess("-m", "transfer", *own_world.options)
@@ -82,9 +78,9 @@ def test_two_workers_say_the_same_as_one_process(pytester: pytest.Pytester, own_
     assert serial.ret == parallel.ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_the_frozen_trials_are_trials_for_parity_too(pytester: pytest.Pytester, shared_world: TransferWorld) -> None:
-    model, _, golden = shared_world.options
-    path = shared_world.root / "Q1" / layout.SAMPLED
+def test_the_frozen_trials_are_trials_for_parity_too(pytester: pytest.Pytester, transfer_world: TransferWorld) -> None:
+    model, _, golden = transfer_world.options
+    path = transfer_world.root / "Q1" / layout.SAMPLED
     result = pytester.runpytest_inprocess("-m", "parity", model, golden, f"--fv-trials={path}")
 
     result.assert_outcomes(passed=6)
@@ -93,9 +89,10 @@ def test_the_frozen_trials_are_trials_for_parity_too(pytester: pytest.Pytester, 
     assert not list(pytester.path.glob("reports/transfer/**/*.json"))
 
 
-def test_frozen_trials_of_two_q_ids_are_not_mixed_up(pytester: pytest.Pytester, shared_world: TransferWorld) -> None:
-    model, _, golden = shared_world.options
-    trials = [f"--fv-trials={shared_world.root / q_id / layout.SAMPLED}" for q_id in ("Q1", "Q2")]
+@pytest.mark.slow
+def test_frozen_trials_of_two_q_ids_are_not_mixed_up(pytester: pytest.Pytester, transfer_world: TransferWorld) -> None:
+    model, _, golden = transfer_world.options
+    trials = [f"--fv-trials={transfer_world.root / q_id / layout.SAMPLED}" for q_id in ("Q1", "Q2")]
     result = pytester.runpytest_inprocess("-m", "parity", model, golden, *trials)
 
     result.stdout.fnmatch_lines(["*1 failed, 6 passed, 5 blocked*"])
@@ -123,10 +120,10 @@ def test_a_fault_in_a_file_is_red_at_its_q_id_and_key(pytester: pytest.Pytester,
 
 
 def test_a_fault_of_the_candidate_is_red_against_the_reference(
-    pytester: pytest.Pytester, shared_world: TransferWorld
+    pytester: pytest.Pytester, transfer_world: TransferWorld
 ) -> None:
     plant(pytester, "slot_map", 'leaves["0:0/clean/query_predictive_slot"] = 0')
-    result = pytester.runpytest_inprocess("-m", "transfer", *shared_world.options)
+    result = pytester.runpytest_inprocess("-m", "transfer", *transfer_world.options)
 
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     report = transfer_report(pytester)
@@ -163,9 +160,9 @@ def test_a_status_that_cannot_be_read_is_an_error_in_one_sentence(
 
 
 def test_a_run_that_nobody_held_against_the_reference_is_not_green(
-    pytester: pytest.Pytester, shared_world: TransferWorld
+    pytester: pytest.Pytester, transfer_world: TransferWorld
 ) -> None:
-    model, root, _ = shared_world.options
+    model, root, _ = transfer_world.options
     (pytester.path / "none").mkdir()
     options = [model, root, f"--fv-golden={pytester.path / 'none'}"]
 
@@ -179,7 +176,8 @@ def test_a_run_that_nobody_held_against_the_reference_is_not_green(
     assert list(transfer_report(pytester)["q_ids"]) == ["Q2"]
 
 
-def test_a_worker_that_dies_leaves_its_stage_crashed(pytester: pytest.Pytester, shared_world: TransferWorld) -> None:
+@pytest.mark.slow
+def test_a_worker_that_dies_leaves_its_stage_crashed(pytester: pytest.Pytester, transfer_world: TransferWorld) -> None:
     # A plugin and not a conftest.py, which has no say over items outside its folder.
     pytester.makepyfile(
         dying="import os, pytest\n"
@@ -188,7 +186,7 @@ def test_a_worker_that_dies_leaves_its_stage_crashed(pytester: pytest.Pytester, 
         "    if str(item.nodeid).endswith('Q2/artifacts/qid_status.json::transfer::stepd_scores'):\n"
         "        os._exit(1)\n"
     )
-    result = pytester.runpytest_subprocess("-p", "dying", "-m", "transfer", "-n", "1", *shared_world.options)
+    result = pytester.runpytest_subprocess("-p", "dying", "-m", "transfer", "-n", "1", *transfer_world.options)
 
     assert result.ret != pytest.ExitCode.OK
     report = transfer_report(pytester)
@@ -211,17 +209,17 @@ def test_without_a_run_the_command_that_makes_one_is_named(pytester: pytest.Pyte
     result.stderr.fnmatch_lines(["*empty: no relation run*"])
 
 
-def test_a_q_id_that_is_not_there_is_named(pytester: pytest.Pytester, shared_world: TransferWorld) -> None:
-    result = pytester.runpytest_inprocess("-m", "transfer", *shared_world.options, "--fv-qid=Q9")
+def test_a_q_id_that_is_not_there_is_named(pytester: pytest.Pytester, transfer_world: TransferWorld) -> None:
+    result = pytester.runpytest_inprocess("-m", "transfer", *transfer_world.options, "--fv-qid=Q9")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*no q_id 'Q9'; there are Q1, Q2, Q3*"])
 
 
 @pytest.mark.parametrize("expression", ["", "not slow", "parity"])
 def test_no_other_run_looks_at_a_relation(
-    pytester: pytest.Pytester, shared_world: TransferWorld, expression: str
+    pytester: pytest.Pytester, transfer_world: TransferWorld, expression: str
 ) -> None:
-    pytester.makeini(f"[pytest]\nfv_relation_root = {shared_world.root}\n")
+    pytester.makeini(f"[pytest]\nfv_relation_root = {transfer_world.root}\n")
     pytester.makepyfile("def test_own():\n    pass\n")
     selected = ["-m", expression] if expression else []
     result = pytester.runpytest_inprocess("--collect-only", "-q", *selected, "--fv-model=tiny-llama")

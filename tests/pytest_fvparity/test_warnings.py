@@ -14,14 +14,14 @@ from fvcore.pipeline import Pipeline
 from pytest_fvparity.parity.checks import PROVES_NOTHING
 from pytest_fvparity.parity.noise import Noise
 from pytest_fvparity.parity.tolerances import Tolerances
-from pytest_fvparity.selftest.bed import Bed, Recorded, bed
+from pytest_fvparity.selftest.rig import Recorded, Rig, rig_of
 
 
 def said(result: StageResult) -> list[str]:
     return [f.message for f in result.verdict.findings if not f.blocking]
 
 
-def prompts_with(ours: Bed, change: Any) -> Any:
+def prompts_with(ours: Rig, change: Any) -> Any:
     def prompt_boundary(self: Pipeline) -> Artifact:
         leaves = dict(Pipeline.prompt_boundary(self))
         change(leaves)
@@ -35,7 +35,7 @@ def test_a_prompt_that_differs_shows_how_it_ends_on_either_side() -> None:
         leaves["1:1/clean/text"] += " "
         leaves["1:1/clean/input_ids"] = [*leaves["1:1/clean/input_ids"], 9]
 
-    ours = bed("llama")
+    ours = rig_of("llama")
     result = ours.judge(prompts_with(ours, space_behind))[0]
 
     (shown,) = [f for f in result.verdict.findings if not f.blocking]
@@ -47,7 +47,7 @@ def test_a_prompt_that_differs_shows_how_it_ends_on_either_side() -> None:
 
 
 def test_a_bos_that_stands_twice_on_both_sides_is_said() -> None:
-    ours = bed("llama")
+    ours = rig_of("llama")
     doubled = dict(ours.golden.artifact("prompt_boundary"))
     bos: Any = doubled["bos/bos_token_id"]
     regime: Any = "0:0/clean/input_ids"
@@ -67,7 +67,7 @@ def test_a_bos_that_stands_twice_on_both_sides_is_said() -> None:
 @pytest.mark.parametrize(("seen", "warned"), [(0.0, False), (1e3, True)])
 def test_a_tolerance_as_large_as_the_values_is_said(seen: float, warned: bool) -> None:
     noise = Noise(("repeat",), {"mean_activations": {"mean_activations": seen}})
-    golden = bed("llama").golden.artifact("mean_activations")
+    golden = rig_of("llama").golden.artifact("mean_activations")
 
     tolerances = Tolerances.read(None, (), "fp32", "cpu", noise)
 
@@ -80,7 +80,7 @@ def test_values_that_are_zero_are_proved_by_zeros() -> None:
 
 
 def test_a_key_with_such_a_tolerance_says_so_and_others_do_not() -> None:
-    ours = bed("llama")
+    ours = rig_of("llama")
     tiny = {"fv_vector": {leaf: 1e-9 * value for leaf, value in ours.golden.artifact("fv_vector").items()}}
     golden = Recorded({**ours.golden.artifacts, **tiny})
 
@@ -93,7 +93,7 @@ def test_a_key_that_stands_on_what_the_candidate_lacks_says_so() -> None:
     def slot_map(self: Pipeline, prompts: Artifact) -> Artifact:
         raise NotProvided("none")
 
-    ours = bed("llama")
+    ours = rig_of("llama")
     results = {result.key: result for result in ours.judge(ours.candidate(slot_map=slot_map))}
 
     note = "judged on the golden's slot_map, for the candidate provides none"

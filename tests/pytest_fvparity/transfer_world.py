@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fvcore import pipeline
 from fvcore.experiments.relation import data
-from fvcore.experiments.relation.run import Local, run
-from fvcore.experiments.relation.settings import RelationSettings
+from fvcore.experiments.relation.config import RelationSettings
+from fvcore.experiments.relation.run import run
+from fvcore.experiments.workers import Local
 from fvcore.model import model as models
 from fvcore.trials.sampled import read_trials
 from tests.pytest_fvparity.worlds import record
@@ -18,7 +19,7 @@ PAIRS = {
     "Q2": [("cold", "hot"), ("small", "big"), ("young", "old"), ("poor", "rich"), ("bright", "dark")],
     "Q3": [("hot", "cold"), ("big", "small")],
 }
-SETTINGS = RelationSettings(n_trials=3, n_demos=3, topk=4, n_eval=3, n_random=1, pictures=False)
+SETTINGS = RelationSettings(n_trials=3, n_shots=3, top_heads=4, n_eval=3, n_random=1, pictures=False)
 
 
 @dataclass(frozen=True)

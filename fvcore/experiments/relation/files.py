@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 PLAN_ROOT = Path("results_fv", "relation_qwise")
@@ -25,12 +24,3 @@ FAILURES = "_status/failure_report.json"
 LOG = "_status/qwise_orchestrator.log"
 OVERVIEW = "overview.csv"
 REPORT = "report.html"
-
-UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
-
-
-def remove_unfinished(folder: Path, pattern: str) -> None:
-    """Files that a killed process was still writing: they bear the name of the file to be and eight random characters."""
-    for path in folder.glob(pattern):
-        if UNFINISHED.fullmatch(path.name) and path.is_file():
-            path.unlink()

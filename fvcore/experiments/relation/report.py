@@ -1,4 +1,4 @@
-"""One HTML file of a run over a relation, whole in itself: what each q_id gave, its heat map, its curve over layers."""
+"""What a run over a relation gave: overview.csv, a row for each q_id, and one HTML file, whole in itself, with pictures."""
 
 from __future__ import annotations
 
@@ -7,33 +7,121 @@ from pathlib import Path
 from typing import Any
 
 from fvcore.experiments import page
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.pictures import data_uri
-from fvcore.experiments.relation import files, overview, pictures, status
-from fvcore.experiments.relation.intervals import RANDOM, TOP
-from fvcore.experiments.relation.status import Status
+from fvcore.experiments.relation import files, pictures
+from fvcore.experiments.relation.compute import DIFFERENCE, RANDOM, SHARES, TOP
+from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.scores import Row
-from fvcore.formats import FormatError, read_bytes, read_json
+from fvcore.formats import FormatError, read_bytes, read_csv, read_json, write_csv
 from fvcore.provenance import now
+
+COLUMNS = (
+    "q_id", "status", "reason", "rows", "n_trials", "n_queries", "topk", "best_head", "aie", "aie_low", "aie_high",
+    "requested_n_eval", "n_eval", "acc_base", "best_layer", "acc_with", "metric", "delta", "delta_low", "delta_high",
+    "random", "random_low", "random_high", "difference", "difference_low", "difference_high",
+)  # fmt: skip
+"""`delta` is of `metric`, behind the best layer; `random` is the same of random heads, `difference` what is between."""
+
+
+def write_overview(root: Path) -> Path:
+    """overview.csv: what each q_id gave, a row each, the numbers that its own files hold."""
+    write_csv(root / files.OVERVIEW, COLUMNS, rows(root))
+    return root / files.OVERVIEW
+
+
+def rows(root: Path) -> list[Row]:
+    """q_ids sorted as strings; one that is not completed, or whose files are not what they were, has no numbers."""
+    found = []
+    for q_id, one in QIdStatus.all_of(root).items():
+        folder, row = Folder(root / q_id), {"q_id": q_id, "status": one.status, "reason": one.reason}
+        damaged = one.damage(folder) if one.status == "completed" else []
+        if damaged:
+            row |= {"status": "damaged", "reason": f"{damaged[0]} is missing or was changed since; run it again"}
+        numbers_of = _numbers(folder) if one.status == "completed" and not damaged else {}
+        found.append({**row, "rows": one.q_row_count, **numbers_of})
+    return found
+
+
+def top_heads(folder: Folder) -> list[Row]:
+    heads: list[Row] = read_json(folder / layout.TOP_HEADS)["heads"]
+    return heads
+
+
+def aie_intervals(folder: Folder, metric: str) -> dict[tuple[int, int], Row]:
+    """(layer, head) -> its row; empty for a score that is no mean over trials."""
+    _, found = read_csv(folder / files.AIE_INTERVALS)
+    return {(int(r["layer"]), int(r["head"])): numbers(r) for r in found if f"mean_{r['metric']}" == metric}
+
+
+def curve(folder: Folder, heads: str, metric: str) -> list[Row]:
+    """Rows of the injection intervals over layers, rising."""
+    _, found = read_csv(folder / files.INJECTION_INTERVALS)
+    chosen = [numbers(row) for row in found if row["heads"] == heads and row["metric"] == metric]
+    return sorted(chosen, key=lambda row: int(row["layer"]))
+
+
+def numbers(row: dict[str, str]) -> Row:
+    """Cells that hold numbers, as numbers; an empty one is None."""
+    counts, texts = {"layer", "head", "n_trials", "n_queries", "n_eval"}, {"heads", "metric"}
+    return {
+        name: cell if name in texts else int(cell) if name in counts else float(cell) if cell else None
+        for name, cell in row.items()
+    }
+
+
+def _numbers(folder: Folder) -> Row:
+    heads, summary = top_heads(folder), read_json(folder / layout.ALL_LAYERS)
+    best, key = heads[0], summary["score_key"]
+    aie = aie_intervals(folder, best["score_key"]).get((best["layer"], best["head"]), {})
+    layer = summary["best_layer"]
+    metric = key.removeprefix("mean_")
+    at = {heads: curve(folder, heads, metric)[layer] for heads in (TOP, RANDOM, DIFFERENCE)}
+    accuracy = {name: curve(folder, TOP, name)[layer]["mean"] for name in SHARES}
+    return {
+        "n_trials": best["n_trials"],
+        "n_queries": aie.get("n_queries"),
+        "topk": len(heads),
+        "best_head": f"{best['layer']}.{best['head']}",
+        "aie": best["rank_score"],
+        "aie_low": aie.get("low"),
+        "aie_high": aie.get("high"),
+        "requested_n_eval": read_json(folder / f"{layout.layer_dir(layer)}/eval_meta.json")["requested_n_eval"],
+        "n_eval": at[TOP]["n_eval"],
+        "acc_base": accuracy["accuracy_base"],
+        "best_layer": layer,
+        "acc_with": accuracy["accuracy_with"],
+        "metric": metric,
+        **_three("delta", at[TOP]),
+        **_three("random", at[RANDOM]),
+        **_three("difference", at[DIFFERENCE]),
+    }
+
+
+def _three(name: str, row: Row) -> Row:
+    return {name: row["mean"], f"{name}_low": row["low"], f"{name}_high": row["high"]}
+
+
+# ---------------------------------------------------------------- the page
 
 SHOWN = 20  # heads of a q_id in its table
 
 
 def write(root: Path) -> Path:
     """Write `report.html` from the run's files; no model is needed. Raises FormatError where there is no run."""
-    statuses, rows = status.all_of(root), overview.rows(root)
+    statuses, table = QIdStatus.all_of(root), rows(root)
     if not statuses:
         raise FormatError(f"{root}: holds no q_id of a run; `fvcore relation run` makes them")
-    done = [row for row in rows if row["status"] == "completed"]
+    done = [row for row in table if row["status"] == "completed"]
     heads = {row["q_id"]: frozenset(_pairs(Folder(root / row["q_id"]))) for row in done}
     meta = read_json(root / files.RUN_META) if (root / files.RUN_META).is_file() else None
     values = {
         "name": root.name if meta is None else meta["relation_name"],
         "meta": meta,
-        "rows": rows,
+        "rows": table,
         "done": done,
-        "others": [row for row in rows if row["status"] != "completed"],
+        "others": [row for row in table if row["status"] != "completed"],
         "failed": [(q_id, one) for q_id, one in statuses.items() if one.status == "failed"],
         "bars": data_uri(pictures.bars(done)) if done else None,
         "overlap": data_uri(pictures.overlap(heads)) if len(done) > 1 else None,
@@ -43,12 +131,12 @@ def write(root: Path) -> Path:
     return page.write(root / files.REPORT, "fvcore.experiments.relation", "report.html.j2", values)
 
 
-def _section(root: Path, row: Row, one: Status) -> dict[str, Any]:
+def _section(root: Path, row: Row, one: QIdStatus) -> dict[str, Any]:
     folder, metric = Folder(root / row["q_id"]), row["metric"]
-    heads = overview.top_heads(folder)
-    bounds = overview.aie_intervals(folder, heads[0]["score_key"])
-    deltas = {which: overview.curve(folder, which, metric) for which in (TOP, RANDOM)}
-    accuracy = overview.curve(folder, TOP, "accuracy_with")
+    heads = top_heads(folder)
+    bounds = aie_intervals(folder, heads[0]["score_key"])
+    deltas = {which: curve(folder, which, metric) for which in (TOP, RANDOM)}
+    accuracy = curve(folder, TOP, "accuracy_with")
     picture = folder / layout.heatmap(row["q_id"])
     return {
         "row": row,
@@ -70,4 +158,4 @@ def _examples(folder: Folder, n: int = 3) -> list[str]:
 
 
 def _pairs(folder: Folder) -> list[tuple[int, int]]:
-    return [(head["layer"], head["head"]) for head in overview.top_heads(folder)]
+    return [(head["layer"], head["head"]) for head in top_heads(folder)]

@@ -1,4 +1,4 @@
-"""A run over the q_ids of a relation: each brought to its end by `unit.run_unit`, by whoever computes (`Workers`).
+"""A run over the q_ids of a relation: each is a unit, brought to its end by whoever computes (`workers`).
 
 What is true of a q_id stands in its own folder. The run's folder holds what is true of all: the settings, how far it
 came, what failed and why, and the pictures.
@@ -6,47 +6,26 @@ came, what failed and why, and the pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from fvcore.experiments.progress import Progressing, Quiet
-from fvcore.experiments.relation import files, overview, report, status
+from fvcore.experiments.folder import Folder, locked, require_same
+from fvcore.experiments.progress import Log
+from fvcore.experiments.record import digest
+from fvcore.experiments.relation import files, report
+from fvcore.experiments.relation.config import RelationSettings
 from fvcore.experiments.relation.data import Relation
-from fvcore.experiments.relation.log import Log
-from fvcore.experiments.relation.settings import RelationSettings
-from fvcore.experiments.relation.unit import ModelFacts, Outcome, Unit, fresh, run_unit
-from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.relation.gates import QIdStatus
+from fvcore.experiments.relation.unit import ModelFacts, Unit
+from fvcore.experiments.status import Outcome
+from fvcore.experiments.workers import Workers
 from fvcore.formats import FormatError, read_json, write_json
 from fvcore.model.model import LanguageModel
 from fvcore.provenance import now, versions
-
-
-class Workers(Protocol):
-    """Who computes: one process with its model, or many."""
-
-    def facts(self, settings: RelationSettings) -> ModelFacts:
-        """The model's facts; raises ModelError where the settings do not fit it."""
-
-    def map(self, units: Sequence[Unit]) -> Generator[Outcome]:
-        """`run_unit` on every unit, an outcome as each ends, in any order. Closing the generator stops what is left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Local:
-    """This process, one q_id after the other, the model loaded once."""
-
-    lm: LanguageModel
-    progress: Callable[[Unit], Progressing] = field(default=lambda unit: Quiet())
-
-    def facts(self, settings: RelationSettings) -> ModelFacts:
-        return ModelFacts.of(self.lm, settings)
-
-    def map(self, units: Sequence[Unit]) -> Generator[Outcome]:
-        for unit in units:
-            yield run_unit(self.lm, unit, self.progress(unit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +37,7 @@ class Summary:
     stopped: bool = False
 
     def q_ids(self, state: str) -> list[str]:
-        return sorted(outcome.q_id for outcome in self.outcomes if outcome.status == state)
+        return sorted(outcome.name for outcome in self.outcomes if outcome.status == state)
 
 
 def units_of(relation: Relation, root: Path, settings: RelationSettings, q_ids: Sequence[str] | None) -> list[Unit]:
@@ -73,7 +52,7 @@ def run(
     relation: Relation,
     root: Path,
     settings: RelationSettings,
-    workers: Workers,
+    workers: Workers[LanguageModel],
     q_ids: Sequence[str] | None = None,
     stop_on_error: bool = False,
     ended: Callable[[Outcome], None] = lambda outcome: None,
@@ -81,31 +60,32 @@ def run(
     """Bring the q_ids to their end, those that are completed excepted; returns what became of each.
 
     Raises RelationError for a q_id that is not there, ModelError for settings that do not fit the model, OtherSettings
-    for a folder of other settings; each before anything is computed.
+    for a folder of other settings, FolderInUse for one that another run writes in; each before anything is computed.
     """
-    units, facts = units_of(relation, root, settings, q_ids), workers.facts(settings)
-    _begin(relation, root, settings, facts, units)
-    summary, log = Summary(root), Log(root / files.LOG)
-    log.line(f"run of {relation.path}: {len(units)} q_ids, model {facts.name}, settings {settings.deciding()}")
-    for number in relation.dropped:
-        log.line(f"line {number} of {relation.path} lacks a cell and is dropped")
-    _write_summary(relation, summary, len(units), "running")
-    with closing(workers.map(units)) as outcomes:
-        for outcome in outcomes:
-            summary = replace(summary, outcomes=(*summary.outcomes, outcome))
-            log.line(f"{outcome.q_id}: {outcome.status}, {outcome.reason}" + ("" if outcome.ran else " (before)"))
-            _write_summary(relation, summary, len(units), "running")
-            ended(outcome)
-            if stop_on_error and outcome.status == "failed":
-                summary = replace(summary, stopped=True)
-                break
-    _write_failures(relation, root)
-    overview.write(root)
-    if settings.pictures:
-        report.write(root)
-    state = "stopped" if summary.stopped else "failed" if summary.q_ids("failed") else "completed"
-    _write_summary(relation, summary, len(units), state)
-    log.line(f"run {state}")
+    units, facts = units_of(relation, root, settings, q_ids), workers.ask(partial(ModelFacts.of, settings=settings))
+    with locked(root):
+        _begin(relation, root, settings, facts, units)
+        summary, log = Summary(root), Log(root / files.LOG)
+        log.line(f"run of {relation.path}: {len(units)} q_ids, model {facts.name}, settings {settings.deciding()}")
+        for number in relation.dropped:
+            log.line(f"line {number} of {relation.path} lacks a cell and is dropped")
+        _write_summary(relation, summary, len(units), "running")
+        with closing(workers.map(units)) as outcomes:
+            for outcome in outcomes:
+                summary = replace(summary, outcomes=(*summary.outcomes, outcome))
+                log.line(f"{outcome.name}: {outcome.status}, {outcome.reason}" + ("" if outcome.ran else " (before)"))
+                _write_summary(relation, summary, len(units), "running")
+                ended(outcome)
+                if stop_on_error and outcome.status == "failed":
+                    summary = replace(summary, stopped=True)
+                    break
+        _write_failures(relation, root)
+        report.write_overview(root)
+        if settings.pictures:
+            report.write(root)
+        state = "stopped" if summary.stopped else "failed" if summary.q_ids("failed") else "completed"
+        _write_summary(relation, summary, len(units), state)
+        log.line(f"run {state}")
     return summary
 
 
@@ -113,27 +93,27 @@ def _begin(
     relation: Relation, root: Path, settings: RelationSettings, facts: ModelFacts, units: Sequence[Unit]
 ) -> None:
     """Refuse what does not fit the folder, then write the run's settings and a status for every q_id that has none."""
-    before = {unit.q_id: status.read(Folder(unit.folder)) for unit in units}
-    pending = {unit.q_id: fresh(unit, facts, before[unit.q_id]) for unit in units}
+    before = {unit.name: QIdStatus.read(Folder(unit.folder)) for unit in units}
+    pending = {unit.name: unit.fresh(facts, before[unit.name]) for unit in units}
     _write_meta(relation, root, settings, facts)
     for pattern in (".*", "_status/.*"):
-        files.remove_unfinished(root, pattern)
+        Folder(root).remove_unfinished(pattern)
     for unit in units:
-        if before[unit.q_id] is None:
-            status.write(Folder(unit.folder), pending[unit.q_id], "pending")
+        if before[unit.name] is None:
+            pending[unit.name].write(Folder(unit.folder), "pending")
 
 
 def _write_meta(relation: Relation, root: Path, settings: RelationSettings, facts: ModelFacts) -> None:
-    """What the whole run is of; raises OtherSettings if the folder's is another. Another state of the CSV is none:
+    """What the whole run is of; raises OtherSettings if the folder's is another.
 
-    each q_id answers for its own pairs.
+    Another state of the CSV is none: each q_id answers for its own pairs.
     """
     path, deciding = root / files.RUN_META, settings.deciding() | facts.identity
     before: Any = read_json(path) if path.is_file() else {}
     if not isinstance(before, dict) or (before and not isinstance(before.get("settings"), dict)):
         raise FormatError(f"{path}: not the record of a run over a relation")
     if before:
-        status.require_same(root, before["settings"], deciding)
+        require_same(root, before["settings"], deciding)
     value = {
         "schema_version": 1,
         "created_at": before.get("created_at") or now(),
@@ -146,7 +126,7 @@ def _write_meta(relation: Relation, root: Path, settings: RelationSettings, fact
         "model_spec": facts.spec,
         "n_layers": facts.n_layers,
         "n_heads": facts.n_heads,
-        "settings_digest": status.digest_of(deciding),
+        "settings_digest": digest(deciding),
         "settings": deciding,
         "versions": versions(),
     }
@@ -171,19 +151,19 @@ def _write_summary(relation: Relation, summary: Summary, n_selected: int, state:
 
 def _write_failures(relation: Relation, root: Path) -> None:
     """Every q_id that has failed, in this run or an earlier one, with its cause class; an empty list if there is none."""
-    failed = [(q_id, found) for q_id, found in status.all_of(root).items() if found.status == "failed"]
+    failed = {q_id: one for q_id, one in QIdStatus.all_of(root).items() if one.status == "failed"}
     by_cause: dict[str, list[str]] = {}
-    for q_id, found in failed:
-        by_cause.setdefault(found.cause or "code", []).append(q_id)
+    for q_id, one in failed.items():
+        by_cause.setdefault(one.cause or "code", []).append(q_id)
     rows = [
         {
             "q_id": q_id,
-            "cause": found.cause,
-            "step": found.step,
-            "message": found.reason,
+            "cause": one.cause,
+            "step": one.step,
+            "message": one.reason,
             "traceback": f"{q_id}/{files.FAILURE_LOG}",
         }
-        for q_id, found in failed
+        for q_id, one in failed.items()
     ]
     value = {"generated_at": now(), "relation_name": relation.name, "by_cause": by_cause, "failures": rows}
     write_json(root / files.FAILURES, value)

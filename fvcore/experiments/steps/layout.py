@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fvcore.experiments.folder import safe_name
+
+if TYPE_CHECKING:
+    from fvcore.model.model import LanguageModel
 
 SAMPLED = "artifacts/sampled_trials.json"
 ZERO_SHOT = "artifacts/sampled_trials_zeroshot.json"
@@ -36,24 +40,18 @@ def heads_by_layer(metric: str) -> str:
     return f"artifacts/aie_top_heads_by_layer_{metric}.png"
 
 
+OF_LAYER = ("eval_summary.json", "eval_trials.jsonl", "eval_meta.json")
+"""In each layer's folder, beside Step6's results and its log."""
+
+
+def step6_results(model: str, layer: int, n: int | str) -> str:
+    return f"step6_results_{safe_name(model)}_layer{layer}_n{n}.json"
+
+
 def layer_dir(layer: int) -> str:
     return f"artifacts/step6/layer_{layer}"
 
 
-def safe_name(model: str) -> str:
-    """A model's name as part of a file's name."""
-    return model.replace("/", "_").replace(":", "_")
-
-
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """Files are named relative to `root`, so that what is written does not depend on where it is written."""
-
-    root: Path
-
-    def __truediv__(self, name: str) -> Path:
-        return self.root / name
-
-    def names(self, pattern: str) -> list[str]:
-        """Files below the root that match, sorted."""
-        return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
+def sizes(lm: LanguageModel) -> dict[str, Any]:
+    """Under the names that the files use."""
+    return {"n_heads": lm.n_heads, "head_dim": lm.d_head, "resid_dim": lm.d_model}

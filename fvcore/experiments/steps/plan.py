@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from fvcore.experiments.steps.zeroshot import Example
+
+if TYPE_CHECKING:
+    from fvcore.experiments.steps.settings import StepSettings
 
 
 def seed_offset(q_id: str) -> int:
@@ -15,6 +19,12 @@ def seed_offset(q_id: str) -> int:
     179
     """
     return sum(position * ord(character) for position, character in enumerate(q_id, start=1)) % 2147483647
+
+
+def chosen_examples(examples: Sequence[Example], settings: StepSettings) -> list[Example]:
+    """Those that are evaluated, as the settings say."""
+    pick = with_replacement if settings.with_replacement else unique_queries
+    return pick(examples, settings.n_eval, settings.seed)
 
 
 def by_q(examples: Sequence[Example]) -> dict[str, list[Example]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fvcore.experiments.errors import NotFinite, StepError
 from fvcore.formats import FormatError, read_csv
+from fvcore.heads import best
 
 METRICS = (
     "p_base", "p_patch", "delta_p", "logit_base", "logit_patch", "delta_logit", "logprob_base", "logprob_patch",
@@ -123,7 +124,8 @@ def _number(cell: str) -> float | None:
 
 
 def ranked(rows: Sequence[Row], score_key: str, k: int) -> list[Row]:
-    """The k best by (-score, layer, head)."""
-    if not 1 <= k <= len(rows):
-        raise StepError(f"top {k} heads asked for, {len(rows)} are scored; ask for 1 to {len(rows)} (--topk)")
-    return sorted(rows, key=lambda row: (-row[score_key], row["layer"], row["head"]))[:k]
+    """The k best by (-score, layer, head); raises StepError where fewer are scored."""
+    try:
+        return best(rows, k, lambda row: (row[score_key], row["layer"], row["head"]))
+    except ValueError as error:
+        raise StepError(f"{error} (--top-heads)") from None

@@ -1,40 +1,73 @@
-"""What is chosen for a run, and which choice belongs to which stage."""
+"""What is chosen for the production steps, and which choice belongs to which stage."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, field_validator
 
-from fvcore.experiments.steps.layout import safe_name
+from fvcore.experiments.config import Config, ConfigError, LayerOrAll, Numbers, Option
+from fvcore.experiments.folder import safe_name
 from fvcore.experiments.steps.scores import SCORES
-from fvcore.fast import engines
-from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.provenance import model_identity
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fvcore.model.model import LanguageModel
+
+STEPS = ("sample", "stepd", "heatmap", "stepe", "zeroshot", "step6")
 STEP6_KEYS = ("delta_acc", "mean_delta_logit", "mean_delta_logprob", "mean_delta_p")
 """What the best injection layer can be chosen by."""
 
 
-class Settings(BaseModel):
-    """Defaults are the plan's. `layers` and `heads` limit StepD's sweep; `max_memory` (bytes) changes no result."""
+STEP_COMMANDS: dict[str, tuple[Mapping[str, Any], str]] = {
+    "stepd": ({"steps": ("sample", "stepd")}, "Sample the trials and compute the indirect effect of every head."),
+    "heatmap": ({"steps": ("heatmap",)}, "Draw the scores; the model is not needed."),
+    "stepe": ({"steps": ("stepe",)}, "Choose the top heads and make the function vector."),
+    "zeroshot": ({"steps": ("zeroshot",)}, "Write the sampled trials' queries without demonstrations."),
+    "step6": ({"steps": ("step6",)}, "Add the vector behind a layer, or behind each, and evaluate."),
+}
+"""`run --steps ...` under the plans' names: what each sets, and its help."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    seed: int = 0
-    engine: Literal["fast", "exact"] = "fast"
-    layers: tuple[int, ...] | None = None
-    heads: tuple[int, ...] | None = None
-    score_key: str = "mean_delta_p"
-    topk: int = Field(default=20, ge=1)
-    alpha: float = 1.0
-    zeroshot_trailing_space: bool = False
-    edit_layer: int | Literal["all"] = "all"
-    n_eval: int = Field(default=50, ge=1)
-    with_replacement: bool = False
-    step6_score_key: str = "mean_delta_logprob"
-    max_memory: int | None = None
+class StepSettings(Config):
+    """Defaults are the plan's, and so are the names in files: there `top_heads` is `topk`."""
+
+    seed: int = Field(default=0, ge=0, description="Of every draw.")
+    engine: Literal["fast", "exact"] = Field(
+        default="fast", description="fast, where it holds for the model, or exact."
+    )
+    layers: Numbers | None = Field(default=None, description="StepD's sweep, such as 0,2,5-7 (default: all).")
+    heads: Numbers | None = Field(default=None, description="StepD's sweep, such as 0,2,5-7 (default: all).")
+    score_key: Annotated[str, Option("metric")] = Field(
+        default="mean_delta_p", description="Column of the scores by which heads are chosen."
+    )
+    top_heads: Annotated[int, Option("topk", "k")] = Field(
+        default=20, ge=1, serialization_alias="topk", description="Heads in the vector; never lowered silently."
+    )
+    alpha: float = Field(default=1.0, description="How strongly the vector is added.")
+    zeroshot_trailing_space: bool = Field(default=False, description="The plan's literal prompt, a space at its end.")
+    edit_layer: LayerOrAll = Field(default="all", description="A layer, or all.")
+    n_eval: int = Field(default=50, ge=1, description="Examples asked for; there may be fewer unique queries.")
+    with_replacement: Annotated[bool, Option("allow_query_duplicates")] = Field(
+        default=False, description="Exactly n-eval examples, drawn again and again."
+    )
+    step6_score_key: str = Field(default="mean_delta_logprob", description="By which the best layer is chosen.")
+    max_memory: int | None = Field(
+        default=None, description="Bytes beside the weights, half of what is free by default; changes no result."
+    )
+
+    @field_validator("score_key")
+    @classmethod
+    def _known_score(cls, value: str) -> str:
+        return _one_of(value, SCORES)
+
+    @field_validator("step6_score_key")
+    @classmethod
+    def _known_step6_score(cls, value: str) -> str:
+        return _one_of(value, STEP6_KEYS)
 
     def layers_of(self, lm: LanguageModel) -> list[int]:
         return _chosen(self.layers, lm.n_layers, "layer")
@@ -52,19 +85,28 @@ class Settings(BaseModel):
             )
         return [self.edit_layer]
 
-    def require_fit(self, lm: LanguageModel) -> None:
-        """Raise the one clear error a wrong setting deserves, before anything is computed."""
+    def require_fit(self, lm: LanguageModel, steps: Sequence[str] = STEPS) -> None:
+        """Raise the one clear error a setting that does not fit the model deserves, before anything is computed."""
         n = len(self.layers_of(lm)) * len(self.heads_of(lm))
-        if self.topk > n:
+        if self.top_heads > n and {"heatmap", "stepe"} & set(steps):
             raise ModelError(
-                f"top {self.topk} heads asked for, the sweep over {lm.name} has {n} heads; "
-                f"the number is not lowered silently: choose 1 to {n} with --topk"
+                f"top {self.top_heads} heads asked for, the sweep over {lm.name} has {n} heads; "
+                f"the number is not lowered silently: choose 1 to {n} with --top-heads"
             )
         self.edit_layers(lm)
-        if self.score_key not in SCORES:
-            raise ModelError(f"unknown score {self.score_key!r} (--score-key); expected one of {', '.join(SCORES)}")
-        if self.step6_score_key not in STEP6_KEYS:
-            raise ModelError(f"unknown score {self.step6_score_key!r}; Step6 knows {', '.join(STEP6_KEYS)}")
+
+
+def chosen_steps(asked: Sequence[str], pictures: bool) -> list[str]:
+    """In their order; without `pictures` the heat map is drawn only where it is asked for by name."""
+    if unknown := [step for step in asked if step not in STEPS]:
+        raise ConfigError(f"--steps: no step {unknown[0]!r}; there are {', '.join(STEPS)}")
+    return [step for step in STEPS if step in (asked or (STEPS if pictures else set(STEPS) - {"heatmap"}))]
+
+
+def _one_of(value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise ValueError(f"unknown score {value!r}; expected one of {', '.join(known)}")
+    return value
 
 
 def _chosen(chosen: tuple[int, ...] | None, n: int, what: str) -> list[int]:
@@ -87,12 +129,14 @@ FIELDS: dict[str, tuple[str, ...]] = {
 """The settings that a stage's files depend on; `edit_layer` says which files there are, not what stands in them."""
 
 
-def settings_of(stage: str, settings: Settings, lm: LanguageModel) -> dict[str, Any]:
+def settings_of(stage: str, settings: StepSettings, lm: LanguageModel) -> dict[str, Any]:
     """Everything a stage's files depend on, as plain values, the model as it was really loaded included."""
-    chosen = {name: getattr(settings, name) for name in FIELDS[stage]}
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+    every = settings.model_dump(mode="json", by_alias=True)
+    plain = {name: every[name] for name in FIELDS[stage]}
     return plain if stage == "heatmap" else plain | identity(lm, settings)
 
 
-def identity(lm: LanguageModel, settings: Settings) -> dict[str, Any]:
-    return {"model": safe_name(lm.name)} | model_identity(lm) | {"engine": engines.chosen(lm, settings.engine)}
+def identity(lm: LanguageModel, settings: StepSettings) -> dict[str, Any]:
+    from fvcore.fast import engines
+
+    return {"model": safe_name(lm.name), **model_identity(lm), "engine": engines.chosen(lm, settings.engine)}

@@ -15,11 +15,12 @@ from statistics import fmean
 from torch import Tensor
 
 from fvcore.experiments.errors import NotFinite, StepError, TargetError
+from fvcore.experiments.folder import Folder
+from fvcore.experiments.plan_files import vector_in
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
-from fvcore.experiments.steps.plan import unique_queries, with_replacement
+from fvcore.experiments.steps.plan import chosen_examples
 from fvcore.experiments.steps.scores import Row, population_std
-from fvcore.experiments.steps.settings import Settings
+from fvcore.experiments.steps.settings import StepSettings
 from fvcore.experiments.steps.zeroshot import Example, read
 from fvcore.fast import engines
 from fvcore.fast.chunks import Advance, silent
@@ -56,16 +57,14 @@ class Vector:
         return {"shape": list(self.value.shape), "norm": float(self.value.norm())}
 
 
-def run(lm: LanguageModel, settings: Settings, folder: Folder, advance: Advance = silent) -> list[Path]:
+def run(lm: LanguageModel, settings: StepSettings, folder: Folder, advance: Advance = silent) -> list[Path]:
     """Evaluate at every layer asked for and write its folder; returns the files.
 
     Raises StepError, after writing `step6_target_id_debug_<i>.json`, where a stored target is not what the tokenizer gives.
     """
     for stale in folder.names(DEBUG.format("*")):
         (folder / stale).unlink()
-    vector, examples = read_vector(folder, lm), read(folder / layout.ZERO_SHOT)
-    pick = with_replacement if settings.with_replacement else unique_queries
-    chosen = pick(examples, settings.n_eval, settings.seed)
+    vector, chosen = read_vector(folder, lm), chosen_examples(read(folder / layout.ZERO_SHOT), settings)
     prompts = [_checked(lm, folder, i, example) for i, example in enumerate(chosen)]
     layers = settings.edit_layers(lm)
     ids = [prompt.input_ids for prompt in prompts]
@@ -81,8 +80,7 @@ def run(lm: LanguageModel, settings: Settings, folder: Folder, advance: Advance 
 
 def read_vector(folder: Folder, lm: LanguageModel) -> Vector:
     """Raises StepError when the vector is not one for this model."""
-    value = read_pt(folder / layout.FV)
-    vector = value.get("fv_global_resid") if isinstance(value, dict) else value
+    vector = vector_in(read_pt(folder / layout.FV), folder / layout.FV)
     if not isinstance(vector, Tensor) or tuple(vector.shape) != (lm.d_model,):
         found = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
         raise StepError(f"{folder / layout.FV}: expected a vector of {lm.d_model} numbers for {lm.name}, found {found}")
@@ -143,7 +141,6 @@ def _token(lm: LanguageModel, token_id: int) -> str | None:
 def _row(lm: LanguageModel, idx: int, example: Example, found: InjectedReadings, layer: int) -> Row:
     target = example.target_first_token_id
     base_id, with_id = int(found.base_ids[idx]), int(found.injected_ids[idx, layer])
-    accuracy = {"accuracy_base": int(base_id == target), "accuracy_with": int(with_id == target)}
     row = {
         "idx": idx,
         "q_id": example.q_id,
@@ -156,9 +153,7 @@ def _row(lm: LanguageModel, idx: int, example: Example, found: InjectedReadings,
         "used_token": _token(lm, target),
         "pred_id_base": base_id,
         "pred_id_with": with_id,
-        **accuracy,
-        "delta_acc": accuracy["accuracy_with"] - accuracy["accuracy_base"],
-        **scores_of(found.base[idx].tolist(), found.injected[idx, layer].tolist()),
+        **effect_of(found, idx, layer, target),
         "trial_id": example.trial_id,
         "trial_idx": example.trial_idx,
     }
@@ -167,16 +162,15 @@ def _row(lm: LanguageModel, idx: int, example: Example, found: InjectedReadings,
     return row
 
 
-def scores_of(base: Sequence[float], injected: Sequence[float]) -> Row:
-    """Logit, logprob and p without and with the vector, and their differences, from readings (p, logit, logprob)."""
-    row: Row = {}
-    (_, *base), (_, *injected) = base, injected
-    for name, before, after in (
-        ("logit", base[0], injected[0]),
-        ("logprob", base[1], injected[1]),
-        ("p", math.exp(base[1]), math.exp(injected[1])),
-    ):
-        row |= {f"{name}_base": before, f"{name}_with": after, f"delta_{name}": after - before}
+def effect_of(found: InjectedReadings, idx: int, layer: int, target: int) -> Row:
+    """Accuracy, logit, logprob and p of one example, without and with the vector, and their differences."""
+    base, injected = (int(ids == target) for ids in (found.base_ids[idx], found.injected_ids[idx, layer]))
+    row: Row = {"accuracy_base": base, "accuracy_with": injected, "delta_acc": injected - base}
+    (_, *before), (_, *after) = found.base[idx].tolist(), found.injected[idx, layer].tolist()
+    readings = {"logit": (before[0], after[0]), "logprob": (before[1], after[1])}
+    readings["p"] = (math.exp(before[1]), math.exp(after[1]))
+    for name, (without, given) in readings.items():
+        row |= {f"{name}_base": without, f"{name}_with": given, f"delta_{name}": given - without}
     return row
 
 
@@ -209,25 +203,16 @@ def _of_q(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def _write_layer(
-    lm: LanguageModel, settings: Settings, folder: Folder, layer: int, vector: Vector, rows: Sequence[Row]
+    lm: LanguageModel, settings: StepSettings, folder: Folder, layer: int, vector: Vector, rows: Sequence[Row]
 ) -> list[Path]:
-    n, engine = len(rows), engines.chosen(lm, settings.engine)
+    n, engine, key = len(rows), engines.chosen(lm, settings.engine), settings.step6_score_key
     summary, of_q, directory = summary_of(rows), _of_q(rows), layout.layer_dir(layer)
-    how = {"dtype": lm.dtype, "device": lm.device.type, "batch_size": 1 if engine == "exact" else n}
+    where = {"model": lm.name, "model_spec": lm.spec.name, "edit_layer": layer}
     asked = {"seed": settings.seed, "n_eval": n, "requested_n_eval": settings.n_eval}
-    config = {
-        "model": lm.name,
-        "model_spec": lm.spec.name,
-        "edit_layer": layer,
-        "fv_source": layout.FV,
-        **asked,
-        "answer_first_token": True,
-        "alpha": settings.alpha,
-        **how,
-        "score_key": settings.step6_score_key,
-    }
+    how = {"dtype": lm.dtype, "device": lm.device.type, "batch_size": n if engine == "fast" else 1}
+    first = {"fv_source": layout.FV, **asked, "answer_first_token": True, "alpha": settings.alpha}
     results = {
-        "config": config,
+        "config": where | first | how | {"score_key": key},
         "fv": vector.facts,
         "summary": summary,
         "per_qid": of_q,
@@ -235,55 +220,42 @@ def _write_layer(
         "metadata": {"with_replacement": settings.with_replacement, "engine": engine},
         "results": list(rows),
     }
-    meta = {
-        "model": lm.name,
-        "model_spec": lm.spec.name,
-        "edit_layer": layer,
-        "injection_point": "residual",
-        "slot": "query_predictive",
-        "slot_name": "query_predictive",
-        "slot_index_rule": SLOT_RULE,
-        "token_rule": vector.meta.get("token_position_rule"),
-        "score_key": settings.step6_score_key,
-        "heads": vector.meta.get("heads"),
-        **asked,
-        "alpha": settings.alpha,
-        "fv_source": layout.FV,
-        "fv_type": vector.type,
-        "fv_source_qid": vector.source_qid,
-        "eval_scope": "in_domain" if vector.type == "qid" else "all_qids",
-        "eval_qids": list(of_q),
-        "config": {
-            "n_heads": lm.n_heads,
-            "head_dim": lm.d_head,
-            "resid_dim": lm.d_model,
-            # The plans' word; the vector is added to what leaves the block.
-            "hook_type": "pre",
-            "reshape": "resid_to_heads",
-            "hook_target": lm.spec.block_path(layer),
-            **how,
-        },
-        "fv": vector.facts,
-        "fv_meta": vector.meta,
-        "timestamp": now(),
-    }
+    slot = {"injection_point": "residual", "slot": "query_predictive", "slot_name": "query_predictive"}
+    scored = {"score_key": key, "heads": vector.meta.get("heads"), **asked, "alpha": settings.alpha}
+    rules = {"slot_index_rule": SLOT_RULE, "token_rule": vector.meta.get("token_position_rule")}
+    meta = where | slot | rules | scored | _meta_of(lm, layer, vector, list(of_q), how)
     log = (
         f"Step6: {n} examples ({settings.n_eval} asked for), layer {layer} ({lm.spec.block_path(layer)}, its output), "
         f"alpha {settings.alpha}, engine {engine}\n"
         f"target ids of {n} examples found again at their boundary\n"
         f"batch 0: rows without the vector {n}, rows with it {n}; it changed the logits of the targets\n"
-        f"{settings.step6_score_key}: {summary[settings.step6_score_key]!r}\n"
+        f"{key}: {summary[key]!r}\n"
     )
-    names = [
-        f"{directory}/{name}" for name in ("eval_summary.json", "eval_trials.jsonl", "eval_meta.json", "step6.log")
-    ]
-    names.append(f"{directory}/step6_results_{layout.safe_name(lm.name)}_layer{layer}_n{n}.json")
+    names = [f"{directory}/{name}" for name in (*layout.OF_LAYER, "step6.log")]
+    names.append(f"{directory}/{layout.step6_results(lm.name, layer, n)}")
     write_json(folder / names[0], summary)
     write_jsonl(folder / names[1], rows)
     write_json(folder / names[2], meta)
     write_text(folder / names[3], log)
     write_json(folder / names[4], results)
     return [folder / name for name in names]
+
+
+def _meta_of(lm: LanguageModel, layer: int, vector: Vector, q_ids: list[str], how: Row) -> Row:
+    """The vector, and where it is added."""
+    # `pre` is the plans' word; the vector is added to what leaves the block.
+    hook = {"hook_type": "pre", "reshape": "resid_to_heads", "hook_target": lm.spec.block_path(layer)}
+    return {
+        "fv_source": layout.FV,
+        "fv_type": vector.type,
+        "fv_source_qid": vector.source_qid,
+        "eval_scope": "in_domain" if vector.type == "qid" else "all_qids",
+        "eval_qids": q_ids,
+        "config": layout.sizes(lm) | hook | how,
+        "fv": vector.facts,
+        "fv_meta": vector.meta,
+        "timestamp": now(),
+    }
 
 
 def write_all_layers(folder: Folder, q_id: str, expected: Sequence[int], score_key: str) -> list[Path]:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.cases import Case, Cases
 from fvcore.experiments.steps.cases import of as cases_of
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.sampled import SampledTrials
 from fvcore.experiments.steps.scores import (
     AIE_COLUMNS,
@@ -31,7 +31,7 @@ from fvcore.experiments.steps.scores import (
     cie_row,
     metrics_of,
 )
-from fvcore.experiments.steps.settings import Settings
+from fvcore.experiments.steps.settings import StepSettings
 from fvcore.fast import engines
 from fvcore.fast.chunks import Advance, silent
 from fvcore.formats import write_csv, write_json, write_jsonl, write_pt, write_text
@@ -52,7 +52,7 @@ class Swept:
 
 
 def run(
-    lm: LanguageModel, sampled: SampledTrials, settings: Settings, folder: Folder, advance: Advance = silent
+    lm: LanguageModel, sampled: SampledTrials, settings: StepSettings, folder: Folder, advance: Advance = silent
 ) -> list[Path]:
     """Compute and write every file of StepD; returns the files."""
     found = cases_of(lm, sampled)
@@ -86,7 +86,7 @@ def _sweep(
     sampled: SampledTrials,
     q_id: str,
     heads: Sequence[tuple[int, int]],
-    settings: Settings,
+    settings: StepSettings,
     advance: Advance,
 ) -> Swept:
     own = tuple(case for case in found.cases if case.trial.q_id == q_id)
@@ -166,7 +166,7 @@ def _write_means(
     lm: LanguageModel, found: Cases, sampled: SampledTrials, swept: Sequence[Swept], folder: Folder
 ) -> list[Path]:
     slot = found.slot
-    sizes = {"slot_q": slot, "n_heads": lm.n_heads, "head_dim": lm.d_head, "resid_dim": lm.d_model}
+    sizes = {"slot_q": slot} | layout.sizes(lm)
     clean = {one.q_id: one.means[:, :, slot].contiguous() for one in swept}
     average = torch.stack(list(clean.values())).mean(dim=0)
     tensors = {layout.q_mean(q_id): {"clean_mean": mean} | sizes for q_id, mean in clean.items()}
@@ -181,9 +181,7 @@ def _write_means(
         "seed": sampled.meta.seed,
         "layers": list(range(lm.n_layers)),
         "n_layers": lm.n_layers,
-        "n_heads": lm.n_heads,
-        "head_dim": lm.d_head,
-        "resid_dim": lm.d_model,
+        **layout.sizes(lm),
         "dummy_labels": list(found.labels),
         "slot_index_map": {"QUERY_PRED": slot, "query_predictive_token": slot},
         "slot_query_pred": slot,
@@ -192,7 +190,7 @@ def _write_means(
     return [folder / name for name in (*tensors, layout.MEANS, layout.MEANS_META)]
 
 
-def _log(lm: LanguageModel, found: Cases, sampled: SampledTrials, settings: Settings, aie: Sequence[Row]) -> str:
+def _log(lm: LanguageModel, found: Cases, sampled: SampledTrials, settings: StepSettings, aie: Sequence[Row]) -> str:
     meta, slot = sampled.meta, found.slot
     engine = engines.chosen(lm, settings.engine)
     n, targets = len(found.cases), [case.trial.target_first_token_id for case in found.cases]

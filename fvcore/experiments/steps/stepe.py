@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from fvcore.experiments.errors import NotFinite, StepError
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.sampled import SampledTrials
 from fvcore.experiments.steps.scores import Row, population_std, ranked, read_scores
-from fvcore.experiments.steps.settings import Settings
+from fvcore.experiments.steps.settings import StepSettings
 from fvcore.fast.chunks import Advance, silent
 from fvcore.formats import FormatError, read_json, read_pt, write_json, write_pt
 from fvcore.injection import inject_readings
@@ -38,7 +38,7 @@ MEAN_FILES = (layout.GLOBAL_MEAN, layout.MEANS, "artifacts/clean_mean.pt")
 def run(
     lm: LanguageModel,
     sampled: SampledTrials,
-    settings: Settings,
+    settings: StepSettings,
     folder: Folder,
     run_id: str = "",
     advance: Advance = silent,
@@ -46,21 +46,25 @@ def run(
     """Choose heads from StepD's scores, make the vector and write every file of StepE; returns the files."""
     mean = read_clean_mean(folder, lm)
     rows = read_scores(_first(folder, SCORE_FILES), settings.score_key)
-    chosen = ranked(rows, settings.score_key, settings.topk)
+    chosen = ranked(rows, settings.score_key, settings.top_heads)
     heads = [_head(row, settings.score_key, len(sampled.trials)) for row in chosen]
     meta = {
         "source_run_id": run_id,
         "stepd_artifacts_dir": "artifacts",
-        "k": settings.topk,
+        "k": settings.top_heads,
         "model": lm.name,
         "model_spec": lm.spec.name,
         "score_key": settings.score_key,
     }
     vector = global_vector(lm, mean, [(row["layer"], row["head"]) for row in chosen])
     by_layer = heads_by_layer(lm, mean, heads, sorted({row["layer"] for row in rows}))
-    sizes = {"n_heads": lm.n_heads, "head_dim": lm.d_head, "resid_dim": lm.d_model}
+    sizes = layout.sizes(lm)
     write_json(folder / layout.TOP_HEADS, {"meta": meta, "heads": heads})
-    by_layer_file = sizes | {"selected_k": settings.topk, "alpha_default": settings.alpha, "model_spec": lm.spec.name}
+    by_layer_file = sizes | {
+        "selected_k": settings.top_heads,
+        "alpha_default": settings.alpha,
+        "model_spec": lm.spec.name,
+    }
     write_pt(folder / layout.FV_BY_LAYER, by_layer_file | {"fv_by_layer": by_layer})
     write_pt(folder / layout.FV, {"fv_global_resid": vector} | sizes)
     of_q = sampled.q_ids[0] if sampled.meta.is_relation and len(sampled.q_ids) == 1 else None
@@ -167,7 +171,7 @@ def _head(row: Row, score_key: str, n_trials: int) -> Row:
 # ---------------------------------------------------------------- its evaluation in head space
 
 
-def _meta_of_eval(meta: Row, settings: Settings) -> Row:
+def _meta_of_eval(meta: Row, settings: StepSettings) -> Row:
     more = {
         "space": "head",
         "n_eval_trials": N_EVAL_TRIALS,
@@ -180,7 +184,7 @@ def _meta_of_eval(meta: Row, settings: Settings) -> Row:
 
 
 def _eval(
-    lm: LanguageModel, sampled: SampledTrials, settings: Settings, by_layer: dict[int, Tensor], advance: Advance
+    lm: LanguageModel, sampled: SampledTrials, settings: StepSettings, by_layer: dict[int, Tensor], advance: Advance
 ) -> Row:
     if lm.n_heads * lm.d_head != lm.d_model:
         note = f"head space is {lm.n_heads * lm.d_head} wide, the residual stream {lm.d_model}: nothing can be added"

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from fvcore.experiments.errors import TargetError
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.sampled import QId, SampledTrial, SampledTrials
 from fvcore.formats import FormatError, read_json, validated, write_json
 from fvcore.model.model import LanguageModel

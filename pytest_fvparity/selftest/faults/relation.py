@@ -4,159 +4,116 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from fvcore import pipeline
-from fvcore.experiments.relation import sampling
+from fvcore.experiments.relation.data import draw
 from fvcore.experiments.steps.sampled import Draw, of_draws
 from fvcore.experiments.steps.scores import ranked, read_scores
 from fvcore.formats import write_csv
 from fvcore.heads import Head
 from fvcore.model.model import LanguageModel
-from fvcore.pipeline import Pipeline
 from fvcore.trials import FixedTrials, WordPair
 from fvcore.trials.sampled import SampledMeta, as_fixed
-from pytest_fvparity.selftest.bed import TRIALS, Bed, bed_of
-from pytest_fvparity.selftest.bed import bed as recorded_bed
-from pytest_fvparity.selftest.catalogue import Observed, Outcome, fault, observed
-from pytest_fvparity.selftest.copies import bed_on, changed, deep_bed
+from pytest_fvparity.selftest.catalogue import Observed, Plant, Plants, observed, on, patching
+from pytest_fvparity.selftest.rig import TRIALS, Rig, changed, deep_rig_of, rig_of
+
+Pairs = Mapping[str, Sequence[WordPair]]
 
 ROWS = [WordPair(input=a, output=b) for a, b in TRIALS["pairs"]]
 # Sorted as strings, as the format has it; sorted as numbers Q2 would come first.
-RELATION: Mapping[str, Sequence[WordPair]] = {"Q10": ROWS, "Q2": ROWS[::-1]}
+RELATION: Pairs = {"Q10": ROWS, "Q2": ROWS[::-1]}
 N_TRIALS, N_DEMOS, SEED = 3, 3, 0
-
-Drawn = Callable[[Mapping[str, Sequence[WordPair]]], list[Draw]]
 
 
 # ---------------------------------------------------------------- F13: the order of the draws
 
 
-@dataclass(frozen=True)
-class Order:
-    """A way to draw, and the right one for the same q_ids."""
+def drawing(drawn: Callable[[Pairs], list[Draw]], *q_ids: str) -> Plant:
+    """A candidate on trials drawn in another way than the golden's, of the same q_ids."""
 
-    q_ids: tuple[str, ...]
-    drawn: Drawn
+    def plant(rig: Rig) -> Observed:
+        golden = relation_rig(rig.family, q_ids or tuple(RELATION))
+        own = fixed(rig, drawn({q_id: RELATION[q_id] for q_id in q_ids or RELATION}))
+        trials = replace(own, id=golden.trials.id, sha256=golden.trials.sha256)
+        return observed(golden.judge(rig.candidate(trials=trials)))
+
+    return plant
 
 
-def right(pairs: Mapping[str, Sequence[WordPair]]) -> list[Draw]:
-    return sampling.draw(pairs, N_TRIALS, N_DEMOS, SEED)
+def right(pairs: Pairs) -> list[Draw]:
+    return draw(pairs, N_TRIALS, N_DEMOS, SEED)
 
 
-def sorted_as_numbers(pairs: Mapping[str, Sequence[WordPair]]) -> list[Draw]:
+def sorted_as_numbers(pairs: Pairs) -> list[Draw]:
     return right({q_id: pairs[q_id] for q_id in sorted(pairs, key=lambda q_id: int(q_id[1:]))})
 
 
-def restarted_for_each(pairs: Mapping[str, Sequence[WordPair]]) -> list[Draw]:
+def restarted_for_each(pairs: Pairs) -> list[Draw]:
     """In one call: each q_id begins with the seed again, and all are shuffled at the end."""
     rng = random.Random(SEED)
-    with patch.object(random.Random, "shuffle", _no_last_shuffle()):
+    with last_shuffle_left_out():
         draws = [draw for q_id, rows in pairs.items() for draw in right({q_id: rows})]
     rng.shuffle(draws)
     return draws
 
 
-def not_restarted(pairs: Mapping[str, Sequence[WordPair]]) -> list[Draw]:
+def not_restarted(pairs: Pairs) -> list[Draw]:
     """In a run, which draws each q_id by itself: the generator of the q_ids before it goes on."""
-    wanted = set(pairs)
-    with patch.object(random.Random, "shuffle", _no_last_shuffle()):
-        draws = [draw for draw in right(RELATION) if draw.q_id in wanted]
+    draws = [draw for draw in without_last_shuffle(RELATION) if draw.q_id in pairs]
     random.Random(SEED).shuffle(draws)
     return draws
 
 
-def without_last_shuffle(pairs: Mapping[str, Sequence[WordPair]]) -> list[Draw]:
-    with patch.object(random.Random, "shuffle", _no_last_shuffle()):
+def without_last_shuffle(pairs: Pairs) -> list[Draw]:
+    with last_shuffle_left_out():
         return right(pairs)
 
 
-def _no_last_shuffle() -> Callable[[random.Random, list[object]], None]:
-    """`Random.shuffle` that leaves trials where they are: what is shuffled last is the list of draws."""
+@contextmanager
+def last_shuffle_left_out() -> Iterator[None]:
+    """`Random.shuffle` leaves trials where they are: what is shuffled last is the list of draws."""
     shuffle = random.Random.shuffle
 
     def but_for_draws(self: random.Random, items: list[object]) -> None:
         if not (items and isinstance(items[0], Draw)):
             shuffle(self, items)
 
-    return but_for_draws
-
-
-BOTH = tuple(RELATION)
-ORDERS = (
-    Order(BOTH, sorted_as_numbers),
-    Order(BOTH, restarted_for_each),
-    Order(("Q2",), not_restarted),
-    Order(BOTH, without_last_shuffle),
-)
-
-
-@fault(
-    "F13",
-    "trials of relations in another order",
-    "q_ids sorted as numbers; the generator restarted for each q_id of a call; not restarted for the q_ids of a run; the "
-    "last shuffle left out",
-    Outcome.FAILS,
-    "prompt_boundary",
-    "the order of trials, or all draws from some q_id on",
-)
-def another_order(bed: Bed) -> Observed:
-    seen = [_seen(bed, order) for order in ORDERS]
-    return next((s for s in seen if (s.outcome, s.key) != (Outcome.FAILS, "prompt_boundary")), seen[0])
-
-
-def _seen(bed: Bed, order: Order) -> Observed:
-    golden = _relation_bed(bed.family, order.q_ids)
-    drawn = _fixed(bed, order.drawn({q_id: RELATION[q_id] for q_id in order.q_ids}))
-    own = replace(drawn, id=golden.trials.id, sha256=golden.trials.sha256)
-    return observed(golden.judge(Pipeline(bed.lm, own, bed.settings)))
+    with patch.object(random.Random, "shuffle", but_for_draws):
+        yield
 
 
 @cache
-def _relation_bed(family: str, q_ids: tuple[str, ...]) -> Bed:
-    own = recorded_bed(family)
-    trials = _fixed(own, right({q_id: RELATION[q_id] for q_id in q_ids}))
-    return bed_of(family, own.lm, trials, own.settings)
+def relation_rig(family: str, q_ids: tuple[str, ...]) -> Rig:
+    own = rig_of(family)
+    return Rig.recorded(own.lm, fixed(own, right({q_id: RELATION[q_id] for q_id in q_ids})), own.settings)
 
 
-def _fixed(bed: Bed, draws: Sequence[Draw]) -> FixedTrials:
+def fixed(rig: Rig, draws: Sequence[Draw]) -> FixedTrials:
     meta = SampledMeta(
         source="relation_csv",
-        relation_csv_path="bed.csv",
+        relation_csv_path="rig.csv",
         seed=SEED,
         n_trials=len(draws),
         n_shots=N_DEMOS,
         n_demos=N_DEMOS,
     )
-    return as_fixed(of_draws(draws, bed.lm.tokenizer, meta))
+    return as_fixed(of_draws(draws, rig.lm.tokenizer, meta))
 
 
 # ---------------------------------------------------------------- F52: digits lost in a file
 
 DAMPED = 1e-3
 """What heads write is made this much smaller, so that effects are: of large ones six decimals keep the order."""
-
-
-@fault(
-    "F52",
-    "scores written with fixed decimals",
-    "scores go through a CSV file as %.6f and heads are ranked by what is read back; small effects, 24 heads, all ranked",
-    Outcome.FAILS,
-    "top_heads",
-    "order of heads whose scores agree in six decimals; effects equal",
-)
-def fixed_decimals(bed: Bed) -> Observed:
-    damped = _damped_bed(bed.family)
-    with patch.object(pipeline, "top_heads", ranked_from_file):
-        return observed(damped.judge(damped.candidate()))
 
 
 def ranked_from_file(aie: Tensor, k: int) -> list[Head]:
@@ -172,15 +129,24 @@ def ranked_from_file(aie: Tensor, k: int) -> list[Head]:
     return [Head(row["layer"], row["head"], float(aie[row["layer"], row["head"]])) for row in best]
 
 
-@cache
-def _damped_bed(family: str) -> Bed:
-    deep = deep_bed(family)
+def damped(rig: Rig) -> Rig:
+    deep = deep_rig_of(rig.family)
 
+    @torch.no_grad()
     def damp(hf: Any) -> None:
         lm = LanguageModel.wrap(hf, deep.lm.tokenizer, deep.lm.name)
-        with torch.no_grad():
-            for layer in range(lm.n_layers):
-                o_proj: Any = lm.o_proj(layer)
-                o_proj.weight *= DAMPED
+        for layer in range(lm.n_layers):
+            cast("Tensor", lm.o_proj(layer).weight).mul_(DAMPED)
 
-    return bed_on(deep, changed(deep.lm, damp))
+    return deep.on(changed(deep.lm, damp))
+
+
+PLANTS: dict[str, Plants] = {
+    "F13": (
+        drawing(sorted_as_numbers),
+        drawing(restarted_for_each),
+        drawing(not_restarted, "Q2"),
+        drawing(without_last_shuffle),
+    ),
+    "F52": on(damped, patching(pipeline, "top_heads", ranked_from_file)),
+}

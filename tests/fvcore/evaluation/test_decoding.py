@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fvcore.embedded.random_models import FAMILIES, random_lm
-from fvcore.experiments.evaluation.decoding import share_among, top_tokens, vector_logits
-from fvcore.experiments.evaluation.vector_files import gaussian
+from fvcore.experiments.evaluation.compute import Decoded, top_tokens, vector_logits
+from fvcore.experiments.evaluation.vectors import gaussian
 from fvcore.model.spec import ModelError
 from tests.fvcore.evaluation import worlds
 
@@ -69,6 +69,10 @@ def test_a_model_without_an_output_head_is_told() -> None:
     lm.hf.get_output_embeddings = lambda: None
     with pytest.raises(ModelError, match="names no output head"):
         vector_logits(lm, torch.ones(lm.d_model), "head")
+
+
+def share_among(tokens: list[Decoded], ids: set[int]) -> float:
+    return fmean(token.token_id in ids for token in tokens)
 
 
 @pytest.mark.parametrize("way", ["model", "head"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fvcore import artifacts
-from fvcore.experiments.evaluation.vector_files import gaussian, of_random_heads, read_vector
+from fvcore.experiments.evaluation.vectors import gaussian, of_random_heads, read_vector
 from fvcore.formats import FormatError, pt_bytes, write_bytes, write_safetensors
 from fvcore.model.spec import ModelError
 from fvcore.vectors import function_vector

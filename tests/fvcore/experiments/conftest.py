@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from fvcore.experiments.steps.layout import Folder
+    from fvcore.experiments.folder import Folder
     from fvcore.model.model import LanguageModel
 
 ROOT = Path(__file__).parents[3]
@@ -38,11 +38,11 @@ def llama(lms: dict[str, LanguageModel]) -> LanguageModel:
 @pytest.fixture(scope="session")
 def done(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """A whole run on the model's antonym trials; read only."""
-    from fvcore.experiments.steps.layout import Folder
+    from fvcore.experiments.folder import Folder
     from fvcore.experiments.steps.run import run
     from fvcore.experiments.steps.sampled import FixedSource
-    from fvcore.experiments.steps.settings import Settings
+    from fvcore.experiments.steps.settings import StepSettings
 
     root = tmp_path_factory.mktemp(lm.name)
-    run(lm, root, Settings(topk=7), FixedSource(trials_path(lm.name)))
+    run(lm, root, StepSettings(top_heads=7), FixedSource(trials_path(lm.name)))
     return Folder(root)

@@ -15,12 +15,12 @@ from fvcore import trials
 from fvcore.artifacts import tensor_leaf
 from fvcore.effects import average_indirect_effect
 from fvcore.embedded.random_models import random_lm, trials_for
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout, stepe
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.run import STEPS, run
 from fvcore.experiments.steps.sampled import FixedSource
 from fvcore.experiments.steps.scores import read_scores
-from fvcore.experiments.steps.settings import Settings
+from fvcore.experiments.steps.settings import StepSettings
 from fvcore.formats import read_pt
 from fvcore.injection import inject, inject_readings
 from fvcore.model.model import LanguageModel
@@ -42,7 +42,7 @@ def world(
         path = first_trials(path, 3, tmp_path_factory.mktemp("trials"))
         done = Folder(tmp_path_factory.mktemp(f"{lm.name}_exact"))
         steps = [step for step in STEPS if step != "heatmap"]
-        run(lm, done.root, Settings(topk=TOPK, engine="exact"), FixedSource(path), steps)
+        run(lm, done.root, StepSettings(top_heads=TOPK, engine="exact"), FixedSource(path), steps)
     stations = Pipeline(lm, trials.read(path), StationSettings(1, n_top_heads=TOPK, engine=engine))
     prompts = stations.prompt_boundary()
     means = stations.mean_activations(prompts, slots := stations.slot_map(prompts))
@@ -222,7 +222,7 @@ def test_every_kind_of_model_goes_all_the_way(family: str, tmp_path: Path) -> No
     trials.write(tmp_path / "ft.json", fixed.file)
     folder = Folder(tmp_path / "run")
     steps = [step for step in STEPS if step != "heatmap"]
-    run(lm, folder.root, Settings(topk=3, n_eval=2), FixedSource(tmp_path / "ft.json"), steps)
+    run(lm, folder.root, StepSettings(top_heads=3, n_eval=2), FixedSource(tmp_path / "ft.json"), steps)
 
     chosen = json.loads((folder / layout.TOP_HEADS).read_text())["heads"]
     heads = [(head["layer"], head["head"]) for head in chosen]

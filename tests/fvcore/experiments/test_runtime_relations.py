@@ -13,12 +13,12 @@ import torch
 
 from fvcore.activations import mean_head_activations
 from fvcore.effects import causal_indirect_effect
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import cases, layout, sampled
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.run import STEPS, run
 from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials
 from fvcore.experiments.steps.scores import read_scores
-from fvcore.experiments.steps.settings import Settings
+from fvcore.experiments.steps.settings import StepSettings
 from fvcore.formats import read_csv, read_json, read_pt
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import Tokenizer
@@ -62,7 +62,7 @@ class Relations:
 @pytest.fixture(scope="module")
 def both(llama: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Folder:
     folder = Folder(tmp_path_factory.mktemp("relations"))
-    run(llama, folder.root, Settings(topk=5), Relations({"Q2": 3, "Q10": 2}), STEPS_WITHOUT_PICTURES)
+    run(llama, folder.root, StepSettings(top_heads=5), Relations({"Q2": 3, "Q10": 2}), STEPS_WITHOUT_PICTURES)
     return folder
 
 
@@ -117,7 +117,7 @@ def test_step6_takes_the_q_ids_in_turn_and_counts_each(both: Folder) -> None:
 
 def test_one_q_id_gives_a_vector_of_its_own(llama: LanguageModel, tmp_path: Path) -> None:
     folder = Folder(tmp_path)
-    run(llama, tmp_path, Settings(topk=5, edit_layer=3), Relations({"Q2": 3}))
+    run(llama, tmp_path, StepSettings(top_heads=5, edit_layer=3), Relations({"Q2": 3}))
 
     meta = read_json(folder / layout.FV_META)
     assert (meta["fv_type"], meta["fv_source_qid"]) == ("qid", "Q2")

@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 from fvcore import injection
 from fvcore.cli import app
+from fvcore.experiments.config import ConfigError, resolve
 from fvcore.experiments.errors import OtherSettings, StepError
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.progress import Shown
 from fvcore.experiments.steps import layout, step6, stepd
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.run import run
 from fvcore.experiments.steps.sampled import FixedSource
-from fvcore.experiments.steps.settings import Settings
+from fvcore.experiments.steps.settings import StepSettings
 from fvcore.fast import engines
 from fvcore.formats import FormatError, read_json, read_pt, write_json, write_pt
 from fvcore.model import model as models
@@ -30,7 +31,7 @@ from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from tests.fvcore.experiments.conftest import ROOT, trials_path
 
-SETTINGS = Settings(topk=7)
+SETTINGS = StepSettings(top_heads=7)
 
 
 def bytes_of(folder: Folder) -> dict[str, bytes]:
@@ -76,7 +77,7 @@ class Seen:
         pass
 
 
-def again(lm: LanguageModel, folder: Folder, settings: Settings = SETTINGS) -> list[str]:
+def again(lm: LanguageModel, folder: Folder, settings: StepSettings = SETTINGS) -> list[str]:
     seen = Seen()
     run(lm, folder.root, settings, FixedSource(trials_path("tiny-llama")), progress=seen)
     return seen.ran
@@ -294,20 +295,24 @@ def test_numbers_that_are_none_stop_stepd(llama: LanguageModel, copy: Folder, mo
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Settings(topk=25), "top 25 heads asked for, the sweep over tiny-llama has 24 heads.*--topk"),
-        (Settings(layers=(0,)), "top 20 heads asked for, the sweep over tiny-llama has 4 heads.*--topk"),
-        (Settings(edit_layer=6), r"edit_layer out of range: 6 not in \[0, 5\].*--edit-layer"),
-        (Settings(heads=(4,)), r"head 4 is not in \[0, 3\] \(--heads\)"),
-        (Settings(score_key="nothing"), "unknown score 'nothing'.*mean_delta_p"),
-        (Settings(step6_score_key="nothing"), "unknown score 'nothing'.*delta_acc"),
+        (StepSettings(top_heads=25), "top 25 heads asked for, the sweep over tiny-llama has 24 heads.*--top-heads"),
+        (StepSettings(layers=(0,)), "top 20 heads asked for, the sweep over tiny-llama has 4 heads.*--top-heads"),
+        (StepSettings(edit_layer=6), r"edit_layer out of range: 6 not in \[0, 5\].*--edit-layer"),
+        (StepSettings(heads=(4,)), r"head 4 is not in \[0, 3\] \(--heads\)"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
-    llama: LanguageModel, tmp_path: Path, settings: Settings, message: str
+    llama: LanguageModel, tmp_path: Path, settings: StepSettings, message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
         run(llama, tmp_path / "run", settings, FixedSource(trials_path("tiny-llama")))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "known"), [("score_key", "mean_delta_p"), ("step6_score_key", "delta_acc")])
+def test_a_score_that_is_none_is_refused_with_those_that_are(name: str, known: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: unknown score 'nothing'.*{known}"):
+        resolve(StepSettings, {name: "nothing"})
 
 
 def test_a_step_without_the_earlier_ones_says_what_is_missing(llama: LanguageModel, tmp_path: Path) -> None:
@@ -418,12 +423,18 @@ def test_fixed_trials_with_a_wrong_target_are_exit_status_1(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "either --trials FILE or --dataset-json FILE"),
-        (("--trials", "a.json", "--dataset-json", "b.json"), "either --trials FILE or --dataset-json FILE"),
-        (("--trials", trials_path("tiny-llama"), "--topk", 99), "--topk"),
-        (("--trials", trials_path("tiny-llama"), "--edit-layer", "last"), "--edit-layer 'last'"),
-        (("--trials", trials_path("tiny-llama"), "--layers", "1-"), "--layers '1-'"),
-        (("--trials", trials_path("tiny-llama"), "--layers", "a"), "--layers 'a'"),
+        ((), "either --trials FILE or --dataset FILE"),
+        (("--trials", "a.json", "--dataset-json", "b.json"), "either --trials FILE or --dataset FILE"),
+        (("--trials", trials_path("tiny-llama"), "--topk", 99), "--top-heads"),
+        (
+            ("--trials", trials_path("tiny-llama"), "--edit-layer", "last"),
+            "--edit-layer: expected a layer's number or all (found 'last')",
+        ),
+        (
+            ("--trials", trials_path("tiny-llama"), "--layers", "1-"),
+            "--layers: expected numbers and ranges such as 0,2,5-7 (found '1-')",
+        ),
+        (("--trials", trials_path("tiny-llama"), "--layers", "a"), "(found 'a')"),
         (("--trials", trials_path("tiny-llama"), "--engine", "quick"), "--engine"),
     ],
 )

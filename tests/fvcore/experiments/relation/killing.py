@@ -12,8 +12,9 @@ from random import Random
 import transformers.models.llama.modeling_llama  # noqa: F401  every process would import it anew
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-from fvcore.experiments.relation.run import Local, run
-from fvcore.experiments.relation.settings import RelationSettings
+from fvcore.experiments.relation.config import RelationSettings
+from fvcore.experiments.relation.run import run
+from fvcore.experiments.workers import Local
 from fvcore.model import model as models
 from tests.fvcore.experiments.relation.worlds import SMALL, small
 

@@ -11,10 +11,11 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from fvcore import cli
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.relation import cli as relation_cli
-from fvcore.experiments.relation import files, overview, status
+from fvcore.experiments.relation import files, report
+from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.steps import layout, stepd
-from fvcore.experiments.steps.layout import Folder
 from fvcore.formats import read_csv, read_json
 from fvcore.model import model as models
 from fvcore.model.model import LanguageModel
@@ -62,7 +63,7 @@ def test_a_run_says_what_became_of_every_q_id(where: Path) -> None:
 def test_q_restricts_a_run(where: Path) -> None:
     assert _run("--q", "Q10, Q3", "--out", "out").exit_code == 0
 
-    assert list(status.all_of(where / "out")) == ["Q10", "Q3"]
+    assert list(QIdStatus.all_of(where / "out")) == ["Q10", "Q3"]
 
 
 def test_the_default_folder_is_by_relation_and_model(where: Path) -> None:
@@ -94,7 +95,7 @@ def test_other_settings_are_exit_status_2(where: Path) -> None:
 
 
 def test_more_heads_than_there_are_is_refused_with_the_options_name(where: Path) -> None:
-    with pytest.raises(ModelError, match=r"top 25 heads asked for.* 24 heads.*--topk"):
+    with pytest.raises(ModelError, match=r"top 25 heads asked for.* 24 heads.*--top-heads"):
         raise _run("--topk", "25", "--out", "out").exception  # type: ignore[misc]
 
     assert not (where / "out").exists()
@@ -193,7 +194,7 @@ def test_a_heat_map_is_drawn_under_the_name_asked_for(where: Path) -> None:
     artifacts = where / "out" / "Q2" / "artifacts"
     assert (artifacts / "aie_heatmap_Q2.png").is_file()
     assert (artifacts / "aie_heatmap_x.png").is_file()
-    assert not status.damage(Folder(where / "out" / "Q2"), status.all_of(where / "out")["Q2"])
+    assert not QIdStatus.all_of(where / "out")["Q2"].damage(Folder(where / "out" / "Q2"))
 
 
 def test_a_heat_map_of_another_choice_leaves_the_runs_own_alone(where: Path) -> None:
@@ -204,7 +205,7 @@ def test_a_heat_map_of_another_choice_leaves_the_runs_own_alone(where: Path) -> 
 
     artifacts = where / "out" / "Q2" / "artifacts"
     assert (artifacts / "aie_heatmap_Q2_mean_delta_p_top3.png").is_file()
-    assert not status.damage(Folder(where / "out" / "Q2"), status.all_of(where / "out")["Q2"])
+    assert not QIdStatus.all_of(where / "out")["Q2"].damage(Folder(where / "out" / "Q2"))
 
 
 def test_a_run_without_pictures_claims_none_that_is_gone(where: Path) -> None:
@@ -213,9 +214,9 @@ def test_a_run_without_pictures_claims_none_that_is_gone(where: Path) -> None:
 
     assert _run("--out", "out", "--q", "Q2", "--no-pictures").exit_code == 0
 
-    found = status.all_of(where / "out")["Q2"]
+    found = QIdStatus.all_of(where / "out")["Q2"]
     assert found.status == "completed"
-    assert not status.damage(Folder(where / "out" / "Q2"), found)
+    assert not found.damage(Folder(where / "out" / "Q2"))
 
 
 def test_a_step_of_no_q_id_is_an_error(where: Path) -> None:
@@ -231,7 +232,7 @@ def test_what_is_damaged_has_no_numbers_and_ends_no_run(where: Path) -> None:
 
     assert _run("--out", "out", "--q", "Q1").exit_code == 0
 
-    rows = {row["q_id"]: row for row in overview.rows(where / "out")}
+    rows = {row["q_id"]: row for row in report.rows(where / "out")}
     assert rows["Q2"]["status"] == "damaged"
     assert "top_heads.json is missing or was changed since" in rows["Q2"]["reason"]
     assert "aie" not in rows["Q2"]
@@ -266,7 +267,7 @@ def test_the_report_is_made_again_without_a_model(where: Path, monkeypatch: pyte
     ("arguments", "says"),
     [
         (["--q", "Q99"], "no q_id 'Q99'"),
-        (["--layout", "other"], "unknown layout 'other'"),
+        (["--layout", "other"], "--layout: input should be 'own' or 'plan' (found 'other')"),
         (["--confidence", "2"], "--confidence"),
         (["--relation-csv", "none.csv"], "relation CSV not found: none.csv"),
         (["--score-key", "best"], "unknown score 'best'"),

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from fvcore.experiments.relation import data, files, overview, report, status
-from fvcore.experiments.relation.run import Local, run
-from fvcore.experiments.relation.sampling import draw
-from fvcore.experiments.relation.settings import RelationSettings
+from fvcore.experiments.folder import Folder
+from fvcore.experiments.record import digest
+from fvcore.experiments.relation import data, files, report
+from fvcore.experiments.relation.config import RelationSettings
+from fvcore.experiments.relation.data import draw
+from fvcore.experiments.relation.gates import QIdStatus
+from fvcore.experiments.relation.run import run
 from fvcore.experiments.steps import layout, sampled, zeroshot
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.plan import unique_queries
+from fvcore.experiments.workers import Local
 from fvcore.formats import FormatError, read_csv, read_json, read_pt
 from fvcore.model.model import LanguageModel
 from tests.fvcore.experiments.relation.worlds import SMALL, SMALL_PAIRS, small, tree, write_csv
@@ -28,7 +31,7 @@ def _expected_files(q_id: str, n: int) -> set[str]:
         f"stepD_mean_acts/qid_{q_id}_clean_mean.pt", "stepD_mean_acts/global_clean_mean.pt", "mean_activations.pt",
         "mean_activations_meta.json", "top_heads.json", "fv_by_layer.pt", "fv_global_resid.pt",
         "fv_global_resid_meta.json", "stepE_eval.json", "step6/step6_all_layers_summary.json", "qid_status.json",
-        "run_meta.json", "aie_intervals.csv", "step6/injection_intervals.csv", "random_heads.json",
+        "run_meta.json", "aie_compute.csv", "step6/injection_compute.csv", "random_heads.json",
         "fv_random_heads.pt", "step6/random_heads_trials.jsonl",
     }  # fmt: skip
     for layer in range(6):
@@ -88,10 +91,10 @@ def test_means_of_the_relation_path_have_one_slot(ran: Path) -> None:
 
 def test_a_status_names_every_file_with_its_digest(ran: Path) -> None:
     for q_id in ("Q1", "Q2"):
-        one = status.read(Folder(ran / q_id))
+        one = QIdStatus.read(Folder(ran / q_id))
         assert one is not None
         assert set(one.files) == set(tree(ran / q_id)) - {files.STATUS, layout.RUN_META}
-        assert status.damage(Folder(ran / q_id), one) == []
+        assert one.damage(Folder(ran / q_id)) == []
         assert set(one.model_dump()) == {
             "q_id", "status", "created_at", "updated_at", "config", "q_row_count", "reason", "cause", "step",
             "expected_layers", "settings_digest", "settings", "files",
@@ -107,7 +110,7 @@ def test_schemas_of_the_runs_files(ran: Path) -> None:
     assert (summary["status"], summary["n_selected_qids"], summary["processed"]) == ("completed", 4, 4)
     assert summary["skipped_q_ids"] == ["Q3"]
     meta = read_json(ran / files.RUN_META)
-    assert meta["settings_digest"] == status.digest_of(meta["settings"])
+    assert meta["settings_digest"] == digest(meta["settings"])
     assert meta["q_ids"] == {"Q1": 6, "Q10": 8, "Q2": 8, "Q3": 3}
     failures = read_json(ran / files.FAILURES)
     assert (failures["by_cause"], failures["failures"]) == ({}, [])
@@ -119,7 +122,7 @@ def test_schemas_of_the_runs_files(ran: Path) -> None:
 def test_the_overview_has_the_numbers_of_the_files(ran: Path) -> None:
     columns, rows = read_csv(ran / files.OVERVIEW)
 
-    assert columns == list(overview.COLUMNS)
+    assert columns == list(report.COLUMNS)
     assert [row["q_id"] for row in rows] == ["Q1", "Q10", "Q2", "Q3"]
     skipped = rows[-1]
     assert (skipped["status"], skipped["reason"], skipped["aie"]) == ("skipped", "insufficient rows (3 < 4)", "")
@@ -145,10 +148,10 @@ def test_the_plans_literal_choices(llama: LanguageModel, tmp_path: Path) -> None
     folder = Folder(tmp_path / "out" / "Q2")
     trials = read_json(folder / layout.ZERO_SHOT)["trials"]
     assert all(trial["corrupted_prompt_str"] == f"Q: {trial['query']['input']}\nA: " for trial in trials)
-    (row,) = overview.rows(tmp_path / "out")
+    (row,) = report.rows(tmp_path / "out")
     assert (row["n_eval"], row["requested_n_eval"]) == (9, 9)
     assert (folder / "artifacts/step6/layer_0/step6_results_tiny-llama_layer0_n9.json").is_file()
-    curve = overview.curve(folder, "top", "delta_logprob")
+    curve = report.curve(folder, "top", "delta_logprob")
     assert curve[0]["n_queries"] < curve[0]["n_eval"] == 9  # a query that is drawn again is no new witness
 
 
@@ -197,9 +200,9 @@ def test_pictures_lie_under_the_plans_names(drawn: Path) -> None:
 
 
 def test_a_report_shows_what_failed_and_why(ran: Path, tmp_path: Path) -> None:
-    one = status.read(Folder(ran / "Q1"))
+    one = QIdStatus.read(Folder(ran / "Q1"))
     assert one is not None
-    status.write(Folder(tmp_path / "Q1"), one, "failed", reason="no <number>", cause="numeric", step="stepd")
+    one.write(Folder(tmp_path / "Q1"), "failed", reason="no <number>", cause="numeric", step="stepd")
 
     text = report.write(tmp_path).read_text()
 

@@ -8,10 +8,10 @@ from statistics import fmean
 import pytest
 import torch
 
-from fvcore.experiments.relation import control, files, intervals
+from fvcore.experiments.folder import Folder
+from fvcore.experiments.relation import compute, files
 from fvcore.experiments.statistics import mean_interval
 from fvcore.experiments.steps import layout, sampled, zeroshot
-from fvcore.experiments.steps.layout import Folder
 from fvcore.experiments.steps.plan import unique_queries
 from fvcore.formats import read_csv, read_json, read_pt
 from fvcore.injection import inject
@@ -24,7 +24,7 @@ SCORED = [(layer, head) for layer in range(3) for head in range(4)]
 def test_random_heads_are_as_many_and_others_than_the_chosen() -> None:
     top = [(2, 3), (0, 1), (1, 1)]
 
-    sets, source = control.random_sets(SCORED, top, 50, "0/Q1")
+    sets, source = compute.random_sets(SCORED, top, 50, "0/Q1")
 
     assert source == "heads that were not chosen"
     for heads in sets:
@@ -34,7 +34,7 @@ def test_random_heads_are_as_many_and_others_than_the_chosen() -> None:
 
 
 def test_where_too_few_heads_are_left_all_of_them_are_drawn_from_and_it_is_said() -> None:
-    sets, source = control.random_sets(SCORED, SCORED[:7], 20, "0/Q1")
+    sets, source = compute.random_sets(SCORED, SCORED[:7], 20, "0/Q1")
 
     assert source == "all heads"
     assert {head for heads in sets for head in heads} == set(SCORED)
@@ -42,11 +42,11 @@ def test_where_too_few_heads_are_left_all_of_them_are_drawn_from_and_it_is_said(
 
 
 def test_random_heads_follow_from_seed_and_q_id_alone() -> None:
-    one, _ = control.random_sets(SCORED, SCORED[:3], 5, "0/Q1")
+    one, _ = compute.random_sets(SCORED, SCORED[:3], 5, "0/Q1")
 
-    assert one == control.random_sets(list(reversed(SCORED)), SCORED[:3], 5, "0/Q1")[0]
-    assert one != control.random_sets(SCORED, SCORED[:3], 5, "1/Q1")[0]
-    assert one != control.random_sets(SCORED, SCORED[:3], 5, "0/Q2")[0]
+    assert one == compute.random_sets(list(reversed(SCORED)), SCORED[:3], 5, "0/Q1")[0]
+    assert one != compute.random_sets(SCORED, SCORED[:3], 5, "1/Q1")[0]
+    assert one != compute.random_sets(SCORED, SCORED[:3], 5, "0/Q2")[0]
 
 
 def test_the_controls_numbers_are_the_stations_own(ran: Path, llama: LanguageModel) -> None:
@@ -54,7 +54,7 @@ def test_the_controls_numbers_are_the_stations_own(ran: Path, llama: LanguageMod
     mean = read_pt(folder / layout.GLOBAL_MEAN)["clean_mean"]
     found = read_json(folder / files.RANDOM_HEADS)
     vectors = read_pt(folder / files.RANDOM_FV)["fv_random_heads"]
-    rows = intervals.read_rows(folder / files.RANDOM_TRIALS)
+    rows = compute.read_rows(folder / files.RANDOM_TRIALS)
     chosen = unique_queries(zeroshot.read(folder / layout.ZERO_SHOT), 3, 0)
 
     assert len(rows) == 2 * llama.n_layers * len(chosen)
@@ -74,7 +74,7 @@ def test_intervals_of_heads_are_over_trials_grouped_by_query(ran: Path) -> None:
     folder = Folder(ran / "Q10")
     _, rows = read_csv(folder / files.AIE_INTERVALS)
     queries = {trial.trial_idx: trial.query.input for trial in sampled.read(folder / layout.SAMPLED).trials}
-    trials = intervals.read_rows(folder / layout.TRIAL_METRICS)
+    trials = compute.read_rows(folder / layout.TRIAL_METRICS)
     _, aie = read_csv(folder / layout.AIE)
     scores = {(row["layer"], row["head"]): row for row in aie}
 
@@ -92,13 +92,13 @@ def test_intervals_of_the_injection_pair_every_example_with_itself(ran: Path) ->
     folder = Folder(ran / "Q2")
     _, found = read_csv(folder / files.INJECTION_INTERVALS)
     rows = {(row["heads"], int(row["layer"]), row["metric"]): row for row in found}
-    drawn = intervals.read_rows(folder / files.RANDOM_TRIALS)
+    drawn = compute.read_rows(folder / files.RANDOM_TRIALS)
 
     assert len(rows) == len(found) == 6 * (4 * 3 + 2)
     for layer in range(6):
-        top = intervals.read_rows(folder / f"{layout.layer_dir(layer)}/eval_trials.jsonl")
+        top = compute.read_rows(folder / f"{layout.layer_dir(layer)}/eval_trials.jsonl")
         summary = read_json(folder / f"{layout.layer_dir(layer)}/eval_summary.json")
-        for metric in intervals.OF_INJECTION:
+        for metric in compute.OF_INJECTION:
             by_example = [
                 fmean(row[metric] for row in drawn if (row["layer"], row["idx"]) == (layer, idx))
                 for idx in range(len(top))
@@ -119,6 +119,6 @@ def test_intervals_of_the_injection_pair_every_example_with_itself(ran: Path) ->
 def test_with_replacement_an_example_drawn_twice_is_one_witness() -> None:
     values, prompts = [1, 0, 1, 0], ["a", "b", "a", "b"]
 
-    assert intervals.mean_interval(values, prompts, 0.95).n_groups == 2
-    shares = intervals._share([{"accuracy_with": v} for v in values], "accuracy_with", prompts, 0.95)
+    assert compute.mean_interval(values, prompts, 0.95).n_groups == 2
+    shares = compute._share([{"accuracy_with": v} for v in values], "accuracy_with", prompts, 0.95)
     assert (shares.mean, shares.n) == (0.5, 2)

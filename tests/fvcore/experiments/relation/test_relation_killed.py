@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from fvcore.experiments.relation import files, status
-from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.folder import UNFINISHED, Folder
+from fvcore.experiments.relation import files
+from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.formats import read_json
 from tests.fvcore.experiments.relation.killing import killed_run, whole_run
 from tests.fvcore.experiments.relation.worlds import tree
@@ -36,6 +37,7 @@ def _end_of(processes: Any, target: Any, *args: Any) -> int:
     return code
 
 
+@pytest.mark.slow
 def test_ten_kills_change_no_byte(processes: Any, tmp_path: Path) -> None:
     (whole, torn) = (tmp_path / "whole", tmp_path / "torn")
     for folder in (whole, torn):
@@ -46,11 +48,11 @@ def test_ten_kills_change_no_byte(processes: Any, tmp_path: Path) -> None:
 
     for seed in range(N_KILLS):
         assert _end_of(processes, killed_run, torn, seed, rng.randint(5, 40)) == -signal.SIGKILL
-        half_written += any(files.UNFINISHED.fullmatch(path.name) for path in torn.rglob(".*"))
-        found = status.all_of(torn / "out")
+        half_written += any(UNFINISHED.fullmatch(path.name) for path in torn.rglob(".*"))
+        found = QIdStatus.all_of(torn / "out")
         states |= {one.status for one in found.values()}
         for q_id, one in found.items():  # what says that it is complete is so at every moment
-            assert one.status != "completed" or not status.damage(Folder(torn / "out" / q_id), one)
+            assert one.status != "completed" or not one.damage(Folder(torn / "out" / q_id))
     assert half_written  # or no kill has hit a file
     assert {"pending", "running", "completed"} <= states  # or they have all hit the same place
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fvcore.experiments.relation.progress import Bar, rows_of
-from fvcore.experiments.relation.run import Local, run, units_of
-from fvcore.experiments.relation.settings import RelationSettings
-from fvcore.experiments.relation.unit import Outcome, Unit
+from fvcore.experiments.progress import Bar
+from fvcore.experiments.relation.config import RelationSettings
+from fvcore.experiments.relation.run import run, units_of
+from fvcore.experiments.relation.unit import Unit
+from fvcore.experiments.status import Outcome
+from fvcore.experiments.workers import Local
 from fvcore.model.model import LanguageModel
 from fvcore.trials import WordPair
 from tests.fvcore.experiments.relation.worlds import SMALL, small
@@ -27,17 +29,17 @@ def _units(folder: Path) -> list[Unit]:
 def _bar(folder: Path, terminal: bool) -> tuple[Bar, io.StringIO]:
     seen = io.StringIO()
     console = Console(file=seen, force_terminal=terminal, width=100, color_system=None)
-    return Bar(console, _units(folder), 6, 4), seen
+    return Bar(console, {unit.name: unit.n_rows(6, 4) for unit in _units(folder)}), seen
 
 
 def test_rows_are_counted_as_they_can_be() -> None:
     pairs = tuple(WordPair(input=str(i), output="x") for i in range(12))
     unit = Unit("Q1", Path(), pairs, "r.csv", RelationSettings())
 
-    assert rows_of(unit, 6, 4) == 25 * 24 + 12 * 6 * 6  # twelve pairs are twelve queries, whatever is asked for
+    assert unit.n_rows(6, 4) == 25 * 24 + 12 * 6 * 6  # twelve pairs are twelve queries, whatever is asked for
     again = replace(unit, settings=RelationSettings(with_replacement=True))
-    assert rows_of(again, 6, 4) == 25 * 24 + 50 * 6 * 6
-    assert rows_of(replace(unit, pairs=pairs[:9]), 6, 4) == 0
+    assert again.n_rows(6, 4) == 25 * 24 + 50 * 6 * 6
+    assert replace(unit, pairs=pairs[:9]).n_rows(6, 4) == 0
 
 
 def test_a_terminal_shows_q_id_step_layer_and_time_left(llama: LanguageModel, tmp_path: Path) -> None:
@@ -45,7 +47,7 @@ def test_a_terminal_shows_q_id_step_layer_and_time_left(llama: LanguageModel, tm
     shown = []
     with bar:
         for unit in _units(tmp_path)[:2]:
-            progress = bar.of(unit)
+            progress = bar.of(unit.name)
             with progress.running("stepd", 96) as tell:
                 tell(3, 40)
                 bar.progress.refresh()

@@ -6,6 +6,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,26 @@ import psutil
 import pytest
 
 from fvcore.experiments.errors import OtherSettings
-from fvcore.experiments.relation import files, status
-from fvcore.experiments.relation.ray_workers import (
-    ATTEMPTS,
-    LOCAL,
-    ModelActor,
-    ModelChoice,
-    RayError,
-    RayWorkers,
-    ray_workers,
-)
-from fvcore.experiments.relation.run import Local, Summary, run
-from fvcore.experiments.relation.unit import Outcome, Unit
-from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.folder import Folder
+from fvcore.experiments.model_choice import ModelChoice
+from fvcore.experiments.relation import files
+from fvcore.experiments.relation.gates import QIdStatus
+from fvcore.experiments.relation.run import Summary, run
+from fvcore.experiments.relation.unit import ModelFacts, Unit
+from fvcore.experiments.status import Outcome
+from fvcore.experiments.workers import ATTEMPTS, LOCAL, Actor, Local, RayError, RayWorkers, ray_workers
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from tests.fvcore.experiments.relation.worlds import SMALL, small, tree
 
+pytestmark = pytest.mark.slow
+
 OUT = Path("out")
+LOAD = ModelChoice(model="tiny-llama").loader(0)
+
+
+def facts(**changes: Any) -> Any:
+    return partial(ModelFacts.of, settings=SMALL.model_copy(update=changes))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,9 +85,9 @@ def test_two_actors_give_the_bytes_of_a_local_run_and_leave_nothing(here: Path, 
     import ray
 
     before, home = sessions(), {path.name for path in Path.home().iterdir()}
-    with ray_workers(LOCAL, ModelChoice("tiny-llama")) as workers:
+    with ray_workers(LOCAL, LOAD) as workers:
         assert len(sessions() - before) == 1
-        summary = run_on(Seen(workers.choice))
+        summary = run_on(Seen(workers.load))
         # A part of Ray's head bears the dashboard's name; nobody is served.
         heads = [command for command in processes() if "dashboard.py" in command]
         assert all("--disable-frontend" in command for command in heads)
@@ -120,27 +123,27 @@ class Seen(RayWorkers):
 @pytest.fixture(scope="module")
 def connected() -> Iterator[None]:
     """One Ray for the tests below; each takes actors of its own."""
-    with ray_workers(LOCAL, ModelChoice("tiny-llama")):
+    with ray_workers(LOCAL, LOAD):
         yield
 
 
-class DiesOnce(ModelActor):
+class DiesOnce(Actor):
     """An actor that is killed in the middle of a file of one q_id; the next one is not."""
 
     def run(self, unit: Unit) -> Outcome:
-        _ = self.lm  # with it the actor is in the run's folder
+        _ = self.tool  # with it the actor is in the run's folder
         mark = Path("killed")
-        if unit.q_id == "Q10" and not mark.exists():
+        if unit.name == "Q10" and not mark.exists():
             mark.touch()
             _kill_at_file(8)
         return super().run(unit)
 
 
-class Deadly(ModelActor):
+class Deadly(Actor):
     """An actor that dies of one q_id, as often as it is asked."""
 
     def run(self, unit: Unit) -> Outcome:
-        if unit.q_id == "Q10":
+        if unit.name == "Q10":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().run(unit)
 
@@ -159,7 +162,7 @@ def _kill_at_file(n: int) -> None:
     os.fsync = counting
 
 
-def workers_of(actor: type[ModelActor]) -> RayWorkers:
+def workers_of(actor: type[Actor]) -> RayWorkers:
     """Two actors of another kind, on the Ray that is connected."""
 
     class Others(RayWorkers):
@@ -171,9 +174,9 @@ def workers_of(actor: type[ModelActor]) -> RayWorkers:
             import ray
 
             made = ray.remote(num_cpus=1, max_restarts=0)(actor)
-            return made.remote(self.choice, 1)
+            return made.remote(self.load, self.folder, 1)
 
-    return Others(ModelChoice("tiny-llama"))
+    return Others(LOAD)
 
 
 def test_a_killed_actors_q_id_is_taken_up_again(here: Path, connected: None, expected: dict[str, bytes]) -> None:
@@ -188,7 +191,7 @@ def test_a_q_id_that_kills_every_actor_fails_and_the_others_go_on(here: Path, co
     summary = run_on(workers_of(Deadly))
 
     assert (summary.q_ids("completed"), summary.q_ids("failed")) == (["Q1", "Q2"], ["Q10"])
-    found = status.read(Folder(OUT / "Q10"))
+    found = QIdStatus.read(Folder(OUT / "Q10"))
     assert found is not None
     assert (found.status, found.cause, found.step) == ("failed", "code", "actor")
     assert f"ended {ATTEMPTS} times" in found.reason
@@ -212,28 +215,27 @@ def test_a_local_run_goes_on_where_actors_stopped(
 
 
 def test_what_an_actor_refuses_is_said_as_a_local_run_says_it(here: Path, connected: None) -> None:
-    run_on(workers_of(ModelActor), q_ids=["Q1"])
+    run_on(workers_of(Actor), q_ids=["Q1"])
     with pytest.raises(OtherSettings, match="seed is 0, now 1"):
-        run(small(Path()), OUT, SMALL.model_copy(update={"seed": 1}), workers_of(ModelActor))
+        run(small(Path()), OUT, SMALL.model_copy(update={"seed": 1}), workers_of(Actor))
     with pytest.raises(ModelError, match="top 25 heads asked for"):
-        RayWorkers(ModelChoice("tiny-llama")).facts(SMALL.model_copy(update={"topk": 25}))
+        RayWorkers(LOAD).ask(facts(top_heads=25))
     with pytest.raises(ModelError, match="no-such-model"):
-        RayWorkers(ModelChoice("no-such-model")).facts(SMALL)
+        RayWorkers(ModelChoice(model="no-such-model").loader(0)).ask(facts())
     with pytest.raises(RayError, match="/no/such/folder is not on"):
-        RayWorkers(ModelChoice("tiny-llama", folder="/no/such/folder")).facts(SMALL)
+        RayWorkers(LOAD, folder="/no/such/folder").ask(facts())
 
 
 def test_an_actor_that_fits_nowhere_is_refused(connected: None) -> None:
     import ray
 
     with pytest.raises(RayError, match=r"an actor needs 999 CPUs, Ray has \d+ CPUs"):
-        _ = RayWorkers(ModelChoice("tiny-llama"), n_cpus=999).n_actors
+        _ = RayWorkers(LOAD, n_cpus=999).n_actors
     if not ray.cluster_resources().get("GPU"):
         with pytest.raises(RayError, match="an actor needs a GPU"):
-            _ = RayWorkers(ModelChoice("tiny-llama", device="cuda")).n_actors
+            _ = RayWorkers(LOAD, needs_gpu=True).n_actors
 
 
 def test_one_gpu_by_number_is_refused() -> None:
-    choice = ModelChoice("tiny-llama", device="cuda:1")
-    with pytest.raises(RayError, match="one GPU of one machine"), ray_workers(LOCAL, choice):
+    with pytest.raises(RayError, match="one GPU of one machine"), ray_workers(LOCAL, LOAD, "cuda:1"):
         raise AssertionError("not reached")

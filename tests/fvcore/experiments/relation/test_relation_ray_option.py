@@ -11,9 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fvcore.cli import app
-from fvcore.experiments.relation import ray_workers
-from fvcore.experiments.relation.ray_workers import ModelChoice
-from fvcore.experiments.relation.run import Local
+from fvcore.experiments import workers
+from fvcore.experiments.workers import Local
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from tests.fvcore.experiments.relation.worlds import SMALL_PAIRS, write_csv
@@ -27,11 +26,11 @@ def asked(llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     found: list[Any] = []
 
     @contextmanager
-    def instead(address: str, choice: ModelChoice, n_cpus: int = 1) -> Iterator[Local]:
-        found.extend([address, choice, n_cpus])
+    def instead(address: str, load: Any, device: str | None, n_cpus: int) -> Iterator[Local[LanguageModel]]:
+        found.extend([address, load, n_cpus])
         yield Local(llama)
 
-    monkeypatch.setattr(ray_workers, "ray_workers", instead)
+    monkeypatch.setattr(workers, "ray_workers", instead)
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "small.csv", SMALL_PAIRS)
     return found
@@ -54,7 +53,7 @@ def test_an_address_may_be_left_out(asked: list[Any], words: list[str], address:
 
     assert done.exit_code == 0, done.output
     assert (asked[0], asked[2]) == (address, n_cpus)
-    assert (asked[1].name, asked[1].dtype, asked[1].seed) == ("tiny-llama", "fp32", 0)
+    assert (asked[1].args, asked[1].keywords["seed"]) == (("tiny-llama", None, "fp32"), 0)
     assert "1 completed" in done.output
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from fvcore.experiments.relation.data import RelationError
-from fvcore.experiments.relation.sampling import RelationSource, draw
+from fvcore.experiments.relation.data import RelationError, RelationSource, draw
 from fvcore.experiments.steps.sampled import Draw
 from fvcore.model.model import LanguageModel
 from fvcore.trials import WordPair

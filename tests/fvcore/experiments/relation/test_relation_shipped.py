@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from fvcore.embedded.words import relations
-from fvcore.experiments.relation import data, intervals, overview
-from fvcore.experiments.relation.run import Local, run
-from fvcore.experiments.relation.settings import RelationSettings
-from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.folder import Folder
+from fvcore.experiments.relation import compute, data, report
+from fvcore.experiments.relation.config import RelationSettings
+from fvcore.experiments.relation.run import run
+from fvcore.experiments.workers import Local
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import prompt_at_boundary
 
@@ -65,7 +66,7 @@ def test_with_nine_demonstrations_the_model_answers_what_it_knows(shipped: data.
     settings = RelationSettings()
     from fvcore.experiments.relation.run import units_of
 
-    units = {unit.q_id: unit for unit in units_of(shipped, Path(), settings, None)}
+    units = {unit.name: unit for unit in units_of(shipped, Path(), settings, None)}
     for q_id in KNOWN:
         assert _accuracy(llama, units[q_id].source.sample(llama.tokenizer).trials) >= 0.8, q_id
     for q_id in ("Q2", "Q5", "Q9"):  # English words mean nothing to it
@@ -84,13 +85,13 @@ def _accuracy(lm: LanguageModel, trials: list) -> float:  # type: ignore[type-ar
 def test_the_vectors_of_known_relations_do_more_than_random_heads(
     shipped: data.Relation, llama: LanguageModel, tmp_path: Path
 ) -> None:
-    settings = RelationSettings(topk=4, pictures=False)
+    settings = RelationSettings(top_heads=4, pictures=False)
 
     run(shipped, tmp_path, settings, Local(llama), ["Q1", "Q8"])
 
-    for row in overview.rows(tmp_path):
+    for row in report.rows(tmp_path):
         assert row["aie_low"] > 0, row["q_id"]
         assert row["difference_low"] > 0, row["q_id"]
         assert row["acc_with"] - row["acc_base"] >= 0.4, row["q_id"]
-        curve = overview.curve(Folder(tmp_path / row["q_id"]), intervals.DIFFERENCE, "delta_acc")
+        curve = report.curve(Folder(tmp_path / row["q_id"]), compute.DIFFERENCE, "delta_acc")
         assert curve[row["best_layer"]]["low"] > 0, row["q_id"]

@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from fvcore.experiments.errors import NotFinite, OtherSettings, StepError, TargetError, TokensError
-from fvcore.experiments.relation import causes, control, files, status
+from fvcore.experiments.errors import NotFinite, OtherSettings, StepError, TargetError, TokensError, cause_of
+from fvcore.experiments.folder import Folder
+from fvcore.experiments.relation import compute, files
+from fvcore.experiments.relation.config import RelationSettings
 from fvcore.experiments.relation.data import RelationError
-from fvcore.experiments.relation.run import Local, run
-from fvcore.experiments.relation.settings import RelationSettings
-from fvcore.experiments.relation.unit import Unit, run_unit
+from fvcore.experiments.relation.gates import QIdStatus
+from fvcore.experiments.relation.run import run
+from fvcore.experiments.relation.unit import Unit
+from fvcore.experiments.status import Outcome
 from fvcore.experiments.steps import layout, stepd
-from fvcore.experiments.steps.layout import Folder
+from fvcore.experiments.workers import Local
 from fvcore.formats import FormatError, read_json, write_json, write_text
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import BosError, BoundaryError
@@ -35,6 +38,10 @@ def unit(tmp_path: Path) -> Unit:
     return Unit("Q2", tmp_path / "Q2", pairs, "r.csv", SMALL)
 
 
+def run_unit(lm: LanguageModel, unit: Unit) -> Outcome:
+    return unit.run(lm)
+
+
 def _status(unit: Unit) -> dict[str, Any]:
     value: dict[str, Any] = read_json(unit.folder / files.STATUS)
     return value
@@ -45,9 +52,9 @@ def _with(unit: Unit, **changes: Any) -> Unit:
 
 
 def _damage(folder: Path) -> list[str]:
-    found = status.read(Folder(folder))
+    found = QIdStatus.read(Folder(folder))
     assert found is not None
-    return status.damage(Folder(folder), found)
+    return found.damage(Folder(folder))
 
 
 # ---------------------------------------------------------------- states
@@ -163,19 +170,14 @@ def test_a_completed_q_id_has_exactly_its_trials(
 def test_a_layer_without_its_files_is_no_completed_q_id(
     llama: LanguageModel, unit: Unit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = control.stage
+    intervals = compute.intervals
 
-    def and_a_file_is_lost(measure: Any, folder: Folder, settings: Any) -> Any:
-        found = stage(measure, folder, settings)
+    def and_a_file_is_lost(folder: Folder, confidence: float) -> Any:
+        written = intervals(folder, confidence)
+        (folder / "artifacts/step6/layer_2/eval_meta.json").unlink()
+        return written
 
-        def work(tell: Any) -> Any:
-            written = found.work(tell)
-            (folder / "artifacts/step6/layer_2/eval_meta.json").unlink()
-            return written
-
-        return replace(found, work=work)
-
-    monkeypatch.setattr(control, "stage", and_a_file_is_lost)
+    monkeypatch.setattr(compute, "intervals", and_a_file_is_lost)
 
     outcome = run_unit(llama, unit)
 
@@ -203,7 +205,7 @@ def test_times_of_a_status_are_when_it_was_made_and_when_it_changed(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("seed", 1), ("topk", 5), ("alpha", 2.0), ("n_eval", 4), ("n_trials", 5), ("n_demos", 4), ("n_random", 3),
+        ("seed", 1), ("top_heads", 5), ("alpha", 2.0), ("n_eval", 4), ("n_trials", 5), ("n_shots", 4), ("n_random", 3),
         ("score_key", "mean_delta_logit"), ("step6_score_key", "delta_acc"), ("confidence", 0.9),
         ("zeroshot_trailing_space", True), ("with_replacement", True), ("engine", "exact"),
     ],
@@ -211,10 +213,11 @@ def test_times_of_a_status_are_when_it_was_made_and_when_it_changed(
 def test_another_setting_is_refused_by_name_and_nothing_is_touched(
     llama: LanguageModel, ran: Path, name: str, value: Any
 ) -> None:
+    filed = {"top_heads": "topk", "n_shots": "n_demos"}.get(name, name)
     before = tree(ran)
     relation = small_of(ran)
 
-    with pytest.raises(OtherSettings, match=rf"{name} is .*, now {value!r}"):
+    with pytest.raises(OtherSettings, match=rf"{filed} is .*, now {value!r}"):
         run(relation, ran, RelationSettings.model_validate(dict(SMALL) | {name: value}), Local(llama))
 
     assert tree(ran) == before
@@ -275,7 +278,7 @@ def test_memory_and_pictures_are_no_other_settings(
 def test_a_status_that_is_none_is_named(unit: Unit, llama: LanguageModel) -> None:
     write_json(unit.folder / files.STATUS, {"q_id": "Q2", "status": "finished"})
 
-    with pytest.raises(FormatError, match=r"qid_status\.json: not a q_id's status \(key 'status'"):
+    with pytest.raises(FormatError, match=r"qid_status\.json: not a unit's status \(key 'status'"):
         run_unit(llama, unit)
 
 
@@ -332,7 +335,7 @@ def test_an_error_that_was_said_better_keeps_its_cause() -> None:
     with pytest.raises(StepError) as raised:
         says_it_better()
 
-    assert causes.cause_of(raised.value) == "target boundary"
+    assert cause_of(raised.value) == "target boundary"
 
 
 def test_a_real_word_that_does_not_tokenise_at_the_boundary_is_said_so(llama: LanguageModel, unit: Unit) -> None:
@@ -352,7 +355,7 @@ def test_what_failed_is_run_again_and_leaves_no_trace(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     other = replace(unit, folder=unit.folder.parent / "other")
     with monkeypatch.context() as broken:
-        broken.setattr(control, "random_sets", lambda *args: 1 / 0)
+        broken.setattr(compute, "random_sets", lambda *args: 1 / 0)
         assert run_unit(llama, other).status == "failed"
 
     run_unit(llama, unit)
@@ -388,8 +391,8 @@ def test_stop_on_error_leaves_the_later_ones_pending(
     summary = run(small(tmp_path), tmp_path / "out", SMALL, Local(llama), stop_on_error=True)
 
     assert summary.stopped
-    assert [outcome.q_id for outcome in summary.outcomes] == ["Q1", "Q10"]
-    states = {q_id: one.status for q_id, one in status.all_of(summary.root).items()}
+    assert [outcome.name for outcome in summary.outcomes] == ["Q1", "Q10"]
+    states = {q_id: one.status for q_id, one in QIdStatus.all_of(summary.root).items()}
     assert states == {"Q1": "completed", "Q10": "failed", "Q2": "pending", "Q3": "pending"}
     assert read_json(summary.root / files.RUN_SUMMARY)["status"] == "stopped"
 

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from fvcore.embedded.words import relations
 from fvcore.experiments.relation import data
+from fvcore.experiments.relation.config import RelationSettings
 from fvcore.experiments.relation.data import Relation
-from fvcore.experiments.relation.run import Local, Summary, run
-from fvcore.experiments.relation.settings import RelationSettings
+from fvcore.experiments.relation.run import Summary, run
+from fvcore.experiments.workers import Local
 from fvcore.formats import write_bytes
 from fvcore.model.model import LanguageModel
 
 Pairs = Sequence[tuple[str, str]]
 
-SMALL = RelationSettings(n_trials=4, n_demos=3, topk=4, n_eval=3, n_random=2, pictures=False)
+SMALL = RelationSettings(n_trials=4, n_shots=3, top_heads=4, n_eval=3, n_random=2, pictures=False)
 """Fits `known`; every q_id takes a fraction of a second."""
 
 

@@ -8,7 +8,14 @@ from random import Random
 import pytest
 from scipy import stats
 
-from fvcore.experiments.statistics import mean_interval, share_interval
+from fvcore.experiments.statistics import (
+    adjusted,
+    bootstrap_interval,
+    fisher,
+    mean_interval,
+    percentile,
+    share_interval,
+)
 
 VALUES = [0.3, -0.1, 0.25, 0.4, 0.05, 0.2, -0.3]
 
@@ -80,3 +87,45 @@ def test_a_share_has_wilsons_interval(hits: int, n: int) -> None:
     assert found.low is not None
     assert found.high is not None
     assert found.high - found.low > 0.2
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "expected"),
+    [
+        ([4, 1, 3, 2], 50, 2),
+        ([4, 1, 3, 2], 51, 3),
+        ([4, 1, 3, 2], 0, 1),
+        ([4, 1, 3, 2], 100, 4),
+        (range(1, 1001), 99.9, 999),
+    ],
+)
+def test_the_nearest_rank_is_one_of_the_values(values: list[float], percent: float, expected: float) -> None:
+    assert percentile(values, percent) == expected
+
+
+def test_a_percentile_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one value"):
+        percentile([], 50)
+
+
+def test_discoveries_are_those_of_benjamini_and_hochbergs_step_up() -> None:
+    p_values = [0.041, 0.005, 0.9, 0.03, 0.012]
+    found = adjusted(p_values)
+
+    # By hand: p * n / rank, then the smallest from the right.
+    assert found == pytest.approx([0.05125, 0.025, 0.9, 0.05, 0.03])
+    assert adjusted([]) == []
+
+
+def test_fishers_p_is_the_hypergeometric_tail() -> None:
+    """All three of three against none of three: 2 of the 20 tables with these margins are as extreme."""
+    assert fisher(3, 0, 0, 3) == pytest.approx(2 / 20)
+
+
+def test_the_bootstrap_of_equal_values_is_a_point_and_else_holds_the_mean() -> None:
+    assert (bootstrap_interval([0.5] * 4).low, bootstrap_interval([0.5] * 4).high) == (0.5, 0.5)
+    found = bootstrap_interval(VALUES)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.mean < found.high
+    assert bootstrap_interval(VALUES) == found

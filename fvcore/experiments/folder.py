@@ -1,0 +1,111 @@
+"""A run's folder: how files in it are named, who may write in it, and that results of different settings never mix."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fvcore.experiments.errors import FolderInUse, OtherSettings
+
+LOCK = ".lock"
+UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Files are named relative to `root`, so that what is written does not depend on where it is written."""
+
+    root: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.root / name
+
+    def names(self, pattern: str) -> list[str]:
+        """Files below the root that match, sorted."""
+        return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
+
+    def remove_unfinished(self, pattern: str = "**/.*") -> None:
+        """Files that a killed process was still writing: they bear the name of the file to be and eight characters."""
+        for path in self.root.glob(pattern):
+            if UNFINISHED.fullmatch(path.name) and path.is_file():
+                path.unlink()
+
+
+def safe_name(model: str) -> str:
+    """A model's name as part of a file's name."""
+    return model.replace("/", "_").replace(":", "_")
+
+
+def names_a_folder(name: str) -> bool:
+    """Whether a folder of this name lies where it is made, and is taken for none of a run's own."""
+    return name[0] not in "._" and not any(character in name for character in "/\\:\0\n\r")
+
+
+# ---------------------------------------------------------------- one writer at a time
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold a run's folder while it is written; raises FolderInUse, naming who holds it.
+
+    The system gives the lock back when its process ends, in whatever way. Where a file system knows no locks, nothing is
+    held: to run is better than to refuse then.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / LOCK
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _in_use(root, descriptor) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        if not path.exists() or path.stat().st_ino != os.fstat(descriptor).st_ino:
+            raise _in_use(root, descriptor)  # it was given back, and taken by another, in between
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is held: whoever opened it before sees that it is gone
+    finally:
+        os.close(descriptor)
+
+
+def _in_use(root: Path, descriptor: int) -> FolderInUse:
+    holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+    return FolderInUse(f"{root} is being written by {holder}: wait for it to end, or use another --out")
+
+
+# ---------------------------------------------------------------- one choice of settings a folder
+
+
+def require_same(where: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raises OtherSettings naming each setting that differs."""
+    refuse_others(where, differences(before, after))
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} is {before.get(name)!r}, now {after.get(name)!r}"
+        for name in dict.fromkeys((*before, *after))
+        if before.get(name) != after.get(name)
+    ]
+
+
+def refuse_others(where: Path, different: Sequence[str]) -> None:
+    if different:
+        raise OtherSettings(
+            f"{where} holds results of other settings: {'; '.join(different)}. Results of different settings are never "
+            "mixed: use another --out, or remove the folder"
+        )

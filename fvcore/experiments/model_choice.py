@@ -1,0 +1,79 @@
+"""Which model a run is of, how it is loaded, and how many threads it computes in: the same options for every experiment."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+from rich.console import Console
+
+from fvcore.experiments.config import Config, ConfigError, Option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fvcore.model.model import LanguageModel
+
+SMALL = 10_000_000  # parameters
+
+
+class ModelChoice(Config):
+    """The options of `model.load`, each with its environment variable."""
+
+    model: Annotated[str, Option("model_name", env="FV_MODEL")] = Field(
+        default="", description="Shipped model, directory or cached hub id."
+    )
+    spec: Annotated[str | None, Option("model_spec", env="FV_MODEL_SPEC")] = Field(
+        default=None, description="Registered spec, alias or YAML file (default: found)."
+    )
+    device: Annotated[str | None, Option(env="FV_DEVICE")] = Field(
+        default=None, description="cpu, cuda, cuda:K or auto (default: the spec's, else cpu)."
+    )
+    dtype: Annotated[str | None, Option(env="FV_DTYPE")] = Field(
+        default=None, description="fp32, fp16 or bf16 (default: the spec's, else fp32)."
+    )
+    quant: Annotated[str | None, Option(env="FV_QUANT")] = Field(
+        default=None, description="none, 8bit or 4bit (default: the spec's, else none); auto is what nobody asked for."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads (default: 1 for a small model, else all cores)."
+    )
+
+    def loader(self, seed: int) -> Callable[[], LanguageModel]:
+        """What loads the model, wherever it is called; plain values, so that it can be sent anywhere."""
+        if not self.model:
+            raise ConfigError("--model: name a shipped model, a directory or a cached hub id (or set FV_MODEL)")
+        quant = None if self.quant == "auto" else self.quant
+        return partial(_load, self.model, self.device, self.dtype, seed=seed, spec=self.spec, quant=quant)
+
+    def load(self, seed: int, console: Console) -> LanguageModel:
+        """The model in this process, its threads settled; what is doubtful about it is printed."""
+        from fvcore.model.model import doubts
+
+        lm = self.loader(seed)()
+        settle_threads(lm, self.threads)
+        for doubt in doubts(lm):
+            console.print(doubt, soft_wrap=True, markup=False)
+        return lm
+
+
+def _load(*how: Any, **more: Any) -> LanguageModel:
+    from fvcore.model import model as models
+
+    return models.load(*how, **more)
+
+
+def settle_threads(lm: LanguageModel, threads: int | None = None) -> int:
+    """Set this process's threads as asked for, else by the model's size; returns how many there are.
+
+    A small model's products are too short to be worth sharing: threads that wait for one another on cores that others need
+    too made a run over the shipped file five times as long. And its numbers then depend on no machine's number of cores.
+    """
+    import torch
+
+    if threads is None and lm.device.type == "cpu" and sum(p.numel() for p in lm.hf.parameters()) < SMALL:
+        threads = 1
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()

@@ -1,0 +1,86 @@
+"""What has become of each unit of a run, with which settings, and the digests of its files.
+
+pending -> skipped | running -> completed | failed. A status is written whole or not at all, before the next unit starts.
+`completed` is a claim until every file it names is there with its digest; a folder of other settings is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from fvcore.experiments.errors import Failure
+from fvcore.experiments.folder import Folder
+from fvcore.formats import read_json, sha256_file, validated, write_json
+from fvcore.provenance import now
+
+State: TypeAlias = Literal["pending", "running", "completed", "failed", "skipped"]
+Kind = TypeVar("Kind", bound="UnitStatus")
+
+
+class UnitStatus(BaseModel):
+    """settings: all that the results depend on     cause, step: of a failure
+    files: name in the unit's folder -> sha256, once completed
+
+    An experiment's own says in which `FILE` of a unit's folder it stands, and in which order (`KEYS`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    FILE: ClassVar[str] = "status.json"
+    KEYS: ClassVar[tuple[str, ...]] = ()
+
+    status: State
+    created_at: str
+    updated_at: str
+    reason: str = ""
+    cause: str | None = None
+    step: str | None = None
+    settings_digest: str
+    settings: dict[str, Any]
+    files: dict[str, str] = {}
+
+    @classmethod
+    def read(cls: type[Kind], folder: Folder) -> Kind | None:
+        path = folder / cls.FILE
+        if not path.is_file():
+            return None
+        return validated(cls, read_json(path), path, "a unit's status")
+
+    @classmethod
+    def all_of(cls: type[Kind], root: Path) -> dict[str, Kind]:
+        """The statuses below a run's folder by their units' folders, sorted as strings."""
+        n_parts = len(Path(cls.FILE).parts)
+        found = {
+            path.parts[-n_parts - 1]: cls.read(Folder(path.parents[n_parts - 1])) for path in root.glob(f"*/{cls.FILE}")
+        }
+        return {name: one for name, one in sorted(found.items()) if one is not None}
+
+    def write(self: Kind, folder: Folder, state: State, **changes: Any) -> Kind:
+        """The status in another state; what belongs to one state alone is forgotten."""
+        kept = self.model_copy(update={"reason": "", "cause": None, "step": None, "files": {}})
+        current = kept.model_copy(update={"status": state, "updated_at": now()} | changes)
+        value = current.model_dump(mode="json")
+        write_json(folder / self.FILE, {key: value[key] for key in self.KEYS or value})
+        return current
+
+    def damage(self, folder: Folder) -> list[str]:
+        """Files that a completed unit claims and that are missing or changed; empty if it is what it says."""
+        return [
+            name
+            for name, sha in self.files.items()
+            if not (folder / name).is_file() or sha256_file(folder / name) != sha
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a unit. `ran` is false where it was completed already."""
+
+    name: str
+    status: State
+    reason: str
+    ran: bool = True
+    failure: Failure | None = None

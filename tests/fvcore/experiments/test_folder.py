@@ -1,0 +1,58 @@
+"""One writer a folder: a second is refused with the first one's name, and a killed one holds nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fvcore.experiments.errors import FolderInUse
+from fvcore.experiments.folder import locked, names_a_folder
+
+HOLD = "import sys; from pathlib import Path; from fvcore.experiments.folder import locked\n"
+HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that writes in the folder."""
+    words = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    with (
+        pytest.raises(FolderInUse, match=rf"run is being written by process {holder.pid} on "),
+        locked(tmp_path / "run"),
+    ):
+        raise AssertionError("not reached")
+
+
+def test_a_killed_writer_holds_nothing(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    holder.kill()
+    holder.wait()
+
+    with locked(tmp_path / "run"):
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_folder_is_free_again_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), locked(tmp_path):
+        _ = 1 / 0
+    with locked(tmp_path), pytest.raises(FolderInUse), locked(tmp_path):
+        raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"), [("Q1", True), ("Q 1", True), ("../x", False), (".x", False), ("a/b", False)]
+)
+def test_a_name_that_would_lie_elsewhere_names_no_folder(name: str, fits: bool) -> None:
+    assert names_a_folder(name) is fits
