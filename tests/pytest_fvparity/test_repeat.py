@@ -20,7 +20,6 @@ if RUNNING:
     from fvcore.artifacts import Artifact
     from fvcore.pipeline import Pipeline
     from pytest_fvparity.selftest.catalogue import Observed, Outcome, observed
-    from pytest_fvparity.selftest.faults.activations import keeping_references
     from pytest_fvparity.selftest.rig import Rig, rig_of
 
 
