@@ -39,9 +39,14 @@ def transfer_world(tmp_path_factory: pytest.TempPathFactory) -> TransferWorld:
 
 @pytest.fixture(scope="session", autouse=True)
 def _libraries() -> None:
-    """pytester forgets what a run in this process imported, and torch cannot be imported twice: it is here before."""
+    """pytester forgets what a run in this process imported, and torch cannot be imported twice: all that a run needs of it
+    is here before, the parts too that come with a model."""
+    import fvcore.experiments.relation.run
     import pytest_fvparity.golden.golden
     import pytest_fvparity.reference.reference  # noqa: F401
+    from fvcore.embedded.random_models import random_lm
+
+    random_lm("llama")
 
 
 @pytest.fixture(autouse=True)
