@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fvcore.compare import changes
-from fvcore.formats import json_text, write_text
+from fvcore.formats import write_json
 from pytest_fvparity.milestones.m2_parity import deliver
 from pytest_fvparity.milestones.setup import Failed, Setup
 from pytest_fvparity.milestones.state import MilestoneOutcome
@@ -42,7 +42,7 @@ def run(setup: Setup) -> MilestoneOutcome:
 
 def _ended(setup: Setup, repaired: str, runs: list[Report], message: str) -> MilestoneOutcome:
     path = setup.layout.runs / RECORD
-    write_text(path, json_text({"from": repaired, "message": message, "runs": [numbers(run) for run in runs]}))
+    write_json(path, {"from": repaired, "message": message, "runs": [numbers(run) for run in runs]})
     return MilestoneOutcome(False, message, [path])
 
 
