@@ -55,7 +55,6 @@ FURTHER: dict[str, dict[str, Any]] = {
 """What is theirs: sizes that divide badly, fewer keys than heads, heads x width != d_model, windows shorter than a prompt."""
 
 EVERY_FAMILY = (*FAMILIES, *FURTHER)
-REFERENCE_FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox")
 
 # The five families of the test rig, each with the toy tokenizer that is like its own (`bos` stands in for Qwen's, so
 # that there are two that add BOS): grouped heads; Conv1D with bias and tensor output; tuple output; parallel blocks with

@@ -8,15 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
-from fvcore.artifacts import Artifact
 from fvcore.gates import StageResult, Status
-from fvcore.pipeline import Pipeline
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.selftest.catalogue import Observed, Outcome, observed
-from pytest_fvparity.selftest.rig import Rig, rig_of
+from tests.late import RUNNING
 from tests.pytest_fvparity.worlds import World, plant, reports, statuses
+
+if RUNNING:
+    import torch
+
+    from fvcore.artifacts import Artifact
+    from fvcore.pipeline import Pipeline
+    from pytest_fvparity.selftest.catalogue import Observed, Outcome, observed
+    from pytest_fvparity.selftest.rig import Rig, rig_of
+
 
 KEY = "mean_activations"
 CHANGED = "is not the same when asked again (asked {} times)"
