@@ -41,6 +41,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_run_measures_every_library_in_every_round_and_they_agree(measured: Path) -> None:
     (only,) = Figures.read(measured).runs
 

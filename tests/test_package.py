@@ -92,6 +92,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_models_goldens_and_trials(wheel: Path) -> None:
     names = set(ZipFile(wheel).namelist())
 
@@ -115,6 +116,7 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PYPROJECT["project"]["scripts"])
 def test_each_console_script_is_installed_and_helps(site: Path, tmp_path: Path, name: str) -> None:
     (installed,) = [d for d in distributions(path=[str(site)]) if d.metadata["Name"] == "pytest-fvparity"]
@@ -137,6 +139,7 @@ def test_each_console_script_is_installed_and_helps(site: Path, tmp_path: Path, 
         assert command in done.stdout
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_runs_parity_outside_the_checkout(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

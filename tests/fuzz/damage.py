@@ -192,3 +192,13 @@ class Campaign:
             self.said[kind] = self.said.get(kind, 0) + 1
         else:
             raise AssertionError(f"accepted: {found!r:.300} from {named}")
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def tell(name: str, campaign: Campaign, least: int) -> None:
+    said = ", ".join(f"{kind} {n}" for kind, n in sorted(campaign.said.items()))
+    print(f"{name}: {len(campaign.seen)} damaged inputs ({said})")
+    assert len(campaign.seen) >= least, f"{name}: only {len(campaign.seen)} inputs"

@@ -11,22 +11,28 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fvcore.gates import NotProvided
-from pytest_fvparity.candidates.candidates import from_folder
-from pytest_fvparity.golden import golden
-from pytest_fvparity.parity import tolerances
+from pytest_fvparity import shipped
 from pytest_fvparity.parity.checks import ParityRun
-from tests.fuzz.damage import Campaign, byte_damage, drawn, json_damage
-from tests.fuzz.test_damaged_files import GOLDEN, contents, tell
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from pytest_fvparity.candidates.candidates import from_folder
+    from pytest_fvparity.golden import golden
+    from pytest_fvparity.parity import tolerances
+    from tests.fuzz.damage import Campaign, byte_damage, contents, drawn, json_damage, tell
+
 
 N = {
     "mean_activations.pt, bytes": 150,
@@ -40,9 +46,13 @@ N = {
 }
 KEYS = {"mean_activations.pt": "mean_activations", "fv_global_resid.pt": "fv_vector", "top_heads.json": "top_heads"}
 
-RECORDED = golden.Golden.open(GOLDEN)
-MEANS: torch.Tensor = RECORDED.stored("mean_activations")["mean_activations"]  # type: ignore[assignment]
-VECTOR: torch.Tensor = RECORDED.stored("fv_vector")["function_vector"]  # type: ignore[assignment]
+GOLDEN = Path(__file__).parents[2] / "golden" / "tiny_antonym" / shipped.TRIALS["tiny-llama"].stem / "src"
+
+if RUNNING:
+    RECORDED = golden.Golden.open(GOLDEN)
+    MEANS: torch.Tensor = RECORDED.stored("mean_activations")["mean_activations"]  # type: ignore[assignment]
+    VECTOR: torch.Tensor = RECORDED.stored("fv_vector")["function_vector"]  # type: ignore[assignment]
+    TOLERANCES = tolerances.DEFAULTS.read_text()
 
 
 # ---------------------------------------------------------------- the plans' files
@@ -54,6 +64,7 @@ def saved(value: Any) -> bytes:
     return buffer.getvalue()
 
 
+@cache
 def plan_files() -> dict[str, bytes]:
     """What a run of the plans would have left, had it found what the golden holds."""
     heads: Any = RECORDED.stored("top_heads")["heads"]
@@ -67,12 +78,9 @@ def plan_files() -> dict[str, bytes]:
     }
 
 
-SOUND = plan_files()
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name, data in SOUND.items():
+    for name, data in plan_files().items():
         (tmp_path / name).write_bytes(data)
     return tmp_path
 
@@ -131,9 +139,9 @@ def pickle_damage(draw: st.DrawFn, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", [name for name in N if not name.startswith("tolerances")])
-def test_damaged_plan_files(folder: Path, name: str) -> None:
+def test_damaged_plan_files(folder: Path, name: str, part: int) -> None:
     file, _, kind = name.partition(", ")
-    sound, path = SOUND[file], folder / file
+    sound, path = plan_files()[file], folder / file
     damage = {
         "bytes": lambda: byte_damage(sound),
         "pickle": lambda: pickle_damage(sound),
@@ -141,7 +149,7 @@ def test_damaged_plan_files(folder: Path, name: str) -> None:
     }[kind]()
     means, campaign = heads_said if file.endswith(".json") else tensor_said(file), Campaign()
 
-    @drawn(N[name])
+    @drawn(N[name] // part)
     @given(damage)
     def one(data: bytes) -> None:
         campaign.hurt(data, sound, means)
@@ -153,10 +161,10 @@ def test_damaged_plan_files(folder: Path, name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of what it reads from strange files
         one()
-    tell(name, campaign, N)
+    tell(name, campaign, N[name] // part)
 
 
-@pytest.mark.parametrize("file", SOUND)
+@pytest.mark.parametrize("file", KEYS)
 def test_the_undamaged_plan_files_agree(folder: Path, file: str) -> None:
     judged(folder, KEYS[file])
 
@@ -201,7 +209,7 @@ def test_a_sound_file_of_something_else(folder: Path, file: str, kind: str) -> N
 
 @pytest.mark.parametrize("value", [float, str, lambda n: n + 0.5, lambda n: None, lambda n: [n], lambda n: False])
 def test_a_head_is_named_by_whole_numbers(folder: Path, value: Callable[[int], Any]) -> None:
-    whole = json.loads(SOUND["top_heads.json"])
+    whole = json.loads(plan_files()["top_heads.json"])
     whole["heads"][0]["layer"] = value(whole["heads"][0]["layer"])
     (folder / "top_heads.json").write_text(json.dumps(whole))
 
@@ -210,7 +218,6 @@ def test_a_head_is_named_by_whole_numbers(folder: Path, value: Callable[[int], A
 
 # ---------------------------------------------------------------- tolerances
 
-TOLERANCES = tolerances.DEFAULTS.read_text()
 NUMBERS = ("atol", "rtol", "of_max", "of_norm")
 
 
@@ -245,13 +252,13 @@ def read_as_said(path: Path) -> object:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "structure"])
-def test_damaged_tolerances(tmp_path: Path, kind: str) -> None:
+def test_damaged_tolerances(tmp_path: Path, kind: str, part: int) -> None:
     campaign, path, name = Campaign(), tmp_path / "mine.yaml", f"tolerances, {kind}"
     # JSON is YAML: a structure can be damaged there, and be as deep or as doubled as no YAML writer makes it.
     sound = TOLERANCES if kind == "bytes" else json.dumps(yaml.safe_load(TOLERANCES))
     damage = byte_damage(sound.encode()) if kind == "bytes" else json_damage(sound)
 
-    @drawn(N[name])
+    @drawn(N[name] // part)
     @given(damage)
     def one(data: bytes) -> None:
         campaign.hurt(data, sound.encode(), means=lambda data: data)
@@ -260,7 +267,7 @@ def test_damaged_tolerances(tmp_path: Path, kind: str) -> None:
         assert path.read_bytes() == data
 
     one()
-    tell(name, campaign, N)
+    tell(name, campaign, N[name] // part)
 
 
 RULE = "rules:\n  - {{key: mean_activations, {}}}\n"

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from fvcore import artifacts, trials
+from fvcore import trials
 from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.formats import FormatError, read_json
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore import artifacts
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from fvcore.gates import Refused
 from fvcore.pipeline import Settings, profile_of, run
 from fvcore.profile import Identity, Profile
 from fvcore.trials import FixedTrials
+from pytest_fvparity import shipped
 from pytest_fvparity.golden import golden
 from pytest_fvparity.golden.diff import KEYS, KeyDiff
 from pytest_fvparity.golden.golden import DamagedGolden, Golden, NoGolden, StaleGolden
@@ -345,7 +346,7 @@ def test_the_order_of_a_manifest_s_fields_is_no_edit(path: Path) -> None:
     [
         ({"fv_vector": {"norm": -1.0}}, "greater than or equal to 0"),
         ({"fv_vector": {"norm": "inf"}}, "finite number"),
-        ({"a_key": {"norm": 1.0}}, "noise of an unknown check key: a_key"),
+        ({"a_key": {"norm": 1.0}}, "unknown check key: 'a_key'"),
     ],
 )
 def test_a_noise_that_is_none_is_refused(noise: Any, reason: str, path: Path) -> None:
@@ -500,10 +501,10 @@ def test_without_a_golden_the_places_tried_and_the_command_are_named(tmp_path: P
 
 
 def test_a_golden_folder_that_is_given_is_the_only_place(tmp_path: Path) -> None:
-    given, rootdir, shipped = (tmp_path / name for name in ("given", "rootdir", "shipped"))
+    given, rootdir = (tmp_path / name for name in ("given", "rootdir"))
 
-    assert golden.search_roots(given, rootdir, shipped) == [given]
-    assert golden.search_roots(None, rootdir, shipped) == [rootdir / "golden", shipped / "golden"]
+    assert golden.search_roots(given, rootdir) == [given]
+    assert golden.search_roots(None, rootdir) == [rootdir / "golden", shipped.root() / "golden"]
 
 
 # ---------------------------------------------------------------- from outside
@@ -542,6 +543,7 @@ def test_a_golden_is_recorded_and_the_checks_pass_on_it(
     assert [p.name for p in path.parent.iterdir()] == ["src"]
 
 
+@pytest.mark.slow
 def test_a_refused_recording_ends_the_run_and_leaves_the_golden_alone(
     world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
 ) -> None:
@@ -558,6 +560,7 @@ def test_a_refused_recording_ends_the_run_and_leaves_the_golden_alone(
     assert digests(pytester.path / "golden") == before
 
 
+@pytest.mark.slow
 def test_a_live_run_compares_and_leaves_the_golden_alone(
     world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
 ) -> None:
@@ -573,6 +576,7 @@ def test_a_live_run_compares_and_leaves_the_golden_alone(
     assert digests(pytester.path / "golden") == before
 
 
+@pytest.mark.slow
 def test_a_live_run_of_the_words_alone_runs_no_sweep(
     world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
 ) -> None:

@@ -77,6 +77,7 @@ def written(pytester: pytest.Pytester) -> dict[str, Any]:
 # ---------------------------------------------------------------- a run
 
 
+@pytest.mark.slow
 def test_a_golden_that_would_come_out_the_same_is_status_0(
     world: Recorded, path: Path, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
 ) -> None:
@@ -121,6 +122,7 @@ def test_what_would_change_is_status_1_in_ci_too_and_nothing_is_changed(
     assert "passed" not in result.stdout.str()
 
 
+@pytest.mark.slow
 def test_a_golden_that_is_not_there_yet_is_a_change(
     world: Recorded, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
 ) -> None:

@@ -346,6 +346,7 @@ def test_with_fewer_trials_it_is_partial_too(
     assert reports(pytester)[0]["overall_status"] == "PARTIAL"
 
 
+@pytest.mark.slow
 def test_on_workers_it_is_partial_too(pytester: pytest.Pytester, world: World, imported: Callable[[], Path]) -> None:
     result = pytester.runpytest_subprocess("-m", "parity", "-n", "1", *options(world, imported()))
 

@@ -383,6 +383,7 @@ def test_means_of_another_shape_are_told_apart_by_the_whole_shape(
     assert message == f"shape differs: expected {shape}, actual {[*shape[:2], 1, shape[3]]}"
 
 
+@pytest.mark.slow
 def test_logits_are_judged_where_they_are_held_and_none_that_moved_is_still_a_fault(
     pytester: pytest.Pytester, mine: World, place: Path, elsewhere: str
 ) -> None:

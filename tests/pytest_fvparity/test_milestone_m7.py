@@ -85,6 +85,7 @@ def test_every_phase_passes_and_says_what_agrees_with_the_reference(setup: Setup
     assert written(setup, "m7_failures.json") == {"by_cause": {}, "failures": []}
 
 
+@pytest.mark.slow
 def test_a_fault_stops_at_its_phase_with_its_cause(setup: Setup) -> None:
     break_vector(setup, "Q2")
     outcome = run("M7", setup)

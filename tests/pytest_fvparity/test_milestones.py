@@ -187,6 +187,7 @@ def test_a_dump_with_a_gap_or_a_double_is_refused(world: World, change: Any, mes
 # ---------------------------------------------------------------- a failure, and its repair
 
 
+@pytest.mark.slow
 def test_a_failing_suite_stops_what_builds_on_it_and_is_verified_once_repaired(setup: Setup) -> None:
     mean_activations_off(setup.root)
 
@@ -214,6 +215,7 @@ def test_a_failing_suite_stops_what_builds_on_it_and_is_verified_once_repaired(s
     assert record["runs"][0] == record["runs"][1]
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_the_same_twice_do_not_pass(
     walked: tuple[Setup, dict[str, MilestoneOutcome]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.pytest_fvparity.worlds import World, plant, reports, statuses
+from tests.slow import slow_but
 
 FAULT = 'leaves["mean_activations"] = leaves["mean_activations"] + 0.5'
 
@@ -41,6 +42,7 @@ def test_two_workers_give_the_same_report_as_one_process(pytester: pytest.Pytest
     parallel.stdout.fnmatch_lines(["fvparity: workers share whole files*"])
 
 
+@pytest.mark.slow
 def test_an_explicit_dist_is_left_alone_and_still_never_green(pytester: pytest.Pytester, world: World) -> None:
     plant(pytester, "prompt_boundary", 'leaves["0:0/target_id"] = -1')
 
@@ -56,6 +58,7 @@ def test_an_explicit_dist_is_left_alone_and_still_never_green(pytester: pytest.P
     assert report["first_divergence"]["check_key"] == "prompt_boundary"
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_crashed_and_what_follows_is_not_green(pytester: pytest.Pytester, world: World) -> None:
     plant(pytester, "mean_activations", "os._exit(1)")
 
@@ -247,7 +250,9 @@ def test_report_paths_do_not_depend_on_where_pytest_is_called_from(pytester: pyt
     }
 
 
-@pytest.mark.parametrize("dist", ["load", "loadfile", "loadscope", "loadgroup", "worksteal", "each"])
+@pytest.mark.parametrize(
+    "dist", slow_but(["load"], ["load", "loadfile", "loadscope", "loadgroup", "worksteal", "each"])
+)
 def test_no_way_to_distribute_turns_a_fault_green(pytester: pytest.Pytester, world: World, dist: str) -> None:
     plant(pytester, "slot_map", 'leaves["dummy_labels"] = []')
     how = ["--tx=2*popen"] if dist == "each" else ["-n", "2"]
@@ -260,6 +265,7 @@ def test_no_way_to_distribute_turns_a_fault_green(pytester: pytest.Pytester, wor
     assert "PASS" not in list(statuses(report).values())[1:]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_what_it_knows(pytester: pytest.Pytester, world: World) -> None:
     plant(pytester, "mean_activations", "raise KeyboardInterrupt")
 
@@ -270,6 +276,7 @@ def test_an_interrupted_run_keeps_what_it_knows(pytester: pytest.Pytester, world
     assert list(statuses(report).values()) == ["PASS", "PASS", "CRASHED", *["BLOCKED"] * 3]
 
 
+@pytest.mark.slow
 def test_a_killed_process_keeps_what_it_knows(pytester: pytest.Pytester, world: World) -> None:
     plant(pytester, "mean_activations", "os.kill(os.getpid(), 9)")
 

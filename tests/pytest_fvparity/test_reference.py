@@ -30,6 +30,7 @@ from fvcore.trials import FixedTrials
 from pytest_fvparity.reference import driver, reference
 from pytest_fvparity.reference.reference import Recording, RecordingError
 from tests.pytest_fvparity.stand_in import digests, plant, saved, saved_trials
+from tests.slow import slow_but
 
 SRC = Settings(edit_layer=1, n_top_heads=3, engine="exact")
 UPSTREAM = replace(SRC, reference_profile="todd_upstream")
@@ -191,7 +192,7 @@ def test_the_stored_target_counts_for_effects_alone(llama: LanguageModel, tmp_pa
 
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("profile", REFERENCE_PROFILES)
-@pytest.mark.parametrize("family", [*REFERENCE_FAMILIES, "mistral"])
+@pytest.mark.parametrize("family", slow_but(["gpt2"], [*REFERENCE_FAMILIES, "mistral"]))
 def test_what_is_recorded_is_what_fvcore_computes(
     family: str, profile: str, model: Callable[[str], LanguageModel], tmp_path: Path
 ) -> None:
@@ -207,7 +208,9 @@ def test_what_is_recorded_is_what_fvcore_computes(
     assert normalisations["already"] == ["greedy_generation"]
 
 
-@pytest.mark.parametrize(("family", "settings"), [("llama", SRC), ("gpt2", UPSTREAM)])
+@pytest.mark.parametrize(
+    ("family", "settings"), [("llama", SRC), pytest.param("gpt2", UPSTREAM, marks=pytest.mark.slow)]
+)
 def test_a_process_of_its_own_records_the_same_and_leaves_the_checkout_as_it_was(
     family: str,
     settings: Settings,
@@ -234,6 +237,7 @@ def test_a_process_of_its_own_records_the_same_and_leaves_the_checkout_as_it_was
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.slow
 def test_only_a_pristine_checkout_writes_a_bos_text(model: Callable[[str], LanguageModel], tmp_path: Path) -> None:
     lm, root = model("gpt2"), plant(tmp_path)
     trials = saved_trials(lm, tmp_path)
@@ -244,6 +248,7 @@ def test_only_a_pristine_checkout_writes_a_bos_text(model: Callable[[str], Langu
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.slow
 def test_a_stored_target_that_is_another_token_counts_in_the_src_profile_alone(
     llama: LanguageModel, fixed: FixedTrials, tmp_path: Path
 ) -> None:
@@ -263,6 +268,7 @@ def test_a_stored_target_that_is_another_token_counts_in_the_src_profile_alone(
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.slow
 def test_the_effects_of_all_token_classes_are_recorded(model: Callable[[str], LanguageModel], tmp_path: Path) -> None:
     lm, settings = model("gpt2"), replace(SRC, token_class_idx=2)
     trials = saved_trials(lm, tmp_path)
@@ -276,6 +282,7 @@ def test_the_effects_of_all_token_classes_are_recorded(model: Callable[[str], La
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.slow
 def test_a_checkout_that_behaves_so_already_is_recorded_as_it_is(
     llama: LanguageModel, fixed: FixedTrials, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from fvcore.gates import Finding, StageResult, Status, Verdict
 from pytest_fvparity.report.junit import LONGEST, properties
 from tests.pytest_fvparity.worlds import World, plant, reports
+from tests.slow import slow_but
 
 
 def _written(path: Path) -> dict[str, dict[str, str | None]]:
@@ -20,7 +21,7 @@ def _written(path: Path) -> dict[str, dict[str, str | None]]:
     }
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "workers"])
+@pytest.mark.parametrize("workers", slow_but([[]], [[], ["-n", "2"]]), ids=["one process", "workers"])
 def test_every_stage_says_what_the_report_says(pytester: pytest.Pytester, world: World, workers: list[str]) -> None:
     # What is made in inference mode cannot be edited in place.
     fault = 'x = leaves["mean_activations"] = leaves["mean_activations"].clone(); x[0, 1, 2, 3] += 0.5'

@@ -14,12 +14,13 @@ from fvcore.embedded import EMBEDDED
 from fvcore.profile import REFERENCE_PROFILES
 from pytest_fvparity import shipped
 from pytest_fvparity.golden.golden import Golden, relative_path
+from tests.slow import slow_but
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("profile", REFERENCE_PROFILES)
-@pytest.mark.parametrize("model", EMBEDDED)
+@pytest.mark.parametrize("profile", slow_but(["src"], REFERENCE_PROFILES))
+@pytest.mark.parametrize("model", slow_but(["tiny-gpt2"], EMBEDDED))
 def test_all_six_keys_agree_with_the_recorded_reference(model: str, profile: str, tmp_path: Path) -> None:
     # A process of its own, from the project's folder: what a person types.
     options = [f"--fv-model={model}", f"--fv-reference-profile={profile}", f"--fv-report-dir={tmp_path}"]

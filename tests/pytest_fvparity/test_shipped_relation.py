@@ -18,6 +18,7 @@ from pytest_fvparity.golden.golden import Golden, relative_path, require_compara
 from pytest_fvparity.golden.listing import rows, trials_under
 from pytest_fvparity.parity.checks import STAGES, ParityRun
 from pytest_fvparity.parity.tolerances import Tolerances
+from tests.slow import slow_but
 
 ROOT = Path(__file__).parents[2]
 CSV = Path("datasets", "relation", "relationA_ex.csv")
@@ -60,7 +61,7 @@ def test_the_golden_is_of_these_trials_and_of_the_public_reference(q_id: str) ->
     assert sum(file.stat().st_size for file in golden_of(q_id).iterdir()) < 2 * MIB
 
 
-@per_q_id
+@pytest.mark.parametrize("q_id", slow_but(["Q1"], Q_IDS))
 def test_the_six_keys_agree_with_the_reference(q_id: str, lm: LanguageModel) -> None:
     golden, fixed = Golden.open(golden_of(q_id)), read_trials(frozen(q_id))
     identity = golden.profile.identity

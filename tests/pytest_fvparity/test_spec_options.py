@@ -56,6 +56,7 @@ def test_a_users_spec_is_used_told_of_and_carried_by_the_reproduce_command(
     )
 
 
+@pytest.mark.slow
 def test_the_ini_file_names_a_spec_beside_it(world: World, pytester: pytest.Pytester) -> None:
     write_text(pytester.path / "own.yaml", SPEC.replace("self_attn", "attention"))
     pytester.makeini("[pytest]\nfv_spec = own.yaml\n")

@@ -12,12 +12,15 @@ import pytest
 
 from fvcore.experiments.relation import files
 from fvcore.experiments.steps import layout
-from fvcore.formats import read_json, read_pt, sha256_file, write_json, write_pt
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.transfer.stages import KEYS
+from tests.late import RUNNING
 from tests.pytest_fvparity.transfer_world import TransferWorld
 from tests.pytest_fvparity.worlds import plant, reports, statuses
 from tests.test_rooms import ARROWS, MODULES
+
+if RUNNING:
+    from fvcore.formats import read_json, read_pt, sha256_file, write_json, write_pt
 
 GREEN = dict.fromkeys(KEYS, "PASS")
 REFERENCE = dict.fromkeys(CHECK_KEYS, "PASS")
@@ -65,6 +68,7 @@ def test_both_suites_of_every_q_id(pytester: pytest.Pytester, transfer_world: Tr
     assert (parity["dataset"], parity["fixed_trials_id"]) == ("pairs", "Q1_t3_s3_seed0_tiny_llama")
 
 
+@pytest.mark.slow
 def test_two_workers_say_the_same_as_one_process(pytester: pytest.Pytester, own_world: TransferWorld) -> None:
     break_vector(own_world, "Q2")
     serial = pytester.runpytest_subprocess("-m", "transfer", *own_world.options)
@@ -88,6 +92,7 @@ def test_the_frozen_trials_are_trials_for_parity_too(pytester: pytest.Pytester, 
     assert not list(pytester.path.glob("reports/transfer/**/*.json"))
 
 
+@pytest.mark.slow
 def test_frozen_trials_of_two_q_ids_are_not_mixed_up(pytester: pytest.Pytester, transfer_world: TransferWorld) -> None:
     model, _, golden = transfer_world.options
     trials = [f"--fv-trials={transfer_world.root / q_id / layout.SAMPLED}" for q_id in ("Q1", "Q2")]
@@ -174,6 +179,7 @@ def test_a_run_that_nobody_held_against_the_reference_is_not_green(
     assert list(transfer_report(pytester)["q_ids"]) == ["Q2"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_leaves_its_stage_crashed(pytester: pytest.Pytester, transfer_world: TransferWorld) -> None:
     # A plugin and not a conftest.py, which has no say over items outside its folder.
     pytester.makepyfile(

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fvcore import injection
 from fvcore.cli import app
+from fvcore.experiments.config import ConfigError, resolve
 from fvcore.experiments.errors import OtherSettings, StepError
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.progress import Shown
@@ -294,12 +295,10 @@ def test_numbers_that_are_none_stop_stepd(llama: LanguageModel, copy: Folder, mo
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (StepSettings(top_heads=25), "top 25 heads asked for, the sweep over tiny-llama has 24 heads.*--topk"),
-        (StepSettings(layers=(0,)), "top 20 heads asked for, the sweep over tiny-llama has 4 heads.*--topk"),
+        (StepSettings(top_heads=25), "top 25 heads asked for, the sweep over tiny-llama has 24 heads.*--top-heads"),
+        (StepSettings(layers=(0,)), "top 20 heads asked for, the sweep over tiny-llama has 4 heads.*--top-heads"),
         (StepSettings(edit_layer=6), r"edit_layer out of range: 6 not in \[0, 5\].*--edit-layer"),
         (StepSettings(heads=(4,)), r"head 4 is not in \[0, 3\] \(--heads\)"),
-        (StepSettings(score_key="nothing"), "unknown score 'nothing'.*mean_delta_p"),
-        (StepSettings(step6_score_key="nothing"), "unknown score 'nothing'.*delta_acc"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
@@ -308,6 +307,12 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
     with pytest.raises(ModelError, match=message):
         run(llama, tmp_path / "run", settings, FixedSource(trials_path("tiny-llama")))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "known"), [("score_key", "mean_delta_p"), ("step6_score_key", "delta_acc")])
+def test_a_score_that_is_none_is_refused_with_those_that_are(name: str, known: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: unknown score 'nothing'.*{known}"):
+        resolve(StepSettings, {name: "nothing"})
 
 
 def test_a_step_without_the_earlier_ones_says_what_is_missing(llama: LanguageModel, tmp_path: Path) -> None:

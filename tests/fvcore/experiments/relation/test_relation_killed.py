@@ -37,6 +37,7 @@ def _end_of(processes: Any, target: Any, *args: Any) -> int:
     return code
 
 
+@pytest.mark.slow
 def test_ten_kills_change_no_byte(processes: Any, tmp_path: Path) -> None:
     (whole, torn) = (tmp_path / "whole", tmp_path / "torn")
     for folder in (whole, torn):

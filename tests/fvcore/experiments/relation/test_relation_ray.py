@@ -26,6 +26,8 @@ from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from tests.fvcore.experiments.relation.worlds import SMALL, small, tree
 
+pytestmark = pytest.mark.slow
+
 OUT = Path("out")
 LOAD = ModelChoice(model="tiny-llama").loader(0)
 
