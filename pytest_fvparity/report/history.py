@@ -123,24 +123,16 @@ def _sentence(keys: list[KeyChange], drifts: list[Drift]) -> str:
     parts = [", ".join(f"{n} {word}" for word, n in counts.items() if n)]
     for key in dict.fromkeys(drift.key for drift in drifts):
         worst = max((drift for drift in drifts if drift.key == key), key=lambda drift: float(drift.ratio))
-        parts.append(f"{key} passes, and its {_said(worst)}")
+        at = f"times as near to its limit as before, at {100 * worst.used_now:.2g} % of it"
+        equal_before = isinstance(worst.ratio, str)
+        said = "is no longer equal to the last bit" if equal_before else f"is {worst.ratio:.3g} {at}"
+        parts.append(f"{key} passes, and its {worst.leaf} {said}")
     return "; ".join(parts)
 
 
-def _said(drift: Drift) -> str:
-    if isinstance(drift.ratio, str):
-        return f"{drift.leaf} is no longer equal to the last bit"
-    at = f"at {100 * drift.used_now:.2g} % of it"
-    return f"{drift.leaf} is {drift.ratio:.3g} times as near to its limit as before, {at}"
-
-
 def _changed(*reports: Report) -> dict[str, list[Any]]:
-    sides = [_fields(report) for report in reports]
-    names = list(sides[0] | sides[1]) if all(sides) else []
-    pairs = {name: [side.get(name) for side in sides] for name in names}
+    """Fields of the profile, where both reports have one."""
+    profiles = [report.profile or {} for report in reports]
+    sides = [{**profile.get("identity", {}), **profile.get("conditions", {})} for profile in profiles]
+    pairs = {name: [side.get(name) for side in sides] for name in (sides[0] | sides[1] if all(sides) else ())}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _fields(report: Report) -> dict[str, Any]:
-    profile = report.profile or {}
-    return {**profile.get("identity", {}), **profile.get("conditions", {})}

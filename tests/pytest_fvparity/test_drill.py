@@ -34,7 +34,7 @@ from pytest_fvparity.drill.conclusion import lines
 from pytest_fvparity.golden.golden import Golden, relative_path
 from pytest_fvparity.parity.checks import ParityRun, check
 from pytest_fvparity.parity.tolerances import Tolerances
-from pytest_fvparity.selftest.faults.activations import average, heads_by_token, left_padded, mean_of, to_slots
+from pytest_fvparity.selftest.mean_heads import average, heads_by_token, left_padded, mean_of, to_slots
 from pytest_fvparity.selftest.rig import Recorded, changed
 from tests.pytest_fvparity.worlds import World, reports
 

@@ -113,6 +113,7 @@ def controls() -> dict[str, Plant]:
     import torch
 
     from fvcore.effects import target_probability
+    from pytest_fvparity.selftest import mean_heads
     from pytest_fvparity.selftest.catalogue import replacing
     from pytest_fvparity.selftest.faults import activations, effects, injection, slots, vectors
 
@@ -131,9 +132,9 @@ def controls() -> dict[str, Plant]:
     return {
         "nothing replaced": replacing(),
         "slots without guards": slots.unguarded(),
-        "words averaged": activations.station(activations.pooled_by(activations.average)),
-        "batched with mask and positions": activations.station(activations.batched(activations.padded_logits)),
-        "first pass of kept references": activations.station(activations.mean_of(activations.UnclonedHeads())),
+        "words averaged": activations.station(mean_heads.pooled_by(mean_heads.average)),
+        "batched with mask and positions": activations.station(mean_heads.batched(mean_heads.padded_logits)),
+        "first pass of kept references": activations.station(mean_heads.mean_of(activations.UnclonedHeads())),
         "each head replaced": effects.with_effect(right_effect),
         "projection recomputed": effects.recomputing(right_projection),
         "each head's term": vectors.with_term(right_term),

@@ -35,7 +35,7 @@ from pytest_fvparity.selftest.catalogue import (
     patching,
     replacing,
 )
-from pytest_fvparity.selftest.faults.activations import ids_of
+from pytest_fvparity.selftest.mean_heads import ids_of
 from pytest_fvparity.selftest.rig import Rig, changed, deep_rig_of, rig_of
 
 Effect = Callable[[LanguageModel, list[int], int, SlotMap, Tensor], Tensor]

@@ -29,7 +29,7 @@ from pytest_fvparity.selftest.catalogue import (
     on,
     patching,
 )
-from pytest_fvparity.selftest.faults.activations import ids_of, left_padded, padded_logits
+from pytest_fvparity.selftest.mean_heads import ids_of, left_padded, padded_logits
 from pytest_fvparity.selftest.rig import Rig, changed
 
 KEY = "injection_output"
