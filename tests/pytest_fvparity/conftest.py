@@ -41,11 +41,16 @@ def transfer_world(tmp_path_factory: pytest.TempPathFactory) -> TransferWorld:
 def _libraries() -> None:
     """pytester forgets what a run in this process imported, and torch cannot be imported twice: all that a run needs of it
     is here before, the parts too that come with a model."""
-    import fvcore.experiments.relation.run
-    import pytest_fvparity.golden.golden
-    import pytest_fvparity.reference.reference  # noqa: F401
+    from importlib import import_module
+
     from fvcore.embedded.random_models import random_lm
 
+    for name in (
+        "fvcore.experiments.relation.run",
+        "pytest_fvparity.golden.golden",
+        "pytest_fvparity.reference.reference",
+    ):
+        import_module(name)
     random_lm("llama")
 
 
