@@ -124,7 +124,7 @@ def test_a_dataset_is_found_by_name_in_a_checkout(fvcore: Any, tmp_path: Path) -
         (
             "nshot",
             ("--vector", "VECTOR", "--control", "luck"),
-            "--control.0: input should be 'random_heads' or 'gaussian' (found 'luck')",
+            "input should be 'random_heads' or 'gaussian' (found 'luck')",
         ),
         ("nshot", ("--n-shots", "0;1"), "--n-shots: expected numbers and ranges"),
         ("nshot", ("--n-shots", "99"), "99 shots asked for"),

@@ -73,10 +73,10 @@ class TestPattern:
 class TestFilter:
     def test_it_keeps_exactly_what_the_model_gets_right(self) -> None:
         # Under this template some answers are second: they are not right.
-        bench = worlds.bench(template=next(t for t in read_templates() if t.name == "X:/Y:"))
+        bench = replace(worlds.bench(), template=next(t for t in read_templates() if t.name == "X:/Y:"))
         vector = {"fv": worlds.random_vector(bench.lm, 0.1)}
         found = n_shot(bench, [0], vector, EARLY)
-        asked = questions(bench.task, 0, "clean", bench.seed)
+        asked = questions(bench.task, 0, "clean", bench.asked.seed)
         right = [
             q.position
             for q, prompt in zip(asked, bench.prompts(asked), strict=True)
@@ -116,7 +116,7 @@ class TestSameNumbers:
     def test_accuracies_are_those_of_one_prompt_at_a_time(self, name: str, engine: str) -> None:
         bench, vector = worlds.bench(name, engine=engine), worlds.vector_of_best_heads(name).vector
         base, *injected = bench.ask(3, "shuffled", None, {"fv": vector}, [0, 2, 5])
-        prompts = bench.prompts(questions(bench.task, 3, "shuffled", bench.seed))
+        prompts = bench.prompts(questions(bench.task, 3, "shuffled", bench.asked.seed))
         assert len({len(prompt.input_ids) for prompt in prompts}) > 1  # or nothing would be padded
         for result in injected:
             assert result.layer is not None
@@ -135,7 +135,7 @@ class TestSameNumbers:
             worlds.asking(fast, engine="exact").ask(2, "clean", None, vector, [0, 1]),
             strict=True,
         ):
-            assert fast.engine_used == "fast"
+            assert fast.engine == "fast"
             assert got.ranks == want.ranks
             assert got.logprobs == pytest.approx(want.logprobs, abs=5e-5)
             assert got.nlls == pytest.approx(want.nlls, abs=5e-5)
@@ -182,7 +182,7 @@ def rank_of(logits: torch.Tensor, target: int) -> int:
 class TestWholeAnswers:
     def test_likelihoods_are_those_of_the_station(self) -> None:
         bench, vector = worlds.bench(), worlds.vector_of_best_heads("tiny-llama").vector
-        prompts = bench.prompts(questions(bench.task, 1, "clean", bench.seed))
+        prompts = bench.prompts(questions(bench.task, 1, "clean", bench.asked.seed))
         assert len({len(prompt.answer_ids) for prompt in prompts}) > 1
         for found, given, kind in (
             (answer_nlls(bench.lm, prompts), None, "base_nll"),
@@ -193,7 +193,7 @@ class TestWholeAnswers:
 
     def test_generated_ids_are_those_of_the_station(self) -> None:
         bench, vector = worlds.bench(), worlds.vector_of_best_heads("tiny-llama").vector
-        prompts = bench.prompts(questions(bench.task, 1, "clean", bench.seed))[:6]
+        prompts = bench.prompts(questions(bench.task, 1, "clean", bench.asked.seed))[:6]
         base, injected = (generated_ids(bench.lm, [p.input_ids for p in prompts], v, 4) for v in (None, -3 * vector))
         for i, prompt in enumerate(prompts):
             run = inject_generate(bench.lm, prompt.input_ids, -3 * vector, 4)
@@ -242,7 +242,7 @@ def test_a_token_that_the_model_holds_impossible_is_written_all_the_same() -> No
     lm = copy.deepcopy(worlds.model("tiny-llama"))
     bench = replace(worlds.bench(nll=True), lm=lm)
     (usual,) = bench.ask(0, "clean")
-    never = bench.prompts(questions(bench.task, 0, "clean", bench.seed))[0].target_id
+    never = bench.prompts(questions(bench.task, 0, "clean", bench.asked.seed))[0].target_id
     handle = lm.hf.lm_head.register_forward_hook(
         lambda module, args, output: output.index_fill(-1, torch.tensor([never]), -torch.inf)
     )

@@ -39,7 +39,7 @@ class TestFinding:
         assert (task.name, len(task.rows)) == ("mine", 40)
 
     def test_a_name_without_a_checkout_says_what_is_missing(self) -> None:
-        with pytest.raises(TaskError, match=r"no file 'antonym'.*--fv-src"):
+        with pytest.raises(TaskError, match=r"no file 'antonym'.*--src"):
             find("antonym")
 
     def test_an_unknown_name_shows_those_like_it(self, checkout: Path) -> None:
