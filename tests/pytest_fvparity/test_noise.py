@@ -195,12 +195,14 @@ def test_what_stands_in_the_manifest_was_measured_on_the_reference_and_comes_out
     manifest = json.loads((tmp_path / "first" / golden.MANIFEST).read_text())
     assert manifest["variations"] == ["repeat", "attn_implementation=eager", "threads=2", *INSTRUCTIONS]
     assert golden.same_bytes(tmp_path / "first" / golden.MANIFEST, tmp_path / "second" / golden.MANIFEST)
-    # The same with fvcore in the reference's place: another attention changes its numbers as much.
+    # The same with fvcore in the reference's place: another attention changes its numbers as much. The recording has also
+    # seen another instruction set, which can only add to it.
     case = alarms.with_noise(Rig(lm, trials, settings, Recorded(dict(recordings[0].artifacts))))
     assert set(manifest["noise"]) == set(case.noise.largest)
     for key, leaves in manifest["noise"].items():
         for leaf, seen in leaves.items():
-            assert seen == pytest.approx(case.noise.largest[key][leaf], rel=0.5, abs=1e-6), f"{key} {leaf}"
+            ours = case.noise.largest[key][leaf]
+            assert 0.5 * ours - 1e-6 <= seen <= 4 * ours + 1e-6, f"{key} {leaf}"
     assert 0 < manifest["noise"][KEY][KEY] < 1e-4
     opened = golden.Golden.open(tmp_path / "first")
     assert opened.noise == recordings[0].noise
