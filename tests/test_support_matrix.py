@@ -10,7 +10,7 @@ import pytest
 
 from fvcore.formats import read_json
 from fvcore.model.spec import MODEL_SPECS
-from fvcore.model.tested import TESTED
+from fvcore.provenance import TESTED
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

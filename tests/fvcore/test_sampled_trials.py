@@ -15,7 +15,7 @@ import pytest
 from fvcore import trials
 from fvcore.experiments.steps.sampled import Draw, FixedSource, of_draws
 from fvcore.formats import write_json
-from fvcore.model import model as models
+from fvcore.model.model import load_tokenizer
 from fvcore.prompts import Tokenizer, verify
 from fvcore.trials import TrialsError, WordPair
 from fvcore.trials.sampled import ALL, SampledMeta, SampledTrials, as_fixed, read, read_trials, write
@@ -27,7 +27,7 @@ PAIRS = [("hot", "cold"), ("big", "small"), ("old", "young"), ("rich", "poor"), 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    found: Tokenizer = models.load_tokenizer("tiny-llama")
+    found: Tokenizer = load_tokenizer("tiny-llama")
     return found
 
 

@@ -17,10 +17,10 @@ from fvcore.effects import average_indirect_effect
 from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout, stepe
-from fvcore.experiments.steps.run import STEPS, run
+from fvcore.experiments.steps.run import run
 from fvcore.experiments.steps.sampled import FixedSource
 from fvcore.experiments.steps.scores import read_scores
-from fvcore.experiments.steps.settings import StepSettings
+from fvcore.experiments.steps.settings import STEPS, StepSettings
 from fvcore.formats import read_pt
 from fvcore.injection import inject, inject_readings
 from fvcore.model.model import LanguageModel

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from fvcore.experiments.steps.plan import seed_offset, unique_queries, with_replacement
+from fvcore.experiments.steps.plan import unique_queries, with_replacement
 from fvcore.experiments.steps.zeroshot import Example
+from fvcore.trials.draws import seed_offset
 
 
 def examples(**words: str) -> list[Example]:

@@ -15,10 +15,10 @@ from fvcore.activations import mean_head_activations
 from fvcore.effects import causal_indirect_effect
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import cases, layout, sampled
-from fvcore.experiments.steps.run import STEPS, run
+from fvcore.experiments.steps.run import run
 from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials
 from fvcore.experiments.steps.scores import read_scores
-from fvcore.experiments.steps.settings import StepSettings
+from fvcore.experiments.steps.settings import STEPS, StepSettings
 from fvcore.formats import read_csv, read_json, read_pt
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import Tokenizer
