@@ -191,12 +191,15 @@ class Row:
         """The key of every alarm."""
         return [key for run in self.seen for key in run.alarm]
 
+    @property
+    def largest(self) -> Seen:
+        return max(self.seen, key=lambda run: run.ratio)
+
     def __str__(self) -> str:
         keys = ", ".join(f"{key} {self.alarms.count(key)}" for key in dict.fromkeys(self.alarms))
         alarms = f"{len(self.alarms)} ({keys})" if keys else "0"
-        largest = max(self.seen, key=lambda run: run.ratio)
-        where = f"`{largest.where}`" if largest.where else "-"
-        return f"| {self.rigs} | {self.variation} | {len(self.seen)} | {alarms} | {largest.ratio:.1g} | {where} |"
+        where = f"`{self.largest.where}`" if self.largest.where else "-"
+        return f"| {self.rigs} | {self.variation} | {len(self.seen)} | {alarms} | {self.largest.ratio:.1g} | {where} |"
 
 
 def rows(

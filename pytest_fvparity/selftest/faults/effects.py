@@ -184,7 +184,7 @@ class ReferenceStarted(Exception):
 def job_of(lm: LanguageModel, rig: Rig) -> dict[str, Any]:
     """What the reference is told of a model; nothing of a checkout is run. Raises RecordingError as `run` does."""
 
-    def start(python: str, job: Path) -> None:
+    def start(python: str, job: Path, environment: Any) -> None:
         raise ReferenceStarted(job.read_text())
 
     with tempfile.TemporaryDirectory() as directory, patch.object(reference, "_start", start):
