@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -16,11 +15,17 @@ from fvcore import trials as fixed_trials
 from fvcore.cli import app
 from fvcore.embedded.random_models import PAIRS, random_lm, toy_tokenizer, trials_for
 from fvcore.formats import write_text
-from fvcore.model import audit
-from fvcore.model import model as models
-from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ALIASES, MODEL_SPECS, ModelError, spec_for
-from tests.pytest_fvparity.stand_in import plant
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.model import audit
+    from fvcore.model import model as models
+    from fvcore.model.model import LanguageModel
+    from tests.pytest_fvparity.stand_in import plant
+
 
 LLAMA = spec_for("llama")
 

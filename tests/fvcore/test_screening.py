@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 
 import pytest
-import torch
 
-from fvcore.activations import head_activations
 from fvcore.embedded.random_models import FAMILIES
-from fvcore.fast import sweep
-from fvcore.fast.screening import first_order_effects, screened_top_heads
 from fvcore.heads import top_heads
-from fvcore.model.model import LanguageModel
-from tests.fvcore.test_sweep import cases_on, world
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.activations import head_activations
+    from fvcore.fast import sweep
+    from fvcore.fast.screening import first_order_effects, screened_top_heads
+    from fvcore.model.model import LanguageModel
+    from tests.fvcore.test_sweep import cases_on, world
 
 
 @pytest.mark.parametrize("family", FAMILIES)

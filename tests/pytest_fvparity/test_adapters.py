@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 
 from pytest_fvparity.shipped import FIXED_TRIALS
-from tests.pytest_fvparity.worlds import World, reports
+from tests.late import RUNNING
 from tests.slow import slow_but
+
+if RUNNING:
+    from tests.pytest_fvparity.worlds import World, reports
+
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "candidates.md").read_text()

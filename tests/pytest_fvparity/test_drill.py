@@ -14,33 +14,39 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import torch
-from torch import Tensor
 
 from fvcore import trials
-from fvcore.activations import head_activations
-from fvcore.artifacts import Artifact
 from fvcore.embedded.random_models import BED_TOKENIZERS, random_model, toy_tokenizer, trials_for
 from fvcore.gates import StageError, Verdict
-from fvcore.model import model as models
-from fvcore.model.hooks import read_heads
-from fvcore.model.model import LanguageModel
-from fvcore.pipeline import Pipeline, Settings, slots_of, trial_keys
 from pytest_fvparity import shipped
-from pytest_fvparity.candidates.adapters.torch_hooks import TorchHooks
-from pytest_fvparity.candidates.candidates import FromFolder
-from pytest_fvparity.drill.doors import Watched
 from pytest_fvparity.drill.found import lines
-from pytest_fvparity.golden.golden import Golden, relative_path
 from pytest_fvparity.parity.checks import ParityRun, check
-from pytest_fvparity.parity.tolerances import Tolerances
-from pytest_fvparity.selftest.faults.activations import average, heads_by_token, left_padded, mean_of, to_slots
-from pytest_fvparity.selftest.rig import Recorded, changed
-from tests.pytest_fvparity.worlds import World, reports
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+    from torch import Tensor
+
+    from fvcore.activations import head_activations
+    from fvcore.artifacts import Artifact
+    from fvcore.model import model as models
+    from fvcore.model.hooks import read_heads
+    from fvcore.model.model import LanguageModel
+    from fvcore.pipeline import Pipeline, Settings, slots_of, trial_keys
+    from pytest_fvparity.candidates.adapters.torch_hooks import TorchHooks
+    from pytest_fvparity.candidates.candidates import FromFolder
+    from pytest_fvparity.drill.doors import Watched
+    from pytest_fvparity.golden.golden import Golden, relative_path
+    from pytest_fvparity.parity.tolerances import Tolerances
+    from pytest_fvparity.selftest.faults.activations import average, heads_by_token, left_padded, mean_of, to_slots
+    from pytest_fvparity.selftest.rig import Recorded, changed
+    from tests.pytest_fvparity.worlds import World, reports
+
 
 ROOT = Path(__file__).parents[2]
 KEY = "mean_activations"
-SETTINGS = Settings(edit_layer=1, n_top_heads=3, engine="exact")
+if RUNNING:
+    SETTINGS = Settings(edit_layer=1, n_top_heads=3, engine="exact")
 LAYER = 1  # of three: there is one before and one behind
 Change = Callable[[Any], Any]
 

@@ -8,16 +8,21 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
-from fvcore.artifacts import Artifact
 from fvcore.gates import StageResult, Status
-from fvcore.pipeline import Pipeline
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.selftest.catalogue import Observed, Outcome, observed
-from pytest_fvparity.selftest.faults.activations import keeping_references
-from pytest_fvparity.selftest.rig import Rig, rig_of
-from tests.pytest_fvparity.worlds import World, plant, reports, statuses
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.artifacts import Artifact
+    from fvcore.pipeline import Pipeline
+    from pytest_fvparity.selftest.catalogue import Observed, Outcome, observed
+    from pytest_fvparity.selftest.faults.activations import keeping_references
+    from pytest_fvparity.selftest.rig import Rig, rig_of
+    from tests.pytest_fvparity.worlds import World, plant, reports, statuses
+
 
 KEY = "mean_activations"
 CHANGED = "is not the same when asked again (asked {} times)"

@@ -10,20 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.relation import files
 from fvcore.experiments.steps import layout
 from fvcore.formats import read_csv, read_json, read_pt, sha256_file, write_csv, write_json, write_pt
 from fvcore.gates import StageResult, Status, run_suite
-from fvcore.model import model as models
-from fvcore.model.model import LanguageModel
-from pytest_fvparity.parity.tolerances import Tolerances
 from pytest_fvparity.transfer.stages import KEYS, PROVES_NOTHING, stepd_scores, stepe_heads
-from pytest_fvparity.transfer.subject import Transfer
 from pytest_fvparity.transfer.suite import transfer_suite
-from tests.pytest_fvparity.transfer_world import TransferWorld
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.model import model as models
+    from fvcore.model.model import LanguageModel
+    from pytest_fvparity.parity.tolerances import Tolerances
+    from pytest_fvparity.transfer.subject import Transfer
+    from tests.pytest_fvparity.transfer_world import TransferWorld
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
-from fvcore.artifacts import Artifact
 from fvcore.gates import NotProvided, StageResult, Status
-from fvcore.pipeline import Pipeline
 from pytest_fvparity.parity.checks import PROVES_NOTHING
-from pytest_fvparity.parity.noise import Noise
-from pytest_fvparity.parity.tolerances import Tolerances
-from pytest_fvparity.selftest.rig import Recorded, Rig, rig_of
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.artifacts import Artifact
+    from fvcore.pipeline import Pipeline
+    from pytest_fvparity.parity.noise import Noise
+    from pytest_fvparity.parity.tolerances import Tolerances
+    from pytest_fvparity.selftest.rig import Recorded, Rig, rig_of
 
 
 def said(result: StageResult) -> list[str]:

@@ -9,23 +9,28 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-import torch
 
 from fvcore.embedded.random_models import FAMILIES, PAIRS, random_lm
-from fvcore.experiments.evaluation import nshot
-from fvcore.experiments.evaluation.bench import Bench
 from fvcore.experiments.evaluation.draws import questions
-from fvcore.experiments.evaluation.layers import sweep_layers
-from fvcore.experiments.evaluation.portability import read_templates
-from fvcore.experiments.evaluation.results import Result
-from fvcore.experiments.evaluation.scores import ranks
 from fvcore.experiments.evaluation.tasks import Example, Task, TaskError
-from fvcore.experiments.evaluation.vector_files import of_random_heads
 from fvcore.formats import json_text
-from fvcore.injection import answer_nlls, generated_ids, inject, inject_generate, inject_nll
 from fvcore.model.spec import ModelError
 from fvcore.trials import split
-from tests.fvcore.evaluation import worlds
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.experiments.evaluation import nshot
+    from fvcore.experiments.evaluation.bench import Bench
+    from fvcore.experiments.evaluation.layers import sweep_layers
+    from fvcore.experiments.evaluation.portability import read_templates
+    from fvcore.experiments.evaluation.results import Result
+    from fvcore.experiments.evaluation.scores import ranks
+    from fvcore.experiments.evaluation.vector_files import of_random_heads
+    from fvcore.injection import answer_nlls, generated_ids, inject, inject_generate, inject_nll
+    from tests.fvcore.evaluation import worlds
+
 
 SEEDS = (0, 1, 2)
 EARLY = 1

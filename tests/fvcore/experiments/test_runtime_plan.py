@@ -6,8 +6,11 @@ import random
 
 import pytest
 
-from fvcore.experiments.steps.plan import seed_offset, unique_queries, with_replacement
-from fvcore.experiments.steps.zeroshot import Example
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.experiments.steps.plan import seed_offset, unique_queries, with_replacement
+    from fvcore.experiments.steps.zeroshot import Example
 
 
 def examples(**words: str) -> list[Example]:
