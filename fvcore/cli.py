@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fvcore.experiments import exits
 from fvcore.experiments.antonym.cli import app as antonym_app
-from fvcore.experiments.evaluation.cli import evaluate
+from fvcore.experiments.evaluation.cli import register as add_eval
 from fvcore.experiments.relation.cli import app as relation_app
 from fvcore.model.commands import app as spec_app
 
@@ -27,7 +27,7 @@ COMMANDS = {
 
 for _name, _group in COMMANDS.items():
     app.add_typer(_group, name=_name, hidden=_name == "runtime")
-app.command("eval")(evaluate)
+add_eval(app)
 
 console = Console(highlight=False)
 

@@ -272,6 +272,19 @@ def _compare_lists(leaf: str, expected: list[Any], actual: list[Any]) -> Verdict
     return Verdict((Finding(f"{leaf}[{first}]", message, pair[0], pair[1], at),), max(n_elements, n_wrong), n_wrong)
 
 
+def changes(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
+    """Where two nested values differ, in value or in type: dotted path -> (before, after); None stands for nothing there."""
+    from deepdiff import DeepDiff
+    from deepdiff.helper import notpresent
+
+    rows = [row for group in DeepDiff(before, after, view="tree", zip_ordered_iterables=True).values() for row in group]
+    pairs = [(row.path(output_format="list"), row.t1, row.t2) for row in rows]
+    return {
+        ".".join(map(str, path)): (None if old is notpresent else old, None if new is notpresent else new)
+        for path, old, new in pairs
+    }
+
+
 def _compare_texts(leaf: str, expected: str, actual: str) -> Verdict:
     """Two texts that differ: where, and what stands around it."""
     shorter = min(len(expected), len(actual))

@@ -51,13 +51,9 @@ class Settings:
         lm.require_layer(self.edit_layer)
         n_heads = lm.n_layers * lm.n_heads
         if not 1 <= self.n_top_heads <= n_heads:
-            raise ModelError(
-                f"{self.n_top_heads} top heads asked for, {lm.name} has {n_heads}; ask for 1 to {n_heads} (--fv-top-heads)"
-            )
+            raise ModelError(f"{self.n_top_heads} top heads asked for, {lm.name} has {n_heads}; ask for 1 to {n_heads}")
         if not -1 <= self.token_class_idx < len(TOKEN_CLASSES):
-            raise ModelError(
-                f"token class {self.token_class_idx} is not in [-1, {len(TOKEN_CLASSES) - 1}] (--fv-token-class)"
-            )
+            raise ModelError(f"token class {self.token_class_idx} is not in [-1, {len(TOKEN_CLASSES) - 1}]")
         if self.reference_profile not in REFERENCE_PROFILES:
             raise ModelError(
                 f"unknown reference profile {self.reference_profile!r}; expected one of {', '.join(REFERENCE_PROFILES)}"

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 # Reference profiles: `src` is the project copy of the reference, `todd_upstream` the public repository as it stands.
 REFERENCE_PROFILES = ("src", "todd_upstream")
+# How the processor of a recording stands to this one's.
+SAME, OTHER, NOT_RECORDED = "same", "other", "not recorded"
+
 TARGET_RULES = {"src": "trial's target_first_token_id", "todd_upstream": "recomputed on the corrupted prompt"}
 
 
@@ -55,6 +58,12 @@ class Processor(BaseModel):
     onednn: str = ""
     forced: dict[str, str] = {}
 
+    def __str__(self) -> str:
+        forced = [f"{name}={value}" for name, value in self.forced.items()]
+        return ", ".join(
+            [f"{self.vendor} {self.model}", self.capability, *([self.onednn] if self.onednn else []), *forced]
+        )
+
 
 class Conditions(BaseModel):
     """Where and how it is computed. `processor` is None where a recording says nothing of it: before it was asked."""
@@ -78,12 +87,24 @@ class Profile(BaseModel):
 
     def diff_identity(self, other: Profile) -> dict[str, tuple[Any, Any]]:
         """Field -> (this, other), for the identity fields that differ."""
-        return _diff(self.identity, other.identity)
+        from fvcore.compare import changes  # with torch, which a profile that is read does not need
+
+        return changes(self.identity.model_dump(), other.identity.model_dump())
 
     def diff_conditions(self, other: Profile) -> dict[str, tuple[Any, Any]]:
-        return _diff(self.conditions, other.conditions)
+        """The same of the conditions, `versions.torch` for one of several; processors in words."""
+        from fvcore.compare import changes
 
+        sides = [profile.conditions for profile in (self, other)]
+        return changes(*(side.model_dump() | {"processor": str(side.processor or NOT_RECORDED)} for side in sides))
 
-def _diff(one: BaseModel, other: BaseModel) -> dict[str, tuple[Any, Any]]:
-    pairs = {name: (getattr(one, name), getattr(other, name)) for name in type(one).model_fields}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    def processor_against(self, other: Profile) -> str:
+        """Whether the other's processor is the SAME, an OTHER, or NOT_RECORDED on one side."""
+        ours, theirs = self.conditions.processor, other.conditions.processor
+        if ours is None or theirs is None:
+            return NOT_RECORDED
+        return SAME if ours == theirs else OTHER
+
+    def same_kernels(self, other: Profile) -> bool:
+        """Whether both ran the same code on the same processor, so that equal work gives equal bits."""
+        return self.processor_against(other) == SAME and not self.diff_conditions(other).keys() - {"model"}

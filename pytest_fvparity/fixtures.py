@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fvcore.gates import StageError
-from pytest_fvparity import shipped
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
 from pytest_fvparity.suite.declaration import FILES_KEY
 from pytest_fvparity.suite.item import NoDevice, StageItem
@@ -89,16 +88,9 @@ def load_model(options: ParityOptions, device: str) -> LanguageModel:
     if spec is not None and spec.defaults:
         said = ", ".join(f"{name} {value}" for name, value in spec.defaults.items())
         warnings.warn(f"{LEFT} of spec {spec.name!r} ({said}); the options decide", models.ModelWarning, stacklevel=2)
-    placed = {"device": device} if options.device_map is None else {"device_map": options.device_map}
-    return models.load(
-        options.model,
-        dtype=options.dtype,
-        attn=options.attn,
-        seed=options.seed,
-        spec=spec,
-        quant=options.quant,
-        **placed,
-    )
+    how: dict[str, Any] = {name: getattr(options, name) for name in ("dtype", "attn", "seed", "quant")}
+    how |= {"device": device} if options.device_map is None else {"device_map": options.device_map}
+    return models.load(options.model, spec=spec, **how)
 
 
 LEFT = "parity ignores the defaults"
@@ -171,9 +163,7 @@ def fv_golden(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trials
     options = options_of(request)
 
     def find() -> Golden:
-        if options.live:
-            return _live(request, fv_model, fv_trials)
-        return _recorded(options, fv_trials)
+        return _live(request, fv_model, fv_trials) if options.live else _recorded(options, fv_trials)
 
     found: Golden = _cached(request, find, "golden", fv_trials.id, fv_trials.sha256)
     return found
@@ -181,21 +171,14 @@ def fv_golden(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trials
 
 def _recorded(options: ParityOptions, trials: FixedTrials) -> Golden:
     """The golden on disk; its full tier is fetched if that was asked for."""
-    from pytest_fvparity.golden.golden import Golden
+    from pytest_fvparity.golden.golden import Golden, locate, relative_path
 
-    path = _golden_path(options, trials)
+    path = locate(options.golden_roots, relative_path(trials.dataset, trials.id, options.reference_profile))
     if options.golden_fetch:
         from pytest_fvparity.golden.tiers import fetch
 
         fetch(path)
     return Golden.open(path)
-
-
-def _golden_path(options: ParityOptions, trials: FixedTrials) -> Path:
-    from pytest_fvparity.golden.golden import locate, relative_path, search_roots
-
-    roots = search_roots(options.golden, options.rootdir, shipped.root())
-    return locate(dict.fromkeys(roots), relative_path(trials.dataset, trials.id, options.reference_profile))
 
 
 def _live(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTrials) -> Golden:
@@ -296,10 +279,15 @@ def fv_profile(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trial
     return profile_of(fv_model, fv_trials, settings)
 
 
-def tolerances_of(request: pytest.FixtureRequest, dtype: str, device: str, noise: Noise | None = None) -> Tolerances:
-    """The rules in force: those that hooks added, those of --fv-tolerances or the defaults, and the golden's noise."""
+def tolerances_of(
+    request: pytest.FixtureRequest, dtype: str, device: str, noise: Noise | None = None, processor: str = "not recorded"
+) -> Tolerances:
+    """The rules in force: those that hooks added, those of --fv-tolerances or the defaults, and the golden's noise.
+
+    processor: how the golden's stands to this run's, `Profile.processor_against`
+    """
     from pytest_fvparity.parity.tolerances import Tolerances
 
     added = request.config.pluginmanager.hook.pytest_fvparity_tolerances(dtype=dtype, device=device)
     rules = [rule for rules in added for rule in rules or ()]
-    return Tolerances.read(options_of(request).tolerances, rules, dtype, device, noise)
+    return Tolerances.read(options_of(request).tolerances, rules, dtype, device, noise, processor)

@@ -159,6 +159,13 @@ class ParityOptions:
         given["spec"] = _spec(_base(config, "spec"), given["spec"])
         return cls(**given, rootdir=config.rootpath, here=config.invocation_params.dir)
 
+    @property
+    def golden_roots(self) -> list[Path]:
+        """Where goldens are looked for, each once."""
+        from pytest_fvparity.golden.golden import search_roots
+
+        return search_roots(self.golden, self.rootdir)
+
     def shown(self, path: Path) -> str:
         """A path as a report shows it: inside the project relative, so that reports of two machines agree."""
         return path.relative_to(self.rootdir).as_posix() if path.is_relative_to(self.rootdir) else str(path)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from fvcore.formats import FormatError
-from pytest_fvparity import shipped
 from pytest_fvparity.options import ParityOptions
 from pytest_fvparity.parity.place import place_of
 from pytest_fvparity.parity.suite import PARITY, parity_suite
@@ -101,20 +100,7 @@ def _q_ids(config: pytest.Config, options: ParityOptions, stages: Sequence[Path]
 
 def _compared_with_reference(q_ids: Sequence[QId], options: ParityOptions) -> list[Path]:
     """Frozen trials of which there is a golden, or of which one is recorded in this run."""
-    if not q_ids:
-        return []
-    from pytest_fvparity.golden.golden import NoGolden, locate, relative_path, search_roots
-
-    roots = search_roots(options.golden, options.rootdir, shipped.root())
-
-    def has_golden(file: Path) -> bool:
-        dataset, id = place_of(file)
-        try:
-            locate(roots, relative_path(dataset or "", id, options.reference_profile))
-        except NoGolden:
-            return False
-        return True
-
     recorded_now = options.live or options.regen_golden or options.golden_diff
-    files = [q_id.trials_file for q_id in q_ids if q_id.state == "completed" and q_id.trials_file.is_file()]
-    return [file for file in files if recorded_now or has_golden(file)]
+    complete = [q_id for q_id in q_ids if q_id.state == "completed" and q_id.trials_file.is_file()]
+    profile = options.reference_profile
+    return [q.trials_file for q in complete if recorded_now or q.has_golden(options.golden_roots, profile)]

@@ -76,6 +76,16 @@ def test_there_are_no_import_cycles() -> None:
         reach(name, ())
 
 
+def test_the_adapter_of_suites_knows_none_of_them() -> None:
+    adapter = {name for name in MODULES if name.startswith("pytest_fvparity.suite.")}
+    known = set().union(*(ARROWS[name] for name in adapter))
+
+    others = {"pytest_fvparity.options", "pytest_fvparity.report", "pytest_fvparity.report.junit"}
+    assert known - adapter <= {"fvcore.gates", "pytest_fvparity", "pytest_fvparity.suite", *others}
+    code = "".join(_code(MODULES[name]) for name in adapter).replace("fvparity", "")
+    assert not {word for word in ("parity", "transfer", "check_keys", "model", "trials") if word in code}
+
+
 def test_torch_hooks_live_in_hooks_alone() -> None:
     users = {name for name, path in MODULES.items() if "register_forward" in path.read_text()}
 

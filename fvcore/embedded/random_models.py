@@ -55,16 +55,11 @@ FURTHER: dict[str, dict[str, Any]] = {
 """What is theirs: sizes that divide badly, fewer keys than heads, heads x width != d_model, windows shorter than a prompt."""
 
 EVERY_FAMILY = (*FAMILIES, *FURTHER)
-REFERENCE_FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox")
 
-# The five families of the test bed, each with the toy tokenizer that is like its own (`bos` stands in for Qwen's, so
+# The five families of the test rig, each with the toy tokenizer that is like its own (`bos` stands in for Qwen's, so
 # that there are two that add BOS): grouped heads; Conv1D with bias and tensor output; tuple output; parallel blocks with
 # bias; heads x width != d_model.
-BED_TOKENIZERS = {"llama": "bos", "gpt2": "gpt2", "gptj": "gpt2", "gpt_neox": "plain", "qwen3": "bos"}
-WITH_BOS = tuple(family for family, kind in BED_TOKENIZERS.items() if kind == "bos")
-WITHOUT_BOS = tuple(family for family in BED_TOKENIZERS if family not in WITH_BOS)
-# Their tokenizers join punctuation with the newlines after it.
-JOINING = tuple(family for family, kind in BED_TOKENIZERS.items() if kind != "gpt2")
+RIG_TOKENIZERS = {"llama": "bos", "gpt2": "gpt2", "gptj": "gpt2", "gpt_neox": "plain", "qwen3": "bos"}
 
 # Opposites, with words of several tokens (in 4-letter pieces) as inputs and outputs.
 PAIRS = [

@@ -22,7 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from typer.core import TyperCommand
 
 from fvcore.experiments import exits
-from fvcore.formats import read_yaml, write_text
+from fvcore.formats import read_yaml, sentence, write_text
 from fvcore.model.spec import ModelError
 
 
@@ -123,12 +123,13 @@ def resolve(
         # As JSON a list may be a tuple, and a text a path; all else is as strict as before.
         return kind.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        problem = error.errors()[0]
-        name, *inside = [str(part) for part in problem["loc"]] or [kind.__name__]
-        origin = ".".join([origins.get(name, f"--{_hyphens(name)}"), *inside])
-        message = problem["msg"].removeprefix("Value error, ")
-        value = "" if problem["type"] == "missing" else f" (found {problem['input']!r})"
-        raise ConfigError(f"{origin}: {message[:1].lower()}{message[1:]}{value}") from None
+        raise ConfigError(sentence(error, named=lambda path: _origin(origins, path))) from None
+
+
+def _origin(origins: Mapping[str, str], path: str) -> str:
+    """What brought the value at a key's path; of one that nothing brought, the option."""
+    name, dot, inside = path.partition(".")
+    return f"{origins.get(name, f'--{_hyphens(name)}')}{dot}{inside}"
 
 
 def _of_file(path: Path) -> dict[str, Any]:

@@ -36,9 +36,7 @@ class ModelChoice(Config):
     quant: Annotated[str | None, Option(env="FV_QUANT")] = Field(
         default=None, description="none, 8bit or 4bit (default: the spec's, else none); auto is what nobody asked for."
     )
-    threads: int | None = Field(
-        default=None, ge=1, description="CPU threads (default: 1 for a small model, else all cores)."
-    )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads (default: all cores).")
 
     def loader(self, seed: int) -> Callable[[], LanguageModel]:
         """What loads the model, wherever it is called; plain values, so that it can be sent anywhere."""
@@ -48,11 +46,14 @@ class ModelChoice(Config):
         return partial(_load, self.model, self.device, self.dtype, seed=seed, spec=self.spec, quant=quant)
 
     def load(self, seed: int, console: Console) -> LanguageModel:
-        """The model in this process, its threads settled; what is doubtful about it is printed."""
+        """The model in this process, in as many threads as were asked for; what is doubtful about it is printed."""
+        import torch
+
         from fvcore.model.model import doubts
 
         lm = self.loader(seed)()
-        settle_threads(lm, self.threads)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         for doubt in doubts(lm):
             console.print(doubt, soft_wrap=True, markup=False)
         return lm
@@ -64,16 +65,13 @@ def _load(*how: Any, **more: Any) -> LanguageModel:
     return models.load(*how, **more)
 
 
-def settle_threads(lm: LanguageModel, threads: int | None = None) -> int:
-    """Set this process's threads as asked for, else by the model's size; returns how many there are.
+def one_thread_if_small(lm: LanguageModel) -> None:
+    """Compute in one thread where products are too short to be worth sharing, and on the CPU.
 
-    A small model's products are too short to be worth sharing: threads that wait for one another on cores that others need
-    too made a run over the shipped file five times as long. And its numbers then depend on no machine's number of cores.
+    Threads that wait for one another on cores that others need too made a run over the shipped file five times as long. And
+    a small model's numbers then depend on no machine's number of cores.
     """
     import torch
 
-    if threads is None and lm.device.type == "cpu" and sum(p.numel() for p in lm.hf.parameters()) < SMALL:
-        threads = 1
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return torch.get_num_threads()
+    if lm.device.type == "cpu" and sum(p.numel() for p in lm.hf.parameters()) < SMALL:
+        torch.set_num_threads(1)

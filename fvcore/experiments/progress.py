@@ -27,8 +27,8 @@ class Progressing(Protocol):
     def already(self, step: str) -> None: ...
 
 
-class Quiet:
-    """Says nothing, and passes on to another; the step it came to is remembered, for a failure's report."""
+class Watched:
+    """Tells who is behind, if anybody is, and remembers the step that a run came to, for a failure's report."""
 
     def __init__(self, behind: Progressing | None = None) -> None:
         self.behind, self.step = behind, "start"

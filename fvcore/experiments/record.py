@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from fvcore.experiments.folder import Folder, differences, refuse_others
-from fvcore.experiments.progress import Progressing, Quiet
+from fvcore.experiments.progress import Progressing, Watched
 from fvcore.fast.chunks import Advance
 from fvcore.formats import read_json, sha256, sha256_file, validated, write_json
 from fvcore.provenance import versions
@@ -78,7 +78,7 @@ class Record:
         Raises OtherSettings, before anything is computed, if the folder holds results of other settings.
         """
         self.begin(stages)
-        shown = progress or Quiet()
+        shown = progress or Watched()
         for stage in stages:
             if self.is_done(stage):
                 shown.already(stage.name)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from fvcore.experiments.errors import Cause, Failure
-from fvcore.experiments.progress import Progressing, Quiet
+from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.status import Outcome
 from fvcore.model.spec import ModelError
 
@@ -70,7 +70,7 @@ class Local(Generic[Tool]):
     """This process, one unit after the other."""
 
     tool: Tool
-    progress: Callable[[str], Progressing] = field(default=lambda name: Quiet())
+    progress: Callable[[str], Progressing] = field(default=lambda name: Watched())
 
     def ask(self, question: Callable[[Tool], Answer]) -> Answer:
         return question(self.tool)
@@ -111,7 +111,7 @@ class Actor(Generic[Tool]):
         return question(self.tool)
 
     def run(self, unit: Unit[Tool]) -> Outcome:
-        return unit.run(self.tool, Quiet())
+        return unit.run(self.tool, Watched())
 
 
 @dataclass

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,17 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fvcore.formats import read_json
 from fvcore.model.spec import ALIASES, MODEL_SPECS, ModelError
 
 if TYPE_CHECKING:
     from fvcore.model.audit import BosAudit, ResolverSmoke
-    from fvcore.model.model import LanguageModel
 
-app = typer.Typer(
-    no_args_is_help=True, help="Model specs: list them, audit a model, smoke-test its paths, reduced parity."
-)
+app = typer.Typer(no_args_is_help=True, help="Model specs: list them, audit a model, smoke-test its paths.")
 console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
 
 Model = Annotated[str, typer.Argument(help="Shipped model, directory or cached hub id.")]
 Spec = Annotated[str | None, typer.Option(help="Registered name, alias or YAML file (default: found).")]
@@ -58,19 +53,19 @@ def spec_audit(
 ) -> None:
     """BOS and padding as the tokenizer does them; with --loaded also the parts, sizes and dtypes of the model."""
     from fvcore.model import audit
-    from fvcore.model import model as models
     from fvcore.model.diagnostics import caveats, diagnostics
+    from fvcore.model.model import doubts, load, load_tokenizer, spec_on_disk
     from fvcore.model.spec_files import spec_of
 
     folder = _folder(out, layout)
     if not loaded:
-        found = models.spec_on_disk(model) if spec is None else spec_of(spec)
-        bos, smoke = audit.bos_audit(models.load_tokenizer(model), found, model), audit.not_loaded(found, model)
+        found = spec_on_disk(model) if spec is None else spec_of(spec)
+        bos, smoke = audit.bos_audit(load_tokenizer(model), found, model), audit.not_loaded(found, model)
         _tell(audit.write(folder, bos, smoke, []), bos, smoke)
         return
-    lm = models.load(model, device, dtype, spec=spec, quant=quant, device_map=device_map)
+    lm = load(model, device, dtype, spec=spec, quant=quant, device_map=device_map)
     bos, smoke, facts = audit.bos_audit(lm.tokenizer, lm.spec, model), audit.resolver_smoke(lm, model), diagnostics(lm)
-    _tell(audit.write(folder, bos, smoke, [*models.doubts(lm), *caveats(lm)], facts), bos, smoke, facts)
+    _tell(audit.write(folder, bos, smoke, [*doubts(lm), *caveats(lm)], facts), bos, smoke, facts)
 
 
 @app.command("smoke")
@@ -89,18 +84,15 @@ def spec_smoke(
 ) -> None:
     """Load the model, walk the spec's paths, run "Hello" past a hook on the output projection. Exit 1 if that fails."""
     from fvcore.model import audit
-    from fvcore.model import model as models
+    from fvcore.model.model import load, load_tokenizer, spec_on_disk
     from fvcore.model.spec_files import spec_of
 
-    def load() -> LanguageModel:
-        return models.load(model, device, dtype, spec=spec, quant=quant, device_map=device_map)
-
     try:
-        lm = load()
+        lm = load(model, device, dtype, spec=spec, quant=quant, device_map=device_map)
     except ModelError as error:
-        found = models.spec_on_disk(model) if spec is None else spec_of(spec)
+        found = spec_on_disk(model) if spec is None else spec_of(spec)
         bos, smoke = (
-            audit.bos_audit(models.load_tokenizer(model), found, model),
+            audit.bos_audit(load_tokenizer(model), found, model),
             audit.failed_to_load(found, model, error),
         )
     else:
@@ -110,64 +102,16 @@ def spec_smoke(
         raise typer.Exit(1)
 
 
-@app.command("parity")
-def spec_parity(
-    model: Model,
-    fv_src: Annotated[Path, typer.Option(help="Checkout of the public reference.")],
-    trials: Annotated[
-        Path | None, typer.Option(help="Fixed trials (default: the shipped model's, or one made now).")
-    ] = None,
-    dataset_json: Annotated[Path, typer.Option(help="Raw dataset of trials that are made now.")] = Path(
-        "datasets/antonym/raw/antonym.json"
-    ),
-    out: Annotated[Path, typer.Option(help="Folder of the reports.")] = Path("reports/spec_parity"),
-    spec: Spec = None,
-) -> None:
-    """Reduced parity: one trial, five heads, the middle layer, seed 42, against a run of the reference made now.
-
-    Success is that all of it ran and was written, whatever the numbers say.
-    """
-    from fvcore import embedded
-    from fvcore.model import model as models
-
-    folder = out / "reduced"  # its own: reports of other runs may lie beside it
-    if trials is None and not embedded.is_embedded(model):
-        trials = _one_trial(model, dataset_json, out)
-    words = [f"--fv-model={model}", f"--fv-src={fv_src}", "--fv-live", "--fv-max-trials=1", "--fv-top-heads=5"]
-    words += [
-        f"--fv-edit-layer={models.n_layers_on_disk(model) // 2}",
-        "--fv-seed=42",
-        f"--fv-report-dir={folder}",
-        "-x",
-    ]
-    words += [f"--fv-trials={trials}"] if trials is not None else []
-    words += [f"--fv-spec={spec}"] if spec is not None else []
-    for earlier in folder.rglob(REPORTS):
-        earlier.unlink()
-    done = subprocess.run([sys.executable, "-m", "pytest", "-m", "parity", *words], check=False)
-    reports = [read_json(path) for path in folder.rglob(REPORTS)]
-    stuck = [check for report in reports for check in report["checks"] if check["status"] in NO_VERDICT]
-    # 0 and 1 are verdicts about numbers; anything else is a run that did not come to its end.
-    if done.returncode not in (0, 1) or not reports or stuck:
-        reason = f"{stuck[0]['key']}: {stuck[0]['message']}" if stuck else f"pytest's exit status {done.returncode}"
-        raise ModelError(f"the reduced parity run did not come to a verdict ({reason}; see above)")
-    console.print(f"{reports[0]['headline']}", soft_wrap=True, markup=False)
-    console.print(f"reduced parity ran to its end; its files are under {folder}", soft_wrap=True, markup=False)
-
-
-REPORTS = "*_diff_report.json"
-NO_VERDICT = {"ERROR", "CRASHED", "REFUSED", "NOT_RUN"}
-
-
-def _one_trial(model: str, dataset_json: Path, out: Path) -> Path:
-    path = out / "fixed_trials_reduced_t1_s10_seed42.json"
-    words = ["--dataset-json", dataset_json, "--tokenizer", model, "--n-trials", "1", "--seed", "42", "--out", path]
-    done = subprocess.run([sys.executable, "-m", "fvcore", "trials", "make", *map(str, words)], check=False)
-    if done.returncode:
-        raise ModelError(
-            f"no trial could be made of {dataset_json} with the tokenizer of {model!r}, see above; give --trials"
-        )
-    return path
+@app.command(
+    "parity",
+    hidden=True,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def spec_parity() -> None:
+    """Reduced parity is a run of the harness, which the library does not know."""
+    errors.print("fvcore spec: parity is the harness's: run `fvparity spec parity` with the same words", soft_wrap=True)
+    raise typer.Exit(2)
 
 
 def _folder(out: Path | None, layout: str) -> Path:

@@ -56,7 +56,7 @@ class LanguageModel:
     ) -> LanguageModel:
         """Take a Hugging Face causal LM as it is; it is put into eval mode and its gradients are switched off.
 
-        spec: one of your own, or what `--fv-spec` takes; found by the model's type or structure if not given.
+        spec: one of your own, or the name or file of one; found by the model's type or structure if not given.
         """
         found = spec_in(hf) if spec is None else _given(spec)
         require_parts(hf, found)
@@ -142,7 +142,7 @@ class LanguageModel:
         if not 0 <= layer < self.n_layers:
             raise ModelError(
                 f"edit_layer out of range: {layer} not in [0, {self.n_layers - 1}] (this model has "
-                f"{self.n_layers} layers; choose one with --fv-edit-layer)"
+                f"{self.n_layers} layers)"
             )
 
     @property

@@ -140,16 +140,6 @@ def known() -> str:
     return ", ".join(sorted(MODEL_SPECS))
 
 
-def spec_for(model_type: str) -> ModelSpec:
-    """The spec of a `config.model_type`; raises ModelError naming the families there are."""
-    try:
-        return MODEL_SPECS[model_type]
-    except KeyError:
-        raise ModelError(
-            f"no ModelSpec for model_type {model_type!r}; known: {known()}. Add one line to fvcore/model/spec.py."
-        ) from None
-
-
 def spec_named(name: str) -> ModelSpec:
     """The spec a person names: by key, by alias in lower case, by an id of the hub. `<name>_wrapped` is its wrapped form."""
     key = name if name in MODEL_SPECS else ALIASES.get(name.lower(), HF_IDS.get(name, name.lower()))
@@ -195,6 +185,6 @@ def spec_found(model_types: Collection[str], modules: Collection[str]) -> ModelS
     fits = "; ".join(" / ".join(paths) for paths in found) or "none"
     raise ModelError(
         f"no ModelSpec for model_type {name!r}; known: {known()}. By structure exactly one known place must fit, and of those "
-        f"these do: {fits}. Write the three paths into a YAML file and name it with --fv-spec FILE.yaml (in code: spec=), or "
+        f"these do: {fits}. Write the three paths into a YAML file and name it as the model's spec (in code: spec=), or "
         "add one line to fvcore/model/spec.py."
     )

@@ -65,7 +65,7 @@ def read(path: Path) -> ModelSpec:
 
 
 def spec_of(name: str) -> ModelSpec:
-    """What `--fv-spec` names: a registered spec, an alias, or a file."""
+    """What a person names: a registered spec, an alias, or a file."""
     if is_file_name(name):
         return read(Path(name).expanduser())
     try:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact
-from fvcore.formats import FormatError
+from fvcore.experiments import plan_files
+from fvcore.formats import FormatError, read_json
 from fvcore.gates import NotProvided, StageError
-from pytest_fvparity.candidates.plan_layout import read_plan_files
 from pytest_fvparity.parity.implementation import Answers, Implementation
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class FromFolder(Answers):
     partial = True
 
     def stored(self, key: str) -> Artifact:
-        if found := read_plan_files(self.path, key):
-            return found
+        if leaves := _plan_leaves(self.path, key):
+            return leaves
         if (self.path / f"{key}.json").is_file():
             return artifacts.load(self.path / key)
         raise NotProvided(f"{self.path} holds no {key}.json, and none of the plans' files for this key")
@@ -71,6 +71,20 @@ class FromFolder(Answers):
     def block_outputs(self, prompts: Artifact, layer: int) -> Artifact:
         """What the modules of a block gave, if the folder holds it: `block_outputs_<layer>.json`."""
         return self.artifact(f"block_outputs_{layer}")
+
+
+def _plan_leaves(folder: Path, key: str) -> Artifact:
+    """The leaves of a check key that the plans' files in `folder` hold; none where there is no such file."""
+    means, heads, vector = (folder / name for name in (plan_files.MEANS, plan_files.TOP_HEADS, plan_files.VECTOR))
+    if key == "mean_activations" and means.is_file():
+        return {key: plan_files.read_means(means)}
+    if key == "fv_vector" and vector.is_file():
+        return {"function_vector": plan_files.read_vector(vector)}
+    if key == "top_heads" and heads.is_file():
+        value = read_json(heads)
+        ours = isinstance(value, dict) and "meta" not in value  # of the same name, and its leaves are not rows
+        return {} if ours else {"heads": plan_files.heads_in(value, heads)}
+    return {}
 
 
 def from_folder(path: Path) -> FromFolder:

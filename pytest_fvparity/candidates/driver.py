@@ -1,6 +1,6 @@
 """Runs a candidate in another interpreter. Started as a script; imports the standard library, torch and safetensors.
 
-    python candidate_driver.py JOB.json
+    python driver.py JOB.json
 
 Calls the job's factory, says so in a line, and then answers one request a line until its input ends. Whatever the
 candidate prints goes to the error stream: the output stream carries the answers alone.

@@ -1,7 +1,7 @@
 """The drill: for mean activations that differ, the first module whose values differ from the reference's.
 
-`search.py` looks, on both sides of `doors.py`; `found.py` is what it says. Nothing found here changes a verdict: it stands
-beside it.
+`search.py` looks, with `candidate_modules.py` on the candidate's side; `conclusion.py` is what it says. Nothing that is
+said here changes a verdict: it stands beside it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, cast
 
 from fvcore.gates import Finding, NotProvided, Verdict
-from pytest_fvparity.drill.found import Found
+from pytest_fvparity.drill.conclusion import Conclusion
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,8 +41,8 @@ def drilled(run: Run, key: str, verdict: Verdict) -> Verdict:
     if key != KEY or run.reference is None or not layers:
         return verdict
     layer = cast("int", layers[0])  # findings come in the order of layers
-    found = _searched(run, layer, verdict.details.get("fault"))
-    details = found.details(layer)
+    conclusion = _searched(run, layer, verdict.details.get("fault"))
+    details = conclusion.details(layer)
     row = details["first"] or {}
     off = row.get("max_abs_diff")
     warning = Finding(
@@ -50,16 +50,16 @@ def drilled(run: Run, key: str, verdict: Verdict) -> Verdict:
         details["conclusion"],
         row.get("expected"),
         row.get("actual"),
-        {"layer": layer, **found.coordinate},
+        {"layer": layer, **conclusion.coordinate},
         off if isinstance(off, float) else None,
         blocking=False,
     )
     return replace(verdict, findings=(*verdict.findings, warning), details={**verdict.details, "drill": details})
 
 
-def _searched(run: Run, layer: int, fault: str | None) -> Found:
+def _searched(run: Run, layer: int, fault: str | None) -> Conclusion:
     if fault in {"inherited", "accumulated"}:
-        return Found(
+        return Conclusion(
             "inherited",
             "on the golden's prompts and slots the means agree, so no module is at fault: the difference comes with the "
             "candidate's own prompt_boundary or slot_map",
@@ -71,6 +71,6 @@ def _searched(run: Run, layer: int, fault: str | None) -> Found:
     except KeyboardInterrupt:
         raise
     except NotProvided as error:
-        return Found("not_provided", f"the modules could not be compared: {error}")
+        return Conclusion("not_provided", f"the modules could not be compared: {error}")
     except BaseException as error:  # pytest's own outcomes too: nothing in here may decide anything
-        return Found("failed", f"it could not be done: {type(error).__name__}: {error}")
+        return Conclusion("failed", f"it could not be done: {type(error).__name__}: {error}")

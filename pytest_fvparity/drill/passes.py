@@ -99,13 +99,13 @@ def _mask_of(mask: Any, ids: Tensor) -> list[list[bool]] | str | None:
 def window(batch: Batch, prompt: Sequence[int]) -> Window | None:
     """Where the prompt stands in a batch, one that attention sees rightly if there is one."""
     n, wanted = len(prompt), list(prompt)
-    found = [
+    windows = [
         Window(row, first, first + n)
         for row, fed in enumerate(batch.ids)
         for first in range(len(fed) - n + 1)
         if fed[first : first + n] == wanted
     ]
-    return min(found, key=lambda place: bool(place.fault(batch)), default=None)
+    return min(windows, key=lambda place: bool(place.fault(batch)), default=None)
 
 
 def nearest(batches: Sequence[Batch], prompt: Sequence[int]) -> list[int]:

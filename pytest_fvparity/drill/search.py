@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fvcore.model.hooks import read_heads
 from fvcore.pipeline import slots_of, trial_keys
-from pytest_fvparity.drill.doors import Door, OtherTokens, door_of
-from pytest_fvparity.drill.found import Found
-from pytest_fvparity.drill.modules import INPUT, OUTPUT, Difference, Point, difference, values_until
+from pytest_fvparity.drill.candidate_modules import OtherTokens, modules_of
+from pytest_fvparity.drill.conclusion import Conclusion
+from pytest_fvparity.drill.differences import INPUT, OUTPUT, Difference, Point, difference, values_until
 from pytest_fvparity.drill.readings import Trial, explanation, mean_of
 from pytest_fvparity.parity.noise import FACTOR
 
@@ -33,10 +33,10 @@ Heads = Mapping[str, Tensor]
 """Trial -> (token, n_heads * d_head)."""
 
 
-def search(run: Run, layer: int) -> Found:
+def search(run: Run, layer: int) -> Conclusion:
     """Drill into one layer, on the golden's clean prompts, one trial at a time."""
     with nothing_disturbed():
-        return _Search(run, layer).found()
+        return _Search(run, layer).conclusion()
 
 
 class _Search:
@@ -56,19 +56,19 @@ class _Search:
             self.lm = run.reference()
         self.o_proj = self.lm.spec.out_proj_path(layer)
         self.projections = {self.lm.spec.out_proj_path(n) for n in range(self.lm.n_layers)}
-        self.door: Door = door_of(run.candidate, run.model, self.lm, (prompts, slot_map))
+        self.modules = modules_of(run.candidate, run.model, self.lm, (prompts, slot_map))
 
-    def found(self) -> Found:
+    def conclusion(self) -> Conclusion:
         reference = {key: self.reference_heads(ids) for key, ids in self.ids.items()}
         if not self.agree(means := self.means(reference)):
-            return Found("not_reproduced", self.not_reproduced(means))
+            return Conclusion("not_reproduced", self.not_reproduced(means))
         try:
-            heads = self.door.heads(self.lm, self.layer, self.ids)
+            heads = self.modules.heads(self.lm, self.layer, self.ids)
         except OtherTokens as error:
             sentence = f"the candidate's model was given something else than the golden's prompt: {error}"
-            return Found("token_ids", sentence, error.trial, fed=self.door.fed(error.trial))
+            return Conclusion("token_ids", sentence, error.trial, fed=self.modules.fed(error.trial))
         if self.agree(self.means(heads)):
-            return Found("after_modules", self.after_modules(heads))
+            return Conclusion("after_modules", self.after_modules(heads))
         return self.first_module(reference, heads)
 
     # ------------------------------------------------------------ the heads of the bad layer
@@ -86,9 +86,9 @@ class _Search:
         """(head, slot, d_head)"""
         return mean_of(self.by_trial(heads)).double()
 
-    def found_means(self) -> Tensor:
+    def candidates_means(self) -> Tensor:
         """The candidate's means of this layer."""
-        return self.door.means().detach().double().cpu()[self.layer]
+        return self.modules.means().detach().double().cpu()[self.layer]
 
     def agree(self, means: Tensor) -> bool:
         """Whether means of this layer are the golden's, by the rule in force."""
@@ -113,41 +113,42 @@ class _Search:
             f"no module differs: what enters {self.o_proj} agrees on all {len(heads)} trials, so the difference is made "
             "after the modules: reading the heads, choosing positions, or averaging over slots."
         )
-        found = self.found_means()
-        if self.agree(found):
+        means = self.candidates_means()
+        if self.agree(means):
             return f"{sentence} Asked again, the candidate gave means that agree: it does not say the same twice"
-        if known := explanation(self.by_trial(heads), found, self.allowed):
+        if known := explanation(self.by_trial(heads), means, self.allowed):
             return f"{sentence} Its means are what comes of {known}"
-        wrong = ((found - self.golden).abs() > self.allowed).any(dim=-1).any(dim=0).nonzero().flatten().tolist()
+        wrong = ((means - self.golden).abs() > self.allowed).any(dim=-1).any(dim=0).nonzero().flatten().tolist()
         words = {slots.idx_map[first] for slots in self.slots.values() for first, _ in slots.idx_avg.values()}
         if set(wrong) <= words:
             return f"{sentence} Only slots of words with several tokens differ ({len(wrong)}): look at their average"
-        return f"{sentence} {len(wrong)} of {found.shape[1]} slots differ"
+        return f"{sentence} {len(wrong)} of {means.shape[1]} slots differ"
 
     # ------------------------------------------------------------ the first module
 
-    def first_module(self, reference: Heads, heads: Heads) -> Found:
+    def first_module(self, reference: Heads, heads: Heads) -> Conclusion:
         at = Point(self.o_proj, INPUT)
         apart = {key: difference(at, reference[key], heads[key], self.share) for key in self.ids}
         beyond = (key for key, step in apart.items() if step.beyond)
         trial = next(beyond, None) or max(apart, key=lambda key: apart[key].largest)
         with nothing_disturbed():
             want = values_until(self.lm, self.ids[trial], self.layer)
-        rows = self.door.differences(trial, self.ids[trial], want, self.share)
-        too = "" if self.within(self.means(heads), self.found_means()) else READING
+        rows = self.modules.differences(trial, self.ids[trial], want, self.share)
+        too = "" if self.within(self.means(heads), self.candidates_means()) else READING
 
-        def found(kind: str, first: Difference | None, sentence: str) -> Found:
+        def conclusion(kind: str, first: Difference | None, sentence: str) -> Conclusion:
             tolerance = f"at each position {self.share:.2g} of the reference's largest magnitude there"
-            return Found(kind, sentence + too, trial, first, rows, tolerance, self.door.fed(trial))
+            return Conclusion(kind, sentence + too, trial, first, rows, tolerance, self.modules.fed(trial))
 
-        if first := next((step for step in rows if step.beyond), None):
-            return found(
-                "module", first, f"the first that differs is {_where(first)}. {_why(first, rows, self.projections)}"
-            )
+        if first := next((row for row in rows if row.beyond), None):
+            sentence = f"the first that differs is {_where(first)}. {_why(first, rows, self.projections)}"
+            return conclusion("module", first, sentence)
         if apart[trial].beyond:
-            return found("unsteady", None, f"{named(apart[trial])} {UNSTEADY}")
-        first = _doubtful(rows) or next((step for step in rows if not step.equal), None)
-        return found("accumulated", first, TOGETHER + (f"; the first that is off is {_where(first)}" if first else ""))
+            return conclusion("unsteady", None, f"{named(apart[trial])} {UNSTEADY}")
+        first = _doubtful(rows) or next((row for row in rows if not row.equal), None)
+        return conclusion(
+            "accumulated", first, TOGETHER + (f"; the first that is off is {_where(first)}" if first else "")
+        )
 
 
 TOGETHER = "no single module differs by more than is allowed, and together they do"

@@ -13,6 +13,7 @@ from fvcore import artifacts
 from fvcore.artifacts import Artifact
 from fvcore.compare import compare
 from fvcore.formats import FormatError, json_text, read_json, read_safetensors
+from fvcore.gates import Verdict
 from pytest_fvparity.golden import manifest as manifests
 from pytest_fvparity.golden.manifest import DIGEST, FULL, MANIFEST, DamagedGolden
 from pytest_fvparity.golden.part import Part
@@ -27,11 +28,11 @@ KEYS = (*CHECK_KEYS, "manifest")
 STORAGE = {"files", "full", DIGEST}
 
 
-class _Model(BaseModel):
+class _DiffPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class LeafChange(_Model):
+class LeafChange(_DiffPart):
     """One leaf: the first place where it changes, both values there, how many of its values change and by how much."""
 
     leaf: str
@@ -43,7 +44,7 @@ class LeafChange(_Model):
     max_abs_diff: float | str | None = None
 
 
-class KeyDiff(_Model):
+class KeyDiff(_DiffPart):
     """One check key, or the manifest beside its hashes. The first leaves that change are listed, the rest counted."""
 
     state: Literal["unchanged", "changed", "new", "unreadable"]
@@ -58,11 +59,12 @@ class KeyDiff(_Model):
             return "the old one cannot be read"
         if self.state != "changed":
             return self.state
-        by = f", by up to {_number(self.max_abs_diff)}" if self.max_abs_diff else ""
+        largest = self.max_abs_diff
+        by = f", by up to {f'{largest:.3g}' if isinstance(largest, float) else largest}" if largest else ""
         return f"{self.n_changed} of {self.n_compared} values change{by}"
 
 
-class GoldenDiff(_Model):
+class GoldenDiff(_DiffPart):
     """One golden. `golden` is its place under a folder of goldens."""
 
     golden: str
@@ -70,7 +72,7 @@ class GoldenDiff(_Model):
 
     @property
     def changes(self) -> bool:
-        return any(found.state != "unchanged" for found in self.keys.values())
+        return any(key.state != "unchanged" for key in self.keys.values())
 
 
 def differences(old: Path, new: Path) -> dict[str, KeyDiff]:
@@ -92,31 +94,23 @@ def _difference(old: Path, new: Path, key: str) -> KeyDiff:
     if verdict.passed:
         return KeyDiff(state="unchanged", n_compared=verdict.compared)
     changed = [found for leaf in dict.fromkeys([*before, *after]) if (found := _leaf(leaf, before, after))]
-    return KeyDiff(
-        state="changed",
-        n_changed=verdict.mismatch_count,
-        n_compared=verdict.compared,
-        max_abs_diff=_finite(verdict.measurements.get("max_abs_diff")),
-        leaves=changed[:MAX_LEAVES],
-        n_leaves_left_out=max(0, len(changed) - MAX_LEAVES),
-    )
+    left_out = max(0, len(changed) - MAX_LEAVES)
+    return KeyDiff(state="changed", leaves=changed[:MAX_LEAVES], n_leaves_left_out=left_out, **_counted(verdict))
+
+
+def _counted(verdict: Verdict) -> dict[str, Any]:
+    largest = verdict.measurements.get("max_abs_diff")
+    shown = largest if largest is None or math.isfinite(largest) else str(largest)
+    return {"n_changed": verdict.mismatch_count, "n_compared": verdict.compared, "max_abs_diff": shown}
 
 
 def _leaf(leaf: str, before: Artifact, after: Artifact) -> LeafChange | None:
     old, new = ({leaf: side[leaf]} if leaf in side else {} for side in (before, after))
     verdict = compare(old, new)
-    first = verdict.first_mismatch
-    if first is None:
+    if (first := verdict.first_mismatch) is None:
         return None
-    return LeafChange(
-        leaf=leaf,
-        where=first.where,
-        old=_short(first.expected),
-        new=_short(first.actual),
-        n_changed=verdict.mismatch_count,
-        n_compared=verdict.compared,
-        max_abs_diff=_finite(verdict.measurements.get("max_abs_diff")),
-    )
+    shown = {"old": _short(first.expected), "new": _short(first.actual)}
+    return LeafChange(leaf=leaf, where=first.where, **shown, **_counted(verdict))
 
 
 def _cut(old: Path, key: str, before: Artifact, after: Artifact) -> tuple[Artifact, Artifact]:
@@ -151,10 +145,6 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 def _finite(number: float | None) -> float | str | None:
     return number if number is None or math.isfinite(number) else str(number)
-
-
-def _number(number: float | str | None) -> str:
-    return f"{number:.3g}" if isinstance(number, float) else str(number)
 
 
 def _short(value: Any) -> Any:

@@ -19,6 +19,7 @@ from fvcore.artifacts import Artifact, Leaf
 from fvcore.formats import read_safetensors, sha256_file
 from fvcore.gates import Refused, StageError, Status
 from fvcore.profile import Profile
+from pytest_fvparity import shipped
 from pytest_fvparity.golden import manifest as manifests
 from pytest_fvparity.golden.diff import KeyDiff, differences
 from pytest_fvparity.golden.manifest import (
@@ -276,6 +277,6 @@ def restore(target: Path) -> None:
             previous(target).rename(target)
 
 
-def search_roots(explicit: Path | None, rootdir: Path, shipped: Path) -> list[Path]:
+def search_roots(explicit: Path | None, rootdir: Path) -> list[Path]:
     """--fv-golden alone if given; else the project's own, then the shipped ones."""
-    return [explicit] if explicit else [rootdir / "golden", shipped / "golden"]
+    return [explicit] if explicit else list(dict.fromkeys(root / "golden" for root in (rootdir, shipped.root())))

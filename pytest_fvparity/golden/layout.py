@@ -1,15 +1,13 @@
 """Goldens to and from the reference's own results: `results/<dataset>/<fixed_trials_id>/` of the milestone plans.
 
 Those files hold the numbers a run of the reference ends with, not what led to them: a golden that is imported knows the
-rest of no key, and a run against it is PARTIAL at best. `FIXED` in a name says that the means are of the fixed trials;
-the public reference's own file, without it, is of trials drawn at random, and is no golden.
+rest of no key, and a run against it is PARTIAL at best.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ from torch import Tensor
 from fvcore import artifacts
 from fvcore.artifacts import Artifact
 from fvcore.effects import TOKEN_CLASSES, average_indirect_effect
+from fvcore.experiments.plan_files import ReferenceFiles
 from fvcore.formats import FormatError, json_text, pt_bytes, read_bytes, read_json, read_pt, sha256_file, write_bytes
 from fvcore.model.model import DTYPES
 from fvcore.pipeline import Pipeline, Settings, profile_of
@@ -40,23 +39,6 @@ class LayoutError(FormatError):
     """Results that are not of this model and these trials, or a golden that cannot be written as results."""
 
 
-@dataclass(frozen=True)
-class Names:
-    """The file names of one dataset. The first three are the reference's own, the others those of its later stations."""
-
-    means: str
-    labels: str
-    effect: str
-    vector: str = "src_fv.pt"
-    heads: str = "top_heads_src.json"
-
-    @classmethod
-    def of(cls, dataset: str) -> Names:
-        return cls(
-            f"{dataset}_mean_head_activations_FIXED.pt", f"{dataset}_dummy_labels.json", f"{dataset}_indirect_effect.pt"
-        )
-
-
 # ---------------------------------------------------------------- export
 
 
@@ -66,7 +48,7 @@ def export(path: Path, results: Path, names: Collection[str] | None = None) -> l
     golden = Golden.open(path)
     identity = golden.profile.identity
     folder = results / identity.dataset / identity.fixed_trials_id
-    exported = _exported(golden, Names.of(identity.dataset))
+    exported = _exported(golden, ReferenceFiles.of(identity.dataset))
     files = {folder / name: data for name, data in exported.items() if names is None or name in names}
     for file, data in files.items():
         if file.exists() and read_bytes(file) != data:
@@ -76,7 +58,7 @@ def export(path: Path, results: Path, names: Collection[str] | None = None) -> l
     return list(files)
 
 
-def _exported(golden: Golden, names: Names) -> dict[str, bytes]:
+def _exported(golden: Golden, names: ReferenceFiles) -> dict[str, bytes]:
     if golden.part.slices:
         raise LayoutError(f"{golden.path}: its full tier is not here; `fvparity golden fetch` brings it")
     leaves = {leaf: value for key in CHECK_KEYS[1:5] for leaf, value in golden.stored(key).items()}
@@ -148,7 +130,7 @@ class _Results:
 
     def __init__(self, folder: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> None:
         self.folder, self.lm, self.trials, self.settings = folder, lm, trials, settings
-        self.names = Names.of(trials.dataset)
+        self.names = ReferenceFiles.of(trials.dataset)
         self.read: list[Path] = []
 
     def artifacts(self) -> dict[str, Artifact]:

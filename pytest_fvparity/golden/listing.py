@@ -57,18 +57,13 @@ def trials_under(folders: Iterable[Path]) -> Trials:
         if not folder.is_dir():
             raise FormatError(f"{folder}: no such folder of trials; name yours with --trials")
         for path in sorted(folder.rglob("*.json")):
-            id, digest = _known_as(path)
+            id, digest = path.stem, sha256_file(path)
+            if path.name == SAMPLED:  # the name of every run's frozen trials: they are told by their content
+                with suppress(FormatError):
+                    fixed = read_trials(path)
+                    id, digest = fixed.id, fixed.sha256
             found.setdefault(id, set()).add(digest)
     return found
-
-
-def _known_as(path: Path) -> tuple[str, str]:
-    """Id and digest that a golden of these trials has: of a run's frozen trials they are told by the content."""
-    if path.name == SAMPLED:
-        with suppress(FormatError):
-            fixed = read_trials(path)
-            return fixed.id, fixed.sha256
-    return path.stem, sha256_file(path)
 
 
 def rows(roots: Sequence[Path], trials: Trials) -> list[GoldenRow]:
@@ -76,7 +71,7 @@ def rows(roots: Sequence[Path], trials: Trials) -> list[GoldenRow]:
     for root in roots:
         if not root.is_dir():
             raise FormatError(f"{root}: no such folder of goldens; name yours with --root")
-    return [row for root in roots for path in _places(root) for row in [_row(path, trials)]]
+    return [_row(path, trials) for root in roots for path in _places(root)]
 
 
 def _places(root: Path) -> Iterator[Path]:

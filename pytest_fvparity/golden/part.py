@@ -46,6 +46,8 @@ class Part:
 
     def cut(self, key: str, expected: Artifact, actual: Artifact, axes: AxesOf) -> Cut:
         """Both sides without what is not held. A tensor of another shape than the recorded one is left to fail."""
+        from fvcore.artifacts import tensor_leaf
+
         if self.whole(key):
             return Cut(expected, actual)
         want, have, left_out = dict(expected), dict(actual), dict[str, None]()
@@ -58,7 +60,8 @@ class Part:
             if list(getattr(have[leaf], "shape", [])) == piece.shape:
                 have[leaf] = taken(piece, have[leaf])
             else:
-                want[leaf] = _of_shape(piece, want[leaf])
+                # Of the recorded shape, to be told apart from one of another; it takes no memory.
+                want[leaf] = tensor_leaf(want, leaf).new_zeros(()).expand(piece.shape)
             axis = [*axes(leaf), *["axis"] * len(piece.shape)][piece.axis]
             n_held = f"{len(piece.indices)} of {piece.shape[piece.axis]} {axis}s held"
             left_out[f"{leaf.rpartition('/')[2]} ({n_held})"] = None
@@ -91,11 +94,3 @@ def taken(piece: Slice, tensor: Leaf) -> Tensor:
 
     assert isinstance(tensor, torch.Tensor)
     return tensor.index_select(piece.axis, torch.tensor(piece.indices, device=tensor.device)).contiguous()
-
-
-def _of_shape(piece: Slice, held: Leaf) -> Tensor:
-    """A tensor of the recorded shape, to be told apart from one of another shape; it takes no memory."""
-    import torch
-
-    assert isinstance(held, torch.Tensor)
-    return torch.zeros((), dtype=held.dtype).expand(piece.shape)

@@ -57,12 +57,10 @@ MANY = 8
 
 
 def _told(files: list[Path]) -> list[str]:
-    """The files, or how many there are of each folder."""
-    if len(files) <= MANY:
-        return [_short(file) for file in files]
-    folders = Counter(file.parent for file in files)
-    return [f"{_short(folder)}: {n} file{'s' if n > 1 else ''}" for folder, n in folders.items()]
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    """The files, or how many there are of each folder, from the current one where they lie in it."""
+    here = Path.cwd()
+    shown = [path.relative_to(here) if path.is_relative_to(here) else path for path in files]
+    if len(shown) <= MANY:
+        return list(map(str, shown))
+    folders = Counter(path.parent for path in shown)
+    return [f"{folder}: {n} file{'s' if n > 1 else ''}" for folder, n in folders.items()]

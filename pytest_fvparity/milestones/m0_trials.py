@@ -19,7 +19,10 @@ def run(setup: Setup) -> MilestoneOutcome:
     """Verify the file, then compare prompts and slots; `first_token_id == answer_ids[0]` is part of the first."""
     problems = _problems(setup)
     folder = setup.layout.runs / "m0"
-    report = setup.parity(folder, _reference(setup), WORDS)
+    # A golden where there is one, else the reference itself, which needs no pass of its model for words.
+    has_golden = setup.find_golden() is not None
+    options = setup.comparing(len(setup.fixed.trials)) if has_golden else ["--fv-live", *setup.recording()]
+    report = setup.parity(folder, options, WORDS)
     checks = {check.key: check for check in report.checks}
     log = setup.layout.runs / "m0_prompt_slot_parity.log"
     write_text(log, _log(setup, problems, report))
@@ -45,13 +48,6 @@ def _problems(setup: Setup) -> list[str]:
     except Failed as failure:
         found.append(f"the draws were not checked: {failure}")
     return found
-
-
-def _reference(setup: Setup) -> list[str]:
-    """A golden where there is one, else the reference itself, which needs no pass of its model for words."""
-    if setup.find_golden() is not None:
-        return setup.comparing(len(setup.fixed.trials))
-    return ["--fv-live", *setup.recording()]
 
 
 def _log(setup: Setup, problems: list[str], report: Report) -> str:

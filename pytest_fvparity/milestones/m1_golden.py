@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from fvcore.artifacts import tensor_leaf
+from fvcore.experiments.plan_files import ReferenceFiles
 from pytest_fvparity.golden.golden import Golden
-from pytest_fvparity.golden.layout import Names, export
+from pytest_fvparity.golden.layout import export
 from pytest_fvparity.milestones.setup import Failed, Setup
 from pytest_fvparity.milestones.state import MilestoneOutcome
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -22,7 +23,7 @@ def run(setup: Setup) -> MilestoneOutcome:
     golden = setup.require_golden()
     _require_rank(golden, "mean_activations", "mean_activations", 4)
     _require_rank(golden, "top_heads", "cie", 3 if golden.profile.identity.token_class_idx == -1 else 4)
-    names = Names.of(setup.fixed.dataset)
+    names = ReferenceFiles.of(setup.fixed.dataset)
     files = export(golden.path, setup.layout.results, (names.means, names.labels, names.effect))
     recorded = golden.manifest.reference
     return MilestoneOutcome(

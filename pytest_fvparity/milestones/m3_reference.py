@@ -9,10 +9,11 @@ from typing import Any, cast
 from torch import Tensor
 
 from fvcore.artifacts import tensor_leaf
+from fvcore.experiments.plan_files import ReferenceFiles
 from fvcore.formats import pt_bytes, sha256, write_json
 from fvcore.pipeline import trial_keys
 from pytest_fvparity.golden.golden import Golden
-from pytest_fvparity.golden.layout import Names, export
+from pytest_fvparity.golden.layout import export
 from pytest_fvparity.milestones.setup import Failed, Setup
 from pytest_fvparity.milestones.state import MilestoneOutcome
 
@@ -22,7 +23,7 @@ DUMP = "src_reference_dump.json"
 
 def run(setup: Setup) -> MilestoneOutcome:
     """Every trial of the file once, with its prompt's boundary and its target."""
-    golden, names = setup.require_golden(), Names.of(setup.fixed.dataset)
+    golden, names = setup.require_golden(), ReferenceFiles.of(setup.fixed.dataset)
     dump = reference_dump(golden)
     require_whole(dump, {(trial.trial_id, trial.trial_idx) for trial in setup.fixed.trials})
     files = export(golden.path, setup.layout.results, (names.vector, names.heads))
@@ -33,7 +34,7 @@ def run(setup: Setup) -> MilestoneOutcome:
 
 def reference_dump(golden: Golden) -> dict[str, Any]:
     """The golden in the plan's schema (docs/formats.md)."""
-    names = Names.of(golden.profile.identity.dataset)
+    names = ReferenceFiles.of(golden.profile.identity.dataset)
     means = tensor_leaf(golden.stored("mean_activations"), "mean_activations")
     effects, vectors = golden.stored("top_heads"), golden.stored("fv_vector")
     cie, aie = tensor_leaf(effects, "cie"), tensor_leaf(effects, "aie")

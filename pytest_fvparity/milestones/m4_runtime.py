@@ -34,7 +34,12 @@ def run(setup: Setup) -> MilestoneOutcome:
     if lm.weights_sha != compared.get("weights_sha"):
         raise Failed(f"{setup.model} has other weights than the model that M2 compared: run M2 again")
     settings = StepSettings(seed=setup.lock.locked.seed, top_heads=setup.topk, n_eval=setup.n_eval)
-    files, sources = list[Path](), _sources(setup)
+    raw, locked = setup.raw_dataset(), setup.lock.locked
+    sources: dict[str, Source] = {
+        "fixed_trials": FixedSource(setup.trials_file),
+        "dataset_sampled": DatasetSource(raw, locked.n_trials, locked.n_shots, locked.seed),
+    }
+    files: list[Path] = []
     for name, source in sources.items():
         folder = setup.layout.runs / "runtime" / name
         try:
@@ -44,14 +49,6 @@ def run(setup: Setup) -> MilestoneOutcome:
         files += _delivered(folder, lm.n_layers)
     message = f"{' and '.join(sources)} through StepD, StepE and Step6 at {lm.n_layers} layers"
     return MilestoneOutcome(True, message, files)
-
-
-def _sources(setup: Setup) -> dict[str, Source]:
-    raw, locked = setup.raw_dataset(), setup.lock.locked
-    return {
-        "fixed_trials": FixedSource(setup.trials_file),
-        "dataset_sampled": DatasetSource(raw, locked.n_trials, locked.n_shots, locked.seed),
-    }
 
 
 def _delivered(folder: Path, n_layers: int) -> list[Path]:

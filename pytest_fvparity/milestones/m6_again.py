@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from deepdiff import DeepDiff
+
 from fvcore.formats import json_text, write_text
 from pytest_fvparity.milestones.m2_parity import deliver
 from pytest_fvparity.milestones.setup import Failed, Setup
@@ -29,9 +31,10 @@ def run(setup: Setup) -> MilestoneOutcome:
         if earliest_failure(again.checks):
             return _ended(setup, repaired, [again], f"from {repaired} on: {again.headline}")
     runs = [setup.parity(folder / name, setup.comparing()) for name in ("first", "second")]
-    different = [name for name, value in numbers(runs[0]).items() if numbers(runs[1])[name] != value]
-    if different:
-        return _ended(setup, repaired, runs, f"a second run gave other numbers: {', '.join(different)}")
+    first, second = map(numbers, runs)
+    if changed := DeepDiff(first, second).affected_root_keys:
+        different = ", ".join(name for name in first if name in changed)
+        return _ended(setup, repaired, runs, f"a second run gave other numbers: {different}")
     suite = deliver(setup, runs[1])
     if not suite.passed:
         return _ended(setup, repaired, runs, suite.message)

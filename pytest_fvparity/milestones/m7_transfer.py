@@ -7,12 +7,12 @@ that looks at a relation run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from fvcore.formats import FormatError, json_text, read_json, write_text
-from pytest_fvparity.golden.golden import NoGolden, locate, relative_path
+from pytest_fvparity.golden.golden import search_roots
 from pytest_fvparity.milestones.setup import Failed, Setup, run_pytest
 from pytest_fvparity.milestones.state import MilestoneOutcome
-from pytest_fvparity.parity.place import place_of
 from pytest_fvparity.report.render import REPORT as PARITY_REPORT
 from pytest_fvparity.report.render import read_report
 from pytest_fvparity.transfer import SUITE
@@ -32,7 +32,8 @@ def run(setup: Setup) -> MilestoneOutcome:
         )
     q_ids = q_ids_of(setup.relation_root)
     _require_weights_of_m2(setup, q_ids)
-    with_golden = [q for q in q_ids if q.state == "completed" and _has_golden(setup, q)]
+    roots = search_roots(setup.golden, Path.cwd())
+    with_golden = [q for q in q_ids if q.state == "completed" and q.has_golden(roots, setup.reference_profile)]
     if not with_golden:
         raise Failed(
             "there is no golden of any of the run's q_ids; record some: pytest -m transfer --fv-regen-golden --fv-src=PATH "
@@ -65,15 +66,6 @@ def phases(q_ids: Sequence[QId], with_golden: Sequence[QId]) -> dict[str, list[Q
     several = sorted(completed, key=lambda q: q not in with_golden)[: SEVERAL - 1]
     rest = [q for q in q_ids if q != first and q not in several]
     return {name: some for name, some in (("smoke", [first]), ("several", several), ("all", rest)) if some}
-
-
-def _has_golden(setup: Setup, q_id: QId) -> bool:
-    dataset, id = place_of(q_id.trials_file)
-    try:
-        locate(setup.golden_roots, relative_path(dataset or "", id, setup.reference_profile))
-    except NoGolden:
-        return False
-    return True
 
 
 def _judged(setup: Setup, phase: str, q_ids: Sequence[QId]) -> TransferReport:

@@ -171,20 +171,13 @@ class Setup:
 
     # ------------------------------------------------------------ goldens
 
-    @property
-    def golden_roots(self) -> list[Path]:
-        """Where goldens of others are: those that `--golden` or the project names, else the shipped ones."""
-        from pytest_fvparity.golden.golden import search_roots
-
-        return list(search_roots(self.golden, Path.cwd(), shipped.root()))
-
     def find_golden(self) -> Golden | None:
         """The golden of these trials: M1's own, else another."""
-        from pytest_fvparity.golden.golden import Golden, NoGolden, locate, relative_path
+        from pytest_fvparity.golden.golden import Golden, NoGolden, locate, relative_path, search_roots
 
         place = relative_path(self.fixed.dataset, self.fixed.id, self.reference_profile)
         try:
-            return Golden.open(locate(dict.fromkeys([self.layout.goldens, *self.golden_roots]), place))
+            return Golden.open(locate([self.layout.goldens, *search_roots(self.golden, Path.cwd())], place))
         except NoGolden:
             return None
 

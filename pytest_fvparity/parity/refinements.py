@@ -130,20 +130,15 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
     if not at_heads or not _are_tied(run, expected, actual):
         return verdict
     run.tied.add("top_heads")
-    ties = tuple(
-        replace(f, blocking=False, message=f"tie: {f.message}; their effects differ by less than the tolerance")
-        if f in at_heads
-        else f
-        for f in verdict.findings
-    )
+    findings = []
+    for found in verdict.findings:
+        message = f"tie: {found.message}; their effects differ by less than the tolerance"
+        findings.append(replace(found, blocking=False, message=message) if found in at_heads else found)
     n_swapped = compare({"heads": expected["heads"]}, {"heads": actual["heads"]}).mismatch_count
     n_ranks = sum(w != h for w, h in zip(_pairs(expected) or (), _pairs(actual) or (), strict=True))
-    return replace(
-        verdict,
-        findings=ties,
-        mismatch_count=verdict.mismatch_count - n_swapped,
-        measurements={**verdict.measurements, "tied_ranks": n_ranks},
-    )
+    measurements = {**verdict.measurements, "tied_ranks": n_ranks}
+    n_left = verdict.mismatch_count - n_swapped
+    return replace(verdict, findings=tuple(findings), mismatch_count=n_left, measurements=measurements)
 
 
 def _are_tied(run: ParityRun, expected: Artifact, actual: Artifact) -> bool:
@@ -191,12 +186,10 @@ def _not_its_terms(actual: Artifact) -> list[Finding]:
     """
     import torch
 
-    vector, (have, each) = (
-        actual.get("function_vector"),
-        (_numbers(actual.get(n)) for n in ("function_vector", "head_terms")),
-    )
-    if not isinstance(vector, torch.Tensor) or have is None or each is None:
+    vector, terms = actual.get("function_vector"), actual.get("head_terms")
+    if not (isinstance(vector, torch.Tensor) and isinstance(terms, torch.Tensor)):
         return []
+    have, each = vector.detach().double().cpu(), terms.detach().double().cpu()
     if vector.dtype not in {torch.float16, torch.bfloat16} or each.ndim != 2 or each.shape[1:] != have.shape:
         return []
     total, size, info = each.sum(dim=0), each.abs().sum(dim=0), torch.finfo(vector.dtype)
@@ -334,8 +327,9 @@ def _trial_row(key: str, expected: Artifact, actual: Artifact) -> dict[str, Any]
         row[f"{name}_logprob_abs_diff"] = None if src is None or fv is None else abs(src - fv)
     for name in ("base", "with"):
         want, have = (_numbers(side.get(f"{key}/{name}_logits")) for side in (expected, actual))
-        same_shape = want is not None and have is not None and want.shape == have.shape
-        row[f"{name}_logits_max_abs_diff"] = float((want - have).abs().max()) if same_shape else None  # type: ignore[operator]
+        row[f"{name}_logits_max_abs_diff"] = None
+        if want is not None and have is not None and want.shape == have.shape:
+            row[f"{name}_logits_max_abs_diff"] = float((want - have).abs().max())
     return row
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fvcore.gates import StageError, Suite, Verdict
-from pytest_fvparity.drill.found import lines as drill_lines
+from pytest_fvparity.drill.conclusion import lines as drill_lines
 from pytest_fvparity.fixtures import device_of, in_one_sentence, load_model, options_of, run_settings, tolerances_of
 from pytest_fvparity.options import ParityOptions
 from pytest_fvparity.parity.checks import STAGES, Memory
@@ -101,7 +101,8 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["candidate"] = _name_of(candidate, options)
     # A golden of a user's own make may know no noise.
     noise = getattr(golden, "noise", None)
-    tolerances = tolerances_of(request, profile.identity.dtype, profile.conditions.device, noise)
+    processor = golden.profile.processor_against(profile)
+    tolerances = tolerances_of(request, profile.identity.dtype, profile.conditions.device, noise, processor)
     context["tolerances"] = list(tolerances.sources)
     memory = collector.stash.setdefault(_MEMORY_KEY, Memory())
     continuation = continuation_of(lm, golden, run_settings(request, trials))

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from fvcore.artifacts import Artifact
 from fvcore.compare import EXACT, Tolerance
 from fvcore.formats import FormatError, read_yaml, validated
+from fvcore.profile import NOT_RECORDED
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.parity.noise import Noise, is_number
 
@@ -28,7 +29,10 @@ HOOK = "hook pytest_fvparity_tolerances"
 
 
 class Rule(BaseModel):
-    """One row. `leaf`, `dtype` and `device` are regular expressions that must fit wholly; absent ones fit all."""
+    """One row. `leaf`, `dtype`, `device` and `processor` are regular expressions that must fit wholly; absent ones fit all.
+
+    processor: the golden's beside this run's, `same`, `other` or `not recorded`
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,12 +40,13 @@ class Rule(BaseModel):
     leaf: str = ".*"
     dtype: str = ".*"
     device: str = ".*"
+    processor: str = ".*"
     atol: float = Field(0.0, ge=0, allow_inf_nan=False)
     rtol: float = Field(0.0, ge=0, allow_inf_nan=False)
     of_max: float = Field(0.0, ge=0, allow_inf_nan=False)
     of_norm: float = Field(0.0, ge=0, allow_inf_nan=False)
 
-    @field_validator("leaf", "dtype", "device")
+    @field_validator("leaf", "dtype", "device", "processor")
     @classmethod
     def _is_pattern(cls, value: str) -> str:
         try:
@@ -50,8 +55,8 @@ class Rule(BaseModel):
             raise ValueError(f"{value!r} is no regular expression ({error})") from None
         return value
 
-    def fits(self, key: str, leaf: str, dtype: str, device: str) -> bool:
-        pairs = ((self.leaf, leaf), (self.dtype, dtype), (self.device, device))
+    def fits(self, key: str, leaf: str, dtype: str, device: str, processor: str) -> bool:
+        pairs = ((self.leaf, leaf), (self.dtype, dtype), (self.device, device), (self.processor, processor))
         return self.key == key and all(re.fullmatch(pattern, value) for pattern, value in pairs)
 
     def tolerance(self, name: str) -> Tolerance:
@@ -66,7 +71,7 @@ class _RuleFile(BaseModel):
 
 @dataclass(frozen=True)
 class Tolerances:
-    """The rules in force, each with its name, for one dtype and device."""
+    """The rules in force, each with its name, for one dtype and device, and a golden of this processor or another."""
 
     rules: tuple[tuple[str, Rule], ...]
     dtype: str
@@ -75,6 +80,7 @@ class Tolerances:
     sources: tuple[str, ...] = ()
     # Of the golden; it widens the default rules alone.
     noise: Noise = field(default_factory=Noise)
+    processor: str = NOT_RECORDED
 
     @classmethod
     def read(
@@ -84,13 +90,14 @@ class Tolerances:
         dtype: str,
         device: str,
         noise: Noise | None = None,
+        processor: str = NOT_RECORDED,
     ) -> Tolerances:
         """The rules that hooks added come first, then those of `path`, or the defaults."""
         hooks = _named(HOOK, {"rules": list(added)})
         rules = _named(DEFAULT if path is None else path.name, read_yaml(path or DEFAULTS, as_text=True))
         sources = ((HOOK,) if hooks else ()) + ((path.name,) if path else ())
         measured = noise if noise is not None and path is None else Noise()
-        return cls((*hooks, *rules), dtype, device, sources, measured)
+        return cls((*hooks, *rules), dtype, device, sources, measured, processor)
 
     def of(self, key: str) -> Callable[[str], Tolerance]:
         """leaf -> tolerance, for one check key; a leaf's trial key is not part of its name here."""
@@ -98,7 +105,7 @@ class Tolerances:
         def tolerance_of(leaf: str) -> Tolerance:
             short = leaf.rpartition("/")[2]
             for name, rule in self.rules:
-                if rule.fits(key, short, self.dtype, self.device):
+                if rule.fits(key, short, self.dtype, self.device, self.processor):
                     users = name.startswith(HOOK)
                     measured = None if users else self.noise.tolerance(key, short)
                     return replace(rule.tolerance(name), measured=measured)

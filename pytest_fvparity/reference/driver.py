@@ -24,13 +24,17 @@ import sys
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 REFUSED = 3  # exit status: the reference ran, and what it gave must not become a golden
+
+
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""What is put in a function's place, made of that function."""
 
 
 class RecordingRefused(Exception):
@@ -127,7 +131,7 @@ class Checkout:
                 return getattr(module, name)
         raise RecordingRefused(f"the checkout has no function {name!r}; is {self.root} a copy of the reference?")
 
-    def wrap(self, name: str, wrapped: Callable[[Callable[..., Any]], Any]) -> None:
+    def wrap(self, name: str, wrapped: Wrap) -> None:
         """Put what `wrapped` makes of a function in its place, in every module that holds it: star imports copy names."""
         old = getattr(self, name)
         new = wrapped(old)
@@ -153,14 +157,7 @@ class Normalisation:
     apply: Callable[[], None]
 
     @classmethod
-    def of(
-        cls,
-        src: Checkout,
-        name: str,
-        holds: Callable[[], bool],
-        function: str,
-        wrapped: Callable[[Callable[..., Any]], Any],
-    ) -> Normalisation:
+    def around(cls, src: Checkout, function: str, name: str, holds: Callable[[], bool], wrapped: Wrap) -> Normalisation:
         """One that puts something around a function of the reference."""
         return cls(name, holds, partial(src.wrap, function, wrapped))
 
@@ -192,7 +189,7 @@ def injection_edits_bare_tensors(src: Checkout) -> Normalisation:
 
         return add_function_vector
 
-    return Normalisation.of(src, "injection_edits_bare_tensors", holds, "add_function_vector", wrapped)
+    return Normalisation.around(src, "add_function_vector", "injection_edits_bare_tensors", holds, wrapped)
 
 
 def injection_casts_vector(src: Checkout) -> Normalisation:
@@ -217,7 +214,7 @@ def injection_casts_vector(src: Checkout) -> Normalisation:
 
         return add_function_vector
 
-    return Normalisation.of(src, "injection_casts_vector", holds, "add_function_vector", wrapped)
+    return Normalisation.around(src, "add_function_vector", "injection_casts_vector", holds, wrapped)
 
 
 def bos_from_tokenizer_only(src: Checkout) -> Normalisation:
@@ -231,7 +228,7 @@ def bos_from_tokenizer_only(src: Checkout) -> Normalisation:
     def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **options: original(*args, **{**options, "prepend_bos_token": False})
 
-    return Normalisation.of(src, "bos_from_tokenizer_only", holds, "word_pairs_to_prompt_data", wrapped)
+    return Normalisation.around(src, "word_pairs_to_prompt_data", "bos_from_tokenizer_only", holds, wrapped)
 
 
 class StoredTarget:
@@ -248,7 +245,7 @@ class StoredTarget:
         def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
             return lambda *args, **named: original(*args, **named) if self.target_id is None else [self.target_id]
 
-        return Normalisation.of(src, "effect_uses_stored_target", holds, "get_answer_id", wrapped)
+        return Normalisation.around(src, "get_answer_id", "effect_uses_stored_target", holds, wrapped)
 
     @contextmanager
     def of(self, target_id: int) -> Iterator[None]:
@@ -261,11 +258,8 @@ class StoredTarget:
 
 def greedy_generation(model: Any) -> Normalisation:
     """Generation never samples, whatever the model's own generation settings say."""
-
-    settings = model.generation_config
-    return Normalisation(
-        "greedy_generation", lambda: not settings.do_sample, lambda: setattr(settings, "do_sample", False)
-    )
+    own = model.generation_config
+    return Normalisation("greedy_generation", lambda: not own.do_sample, lambda: setattr(own, "do_sample", False))
 
 
 # ---------------------------------------------------------------- recording
@@ -288,10 +282,8 @@ class Replay:
 
 def words(pairs: list[dict[str, str]]) -> dict[str, list[str]]:
     """Pairs as the reference takes them: without the leading space, which it adds itself."""
-    for pair in pairs:
-        for word in pair.values():
-            if not word.startswith(" "):
-                raise RecordingRefused(f"the word {word!r} has no leading space; the reference always writes one")
+    for word in (word for pair in pairs for word in pair.values() if not word.startswith(" ")):
+        raise RecordingRefused(f"the word {word!r} has no leading space; the reference always writes one")
     return {side: [pair[side][1:] for pair in pairs] for side in ("input", "output")}
 
 
@@ -319,8 +311,7 @@ class Recorder:
             "n_layers": self.model.config.num_hidden_layers,
             "resid_dim": width,
             "name_or_path": job["branch"],
-            "attn_hook_names": job["attn_hook_names"],
-            "layer_hook_names": job["layer_hook_names"],
+            **{name: job[name] for name in ("attn_hook_names", "layer_hook_names")},
             "prepend_bos": self.adds_bos,
         }
         self.template = {"prefixes": job["prefixes"], "separators": job["separators"]}
@@ -377,11 +368,8 @@ class Recorder:
             text = self.src.create_prompt(data)
             ids = list(self.tokenizer(text).input_ids)
             answer = [int(i) for i in self.src.get_answer_id(text, data["query_target"]["output"], self.tokenizer)]
-            leaves[f"{where}/text"] = text
-            leaves[f"{where}/input_ids"] = ids
-            leaves[f"{where}/boundary"] = len(ids)
-            leaves[f"{where}/answer_ids"] = answer
-            leaves[f"{where}/target_id"] = answer[0]
+            said = {"text": text, "input_ids": ids, "boundary": len(ids), "answer_ids": answer, "target_id": answer[0]}
+            leaves |= {f"{where}/{name}": value for name, value in said.items()}
             if where.endswith("corrupted"):
                 leaves[f"{trial['key']}/target_id"] = self.target_id(trial)
         return leaves
@@ -400,12 +388,15 @@ class Recorder:
             idx_map, idx_avg = self.src.compute_duplicated_labels(labels, dummy)
             full = self.src.update_idx_map(idx_map, idx_avg)
             token = next(int(i) for i, _, label in labels if label == "query_predictive_token")
-            leaves[f"{where}/labels"] = [[int(i), text, label] for i, text, label in labels]
-            leaves[f"{where}/idx_map"] = [[int(k), int(v)] for k, v in idx_map.items()]
-            leaves[f"{where}/idx_avg"] = [[k, int(v[0]), int(v[1])] for k, v in sorted(idx_avg.items())]
-            leaves[f"{where}/full_idx_map"] = [[int(k), int(v)] for k, v in sorted(full.items())]
-            leaves[f"{where}/query_predictive_slot"] = int(idx_map[token])
-            leaves[f"{where}/query_predictive_token"] = token
+            said = {
+                "labels": [[int(i), text, label] for i, text, label in labels],
+                "idx_map": [[int(k), int(v)] for k, v in idx_map.items()],
+                "idx_avg": [[k, int(v[0]), int(v[1])] for k, v in sorted(idx_avg.items())],
+                "full_idx_map": [[int(k), int(v)] for k, v in sorted(full.items())],
+                "query_predictive_slot": int(idx_map[token]),
+                "query_predictive_token": token,
+            }
+            leaves |= {f"{where}/{name}": value for name, value in said.items()}
         return leaves
 
     def require_alignment(self, where: str, data: Any, labels: Any, dummy: Any) -> None:
@@ -524,18 +515,19 @@ class Recorder:
             generated.clear()
             run(generate_str=True)
             logprob = [float(torch.log_softmax(x.float(), dim=-1)[target_id]) for x in (base, injected)]
-            leaves |= {
-                f"{key}/target_id": target_id,
-                f"{key}/base_logprob": logprob[0],
-                f"{key}/with_logprob": logprob[1],
-                f"{key}/delta_logprob": logprob[1] - logprob[0],
-                f"{key}/base_logits": base.clone(),
-                f"{key}/with_logits": injected.clone(),
-                f"{key}/base_nll": float(base_nll),
-                f"{key}/with_nll": float(with_nll),
-                f"{key}/base_generated": list(generated[0]),
-                f"{key}/with_generated": list(generated[1]),
+            said = {
+                "target_id": target_id,
+                "base_logprob": logprob[0],
+                "with_logprob": logprob[1],
+                "delta_logprob": logprob[1] - logprob[0],
+                "base_logits": base.clone(),
+                "with_logits": injected.clone(),
+                "base_nll": float(base_nll),
+                "with_nll": float(with_nll),
+                "base_generated": list(generated[0]),
+                "with_generated": list(generated[1]),
             }
+            leaves |= {f"{key}/{name}": value for name, value in said.items()}
         self.model.generate = original_generate
         return leaves
 
@@ -628,10 +620,8 @@ def versions() -> dict[str, str]:
 
     found = {"python": platform.python_version()}
     for package in ("torch", "transformers", "tokenizers", "numpy", "pandas", "scikit-learn"):
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 

@@ -24,7 +24,7 @@ from fvcore.pipeline import Settings, profile_of
 from fvcore.profile import Conditions, Profile
 from fvcore.prompts import PromptTemplate, require_bos_agreement
 from fvcore.provenance import processor
-from fvcore.trials import FixedTrials, Trial
+from fvcore.trials import FixedTrials
 from pytest_fvparity.parity.implementation import Answers
 from pytest_fvparity.parity.noise import Noise, measured, variations
 
@@ -137,17 +137,16 @@ def _job(root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings)
         "separators": template.separators.model_dump(),
         **{name: getattr(trials.meta, name) for name in ("seed", "n_shots")},
         **{name: getattr(settings, name) for name in ("n_top_heads", "token_class_idx", "edit_layer", "alpha")},
-        "trials": [_trial(trial) for trial in trials.trials],
-    }
-
-
-def _trial(trial: Trial) -> dict[str, Any]:
-    return {
-        "key": trial.key,
-        "clean": [demo.model_dump() for demo in trial.demos],
-        "corrupted": [demo.model_dump() for demo in trial.corrupted_demos],
-        "query": trial.query.model_dump(),
-        "target_id": trial.target_id,
+        "trials": [
+            {
+                "key": trial.key,
+                "clean": [demo.model_dump() for demo in trial.demos],
+                "corrupted": [demo.model_dump() for demo in trial.corrupted_demos],
+                "query": trial.query.model_dump(),
+                "target_id": trial.target_id,
+            }
+            for trial in trials.trials
+        ],
     }
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from fvcore.gates import Status
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.report.report import Check, Report, largest_of
+from pytest_fvparity.report.report import Check, Report, ReportPart, largest_of
 
 SILENT = frozenset({Status.BLOCKED, Status.NOT_RUN, Status.NOT_PROVIDED, Status.NOT_HELD, None})
 """Statuses that say nothing about a key, and no status at all."""
@@ -17,11 +15,7 @@ LARGE_DRIFT = 10.0
 """How many times as near to its limit a leaf has come that is worth a word."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class KeyChange(_Model):
+class KeyChange(ReportPart):
     """One check key then and now. `used` is the largest share of its tolerance that a number takes: 1 is on the limit."""
 
     key: str
@@ -35,7 +29,7 @@ class KeyChange(_Model):
     used_now: float | str | None
 
 
-class Drift(_Model):
+class Drift(ReportPart):
     """A leaf that agrees then and now, and is `ratio` times as near to its limit."""
 
     key: str
@@ -45,7 +39,7 @@ class Drift(_Model):
     ratio: float | str
 
 
-class Comparison(_Model):
+class Comparison(ReportPart):
     """`changed` are fields of the profile that are others now: name -> [before, now]; `drifts` are large, the largest first."""
 
     dataset: str
@@ -129,24 +123,16 @@ def _sentence(keys: list[KeyChange], drifts: list[Drift]) -> str:
     parts = [", ".join(f"{n} {word}" for word, n in counts.items() if n)]
     for key in dict.fromkeys(drift.key for drift in drifts):
         worst = max((drift for drift in drifts if drift.key == key), key=lambda drift: float(drift.ratio))
-        parts.append(f"{key} passes, and its {_said(worst)}")
+        at = f"times as near to its limit as before, at {100 * worst.used_now:.2g} % of it"
+        equal_before = isinstance(worst.ratio, str)
+        said = "is no longer equal to the last bit" if equal_before else f"is {worst.ratio:.3g} {at}"
+        parts.append(f"{key} passes, and its {worst.leaf} {said}")
     return "; ".join(parts)
 
 
-def _said(drift: Drift) -> str:
-    if isinstance(drift.ratio, str):
-        return f"{drift.leaf} is no longer equal to the last bit"
-    at = f"at {100 * drift.used_now:.2g} % of it"
-    return f"{drift.leaf} is {drift.ratio:.3g} times as near to its limit as before, {at}"
-
-
 def _changed(*reports: Report) -> dict[str, list[Any]]:
-    sides = [_fields(report) for report in reports]
-    names = list(sides[0] | sides[1]) if all(sides) else []
-    pairs = {name: [side.get(name) for side in sides] for name in names}
+    """Fields of the profile, where both reports have one."""
+    profiles = [report.profile or {} for report in reports]
+    sides = [{**profile.get("identity", {}), **profile.get("conditions", {})} for profile in profiles]
+    pairs = {name: [side.get(name) for side in sides] for name in (sides[0] | sides[1] if all(sides) else ())}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _fields(report: Report) -> dict[str, Any]:
-    profile = report.profile or {}
-    return {**profile.get("identity", {}), **profile.get("conditions", {})}

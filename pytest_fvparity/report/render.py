@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvcore.formats import FormatError, csv_text, json_text, read_json, validated, write_text
+from fvcore.profile import Processor
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.error_grid import grids
 from pytest_fvparity.report.markdown import STEP_SUMMARY, within
@@ -203,7 +204,8 @@ def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 
 def _ran_on(conditions: Mapping[str, Any]) -> str:
-    flat = {k: v for k, v in conditions.items() if k != "versions"} | conditions.get("versions", {})
+    flat = {k: v for k, v in conditions.items() if k not in {"versions", "processor"}} | conditions.get("versions", {})
+    flat |= {"processor": Processor(**conditions["processor"])} if conditions.get("processor") else {}
     return ", ".join(f"{name} {value}" for name, value in flat.items()) or "–"
 
 

@@ -24,11 +24,11 @@ SAID_BY_STAGES = ("candidate", "n_trials", "n_compared_trials", "profile", "gold
 HEADS = ("aie_expected", "aie_actual", "heads_expected", "heads_actual", "scores_actual")
 
 
-class _Model(BaseModel):
+class ReportPart(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Mismatch(_Model):
+class Mismatch(ReportPart):
     """One located disagreement. `coordinate` names the axes: layer, head, slot, dim, trial, position."""
 
     where: str
@@ -41,7 +41,7 @@ class Mismatch(_Model):
     coordinate: dict[str, int | str] = {}
 
 
-class ToleranceRow(_Model):
+class ToleranceRow(ReportPart):
     """What a leaf was compared with: |got - expected| <= max(atol, of_max * max|expected|, of_norm * norm) + rtol *
     |expected|, and the rule it comes from.
 
@@ -59,7 +59,7 @@ class ToleranceRow(_Model):
     used: float | str | None = None
 
 
-class ErrorCount(_Model):
+class ErrorCount(ReportPart):
     """How many elements have which magnitude and which error, both by decade: n is from 10^n up to 10^(n+1), -999 is zero,
     999 is not finite."""
 
@@ -68,14 +68,14 @@ class ErrorCount(_Model):
     count: int
 
 
-class ErrorTable(_Model):
+class ErrorTable(ReportPart):
     """The errors of a leaf, counted by the magnitude of what was expected, over all trials in which it differs."""
 
     leaf: str
     counts: list[ErrorCount]
 
 
-class Check(_Model):
+class Check(ReportPart):
     """One check key. `fault` says why a key failed: own (on golden inputs too), inherited (an earlier key failed), or
     accumulated (it agrees on golden inputs and no earlier key failed: differences within tolerance add up)."""
 
@@ -102,7 +102,7 @@ class Check(_Model):
     repro_command: str = ""
 
 
-class Divergence(_Model):
+class Divergence(ReportPart):
     """The earliest disagreement of the run: stage, file, key, trial, coordinate, both values."""
 
     check_key: str
@@ -120,7 +120,7 @@ class Divergence(_Model):
     message: str
 
 
-class Shard(_Model):
+class Shard(ReportPart):
     """One of the reports that a merged one was made of: when it ran, the keys taken from it, and where it ran."""
 
     created_at: str
@@ -128,7 +128,7 @@ class Shard(_Model):
     conditions: dict[str, Any]
 
 
-class Report(_Model):
+class Report(ReportPart):
     """One trials file's parity run, or several of them merged: then `shards` says which."""
 
     schema_version: int = SCHEMA_VERSION

@@ -32,7 +32,7 @@ from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.manifest import MANIFEST
 from pytest_fvparity.parity.checks import STAGES, ParityRun
 from pytest_fvparity.parity.noise import is_number, measured, other_attention
-from pytest_fvparity.selftest.faults.activations import batched, padded_logits
+from pytest_fvparity.selftest.mean_heads import batched, padded_logits
 from pytest_fvparity.selftest.rig import FAMILIES, TRIALS, Rig, changed, rig_of
 
 SEEDS = tuple(range(10))

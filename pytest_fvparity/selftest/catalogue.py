@@ -64,14 +64,6 @@ class Fault:
     signature: str = ""  # what the numbers look like
     families: Sequence[str] = FAMILIES
 
-    @property
-    def outcome(self) -> Outcome:
-        return Outcome(self.expected.partition(" at ")[0])
-
-    @property
-    def key(self) -> str | None:
-        return self.expected.partition(" at ")[2] or None
-
     def met(self, seen: Observed) -> bool:
         """Whether what was seen is what must come of it."""
         return str(seen) == self.expected

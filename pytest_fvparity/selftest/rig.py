@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fvcore.artifacts import Artifact
-from fvcore.embedded.random_models import AWKWARD_PAIRS, BED_TOKENIZERS, random_lm, random_model, trials_for
+from fvcore.embedded.random_models import AWKWARD_PAIRS, RIG_TOKENIZERS, random_lm, random_model, trials_for
 from fvcore.gates import StageResult, Suite, run_suite
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, Settings, profile_of, run
@@ -29,7 +29,7 @@ from pytest_fvparity.parity.noise import Noise
 from pytest_fvparity.parity.refinements import continuation_of
 from pytest_fvparity.parity.tolerances import Tolerances
 
-FAMILIES = tuple(BED_TOKENIZERS)
+FAMILIES = tuple(RIG_TOKENIZERS)
 
 # With this seed the draws of three trials hold all that the docstring above asks for.
 TRIALS: dict[str, Any] = {"n_trials": 3, "n_shots": 4, "seed": 3, "pairs": AWKWARD_PAIRS}
@@ -111,7 +111,7 @@ class Rig:
 @cache
 def rig_of(family: str, token_class_idx: int = -1) -> Rig:
     """The rig of a family; the same object each time, so nothing may change it."""
-    lm = random_lm(family, BED_TOKENIZERS[family], pairs=AWKWARD_PAIRS)
+    lm = random_lm(family, RIG_TOKENIZERS[family], pairs=AWKWARD_PAIRS)
     # Faults are planted in what engine exact runs through.
     settings = Settings(edit_layer=1, n_top_heads=3, token_class_idx=token_class_idx, engine="exact")
     return Rig.recorded(lm, trials_for(lm, **TRIALS), settings)

@@ -7,17 +7,6 @@ from dataclasses import dataclass
 
 from pytest_fvparity.report.render import environment
 from pytest_fvparity.selftest.catalogue import Fault, Observed, Outcome, faults_of
-from pytest_fvparity.selftest.faults import (
-    activations,
-    effects,
-    injection,
-    prompts,
-    relation,
-    sampling,
-    slots,
-    suite,
-    vectors,
-)
 from pytest_fvparity.selftest.rig import rig_of
 
 VERDICTS = ("caught", "not run here", "wrong key", "missed")  # from good to bad
@@ -57,6 +46,18 @@ class Row:
 
 def catalogue() -> dict[str, Fault]:
     """All faults by id, in order."""
+    from pytest_fvparity.selftest.faults import (
+        activations,
+        effects,
+        injection,
+        prompts,
+        relation,
+        sampling,
+        slots,
+        suite,
+        vectors,
+    )
+
     rooms = (prompts, sampling, slots, activations, effects, vectors, injection, suite, relation)
     return faults_of({id: plants for room in rooms for id, plants in room.PLANTS.items()})
 

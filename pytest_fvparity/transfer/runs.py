@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fvcore.experiments.relation.files import STATUS
+from fvcore.experiments.steps.layout import SAMPLED
 from fvcore.formats import FormatError, read_json
-
-STATUS = "artifacts/qid_status.json"
-SAMPLED = "artifacts/sampled_trials.json"
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,18 @@ class QId:
     @property
     def trials_file(self) -> Path:
         return self.folder / SAMPLED
+
+    def has_golden(self, roots: Sequence[Path], reference_profile: str) -> bool:
+        """Whether the reference was recorded on its frozen trials."""
+        from pytest_fvparity.golden.golden import NoGolden, locate, relative_path
+        from pytest_fvparity.parity.place import place_of
+
+        dataset, id = place_of(self.trials_file)
+        try:
+            locate(roots, relative_path(dataset or "", id, reference_profile))
+        except NoGolden:
+            return False
+        return True
 
 
 Q_IDS_KEY = pytest.StashKey[list[QId]]()

@@ -35,27 +35,21 @@ def qid_status(run: Transfer) -> Verdict:
     """Completed with every file it must have, or skipped for want of rows; of the model that the stations run on."""
     found, folder = run.status, run.folder.root.name
     if found.q_id != folder:
-        return _holds(False, "q_id", f"the status in folder {folder} is of another", folder, found.q_id)
+        return _same("q_id", f"the status in folder {folder} is of another", folder, found.q_id)
     if found.status == "skipped":
         needed = found.config["n_demos"] + 1
-        return _holds(
-            found.q_row_count < needed, "status", f"skipped, with {found.q_row_count} rows of {needed} needed"
-        )
+        enough = f"skipped, with {found.q_row_count} rows of {needed} needed"
+        return _same("status", enough, None, None, holds=found.q_row_count < needed)
     if found.status != "completed":
         why = f": {found.reason}" if found.reason else ""
-        return _holds(False, "status", f"{found.status}{why}", "completed", found.status)
+        return _same("status", f"{found.status}{why}", "completed", found.status)
     _require_same_model(run)
+    layers = list(range(run.lm.n_layers))
     return merge(
         Verdict(compared=len(found.files)),
         _each("files", "is missing or was changed since", _damaged(run)),
         _each("files", "is required and not there", _missing(run)),
-        _holds(
-            found.expected_layers == list(range(run.lm.n_layers)),
-            "expected_layers",
-            f"are not those of {run.lm.name}",
-            list(range(run.lm.n_layers)),
-            found.expected_layers,
-        ),
+        _same("expected_layers", f"are not those of {run.lm.name}", layers, found.expected_layers),
     )
 
 
@@ -95,8 +89,8 @@ def sampled_trials(run: Transfer) -> Verdict:
     problems = verify(run.fixed, run.lm.tokenizer)
     return merge(
         Verdict(compared=n),
-        _holds(n == asked, "n_trials", "is not what was asked for", asked, n),
-        _holds(run.sampled.q_ids == [run.status.q_id], "q_id", "is another", [run.status.q_id], run.sampled.q_ids),
+        _same("n_trials", "is not what was asked for", asked, n),
+        _same("q_id", "is another", [run.status.q_id], run.sampled.q_ids),
         _each("trials", "", problems),
     )
 
@@ -126,13 +120,12 @@ def stepd_scores(run: Transfer) -> Verdict:
         found, swept = torch.zeros_like(aie, dtype=torch.float64), torch.zeros_like(aie, dtype=torch.bool)
         for row in run.scores(name):
             found[row["layer"], row["head"]], swept[row["layer"], row["head"]] = row[SCORE], True
-        n_swept = int(swept.sum())
-        verdicts.append(_holds(n_swept == swept.numel(), name, "heads are missing", swept.numel(), n_swept))
+        verdicts.append(_same(name, "heads are missing", swept.numel(), int(swept.sum())))
         own = torch.where(swept.cpu(), aie.cpu().double(), 0.0)
         verdicts.append(_at(name, _compared(run, "top_heads", "aie", own, found, ("layer", "head"))))
         verdicts.append(_at(name, _digits(found, run.delta_p.mean(dim=0))))
-    n_rows, wanted = len(run.metrics), run.delta_p.numel()
-    verdicts.append(_holds(n_rows == wanted, layout.TRIAL_METRICS, "rows are missing, or there twice", wanted, n_rows))
+    twice = "rows are missing, or there twice"
+    verdicts.append(_same(layout.TRIAL_METRICS, twice, run.delta_p.numel(), len(run.metrics)))
     own_trials = _compared(run, "top_heads", "cie", cie.cpu().double(), run.delta_p, ("trial", "layer", "head"))
     return merge(_at(layout.TRIAL_METRICS, own_trials), *verdicts)
 
@@ -161,7 +154,7 @@ def stepe_heads(run: Transfer) -> Verdict:
     _require_score(run)
     own, found = [list(head) for head in run.top_heads["heads"]], run.heads  # type: ignore[union-attr]
     if problem := _not_heads(run, found):
-        return _holds(False, "top_heads.json", problem)
+        return _same("top_heads.json", problem, None, None, holds=False)
     others = [(rank, *pair) for rank, pair in enumerate(zip(own, found, strict=True)) if pair[0] != pair[1]]
     aie, tolerance = tensor_leaf(run.top_heads, "aie"), run.tolerances.of("top_heads")("aie")
     tied = bool(others) and tied_heads(own, found, aie, run.delta_p.mean(dim=0), tolerance)
@@ -204,12 +197,10 @@ def step6_summary(run: Transfer) -> Verdict:
 
     value, layers = read_json(run.folder / layout.ALL_LAYERS), list(range(run.lm.n_layers))
     verdicts = [
-        _holds(value["expected_layers"] == layers, "expected_layers", "are others", layers, value["expected_layers"]),
-        _holds(value["missing_layers"] == [], "missing_layers", "there are some", [], value["missing_layers"]),
-        _holds(
-            value["completed_layers"] == layers, "completed_layers", "are others", layers, value["completed_layers"]
-        ),
-        _holds(value["q_id"] == run.status.q_id, "q_id", "is another", run.status.q_id, value["q_id"]),
+        _same("expected_layers", "are others", layers, value["expected_layers"]),
+        _same("missing_layers", "there are some", [], value["missing_layers"]),
+        _same("completed_layers", "are others", layers, value["completed_layers"]),
+        _same("q_id", "is another", run.status.q_id, value["q_id"]),
     ]
     if not all(verdict.passed for verdict in verdicts):
         return merge(*verdicts)
@@ -221,9 +212,9 @@ def step6_summary(run: Transfer) -> Verdict:
         verdicts.append(_at(f"layer {layer}", _injected(run, layer, rows[0])))
         scores.append(entry["score_value"])
         same = abs(own - entry["score_value"]) <= 1e-9 * max(1.0, abs(own))
-        verdicts.append(_holds(same, f"layer {layer}", "its score is not the mean of its rows", own, scores[-1]))
-    best = scores.index(max(scores))
-    return merge(*verdicts, _holds(value["best_layer"] == best, "best_layer", "is another", best, value["best_layer"]))
+        not_mean = "its score is not the mean of its rows"
+        verdicts.append(_same(f"layer {layer}", not_mean, own, scores[-1], holds=same))
+    return merge(*verdicts, _same("best_layer", "is another", scores.index(max(scores)), value["best_layer"]))
 
 
 def _injected(run: Transfer, layer: int, row: dict[str, Any]) -> Verdict:
@@ -255,8 +246,9 @@ def _at(name: str, verdict: Verdict) -> Verdict:
     return replace(verdict, findings=tuple(replace(f, where=f"{name} {f.where}") for f in verdict.findings))
 
 
-def _holds(holds: bool, where: str, message: str, expected: object = None, actual: object = None) -> Verdict:
-    if holds:
+def _same(where: str, message: str, expected: Any, actual: Any, holds: bool | None = None) -> Verdict:
+    """One comparison: by `holds`, or by whether the two are equal."""
+    if expected == actual if holds is None else holds:
         return Verdict(compared=1)
     return Verdict((Finding(where, message, expected, actual),), compared=1, mismatch_count=1)
 

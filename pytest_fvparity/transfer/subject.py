@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fvcore.artifacts import Artifact, tensor_leaf
 from fvcore.experiments.folder import Folder
+from fvcore.experiments.plan_files import read_heads, read_vector
 from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.scores import Row, read_scores
-from fvcore.formats import FormatError, read_json, read_pt, read_text
+from fvcore.formats import FormatError, read_pt, read_text
 from fvcore.injection import inject
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, Settings
@@ -86,13 +87,11 @@ class Transfer:
     @cached_property
     def heads(self) -> list[list[int]]:
         """In rank order."""
-        rows = read_json(self.folder / layout.TOP_HEADS)["heads"]
-        return [[row["layer"], row["head"]] for row in rows]
+        return read_heads(self.folder / layout.TOP_HEADS)
 
     @cached_property
     def vector(self) -> Tensor:
-        value = read_pt(self.folder / layout.FV)
-        return cast("Tensor", value["fv_global_resid"])
+        return read_vector(self.folder / layout.FV)
 
     # ------------------------------------------------------------ what the stations give
 

@@ -11,11 +11,10 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from fvcore import trials as fixed_trials
 from fvcore.cli import app
-from fvcore.embedded.random_models import PAIRS, random_lm, toy_tokenizer, trials_for
+from fvcore.embedded.random_models import random_lm, toy_tokenizer
 from fvcore.formats import write_text
-from fvcore.model.spec import ALIASES, MODEL_SPECS, ModelError, spec_for
+from fvcore.model.spec import ALIASES, MODEL_SPECS, ModelError
 from tests.late import RUNNING
 
 if RUNNING:
@@ -24,10 +23,9 @@ if RUNNING:
     from fvcore.model import audit
     from fvcore.model import model as models
     from fvcore.model.model import LanguageModel
-    from tests.pytest_fvparity.stand_in import plant
 
 
-LLAMA = spec_for("llama")
+LLAMA = MODEL_SPECS["llama"]
 
 
 def spec(*words: object) -> Result:
@@ -249,31 +247,10 @@ def test_the_list_shows_every_spec_with_its_aliases() -> None:
     assert ALIASES
 
 
-@pytest.mark.slow
-def test_a_reduced_parity_run_ends_and_writes_its_stages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    raw = tmp_path / "pairs.json"
-    write_text(raw, json.dumps([{"input": a, "output": b} for a, b in PAIRS]))
-    done = spec("parity", model, "--fv-src", plant(tmp_path), "--dataset-json", raw, "--out", tmp_path / "out")
-    assert done.exit_code == 0, done.output
-    (report,) = (tmp_path / "out").rglob("src_vs_fv_diff_report.json")
-    found = json.loads(report.read_text())
-    assert (found["n_compared_trials"], found["profile"]["identity"]["n_top_heads"]) == (1, 5)
-    assert found["profile"]["identity"]["edit_layer"] == 1
-    assert list((tmp_path / "out").rglob("parity_suite_stages.csv"))
-
-
-def test_a_reduced_parity_run_without_a_reference_is_an_error(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path, lm = tmp_path / "fixed_trials_pairs.json", models.load(str(model))
-    fixed_trials.write(path, trials_for(lm, n_trials=1).file)
-    done = spec("parity", model, "--fv-src", tmp_path / "nowhere", "--trials", path, "--out", tmp_path / "out")
-    assert done.exit_code != 0
-    assert "did not come to a verdict (prompt_boundary: " in str(done.exception)
+def test_reduced_parity_says_where_it_is() -> None:
+    done = spec("parity", "tiny-llama", "--fv-src", "nowhere", "--help")
+    assert done.exit_code == 2
+    assert "run `fvparity spec parity` with the same words" in done.stderr
 
 
 def test_a_loaded_models_spec_is_the_one_of_its_config(model: Path) -> None:

@@ -201,7 +201,7 @@ def test_an_unknown_architecture_names_the_known_ones_and_the_ways_out() -> None
     assert "no ModelSpec for model_type 't5'" in message
     assert ", ".join(sorted(MODEL_SPECS)) in message
     assert "of those these do: none" in message
-    assert "--fv-spec FILE.yaml" in message
+    assert "into a YAML file" in message
     assert "fvcore/model/spec.py" in message
 
 

@@ -318,7 +318,7 @@ def test_equal_effects_are_ranked_by_layer_and_head() -> None:
 
 @pytest.mark.parametrize("k", [0, -1, 21])
 def test_more_heads_than_there_are_or_none_are_refused(k: int) -> None:
-    with pytest.raises(ValueError, match=rf"{k} top heads asked for, the model has 4 layers x 5 heads = 20"):
+    with pytest.raises(ValueError, match=rf"top {k} heads asked for, 20 are scored; ask for 1 to 20"):
         top_heads(torch.zeros(4, 5), k)
 
 

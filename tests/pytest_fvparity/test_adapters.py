@@ -13,12 +13,8 @@ from pathlib import Path
 import pytest
 
 from pytest_fvparity.shipped import FIXED_TRIALS
-from tests.late import RUNNING
+from tests.pytest_fvparity.worlds import World
 from tests.slow import slow_but
-
-if RUNNING:
-    from tests.pytest_fvparity.worlds import World, reports
-
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "candidates.md").read_text()
@@ -66,9 +62,30 @@ def test_an_adapter_agrees_with_the_reference(pytester: pytest.Pytester, adapter
         assert "Traceback" not in result.stdout.str()
         return
     result.assert_outcomes(passed=6)
-    (report,) = reports(pytester)
-    if adapter != "transformer_lens":  # which replaces the attention by its own
-        assert {check["max_abs_diff"] for check in report["checks"]} <= {0.0, None}
+
+
+@pytest.mark.parametrize("adapter", ["torch_hooks", "nnsight"])  # transformer_lens has an attention of its own
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_on_the_models_own_modules_an_adapter_is_every_bit_of_exact(adapter: str, family: str) -> None:
+    from fvcore.compare import compare
+    from fvcore.embedded.random_models import random_lm, trials_for
+    from fvcore.pipeline import Settings, run
+
+    pytest.importorskip(PACKAGES[adapter])
+    lm = random_lm(family)
+    fixed, settings = trials_for(lm, n_trials=2), Settings(edit_layer=0, n_top_heads=3, engine="exact")
+    candidate = importlib.import_module(f"pytest_fvparity.candidates.adapters.{adapter}").make(lm, fixed, settings)
+    want = run(lm, fixed, settings)
+    words = [want["prompt_boundary"], want["slot_map"]]
+    given = {
+        "mean_activations": words,
+        "top_heads": [*words, want["mean_activations"]],
+        "fv_vector": [want["mean_activations"], want["top_heads"]],
+        "injection_output": [words[0], want["fv_vector"]],
+    }
+
+    for key, earlier in given.items():
+        assert compare(want[key], getattr(candidate, key)(*earlier)).findings == (), key
 
 
 @pytest.mark.parametrize("family", ["gptj", "gpt_neox", "qwen3"])

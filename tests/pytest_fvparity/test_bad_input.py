@@ -48,7 +48,7 @@ def _with_trials(pytester: pytest.Pytester, world: World, text: str) -> World:
     ("words", "message"),
     [
         (["--fv-edit-layer=7"], "edit_layer out of range: 7 not in [[]0, 1[]]"),
-        (["--fv-top-heads=9"], "9 top heads asked for,*ask for 1 to 8 (--fv-top-heads)"),
+        (["--fv-top-heads=9"], "9 top heads asked for,*ask for 1 to 8"),
         (["--fv-token-class=10"], "token class 10 is not in [[]-1, 9[]]"),
         (["--fv-max-trials=4"], "--fv-max-trials 4:*has 3 trials; ask for 1 to 3"),
         (["--fv-engine=warp"], "unknown engine 'warp'; expected one of exact, fast"),

@@ -16,12 +16,13 @@ from typing import Any, cast
 import pytest
 
 from fvcore import trials
-from fvcore.embedded.random_models import BED_TOKENIZERS, random_model, toy_tokenizer, trials_for
+from fvcore.embedded.random_models import RIG_TOKENIZERS, random_model, toy_tokenizer, trials_for
 from fvcore.gates import StageError, Verdict
 from pytest_fvparity import shipped
-from pytest_fvparity.drill.found import lines
+from pytest_fvparity.drill.conclusion import lines
 from pytest_fvparity.parity.checks import ParityRun, check
 from tests.late import RUNNING
+from tests.pytest_fvparity.worlds import World, reports
 
 if RUNNING:
     import torch
@@ -35,12 +36,11 @@ if RUNNING:
     from fvcore.pipeline import Pipeline, Settings, slots_of, trial_keys
     from pytest_fvparity.candidates.adapters.torch_hooks import TorchHooks
     from pytest_fvparity.candidates.candidates import FromFolder
-    from pytest_fvparity.drill.doors import Watched
+    from pytest_fvparity.drill.candidate_modules import Watched
     from pytest_fvparity.golden.golden import Golden, relative_path
     from pytest_fvparity.parity.tolerances import Tolerances
-    from pytest_fvparity.selftest.faults.activations import average, heads_by_token, left_padded, mean_of, to_slots
+    from pytest_fvparity.selftest.mean_heads import average, heads_by_token, left_padded, mean_of, to_slots
     from pytest_fvparity.selftest.rig import Recorded, changed
-    from tests.pytest_fvparity.worlds import World, reports
 
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +58,11 @@ class Ground:
     lm: LanguageModel
     fixed: Any
     golden: Recorded
+
+    @property
+    def lengths(self) -> list[int]:
+        prompts = self.golden.artifacts["prompt_boundary"]
+        return [len(cast("list[int]", ids)) for leaf, ids in prompts.items() if leaf.endswith("clean/input_ids")]
 
     def candidate(self, lm: LanguageModel, **stations: Any) -> Pipeline:
         planted: type[Pipeline] = type("Planted", (Pipeline,), stations)
@@ -82,14 +87,17 @@ class Ground:
 
 @cache
 def ground(family: str) -> Ground:
-    tokenizer = toy_tokenizer(BED_TOKENIZERS[family])
+    tokenizer = toy_tokenizer(RIG_TOKENIZERS[family])
     lm = LanguageModel.wrap(random_model(family, len(tokenizer), n_layers=3), tokenizer, f"random-{family}")
     fixed = trials_for(lm, seed=1)  # its first prompt is the shortest, so that it is padded
+    return Ground(lm, fixed, recorded(lm, fixed))
+
+
+def recorded(lm: LanguageModel, fixed: Any) -> Recorded:
     sound = Pipeline(lm, fixed, SETTINGS)
     prompts = sound.prompt_boundary()
     slots = sound.slot_map(prompts)
-    means = sound.mean_activations(prompts, slots)
-    return Ground(lm, fixed, Recorded({"prompt_boundary": prompts, "slot_map": slots, KEY: means}))
+    return Recorded({"prompt_boundary": prompts, "slot_map": slots, KEY: sound.mean_activations(prompts, slots)})
 
 
 def planted(family: str, change: Change) -> tuple[Ground, LanguageModel]:
@@ -113,6 +121,9 @@ def scaled(path: str, by: float = 1.01) -> Change:
             hf.get_submodule(path).weight.mul_(by)
 
     return change
+
+
+DOWN = scaled("model.layers.0.mlp.down_proj")
 
 
 def with_eps(path: str, name: str) -> Change:
@@ -187,7 +198,7 @@ def test_every_module_up_to_the_heads_stands_in_the_table_and_none_behind(family
 
 
 def test_where_how_much_and_both_values_are_said() -> None:
-    here, lm = planted("llama", scaled("model.layers.0.mlp.down_proj"))
+    here, lm = planted("llama", DOWN)
     found = here.drill(here.candidate(lm), lm.hf)
     first = found["first"]
     outputs = []
@@ -259,7 +270,7 @@ def test_a_candidates_own_copy_of_the_model_is_looked_at() -> None:
 
 
 def test_the_adapter_on_plain_hooks_is_looked_at() -> None:
-    here, lm = planted("llama", scaled("model.layers.0.mlp.down_proj"))
+    here, lm = planted("llama", DOWN)
 
     assert named(here.drill(TorchHooks(lm, here.fixed, SETTINGS), lm.hf)) == ("model.layers.0.mlp.down_proj", "output")
 
@@ -275,16 +286,7 @@ def test_a_fault_in_one_trial_is_found_in_that_trial() -> None:
 
         hf.get_submodule("model.layers.0.mlp.gate_proj").register_forward_hook(hook)
 
-    assert (
-        len(
-            {
-                len(cast("list[int]", v))
-                for k, v in here.golden.artifacts["prompt_boundary"].items()
-                if k.endswith("clean/input_ids")
-            }
-        )
-        == 3
-    )
+    assert len(set(here.lengths)) == 3
     found = drilled("llama", on_one_prompt)
     assert found["trial"] == last
     assert named(found) == ("model.layers.0.mlp.gate_proj", "output")
@@ -367,23 +369,6 @@ def test_other_token_ids_come_first() -> None:
     assert f"position 0: expected {ids[0]} '<s>', fed {ids[1]} 'Q'" in found["conclusion"]  # type: ignore[index]
 
 
-def test_a_second_bos_is_told() -> None:
-    here = ground("llama")
-    found = here.drill(here.candidate(here.lm, mean_activations=mean_of(with_second_bos)), here.lm.hf)
-
-    assert found["kind"] == "token_ids"
-    assert "1 token(s) stand before the prompt in its row, and no attention mask was given" in found["conclusion"]
-
-
-def test_another_regime_is_told() -> None:
-    here = ground("llama")
-    station = mean_of(head_activations, regime="corrupted")
-    found = here.drill(here.candidate(here.lm, mean_activations=station), here.lm.hf)
-
-    assert found["kind"] == "token_ids"
-    assert "while the prompt 0:0/corrupted was" in found["conclusion"]
-
-
 def batch(masked: str = "rightly", side: str = "left") -> Any:
     """All prompts in one padded batch, with the mask and the positions that belong to it, or a mask that does not."""
 
@@ -425,12 +410,7 @@ def test_a_batched_candidate_is_aligned(family: str, module: str, side: str) -> 
 
     assert named(found) == (module, "output")
     assert (found["fed"]["n_rows"], found["fed"]["attention_mask"]) == (3, "given")
-    lengths = [
-        len(cast("list[int]", v))
-        for k, v in here.golden.artifacts["prompt_boundary"].items()
-        if k.endswith("clean/input_ids")
-    ]
-    pads = max(lengths) - lengths[0]
+    pads = max(here.lengths) - here.lengths[0]
     assert pads > 0
     assert found["fed"]["first_position"] == (pads if side == "left" else 0)
 
@@ -473,15 +453,21 @@ def test_prompts_that_share_a_row_and_do_not_see_each_other_are_well_fed() -> No
 
 
 @pytest.mark.parametrize(
-    ("masked", "told"),
+    ("station", "told"),
     [
-        ("not", "stand before the prompt in its row, and no attention mask was given"),
-        ("too much", "the attention mask hides 1 of the prompt's own tokens"),
+        (
+            lambda: mean_of(with_second_bos),
+            "1 token(s) stand before the prompt in its row, and no attention mask was given",
+        ),
+        (lambda: mean_of(head_activations, regime="corrupted"), "while the prompt 0:0/corrupted was"),
+        (lambda: batch("not"), "stand before the prompt in its row, and no attention mask was given"),
+        (lambda: batch("too much"), "the attention mask hides 1 of the prompt's own tokens"),
     ],
+    ids=["a second BOS", "another regime", "no mask", "a mask that hides too much"],
 )
-def test_a_wrong_mask_is_told(masked: str, told: str) -> None:
+def test_what_else_was_fed_is_told(station: Callable[[], Any], told: str) -> None:
     here = ground("llama")
-    found = here.drill(here.candidate(here.lm, mean_activations=batch(masked)), here.lm.hf)
+    found = here.drill(here.candidate(here.lm, mean_activations=station()), here.lm.hf)
 
     assert found["kind"] == "token_ids"
     assert told in found["conclusion"]
@@ -490,46 +476,47 @@ def test_a_wrong_mask_is_told(masked: str, told: str) -> None:
 # ---------------------------------------------------------------- a candidate that is asked
 
 
-@dataclass
-class Offering:
-    """A candidate whose modules nobody can look at: it says what they compute."""
+if RUNNING:
 
-    hidden: Callable[[], LanguageModel]
-    fixed: Any
-    kept: tuple[str, ...] = ("/",)
-    asked: list[tuple[int, int]] = field(default_factory=list)
+    @dataclass
+    class Offering:
+        """A candidate whose modules nobody can look at: it says what they compute."""
 
-    def __post_init__(self) -> None:
-        pipeline = Pipeline(self.hidden(), self.fixed, SETTINGS)
-        self.prompt_boundary, self.slot_map, self.mean_activations = (
-            pipeline.prompt_boundary,
-            pipeline.slot_map,
-            pipeline.mean_activations,
-        )
+        hidden: Callable[[], LanguageModel]
+        fixed: Any
+        kept: tuple[str, ...] = ("/",)
+        asked: list[tuple[int, int]] = field(default_factory=list)
 
-    def block_outputs(self, prompts: Artifact, layer: int) -> dict[str, Tensor]:
-        lm, keys = self.hidden(), trial_keys(prompts)
-        self.asked.append((layer, len(keys)))
-        leaves: dict[str, Tensor] = {}
-        block = lm.blocks[layer]
-        for key in keys:
-            handles = []
-            for name, module in block.named_modules():
-                leaf = f"{key}/{name or 'block'}"
+        heads_of: Any = head_activations
 
-                def leaving(m: Any, args: Any, output: Any, leaf: str = leaf) -> None:
-                    leaves[leaf] = (output[0] if isinstance(output, tuple) else output)[0]
+        def __post_init__(self) -> None:
+            own: Any = type("Planted", (Pipeline,), {KEY: mean_of(self.heads_of)})(self.hidden(), self.fixed, SETTINGS)
+            self.prompt_boundary, self.slot_map = own.prompt_boundary, own.slot_map
+            self.mean_activations = own.mean_activations
 
-                def entering(m: Any, args: Any, named: Any, leaf: str = leaf) -> None:
-                    leaves[f"{leaf}:input"] = [*args, *named.values()][0][0]
+        def block_outputs(self, prompts: Artifact, layer: int) -> dict[str, Tensor]:
+            lm, keys = self.hidden(), trial_keys(prompts)
+            self.asked.append((layer, len(keys)))
+            leaves: dict[str, Tensor] = {}
+            block = lm.blocks[layer]
+            for key in keys:
+                handles = []
+                for name, module in block.named_modules():
+                    leaf = f"{key}/{name or 'block'}"
 
-                handles.append(module.register_forward_hook(leaving))
-                handles.append(module.register_forward_pre_hook(entering, with_kwargs=True))
-            with torch.no_grad():
-                lm.logits(lm.ids(prompts[f"{key}/clean/input_ids"]))
-            for handle in handles:
-                handle.remove()
-        return {leaf: value for leaf, value in leaves.items() if any(name in leaf for name in self.kept)}
+                    def leaving(m: Any, args: Any, output: Any, leaf: str = leaf) -> None:
+                        leaves[leaf] = (output[0] if isinstance(output, tuple) else output)[0]
+
+                    def entering(m: Any, args: Any, named: Any, leaf: str = leaf) -> None:
+                        leaves[f"{leaf}:input"] = [*args, *named.values()][0][0]
+
+                    handles.append(module.register_forward_hook(leaving))
+                    handles.append(module.register_forward_pre_hook(entering, with_kwargs=True))
+                with torch.no_grad():
+                    lm.logits(lm.ids(prompts[f"{key}/clean/input_ids"]))
+                for handle in handles:
+                    handle.remove()
+            return {leaf: value for leaf, value in leaves.items() if any(name in leaf for name in self.kept)}
 
 
 @pytest.mark.parametrize(
@@ -549,10 +536,7 @@ def test_a_candidate_that_offers_its_modules_is_asked(path: str) -> None:
 
 def test_an_asked_candidate_whose_heads_agree_has_no_faulty_module() -> None:
     here = ground("llama")
-    candidate = Offering(lambda: here.lm, here.fixed)
-    candidate.mean_activations = here.candidate(here.lm, mean_activations=mean_of(transposed)).mean_activations
-
-    found = here.drill(candidate)
+    found = here.drill(Offering(lambda: here.lm, here.fixed, heads_of=transposed))
     assert found["kind"] == "after_modules"
     assert "split into (d_head, n_heads)" in found["conclusion"]
 
@@ -576,10 +560,7 @@ def test_what_differs_only_beside_other_prompts_is_told() -> None:
             crowd = len(trial_keys(prompts)) > 1
             return {leaf: value * 1.1 for leaf, value in leaves.items()} if crowd else leaves
 
-    candidate = Crowded(lambda: here.lm, here.fixed)
-    candidate.mean_activations = here.candidate(here.lm, mean_activations=mean_of(doubled)).mean_activations
-
-    found = here.drill(candidate)
+    found = here.drill(Crowded(lambda: here.lm, here.fixed, heads_of=doubled))
     assert found["kind"] == "unsteady"
     assert "agrees when this one is looked at" in found["conclusion"]
 
@@ -593,15 +574,12 @@ def test_an_asked_candidate_may_say_which_ids_it_fed() -> None:
             ids = cast("list[int]", fed["1:1/input_ids"])
             return {**super().block_outputs(prompts, layer), **fed, "1:1/input_ids": torch.tensor(ids[1:])}
 
-    candidate = Telling(lambda: here.lm, here.fixed)
-    candidate.mean_activations = here.candidate(here.lm, mean_activations=mean_of(doubled)).mean_activations
-
-    found = here.drill(candidate)
+    found = here.drill(Telling(lambda: here.lm, here.fixed, heads_of=doubled))
     assert (found["kind"], found["trial"]) == ("token_ids", "1:1")
 
 
 def test_what_an_asked_candidate_must_give_is_said() -> None:
-    here, lm = planted("llama", scaled("model.layers.0.mlp.down_proj"))
+    here, lm = planted("llama", DOWN)
 
     found = here.drill(Offering(lambda: lm, here.fixed, kept=("/block",)))
 
@@ -681,9 +659,10 @@ OFFERED = """
     ("offered", "told"),
     [
         (OFFERED, "*the first that differs is what leaves model.layers.0.mlp.down_proj*"),
-        (
+        pytest.param(
             "pass",
             "*the modules could not be compared: *has no method 'block_outputs'*may offer a method block_outputs(*",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -748,14 +727,10 @@ def test_what_only_adds_up_blames_no_module_and_says_where_it_begins() -> None:
     trials_path = shipped.trials_of("tiny-llama", ROOT)
     assert trials_path is not None
     fixed = trials.read(trials_path)
-    sound = Pipeline(lm, fixed, SETTINGS)
-    prompts = sound.prompt_boundary()
-    slots = sound.slot_map(prompts)
-    golden = {"prompt_boundary": prompts, "slot_map": slots, KEY: sound.mean_activations(prompts, slots)}
     wrong = changed(lm, scaled("model.layers.1.self_attn.v_proj", 1.1))
     tolerances = Tolerances.read(None, (), "bf16", "cpu")
     candidate = Pipeline(wrong, fixed, SETTINGS)
-    run = ParityRun(candidate, Recorded(golden), tolerances, model=wrong.hf, reference=lambda: lm)
+    run = ParityRun(candidate, recorded(lm, fixed), tolerances, model=wrong.hf, reference=lambda: lm)
 
     found = dict(check(KEY)(run).details["drill"])
 
@@ -773,7 +748,7 @@ def hooks_on(hf: Any) -> int:
 
 
 def test_hooks_are_gone_afterwards_the_candidates_too() -> None:
-    here, lm = planted("llama", scaled("model.layers.0.mlp.down_proj"))
+    here, lm = planted("llama", DOWN)
 
     class Leaves(Pipeline):
         def mean_activations(self, prompts: Artifact, slot_map: Artifact) -> Artifact:
@@ -789,7 +764,7 @@ def test_hooks_are_gone_afterwards_the_candidates_too() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("no second time"), SystemExit(3), pytest.fail.Exception("not here")])
 def test_an_error_in_the_drill_leaves_the_verdict(error: BaseException) -> None:
-    here, lm = planted("llama", scaled("model.layers.0.mlp.down_proj"))
+    here, lm = planted("llama", DOWN)
     n_asked: list[int] = []
 
     class Once(Pipeline):
@@ -812,7 +787,7 @@ def test_an_error_in_the_drill_leaves_the_verdict(error: BaseException) -> None:
 
 
 def test_a_reference_that_cannot_be_loaded_is_said() -> None:
-    here, lm = planted("llama", scaled("model.layers.0.mlp.down_proj"))
+    here, lm = planted("llama", DOWN)
 
     def load() -> LanguageModel:
         raise MemoryError("no room for a second model")
@@ -822,7 +797,7 @@ def test_a_reference_that_cannot_be_loaded_is_said() -> None:
 
 
 def test_ctrl_c_is_not_swallowed() -> None:
-    here, lm = planted("llama", scaled("model.layers.0.mlp.down_proj"))
+    here, lm = planted("llama", DOWN)
 
     def load() -> LanguageModel:
         raise KeyboardInterrupt
@@ -832,7 +807,7 @@ def test_ctrl_c_is_not_swallowed() -> None:
 
 
 def test_a_reference_that_does_not_give_the_golden_blames_nobody() -> None:
-    here, lm = planted("llama", scaled("model.layers.0.mlp.down_proj"))
+    here, lm = planted("llama", DOWN)
     other = changed(here.lm, scaled("model.layers.1.self_attn.v_proj"))
 
     found = here.drill(here.candidate(lm), lm.hf, loaded=lambda: other)
@@ -843,7 +818,7 @@ def test_a_reference_that_does_not_give_the_golden_blames_nobody() -> None:
 
 
 def test_without_the_option_nothing_runs_and_what_passes_is_not_drilled(monkeypatch: pytest.MonkeyPatch) -> None:
-    here, lm = planted("llama", scaled("model.layers.0.mlp.down_proj"))
+    here, lm = planted("llama", DOWN)
     n_runs: list[int] = []
     monkeypatch.setattr(Watched, "__init__", lambda *_: pytest.fail("drilled"))
 
@@ -887,7 +862,7 @@ def test_what_is_inherited_is_no_modules_fault() -> None:
 
 
 def test_random_states_and_switches_are_as_before() -> None:
-    here, lm = planted("llama", scaled("model.layers.0.mlp.down_proj"))
+    here, lm = planted("llama", DOWN)
     matmul = torch.backends.cuda.matmul
 
     def load() -> LanguageModel:

@@ -15,6 +15,7 @@ from fvcore.formats import read_json, write_json
 from fvcore.gates import Refused
 from fvcore.profile import Identity, Profile
 from fvcore.trials import FixedTrials
+from pytest_fvparity import shipped
 from pytest_fvparity.golden.manifest import sealed
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.late import RUNNING
@@ -350,7 +351,7 @@ def test_the_order_of_a_manifest_s_fields_is_no_edit(path: Path) -> None:
     [
         ({"fv_vector": {"norm": -1.0}}, "greater than or equal to 0"),
         ({"fv_vector": {"norm": "inf"}}, "finite number"),
-        ({"a_key": {"norm": 1.0}}, "noise of an unknown check key: a_key"),
+        ({"a_key": {"norm": 1.0}}, "unknown check key: 'a_key'"),
     ],
 )
 def test_a_noise_that_is_none_is_refused(noise: Any, reason: str, path: Path) -> None:
@@ -505,10 +506,10 @@ def test_without_a_golden_the_places_tried_and_the_command_are_named(tmp_path: P
 
 
 def test_a_golden_folder_that_is_given_is_the_only_place(tmp_path: Path) -> None:
-    given, rootdir, shipped = (tmp_path / name for name in ("given", "rootdir", "shipped"))
+    given, rootdir = (tmp_path / name for name in ("given", "rootdir"))
 
-    assert golden.search_roots(given, rootdir, shipped) == [given]
-    assert golden.search_roots(None, rootdir, shipped) == [rootdir / "golden", shipped / "golden"]
+    assert golden.search_roots(given, rootdir) == [given]
+    assert golden.search_roots(None, rootdir) == [rootdir / "golden", shipped.root() / "golden"]
 
 
 # ---------------------------------------------------------------- from outside

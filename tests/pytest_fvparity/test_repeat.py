@@ -12,6 +12,7 @@ import pytest
 from fvcore.gates import StageResult, Status
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.late import RUNNING
+from tests.pytest_fvparity.worlds import World, plant, reports, statuses
 
 if RUNNING:
     import torch
@@ -19,9 +20,7 @@ if RUNNING:
     from fvcore.artifacts import Artifact
     from fvcore.pipeline import Pipeline
     from pytest_fvparity.selftest.catalogue import Observed, Outcome, observed
-    from pytest_fvparity.selftest.faults.activations import keeping_references
     from pytest_fvparity.selftest.rig import Rig, rig_of
-    from tests.pytest_fvparity.worlds import World, plant, reports, statuses
 
 
 KEY = "mean_activations"
@@ -89,6 +88,8 @@ def test_one_that_errs_the_third_time_is_asked_three_times() -> None:
 
 def test_an_edited_reference_is_seen_only_by_asking_again() -> None:
     """The first answer is right: a run that asks once cannot know."""
+    from pytest_fvparity.selftest.faults.activations import keeping_references
+
     assert observed(rig().judge(keeping_references(rig()))) == Observed(Outcome.PASSES)
 
     seen = observed(rig().judge(keeping_references(rig()), repeat=2))

@@ -12,16 +12,15 @@ import pytest
 
 from fvcore.experiments.relation import files
 from fvcore.experiments.steps import layout
-from fvcore.formats import read_json, read_pt, sha256_file, write_json, write_pt
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.transfer.stages import KEYS
 from tests.late import RUNNING
+from tests.pytest_fvparity.transfer_world import TransferWorld
+from tests.pytest_fvparity.worlds import plant, reports, statuses
 from tests.test_rooms import ARROWS, MODULES
 
 if RUNNING:
-    from tests.pytest_fvparity.transfer_world import TransferWorld
-    from tests.pytest_fvparity.worlds import plant, reports, statuses
-
+    from fvcore.formats import read_json, read_pt, sha256_file, write_json, write_pt
 
 GREEN = dict.fromkeys(KEYS, "PASS")
 REFERENCE = dict.fromkeys(CHECK_KEYS, "PASS")

@@ -14,20 +14,20 @@ import pytest
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.relation import files
 from fvcore.experiments.steps import layout
-from fvcore.formats import read_csv, read_json, read_pt, sha256_file, write_csv, write_json, write_pt
 from fvcore.gates import StageResult, Status, run_suite
 from pytest_fvparity.transfer.stages import KEYS, PROVES_NOTHING, stepd_scores, stepe_heads
 from pytest_fvparity.transfer.suite import transfer_suite
 from tests.late import RUNNING
+from tests.pytest_fvparity.transfer_world import TransferWorld
 
 if RUNNING:
     import torch
 
+    from fvcore.formats import read_csv, read_json, read_pt, sha256_file, write_csv, write_json, write_pt
     from fvcore.model import model as models
     from fvcore.model.model import LanguageModel
     from pytest_fvparity.parity.tolerances import Tolerances
     from pytest_fvparity.transfer.subject import Transfer
-    from tests.pytest_fvparity.transfer_world import TransferWorld
 
 
 @pytest.fixture(scope="module")

@@ -5,21 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fvcore import pipeline
-from fvcore.experiments.relation import data
-from fvcore.experiments.relation.config import RelationSettings
-from fvcore.experiments.relation.run import run
-from fvcore.experiments.workers import Local
-from fvcore.model import model as models
-from fvcore.trials.sampled import read_trials
-from tests.pytest_fvparity.worlds import record
-
 PAIRS = {
     "Q1": [("hot", "cold"), ("big", "small"), ("old", "young"), ("rich", "poor"), ("dark", "bright")],
     "Q2": [("cold", "hot"), ("small", "big"), ("young", "old"), ("poor", "rich"), ("bright", "dark")],
     "Q3": [("hot", "cold"), ("big", "small")],
 }
-SETTINGS = RelationSettings(n_trials=3, n_shots=3, top_heads=4, n_eval=3, n_random=1, pictures=False)
 
 
 @dataclass(frozen=True)
@@ -40,11 +30,21 @@ class TransferWorld:
 
 def make_transfer_world(folder: Path) -> TransferWorld:
     """The golden of Q1 is what engine `exact` gives: planted faults are the only difference."""
+    from fvcore import pipeline
+    from fvcore.experiments.relation import data
+    from fvcore.experiments.relation.config import RelationSettings
+    from fvcore.experiments.relation.run import run
+    from fvcore.experiments.workers import Local
+    from fvcore.model import model as models
+    from fvcore.trials.sampled import read_trials
+    from tests.pytest_fvparity.worlds import record
+
     world, csv = TransferWorld.below(folder), folder / "pairs.csv"
     rows = [f"{q_id},{a},{b}" for q_id, pairs in PAIRS.items() for a, b in pairs]
     csv.write_text("\r\n".join(["id,ex_A,ex_B", *rows, ""]))
     lm = models.load("tiny-llama")
-    run(data.read(csv), world.root, SETTINGS, Local(lm))
+    how = RelationSettings(n_trials=3, n_shots=3, top_heads=4, n_eval=3, n_random=1, pictures=False)
+    run(data.read(csv), world.root, how, Local(lm))
     settings = pipeline.Settings(edit_layer=3, n_top_heads=4)
     record(lm, read_trials(world.root / "Q1" / "artifacts" / "sampled_trials.json"), world.golden, settings)
     return world

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fvcore import pipeline, trials
-from fvcore.embedded.random_models import random_lm, trials_for
-from fvcore.model import model as models
-from pytest_fvparity.golden import golden
-from pytest_fvparity.reference.reference import Recording
+if TYPE_CHECKING:
+    from fvcore.model.model import LanguageModel
+    from fvcore.pipeline import Settings
+    from fvcore.trials import FixedTrials
 
-SETTINGS = pipeline.Settings(edit_layer=1, n_top_heads=3)
+    SETTINGS: Settings
+
 PROVENANCE: dict[str, Any] = {
     "repository": "none",
     "commit": "none",
@@ -27,6 +27,15 @@ PROVENANCE: dict[str, Any] = {
     "normalisations": {"applied": [], "already": []},
     "versions": {},
 }
+
+
+def __getattr__(name: str) -> Any:
+    """`SETTINGS`, the settings of the goldens here: made when they are asked for, so that collection brings no torch."""
+    if name != "SETTINGS":
+        raise AttributeError(name)
+    from fvcore.pipeline import Settings
+
+    return Settings(edit_layer=1, n_top_heads=3)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,10 @@ class World:
 
 
 def make_world(folder: Path, family: str = "llama", seeds: tuple[int, ...] = (0,)) -> World:
+    from fvcore import trials
+    from fvcore.embedded.random_models import random_lm, trials_for
+    from fvcore.model import model as models
+
     directory = folder / f"random-{family}"
     random_lm(family, directory=directory)
     lm = models.load(str(directory))
@@ -64,10 +77,13 @@ def make_world(folder: Path, family: str = "llama", seeds: tuple[int, ...] = (0,
     return World.below(folder)
 
 
-def record(
-    lm: models.LanguageModel, fixed: trials.FixedTrials, root: Path, settings: pipeline.Settings = SETTINGS
-) -> Path:
-    """What --fv-regen-golden writes, with fvcore in the reference's place."""
+def record(lm: LanguageModel, fixed: FixedTrials, root: Path, settings: Settings | None = None) -> Path:
+    """What --fv-regen-golden writes, with fvcore in the reference's place; `settings` are SETTINGS if not given."""
+    from fvcore import pipeline
+    from pytest_fvparity.golden import golden
+    from pytest_fvparity.reference.reference import Recording
+
+    settings = settings or __getattr__("SETTINGS")
     artifacts = pipeline.run(lm, fixed, settings)
     profile = pipeline.profile_of(lm, fixed, settings)
     path = root / golden.relative_path(fixed.dataset, fixed.id, settings.reference_profile)

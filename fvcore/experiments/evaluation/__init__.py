@@ -1,5 +1,5 @@
 """What a function vector does for a task: accuracies, curves over layers, tokens, other templates.
 
-`tasks` reads the data, `draws` asks the questions, `bench` puts them to a model through `asking`, `likelihood` and
-`generation`; `nshot`, `layers`, `portability` and `decoding` are the evaluations; `report` writes what they found.
+`config` says what is asked for; `data` reads the task and draws the questions; `vectors` gets the vector; `compute` puts
+questions to a model, `scores` marks the answers; `run` makes the tables, `report` writes and draws them.
 """

@@ -2,118 +2,41 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from fvcore.model.spec import ModelError
+from fvcore.experiments.config import add_command
+from fvcore.experiments.evaluation.config import EvaluationConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fvcore.experiments.evaluation.report import Report
-    from fvcore.experiments.evaluation.results import Result
+    from fvcore.experiments.evaluation.report import Report, Result
 
 console = Console(highlight=False)
 
 
-class What(StrEnum):
-    nshot = "nshot"
-    layers = "layers"
-    tokens = "tokens"
-    portability = "portability"
-    all = "all"
+def register(app: typer.Typer) -> None:
+    """Give the command line its `eval`."""
+    add_command(app, "eval", EvaluationConfig, evaluate)
 
 
-def evaluate(
-    what: Annotated[What, typer.Argument(help="The evaluation.")],
-    model: Annotated[str, typer.Option(help="Shipped model, directory or cached hub id.")],
-    dataset: Annotated[
-        str, typer.Option(help="A JSON file of {input, output} rows, or a name to look up in --fv-src.")
-    ],
-    fv_src: Annotated[
-        Path | None, typer.Option(help="Checkout of the public reference; its datasets are read where they lie.")
-    ] = None,
-    vector: Annotated[Path | None, typer.Option(help="The vector: .json (an artifact), .safetensors or .pt.")] = None,
-    trials: Annotated[Path | None, typer.Option(help="Fixed trials to compute the vector from instead.")] = None,
-    n_top_heads: Annotated[int, typer.Option(min=1, help="Heads in a vector computed from --trials.")] = 10,
-    control: Annotated[
-        list[str] | None,
-        typer.Option(help="A vector to compare with, again and again: random_heads (with --trials) or gaussian."),
-    ] = None,
-    edit_layer: Annotated[
-        int | None, typer.Option(help="Block at whose output the vector is added (default: a third of the depth).")
-    ] = None,
-    n_shots: Annotated[str, typer.Option(help="Numbers of demonstrations, with commas.")] = "0,1,5,10",
-    n_trials: Annotated[int | None, typer.Option(min=1, help="Questions: the first so many of the split.")] = None,
-    split: Annotated[str, typer.Option(help="Split that questions come from: test or valid.")] = "test",
-    test_split: Annotated[float, typer.Option(help="Share of the rows held out of the demonstrations.")] = 0.3,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the draws.")] = 42,
-    filtered: Annotated[
-        bool,
-        typer.Option(
-            "--filter/--no-filter", help="Only questions that the model gets right behind the most demonstrations."
-        ),
-    ] = True,
-    nll: Annotated[bool, typer.Option("--nll/--no-nll", help="Score whole answers by likelihood.")] = False,
-    generate: Annotated[bool, typer.Option("--generate/--no-generate", help="Score generated answers.")] = False,
-    templates: Annotated[Path | None, typer.Option(help="YAML list of templates (default: the shipped ones).")] = None,
-    n_tokens: Annotated[int, typer.Option(min=1, help="Tokens shown of a vector.")] = 10,
-    alpha: Annotated[float, typer.Option(help="What the vector is multiplied with.")] = 1.0,
-    reference_profile: Annotated[
-        str, typer.Option(help="src, or todd_upstream: a BOS text where the tokenizer adds none.")
-    ] = "src",
-    engine: Annotated[str, typer.Option(help="fast, where it holds for the model, or exact.")] = "fast",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:K (default: the spec's, else cpu).")] = None,
-    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 (default: the spec's, else fp32).")] = None,
-    model_spec: Annotated[
-        str | None, typer.Option(help="Registered spec, alias or YAML file (default: found).")
-    ] = None,
-    quant: Annotated[str | None, typer.Option(help="none, 8bit or 4bit (default: the spec's, else none).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder (default: results/eval/<dataset>_<model>).")] = None,
-) -> None:
+def evaluate(config: EvaluationConfig) -> None:
     """Measure what a function vector does for a task: evaluation.json, a CSV a table, and plots."""
-    from fvcore.experiments.evaluation import plots, report
-    from fvcore.experiments.evaluation.bench import Bench
-    from fvcore.experiments.evaluation.run import Plan, run
-    from fvcore.experiments.evaluation.tasks import load_task
-    from fvcore.model import model as models
+    from fvcore.experiments.evaluation import report
+    from fvcore.experiments.evaluation.run import run
     from fvcore.trials import model_tag
 
-    shots = _shots(n_shots)
-    task = load_task(dataset, fv_src, test_split, seed)
-    lm = models.load(model, device, dtype, spec=model_spec, quant=quant)
-    layer = lm.n_layers // 3 if edit_layer is None else edit_layer
-    bench = Bench(
-        lm,
-        task,
-        seed=seed,
-        split=split,
-        n_questions=n_trials,
-        nll=nll,
-        generate=generate,
-        alpha=alpha,
-        reference_profile=reference_profile,
-        engine=engine,
-    )
-    tables = frozenset(each.value for each in What if each is not What.all) if what is What.all else {what.value}
-    plan = Plan(frozenset(tables), shots, layer, test_split, filtered, n_tokens, templates)
-    found = run(bench, plan, vector, trials, n_top_heads, control or [])
-    folder = out or Path("results", "eval", f"{task.name}_{model_tag(lm.name)}")
-    written = [*report.write(found, folder), *plots.draw(found, folder)]
+    lm = config.load(config.seed, console)
+    found = run(config, lm)
+    folder = config.out or Path("results", "eval", f"{found.task.name}_{model_tag(lm.name)}")
+    written = [*report.write(found, folder), *report.draw(found, folder)]
     _show(found)
     console.print(f"wrote {', '.join(path.name for path in written)} to {folder}", soft_wrap=True, markup=False)
-
-
-def _shots(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise ModelError(f"--n-shots {text!r}: expected whole numbers with commas, such as 0,1,5,10")
-    return sorted({int(part) for part in parts})
 
 
 def _show(found: Report) -> None:

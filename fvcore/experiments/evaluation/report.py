@@ -1,17 +1,109 @@
-"""What an evaluation found, as files: `evaluation.json`, a CSV a table, and plots."""
+"""What an evaluation found: results question by question, and as files `evaluation.json`, a CSV a table, and pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from math import exp
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
-from fvcore.experiments.evaluation.results import Record, Result
-from fvcore.formats import FormatError, json_text, read_json, validated, write_csv, write_text
+from fvcore.experiments.evaluation import scores
+from fvcore.experiments.evaluation.data import Labels
+from fvcore.experiments.pictures import png
+from fvcore.experiments.statistics import bootstrap_interval, share_interval
+from fvcore.formats import FormatError, json_text, read_json, validated, write_bytes, write_csv, write_text
+from fvcore.plots import banded_line, interval_bars
 
 SCHEMA_VERSION = 1
 FILE = "evaluation.json"
+TOP_K = (1, 2, 3)
+CONDITION = ("template", "n_shots", "labels", "vector", "layer")
+WIDTH, HEIGHT, DPI = 7.0, 4.0, 150  # inches, inches, dots an inch
+BAR = 0.24  # inches
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Generated(Record):
+    """Answers in the model's own words, one a question, and how they compare with the right ones (0 to 1)."""
+
+    texts: list[str]
+    f1: list[float]
+    exact_match: list[float]
+    first_word: list[float]
+
+
+class Result(Record):
+    """Some questions under one condition. Lists run over questions, by `positions` in their split.
+
+    `layer` and `vector` are None without injection; `nlls` are nats per answer token.
+    """
+
+    template: str
+    n_shots: int
+    labels: Labels
+    vector: str | None = None
+    layer: int | None = None
+    positions: list[int]
+    ranks: list[int]
+    logprobs: list[float]
+    nlls: list[float] | None = None
+    generated: Generated | None = None
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Result:
+        n = len(self.positions)
+        lists = [
+            self.ranks,
+            self.logprobs,
+            self.nlls,
+            *(self.generated.model_dump().values() if self.generated else ()),
+        ]
+        if n == 0 or any(values is not None and len(values) != n for values in lists):
+            raise ValueError(f"{n} questions; each needs one rank, one log-probability, and one of what else is given")
+        return self
+
+    @property
+    def accuracy(self) -> float:
+        return scores.top_k_accuracy(self.ranks, 1)
+
+    @property
+    def right(self) -> list[int]:
+        """Positions of the questions whose target is the first token."""
+        return [position for position, rank in zip(self.positions, self.ranks, strict=True) if rank == 0]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def summary(self) -> dict[str, float | int | None]:
+        """One row of figures; `ppl` is the mean over questions of exp(NLL), as the reference has it."""
+        share = share_interval(len(self.right), len(self.ranks))
+        row: dict[str, float | int | None] = {"n": len(self.ranks)}
+        row |= {f"top{k}": scores.top_k_accuracy(self.ranks, k) for k in TOP_K}
+        row |= {"top1_low": share.low, "top1_high": share.high, "mean_rank": fmean(self.ranks)}
+        row |= {"mean_logprob": fmean(self.logprobs)}
+        if self.nlls is not None:
+            row |= {"mean_nll": fmean(self.nlls), "ppl": fmean(map(_exp, self.nlls))}
+        if self.generated is not None:
+            for name in scores.SCORES:
+                values = getattr(self.generated, name)
+                mean = bootstrap_interval(values)
+                row |= {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high}
+        return row
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The condition and its figures, for a table."""
+        return {name: getattr(self, name) for name in CONDITION} | self.summary
+
+
+def _exp(nll: float) -> float:
+    """Finite also for an answer that the model holds impossible: JSON has no infinity."""
+    return exp(min(nll, 700.0))
 
 
 class TaskFacts(Record):
@@ -55,7 +147,7 @@ class Asked(Record):
 
 
 class TokenRow(Record):
-    """A token that a vector raises; `way` as in `decoding.py`, `rank` from 0."""
+    """A token that a vector raises; `way` is one of `compute.WAYS`, `rank` from 0."""
 
     vector: str
     way: str
@@ -124,3 +216,57 @@ def title(result: Result) -> str:
     """A condition in words."""
     shots = "zero-shot" if result.n_shots == 0 else f"{result.n_shots}-shot, {result.labels} labels"
     return shots if result.vector is None else f"{shots}, + {result.vector}"
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def draw(report: Report, folder: Path) -> list[Path]:
+    """The pictures that the report has figures for; returns the files written."""
+    heading, written = f"{report.task.name} on {report.model.name}", []
+    if report.layers:
+        written.append(_picture(folder / "layers.png", heading, HEIGHT, lambda axes: _curve(axes, report.layers)))
+    if bars := report.nshot or report.baseline:
+        height = 1.0 + BAR * len(bars)
+        written.append(_picture(folder / "nshot.png", heading, height, lambda axes: _bars(axes, bars)))
+    return written
+
+
+def _curve(axes: Any, results: Sequence[Result]) -> None:
+    """A line a vector and regime, its interval shaded; without the vector a broken line of one height."""
+    layers = sorted({result.layer for result in results if result.layer is not None})
+    for result in results:
+        if result.vector is None:
+            axes.axhline(result.accuracy, linestyle="--", color="grey", linewidth=1)
+            axes.annotate(title(result), (layers[-1], result.accuracy), ha="right", va="bottom", fontsize=7)
+    for name in dict.fromkeys(title(result) for result in results if result.vector is not None):
+        line = sorted((r for r in results if title(r) == name), key=lambda r: r.layer or 0)
+        at, (low, high) = [result.layer or 0 for result in line], _ends(line)
+        heights = [result.accuracy for result in line]
+        banded_line(axes, at, heights, low, high, shade=0.15, outlined=False, label=name)
+    axes.set(xlabel="block at whose output the vector is added", ylabel="accuracy of the first token", ylim=(0, 1.02))
+    axes.set_xticks(layers)
+    axes.legend(fontsize=8)
+
+
+def _bars(axes: Any, results: Sequence[Result]) -> None:
+    """A bar a condition, in one colour a vector, with its interval."""
+    vectors = list(dict.fromkeys(result.vector for result in results))
+    labels = [f"{title(result)} (n={len(result.ranks)})" for result in results]
+    colours = [f"C{vectors.index(result.vector)}" for result in results]
+    interval_bars(axes, labels, [result.accuracy for result in results], *_ends(results), colours)
+    axes.set(xlabel="accuracy of the first token", xlim=(0, 1.02))
+
+
+def _ends(results: Sequence[Result]) -> tuple[list[float | None], list[float | None]]:
+    return [r.summary["top1_low"] for r in results], [r.summary["top1_high"] for r in results]
+
+
+def _picture(path: Path, heading: str, height: float, paint: Callable[[Any], None]) -> Path:
+    def whole(figure: Any) -> None:
+        axes = figure.subplots()
+        paint(axes)
+        axes.set_title(heading, fontsize=10)
+
+    write_bytes(path, png(whole, (WIDTH, height), DPI))
+    return path

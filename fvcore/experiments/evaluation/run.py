@@ -1,99 +1,129 @@
-"""An evaluation as it was asked for: the vectors are got, the tables made, and everything put into one report."""
+"""An evaluation as it was asked for: the vectors are got, the tables made, and everything put into one report.
+
+n-shot: how well a model answers behind n demonstrations, and what a vector adds or puts in their place. Layers: the
+injection at every one. Portability: a vector made under one template, used under others. Tokens: what it says by itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fvcore import trials as fixed_trials
-from fvcore.experiments.evaluation import nshot, portability
-from fvcore.experiments.evaluation.bench import Bench
-from fvcore.experiments.evaluation.decoding import WAYS, top_tokens
-from fvcore.experiments.evaluation.layers import sweep_layers
-from fvcore.experiments.evaluation.report import Asked, ModelFacts, Portable, Report, TaskFacts, TokenRow, VectorFacts
-from fvcore.experiments.evaluation.vector_files import (
-    CONTROLS,
-    VECTOR,
-    computed,
-    gaussian,
-    of_random_heads,
-    read_vector,
+from fvcore.experiments.evaluation.compute import WAYS, Bench, top_tokens
+from fvcore.experiments.evaluation.config import EvaluationConfig
+from fvcore.experiments.evaluation.data import (
+    LABELS,
+    SHIPPED,
+    NamedTemplate,
+    load_task,
+    read_templates,
+    without_help,
 )
+from fvcore.experiments.evaluation.report import (
+    Asked,
+    ModelFacts,
+    Portable,
+    Report,
+    Result,
+    TaskFacts,
+    TokenRow,
+    VectorFacts,
+)
+from fvcore.experiments.evaluation.vectors import VECTOR, vectors_of
+from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
-from fvcore.pipeline import Settings
 from fvcore.provenance import model_identity, versions
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which tables, and what they share. Portability and layers use the largest number of shots."""
-
-    tables: frozenset[str]
-    shots: Sequence[int]
-    edit_layer: int
-    test_split: float = 0.3
-    filtered: bool = True
-    n_tokens: int = 10
-    templates: Path | None = None
-
-
-def run(
-    bench: Bench,
-    plan: Plan,
-    vector: Path | None = None,
-    trials: Path | None = None,
-    n_top_heads: int = 10,
-    controls: Sequence[str] = (),
-) -> Report:
-    """Everything of the plan. Without a vector only the baseline of `nshot` can be measured."""
-    bench.lm.require_layer(plan.edit_layer)
-    vectors, facts = _vectors(bench, plan, vector, trials, n_top_heads, controls)
-    if not vectors and plan.tables != {"nshot"}:
+def run(config: EvaluationConfig, lm: LanguageModel) -> Report:
+    """Everything that was asked for. Without a vector only the baseline of `nshot` can be measured."""
+    layer = lm.n_layers // 3 if config.edit_layer is None else config.edit_layer
+    lm.require_layer(layer)
+    bench = Bench(lm, load_task(config.dataset, config.fv_src, config.test_split, config.seed), config)
+    vectors = vectors_of(bench, layer)
+    if not vectors and config.tables != {"nshot"}:
         raise ModelError(
-            f"{', '.join(sorted(plan.tables))}: no vector; give one with --vector, or --trials to compute it"
+            f"{', '.join(sorted(config.tables))}: no vector; give one with --vector, or --trials to compute it"
         )
-    n_shots = max(plan.shots)
-    templates = portability.read_templates(plan.templates or portability.SHIPPED)
+    templates = read_templates(config.templates or SHIPPED)
+    asked, n_shots = config.tables, max(config.shots)
     measured = None
-    if plan.tables & {"nshot", "layers"}:
-        shots = plan.shots if "nshot" in plan.tables else [n_shots]
-        measured = nshot.evaluate(
-            bench, shots, vectors if "nshot" in plan.tables else {}, plan.edit_layer, plan.filtered
-        )
+    if asked & {"nshot", "layers"}:
+        shots = config.shots if "nshot" in asked else [n_shots]
+        measured = n_shot(bench, shots, vectors if "nshot" in asked else {}, layer)
+    kept = measured.kept if measured else None
     return Report(
         task=_task_facts(bench),
         model=_model_facts(bench),
-        asked=Asked(
-            n_shots=list(plan.shots),
-            edit_layer=plan.edit_layer,
-            seed=bench.seed,
-            test_split=plan.test_split,
-            filtered=plan.filtered,
-            alpha=bench.alpha,
-            reference_profile=bench.reference_profile,
-        ),
-        vectors=facts,
-        kept=measured.kept if measured else None,
+        asked=_asked(config, layer),
+        vectors=_vector_facts(config, vectors),
+        kept=kept,
         baseline=measured.baseline if measured else [],
         nshot=measured.with_vectors if measured else [],
-        layers=sweep_layers(bench, vectors, n_shots, measured.kept if measured else None)
-        if "layers" in plan.tables
-        else [],
-        tokens=token_rows(bench, vectors, plan.n_tokens) if "tokens" in plan.tables else [],
-        portability=[
-            Portable(template=port.template, baseline=port.baseline, kept=port.kept, with_vectors=port.with_vectors)
-            for port in portability.evaluate(bench, templates, vectors, plan.edit_layer, n_shots, plan.filtered)
-        ]
-        if "portability" in plan.tables
-        else [],
+        layers=sweep_layers(bench, vectors, n_shots, kept) if "layers" in asked else [],
+        tokens=token_rows(bench, vectors, config.n_tokens) if "tokens" in asked else [],
+        portability=portability(bench, templates, vectors, layer, n_shots) if "portability" in asked else [],
     )
+
+
+# ---------------------------------------------------------------- the tables
+
+
+@dataclass(frozen=True)
+class NShot:
+    """`baseline`: clean labels, no vector, every question. `with_vectors`: only those that the filter kept."""
+
+    baseline: list[Result]
+    with_vectors: list[Result]
+    kept: list[int]
+
+
+def n_shot(bench: Bench, shots: Sequence[int], vectors: Mapping[str, Tensor], layer: int) -> NShot:
+    """All numbers of shots, with clean labels and, from two shots on, with shuffled ones.
+
+    Filtered, questions are those that the model gets right behind the largest number of clean demonstrations.
+    """
+    rising = sorted(set(shots))
+    baseline = [bench.ask(n, "clean")[0] for n in rising]
+    kept = bench.kept(baseline[-1]) if bench.asked.filter else bench.positions
+    regimes = [(n, labels) for n in rising for labels in LABELS if n > 1 or labels == "clean"]
+    results = [bench.ask(n, labels, kept, vectors, [layer]) for n, labels in regimes] if vectors else []
+    return NShot(baseline, [result for of_regime in results for result in of_regime], kept)
+
+
+def sweep_layers(
+    bench: Bench,
+    vectors: Mapping[str, Tensor],
+    n_shots: int,
+    kept: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
+) -> list[Result]:
+    """Each vector at each layer (all by default), and without: zero-shot, then behind n shuffled demonstrations."""
+    every = range(bench.lm.n_layers) if layers is None else layers
+    return [result for n, labels in without_help(n_shots) for result in bench.ask(n, labels, kept, vectors, every)]
+
+
+def portability(
+    bench: Bench, templates: Sequence[NamedTemplate], vectors: Mapping[str, Tensor], layer: int, n_shots: int
+) -> list[Portable]:
+    """Under every template: accuracy behind clean demonstrations; then, on the questions that the model gets right there,
+    the zero-shot prompt and the one with shuffled demonstrations, without and with the vectors."""
+    return [_under(replace(bench, template=template), vectors, layer, n_shots) for template in templates]
+
+
+def _under(bench: Bench, vectors: Mapping[str, Tensor], layer: int, n_shots: int) -> Portable:
+    (baseline,) = bench.ask(n_shots, "clean")
+    kept = baseline.right if bench.asked.filter else bench.positions
+    prompts = without_help(n_shots) if kept else []
+    results = [result for n, labels in prompts for result in bench.ask(n, labels, kept, vectors, [layer])]
+    return Portable(template=bench.template.name, baseline=baseline, kept=kept, with_vectors=results)
 
 
 def token_rows(bench: Bench, vectors: Mapping[str, Tensor], k: int) -> list[TokenRow]:
     """The k tokens that each vector raises, each way; `is_answer`: some answer of the task begins with it."""
+    answers = bench.answer_tokens()
     return [
         TokenRow(
             vector=name,
@@ -105,45 +135,28 @@ def token_rows(bench: Bench, vectors: Mapping[str, Tensor], k: int) -> list[Toke
             probability=token.probability,
             is_answer=token.token_id in answers,
         )
-        for answers in [bench.answer_tokens()]
         for name, vector in vectors.items()
         for way in WAYS
         for rank, token in enumerate(top_tokens(bench.lm, vector, k, way))
     ]
 
 
-def _vectors(
-    bench: Bench, plan: Plan, path: Path | None, trials: Path | None, n_top_heads: int, controls: Sequence[str]
-) -> tuple[dict[str, Tensor], list[VectorFacts]]:
-    if path is not None and trials is not None:
-        raise ModelError("--vector and --trials both give a vector; choose one")
-    if unknown := [name for name in controls if name not in CONTROLS]:
-        raise ModelError(f"unknown control {unknown[0]!r}; expected one of {', '.join(CONTROLS)}")
-    if path is None and trials is None:
-        if controls:
-            raise ModelError("a control needs a vector to be compared with: --vector or --trials")
-        return {}, []
-    sources = {VECTOR: str(path or trials)} | dict.fromkeys(controls, f"control, seed {bench.seed}")
-    found = dict[str, Tensor]()
-    if path is not None:
-        if "random_heads" in controls:
-            raise ModelError("control random_heads needs the heads' means: compute the vector from --trials")
-        found[VECTOR] = read_vector(path, bench.lm.d_model)
-    elif trials is not None:
-        settings = Settings(
-            plan.edit_layer, n_top_heads, reference_profile=bench.reference_profile, engine=bench.engine
-        )
-        made = computed(bench.lm, fixed_trials.read(trials), settings)
-        found[VECTOR] = made.vector
-        if "random_heads" in controls:
-            found["random_heads"] = of_random_heads(bench.lm, made.means, made.heads, bench.seed).cpu()
-    if "gaussian" in controls:
-        found["gaussian"] = gaussian(found[VECTOR], bench.seed)
-    facts = [
-        VectorFacts(name=name, source=sources[name], norm=float(vector.float().norm()))
-        for name, vector in found.items()
+# ---------------------------------------------------------------- what the report says of it
+
+
+def _asked(config: EvaluationConfig, layer: int) -> Asked:
+    same = ("seed", "test_split", "alpha", "reference_profile")
+    given = {name: getattr(config, name) for name in same}
+    return Asked(n_shots=config.shots, edit_layer=layer, filtered=config.filter, **given)
+
+
+def _vector_facts(config: EvaluationConfig, vectors: Mapping[str, Tensor]) -> list[VectorFacts]:
+    sources = {VECTOR: str(config.vector or config.trials)}
+    control = f"control, seed {config.seed}"
+    return [
+        VectorFacts(name=name, source=sources.get(name, control), norm=float(vector.float().norm()))
+        for name, vector in vectors.items()
     ]
-    return found, facts
 
 
 def _task_facts(bench: Bench) -> TaskFacts:
@@ -152,7 +165,7 @@ def _task_facts(bench: Bench) -> TaskFacts:
         name=task.name,
         file=str(task.path),
         sha256=task.sha256,
-        split=bench.split,
+        split=bench.asked.split,
         n_train=len(task.splits.train_indices),
         n_questions=len(bench.positions),
     )
@@ -161,4 +174,4 @@ def _task_facts(bench: Bench) -> TaskFacts:
 def _model_facts(bench: Bench) -> ModelFacts:
     lm = bench.lm
     known = model_identity(lm, ModelFacts.model_fields)
-    return ModelFacts(name=lm.name, engine=bench.engine_used, versions=versions(), **known)
+    return ModelFacts(name=lm.name, engine=bench.engine, versions=versions(), **known)

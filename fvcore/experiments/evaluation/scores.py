@@ -11,15 +11,12 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fvcore.model.spec import ModelError
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-CONFIDENCE = 0.95
-N_RESAMPLES = 2000
 
 
 def ranks(logits: Tensor, targets: Tensor) -> Tensor:
@@ -81,24 +78,3 @@ SCORES: dict[str, Score] = {"f1": f1, "exact_match": exact_match, "first_word": 
 def best(score: Score, answer: str, answers: Sequence[str]) -> float:
     """Against the right answer that fits best."""
     return max(score(answer, right) for right in answers)
-
-
-def share_interval(n_right: int, n: int) -> tuple[float, float]:
-    """Wilson's interval of a share, at `CONFIDENCE`: inside 0 and 1, and of some width also where all are right."""
-    from scipy.stats import binomtest
-
-    found = binomtest(n_right, n).proportion_ci(CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
-
-
-def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, at `CONFIDENCE`; of equal values it is a point."""
-    from scipy.stats import bootstrap
-
-    if len(set(values)) == 1:
-        return values[0], values[0]
-    found = bootstrap(
-        (values,), np.mean, n_resamples=N_RESAMPLES, confidence_level=CONFIDENCE, method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)

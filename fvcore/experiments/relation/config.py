@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from fvcore.experiments.config import ConfigError, Option, Words
 from fvcore.experiments.folder import safe_name
-from fvcore.experiments.model_choice import ModelChoice
+from fvcore.experiments.model_choice import ModelChoice, one_thread_if_small
 from fvcore.experiments.relation.files import LAYOUTS
 from fvcore.experiments.steps.settings import STEPS, StepSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fvcore.model.model import LanguageModel
 
 
 class RelationSettings(StepSettings):
@@ -43,6 +48,9 @@ class RelationConfig(RelationSettings, ModelChoice):
     dataset: Annotated[Path, Option("relation_csv", "relation_csv_path")] = Field(
         default=Path("datasets", "relation", "relationA_ex.csv"), description="Relation file: q_id and two words a row."
     )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads (default: 1 for a small model, else all cores)."
+    )
     q: Annotated[Words | None, Option("q_list")] = Field(default=None, description="Such as Q3,Q5 (default: all).")
     steps: Words = Field(
         default=(), description=f"Some of {', '.join(STEPS)} in the q_ids' folders (default: whole runs with status)."
@@ -61,6 +69,12 @@ class RelationConfig(RelationSettings, ModelChoice):
     out_name: str | None = Field(
         default=None, description="With heatmap alone: the picture's name (default: aie_heatmap_<Q>.png)."
     )
+
+    def load(self, seed: int, console: Console) -> LanguageModel:
+        lm = super().load(seed, console)
+        if self.threads is None:
+            one_thread_if_small(lm)
+        return lm
 
     @property
     def root(self) -> Path:

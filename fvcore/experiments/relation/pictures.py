@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fvcore.experiments.pictures import banded_line, png, spans, whole_numbers
+from fvcore.experiments.pictures import png
 from fvcore.experiments.relation.compute import RANDOM, TOP
 from fvcore.experiments.steps.scores import Row
+from fvcore.plots import banded_line, spans, whole_numbers
 
 DPI = 110  # dots an inch
 COLOURS = {TOP: "#3b4cc0", RANDOM: "#8a8a8a"}

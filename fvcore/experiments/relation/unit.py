@@ -8,7 +8,7 @@ from typing import Any
 
 from fvcore.experiments.errors import Failure, OtherSettings
 from fvcore.experiments.folder import Folder, require_same
-from fvcore.experiments.progress import Progressing, Quiet
+from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.record import RunRecord, digest
 from fvcore.experiments.relation import compute, files, gates
 from fvcore.experiments.relation.config import RelationSettings
@@ -85,7 +85,7 @@ class Unit:
             reason = f"insufficient rows ({len(self.pairs)} < {self.settings.rows_needed})"
             current.write(Folder(self.folder), "skipped", reason=reason)
             return Outcome(self.name, "skipped", reason)
-        return self._run(lm, current, before, Quiet(progress))
+        return self._run(lm, current, before, Watched(progress))
 
     def _is_done(self, before: QIdStatus) -> bool:
         """Completed, and each file as it was; pictures that are asked for later are still to be drawn."""
@@ -117,7 +117,7 @@ class Unit:
             settings=settings,
         )
 
-    def _run(self, lm: LanguageModel, current: QIdStatus, before: QIdStatus | None, watch: Quiet) -> Outcome:
+    def _run(self, lm: LanguageModel, current: QIdStatus, before: QIdStatus | None, watch: Watched) -> Outcome:
         folder, settings = Folder(self.folder), self.settings
         folder.remove_unfinished()
         current.write(folder, "running")

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.pictures import png, whole_numbers
+from fvcore.experiments.pictures import png
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.scores import Row, ranked, read_scores
 from fvcore.formats import write_bytes
+from fvcore.plots import MOST_TICKS, heat_map, whole_numbers
 
-SIZE, DPI, TICKS = (11, 6.5), 200, 24
+SIZE, DPI = (11, 6.5), 200
 OUTER = (1, 99)  # percentiles of the values that are not zero: beyond, colours do not grow
 LINEAR = 20  # percentile of the absolute values, below which the colours grow linearly
 AT_MOST = 50
@@ -48,34 +49,25 @@ def grid_of(rows: Sequence[Row], metric: str, n_layers: int | None = None, n_hea
     return grid
 
 
-def limits(grid: Any, metric: str) -> tuple[float, float, float]:
-    """(lowest, highest, linear below): symmetric about 0 in sign of the larger side."""
+def limits(grid: Any, metric: str) -> tuple[float, float]:
+    """(where the colours end on both sides of 0, below what they grow linearly)."""
     values = grid[grid != 0]
     if not len(values):
-        return -1.0, 1.0, 1.0
+        return 1.0, 1.0
     low, high = np.percentile(values, OUTER) if metric == "mean_delta_p" else (values.min(), values.max())
     # Zero keeps the middle of the colours.
     outer = max(abs(float(low)), abs(float(high))) or 1.0
     linear = float(np.percentile(np.abs(values), LINEAR))
-    return -outer, outer, min(linear, outer) or outer
+    return outer, min(linear, outer) or outer
 
 
 def _heatmap(grid: Any, best: Sequence[Row], metric: str, name: str) -> bytes:
-    from matplotlib.colors import SymLogNorm
-
-    low, high, linear = limits(grid, metric)
-    norm = SymLogNorm(linthresh=linear, vmin=low, vmax=high, base=10)
-    where = [row["head"] for row in best], [row["layer"] for row in best]
+    outer, linear = limits(grid, metric)
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
-        image = axes.imshow(grid, aspect="auto", origin="lower", cmap="coolwarm", norm=norm, interpolation="nearest")
-        axes.scatter(*where, s=110, facecolors="none", edgecolors="black", linewidths=2.6)
-        axes.scatter(*where, s=110, facecolors="none", edgecolors="white", linewidths=1.4, label=f"top {len(best)}")
-        axes.set(xlabel="head", ylabel="layer", title=f"{metric} of every head ({name}), top {len(best)} circled")
-        whole_numbers(axes.xaxis, TICKS)
-        whole_numbers(axes.yaxis, TICKS)
-        figure.colorbar(image, ax=axes, label=metric)
+        heat_map(axes, grid, outer, linear, [(row["layer"], row["head"]) for row in best], metric)
+        axes.set_title(f"{metric} of every head ({name}), top {len(best)} circled")
 
     return png(paint, SIZE, DPI)
 
@@ -87,7 +79,7 @@ def _by_layer(best: Sequence[Row], n_layers: int, metric: str) -> bytes:
         axes = figure.subplots()
         axes.bar(range(n_layers), counts, color="#3b4cc0")
         axes.set(xlabel="layer", ylabel="heads", title=f"the {len(best)} heads with the largest {metric}, by layer")
-        whole_numbers(axes.xaxis, TICKS)
-        whole_numbers(axes.yaxis, TICKS)
+        whole_numbers(axes.xaxis, MOST_TICKS)
+        whole_numbers(axes.yaxis, MOST_TICKS)
 
     return png(paint, SIZE, DPI)

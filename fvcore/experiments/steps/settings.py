@@ -10,6 +10,7 @@ from fvcore.experiments.config import Config, ConfigError, LayerOrAll, Numbers, 
 from fvcore.experiments.folder import safe_name
 from fvcore.experiments.steps.scores import SCORES
 from fvcore.model.spec import ModelError
+from fvcore.provenance import model_identity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -138,13 +139,4 @@ def settings_of(stage: str, settings: StepSettings, lm: LanguageModel) -> dict[s
 def identity(lm: LanguageModel, settings: StepSettings) -> dict[str, Any]:
     from fvcore.fast import engines
 
-    return {
-        "model": safe_name(lm.name),
-        "weights_sha": lm.weights_sha,
-        "tokenizer_sha": lm.tokenizer_sha,
-        "dtype": lm.dtype,
-        "device": lm.device.type,
-        "quant": lm.quant,
-        "attn_implementation": lm.attn_implementation,
-        "engine": engines.chosen(lm, settings.engine),
-    }
+    return {"model": safe_name(lm.name), **model_identity(lm), "engine": engines.chosen(lm, settings.engine)}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fvcore.experiments.errors import NotFinite, StepError, TargetError
 from fvcore.experiments.folder import Folder
+from fvcore.experiments.plan_files import vector_in
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.plan import chosen_examples
 from fvcore.experiments.steps.scores import Row, population_std
@@ -79,8 +80,7 @@ def run(lm: LanguageModel, settings: StepSettings, folder: Folder, advance: Adva
 
 def read_vector(folder: Folder, lm: LanguageModel) -> Vector:
     """Raises StepError when the vector is not one for this model."""
-    value = read_pt(folder / layout.FV)
-    vector = value.get("fv_global_resid") if isinstance(value, dict) else value
+    vector = vector_in(read_pt(folder / layout.FV), folder / layout.FV)
     if not isinstance(vector, Tensor) or tuple(vector.shape) != (lm.d_model,):
         found = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
         raise StepError(f"{folder / layout.FV}: expected a vector of {lm.d_model} numbers for {lm.name}, found {found}")
@@ -205,23 +205,14 @@ def _of_q(rows: Sequence[Row]) -> dict[str, Row]:
 def _write_layer(
     lm: LanguageModel, settings: StepSettings, folder: Folder, layer: int, vector: Vector, rows: Sequence[Row]
 ) -> list[Path]:
-    n, engine = len(rows), engines.chosen(lm, settings.engine)
+    n, engine, key = len(rows), engines.chosen(lm, settings.engine), settings.step6_score_key
     summary, of_q, directory = summary_of(rows), _of_q(rows), layout.layer_dir(layer)
-    how = {"dtype": lm.dtype, "device": lm.device.type, "batch_size": 1 if engine == "exact" else n}
+    where = {"model": lm.name, "model_spec": lm.spec.name, "edit_layer": layer}
     asked = {"seed": settings.seed, "n_eval": n, "requested_n_eval": settings.n_eval}
-    config = {
-        "model": lm.name,
-        "model_spec": lm.spec.name,
-        "edit_layer": layer,
-        "fv_source": layout.FV,
-        **asked,
-        "answer_first_token": True,
-        "alpha": settings.alpha,
-        **how,
-        "score_key": settings.step6_score_key,
-    }
+    how = {"dtype": lm.dtype, "device": lm.device.type, "batch_size": n if engine == "fast" else 1}
+    first = {"fv_source": layout.FV, **asked, "answer_first_token": True, "alpha": settings.alpha}
     results = {
-        "config": config,
+        "config": where | first | how | {"score_key": key},
         "fv": vector.facts,
         "summary": summary,
         "per_qid": of_q,
@@ -229,44 +220,16 @@ def _write_layer(
         "metadata": {"with_replacement": settings.with_replacement, "engine": engine},
         "results": list(rows),
     }
-    meta = {
-        "model": lm.name,
-        "model_spec": lm.spec.name,
-        "edit_layer": layer,
-        "injection_point": "residual",
-        "slot": "query_predictive",
-        "slot_name": "query_predictive",
-        "slot_index_rule": SLOT_RULE,
-        "token_rule": vector.meta.get("token_position_rule"),
-        "score_key": settings.step6_score_key,
-        "heads": vector.meta.get("heads"),
-        **asked,
-        "alpha": settings.alpha,
-        "fv_source": layout.FV,
-        "fv_type": vector.type,
-        "fv_source_qid": vector.source_qid,
-        "eval_scope": "in_domain" if vector.type == "qid" else "all_qids",
-        "eval_qids": list(of_q),
-        "config": {
-            "n_heads": lm.n_heads,
-            "head_dim": lm.d_head,
-            "resid_dim": lm.d_model,
-            # The plans' word; the vector is added to what leaves the block.
-            "hook_type": "pre",
-            "reshape": "resid_to_heads",
-            "hook_target": lm.spec.block_path(layer),
-            **how,
-        },
-        "fv": vector.facts,
-        "fv_meta": vector.meta,
-        "timestamp": now(),
-    }
+    slot = {"injection_point": "residual", "slot": "query_predictive", "slot_name": "query_predictive"}
+    scored = {"score_key": key, "heads": vector.meta.get("heads"), **asked, "alpha": settings.alpha}
+    rules = {"slot_index_rule": SLOT_RULE, "token_rule": vector.meta.get("token_position_rule")}
+    meta = where | slot | rules | scored | _meta_of(lm, layer, vector, list(of_q), how)
     log = (
         f"Step6: {n} examples ({settings.n_eval} asked for), layer {layer} ({lm.spec.block_path(layer)}, its output), "
         f"alpha {settings.alpha}, engine {engine}\n"
         f"target ids of {n} examples found again at their boundary\n"
         f"batch 0: rows without the vector {n}, rows with it {n}; it changed the logits of the targets\n"
-        f"{settings.step6_score_key}: {summary[settings.step6_score_key]!r}\n"
+        f"{key}: {summary[key]!r}\n"
     )
     names = [f"{directory}/{name}" for name in (*layout.OF_LAYER, "step6.log")]
     names.append(f"{directory}/{layout.step6_results(lm.name, layer, n)}")
@@ -276,6 +239,23 @@ def _write_layer(
     write_text(folder / names[3], log)
     write_json(folder / names[4], results)
     return [folder / name for name in names]
+
+
+def _meta_of(lm: LanguageModel, layer: int, vector: Vector, q_ids: list[str], how: Row) -> Row:
+    """The vector, and where it is added."""
+    # `pre` is the plans' word; the vector is added to what leaves the block.
+    hook = {"hook_type": "pre", "reshape": "resid_to_heads", "hook_target": lm.spec.block_path(layer)}
+    return {
+        "fv_source": layout.FV,
+        "fv_type": vector.type,
+        "fv_source_qid": vector.source_qid,
+        "eval_scope": "in_domain" if vector.type == "qid" else "all_qids",
+        "eval_qids": q_ids,
+        "config": layout.sizes(lm) | hook | how,
+        "fv": vector.facts,
+        "fv_meta": vector.meta,
+        "timestamp": now(),
+    }
 
 
 def write_all_layers(folder: Folder, q_id: str, expected: Sequence[int], score_key: str) -> list[Path]:

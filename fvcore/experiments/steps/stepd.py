@@ -166,7 +166,7 @@ def _write_means(
     lm: LanguageModel, found: Cases, sampled: SampledTrials, swept: Sequence[Swept], folder: Folder
 ) -> list[Path]:
     slot = found.slot
-    sizes = {"slot_q": slot, "n_heads": lm.n_heads, "head_dim": lm.d_head, "resid_dim": lm.d_model}
+    sizes = {"slot_q": slot} | layout.sizes(lm)
     clean = {one.q_id: one.means[:, :, slot].contiguous() for one in swept}
     average = torch.stack(list(clean.values())).mean(dim=0)
     tensors = {layout.q_mean(q_id): {"clean_mean": mean} | sizes for q_id, mean in clean.items()}
@@ -181,9 +181,7 @@ def _write_means(
         "seed": sampled.meta.seed,
         "layers": list(range(lm.n_layers)),
         "n_layers": lm.n_layers,
-        "n_heads": lm.n_heads,
-        "head_dim": lm.d_head,
-        "resid_dim": lm.d_model,
+        **layout.sizes(lm),
         "dummy_labels": list(found.labels),
         "slot_index_map": {"QUERY_PRED": slot, "query_predictive_token": slot},
         "slot_query_pred": slot,

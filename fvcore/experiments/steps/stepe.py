@@ -58,7 +58,7 @@ def run(
     }
     vector = global_vector(lm, mean, [(row["layer"], row["head"]) for row in chosen])
     by_layer = heads_by_layer(lm, mean, heads, sorted({row["layer"] for row in rows}))
-    sizes = {"n_heads": lm.n_heads, "head_dim": lm.d_head, "resid_dim": lm.d_model}
+    sizes = layout.sizes(lm)
     write_json(folder / layout.TOP_HEADS, {"meta": meta, "heads": heads})
     by_layer_file = sizes | {
         "selected_k": settings.top_heads,

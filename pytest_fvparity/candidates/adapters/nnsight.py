@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from fvcore.trials import FixedTrials
 
 
-def make(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> NNsight:
-    return NNsight(lm, trials, settings)
-
-
 class NNsight(Stations):
     def __init__(self, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> None:
         super().__init__(lm, trials, settings)
@@ -44,13 +40,13 @@ class NNsight(Stations):
                 projection.input = edit.apply(self.split(projection.input)).flatten(2)
             if isinstance(edit, Addition):
                 block = self.part(self.lm.spec.block_path(edit.layer))
-                output = block.output
-                # A block's output is a tensor or a tuple that begins with one, by version of transformers.
-                whole = isinstance(output, tuple)
-                block.output = (edit.apply(output[0]), *output[1:]) if whole else edit.apply(output)
+                block.output = edit.to_block(block.output)
             logits = self.net.output.logits.save()
         found: Tensor = logits[0]
         return found
 
     def part(self, path: str) -> Any:
         return self.net.get(path)
+
+
+make = NNsight

@@ -59,6 +59,10 @@ class Addition:
         residual[:, self.first : self.last] += self.vector.to(residual)
         return residual
 
+    def to_block(self, output: Any) -> Any:
+        """A block's output is a tensor or a tuple that begins with one, by version of transformers."""
+        return (self.apply(output[0]), *output[1:]) if isinstance(output, tuple) else self.apply(output)
+
 
 Edit = HeadPatch | Addition
 

@@ -17,14 +17,6 @@ from pytest_fvparity.candidates.adapters.stations import Addition, Edit, HeadPat
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from fvcore.model.model import LanguageModel
-    from fvcore.pipeline import Settings
-    from fvcore.trials import FixedTrials
-
-
-def make(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> TorchHooks:
-    return TorchHooks(lm, trials, settings)
-
 
 class TorchHooks(Stations):
     """Hooks are set for one forward pass and taken off after it, however it ends."""
@@ -54,14 +46,11 @@ class TorchHooks(Stations):
             yield self.lm.o_proj(edit.layer).register_forward_pre_hook(before)
         if isinstance(edit, Addition):
             addition = edit
+            block = self.lm.blocks[edit.layer]
+            yield block.register_forward_hook(lambda module, args, output: addition.to_block(output))
 
-            def after(module: Any, args: Any, output: Any) -> Any:
-                # A block's output is a tensor or a tuple that begins with one, by version of transformers.
-                if isinstance(output, tuple):
-                    return (addition.apply(output[0]), *output[1:])
-                return addition.apply(output)
 
-            yield self.lm.blocks[edit.layer].register_forward_hook(after)
+make = TorchHooks
 
 
 @contextmanager

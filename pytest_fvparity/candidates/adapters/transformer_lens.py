@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 SIDES = {"hook_in": ":input", "hook_out": ""}
 
 
-def make(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> TransformerLens:
-    return TransformerLens(lm, trials, settings)
-
-
 class TransformerLens(Stations):
     def __init__(self, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> None:
         super().__init__(lm, trials, settings)
@@ -76,3 +72,6 @@ class TransformerLens(Stations):
             part = getattr(part, word)
             names.append(part.name)
         return ".".join(names) or "block"
+
+
+make = TransformerLens

@@ -35,7 +35,7 @@ from pytest_fvparity.selftest.catalogue import (
     patching,
     replacing,
 )
-from pytest_fvparity.selftest.faults.activations import ids_of
+from pytest_fvparity.selftest.mean_heads import ids_of
 from pytest_fvparity.selftest.rig import Rig, changed, deep_rig_of, rig_of
 
 Effect = Callable[[LanguageModel, list[int], int, SlotMap, Tensor], Tensor]
@@ -44,7 +44,7 @@ Effect = Callable[[LanguageModel, list[int], int, SlotMap, Tensor], Tensor]
 
 def with_effect(effect: Effect) -> Plant:
     """A candidate that computes each trial's effect by `effect`."""
-    return patching(pipeline, "causal_indirect_effect", lambda *inputs, all_token_classes: effect(*inputs))
+    return patching(effects, "causal_indirect_effect", lambda *inputs: effect(*inputs[:5]))  # without all classes
 
 
 def every_head(lm: LanguageModel, value: Callable[[int, int], Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from pytest_fvparity.selftest.catalogue import (
     on,
     patching,
 )
-from pytest_fvparity.selftest.faults.activations import ids_of, left_padded, padded_logits
+from pytest_fvparity.selftest.mean_heads import ids_of, left_padded, padded_logits
 from pytest_fvparity.selftest.rig import Rig, changed
 
 KEY = "injection_output"
@@ -38,8 +39,16 @@ Edit = Callable[[Any, Tensor, Any], Any]
 
 
 def with_adding(adding: Callable[..., AbstractContextManager[None]], look: Look = observed) -> Plant:
-    """`adding` in place of `add_to_residual`: model, layer, vector, token -> while the model runs."""
-    return patching(injection, "add_to_residual", adding, look)
+    """`adding` in place of `add_to_residual`: model, layer, vector, token -> while the model runs.
+
+    Nobody asks whether something moved: a candidate has no such guard, and the comparison must see it.
+    """
+
+    def plant(rig: Rig) -> Observed:
+        with patch.object(injection, "_require_moved", lambda *_: None):
+            return patching(injection, "add_to_residual", adding, look)(rig)
+
+    return plant
 
 
 def added(output: Any, vector: Tensor, at: Any) -> Any:

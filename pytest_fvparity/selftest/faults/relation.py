@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fvcore import pipeline
-from fvcore.experiments.relation import data as sampling
+from fvcore.experiments.relation.data import draw
 from fvcore.experiments.steps.sampled import Draw, of_draws
 from fvcore.experiments.steps.scores import ranked, read_scores
 from fvcore.formats import write_csv
@@ -51,7 +51,7 @@ def drawing(drawn: Callable[[Pairs], list[Draw]], *q_ids: str) -> Plant:
 
 
 def right(pairs: Pairs) -> list[Draw]:
-    return sampling.draw(pairs, N_TRIALS, N_DEMOS, SEED)
+    return draw(pairs, N_TRIALS, N_DEMOS, SEED)
 
 
 def sorted_as_numbers(pairs: Pairs) -> list[Draw]:

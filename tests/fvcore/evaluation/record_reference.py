@@ -73,7 +73,7 @@ def answers_may_be_a_list(src: Checkout, tokenizer: Any) -> Normalisation:
     def wrapped(original: Any) -> Any:
         return lambda query, answer, *rest: original(query, answer[0] if isinstance(answer, list) else answer, *rest)
 
-    return Normalisation.of(src, "answers_may_be_a_list", holds, "get_answer_id", wrapped)
+    return Normalisation.around(src, "get_answer_id", "answers_may_be_a_list", holds, wrapped)
 
 
 def evaluations(src: Checkout, name: str, dataset: Any) -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from tests.late import RUNNING
 if RUNNING:
     import torch
 
-    from fvcore.experiments.evaluation import plots, report
+    from fvcore.experiments.evaluation import report
     from tests.fvcore.evaluation import worlds
 
 
@@ -127,13 +127,17 @@ def test_a_dataset_is_found_by_name_in_a_checkout(fvcore: Any, tmp_path: Path) -
         ("nshot", ("--control", "gaussian"), "a control needs a vector"),
         ("nshot", ("--vector", "VECTOR", "--trials", "x.json"), "choose one"),
         ("nshot", ("--vector", "VECTOR", "--control", "random_heads"), "needs the heads' means"),
-        ("nshot", ("--vector", "VECTOR", "--control", "luck"), "unknown control 'luck'"),
-        ("nshot", ("--n-shots", "0;1"), "--n-shots '0;1': expected whole numbers"),
+        (
+            "nshot",
+            ("--vector", "VECTOR", "--control", "luck"),
+            "--control.0: input should be 'random_heads' or 'gaussian' (found 'luck')",
+        ),
+        ("nshot", ("--n-shots", "0;1"), "--n-shots: expected numbers and ranges"),
         ("nshot", ("--n-shots", "99"), "99 shots asked for"),
         ("nshot", ("--edit-layer", "6"), "edit_layer out of range: 6"),
-        ("nshot", ("--split", "train"), "unknown split 'train'"),
+        ("nshot", ("--split", "train"), "--split: input should be 'test' or 'valid' (found 'train')"),
         ("nshot", ("--dataset", "antonym"), "--fv-src"),
-        ("nshot", ("--engine", "slow"), "unknown engine 'slow'"),
+        ("nshot", ("--engine", "slow"), "--engine: input should be"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_writes_nothing(
@@ -158,7 +162,7 @@ def test_a_report_of_another_version_or_shape_is_refused(tmp_path: Path) -> None
 
 def test_pictures_are_drawn_where_there_is_something_to_draw(fvcore: Any, vector: Path, tmp_path: Path) -> None:
     fvcore("tokens", *BASE, "--vector", str(vector), "--out", str(tmp_path / "out"))
-    assert plots.draw(report.read(tmp_path / "out"), tmp_path / "pictures") == []
+    assert report.draw(report.read(tmp_path / "out"), tmp_path / "pictures") == []
     assert not (tmp_path / "pictures").exists()
 
 

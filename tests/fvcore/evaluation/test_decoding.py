@@ -13,8 +13,8 @@ from tests.late import RUNNING
 if RUNNING:
     import torch
 
-    from fvcore.experiments.evaluation.decoding import share_among, top_tokens, vector_logits
-    from fvcore.experiments.evaluation.vector_files import gaussian
+    from fvcore.experiments.evaluation.compute import Decoded, top_tokens, vector_logits
+    from fvcore.experiments.evaluation.vectors import gaussian
     from tests.fvcore.evaluation import worlds
 
 
@@ -74,6 +74,10 @@ def test_a_model_without_an_output_head_is_told() -> None:
     lm.hf.get_output_embeddings = lambda: None
     with pytest.raises(ModelError, match="names no output head"):
         vector_logits(lm, torch.ones(lm.d_model), "head")
+
+
+def share_among(tokens: list[Decoded], ids: set[int]) -> float:
+    return fmean(token.token_id in ids for token in tokens)
 
 
 @pytest.mark.parametrize("way", ["model", "head"])

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from fvcore.experiments.evaluation.data import NamedTemplate, read_templates
 from fvcore.formats import FormatError
 from fvcore.trials import TemplatePart
 from tests.late import RUNNING
 
 if RUNNING:
-    from fvcore.experiments.evaluation import portability
-    from fvcore.experiments.evaluation.bench import NamedTemplate
-    from fvcore.experiments.evaluation.portability import read_templates
+    from fvcore.experiments.evaluation.run import portability
     from tests.fvcore.evaluation import worlds
 
 
@@ -61,7 +60,7 @@ class TestTinyModels:
     def test_gpt2_takes_its_vector_along_to_another_template(self) -> None:
         """Trained to follow injected vectors: zero-shot it answers under a template it has never seen."""
         bench, vector = worlds.bench("tiny-gpt2"), worlds.vector_of_best_heads("tiny-gpt2").vector
-        (port,) = portability.evaluate(bench, [X_Y], {"fv": vector}, 1, 10, filtered=False)
+        (port,) = portability(worlds.asking(bench, filter=False), [X_Y], {"fv": vector}, 1, 10)
         accuracy = {(r.labels, r.vector): r.accuracy for r in port.with_vectors}
 
         assert accuracy["clean", None] <= 0.2
@@ -70,7 +69,7 @@ class TestTinyModels:
 
     def test_every_template_has_a_filter_of_its_own(self) -> None:
         bench, vector = worlds.bench(), worlds.vector_of_best_heads("tiny-llama").vector
-        usual, other = portability.evaluate(bench, [NamedTemplate(), X_Y], {"fv": vector}, 1, 10)
+        usual, other = portability(bench, [NamedTemplate(), X_Y], {"fv": vector}, 1, 10)
 
         assert usual.kept == bench.positions  # all is right under the template it was trained with
         assert 0 < len(other.kept) < len(usual.kept)
@@ -82,10 +81,9 @@ class TestTinyModels:
     def test_a_template_under_which_nothing_is_right_stays_in_the_report(self) -> None:
         bench, vector = worlds.bench(), worlds.vector_of_best_heads("tiny-llama").vector
         arrow = next(template for template in read_templates() if template.name == "word ->")
-        (port,) = portability.evaluate(bench, [arrow], {"fv": vector}, 1, 10)
+        (port,) = portability(bench, [arrow], {"fv": vector}, 1, 10)
         assert (port.kept, port.with_vectors) == ([], [])
         assert port.baseline.accuracy == 0
 
 
-if RUNNING:
-    X_Y = next(template for template in read_templates() if template.name == "X:/Y:")
+X_Y = next(template for template in read_templates() if template.name == "X:/Y:")

@@ -5,12 +5,12 @@ The numbers stand in `reference_eval.json`; `record_reference.py` made them and 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fvcore.embedded import EMBEDDED
+from fvcore.experiments.evaluation.data import NamedTemplate
 from fvcore.formats import read_json, sha256_file
 from fvcore.trials import TemplatePart
 from tests.late import RUNNING
@@ -18,9 +18,8 @@ from tests.late import RUNNING
 if RUNNING:
     from torch import Tensor
 
-    from fvcore.experiments.evaluation.bench import Bench, NamedTemplate
-    from fvcore.experiments.evaluation.decoding import top_tokens
-    from fvcore.experiments.evaluation.results import Result
+    from fvcore.experiments.evaluation.compute import Bench, top_tokens
+    from fvcore.experiments.evaluation.report import Result
     from tests.fvcore.evaluation import worlds
     from tests.fvcore.evaluation.record_reference import (
         COMMIT,
@@ -54,7 +53,7 @@ def recorded(name: str) -> dict[str, Any]:
 @pytest.fixture(params=["fast", "exact"], scope="module")
 def bench(name: str, request: pytest.FixtureRequest) -> Bench:
     made = worlds.bench(name, SEED, reference_profile="todd_upstream", engine=request.param)
-    assert made.engine_used == request.param
+    assert made.engine == request.param
     return made
 
 
@@ -86,7 +85,7 @@ def test_the_recording_can_tell_draws_apart(recorded: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("n_shots", [0, 1, 5, 10])
 def test_baseline(bench: Bench, recorded: dict[str, Any], n_shots: int) -> None:
-    (found,) = replace(bench, nll=True).ask(n_shots, "clean")
+    (found,) = worlds.asking(bench, nll=True).ask(n_shots, "clean")
     expected = recorded[f"baseline/{n_shots}"]
 
     assert found.ranks == expected["clean_rank_list"]
@@ -115,7 +114,9 @@ def test_over_layers(bench: Bench, name: str, recorded: dict[str, Any], regime: 
 
 
 def test_under_another_template(bench: Bench, name: str, recorded: dict[str, Any]) -> None:
-    template = NamedTemplate("X:/Y:", *(TemplatePart(**TEMPLATE[part]) for part in ("prefixes", "separators")))
+    template = NamedTemplate(
+        name="X:/Y:", **{part: TemplatePart(**TEMPLATE[part]) for part in ("prefixes", "separators")}
+    )
     other = bench.under(template)
 
     assert other.ask(N_SHOTS, "clean")[0].ranks == recorded["template/baseline"]["clean_rank_list"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, bootstrap, rankdata
 
+from fvcore.experiments.statistics import bootstrap_interval, share_interval
 from fvcore.model.spec import ModelError
 from tests.late import RUNNING
 
@@ -103,28 +104,31 @@ def test_top_k_counts_ranks_below_k() -> None:
 @pytest.mark.parametrize("n_right, n", [(0, 1), (1, 1), (0, 14), (3, 14), (14, 14), (250, 1000)])
 def test_the_interval_of_a_share_is_wilsons(n_right: int, n: int) -> None:
     expected = binomtest(n_right, n).proportion_ci(0.95, method="wilson")
-    assert scores.share_interval(n_right, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    found = share_interval(n_right, n)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_the_interval_of_a_share_holds_it_and_narrows() -> None:
-    few, many = scores.share_interval(5, 10), scores.share_interval(500, 1000)
-    assert few[0] < 0.5 < few[1]
-    assert many[1] - many[0] < (few[1] - few[0]) / 5
-    low, high = scores.share_interval(10, 10)
-    assert high == pytest.approx(1)
-    assert 0.6 < low < 0.8  # ten of ten are no proof of always
+    few, many, always = share_interval(5, 10), share_interval(500, 1000), share_interval(10, 10)
+    assert None not in (few.low, few.high, many.low, many.high, always.low)
+    assert few.low < 0.5 < few.high
+    assert many.high - many.low < (few.high - few.low) / 5
+    assert always.high == pytest.approx(1)
+    assert 0.6 < always.low < 0.8  # ten of ten are no proof of always
 
 
 def test_the_interval_of_a_mean_is_that_of_the_percentile_bootstrap() -> None:
     values = np.random.default_rng(1).random(40)
     expected = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(2)).confidence_interval
     # Both are drawn: with 2000 resamples an end strays by .003 (one standard error). At 90 % it would lie .014 further in.
-    assert scores.mean_interval(values.tolist()) == pytest.approx((expected.low, expected.high), abs=0.01)
+    found = bootstrap_interval(values.tolist())
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.01)
 
 
 def test_the_interval_of_a_mean_holds_it_and_is_the_same_again() -> None:
     values = [0.0, 0.2, 0.4, 1.0, 1.0, 0.6]
-    low, high = scores.mean_interval(values)
-    assert low < sum(values) / 6 < high
-    assert scores.mean_interval(values) == (low, high)
-    assert scores.mean_interval([0.5, 0.5]) == (0.5, 0.5)
+    found, point = bootstrap_interval(values), bootstrap_interval([0.5, 0.5])
+    assert None not in (found.low, found.high)
+    assert found.low < found.mean < found.high
+    assert bootstrap_interval(values) == found
+    assert (point.low, point.high) == (0.5, 0.5)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fvcore.experiments.evaluation.draws import questions
-from fvcore.experiments.evaluation.tasks import Example, TaskError, find, load_task
+from fvcore.experiments.evaluation.data import Example, TaskError, find, load_task, questions
 from fvcore.formats import FormatError
 from fvcore.trials import split
 

@@ -16,7 +16,7 @@ if RUNNING:
     import torch
 
     from fvcore import artifacts
-    from fvcore.experiments.evaluation.vector_files import gaussian, of_random_heads, read_vector
+    from fvcore.experiments.evaluation.vectors import gaussian, of_random_heads, read_vector
     from fvcore.vectors import function_vector
     from tests.fvcore.evaluation import worlds
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fvcore import trials
-from fvcore.experiments.evaluation.bench import Bench
-from fvcore.experiments.evaluation.tasks import Task, load_task
-from fvcore.experiments.evaluation.vector_files import Computed, computed
+from fvcore.experiments.evaluation.compute import Bench
+from fvcore.experiments.evaluation.config import EvaluationConfig
+from fvcore.experiments.evaluation.data import Task, load_task
+from fvcore.experiments.evaluation.vectors import Computed, computed
 from fvcore.model.model import LanguageModel, load
 from fvcore.pipeline import Settings
 
@@ -40,8 +43,17 @@ def vector_of_best_heads(name: str) -> Computed:
     return computed(model(name), trials.read(trials_path(name)), Settings(edit_layer=1, n_top_heads=4))
 
 
-def bench(name: str = "tiny-llama", seed: int = 42, **options: object) -> Bench:
-    return Bench(model(name), antonyms(seed), seed=seed, **options)  # type: ignore[arg-type]
+def config(**options: Any) -> EvaluationConfig:
+    return EvaluationConfig(**{"what": "nshot", "model": "tiny-llama", "dataset": str(DATASET)} | options)
+
+
+def bench(name: str = "tiny-llama", seed: int = 42, **options: Any) -> Bench:
+    return Bench(model(name), antonyms(seed), config(model=name, seed=seed, **options))
+
+
+def asking(bench: Bench, **options: Any) -> Bench:
+    """The same bench, asked something else."""
+    return replace(bench, asked=bench.asked.model_copy(update=options))
 
 
 def random_vector(lm: LanguageModel, scale: float = 1.0) -> Tensor:

@@ -234,8 +234,8 @@ def test_a_head_without_a_score_is_zero() -> None:
 def test_colours_stop_at_percentiles_of_what_is_not_zero() -> None:
     values = np.zeros((20, 20))
     values[:10] = np.arange(1, 201).reshape(10, 20)
-    low, high, linear = heatmap.limits(values, "mean_delta_p")
-    assert (low, high) == (-np.percentile(np.arange(1, 201), 99), np.percentile(np.arange(1, 201), 99))
+    outer, linear = heatmap.limits(values, "mean_delta_p")
+    assert outer == np.percentile(np.arange(1, 201), 99)
     assert linear == np.percentile(np.arange(1, 201), 20)
-    assert heatmap.limits(values, "mean_delta_logit")[:2] == (-200.0, 200.0)
-    assert heatmap.limits(np.zeros((2, 2)), "mean_delta_p") == (-1.0, 1.0, 1.0)
+    assert heatmap.limits(values, "mean_delta_logit")[0] == 200.0
+    assert heatmap.limits(np.zeros((2, 2)), "mean_delta_p") == (1.0, 1.0)

@@ -10,25 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fvcore import injection
 from fvcore.cli import app
+from fvcore.experiments.config import ConfigError, resolve
 from fvcore.experiments.errors import OtherSettings, StepError
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.progress import Shown
-from fvcore.experiments.steps import layout, step6, stepd
-from fvcore.experiments.steps.run import run
+from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.sampled import FixedSource
 from fvcore.experiments.steps.settings import StepSettings
-from fvcore.fast import engines
 from fvcore.formats import FormatError, read_json, read_pt, write_json, write_pt
-from fvcore.model import model as models
-from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from tests.fvcore.experiments.conftest import ROOT, trials_path
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore import injection
+    from fvcore.experiments.steps import step6, stepd
+    from fvcore.experiments.steps.run import run
+    from fvcore.fast import engines
+    from fvcore.model import model as models
+    from fvcore.model.model import LanguageModel
+
 
 SETTINGS = StepSettings(top_heads=7)
 
@@ -256,16 +263,16 @@ def test_means_of_another_shape_stop_stepe(
 
 
 @pytest.mark.parametrize(
-    ("vector", "message"),
+    ("size", "value", "message"),
     [
-        (torch.zeros(64), r"expected a vector of 128 numbers for tiny-llama, found \(64,\)"),
-        (torch.full((128,), float("inf")), "not finite"),
+        (64, 0.0, r"expected a vector of 128 numbers for tiny-llama, found \(64,\)"),
+        (128, float("inf"), "not finite"),
     ],
 )
 def test_a_vector_that_is_not_the_models_stops_step6(
-    llama: LanguageModel, copy: Folder, vector: torch.Tensor, message: str
+    llama: LanguageModel, copy: Folder, size: int, value: float, message: str
 ) -> None:
-    write_pt(copy / layout.FV, {"fv_global_resid": vector})
+    write_pt(copy / layout.FV, {"fv_global_resid": torch.full((size,), value)})
     with pytest.raises(StepError, match=message):
         run(llama, copy.root, SETTINGS, steps=["step6"])
 
@@ -294,12 +301,10 @@ def test_numbers_that_are_none_stop_stepd(llama: LanguageModel, copy: Folder, mo
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (StepSettings(top_heads=25), "top 25 heads asked for, the sweep over tiny-llama has 24 heads.*--topk"),
-        (StepSettings(layers=(0,)), "top 20 heads asked for, the sweep over tiny-llama has 4 heads.*--topk"),
+        (StepSettings(top_heads=25), "top 25 heads asked for, the sweep over tiny-llama has 24 heads.*--top-heads"),
+        (StepSettings(layers=(0,)), "top 20 heads asked for, the sweep over tiny-llama has 4 heads.*--top-heads"),
         (StepSettings(edit_layer=6), r"edit_layer out of range: 6 not in \[0, 5\].*--edit-layer"),
         (StepSettings(heads=(4,)), r"head 4 is not in \[0, 3\] \(--heads\)"),
-        (StepSettings(score_key="nothing"), "unknown score 'nothing'.*mean_delta_p"),
-        (StepSettings(step6_score_key="nothing"), "unknown score 'nothing'.*delta_acc"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
@@ -308,6 +313,12 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
     with pytest.raises(ModelError, match=message):
         run(llama, tmp_path / "run", settings, FixedSource(trials_path("tiny-llama")))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "known"), [("score_key", "mean_delta_p"), ("step6_score_key", "delta_acc")])
+def test_a_score_that_is_none_is_refused_with_those_that_are(name: str, known: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: unknown score 'nothing'.*{known}"):
+        resolve(StepSettings, {name: "nothing"})
 
 
 def test_a_step_without_the_earlier_ones_says_what_is_missing(llama: LanguageModel, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_other_settings_are_exit_status_2(where: Path) -> None:
 
 
 def test_more_heads_than_there_are_is_refused_with_the_options_name(where: Path) -> None:
-    with pytest.raises(ModelError, match=r"top 25 heads asked for.* 24 heads.*--topk"):
+    with pytest.raises(ModelError, match=r"top 25 heads asked for.* 24 heads.*--top-heads"):
         raise _run("--topk", "25", "--out", "out").exception  # type: ignore[misc]
 
     assert not (where / "out").exists()
@@ -274,7 +274,7 @@ def test_the_report_is_made_again_without_a_model(where: Path, monkeypatch: pyte
     ("arguments", "says"),
     [
         (["--q", "Q99"], "no q_id 'Q99'"),
-        (["--layout", "other"], "unknown layout 'other'"),
+        (["--layout", "other"], "--layout: input should be 'own' or 'plan' (found 'other')"),
         (["--confidence", "2"], "--confidence"),
         (["--relation-csv", "none.csv"], "relation CSV not found: none.csv"),
         (["--score-key", "best"], "unknown score 'best'"),

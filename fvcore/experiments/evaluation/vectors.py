@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 from fvcore import artifacts
+from fvcore import trials as fixed_trials
+from fvcore.experiments.evaluation.compute import Bench
+from fvcore.experiments.evaluation.config import EvaluationConfig
+from fvcore.experiments.plan_files import vector_in
 from fvcore.formats import FormatError, read_pt, read_safetensors
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
@@ -20,26 +24,46 @@ from fvcore.prompts import require_verified
 from fvcore.trials import FixedTrials
 from fvcore.vectors import function_vector
 
-KEYS = ("function_vector", "fv_global_resid")
-"""Under which a file of several values holds the vector."""
-
 VECTOR = "fv"
-CONTROLS = ("random_heads", "gaussian")
+
+
+def vectors_of(bench: Bench, edit_layer: int) -> dict[str, Tensor]:
+    """The vector that was asked for and its controls, by name; none where none was."""
+    config, lm, vectors = bench.asked, bench.lm, dict[str, Tensor]()
+    if config.vector is not None and config.trials is not None:
+        raise ModelError("--vector and --trials both give a vector; choose one")
+    if config.vector is not None:
+        if "random_heads" in config.control:
+            raise ModelError("control random_heads needs the heads' means: compute the vector from --trials")
+        vectors[VECTOR] = read_vector(config.vector, lm.d_model)
+    elif config.trials is not None:
+        made = computed(lm, fixed_trials.read(config.trials), _settings(config, edit_layer))
+        vectors[VECTOR] = made.vector
+        if "random_heads" in config.control:
+            vectors["random_heads"] = of_random_heads(lm, made.means, made.heads, config.seed).cpu()
+    elif config.control:
+        raise ModelError("a control needs a vector to be compared with: --vector or --trials")
+    if "gaussian" in config.control:
+        vectors["gaussian"] = gaussian(vectors[VECTOR], config.seed)
+    return vectors
+
+
+def _settings(config: EvaluationConfig, edit_layer: int) -> Settings:
+    return Settings(
+        edit_layer,
+        config.top_heads,
+        reference_profile=config.reference_profile,
+        engine=config.engine,
+        max_memory=config.max_memory,
+    )
 
 
 def read_vector(path: Path, d_model: int) -> Tensor:
     """(d_model,) from an artifact (`fv_vector.json` and its tensors), `.safetensors`, or `.pt` read without pickle.
 
-    A `.pt` holds the tensor itself, also as (1, d_model), or a dict with it under one of `KEYS`.
+    A `.pt` holds the tensor itself, also as (1, d_model), or a dict with it under one of the keys of `plan_files`.
     """
-    value = _value(path)
-    if isinstance(value, Mapping):
-        found = [key for key in KEYS if key in value]
-        if not found:
-            raise FormatError(
-                f"{path}: no vector in it; expected a key {' or '.join(KEYS)}, found {', '.join(map(str, value)) or 'none'}"
-            )
-        value = value[found[0]]
+    value = vector_in(_value(path), path)
     if not artifacts.is_dense(value) or not value.is_floating_point():
         raise FormatError(f"{path}: expected a tensor of floating-point numbers, found {type(value).__name__}")
     if value.numel() != d_model or max(value.shape, default=0) != d_model:

@@ -32,19 +32,19 @@ Values = dict[Point, Tensor]
 def values_until(lm: LanguageModel, ids: Sequence[int], layer: int) -> Values:
     """What the model computes on one prompt, up to the heads of `layer`: nothing behind them can have changed them."""
     last = Point(lm.spec.out_proj_path(layer), INPUT)
-    found: Values = {}
+    values: Values = {}
     seen: Counter[tuple[str, str]] = Counter()
 
     def see(name: str, side: str, tensor: Tensor | None, named: Mapping[str, Any]) -> None:
-        if last in found or not by_token(tensor, (1, len(ids))):
+        if last in values or not by_token(tensor, (1, len(ids))):
             return
         assert tensor is not None
-        found[Point(name, side, seen[name, side])] = tensor[0].detach().clone()
+        values[Point(name, side, seen[name, side])] = tensor[0].detach().clone()
         seen[name, side] += 1
 
     with torch.inference_mode(), watch_modules(lm.hf, see):
         lm.logits(lm.ids(ids))
-    return found
+    return values
 
 
 def by_token(tensor: Tensor | None, size: tuple[int, ...]) -> bool:

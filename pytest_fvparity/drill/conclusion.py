@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_fvparity.drill.modules import Difference
+    from pytest_fvparity.drill.differences import Difference
 
 N_BEFORE, N_AFTER = 2, 6
 """Rows shown as text before the first that differs, and from it on."""
 
 
 @dataclass(frozen=True)
-class Found:
+class Conclusion:
     """`kind` is one of
 
     module          a module is named

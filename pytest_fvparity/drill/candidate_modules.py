@@ -1,4 +1,4 @@
-"""Two doors to a candidate's modules: looking on while it runs, and asking it.
+"""What a candidate's modules compute: seen by hooks while it runs, or said by itself.
 
 A candidate that runs a Hugging Face model in this process need do nothing. One in another library or interpreter may
 offer a method `block_outputs(prompts, layer)`: an artifact `<trial>/<module>` -> (token, ...) of what leaves a module of
@@ -9,10 +9,11 @@ block, the block itself `block`. What enters the output projection is needed, al
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any, Protocol, cast
+from contextlib import ExitStack, suppress
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from fvcore.artifacts import Artifact, limited_to
 from fvcore.gates import NotProvided
 from fvcore.model.hooks import hooks_left, watch_modules
 from fvcore.model.model import LanguageModel
-from pytest_fvparity.drill.modules import INPUT, OUTPUT, Difference, Point, Values, by_token, difference
+from pytest_fvparity.drill.differences import INPUT, OUTPUT, Difference, Point, Values, by_token, difference
 from pytest_fvparity.drill.passes import Batch, Passes, Window, nearest, window
 from pytest_fvparity.parity.implementation import Implementation, copied
 
@@ -40,28 +41,33 @@ class OtherTokens(Exception):
         self.trial = trial
 
 
-class Door(Protocol):
-    """What the drill asks of a candidate."""
+class CandidateModules(ABC):
+    """What the drill asks of a candidate, on the golden's prompts and slots."""
 
+    def __init__(self, candidate: Any, inputs: Sequence[Artifact]) -> None:
+        self.candidate, self.inputs = candidate, inputs
+
+    @abstractmethod
     def heads(self, lm: LanguageModel, layer: int, prompts: Mapping[str, list[int]]) -> dict[str, Tensor]:
         """What enters the output projection of a layer: trial -> (token, n_heads * d_head). Raises OtherTokens."""
-        ...
 
+    @abstractmethod
     def differences(self, trial: str, ids: Sequence[int], want: Values, share: float) -> list[Difference]:
         """How far the candidate is from the reference at every point of one prompt that both have."""
-        ...
 
     def means(self) -> Tensor:
         """The candidate's mean activations, of the run that was looked at if there was one."""
-        ...
+        return cast("Tensor", self.candidate.mean_activations(*map(copied, self.inputs))["mean_activations"])
 
     def fed(self, trial: str) -> dict[str, Any]:
         """How the candidate ran a trial, as the report shows it."""
-        ...
+        return {}
 
 
-def door_of(candidate: Implementation, model: nn.Module | None, lm: LanguageModel, inputs: Sequence[Artifact]) -> Door:
-    """The way to this candidate; what it offers itself comes first. `lm` is the reference's model."""
+def modules_of(
+    candidate: Implementation, model: nn.Module | None, lm: LanguageModel, inputs: Sequence[Artifact]
+) -> CandidateModules:
+    """What the candidate offers itself comes first. `lm` is the reference's model."""
     if callable(getattr(candidate, METHOD, None)):
         return Asked(candidate, lm, inputs)
     return Watched(candidate, _models(candidate, model, lm), inputs)
@@ -82,28 +88,29 @@ def _is_such(root: nn.Module, lm: LanguageModel) -> bool:
 # ---------------------------------------------------------------- looking on
 
 
-class Watched:
+class Watched(CandidateModules):
     """The candidate runs its mean_activations, and hooks on its model look on."""
 
     def __init__(self, candidate: Implementation, models: Sequence[nn.Module], inputs: Sequence[Artifact]) -> None:
-        self.candidate, self.models, self.inputs = candidate, models, inputs
+        super().__init__(candidate, inputs)
+        self.models = models
         self._means: Tensor | None = None
         self._fed: dict[str, dict[str, Any]] = {}
 
     def heads(self, lm: LanguageModel, layer: int, prompts: Mapping[str, list[int]]) -> dict[str, Tensor]:
         """One run: every prompt's heads, which are small; a model that no tokens entered was not run."""
-        seen = [_Heads(root, lm.spec.out_proj_path(layer)) for root in self.models]
-        self._run([look.see for look in seen])
-        ran = next((look for look in seen if look.batches), None)
-        if ran is None or not ran.found:
+        module = lm.spec.out_proj_path(layer)
+        looks = [_Heads(root, module) for root in self.models]
+        self._run([look.see for look in looks])
+        ran = next((look for look in looks if look.batches), None)
+        if ran is None or not ran.entering:
             name = type(self.candidate).__name__
-            module = lm.spec.out_proj_path(layer)
             raise NotProvided(f"the candidate {name} does not run {module} of the model it was given. {WAYS_OUT}")
         self.models = [ran.root]
         return {trial: self._heads_of(trial, ids, ran, lm) for trial, ids in prompts.items()}
 
     def _heads_of(self, trial: str, ids: list[int], ran: _Heads, lm: LanguageModel) -> Tensor:
-        for batch, heads in ran.found:
+        for batch, heads in ran.entering:
             place = window(batch, ids)
             if place is None:
                 continue
@@ -141,7 +148,7 @@ class Watched:
         (root,) = self.models
         look = _Differences(root, ids, want, share)
         self._run([look.see])
-        return [look.found[point] for point in want if point in look.found]
+        return [look.differences[point] for point in want if point in look.differences]
 
     def means(self) -> Tensor:
         assert self._means is not None
@@ -155,8 +162,7 @@ class Watched:
             for root, see in zip(self.models, sees, strict=True):
                 stack.enter_context(hooks_left(root))  # what the candidate leaves behind goes too
                 stack.enter_context(watch_modules(root, see))
-            found = self.candidate.mean_activations(*map(copied, self.inputs))
-        self._means = cast("Tensor", found["mean_activations"])
+            self._means = super().means()
 
 
 class _Heads:
@@ -165,7 +171,7 @@ class _Heads:
     def __init__(self, root: nn.Module, module: str) -> None:
         self.root, self.module, self.passes = root, module, Passes(root)
         self.batches: list[Batch] = []
-        self.found: list[tuple[Batch, Tensor]] = []
+        self.entering: list[tuple[Batch, Tensor]] = []
 
     def see(self, name: str, side: str, tensor: Tensor | None, named: Mapping[str, Any]) -> None:
         if self.passes.begins(name, side, tensor, named):
@@ -174,7 +180,7 @@ class _Heads:
         batch = self.passes.batch
         if (name, side) == (self.module, INPUT) and batch is not None and by_token(tensor, batch.size):
             assert tensor is not None
-            self.found.append((batch, tensor.detach().cpu().clone()))
+            self.entering.append((batch, tensor.detach().cpu().clone()))
 
 
 class _Differences:
@@ -182,7 +188,7 @@ class _Differences:
 
     def __init__(self, root: nn.Module, ids: Sequence[int], want: Values, share: float) -> None:
         self.passes, self.ids, self.want, self.share = Passes(root), ids, want, share
-        self.found: dict[Point, Difference] = {}
+        self.differences: dict[Point, Difference] = {}
         self.seen: Counter[tuple[str, str]] = Counter()
         self.done = False
         self.place: Window | None = None
@@ -199,17 +205,18 @@ class _Differences:
         point = Point(name, side, self.seen[name, side])
         self.seen[name, side] += 1
         if point in self.want:
-            self.found[point] = difference(point, self.want[point], place.of(tensor), self.share)
+            self.differences[point] = difference(point, self.want[point], place.of(tensor), self.share)
 
 
 # ---------------------------------------------------------------- asking
 
 
-class Asked:
+class Asked(CandidateModules):
     """The candidate says what its modules compute."""
 
     def __init__(self, candidate: Any, lm: LanguageModel, inputs: Sequence[Artifact]) -> None:
-        self.candidate, self.lm, self.inputs = candidate, lm, inputs
+        super().__init__(candidate, inputs)
+        self.lm = lm
 
     def heads(self, lm: LanguageModel, layer: int, prompts: Mapping[str, list[int]]) -> dict[str, Tensor]:
         name = f"{lm.spec.out_proj_path(layer).removeprefix(f'{lm.spec.block_path(layer)}.')}:{INPUT}"
@@ -228,32 +235,23 @@ class Asked:
     def differences(self, trial: str, ids: Sequence[int], want: Values, share: float) -> list[Difference]:
         """From the first block on, this prompt alone; no block behind the first that differs is asked for."""
         alone = limited_to(self.inputs[0], [trial])
-        found: list[Difference] = []
+        rows: list[Difference] = []
         for layer in range(self.lm.n_layers):
             path = self.lm.spec.block_path(layer)
             here = {point: value for point, value in want.items() if f"{point.module}.".startswith(f"{path}.")}
-            if not here or any(step.beyond for step in found):
+            if not here or any(row.beyond for row in rows):
                 break
             given = self._given(alone, layer)
             for point, value in here.items():
                 tensor = given.get(f"{trial}/{_leaf(point, path)}")
                 if isinstance(tensor, Tensor):
-                    found.append(difference(point, value, _formed(tensor, value), share))
-        return found
+                    rows.append(difference(point, value, _formed(tensor, value), share))
+        return rows
 
     def _given(self, prompts: Artifact, layer: int) -> Mapping[str, Any]:
-        try:
-            given: Artifact = self.candidate.block_outputs(copied(prompts), layer)
-        except NotProvided:
-            return {}  # a folder may hold the bad layer alone
-        return given
-
-    def means(self) -> Tensor:
-        found = self.candidate.mean_activations(*map(copied, self.inputs))
-        return cast("Tensor", found["mean_activations"])
-
-    def fed(self, trial: str) -> dict[str, Any]:
-        return {}
+        with suppress(NotProvided):
+            return cast("Artifact", self.candidate.block_outputs(copied(prompts), layer))
+        return {}  # a folder may hold the bad layer alone
 
 
 def _formed(given: Tensor, value: Tensor) -> Tensor:

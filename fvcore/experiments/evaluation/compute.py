@@ -1,0 +1,202 @@
+"""One task put to one model: questions are written as prompts and asked, a result a condition; and what a vector says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fvcore.experiments.evaluation import scores
+from fvcore.experiments.evaluation.config import EvaluationConfig
+from fvcore.experiments.evaluation.data import Labels, NamedTemplate, Question, Task, TaskError, pair, questions
+from fvcore.experiments.evaluation.report import Generated, Result
+from fvcore.fast.engines import chosen
+from fvcore.fast.shared_prompt import Prompt as SharedPrompt
+from fvcore.injection import LEAST_LOGPROB, answer_nlls, generated_ids, read_injected
+from fvcore.model.model import LanguageModel
+from fvcore.model.spec import ModelError
+from fvcore.prompts import (
+    UPSTREAM_BOS_TEXT,
+    BosFacts,
+    BoundaryError,
+    Prompt,
+    PromptTemplate,
+    prompt_at_boundary,
+    require_bos_agreement,
+)
+from fvcore.trials import Meta, WordPair
+
+WAYS = ("model", "head")
+"""From a vector to tokens: through all that the model does behind its last block, its final norm included; or through
+the output head alone, so that a vector's length is not normed away."""
+
+
+class Arm(NamedTuple):
+    """One way to run a prompt: a vector by its name and the block at whose output it is added, or neither."""
+
+    vector: str | None = None
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How a model is asked; `asked` says which questions, and whether whole answers are scored too."""
+
+    lm: LanguageModel
+    task: Task
+    asked: EvaluationConfig
+    template: NamedTemplate = field(default_factory=NamedTemplate)
+
+    def __post_init__(self) -> None:
+        if not self.task.questions(self.asked.split):
+            raise TaskError(
+                f"{self.task.path}: {len(self.task.rows)} rows leave no question in the {self.asked.split} split"
+            )
+
+    def under(self, template: NamedTemplate) -> Bench:
+        return replace(self, template=template)
+
+    @property
+    def engine(self) -> str:
+        """The engine that gives the numbers."""
+        return chosen(self.lm, self.asked.engine)
+
+    @property
+    def _how(self) -> tuple[float, str, int | None]:
+        return self.asked.alpha, self.asked.engine, self.asked.max_memory
+
+    @property
+    def positions(self) -> list[int]:
+        """The questions there are, before any filter."""
+        n, most = len(self.task.questions(self.asked.split)), self.asked.n_questions
+        return list(range(n if most is None else min(n, most)))
+
+    @cached_property
+    def _prompt_template(self) -> PromptTemplate:
+        facts = BosFacts.of(self.lm.tokenizer)
+        meta = Meta(
+            prefixes=self.template.prefixes, separators=self.template.separators, model_prepend_bos=facts.adds_bos
+        )
+        require_bos_agreement(self.lm.tokenizer, meta)
+        writes_bos = self.asked.reference_profile == "todd_upstream" and not facts.adds_bos
+        return PromptTemplate.of(meta, self.lm.tokenizer, UPSTREAM_BOS_TEXT if writes_bos else "")
+
+    def prompts(self, asked: Sequence[Question]) -> list[Prompt]:
+        return [self._prompt(q.demos, q.query, f"{self.asked.split} question {q.position}") for q in asked]
+
+    def answer_tokens(self) -> set[int]:
+        """Ids that answers of the task begin with, each at the boundary of its zero-shot prompt; of all rows."""
+        return {self._prompt((), pair(row), f"row {at}").target_id for at, row in enumerate(self.task.rows)}
+
+    def _prompt(self, demos: Sequence[WordPair], query: WordPair, where: str) -> Prompt:
+        text = self._prompt_template.text(demos, query.input)
+        try:
+            return prompt_at_boundary(self.lm.tokenizer, text, query.output)
+        except BoundaryError as error:
+            raise BoundaryError(f"{self.task.name}, {where}, template {self.template.name}: {error}") from None
+
+    def ask(
+        self,
+        n_shots: int,
+        labels: Labels,
+        positions: Sequence[int] | None = None,
+        vectors: Mapping[str, Tensor] | None = None,
+        layers: Sequence[int] = (),
+    ) -> list[Result]:
+        """Without a vector, then with each vector (d_model,) at each layer; all on the same prompts."""
+        at = self.positions if positions is None else positions
+        asked = questions(self.task, n_shots, labels, self.asked.seed, at, self.asked.split)
+        prompts, named, rising = self.prompts(asked), vectors or {}, sorted(set(layers))
+        found = self._targets(prompts, named, rising)
+        arms = [Arm(), *(Arm(name, layer) for name in named for layer in rising)]
+        return [
+            Result(
+                template=self.template.name,
+                n_shots=n_shots,
+                labels=labels,
+                vector=arm.vector,
+                layer=arm.layer,
+                positions=[question.position for question in asked],
+                ranks=[int(rank) for rank in found[:, i, 0]],
+                logprobs=found[:, i, 1].tolist(),
+                nlls=self._nlls(prompts, arm, named) if self.asked.nll else None,
+                generated=self._generated(asked, prompts, arm, named) if self.asked.generate else None,
+            )
+            for i, arm in enumerate(arms)
+        ]
+
+    def kept(self, result: Result) -> list[int]:
+        """The filter: the questions a result gets right; raises TaskError if there is none."""
+        if not result.right:
+            raise TaskError(
+                f"{self.task.name}: {self.lm.name} gets none of {len(result.ranks)} questions right with {result.n_shots} "
+                f"shots under template {result.template}; nothing is left to evaluate. Evaluate all with --no-filter"
+            )
+        return result.right
+
+    def _targets(self, prompts: Sequence[Prompt], vectors: Mapping[str, Tensor], layers: Sequence[int]) -> Tensor:
+        """(prompt, arm, rank and log-probability) of the target, float64: ranks of large vocabularies stay whole numbers."""
+
+        def read(logits: Tensor, rows: range) -> Tensor:
+            ids = torch.tensor([prompts[row].target_id for row in rows], device=logits.device)
+            ids = ids[:, None].expand(-1, logits.shape[1])
+            own = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids[..., None])[..., 0].clamp(min=LEAST_LOGPROB)
+            return torch.stack([scores.ranks(logits, ids).double(), own.double()], dim=-1).cpu()
+
+        ids = [prompt.input_ids for prompt in prompts]
+        return torch.cat(read_injected(self.lm, ids, list(vectors.values()), layers, read, *self._how))
+
+    def _nlls(self, prompts: Sequence[Prompt], arm: Arm, vectors: Mapping[str, Tensor]) -> list[float]:
+        vector = vectors[arm.vector] if arm.vector else None
+        return answer_nlls(self.lm, prompts, vector, arm.layer or 0, *self._how)
+
+    def _generated(
+        self, asked: Sequence[Question], prompts: Sequence[Prompt], arm: Arm, vectors: Mapping[str, Tensor]
+    ) -> Generated:
+        vector = vectors[arm.vector] if arm.vector else None
+        ids = generated_ids(self.lm, [prompt.input_ids for prompt in prompts], vector, arm.layer or 0, *self._how)
+        texts = [scores.answer_in(self.lm.tokenizer.decode(row)) for row in ids]
+        scored = {
+            name: [scores.best(score, text, q.answers) for text, q in zip(texts, asked, strict=True)]
+            for name, score in scores.SCORES.items()
+        }
+        return Generated(texts=texts, **scored)
+
+
+# ---------------------------------------------------------------- what a vector says by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    token_id: int
+    text: str
+    logit: float
+    probability: float
+
+
+@torch.inference_mode()
+def vector_logits(lm: LanguageModel, vector: Tensor, way: str = "model") -> Tensor:
+    """(d_model,) -> (vocab,) in fp32 on the CPU."""
+    if way not in WAYS:
+        raise ValueError(f"unknown way {way!r}; expected one of {', '.join(WAYS)}")
+    row = vector.to(lm.device, lm.hf.dtype)
+    if way == "model":
+        # Any token will do: what the blocks make of it is put aside.
+        return SharedPrompt.run(lm, [[0]]).logits(row.view(1, 1, -1))[0, 0].float().cpu()
+    head = lm.hf.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{lm.name} names no output head; decode through the whole model (way 'model')")
+    found: Tensor = head(row.to(next(head.parameters()).device))
+    return found.float().cpu()
+
+
+def top_tokens(lm: LanguageModel, vector: Tensor, k: int = 10, way: str = "model") -> list[Decoded]:
+    """The k tokens with the largest logits, largest first."""
+    logits = vector_logits(lm, vector, way)
+    probabilities = torch.softmax(logits, dim=-1)
+    best = torch.topk(logits, min(k, len(logits))).indices.tolist()
+    return [Decoded(i, lm.tokenizer.decode([i]), float(logits[i]), float(probabilities[i])) for i in best]

@@ -1,0 +1,95 @@
+"""The plans' files that people exchange: their names, and how means, heads and vector are read from them.
+
+A run of the steps ends with three files in `artifacts/`; the reference's own run with files that bear the dataset's name.
+They hold less than an artifact does: the numbers a run ends with, not what led to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fvcore.artifacts import is_dense
+from fvcore.experiments.steps import layout
+from fvcore.formats import FormatError, read_json, read_pt
+
+MEANS, TOP_HEADS, VECTOR = (Path(name).name for name in (layout.MEANS, layout.TOP_HEADS, layout.FV))
+
+VECTOR_KEYS = ("function_vector", "fv_global_resid")
+"""Under which a file of several values holds the vector."""
+
+
+@dataclass(frozen=True)
+class ReferenceFiles:
+    """The file names of one dataset. The first three are the reference's own, the others those of its later stations.
+
+    `FIXED` says that the means are of the fixed trials; the public reference's own file, without it, is of trials drawn at
+    random.
+    """
+
+    means: str
+    labels: str
+    effect: str
+    vector: str = "src_fv.pt"
+    heads: str = "top_heads_src.json"
+
+    @classmethod
+    def of(cls, dataset: str) -> ReferenceFiles:
+        return cls(
+            f"{dataset}_mean_head_activations_FIXED.pt", f"{dataset}_dummy_labels.json", f"{dataset}_indirect_effect.pt"
+        )
+
+
+def read_means(path: Path) -> Tensor:
+    """(layer, head, slot, d_head). Raises FormatError, as all that follow."""
+    value = read_pt(path)
+    if not is_dense(value) or value.ndim != 4:
+        raise FormatError(f"{path}: expected mean activations (layer, head, slot, d_head), found {_shown(value)}")
+    means: Tensor = value
+    return means
+
+
+def heads_in(value: Any, path: Path) -> list[list[int]]:
+    """[layer, head] in rank order, of the rows in `path`."""
+    rows: Any = value.get("heads") if isinstance(value, dict) else value
+    try:
+        heads = [[row["layer"], row["head"]] for row in rows]
+    except (TypeError, KeyError):
+        raise FormatError(f"{path}: expected heads, each with layer and head") from None
+    if others := [number for head in heads for number in head if type(number) is not int]:
+        raise FormatError(f"{path}: expected layer and head to be whole numbers, found {others[0]!r:.80}")
+    return heads
+
+
+def read_heads(path: Path) -> list[list[int]]:
+    return heads_in(read_json(path), path)
+
+
+def vector_in(value: Any, path: Path) -> Any:
+    """What stands for the vector in `path`: the value itself, or the one under its key."""
+    if not isinstance(value, Mapping):
+        return value
+    for key in VECTOR_KEYS:
+        if key in value:
+            return value[key]
+    keys = " or ".join(VECTOR_KEYS)
+    raise FormatError(f"{path}: no vector in it; expected a key {keys}, found {', '.join(map(str, value)) or 'none'}")
+
+
+def read_vector(path: Path) -> Tensor:
+    """(d_model,)"""
+    value = vector_in(read_pt(path), path)
+    if not is_dense(value):
+        raise FormatError(f"{path}: expected a tensor {VECTOR_KEYS[1]} (d_model,), found {_shown(value)}")
+    vector: Tensor = value.reshape(-1)
+    return vector
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{list(value.shape)}" if is_dense(value) else "a tensor without plain numbers (sparse, quantized or meta)"
