@@ -3,7 +3,7 @@
     python benchmarks/support_matrix.py
 
 Each family has a process of its own, so that one that crashes leaves the others their rows. Beside the page it writes
-`fvcore/tested.json`, by which loading a model warns of what stands in no row.
+`fvcore/model/tested.json`, by which loading a model warns of what stands in no row.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from fvcore.formats import json_text, read_json, write_text
 from fvcore.injection import inject, inject_generate, inject_nll
 from fvcore.model.diagnostics import diagnostics, versions
 from fvcore.model.model import DTYPES, LanguageModel
-from fvcore.model.tested import TESTED, minor_of
 from fvcore.pipeline import Pipeline, Settings
+from fvcore.provenance import TESTED, minor_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "support.md"

@@ -144,7 +144,7 @@ def screened(world: World) -> Screened:
     best = {(head.layer, head.head) for head in top_heads(effects[1].mean(dim=0), K)}
     return Screened(
         k=K,
-        n_heads=found.aie.numel(),
+        n_heads=found.n_asked,
         n_skipped=found.n_skipped,
         recall=len(best & {(head.layer, head.head) for head in found.heads}) / K,
         seconds=taken,

@@ -7,7 +7,7 @@ its own (chained) or the golden's (isolated) is decided by who calls it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from fvcore.artifacts import Artifact, Leaf, tensor_leaf, trial_of
 from fvcore.effects import TOKEN_CLASSES, average_indirect_effect
 from fvcore.fast import engines
 from fvcore.fast.engines import ENGINES, why_not_fast
+from fvcore.fast.screening import screened_top_heads
 from fvcore.heads import top_heads
 from fvcore.injection import inject, inject_generate, inject_nll
 from fvcore.model.diagnostics import caveats
@@ -34,8 +35,9 @@ from fvcore.vectors import function_vector, head_term
 class Settings:
     """What is chosen beside model and trials. -1 as token class is the last token alone (rank 3).
 
-    `engine` is `fast`, where it holds for the model, or `exact`, the reference's own arithmetic; `max_memory` (bytes) bounds
-    what `fast` takes beside the weights, half of what is free by default.
+    `engine` is `fast`, where it holds for the model; `exact`, the reference's own arithmetic; or `screened`, which is `fast`
+    and leaves the effects of heads at their estimates that these rule out of the top heads. `max_memory` (bytes) bounds what
+    `fast` takes beside the weights, half of what is free by default.
     """
 
     edit_layer: int
@@ -60,6 +62,8 @@ class Settings:
             )
         if self.engine not in ENGINES:
             raise ModelError(f"unknown engine {self.engine!r}; expected one of {', '.join(ENGINES)}")
+        if self.engine == "screened" and self.token_class_idx != -1:
+            raise ModelError("engine screened estimates effects at the last token alone, token class -1; use fast")
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Pipeline:
     lm: LanguageModel
     trials: FixedTrials
     settings: Settings
+    said: dict[str, list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def template(self) -> PromptTemplate:
@@ -163,7 +168,11 @@ class Pipeline:
             for key in trial_keys(prompts)
         ]
         all_classes = self.settings.token_class_idx != -1
-        cie = engines.causal_indirect_effects(self.lm, cases, means, all_classes, *self._how)
+        if self.engine == "screened":
+            screening = screened_top_heads(self.lm, cases, means, self.settings.n_top_heads)
+            cie, self.said["top_heads"] = screening.cie, [f"engine screened: {screening}"]
+        else:
+            cie = engines.causal_indirect_effects(self.lm, cases, means, all_classes, *self._how)
         aie = average_indirect_effect(cie, self.settings.token_class_idx)
         heads = top_heads(aie, self.settings.n_top_heads)
         return {
@@ -210,8 +219,13 @@ class Pipeline:
 
     def notes(self, key: str) -> list[str]:
         """What is worth knowing about a key's artifact and is no difference: a warning each."""
-        if key == "mean_activations" and self.settings.engine == "fast" and (reason := why_not_fast(self.lm)):
-            return [f"engine fast does not hold for this model ({reason}): means and effects are those of exact"]
+        if key == "mean_activations" and self.settings.engine != self.engine:
+            return [
+                f"engine {self.settings.engine} does not hold for this model ({why_not_fast(self.lm)}): means and effects are "
+                "those of exact"
+            ]
+        if key == "top_heads":
+            return self.said.get(key, [])
         if key == "fv_vector":
             return [*doubts(self.lm), *caveats(self.lm)]
         if key != "slot_map" or type(self).slot_map is not Pipeline.slot_map:

@@ -59,10 +59,9 @@ class Processor(BaseModel):
     forced: dict[str, str] = {}
 
     def __str__(self) -> str:
+        used = [f"torch {self.capability}", f"oneDNN {self.onednn}"] if self.onednn else [self.capability]
         forced = [f"{name}={value}" for name, value in self.forced.items()]
-        return ", ".join(
-            [f"{self.vendor} {self.model}", self.capability, *([self.onednn] if self.onednn else []), *forced]
-        )
+        return ", ".join([f"{self.vendor} {self.model}", *used, *forced])
 
 
 class Conditions(BaseModel):

@@ -13,12 +13,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fvcore.formats import read_json
+
 if TYPE_CHECKING:
     import torch
 
     from fvcore.profile import Processor
 
-PACKAGE = "pytest-fvparity"
+# Which families and library versions the project has run: the support matrix writes it.
+TESTED = Path(__file__).parent / "model" / "tested.json"
 
 # What tells these libraries to leave instructions alone that the processor has.
 INSTRUCTION_SETS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
@@ -60,11 +63,28 @@ def versions() -> dict[str, str]:
     }
 
 
-def package_version() -> str:
-    """Of this project, as it is installed."""
-    from importlib.metadata import version
+@cache
+def tested(path: Path) -> dict[str, Any]:
+    """{"families": [...], "transformers": ["5.23", ...]}; empty where no matrix was written."""
+    return dict(read_json(path)) if path.is_file() else {}
 
-    return version(PACKAGE)
+
+def untested(family: str, version: str, path: Path = TESTED) -> list[str]:
+    """What has not been tested about a family under a version of transformers, one sentence each."""
+    found, minor = tested(path), minor_of(version)
+    if not found:
+        return []
+    said = []
+    if family not in found["families"]:
+        said.append(f"family {family!r} has not been tested (docs/support.md lists those that have): audit it first")
+    if minor not in found["transformers"]:
+        versions = ", ".join(found["transformers"])
+        said.append(f"transformers {version} has not been tested (tested: {versions}): compare both engines first")
+    return said
+
+
+def minor_of(version: str) -> str:
+    return ".".join(version.split(".")[:2])
 
 
 # ---------------------------------------------------------------- the model

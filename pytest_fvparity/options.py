@@ -94,7 +94,7 @@ class ParityOptions:
         metadata=_option("src (default) or todd_upstream", default="src", choices=REFERENCE_PROFILES)
     )
     engine: str = field(
-        metadata=_option("how fvcore computes means and effects: fast (default) or exact", default="fast")
+        metadata=_option("how fvcore computes means and effects: fast (default), exact, or screened", default="fast")
     )
     max_memory: float | None = field(
         metadata=_option("GiB that engine fast may take beside the weights (default: half of what is free)")

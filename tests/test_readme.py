@@ -17,13 +17,13 @@ def blocks(language: str) -> list[str]:
 
 def test_the_method_as_a_library_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    (shown,) = [block for block in blocks("python") if "models.load" in block]
+    (shown,) = [block for block in blocks("python") if "fvcore.load" in block]
     names: dict[str, Any] = {}
 
     exec(compile(shown, "README.md", "exec"), names)
 
-    assert len(names["found"]["top_heads"]["heads"]) == 10
-    assert names["found"]["fv_vector"]["function_vector"].shape == (names["lm"].d_model,)
+    assert len(names["artifacts"]["top_heads"]["heads"]) == 10
+    assert names["vector"].shape == (names["lm"].d_model,)
 
 
 def test_every_python_block_is_python() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from fvcore.formats import read_json
 from fvcore.model.spec import MODEL_SPECS
-from fvcore.model.tested import TESTED
+from fvcore.provenance import TESTED
 from tests.late import RUNNING
 
 if RUNNING:

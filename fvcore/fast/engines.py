@@ -1,5 +1,7 @@
 """Which engine gives the numbers: `fast` where it holds for the model at hand, `exact` otherwise.
 
+`screened` is `fast`, and where only the top heads are wanted it leaves out what an estimate rules out (`screening.py`).
+
 `fast` runs a model's own code on rows that are no real prompt. Whether a model's code allows that is not assumed: once a
 model, a few heads and an injection are computed both ways on two random prompts of different lengths, together (padded)
 and alone (without a mask: other kernels).
@@ -23,7 +25,7 @@ from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.slots import SlotMap
 
-ENGINES = ("exact", "fast")
+ENGINES = ("exact", "fast", "screened")
 
 LENGTHS = (48, 31)
 """Tokens of the two prompts; longer where a sliding window is."""

@@ -1,10 +1,10 @@
-"""Beyond exact, only on request: a first-order estimate says which heads need not be computed.
+"""Engine `screened`, beyond exact and only on request: a first-order estimate says which heads need not be computed.
 
 One forward and backward pass of the last token gives, for every head at once, the effect of its replacement to first
 order: the gradient of the target's probability, times how far the mean is from the head's activation. How far off such
 estimates are is measured on heads of the model at hand; a head is skipped only if its estimate, with that error added,
 stays below the k-th best effect that was computed. That error is measured on a sample, so a skipped head can still belong
-to the top k: a `Screening` says what was skipped and by which bound, and no parity check uses one.
+to the top k: a `Screening` says what was skipped and by which bound.
 """
 
 from __future__ import annotations
@@ -33,16 +33,20 @@ class Screening:
     """Top heads by effects that were computed, and what was not computed."""
 
     heads: list[ranking.Head]
-    aie: Tensor  # (layer, head), NaN where skipped
-    estimates: Tensor  # (layer, head)
+    cie: Tensor  # (trial, layer, head), the estimates where skipped
+    computed: Tensor  # (layer, head)
+    n_asked: int
     bound: float  # what was added to an estimate before a head was skipped
 
     @property
     def n_skipped(self) -> int:
-        return int(self.aie.isnan().sum())
+        return self.n_asked - int(self.computed.sum())
 
     def __str__(self) -> str:
-        return f"{self.n_skipped} of {self.aie.numel()} heads skipped: their estimates stay more than {self.bound:.2g} below"
+        return (
+            f"{self.n_skipped} of {self.n_asked} heads were not computed: by a first-order estimate, they stay more than "
+            f"{self.bound:.2g} below the top {len(self.heads)}"
+        )
 
 
 def first_order_effects(lm: LanguageModel, cases: Sequence[Case], mean_activations: Tensor) -> Tensor:
@@ -70,24 +74,35 @@ def first_order_effects(lm: LanguageModel, cases: Sequence[Case], mean_activatio
 
 
 def screened_top_heads(
-    lm: LanguageModel, cases: Sequence[Case], mean_activations: Tensor, k: int, seed: int = 0
+    lm: LanguageModel,
+    cases: Sequence[Case],
+    mean_activations: Tensor,
+    k: int,
+    among: Sequence[Head] | None = None,
+    seed: int = 0,
 ) -> Screening:
-    """The k heads with the largest average indirect effect, computing as few effects as the estimates allow."""
-    estimates = first_order_effects(lm, cases, mean_activations).mean(dim=0)
+    """The k heads with the largest average indirect effect, computing as few effects as the estimates allow.
+
+    among: the heads that are asked for, all by default
+    """
+    cie = first_order_effects(lm, cases, mean_activations)
+    estimates = cie.mean(dim=0)
     by_estimate = [divmod(int(i), lm.n_heads) for i in estimates.flatten().argsort(descending=True)]
+    by_estimate = [head for head in by_estimate if among is None or head in set(among)]
     drawn = torch.randperm(len(by_estimate), generator=torch.Generator().manual_seed(seed))[:SAMPLE].tolist()
     aie = torch.full_like(estimates, torch.nan)
     wanted = {*by_estimate[: 2 * k], *(by_estimate[i] for i in drawn)}
     bound = 0.0
     while wanted:
         chosen = sorted(wanted)
-        effects = effects_of_heads(lm, cases, mean_activations, chosen).mean(dim=0)
-        for (layer, head), effect in zip(chosen, effects.tolist(), strict=True):
-            aie[layer, head] = effect
+        effects = effects_of_heads(lm, cases, mean_activations, chosen)
+        for (layer, head), effect in zip(chosen, effects.unbind(dim=1), strict=True):
+            cie[:, layer, head], aie[layer, head] = effect, effect.mean()
         worst = float(aie.flatten().nan_to_num(-torch.inf).topk(k).values[-1])
         bound = SAFETY * _largest_error(aie, estimates, worst)
         wanted = {(layer, head) for layer, head in by_estimate if _open(aie, estimates, (layer, head), worst - bound)}
-    return Screening(ranking.top_heads(aie.nan_to_num(-torch.inf), k), aie, estimates, bound)
+    heads = ranking.top_heads(aie.nan_to_num(-torch.inf), k)
+    return Screening(heads, cie, ~aie.isnan(), len(by_estimate), bound)
 
 
 def _largest_error(aie: Tensor, estimates: Tensor, worst: float) -> float:

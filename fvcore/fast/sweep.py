@@ -27,6 +27,9 @@ Head: TypeAlias = "tuple[int, int]"
 Case: TypeAlias = "tuple[Sequence[int], int, SlotMap]"
 """A corrupted prompt's ids, its target id and its slots."""
 
+Read: TypeAlias = "Callable[[Prompt, Tensor, Tensor], Tensor]"
+"""What is read off residual rows (trial, row, d_model) behind the last block, for each trial's target: (trial, row, ...)."""
+
 VARIANTS = 128
 """Variants that run together. Attention among rows grows with their square, matrix products get no faster beyond."""
 
@@ -137,26 +140,18 @@ def _effects(
     heads = [(layer, head) for layer in range(lm.n_layers) for head in range(lm.n_heads)]
     effects = []
     for replacement in replacements:
-        patched = _patched(prompt.suffix(replacement.n_tokens), heads, replacement, targets, max_memory)
+        patched = _patched(prompt.suffix(replacement.n_tokens), heads, replacement, targets, _probabilities, max_memory)
         # A class that a prompt has no token of has no effect there; a difference in rounding would be one.
         effects.append(torch.where(replacement.at.any(dim=1)[:, None], patched - base, 0.0).float().cpu())
     return torch.stack(effects, dim=-1).view(len(cases), lm.n_layers, lm.n_heads, -1)
 
 
-@torch.inference_mode()
 def effects_of_heads(
     lm: LanguageModel, cases: Sequence[Case], mean_activations: Tensor, heads: Sequence[Head]
 ) -> Tensor:
     """CIE at the last token of some heads, in order of layer: (trial, len(heads)), float32 on the CPU."""
-    replacement = Replacement.of("query_predictive", cases, mean_activations, lm.device)
-    prompt = Prompt.run(lm, [ids for ids, _, _ in cases])
-    targets = torch.tensor([target for _, target, _ in cases], device=lm.device)
-    base = _probabilities(prompt, prompt.entered[-1][:, -1:], targets)
-    return (_patched(prompt.suffix(1), heads, replacement, targets, None) - base).float().cpu()
-
-
-Read: TypeAlias = "Callable[[Prompt, Tensor, Tensor], Tensor]"
-"""What is read off residual rows (trial, row, d_model) behind the last block, for each trial's target: (trial, row, ...)."""
+    probabilities = target_readings(lm, cases, mean_activations, heads, read=_probabilities)
+    return probabilities[:, 1:] - probabilities[:, :1]
 
 
 @torch.inference_mode()
@@ -167,23 +162,25 @@ def target_readings(
     heads: Sequence[Head],
     max_memory: int | None = None,
     advance: Advance = silent,
+    read: Read | None = None,
 ) -> Tensor:
     """What `effects.target_readings` gives, of many prompts: (trial, 1 + len(heads), 3), float32 on the CPU.
 
-    heads: in order of layer     advance: is told after each pass
+    heads: in order of layer     advance: is told after each pass     read: something else to read, (trial, 1 + len(heads), ...)
     """
+    what = read or _readings
     share = None if max_memory is None else max_memory // 2
     size = chunk_size(trial_bytes(lm, max(len(ids) for ids, _, _ in cases)), lm.device, len(cases), share)
 
-    def readings(some: Sequence[Case]) -> Tensor:
+    def run(some: Sequence[Case]) -> Tensor:
         replacement = Replacement.of("query_predictive", some, mean_activations, lm.device)
         prompt = Prompt.run(lm, [ids for ids, _, _ in some])
         targets = torch.tensor([target for _, target, _ in some], device=lm.device)
-        base = _readings(prompt, prompt.entered[-1][:, -1:], targets)
-        patched = _patched(prompt.suffix(1), heads, replacement, targets, share, _readings, advance)
+        base = what(prompt, prompt.entered[-1][:, -1:], targets)
+        patched = _patched(prompt.suffix(1), heads, replacement, targets, what, share, advance)
         return torch.cat([base, patched], dim=1).float().cpu()
 
-    return torch.cat(list(in_chunks(cases, size, readings)))
+    return torch.cat(list(in_chunks(cases, size, run)))
 
 
 def _patched(
@@ -191,21 +188,21 @@ def _patched(
     heads: Sequence[Head],
     replacement: Replacement,
     targets: Tensor,
+    read: Read,
     max_memory: int | None,
-    read: Read | None = None,
     advance: Advance = silent,
 ) -> Tensor:
-    """What is read (probability of the targets) with each of the heads replaced: (trial, head, ...)."""
+    """What is read with each of the heads replaced: (trial, head, ...)."""
     lm, n_trials = suffix.prompt.lm, len(targets)
     each = n_trials * variant_bytes(lm, suffix.n_tokens)
     size = chunk_size(each, lm.device, max(1, VARIANTS // suffix.n_tokens), max_memory)
 
-    def readings(some: Sequence[Head]) -> Tensor:
-        found = (read or _probabilities)(suffix.prompt, rows_with_heads_replaced(suffix, some, replacement), targets)
+    def run(some: Sequence[Head]) -> Tensor:
+        readings = read(suffix.prompt, rows_with_heads_replaced(suffix, some, replacement), targets)
         advance(some[-1][0], n_trials * len(some))
-        return found
+        return readings
 
-    return torch.cat(list(in_chunks(heads, size, readings)), dim=1)
+    return torch.cat(list(in_chunks(heads, size, run)), dim=1)
 
 
 def variant_bytes(lm: LanguageModel, n_tokens: int) -> int:

@@ -23,7 +23,7 @@ from fvcore.model.placement import FOR_PARITY, Placement, quant_of
 from fvcore.model.spec import ModelError as ModelError
 from fvcore.model.spec import ModelSpec, spec_found
 from fvcore.model.spec_files import spec_of
-from fvcore.model.tested import untested
+from fvcore.provenance import untested
 
 
 class ModelWarning(UserWarning):

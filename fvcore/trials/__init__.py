@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from fvcore.trials.draws import Draw, Splits, draws, split
 from fvcore.trials.fixed import (
     PREFIXES,
     SEPARATORS,
-    Draw,
     FixedTrials,
     Meta,
     PromptData,
-    Splits,
     TemplatePart,
     Trial,
     TrialRecord,
     TrialsError,
     TrialsFile,
     WordPair,
-    draws,
     file_name,
     model_tag,
     parse,
@@ -25,7 +23,6 @@ from fvcore.trials.fixed import (
     read_pairs,
     same_draws,
     sample,
-    split,
     text_of,
     write,
 )

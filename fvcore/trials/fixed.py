@@ -6,17 +6,16 @@ The random draws, their order and the bytes of the file are those of the origina
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from fvcore.formats import FormatError, json_text, read_json, read_text, sha256, validated, write_text
+from fvcore.trials.draws import Splits, draws, split
 
 
 class TrialsError(FormatError):
@@ -94,12 +93,6 @@ class Meta(_Record):
     model_name_for_tokenizer: str = "gpt2"
     model_prepend_bos: bool = False
     prepend_bos_token_used: bool | None = False
-
-
-class Splits(_Record):
-    train_indices: list[int]
-    valid_indices: list[int]
-    test_indices: list[int]
 
 
 class TrialsFile(_Record):
@@ -265,43 +258,6 @@ def read_pairs(path: Path) -> list[WordPair]:
     if not isinstance(rows, list):
         raise TrialsError(f"{path}: expected a list of {{input, output}} rows, found {type(rows).__name__}")
     return validated(list[WordPair], rows, path, raises=TrialsError)
-
-
-def split(n_rows: int, test_split: float, seed: int) -> Splits:
-    """Train, valid and test row numbers, in split order.
-
-    Two seeded splits: rows -> (train, held out), then held out -> (test = the part kept, valid = the part
-    held out again). The naming is the reference's (`split_icl_dataset` in its prompt_utils.py).
-    """
-
-    def cut(indices: Sequence[int]) -> tuple[list[int], list[int]]:
-        n_held = math.ceil(test_split * len(indices))
-        order = np.random.RandomState(seed).permutation(len(indices))
-        return [indices[i] for i in order[n_held:]], [indices[i] for i in order[:n_held]]
-
-    train, held_out = cut(range(n_rows))
-    test, valid = cut(held_out)
-    return Splits(train_indices=train, valid_indices=valid, test_indices=test)
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """The random choices of one trial: positions inside the splits, and the order of the corrupted labels."""
-
-    demos: tuple[int, ...]
-    query: int
-    label_order: tuple[int, ...]
-
-
-def draws(n_train: int, n_valid: int, n_trials: int, n_shots: int, seed: int) -> list[Draw]:
-    """One PCG64 generator for all trials; per trial: demos, query, permutation of the labels, in that order."""
-    rng = np.random.default_rng(seed)
-    result = []
-    for _ in range(n_trials):
-        demos = rng.choice(n_train, size=n_shots, replace=False)
-        query = rng.choice(n_valid, size=1, replace=False)[0]
-        result.append(Draw(tuple(map(int, demos)), int(query), tuple(map(int, rng.permutation(n_shots)))))
-    return result
 
 
 AnswerIds = Callable[[str, str], list[int]]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fvcore.activations import by_slot
 from fvcore.slots import SlotMap
 
 Trial = tuple[Tensor, SlotMap]
@@ -16,15 +17,7 @@ Trial = tuple[Tensor, SlotMap]
 
 def mean_of(trials: Sequence[Trial]) -> Tensor:
     """(head, slot, d_head), as station 3 takes it: a word's tokens averaged, then the mean over trials."""
-    return torch.stack([_by_slot(heads, slots) for heads, slots in trials]).mean(dim=0)
-
-
-def _by_slot(heads: Tensor, slots: SlotMap) -> Tensor:
-    by_token = heads.transpose(0, 1)
-    by_slot = by_token[:, list(slots.idx_map)]
-    for first, last in slots.idx_avg.values():
-        by_slot[:, slots.idx_map[first]] = by_token[:, first : last + 1].mean(dim=1)
-    return by_slot.float().cpu()
+    return torch.stack([by_slot([heads[None]], slots)[0].float().cpu() for heads, slots in trials]).mean(dim=0)
 
 
 def _first_tokens(slots: SlotMap) -> SlotMap:
@@ -61,10 +54,10 @@ WRONG: dict[str, Callable[[Sequence[Trial]], Tensor]] = {
 }
 
 
-def explanation(trials: Sequence[Trial], found: Tensor, allowed: Tensor) -> str | None:
+def explanation(trials: Sequence[Trial], means: Tensor, allowed: Tensor) -> str | None:
     """The wrong reading that gives the candidate's means (head, slot, d_head), if one of the known ones does."""
 
     def gives(reading: Callable[[Sequence[Trial]], Tensor]) -> bool:
-        return bool(((reading(trials).double() - found.double().cpu()).abs() <= allowed).all())
+        return bool(((reading(trials).double() - means.double().cpu()).abs() <= allowed).all())
 
     return next((name for name, reading in WRONG.items() if gives(reading)), None)

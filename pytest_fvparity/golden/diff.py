@@ -143,10 +143,6 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _finite(number: float | None) -> float | str | None:
-    return number if number is None or math.isfinite(number) else str(number)
-
-
 def _short(value: Any) -> Any:
     """A value as JSON holds it, or the head of it where it is long."""
     text = value if isinstance(value, str) else json_text(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fvcore.formats import FormatError, json_text, read_json, write_text
+from fvcore.formats import FormatError, read_json, write_json
 from pytest_fvparity.golden.golden import search_roots
 from pytest_fvparity.milestones.setup import Failed, Setup, run_pytest
 from pytest_fvparity.milestones.state import MilestoneOutcome
@@ -90,18 +90,17 @@ def _ended(setup: Setup, reports: dict[str, TransferReport], q_ids: Sequence[QId
     for failure in failures:
         if failure.q_id not in by_cause.setdefault(failure.cause, []):
             by_cause[failure.cause].append(failure.q_id)
-    report_file, failure_file = setup.layout.runs / REPORT, setup.layout.runs / FAILURES
-    write_text(report_file, json_text({name: report.model_dump(mode="json") for name, report in reports.items()}))
-    rows = [failure.model_dump(mode="json") for failure in failures]
-    write_text(failure_file, json_text({"by_cause": by_cause, "failures": rows}))
+    files = [setup.layout.runs / name for name in (REPORT, FAILURES)]
+    write_json(files[0], {name: report.model_dump(mode="json") for name, report in reports.items()})
+    write_json(files[1], {"by_cause": by_cause, "failures": [failure.model_dump(mode="json") for failure in failures]})
     if failures:
         last = list(reports)[-1]
-        return MilestoneOutcome(False, f"{last}: {reports[last].headline}", [report_file, failure_file])
+        return MilestoneOutcome(False, f"{last}: {reports[last].headline}", files)
     if not compared:
-        raise FormatError(f"{report_file}: no q_id was compared with the reference, though there are goldens")
+        raise FormatError(f"{files[0]}: no q_id was compared with the reference, though there are goldens")
     n_skipped = sum(q_id.state == "skipped" for q_id in q_ids)
     message = (
         f"{len(judged) - n_skipped} q_ids hold what the stations give ({n_skipped} skipped, too few rows); "
         f"the six keys agree with the reference on {', '.join(compared)}"
     )
-    return MilestoneOutcome(True, message, [report_file, failure_file])
+    return MilestoneOutcome(True, message, files)

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 STEP_SUMMARY = 1024 * 1024
-COMMENT = 64 * 1024
 LEAST = 1000  # below this not even a headline and the note are sure to fit
 FENCE = re.compile(r"(`{3,})[^`]*")
 

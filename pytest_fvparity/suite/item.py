@@ -70,6 +70,7 @@ class StageItem(pytest.Function):
     """One stage of one suite."""
 
     result: StageResult | None = None
+    cls = None  # a stage is no method, also where a class holds its suite
 
     @property
     def collector(self) -> SuiteCollector:

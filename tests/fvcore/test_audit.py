@@ -21,8 +21,7 @@ if RUNNING:
     import torch
 
     from fvcore.model import audit
-    from fvcore.model import model as models
-    from fvcore.model.model import LanguageModel
+    from fvcore.model.model import LanguageModel, n_layers_on_disk, spec_on_disk
 
 
 LLAMA = MODEL_SPECS["llama"]
@@ -254,6 +253,6 @@ def test_reduced_parity_says_where_it_is() -> None:
 
 
 def test_a_loaded_models_spec_is_the_one_of_its_config(model: Path) -> None:
-    assert models.spec_on_disk(str(model)).name == "llama"
-    assert models.n_layers_on_disk(str(model)) == 2
-    assert LanguageModel.wrap(random_lm("llama").hf).spec == models.spec_on_disk(str(model))
+    assert spec_on_disk(str(model)).name == "llama"
+    assert n_layers_on_disk(str(model)) == 2
+    assert LanguageModel.wrap(random_lm("llama").hf).spec == spec_on_disk(str(model))

@@ -63,6 +63,7 @@ def test_another_type_is_a_disagreement_even_where_python_sees_equality(
 ) -> None:
     expected, actual = (value() if callable(value) else value for value in (expected, actual))
     expected, actual = (value() if callable(value) else value for value in (expected, actual))
+    expected, actual = (value() if callable(value) else value for value in (expected, actual))
     assert messages({"a": expected}, {"a": actual}) == [f"a: type differs: expected {names[0]}, actual {names[1]}"]
 
 

@@ -22,10 +22,9 @@ if RUNNING:
     from fvcore.embedded.random_models import random_lm, random_model, trials_for
     from fvcore.fast.engines import why_not_fast
     from fvcore.injection import inject_logits
-    from fvcore.model import model as models
     from fvcore.model.diagnostics import block_output, caveats, diagnostics
     from fvcore.model.hooks import add_to_residual, edit_heads, read_heads
-    from fvcore.model.model import LanguageModel, ModelError
+    from fvcore.model.model import LanguageModel, ModelError, doubts, load
     from fvcore.pipeline import Pipeline, Settings, run
     from fvcore.trials import FixedTrials
     from fvcore.vectors import head_term
@@ -203,12 +202,12 @@ def a_later_token_changes_nothing_earlier(family: Family) -> None:
 @inference_mode
 def eager_and_sdpa_are_the_same_where_both_exist(family: Family) -> None:
     random_lm(family.name, directory=family.folder)
-    eager = models.load(str(family.folder), attn="eager")
+    eager = load(str(family.folder), attn="eager")
     if family.name in WITHOUT_SDPA:
         with pytest.raises(ModelError, match=r"does not support an attention implementation|leaves out the soft cap"):
-            models.load(str(family.folder), attn="sdpa")
+            load(str(family.folder), attn="sdpa")
         return
-    sdpa = models.load(str(family.folder), attn="sdpa")
+    sdpa = load(str(family.folder), attn="sdpa")
 
     assert (eager.attn_implementation, sdpa.attn_implementation) == ("eager", "sdpa")
     torch.testing.assert_close(eager.logits(ids_of(eager)), sdpa.logits(ids_of(sdpa)), atol=3e-5, rtol=0)
@@ -216,11 +215,11 @@ def eager_and_sdpa_are_the_same_where_both_exist(family: Family) -> None:
 
 def test_a_soft_cap_is_not_lost_on_the_way(tmp_path: Path) -> None:
     lm = random_lm("gemma2", directory=tmp_path)
-    assert models.load(str(tmp_path)).attn_implementation == "eager"
+    assert load(str(tmp_path)).attn_implementation == "eager"
     with pytest.raises(ModelError, match=r"leaves out the soft cap .* \(attn_logit_softcapping 50\); use eager"):
-        models.load(str(tmp_path), attn="sdpa")
+        load(str(tmp_path), attn="sdpa")
     lm.config._attn_implementation = "sdpa"
-    assert any("leaves out the soft cap" in sentence for sentence in models.doubts(lm))
+    assert any("leaves out the soft cap" in sentence for sentence in doubts(lm))
 
 
 # ---------------------------------------------------------------- both engines

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from fvcore import provenance
 from fvcore.embedded.random_models import random_lm, random_model, toy_tokenizer
 from fvcore.formats import FormatError, write_text
-from fvcore.model import spec_files, tested
+from fvcore.model import spec_files
 from fvcore.model.spec import ALIASES, HF_IDS, MODEL_SPECS, ModelSpec, spec_named
 from tests.late import RUNNING
 
@@ -428,20 +429,20 @@ def test_a_family_or_a_version_that_was_not_tested_is_warned_of(
 ) -> None:
     import transformers
 
-    minor = tested.minor_of(transformers.__version__)
+    minor = provenance.minor_of(transformers.__version__)
     written = tmp_path / "tested.json"
 
     def said(families: str, version: str) -> list[str]:
         write_text(written, f'{{"families": [{families}], "transformers": ["{version}"]}}')
-        tested.tested.cache_clear()
-        return tested.untested("llama", transformers.__version__, written)
+        provenance.tested.cache_clear()
+        return provenance.untested("llama", transformers.__version__, written)
 
     assert said('"llama"', minor) == []
     assert "family 'llama' has not been tested" in said('"gpt2"', minor)[0]
     assert "has not been tested (tested: 4.1)" in said('"llama"', "4.1")[0]
     written.unlink()
-    tested.tested.cache_clear()
-    assert tested.untested("llama", transformers.__version__, written) == []
+    provenance.tested.cache_clear()
+    assert provenance.untested("llama", transformers.__version__, written) == []
     monkeypatch.setattr(models, "untested", lambda family, version: [f"{family} is new"])
     with pytest.warns(ModelWarning, match="tiny-llama: llama is new"):
         models.load("tiny-llama")

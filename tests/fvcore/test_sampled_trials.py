@@ -21,7 +21,7 @@ from fvcore.trials.sampled import ALL, SampledMeta, SampledTrials, as_fixed, rea
 from tests.late import RUNNING
 
 if RUNNING:
-    from fvcore.model import model as models
+    from fvcore.model.model import load_tokenizer
 
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ PAIRS = [("hot", "cold"), ("big", "small"), ("old", "young"), ("rich", "poor"), 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    found: Tokenizer = models.load_tokenizer("tiny-llama")
+    found: Tokenizer = load_tokenizer("tiny-llama")
     return found
 
 

@@ -37,6 +37,13 @@ def transfer_world(tmp_path_factory: pytest.TempPathFactory) -> TransferWorld:
     return TransferWorld.below(made_once(session_root(tmp_path_factory), "relation", make_transfer_world))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _libraries() -> None:
+    """pytester forgets what a run in this process imported, and torch cannot be imported twice: it is here before."""
+    import pytest_fvparity.golden.golden
+    import pytest_fvparity.reference.reference  # noqa: F401
+
+
 @pytest.fixture(autouse=True)
 def _one_thread_and_no_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     # Child processes: spinning thread pools are slow, and CI would refuse what the tests ask for.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fvcore import trials
 from fvcore.embedded.random_models import AWKWARD_PAIRS, random_lm, trials_for
-from fvcore.model import model as models
+from fvcore.model.model import LanguageModel, load
 from fvcore.pipeline import Settings
 from pytest_fvparity.golden import golden
 from pytest_fvparity.reference import reference
@@ -20,10 +20,10 @@ from tests.pytest_fvparity.family_goldens import FAMILIES, FOLDER
 SETTINGS = Settings(edit_layer=0, n_top_heads=3, engine="exact")
 
 
-def world(family: str, folder: Path) -> tuple[models.LanguageModel, trials.FixedTrials]:
+def world(family: str, folder: Path) -> tuple[LanguageModel, trials.FixedTrials]:
     """The model of a family, from disk as the reference loads it, and its trials."""
     random_lm(family, directory=folder / family, pairs=AWKWARD_PAIRS)
-    lm = models.load(str(folder / family))
+    lm = load(str(folder / family))
     path = folder / f"fixed_trials_pairs_{family}.json"
     trials.write(path, trials_for(lm, n_trials=2, pairs=AWKWARD_PAIRS).file)
     return lm, trials.read(path)

@@ -101,11 +101,11 @@ def test_plain_hooks_agree_in_every_token_class(world: World) -> None:
 
     from fvcore import pipeline, trials
     from fvcore.compare import Tolerance, compare
-    from fvcore.model import model as models
+    from fvcore.model.model import load
     from pytest_fvparity.candidates.adapters.torch_hooks import make
     from tests.pytest_fvparity.worlds import SETTINGS
 
-    lm, fixed = models.load(str(world.model)), trials.read(world.trials[0])
+    lm, fixed = load(str(world.model)), trials.read(world.trials[0])
     settings = dataclasses.replace(SETTINGS, token_class_idx=2, engine="exact")
     want = pipeline.run(lm, fixed, settings)
     have = make(lm, fixed, settings).top_heads(*(want[k] for k in ("prompt_boundary", "slot_map", "mean_activations")))
@@ -115,12 +115,12 @@ def test_plain_hooks_agree_in_every_token_class(world: World) -> None:
 
 def test_no_hook_is_left_on_the_sessions_model(world: World) -> None:
     from fvcore import trials
-    from fvcore.model import model as models
     from fvcore.model.hooks import hooks_left
+    from fvcore.model.model import load
     from pytest_fvparity.candidates.adapters.torch_hooks import TorchHooks
     from tests.pytest_fvparity.worlds import SETTINGS
 
-    lm, fixed = models.load(str(world.model)), trials.read(world.trials[0])
+    lm, fixed = load(str(world.model)), trials.read(world.trials[0])
     with hooks_left(lm.hf) as left:
         found = TorchHooks(lm, fixed, SETTINGS)
         prompts = found.prompt_boundary()

@@ -900,7 +900,7 @@ def fv_model(request):
 def test_through_pytest_the_terminal_and_the_report_say_it(pytester: pytest.Pytester, world: World) -> None:
     pytester.makeconftest(OVERRIDDEN)
 
-    result = pytester.runpytest_subprocess("-m", "parity", "--fv-drill", *world.options)
+    result = pytester.runpytest_inprocess("-m", "parity", "--fv-drill", *world.options)
 
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     said = "*drill into layer 1, trial *: the first that differs is what leaves model.layers.1.input_layernorm*"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_fvparity.selftest.catalogue import Plant
     from pytest_fvparity.selftest.run import Row
 
-# What the quick suite plants: one for each outcome at each key.
+# What the quick suite plants, on two families: one for each outcome at each key.
 QUICK = (
     *(
         "F01",
@@ -57,10 +57,12 @@ def wrong(row: Row) -> bool:
 
 
 @pytest.mark.parametrize("id", QUICK)
-def test_a_fault_of_each_kind_is_caught_on_every_family(id: str) -> None:
-    from pytest_fvparity.selftest.run import rows
+def test_a_fault_of_each_kind_is_caught(id: str) -> None:
+    from pytest_fvparity.selftest.rig import rig_of
+    from pytest_fvparity.selftest.run import Row, catalogue
 
-    (row,) = rows([id])
+    fault = catalogue()[id]
+    row = Row(fault, {family: fault.observe(rig_of(family)) for family in fault.families[:2]})
 
     assert not wrong(row), row.seen
 
@@ -72,7 +74,7 @@ def test_every_fault_is_caught_on_every_family(room: str) -> None:
 
     from pytest_fvparity.selftest.run import rows
 
-    ids = [id for id in import_module(f"pytest_fvparity.selftest.faults.{room}").PLANTS if id not in QUICK]
+    ids = list(import_module(f"pytest_fvparity.selftest.faults.{room}").PLANTS)
 
     assert {row.fault.id: row.seen for row in rows(ids) if wrong(row)} == {}
 

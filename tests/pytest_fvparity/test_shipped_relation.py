@@ -49,7 +49,7 @@ def golden_of(q_id: str) -> Path:
 @per_q_id
 def test_frozen_trials_are_what_the_plans_settings_draw(q_id: str, lm: LanguageModel) -> None:
     plan, relation = RelationSettings(), data.read(ROOT / CSV)
-    source = RelationSource(q_id, relation.pairs[q_id], CSV.as_posix(), plan.n_trials, plan.n_demos, plan.seed)
+    source = RelationSource(q_id, relation.pairs[q_id], CSV.as_posix(), plan.n_trials, plan.n_shots, plan.seed)
 
     assert source.sample(lm.tokenizer) == read(frozen(q_id))
     assert len(read(frozen(q_id)).trials) == 25

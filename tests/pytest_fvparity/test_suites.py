@@ -188,9 +188,12 @@ def test_a_stage_alone_is_planned_alone(pytester: pytest.Pytester, suite: Judged
 
 # ---------------------------------------------------------------- workers
 
+MORE_DEATHS = (("dies", 2), ("dies untidy", 0), ("dies untidy", 2))
 
-@pytest.mark.parametrize("event", ["dies", "dies untidy"])
-@pytest.mark.parametrize("place", [0, 2])
+
+@pytest.mark.parametrize(
+    ("event", "place"), [("dies", 0), *[pytest.param(*more, marks=pytest.mark.slow) for more in MORE_DEATHS]]
+)
 def test_a_stage_that_kills_its_worker_crashed_and_blocks(
     pytester: pytest.Pytester, suite: Judged, event: str, place: int
 ) -> None:
@@ -201,6 +204,7 @@ def test_a_stage_that_kills_its_worker_crashed_and_blocks(
     assert found == suite.expect(**{suite.keys[place]: "CRASHED"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dist", ["load", "worksteal"])
 def test_no_way_to_share_the_stages_names_a_later_one(pytester: pytest.Pytester, suite: Judged, dist: str) -> None:
     plant(pytester, "fails", suite.keys[0])
@@ -342,8 +346,7 @@ def test_the_users_tolerances_are_asked_for_by_transfer_too_and_said(
 ) -> None:
     import shutil
 
-    from tests.pytest_fvparity.test_transfer import break_vector
-    from tests.pytest_fvparity.transfer_world import TransferWorld
+    from tests.pytest_fvparity.transfer_world import TransferWorld, break_vector
 
     own = TransferWorld(shutil.copytree(transfer_world.root, tmp_path / "run" / "tiny-llama"), transfer_world.golden)
     break_vector(own, "Q2")

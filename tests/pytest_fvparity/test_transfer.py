@@ -15,12 +15,12 @@ from fvcore.experiments.steps import layout
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.transfer.stages import KEYS
 from tests.late import RUNNING
-from tests.pytest_fvparity.transfer_world import TransferWorld
+from tests.pytest_fvparity.transfer_world import TransferWorld, break_vector
 from tests.pytest_fvparity.worlds import plant, reports, statuses
 from tests.test_rooms import ARROWS, MODULES
 
 if RUNNING:
-    from fvcore.formats import read_json, read_pt, sha256_file, write_json, write_pt
+    from fvcore.formats import read_json, write_json
 
 GREEN = dict.fromkeys(KEYS, "PASS")
 REFERENCE = dict.fromkeys(CHECK_KEYS, "PASS")
@@ -36,17 +36,6 @@ def transfer_report(pytester: pytest.Pytester) -> dict[str, Any]:
     (path,) = pytester.path.glob("reports/transfer/*/*/transfer_report.json")
     value: dict[str, Any] = json.loads(path.read_text())
     return value
-
-
-def break_vector(world: TransferWorld, q_id: str) -> None:
-    """The q_id's vector is another, and its status says that this is right."""
-    folder = world.root / q_id
-    value = read_pt(folder / layout.FV)
-    value["fv_global_resid"][0] += 1
-    write_pt(folder / layout.FV, value)
-    status = read_json(folder / files.STATUS)
-    status["files"][layout.FV] = sha256_file(folder / layout.FV)
-    write_json(folder / files.STATUS, status)
 
 
 # ---------------------------------------------------------------- green

@@ -48,3 +48,18 @@ def make_transfer_world(folder: Path) -> TransferWorld:
     settings = pipeline.Settings(edit_layer=3, n_top_heads=4)
     record(lm, read_trials(world.root / "Q1" / "artifacts" / "sampled_trials.json"), world.golden, settings)
     return world
+
+
+def break_vector(world: TransferWorld, q_id: str) -> None:
+    """The q_id's vector is another, and its status says that this is right."""
+    from fvcore.experiments.relation import files
+    from fvcore.experiments.steps import layout
+    from fvcore.formats import read_json, read_pt, sha256_file, write_json, write_pt
+
+    folder = world.root / q_id
+    value = read_pt(folder / layout.FV)
+    value["fv_global_resid"][0] += 1
+    write_pt(folder / layout.FV, value)
+    status = read_json(folder / files.STATUS)
+    status["files"][layout.FV] = sha256_file(folder / layout.FV)
+    write_json(folder / files.STATUS, status)

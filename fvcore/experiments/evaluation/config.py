@@ -19,8 +19,8 @@ class EvaluationConfig(ModelChoice):
     what: Annotated[Literal["nshot", "layers", "tokens", "portability", "all"], Option(positional=True)] = Field(
         description="nshot, layers, tokens, portability, or all of them."
     )
-    dataset: str = Field(description="A JSON file of {input, output} rows, or a name to look up in --fv-src.")
-    fv_src: Path | None = Field(
+    dataset: str = Field(description="A JSON file of {input, output} rows, or a name to look up in --src.")
+    src: Annotated[Path | None, Option("fv_src")] = Field(
         default=None, description="Checkout of the public reference; its datasets are read where they lie."
     )
     vector: Path | None = Field(default=None, description="The vector: .json (an artifact), .safetensors or .pt.")

@@ -80,7 +80,7 @@ def find(name: str, checkout: Path | None = None) -> Path:
     if path.suffix == ".json" or path.is_file():
         return path
     if checkout is None:
-        raise TaskError(f"no file {name!r}; to look a task up by name, give a checkout of the reference (--fv-src)")
+        raise TaskError(f"no file {name!r}; to look a task up by name, give a checkout of the reference (--src)")
     root = checkout / "dataset_files"
     known = {file.stem: file for group in GROUPS for file in sorted((root / group).glob("*.json"))}
     places = [file for group in GROUPS if (file := root / group / f"{name}.json").is_file()]

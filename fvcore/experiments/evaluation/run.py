@@ -41,7 +41,7 @@ def run(config: EvaluationConfig, lm: LanguageModel) -> Report:
     """Everything that was asked for. Without a vector only the baseline of `nshot` can be measured."""
     layer = lm.n_layers // 3 if config.edit_layer is None else config.edit_layer
     lm.require_layer(layer)
-    bench = Bench(lm, load_task(config.dataset, config.fv_src, config.test_split, config.seed), config)
+    bench = Bench(lm, load_task(config.dataset, config.src, config.test_split, config.seed), config)
     vectors = vectors_of(bench, layer)
     if not vectors and config.tables != {"nshot"}:
         raise ModelError(

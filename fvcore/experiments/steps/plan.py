@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fvcore.experiments.steps.zeroshot import Example
+from fvcore.trials.draws import of_q_id, of_trial
 
 if TYPE_CHECKING:
     from fvcore.experiments.steps.settings import StepSettings
-
-
-def seed_offset(q_id: str) -> int:
-    """What a q_id adds to the seed.
-
-    >>> seed_offset("Q1")
-    179
-    """
-    return sum(position * ord(character) for position, character in enumerate(q_id, start=1)) % 2147483647
 
 
 def chosen_examples(examples: Sequence[Example], settings: StepSettings) -> list[Example]:
@@ -38,7 +29,7 @@ def unique_queries(examples: Sequence[Example], n_eval: int, seed: int) -> list[
     for q_id, own in by_q(examples).items():
         first = {example.corrupted_prompt_str: example for example in reversed(own)}
         queue = [example for example in own if first[example.corrupted_prompt_str] is example]
-        random.Random(seed + seed_offset(q_id)).shuffle(queue)
+        of_q_id(seed, q_id).shuffle(queue)
         queues.append(queue)
     rounds = max(map(len, queues), default=0)
     return [queue[turn] for turn in range(rounds) for queue in queues if turn < len(queue)][:n_eval]
@@ -48,4 +39,4 @@ def with_replacement(examples: Sequence[Example], n_eval: int, seed: int) -> lis
     """Exactly `n_eval` examples: the q_ids in turn, each time any example of it."""
     own = by_q(examples)
     q_ids = list(own)
-    return [random.Random(seed + i).choice(own[q_ids[i % len(q_ids)]]) for i in range(n_eval)]
+    return [of_trial(seed, i).choice(own[q_ids[i % len(q_ids)]]) for i in range(n_eval)]

@@ -16,6 +16,7 @@ from fvcore import trials
 from fvcore.experiments.errors import StepError
 from fvcore.prompts import BosFacts, Tokenizer, prompt_at_boundary, require_verified
 from fvcore.trials import FixedTrials, TrialsError, WordPair, model_tag
+from fvcore.trials.draws import of_trial
 from fvcore.trials.sampled import ALL, QId, SampledMeta, SampledTrial, SampledTrials, read, spaced, write
 
 __all__ = ["ALL", "QId", "SampledMeta", "SampledTrial", "SampledTrials", "read", "write"]
@@ -91,9 +92,9 @@ def draw_dataset(pairs: Sequence[WordPair], n_trials: int, n_shots: int, seed: i
         raise TrialsError(f"{len(rows)} different inputs; {n_shots} shots and a query need {n_shots + 1} (--n-shots)")
     draws = []
     for trial in range(n_trials):
-        *demos, (query_row, query) = random.Random(seed + trial).sample(list(rows.values()), n_shots + 1)
+        *demos, (query_row, query) = of_trial(seed, trial).sample(list(rows.values()), n_shots + 1)
         words = tuple(pair for _, pair in demos)
-        labels = moved_labels([pair.output for pair in words], random.Random(seed + trial))
+        labels = moved_labels([pair.output for pair in words], of_trial(seed, trial))
         draws.append(
             Draw(
                 demos=words,

@@ -36,8 +36,9 @@ class StepSettings(Config):
     """Defaults are the plan's, and so are the names in files: there `top_heads` is `topk`."""
 
     seed: int = Field(default=0, ge=0, description="Of every draw.")
-    engine: Literal["fast", "exact"] = Field(
-        default="fast", description="fast, where it holds for the model, or exact."
+    engine: Literal["fast", "exact", "screened"] = Field(
+        default="fast",
+        description="fast, where it holds; exact; or screened: heads that cannot come to the top are left out.",
     )
     layers: Numbers | None = Field(default=None, description="StepD's sweep, such as 0,2,5-7 (default: all).")
     heads: Numbers | None = Field(default=None, description="StepD's sweep, such as 0,2,5-7 (default: all).")
@@ -93,6 +94,10 @@ class StepSettings(Config):
                 f"top {self.top_heads} heads asked for, the sweep over {lm.name} has {n} heads; "
                 f"the number is not lowered silently: choose 1 to {n} with --top-heads"
             )
+        if self.engine == "screened" and self.score_key != "mean_delta_p":
+            raise ModelError(
+                f"engine screened estimates changes of the probability, --score-key mean_delta_p, not {self.score_key}; use fast"
+            )
         self.edit_layers(lm)
 
 
@@ -132,7 +137,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
 def settings_of(stage: str, settings: StepSettings, lm: LanguageModel) -> dict[str, Any]:
     """Everything a stage's files depend on, as plain values, the model as it was really loaded included."""
     every = settings.model_dump(mode="json", by_alias=True)
-    plain = {name: every[name] for name in FIELDS[stage]}
+    # Which heads a screened sweep leaves out depends on how many are wanted.
+    more = ("topk",) if stage == "stepd" and settings.engine == "screened" else ()
+    plain = {name: every[name] for name in (*FIELDS[stage], *more)}
     return plain if stage == "heatmap" else plain | identity(lm, settings)
 
 

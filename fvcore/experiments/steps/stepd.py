@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fvcore.experiments.errors import StepError
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.cases import Case, Cases
@@ -34,6 +35,7 @@ from fvcore.experiments.steps.scores import (
 from fvcore.experiments.steps.settings import StepSettings
 from fvcore.fast import engines
 from fvcore.fast.chunks import Advance, silent
+from fvcore.fast.screening import screened_top_heads
 from fvcore.formats import write_csv, write_json, write_jsonl, write_pt, write_text
 from fvcore.model.model import LanguageModel
 
@@ -43,12 +45,17 @@ TAIL = 30  # characters of a prompt's end
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """One q_id: its means (layer, head, slot, d_head) and a row per head and trial, in that order."""
+    """One q_id: its means (layer, head, slot, d_head) and a row per head and trial, in that order.
+
+    note: what a screened sweep left out
+    """
 
     q_id: str
+    heads: list[tuple[int, int]]
     cases: tuple[Case, ...]
     means: Tensor
     rows: list[Row]
+    note: str = ""
 
 
 def run(
@@ -59,7 +66,7 @@ def run(
     heads = [(layer, head) for layer in settings.layers_of(lm) for head in settings.heads_of(lm)]
     swept = [_sweep(lm, found, sampled, q_id, heads, settings, advance) for q_id in sampled.q_ids]
 
-    cie = [row for one in swept for row in cie_rows(one, heads, found.slot)]
+    cie = [row for one in swept for row in cie_rows(one, found.slot)]
     relation = sampled.meta.is_relation
     aie = aie_rows(cie, settings.score_key, relation)
     columns = AIE_COLUMNS_OF_RELATIONS if relation else AIE_COLUMNS
@@ -73,7 +80,7 @@ def run(
         meta |= {"n_trials": len(found.cases), "score_key": settings.score_key, "seed": settings.seed}
         write_json(folder / layout.AIE_JSON, {"meta": meta, "scores": aie})
         files.append(folder / layout.AIE_JSON)
-    write_text(folder / layout.STEP_D_LOG, _log(lm, found, sampled, settings, aie))
+    write_text(folder / layout.STEP_D_LOG, _log(lm, found, sampled, settings, aie, swept))
     return [*files, folder / layout.STEP_D_LOG]
 
 
@@ -93,6 +100,14 @@ def _sweep(
     how = (settings.engine, settings.max_memory)
     means = engines.mean_head_activations(lm, [(case.clean.input_ids, case.clean_slots) for case in own], *how)
     prompts = [(case.corrupted.input_ids, case.trial.target_first_token_id, case.corrupted_slots) for case in own]
+    note = ""
+    if engines.chosen(lm, settings.engine) == "screened":
+        if len(sampled.q_ids) > 1:
+            raise StepError(
+                f"engine screened screens one q_id at a time, these trials have {len(sampled.q_ids)}; use fast"
+            )
+        screening = screened_top_heads(lm, prompts, means, min(settings.top_heads, len(heads)), heads)
+        heads, note = [head for head in heads if bool(screening.computed[head])], f"engine screened: {screening}"
     readings = engines.target_readings(lm, prompts, means, heads, *how, advance)
     fixed = [_trial_columns(case, sampled, settings.seed) for case in own]
     rows = []
@@ -104,7 +119,7 @@ def _sweep(
             copies = {f"{name}_target": metrics[name] for name in TARGET_COPIES}
             key = {"q_id": q_id, "trial_idx": case.trial.trial_idx, "layer": layer, "head": head}
             rows.append(key | first | metrics | copies | last)
-    return Swept(q_id, own, means, rows)
+    return Swept(q_id, list(heads), own, means, rows, note)
 
 
 def _trial_columns(case: Case, sampled: SampledTrials, seed: int) -> tuple[Row, Row]:
@@ -149,11 +164,11 @@ def permutation(before: Sequence[str], after: Sequence[str]) -> list[int]:
     return found
 
 
-def cie_rows(swept: Swept, heads: Sequence[tuple[int, int]], slot: int) -> list[Row]:
+def cie_rows(swept: Swept, slot: int) -> list[Row]:
     """A row per head, in order of (layer, head)."""
     n = len(swept.cases)
     rows = []
-    for i, (layer, head) in enumerate(heads):
+    for i, (layer, head) in enumerate(swept.heads):
         norm = float(swept.means[layer, head, slot].norm())
         rows.append(cie_row(swept.q_id, layer, head, swept.rows[i * n : (i + 1) * n], norm))
     return rows
@@ -190,7 +205,14 @@ def _write_means(
     return [folder / name for name in (*tensors, layout.MEANS, layout.MEANS_META)]
 
 
-def _log(lm: LanguageModel, found: Cases, sampled: SampledTrials, settings: StepSettings, aie: Sequence[Row]) -> str:
+def _log(
+    lm: LanguageModel,
+    found: Cases,
+    sampled: SampledTrials,
+    settings: StepSettings,
+    aie: Sequence[Row],
+    swept: Sequence[Swept],
+) -> str:
     meta, slot = sampled.meta, found.slot
     engine = engines.chosen(lm, settings.engine)
     n, targets = len(found.cases), [case.trial.target_first_token_id for case in found.cases]
@@ -202,6 +224,7 @@ def _log(lm: LanguageModel, found: Cases, sampled: SampledTrials, settings: Step
     ]
     if settings.engine != engine:
         lines.append(f"engine {settings.engine} does not hold for this model: {engines.why_not_fast(lm)}")
+    lines += [one.note for one in swept if one.note]
     if meta.source == "fixed_trials_override":
         lines.append(f"fixed trials set n_shots {meta.n_shots} and n_trials {n}; labels are shuffled in the file")
     lines += [

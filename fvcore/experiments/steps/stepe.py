@@ -7,7 +7,6 @@ The vector is the sum over heads of what each writes to the residual stream (`fv
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -27,6 +26,7 @@ from fvcore.formats import FormatError, read_json, read_pt, write_json, write_pt
 from fvcore.injection import inject_readings
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import prompt_at_boundary
+from fvcore.trials.draws import of_trial
 from fvcore.vectors import head_term
 
 N_EVAL_TRIALS = 20
@@ -189,7 +189,7 @@ def _eval(
     if lm.n_heads * lm.d_head != lm.d_model:
         note = f"head space is {lm.n_heads * lm.d_head} wide, the residual stream {lm.d_model}: nothing can be added"
         return {"per_layer": {}, "overall": None, "note": note}
-    chosen = [random.Random(settings.seed + i).choice(sampled.trials) for i in range(N_EVAL_TRIALS)]
+    chosen = [of_trial(settings.seed, i).choice(sampled.trials) for i in range(N_EVAL_TRIALS)]
     # The same trial drawn twice is computed once.
     distinct = {trial.trial_idx: trial for trial in chosen}
     prompts = [

@@ -88,7 +88,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     for kind in (Small, AntonymConfig, RelationConfig):
         file = tmp_path / f"{kind.__name__}.yaml"
         file.write_text(kind().text())
-        assert resolve(kind, {}, file) == kind()  # type: ignore[type-var]
+        assert resolve(kind, {}, file) == kind()
     assert "# Heads.\ntop_heads: 20\n" in Small().text()
 
 

@@ -16,7 +16,7 @@ from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.sampled import FixedSource
 from fvcore.experiments.steps.scores import read_scores
-from fvcore.experiments.steps.settings import StepSettings
+from fvcore.experiments.steps.settings import STEPS, StepSettings
 from fvcore.formats import read_pt
 from tests.fvcore.experiments.conftest import trials_path
 from tests.late import RUNNING
@@ -27,7 +27,7 @@ if RUNNING:
     from fvcore.artifacts import tensor_leaf
     from fvcore.effects import average_indirect_effect
     from fvcore.experiments.steps import stepe
-    from fvcore.experiments.steps.run import STEPS, run
+    from fvcore.experiments.steps.run import run
     from fvcore.injection import inject, inject_readings
     from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Pipeline

@@ -6,10 +6,11 @@ import random
 
 import pytest
 
+from fvcore.trials.draws import seed_offset
 from tests.late import RUNNING
 
 if RUNNING:
-    from fvcore.experiments.steps.plan import seed_offset, unique_queries, with_replacement
+    from fvcore.experiments.steps.plan import unique_queries, with_replacement
     from fvcore.experiments.steps.zeroshot import Example
 
 

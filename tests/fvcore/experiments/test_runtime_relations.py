@@ -14,7 +14,7 @@ from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout, sampled
 from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials
 from fvcore.experiments.steps.scores import read_scores
-from fvcore.experiments.steps.settings import StepSettings
+from fvcore.experiments.steps.settings import STEPS, StepSettings
 from fvcore.formats import read_csv, read_json, read_pt
 from fvcore.prompts import Tokenizer
 from fvcore.trials import WordPair
@@ -26,7 +26,7 @@ if RUNNING:
     from fvcore.activations import mean_head_activations
     from fvcore.effects import causal_indirect_effect
     from fvcore.experiments.steps import cases
-    from fvcore.experiments.steps.run import STEPS, run
+    from fvcore.experiments.steps.run import run
     from fvcore.model.model import LanguageModel
 
 
@@ -34,8 +34,7 @@ WORDS = {
     "Q2": [("hot", "cold"), ("big", "small"), ("old", "young"), ("rich", "poor"), ("dark", "bright")],
     "Q10": [("cold", "hot"), ("small", "big"), ("young", "old"), ("poor", "rich"), ("bright", "dark")],
 }
-if RUNNING:
-    STEPS_WITHOUT_PICTURES = [step for step in STEPS if step != "heatmap"]
+STEPS_WITHOUT_PICTURES = [step for step in STEPS if step != "heatmap"]
 
 
 @dataclass(frozen=True)

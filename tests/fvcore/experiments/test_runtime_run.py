@@ -21,7 +21,7 @@ from fvcore.experiments.progress import Shown
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.sampled import FixedSource
 from fvcore.experiments.steps.settings import StepSettings
-from fvcore.formats import FormatError, read_json, read_pt, write_json, write_pt
+from fvcore.formats import FormatError, read_csv, read_json, read_pt, write_json, write_pt
 from fvcore.model.spec import ModelError
 from tests.fvcore.experiments.conftest import ROOT, trials_path
 from tests.late import RUNNING
@@ -448,3 +448,24 @@ def test_options_that_make_no_sense_are_named(tmp_path: Path, arguments: tuple[A
     result = invoke("run", "--model", "tiny-llama", "--out", tmp_path / "run", "--no-heatmap", *arguments)
     assert isinstance(result.exception, ModelError)
     assert message in str(result.exception)
+
+
+def test_a_screened_sweep_leaves_heads_out_and_says_so(
+    llama: LanguageModel, made: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fvcore.fast.screening.SAMPLE", 1)
+    monkeypatch.setattr("fvcore.fast.screening.SAFETY", 0.0)
+    settings, folder = SETTINGS.model_copy(update={"engine": "screened", "top_heads": 2}), Folder(tmp_path)
+    run(llama, folder.root, settings, FixedSource(trials_path("tiny-llama")), steps=["sample", "stepd", "stepe"])
+
+    whole, screened = (read_csv(each / layout.AIE)[1] for each in (made, folder))
+    heads = [(row["layer"], row["head"]) for row in screened]
+    assert heads[:2] == [(row["layer"], row["head"]) for row in whole[:2]]
+    assert 2 <= len(heads) < len(whole) == 24
+    assert (
+        f"engine screened: {24 - len(heads)} of 24 heads were not computed" in (folder / layout.STEP_D_LOG).read_text()
+    )
+    record = read_json(folder / layout.RUN_META)["stages"]["stepd"]["settings"]
+    assert (record["engine"], record["topk"]) == ("screened", 2)
+    with pytest.raises(ModelError, match="--score-key mean_delta_p, not mean_delta_logit; use fast"):
+        run(llama, folder.root, settings.model_copy(update={"score_key": "mean_delta_logit"}))

@@ -176,7 +176,7 @@ def test_no_q_id_is_all_and_not_the_word_none(file: Path) -> None:
     ("values", "message"),
     [
         ({"trial_id": 0, "trial_idx": 0}, r"\(0, 0\) stands twice"),
-        ({"target_first_token_id": "5"}, r"trials\.1\.target_first_token_id"),
+        ({"target_first_token_id": "5"}, "trial 1: key 'target_first_token_id'"),
     ],
 )
 def test_a_file_that_is_not_one_is_refused(file: Path, values: dict[str, object], message: str) -> None:

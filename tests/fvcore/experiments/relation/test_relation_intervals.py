@@ -126,6 +126,6 @@ def test_intervals_of_the_injection_pair_every_example_with_itself(ran: Path) ->
 def test_with_replacement_an_example_drawn_twice_is_one_witness() -> None:
     values, prompts = [1, 0, 1, 0], ["a", "b", "a", "b"]
 
-    assert compute.mean_interval(values, prompts, 0.95).n_groups == 2
+    assert mean_interval(values, prompts, 0.95).n_groups == 2
     shares = compute._share([{"accuracy_with": v} for v in values], "accuracy_with", prompts, 0.95)
     assert (shares.mean, shares.n) == (0.5, 2)
