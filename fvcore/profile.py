@@ -10,8 +10,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from fvcore.compare import changes
-
 # Reference profiles: `src` is the project copy of the reference, `todd_upstream` the public repository as it stands.
 REFERENCE_PROFILES = ("src", "todd_upstream")
 # How the processor of a recording stands to this one's.
@@ -88,10 +86,14 @@ class Profile(BaseModel):
 
     def diff_identity(self, other: Profile) -> dict[str, tuple[Any, Any]]:
         """Field -> (this, other), for the identity fields that differ."""
+        from fvcore.compare import changes  # with torch, which a profile that is read does not need
+
         return changes(self.identity.model_dump(), other.identity.model_dump())
 
     def diff_conditions(self, other: Profile) -> dict[str, tuple[Any, Any]]:
         """The same of the conditions, `versions.torch` for one of several; processors in words."""
+        from fvcore.compare import changes
+
         sides = [profile.conditions for profile in (self, other)]
         return changes(*(side.model_dump() | {"processor": str(side.processor or NOT_RECORDED)} for side in sides))
 

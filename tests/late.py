@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -34,11 +35,15 @@ def _is_late(node: ast.stmt) -> bool:
 
 @functools.cache
 def import_late(module: ModuleType) -> None:
-    """Run what the file says below `if RUNNING:`, once."""
+    """Run what the file says below `if RUNNING:`, once; and so for other files that its names come from."""
     path = Path(str(module.__file__))
     late = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if _is_late(node)]
     statements = [statement for node in late if isinstance(node, ast.If) for statement in node.body]
     exec(compile(ast.Module(statements, []), str(path), "exec"), vars(module))
+    others = {getattr(value, "__module__", None) for value in vars(module).values()} - {module.__name__}
+    for name in others:
+        if isinstance(name, str) and name.startswith("tests.") and name in sys.modules:
+            import_late(sys.modules[name])
 
 
 def inference_mode(function: Callable[P, R]) -> Callable[P, R]:

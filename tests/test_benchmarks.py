@@ -7,22 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
 from fvcore.embedded.random_models import random_lm
+from tests.late import RUNNING
+
+if RUNNING:
+    import sweep
+    import sweep_costs
+    import sweep_page
+    import torch
+    from sweep_results import About, Curve, Figures, Machine, Products, Run, Timed
+    from sweep_world import Size
+
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # its scripts know each other by name
-
-import sweep  # noqa: E402
-import sweep_costs  # noqa: E402
-import sweep_page  # noqa: E402
-from sweep_results import About, Curve, Figures, Machine, Products, Run, Timed  # noqa: E402
-from sweep_world import Size  # noqa: E402
 
 
 def run(app: typer.Typer, *words: object) -> Result:

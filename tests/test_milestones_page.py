@@ -8,7 +8,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -42,9 +41,10 @@ def test_the_table_is_read() -> None:
     assert {command.split()[0] for command, _ in rows()} == {"fvcore", "fvparity", "pytest"}
 
 
-@pytest.mark.parametrize(("command", "option"), sorted(set(rows())))
-def test_every_option_that_a_flag_became_is_there(command: str, option: str) -> None:
-    if option:
-        assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", help_of(command))
-    else:
-        help_of(command)
+def test_every_option_that_a_flag_became_is_there() -> None:
+    shown = {(command, option): help_of(command) for command, option in rows()}
+    missing = [
+        (c, o) for (c, o), text in shown.items() if o and not re.search(rf"(?<![\w-]){re.escape(o)}(?![\w-])", text)
+    ]
+
+    assert missing == []

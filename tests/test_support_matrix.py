@@ -11,12 +11,16 @@ import pytest
 from fvcore.formats import read_json
 from fvcore.model.spec import MODEL_SPECS
 from fvcore.provenance import TESTED
+from tests.late import RUNNING
+
+if RUNNING:
+    import support_matrix
+    from support_matrix import FALLS_BACK, NO, OK, OPERATIONS
+
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import support_matrix  # noqa: E402
-from support_matrix import FALLS_BACK, NO, OK, OPERATIONS  # noqa: E402
 
 ABOUT = {
     "out_proj_path": "a.0.o", "out_proj_class": "Linear", "out_proj_bias": False, "n_heads": 4, "head_dim": 8,

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from fvcore import artifacts
-from fvcore.artifacts import Leaf, limited_to, load, save, tensor_leaf, trial_of
-from fvcore.compare import compare
 from fvcore.formats import FormatError, write_safetensors
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore import artifacts
+    from fvcore.artifacts import Leaf, limited_to, load, save, tensor_leaf, trial_of
+    from fvcore.compare import compare
 
 
 def artifact() -> dict[str, Leaf]:

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
 from fvcore.cli import app
 from fvcore.embedded.random_models import random_lm, toy_tokenizer
 from fvcore.formats import write_text
-from fvcore.model import audit
-from fvcore.model.model import LanguageModel, n_layers_on_disk, spec_on_disk
 from fvcore.model.spec import ALIASES, MODEL_SPECS, ModelError
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.model import audit
+    from fvcore.model.model import LanguageModel, n_layers_on_disk, spec_on_disk
+
 
 LLAMA = MODEL_SPECS["llama"]
 

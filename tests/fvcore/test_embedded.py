@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
-from fvcore.embedded import EMBEDDED, gate, path_of, tokenizer, train, words
+from fvcore.embedded import EMBEDDED, path_of, tokenizer, words
 from fvcore.embedded.recipe import RECIPES, Phase
 from fvcore.formats import read_json, read_text, sha256_file
-from fvcore.model.model import load
+from tests.late import RUNNING
 from tests.slow import slow_but
+
+if RUNNING:
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer
+
+    from fvcore.embedded import gate, train
+    from fvcore.model.model import load
+
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 

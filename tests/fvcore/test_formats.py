@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fvcore import formats
 from fvcore.formats import FormatError
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
 
 
 def everything_in(folder: Path) -> dict[str, bytes]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from tests.late import RUNNING
 
-from fvcore.model.memory import free_memory, peak_memory
+if RUNNING:
+    import torch
+
+    from fvcore.model.memory import free_memory, peak_memory
+
 
 MIB = 2**20
 

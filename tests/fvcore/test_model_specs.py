@@ -7,31 +7,37 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    CLIPVisionConfig,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    T5Config,
-    T5EncoderModel,
-)
 
 from fvcore import provenance
 from fvcore.embedded.random_models import random_lm, random_model, toy_tokenizer
-from fvcore.fast.engines import why_not_fast
 from fvcore.formats import FormatError, write_text
-from fvcore.model import model as models
-from fvcore.model import placement, spec_files
-from fvcore.model.hooks import read_heads
-from fvcore.model.model import LanguageModel, ModelError, ModelWarning
-from fvcore.model.placement import Placement
+from fvcore.model import spec_files
 from fvcore.model.spec import ALIASES, HF_IDS, MODEL_SPECS, ModelSpec, spec_named
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+    from torch import nn
+    from transformers import (
+        BartConfig,
+        BartForConditionalGeneration,
+        CLIPVisionConfig,
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        T5Config,
+        T5EncoderModel,
+    )
+
+    from fvcore.fast.engines import why_not_fast
+    from fvcore.model import model as models
+    from fvcore.model import placement
+    from fvcore.model.hooks import read_heads
+    from fvcore.model.model import LanguageModel, ModelError, ModelWarning
+    from fvcore.model.placement import Placement
+
 
 PATHS = {"blocks_path": "model.layers", "attn_path_in_block": "self_attn", "out_proj_path_in_attn": "o_proj"}
 
@@ -42,18 +48,20 @@ def spec_file(folder: Path, **fields: Any) -> Path:
     return path
 
 
-class Inside(nn.Module):
-    """A model inside a module, as adapters make it."""
+if RUNNING:
 
-    def __init__(self, hf: Any, name: str = "model", model_type: str | None = None) -> None:
-        super().__init__()
-        self.config = hf.config
-        self.add_module(name, hf)
-        if model_type:
-            self.config.model_type = model_type
+    class Inside(nn.Module):
+        """A model inside a module, as adapters make it."""
 
-    def forward(self, **given: Any) -> Any:
-        return next(self.children())(**given)
+        def __init__(self, hf: Any, name: str = "model", model_type: str | None = None) -> None:
+            super().__init__()
+            self.config = hf.config
+            self.add_module(name, hf)
+            if model_type:
+                self.config.model_type = model_type
+
+        def forward(self, **given: Any) -> Any:
+            return next(self.children())(**given)
 
 
 # ---------------------------------------------------------------- by name

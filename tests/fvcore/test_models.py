@@ -8,19 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import MptConfig, MptForCausalLM
 
 from fvcore.embedded.random_models import FAMILIES, random_lm, random_model, toy_tokenizer
-from fvcore.model import model as models
-from fvcore.model.hooks import read_heads
-from fvcore.model.model import LanguageModel, ModelError, tokenizer_digest, weights_digest
 from fvcore.model.spec import MODEL_SPECS, ModelSpec
-from fvcore.vectors import head_term
+from tests.late import RUNNING, inference_mode
 
-Tiny = Callable[[str], LanguageModel]
+if RUNNING:
+    import torch
+    from safetensors.torch import load_file, save_file
+    from torch import Tensor, nn
+    from transformers import MptConfig, MptForCausalLM
+
+    from fvcore.model import model as models
+    from fvcore.model.hooks import read_heads
+    from fvcore.model.model import LanguageModel, ModelError, tokenizer_digest, weights_digest
+    from fvcore.vectors import head_term
+
+
+if RUNNING:
+    Tiny = Callable[[str], LanguageModel]
 PROMPT = "Q: hot\nA: cold\n\nQ: unhappy\nA:"
 
 per_family = pytest.mark.parametrize("family", FAMILIES)
@@ -74,7 +80,7 @@ def test_a_family_may_have_heads_wider_than_the_residual_stream(tiny: Tiny) -> N
 
 
 @per_family
-@torch.inference_mode()
+@inference_mode
 def test_the_terms_of_all_heads_and_one_bias_are_the_output_of_the_projection(tiny: Tiny, family: str) -> None:
     lm = tiny(family)
     outputs: list[Tensor] = []

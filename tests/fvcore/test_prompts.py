@@ -11,7 +11,6 @@ import pytest
 
 from fvcore import trials
 from fvcore.embedded.random_models import toy_tokenizer, trials_for
-from fvcore.model.model import LanguageModel
 from fvcore.prompts import (
     BosError,
     BosFacts,
@@ -23,6 +22,11 @@ from fvcore.prompts import (
     verify,
 )
 from fvcore.trials import PREFIXES, SEPARATORS, FixedTrials, Meta, TrialsFile, WordPair
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.model.model import LanguageModel
+
 
 PROMPT = "Q: hot\nA: cold\n\nQ: sunny\nA:"
 

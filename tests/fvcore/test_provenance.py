@@ -7,12 +7,17 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from fvcore import provenance
-from fvcore.compare import changes
 from fvcore.profile import NOT_RECORDED, OTHER, SAME, Conditions, Identity, Processor, Profile
-from pytest_fvparity.parity.tolerances import Tolerances
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.compare import changes
+    from pytest_fvparity.parity.tolerances import Tolerances
+
 
 FLAGS = ["sse4_1", "avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq"]
 EPYC = Processor(vendor="AuthenticAMD", model="EPYC", capability="AVX2", onednn="AVX2")

@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 
 import pytest
-import torch
 
-from fvcore.activations import head_activations
-from fvcore.artifacts import tensor_leaf
 from fvcore.embedded.random_models import FAMILIES
-from fvcore.fast import sweep
-from fvcore.fast.screening import first_order_effects, screened_top_heads
 from fvcore.heads import top_heads
-from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
-from fvcore.pipeline import Pipeline, Settings, profile_of
 from tests.fvcore.test_sweep import AWKWARD_PAIRS, cases_on, trials_for, world
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.activations import head_activations
+    from fvcore.artifacts import tensor_leaf
+    from fvcore.fast import sweep
+    from fvcore.fast.screening import first_order_effects, screened_top_heads
+    from fvcore.model.model import LanguageModel
+    from fvcore.pipeline import Pipeline, Settings, profile_of
 
 
 @pytest.mark.parametrize("family", FAMILIES)

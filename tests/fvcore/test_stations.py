@@ -8,32 +8,38 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from fvcore import pipeline
-from fvcore.activations import head_activations, mean_head_activations
-from fvcore.artifacts import tensor_leaf
-from fvcore.effects import (
-    TOKEN_CLASSES,
-    average_indirect_effect,
-    causal_indirect_effect,
-    probability_with_head_replaced,
-    target_probability,
-    tokens_of_class,
-)
 from fvcore.embedded.random_models import FAMILIES, random_lm, trials_for
 from fvcore.heads import top_heads
-from fvcore.injection import N_GENERATED, inject, inject_generate, inject_nll
-from fvcore.model.hooks import HookNeverFired, add_to_residual, read_heads
-from fvcore.model.model import LanguageModel, ModelError
-from fvcore.pipeline import Pipeline, Settings
 from fvcore.prompts import Prompt
 from fvcore.slots import SlotMap
 from fvcore.trials import FixedTrials, WordPair
-from fvcore.vectors import function_vector, head_term
+from tests.late import RUNNING, inference_mode
 
-Tiny = Callable[[str], LanguageModel]
+if RUNNING:
+    import torch
+    from torch import Tensor
+
+    from fvcore import pipeline
+    from fvcore.activations import head_activations, mean_head_activations
+    from fvcore.artifacts import tensor_leaf
+    from fvcore.effects import (
+        TOKEN_CLASSES,
+        average_indirect_effect,
+        causal_indirect_effect,
+        probability_with_head_replaced,
+        target_probability,
+        tokens_of_class,
+    )
+    from fvcore.injection import N_GENERATED, inject, inject_generate, inject_nll
+    from fvcore.model.hooks import HookNeverFired, add_to_residual, read_heads
+    from fvcore.model.model import LanguageModel, ModelError
+    from fvcore.pipeline import Pipeline, Settings
+    from fvcore.vectors import function_vector, head_term
+
+
+if RUNNING:
+    Tiny = Callable[[str], LanguageModel]
 per_family = pytest.mark.parametrize("family", FAMILIES)
 
 BIASED = ("gpt2", "gpt_neox")
@@ -100,7 +106,7 @@ def llama(benches: Callable[[str], Bench]) -> Bench:
     return benches("llama")
 
 
-@torch.inference_mode()
+@inference_mode
 def captured(lm: LanguageModel, ids: Any) -> Tensor:
     """What enters every projection on one prompt, taken without the library: (layer, token, head, d_head)."""
     seen: list[Tensor] = []
@@ -114,7 +120,7 @@ def captured(lm: LanguageModel, ids: Any) -> Tensor:
     return torch.stack([x.reshape(len(x), lm.n_heads, lm.d_head) for x in seen])
 
 
-@torch.inference_mode()
+@inference_mode
 def plain_logits(lm: LanguageModel, ids: Any) -> Tensor:
     """(token, vocab)"""
     logits: Tensor = lm.hf(input_ids=lm.ids(ids)).logits[0]

@@ -8,21 +8,26 @@ from functools import cache
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from fvcore.activations import mean_head_activations
-from fvcore.effects import causal_indirect_effect
 from fvcore.embedded.random_models import AWKWARD_PAIRS, FAMILIES, random_lm, toy_tokenizer, trials_for
-from fvcore.fast import chunks, sweep
-from fvcore.fast.engines import why_not_fast
-from fvcore.fast.shared_prompt import Batch, Prompt
-from fvcore.injection import NothingMoved, inject, inject_logits
-from fvcore.model.hooks import passing_over
-from fvcore.model.model import LanguageModel
-from fvcore.pipeline import Pipeline, Settings, profile_of, slots_of
 from fvcore.slots import SlotMap
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+    from torch import Tensor
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from fvcore.activations import mean_head_activations
+    from fvcore.effects import causal_indirect_effect
+    from fvcore.fast import chunks, sweep
+    from fvcore.fast.engines import why_not_fast
+    from fvcore.fast.shared_prompt import Batch, Prompt
+    from fvcore.injection import NothingMoved, inject, inject_logits
+    from fvcore.model.hooks import passing_over
+    from fvcore.model.model import LanguageModel
+    from fvcore.pipeline import Pipeline, Settings, profile_of, slots_of
+
 
 WITH_SDPA = tuple(family for family in FAMILIES if family != "gptj")
 MODELS = [(family, "eager") for family in FAMILIES] + [(family, "sdpa") for family in WITH_SDPA]

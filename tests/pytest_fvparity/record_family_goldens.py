@@ -15,9 +15,8 @@ from fvcore.model.model import LanguageModel, load
 from fvcore.pipeline import Settings
 from pytest_fvparity.golden import golden
 from pytest_fvparity.reference import reference
+from tests.pytest_fvparity.family_goldens import FAMILIES, FOLDER
 
-FOLDER = Path(__file__).with_name("family_goldens")
-FAMILIES = ("gpt2", "gptj", "gpt_neox", "llama", "mistral")
 SETTINGS = Settings(edit_layer=0, n_top_heads=3, engine="exact")
 
 

@@ -13,7 +13,10 @@ import pytest
 from fvcore import trials
 from fvcore.embedded.random_models import toy_tokenizer
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from tests.pytest_fvparity.worlds import World, reports, statuses
+from tests.late import RUNNING
+
+if RUNNING:
+    from tests.pytest_fvparity.worlds import World, reports, statuses
 
 
 def _files(folder: Path) -> dict[str, bytes]:

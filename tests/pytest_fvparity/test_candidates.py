@@ -7,12 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from fvcore import artifacts, pipeline, trials
-from fvcore.model import model as models
+from fvcore import trials
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from tests.pytest_fvparity.worlds import SETTINGS, World, reports, statuses
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore import artifacts, pipeline
+    from fvcore.model import model as models
+    from tests.pytest_fvparity.worlds import SETTINGS, World, reports, statuses
+
 
 FACTORY = """
 from fvcore.pipeline import Pipeline

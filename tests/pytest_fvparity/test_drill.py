@@ -14,33 +14,39 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import torch
-from torch import Tensor
 
 from fvcore import trials
-from fvcore.activations import head_activations
-from fvcore.artifacts import Artifact
 from fvcore.embedded.random_models import RIG_TOKENIZERS, random_model, toy_tokenizer, trials_for
 from fvcore.gates import StageError, Verdict
-from fvcore.model import model as models
-from fvcore.model.hooks import read_heads
-from fvcore.model.model import LanguageModel
-from fvcore.pipeline import Pipeline, Settings, slots_of, trial_keys
 from pytest_fvparity import shipped
-from pytest_fvparity.candidates.adapters.torch_hooks import TorchHooks
-from pytest_fvparity.candidates.candidates import FromFolder
-from pytest_fvparity.drill.candidate_modules import Watched
 from pytest_fvparity.drill.conclusion import lines
-from pytest_fvparity.golden.golden import Golden, relative_path
 from pytest_fvparity.parity.checks import ParityRun, check
-from pytest_fvparity.parity.tolerances import Tolerances
-from pytest_fvparity.selftest.mean_heads import average, heads_by_token, left_padded, mean_of, to_slots
-from pytest_fvparity.selftest.rig import Recorded, changed
+from tests.late import RUNNING
 from tests.pytest_fvparity.worlds import World, reports
+
+if RUNNING:
+    import torch
+    from torch import Tensor
+
+    from fvcore.activations import head_activations
+    from fvcore.artifacts import Artifact
+    from fvcore.model import model as models
+    from fvcore.model.hooks import read_heads
+    from fvcore.model.model import LanguageModel
+    from fvcore.pipeline import Pipeline, Settings, slots_of, trial_keys
+    from pytest_fvparity.candidates.adapters.torch_hooks import TorchHooks
+    from pytest_fvparity.candidates.candidates import FromFolder
+    from pytest_fvparity.drill.candidate_modules import Watched
+    from pytest_fvparity.golden.golden import Golden, relative_path
+    from pytest_fvparity.parity.tolerances import Tolerances
+    from pytest_fvparity.selftest.mean_heads import average, heads_by_token, left_padded, mean_of, to_slots
+    from pytest_fvparity.selftest.rig import Recorded, changed
+
 
 ROOT = Path(__file__).parents[2]
 KEY = "mean_activations"
-SETTINGS = Settings(edit_layer=1, n_top_heads=3, engine="exact")
+if RUNNING:
+    SETTINGS = Settings(edit_layer=1, n_top_heads=3, engine="exact")
 LAYER = 1  # of three: there is one before and one behind
 Change = Callable[[Any], Any]
 
@@ -450,18 +456,18 @@ def test_prompts_that_share_a_row_and_do_not_see_each_other_are_well_fed() -> No
     ("station", "told"),
     [
         (
-            mean_of(with_second_bos),
+            lambda: mean_of(with_second_bos),
             "1 token(s) stand before the prompt in its row, and no attention mask was given",
         ),
-        (mean_of(head_activations, regime="corrupted"), "while the prompt 0:0/corrupted was"),
-        (batch("not"), "stand before the prompt in its row, and no attention mask was given"),
-        (batch("too much"), "the attention mask hides 1 of the prompt's own tokens"),
+        (lambda: mean_of(head_activations, regime="corrupted"), "while the prompt 0:0/corrupted was"),
+        (lambda: batch("not"), "stand before the prompt in its row, and no attention mask was given"),
+        (lambda: batch("too much"), "the attention mask hides 1 of the prompt's own tokens"),
     ],
     ids=["a second BOS", "another regime", "no mask", "a mask that hides too much"],
 )
-def test_what_else_was_fed_is_told(station: Any, told: str) -> None:
+def test_what_else_was_fed_is_told(station: Callable[[], Any], told: str) -> None:
     here = ground("llama")
-    found = here.drill(here.candidate(here.lm, mean_activations=station), here.lm.hf)
+    found = here.drill(here.candidate(here.lm, mean_activations=station()), here.lm.hf)
 
     assert found["kind"] == "token_ids"
     assert told in found["conclusion"]
@@ -470,45 +476,47 @@ def test_what_else_was_fed_is_told(station: Any, told: str) -> None:
 # ---------------------------------------------------------------- a candidate that is asked
 
 
-@dataclass
-class Offering:
-    """A candidate whose modules nobody can look at: it says what they compute."""
+if RUNNING:
 
-    hidden: Callable[[], LanguageModel]
-    fixed: Any
-    kept: tuple[str, ...] = ("/",)
-    asked: list[tuple[int, int]] = field(default_factory=list)
+    @dataclass
+    class Offering:
+        """A candidate whose modules nobody can look at: it says what they compute."""
 
-    heads_of: Any = head_activations
+        hidden: Callable[[], LanguageModel]
+        fixed: Any
+        kept: tuple[str, ...] = ("/",)
+        asked: list[tuple[int, int]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        own: Any = type("Planted", (Pipeline,), {KEY: mean_of(self.heads_of)})(self.hidden(), self.fixed, SETTINGS)
-        self.prompt_boundary, self.slot_map = own.prompt_boundary, own.slot_map
-        self.mean_activations = own.mean_activations
+        heads_of: Any = head_activations
 
-    def block_outputs(self, prompts: Artifact, layer: int) -> dict[str, Tensor]:
-        lm, keys = self.hidden(), trial_keys(prompts)
-        self.asked.append((layer, len(keys)))
-        leaves: dict[str, Tensor] = {}
-        block = lm.blocks[layer]
-        for key in keys:
-            handles = []
-            for name, module in block.named_modules():
-                leaf = f"{key}/{name or 'block'}"
+        def __post_init__(self) -> None:
+            own: Any = type("Planted", (Pipeline,), {KEY: mean_of(self.heads_of)})(self.hidden(), self.fixed, SETTINGS)
+            self.prompt_boundary, self.slot_map = own.prompt_boundary, own.slot_map
+            self.mean_activations = own.mean_activations
 
-                def leaving(m: Any, args: Any, output: Any, leaf: str = leaf) -> None:
-                    leaves[leaf] = (output[0] if isinstance(output, tuple) else output)[0]
+        def block_outputs(self, prompts: Artifact, layer: int) -> dict[str, Tensor]:
+            lm, keys = self.hidden(), trial_keys(prompts)
+            self.asked.append((layer, len(keys)))
+            leaves: dict[str, Tensor] = {}
+            block = lm.blocks[layer]
+            for key in keys:
+                handles = []
+                for name, module in block.named_modules():
+                    leaf = f"{key}/{name or 'block'}"
 
-                def entering(m: Any, args: Any, named: Any, leaf: str = leaf) -> None:
-                    leaves[f"{leaf}:input"] = [*args, *named.values()][0][0]
+                    def leaving(m: Any, args: Any, output: Any, leaf: str = leaf) -> None:
+                        leaves[leaf] = (output[0] if isinstance(output, tuple) else output)[0]
 
-                handles.append(module.register_forward_hook(leaving))
-                handles.append(module.register_forward_pre_hook(entering, with_kwargs=True))
-            with torch.no_grad():
-                lm.logits(lm.ids(prompts[f"{key}/clean/input_ids"]))
-            for handle in handles:
-                handle.remove()
-        return {leaf: value for leaf, value in leaves.items() if any(name in leaf for name in self.kept)}
+                    def entering(m: Any, args: Any, named: Any, leaf: str = leaf) -> None:
+                        leaves[f"{leaf}:input"] = [*args, *named.values()][0][0]
+
+                    handles.append(module.register_forward_hook(leaving))
+                    handles.append(module.register_forward_pre_hook(entering, with_kwargs=True))
+                with torch.no_grad():
+                    lm.logits(lm.ids(prompts[f"{key}/clean/input_ids"]))
+                for handle in handles:
+                    handle.remove()
+            return {leaf: value for leaf, value in leaves.items() if any(name in leaf for name in self.kept)}
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from fvcore.artifacts import Artifact
-from fvcore.compare import compare
 from fvcore.gates import Status, Suite, run_suite
-from fvcore.pipeline import Pipeline, profile_of, run
-from pytest_fvparity.golden.golden import Golden, require_comparable
 from pytest_fvparity.parity.checks import STAGES, ParityRun
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.parity.tolerances import Tolerances
-from pytest_fvparity.reference import reference
-from tests.pytest_fvparity.recomputation import Recomputation
-from tests.pytest_fvparity.record_family_goldens import FAMILIES, FOLDER, SETTINGS, world
+from tests.late import RUNNING
+from tests.pytest_fvparity.family_goldens import FAMILIES, FOLDER
+
+if RUNNING:
+    from fvcore.artifacts import Artifact
+    from fvcore.compare import compare
+    from fvcore.pipeline import Pipeline, profile_of, run
+    from pytest_fvparity.golden.golden import Golden, require_comparable
+    from pytest_fvparity.parity.tolerances import Tolerances
+    from pytest_fvparity.reference import reference
+    from tests.pytest_fvparity.recomputation import Recomputation
+    from tests.pytest_fvparity.record_family_goldens import SETTINGS, world
 
 
 @pytest.mark.parametrize("engine", ["exact", "fast"])

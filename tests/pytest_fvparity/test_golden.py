@@ -8,26 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fvcore import trials
-from fvcore.artifacts import tensor_leaf
 from fvcore.embedded.random_models import trials_for
 from fvcore.formats import read_json, write_json
 from fvcore.gates import Refused
-from fvcore.pipeline import Settings, profile_of, run
 from fvcore.profile import Identity, Profile
 from fvcore.trials import FixedTrials
 from pytest_fvparity import shipped
-from pytest_fvparity.golden import golden
-from pytest_fvparity.golden.diff import KEYS, KeyDiff
-from pytest_fvparity.golden.golden import DamagedGolden, Golden, NoGolden, StaleGolden
 from pytest_fvparity.golden.manifest import sealed
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.parity.noise import Noise
-from pytest_fvparity.reference import reference
-from pytest_fvparity.reference.reference import Recording
-from tests.pytest_fvparity.stand_in import digests, plant, saved
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.artifacts import tensor_leaf
+    from fvcore.pipeline import Settings, profile_of, run
+    from pytest_fvparity.golden import golden
+    from pytest_fvparity.golden.diff import KEYS, KeyDiff
+    from pytest_fvparity.golden.golden import DamagedGolden, Golden, NoGolden, StaleGolden
+    from pytest_fvparity.parity.noise import Noise
+    from pytest_fvparity.reference import reference
+    from pytest_fvparity.reference.reference import Recording
+    from tests.pytest_fvparity.stand_in import digests, plant, saved
+
 
 FILES = sorted(
     [f"{key}.json" for key in CHECK_KEYS]

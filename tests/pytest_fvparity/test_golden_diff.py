@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fvcore import trials
-from fvcore.artifacts import tensor_leaf
 from fvcore.embedded.random_models import trials_for
 from fvcore.formats import read_json, write_json
-from fvcore.pipeline import Settings
 from fvcore.trials import FixedTrials
-from pytest_fvparity.golden import golden
-from pytest_fvparity.golden.diff import KEYS, MAX_LEAVES, MAX_SHOWN, GoldenDiff, KeyDiff, differences
 from pytest_fvparity.golden.manifest import MANIFEST, sealed
-from pytest_fvparity.reference import reference
-from pytest_fvparity.reference.reference import Recording
-from tests.pytest_fvparity.stand_in import digests, plant, saved
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.artifacts import tensor_leaf
+    from fvcore.pipeline import Settings
+    from pytest_fvparity.golden import golden
+    from pytest_fvparity.golden.diff import KEYS, MAX_LEAVES, MAX_SHOWN, GoldenDiff, KeyDiff, differences
+    from pytest_fvparity.reference import reference
+    from pytest_fvparity.reference.reference import Recording
+    from tests.pytest_fvparity.stand_in import digests, plant, saved
 
 
 @dataclass(frozen=True)

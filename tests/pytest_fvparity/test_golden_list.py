@@ -13,10 +13,14 @@ import pytest
 
 from fvcore.formats import read_json, write_json
 from pytest_fvparity import cli
-from pytest_fvparity.golden import golden
 from pytest_fvparity.golden.manifest import MANIFEST, sealed
-from tests.pytest_fvparity.stand_in import digests
-from tests.pytest_fvparity.worlds import World
+from tests.late import RUNNING
+
+if RUNNING:
+    from pytest_fvparity.golden import golden
+    from tests.pytest_fvparity.stand_in import digests
+    from tests.pytest_fvparity.worlds import World
+
 
 Listing = Callable[..., list[dict[str, Any]]]
 

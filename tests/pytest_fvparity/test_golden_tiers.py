@@ -11,20 +11,25 @@ from typing import Any
 
 import fsspec
 import pytest
-import torch
 
-from fvcore.artifacts import Leaf, tensor_leaf
 from fvcore.formats import read_json, sha256_file, write_json, write_safetensors
 from pytest_fvparity import cli, shipped
-from pytest_fvparity.golden import golden
-from pytest_fvparity.golden.diff import differences
-from pytest_fvparity.golden.golden import DamagedGolden, Golden
 from pytest_fvparity.golden.manifest import FULL, MANIFEST, sealed
-from pytest_fvparity.golden.tiers import CORE_LIMIT, N_LARGEST, TierError, fetch, slices_of, split
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.reference.reference import Recording
-from tests.pytest_fvparity.stand_in import digests
-from tests.pytest_fvparity.worlds import PROVENANCE, World, plant, reports, statuses
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.artifacts import Leaf, tensor_leaf
+    from pytest_fvparity.golden import golden
+    from pytest_fvparity.golden.diff import differences
+    from pytest_fvparity.golden.golden import DamagedGolden, Golden
+    from pytest_fvparity.golden.tiers import CORE_LIMIT, N_LARGEST, TierError, fetch, slices_of, split
+    from pytest_fvparity.reference.reference import Recording
+    from tests.pytest_fvparity.stand_in import digests
+    from tests.pytest_fvparity.worlds import PROVENANCE, World, plant, reports, statuses
+
 
 MEANS = f"mean_activations{FULL}"
 

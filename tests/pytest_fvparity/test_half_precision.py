@@ -10,9 +10,13 @@ import pytest
 
 from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.gates import Status
-from fvcore.model.model import DTYPES
-from fvcore.pipeline import Pipeline, Settings
-from pytest_fvparity.selftest.rig import Rig
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.model.model import DTYPES
+    from fvcore.pipeline import Pipeline, Settings
+    from pytest_fvparity.selftest.rig import Rig
+
 
 # A block that returns a tuple, a norm behind the attention, experts, more bias than weight: what rounds differently.
 FAMILIES = ("llama", "gpt2", "falcon", "olmo2", "mixtral", "gemma2")

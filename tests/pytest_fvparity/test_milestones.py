@@ -10,21 +10,26 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from fvcore import trials
 from fvcore.embedded.random_models import PAIRS
 from fvcore.formats import FormatError, read_pt
-from fvcore.model import model as models
-from pytest_fvparity.golden.golden import Golden
-from pytest_fvparity.milestones import m0_trials, m3_reference, state
+from pytest_fvparity.milestones import state
 from pytest_fvparity.milestones.lock import SHIPPED, Lock, Locked
-from pytest_fvparity.milestones.run import run, run_all
 from pytest_fvparity.milestones.setup import Failed, Setup
 from pytest_fvparity.milestones.state import MilestoneOutcome, NotReady
 from pytest_fvparity.report.report import Check
-from tests.pytest_fvparity.worlds import FAULTY, World
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.model import model as models
+    from pytest_fvparity.golden.golden import Golden
+    from pytest_fvparity.milestones import m0_trials, m3_reference
+    from pytest_fvparity.milestones.run import run, run_all
+    from tests.pytest_fvparity.worlds import FAULTY, World
 
 
 def lock_of(world: World, folder: Path, **locked: Any) -> str:

@@ -15,7 +15,11 @@ from fvcore.gates import StageResult, Status
 from pytest_fvparity.suite.declaration import FILES_KEY
 from pytest_fvparity.suite.item import REPORT_ATTRIBUTE
 from pytest_fvparity.suite.reporter import SuiteReporter
-from tests.pytest_fvparity.worlds import World, plant, reports, statuses
+from tests.late import RUNNING
+
+if RUNNING:
+    from tests.pytest_fvparity.worlds import World, plant, reports, statuses
+
 
 SKIPPED = {
     "by a mark": """

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from tests.late import RUNNING
 
-from fvcore.artifacts import Artifact
-from fvcore.pipeline import Pipeline
-from pytest_fvparity.selftest.rig import rig_of
+if RUNNING:
+    import torch
+
+    from fvcore.artifacts import Artifact
+    from fvcore.pipeline import Pipeline
+    from pytest_fvparity.selftest.rig import rig_of
+
 
 MIB = 2**20
 

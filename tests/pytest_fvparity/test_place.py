@@ -6,11 +6,14 @@ import shutil
 from pathlib import Path
 
 from fvcore import trials
-from fvcore.model import model as models
 from fvcore.trials.sampled import read_trials, write
-from pytest_fvparity.golden.listing import trials_under
 from pytest_fvparity.parity.place import place_of, title_of
 from tests.fvcore.test_sampled_trials import FIXED, sampled_of
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.model import model as models
+    from pytest_fvparity.golden.listing import trials_under
 
 
 def frozen(folder: Path, q_id: str) -> Path:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from tests.pytest_fvparity.worlds import World, plant, reports, statuses
+from tests.late import RUNNING
+
+if RUNNING:
+    from tests.pytest_fvparity.worlds import World, plant, reports, statuses
+
 
 # Check key -> a fault in the candidate's artifact, and what the report must say of it.
 FAULTS = {

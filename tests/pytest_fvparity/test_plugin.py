@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from tests.pytest_fvparity.worlds import World, plant, reports, statuses
+from tests.late import RUNNING
 from tests.slow import slow_but
+
+if RUNNING:
+    from tests.pytest_fvparity.worlds import World, plant, reports, statuses
+
 
 FAULT = 'leaves["mean_activations"] = leaves["mean_activations"] + 0.5'
 

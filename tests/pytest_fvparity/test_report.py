@@ -16,8 +16,12 @@ from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.render import write_all, write_report
 from pytest_fvparity.report.report import Report
 from pytest_fvparity.report.schema import report_schema
+from tests.late import RUNNING
 from tests.pytest_fvparity.made_reports import CONTEXT, FILE, assemble, failed, row_of, rows_of
-from tests.pytest_fvparity.worlds import World, plant
+
+if RUNNING:
+    from tests.pytest_fvparity.worlds import World, plant
+
 
 ROOT = Path(__file__).parents[2]
 

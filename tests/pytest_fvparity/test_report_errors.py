@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from fvcore.compare import NOT_FINITE, ZERO, Tolerance, compare
 from fvcore.gates import Status, Verdict
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report import error_grid
 from pytest_fvparity.report.render import REPORT, environment, markdown, read_report, write_report
 from pytest_fvparity.report.report import Report
+from tests.late import RUNNING
 from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
+
+if RUNNING:
+    import torch
+
+    from fvcore.compare import NOT_FINITE, ZERO, Tolerance, compare
+
 
 KEY = "mean_activations"
 

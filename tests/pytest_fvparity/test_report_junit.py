@@ -9,8 +9,11 @@ import pytest
 
 from fvcore.gates import Finding, StageResult, Status, Verdict
 from pytest_fvparity.report.junit import LONGEST, properties
-from tests.pytest_fvparity.worlds import World, plant, reports
+from tests.late import RUNNING
 from tests.slow import slow_but
+
+if RUNNING:
+    from tests.pytest_fvparity.worlds import World, plant, reports
 
 
 def _written(path: Path) -> dict[str, dict[str, str | None]]:

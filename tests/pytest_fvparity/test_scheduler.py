@@ -20,7 +20,11 @@ from pytest_fvparity.suite.collector import FAILURES
 from pytest_fvparity.suite.declaration import FILES_KEY
 from pytest_fvparity.suite.reporter import SuiteReporter, SuiteRun
 from pytest_fvparity.suite.scheduler import PLACE, SuiteScheduling, Workers, may_be_stage, partition
-from tests.pytest_fvparity.worlds import World, plant, reports, statuses
+from tests.late import RUNNING
+
+if RUNNING:
+    from tests.pytest_fvparity.worlds import World, plant, reports, statuses
+
 
 HANGS = 300  # seconds: no run here takes a tenth of it
 

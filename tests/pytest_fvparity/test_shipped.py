@@ -13,8 +13,12 @@ from fvcore import trials
 from fvcore.embedded import EMBEDDED
 from fvcore.profile import REFERENCE_PROFILES
 from pytest_fvparity import shipped
-from pytest_fvparity.golden.golden import Golden, relative_path
+from tests.late import RUNNING
 from tests.slow import slow_but
+
+if RUNNING:
+    from pytest_fvparity.golden.golden import Golden, relative_path
+
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,15 +10,19 @@ from fvcore.experiments.relation import data
 from fvcore.experiments.relation.config import RelationSettings
 from fvcore.experiments.relation.data import RelationSource
 from fvcore.gates import Status, Suite, run_suite
-from fvcore.model import model as models
-from fvcore.model.model import LanguageModel
-from fvcore.pipeline import Pipeline, Settings, profile_of
 from fvcore.trials.sampled import read, read_trials
-from pytest_fvparity.golden.golden import Golden, relative_path, require_comparable
-from pytest_fvparity.golden.listing import rows, trials_under
 from pytest_fvparity.parity.checks import STAGES, ParityRun
-from pytest_fvparity.parity.tolerances import Tolerances
+from tests.late import RUNNING
 from tests.slow import slow_but
+
+if RUNNING:
+    from fvcore.model import model as models
+    from fvcore.model.model import LanguageModel
+    from fvcore.pipeline import Pipeline, Settings, profile_of
+    from pytest_fvparity.golden.golden import Golden, relative_path, require_comparable
+    from pytest_fvparity.golden.listing import rows, trials_under
+    from pytest_fvparity.parity.tolerances import Tolerances
+
 
 ROOT = Path(__file__).parents[2]
 CSV = Path("datasets", "relation", "relationA_ex.csv")

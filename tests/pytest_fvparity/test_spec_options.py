@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from fvcore.formats import write_text
-from tests.pytest_fvparity.worlds import World, reports
+from tests.late import RUNNING
+
+if RUNNING:
+    from tests.pytest_fvparity.worlds import World, reports
+
 
 SPEC = """
 blocks_path: model.layers

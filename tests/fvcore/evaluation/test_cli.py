@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fvcore import cli
-from fvcore.experiments.evaluation import report
 from fvcore.formats import FormatError, pt_bytes, read_json, write_bytes, write_json
-from tests.fvcore.evaluation import worlds
+from tests.late import RUNNING
 
-BASE = ("--model", "tiny-llama", "--dataset", str(worlds.DATASET), "--n-shots", "0,2", "--edit-layer", "1")
+if RUNNING:
+    import torch
+
+    from fvcore.experiments.evaluation import report
+    from tests.fvcore.evaluation import worlds
+
+
+if RUNNING:
+    BASE = ("--model", "tiny-llama", "--dataset", str(worlds.DATASET), "--n-shots", "0,2", "--edit-layer", "1")
 
 
 @pytest.fixture

@@ -5,13 +5,18 @@ from __future__ import annotations
 from statistics import fmean
 
 import pytest
-import torch
 
 from fvcore.embedded.random_models import FAMILIES, random_lm
-from fvcore.experiments.evaluation.compute import Decoded, top_tokens, vector_logits
-from fvcore.experiments.evaluation.vectors import gaussian
 from fvcore.model.spec import ModelError
-from tests.fvcore.evaluation import worlds
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.experiments.evaluation.compute import Decoded, top_tokens, vector_logits
+    from fvcore.experiments.evaluation.vectors import gaussian
+    from tests.fvcore.evaluation import worlds
+
 
 FINAL_NORMS = {"gpt2": "transformer.ln_f", "gptj": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm"}
 

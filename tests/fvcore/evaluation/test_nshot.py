@@ -9,21 +9,26 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-import torch
 from pydantic import ValidationError
 
 from fvcore.embedded.random_models import FAMILIES, PAIRS, random_lm
-from fvcore.experiments.evaluation.compute import Bench
 from fvcore.experiments.evaluation.data import Example, Task, TaskError, questions, read_templates
-from fvcore.experiments.evaluation.report import Result
-from fvcore.experiments.evaluation.run import n_shot, sweep_layers
-from fvcore.experiments.evaluation.scores import ranks
-from fvcore.experiments.evaluation.vectors import of_random_heads
 from fvcore.formats import json_text
-from fvcore.injection import answer_nlls, generated_ids, inject, inject_generate, inject_nll
 from fvcore.model.spec import ModelError
 from fvcore.trials import split
-from tests.fvcore.evaluation import worlds
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.experiments.evaluation.compute import Bench
+    from fvcore.experiments.evaluation.report import Result
+    from fvcore.experiments.evaluation.run import n_shot, sweep_layers
+    from fvcore.experiments.evaluation.scores import ranks
+    from fvcore.experiments.evaluation.vectors import of_random_heads
+    from fvcore.injection import answer_nlls, generated_ids, inject, inject_generate, inject_nll
+    from tests.fvcore.evaluation import worlds
+
 
 SEEDS = (0, 1, 2)
 EARLY = 1

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 
 from fvcore.experiments.evaluation.data import NamedTemplate, read_templates
-from fvcore.experiments.evaluation.run import portability
 from fvcore.formats import FormatError
 from fvcore.trials import TemplatePart
-from tests.fvcore.evaluation import worlds
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.experiments.evaluation.run import portability
+    from tests.fvcore.evaluation import worlds
+
 
 ENTRY = '- {name: A, prefixes: {input: "I:", output: "O:"}, separators: {input: "\\n", output: "\\n\\n"}}\n'
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import binomtest, bootstrap, rankdata
 
-from fvcore.experiments.evaluation import scores
 from fvcore.experiments.statistics import bootstrap_interval, share_interval
 from fvcore.model.spec import ModelError
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.experiments.evaluation import scores
+
 
 NAN = float("nan")
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from fvcore import artifacts
-from fvcore.experiments.evaluation.vectors import gaussian, of_random_heads, read_vector
 from fvcore.formats import FormatError, pt_bytes, write_bytes, write_safetensors
 from fvcore.model.spec import ModelError
-from fvcore.vectors import function_vector
-from tests.fvcore.evaluation import worlds
+from tests.late import RUNNING
 
-VECTOR = torch.arange(1.0, 9.0)
+if RUNNING:
+    import torch
+
+    from fvcore import artifacts
+    from fvcore.experiments.evaluation.vectors import gaussian, of_random_heads, read_vector
+    from fvcore.vectors import function_vector
+    from tests.fvcore.evaluation import worlds
+
+
+if RUNNING:
+    VECTOR = torch.arange(1.0, 9.0)
 
 
 def put(path: Path, value: Any) -> Path:
@@ -26,15 +33,15 @@ def put(path: Path, value: Any) -> Path:
 @pytest.mark.parametrize(
     "value",
     [
-        VECTOR,
-        VECTOR[None],
-        VECTOR[None, None],
-        {"fv_global_resid": VECTOR, "resid_dim": 8, "head_dim": 4, "n_heads": 2},
-        {"function_vector": VECTOR},
+        lambda: VECTOR,
+        lambda: VECTOR[None],
+        lambda: VECTOR[None, None],
+        lambda: {"fv_global_resid": VECTOR, "resid_dim": 8, "head_dim": 4, "n_heads": 2},
+        lambda: {"function_vector": VECTOR},
     ],
 )
-def test_pt_files_of_several_makers(tmp_path: Path, value: Any) -> None:
-    assert torch.equal(read_vector(put(tmp_path / "v.pt", value), 8), VECTOR)
+def test_pt_files_of_several_makers(tmp_path: Path, value: Callable[[], Any]) -> None:
+    assert torch.equal(read_vector(put(tmp_path / "v.pt", value()), 8), VECTOR)
 
 
 def test_our_own_artifact_by_its_json_or_its_stem(tmp_path: Path) -> None:
@@ -51,19 +58,19 @@ def test_safetensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "value, said",
     [
-        (torch.ones(7), r"expected a vector of the residual stream, \(8,\) or \(1, 8\), found \(7,\)"),
-        (torch.ones(2, 4), r"found \(2, 4\)"),
-        (torch.ones(8, dtype=torch.long), "floating-point"),
-        (torch.zeros(8), "the vector is zero"),
-        (torch.full((8,), float("nan")), "not finite"),
-        ({"fv_by_layer": VECTOR}, "no vector in it.*found fv_by_layer"),
-        ({}, "found none"),
-        ([1, 2], "found list"),
+        (lambda: torch.ones(7), r"expected a vector of the residual stream, \(8,\) or \(1, 8\), found \(7,\)"),
+        (lambda: torch.ones(2, 4), r"found \(2, 4\)"),
+        (lambda: torch.ones(8, dtype=torch.long), "floating-point"),
+        (lambda: torch.zeros(8), "the vector is zero"),
+        (lambda: torch.full((8,), float("nan")), "not finite"),
+        (lambda: {"fv_by_layer": VECTOR}, "no vector in it.*found fv_by_layer"),
+        (dict, "found none"),
+        (lambda: [1, 2], "found list"),
     ],
 )
-def test_what_is_no_vector_of_the_model_is_refused(tmp_path: Path, value: Any, said: str) -> None:
+def test_what_is_no_vector_of_the_model_is_refused(tmp_path: Path, value: Callable[[], Any], said: str) -> None:
     with pytest.raises(FormatError, match=f"v.pt: .*{said}"):
-        read_vector(put(tmp_path / "v.pt", value), 8)
+        read_vector(put(tmp_path / "v.pt", value()), 8)
 
 
 def test_other_kinds_of_files_are_refused_by_their_name(tmp_path: Path) -> None:

@@ -9,14 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import heatmap, layout
 from fvcore.experiments.steps.scores import aie_rows, cie_row, population_std, ranked, read_scores
-from fvcore.experiments.steps.stepd import permutation
 from fvcore.formats import FormatError, read_csv, read_pt, write_csv
-from fvcore.model.model import LanguageModel
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.experiments.steps.stepd import permutation
+    from fvcore.model.model import LanguageModel
+
 
 CIE = (
     "q_id,layer,head,n_trials,mean_delta_p,std_delta_p,mean_abs_delta_p,mean_p_base,std_p_base,mean_p_patch,std_p_patch,"

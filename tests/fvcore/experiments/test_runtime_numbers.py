@@ -9,25 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fvcore import trials
-from fvcore.artifacts import tensor_leaf
-from fvcore.effects import average_indirect_effect
 from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.steps import layout, stepe
-from fvcore.experiments.steps.run import run
+from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.sampled import FixedSource
 from fvcore.experiments.steps.scores import read_scores
 from fvcore.experiments.steps.settings import STEPS, StepSettings
 from fvcore.formats import read_pt
-from fvcore.injection import inject, inject_readings
-from fvcore.model.model import LanguageModel
-from fvcore.pipeline import Pipeline
-from fvcore.pipeline import Settings as StationSettings
-from fvcore.vectors import function_vector
 from tests.fvcore.experiments.conftest import trials_path
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.artifacts import tensor_leaf
+    from fvcore.effects import average_indirect_effect
+    from fvcore.experiments.steps import stepe
+    from fvcore.experiments.steps.run import run
+    from fvcore.injection import inject, inject_readings
+    from fvcore.model.model import LanguageModel
+    from fvcore.pipeline import Pipeline
+    from fvcore.pipeline import Settings as StationSettings
+    from fvcore.vectors import function_vector
+
 
 TOPK = 7
 

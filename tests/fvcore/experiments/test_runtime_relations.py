@@ -9,20 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from fvcore.activations import mean_head_activations
-from fvcore.effects import causal_indirect_effect
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.steps import cases, layout, sampled
-from fvcore.experiments.steps.run import run
+from fvcore.experiments.steps import layout, sampled
 from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials
 from fvcore.experiments.steps.scores import read_scores
 from fvcore.experiments.steps.settings import STEPS, StepSettings
 from fvcore.formats import read_csv, read_json, read_pt
-from fvcore.model.model import LanguageModel
 from fvcore.prompts import Tokenizer
 from fvcore.trials import WordPair
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.activations import mean_head_activations
+    from fvcore.effects import causal_indirect_effect
+    from fvcore.experiments.steps import cases
+    from fvcore.experiments.steps.run import run
+    from fvcore.model.model import LanguageModel
+
 
 WORDS = {
     "Q2": [("hot", "cold"), ("big", "small"), ("old", "young"), ("rich", "poor"), ("dark", "bright")],

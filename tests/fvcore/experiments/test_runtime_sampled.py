@@ -10,12 +10,17 @@ import pytest
 
 from fvcore import trials
 from fvcore.experiments.errors import StepError
-from fvcore.experiments.steps import cases, sampled
+from fvcore.experiments.steps import sampled
 from fvcore.experiments.steps.sampled import ALL, DatasetSource, Draw, FixedSource, draw_dataset, moved_labels
 from fvcore.formats import FormatError, write_json
-from fvcore.model.model import LanguageModel
 from fvcore.trials import TrialsError, WordPair
 from tests.fvcore.experiments.conftest import ROOT, trials_path
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.experiments.steps import cases
+    from fvcore.model.model import LanguageModel
+
 
 DATASET = ROOT / "datasets" / "tiny_antonym" / "raw" / "tiny_antonym.json"
 

@@ -6,21 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from fvcore import cli
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.relation import cli as relation_cli
-from fvcore.experiments.relation import files, report
+from fvcore.experiments.relation import files
 from fvcore.experiments.relation.gates import QIdStatus
-from fvcore.experiments.steps import layout, stepd
+from fvcore.experiments.steps import layout
 from fvcore.formats import read_csv, read_json
-from fvcore.model import model as models
-from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
-from tests.fvcore.experiments.relation.worlds import SMALL_PAIRS, write_csv
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.experiments.relation import report
+    from fvcore.experiments.steps import stepd
+    from fvcore.model import model as models
+    from fvcore.model.model import LanguageModel
+    from tests.fvcore.experiments.relation.worlds import SMALL_PAIRS, write_csv
+
 
 SETTINGS = ["--n-trials", "4", "--n-demos", "3", "--topk", "4", "--n-eval", "3", "--n-random", "2", "--no-pictures"]
 

@@ -9,18 +9,24 @@ from pathlib import Path
 import pytest
 
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.record import digest
-from fvcore.experiments.relation import data, files, report
+from fvcore.experiments.relation import data, files
 from fvcore.experiments.relation.config import RelationSettings
 from fvcore.experiments.relation.data import draw
 from fvcore.experiments.relation.gates import QIdStatus
-from fvcore.experiments.relation.run import run
-from fvcore.experiments.steps import layout, sampled, zeroshot
-from fvcore.experiments.steps.plan import unique_queries
+from fvcore.experiments.steps import layout, sampled
 from fvcore.experiments.workers import Local
 from fvcore.formats import FormatError, read_csv, read_json, read_pt
-from fvcore.model.model import LanguageModel
-from tests.fvcore.experiments.relation.worlds import SMALL, SMALL_PAIRS, small, tree, write_csv
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.experiments.record import digest
+    from fvcore.experiments.relation import report
+    from fvcore.experiments.relation.run import run
+    from fvcore.experiments.steps import zeroshot
+    from fvcore.experiments.steps.plan import unique_queries
+    from fvcore.model.model import LanguageModel
+    from tests.fvcore.experiments.relation.worlds import SMALL, SMALL_PAIRS, small, tree, write_csv
+
 
 PER_LAYER = ("eval_summary.json", "eval_trials.jsonl", "eval_meta.json", "step6.log")
 

@@ -6,17 +6,24 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-import torch
 
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.relation import compute, files
+from fvcore.experiments.relation import files
 from fvcore.experiments.statistics import mean_interval
-from fvcore.experiments.steps import layout, sampled, zeroshot
-from fvcore.experiments.steps.plan import unique_queries
+from fvcore.experiments.steps import layout, sampled
 from fvcore.formats import read_csv, read_json, read_pt
-from fvcore.injection import inject
-from fvcore.model.model import LanguageModel
-from fvcore.vectors import function_vector
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.experiments.relation import compute
+    from fvcore.experiments.steps import zeroshot
+    from fvcore.experiments.steps.plan import unique_queries
+    from fvcore.injection import inject
+    from fvcore.model.model import LanguageModel
+    from fvcore.vectors import function_vector
+
 
 SCORED = [(layer, head) for layer in range(3) for head in range(4)]
 

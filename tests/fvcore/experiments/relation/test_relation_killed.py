@@ -14,8 +14,12 @@ from fvcore.experiments.folder import UNFINISHED, Folder
 from fvcore.experiments.relation import files
 from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.formats import read_json
-from tests.fvcore.experiments.relation.killing import killed_run, whole_run
-from tests.fvcore.experiments.relation.worlds import tree
+from tests.late import RUNNING
+
+if RUNNING:
+    from tests.fvcore.experiments.relation.killing import killed_run, whole_run
+    from tests.fvcore.experiments.relation.worlds import tree
+
 
 N_KILLS = 10
 

@@ -11,13 +11,17 @@ from rich.console import Console
 
 from fvcore.experiments.progress import Bar
 from fvcore.experiments.relation.config import RelationSettings
-from fvcore.experiments.relation.run import run, units_of
-from fvcore.experiments.relation.unit import Unit
 from fvcore.experiments.status import Outcome
 from fvcore.experiments.workers import Local
-from fvcore.model.model import LanguageModel
 from fvcore.trials import WordPair
-from tests.fvcore.experiments.relation.worlds import SMALL, small
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.experiments.relation.run import run, units_of
+    from fvcore.experiments.relation.unit import Unit
+    from fvcore.model.model import LanguageModel
+    from tests.fvcore.experiments.relation.worlds import SMALL, small
+
 
 ROWS_EACH = 4 * 24 + 3 * 6 * 3
 

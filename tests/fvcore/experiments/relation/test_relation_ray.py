@@ -18,13 +18,17 @@ from fvcore.experiments.folder import Folder
 from fvcore.experiments.model_choice import ModelChoice
 from fvcore.experiments.relation import files
 from fvcore.experiments.relation.gates import QIdStatus
-from fvcore.experiments.relation.run import Summary, run
-from fvcore.experiments.relation.unit import ModelFacts, Unit
 from fvcore.experiments.status import Outcome
 from fvcore.experiments.workers import ATTEMPTS, LOCAL, Actor, Local, RayError, RayWorkers, ray_workers
-from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
-from tests.fvcore.experiments.relation.worlds import SMALL, small, tree
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.experiments.relation.run import Summary, run
+    from fvcore.experiments.relation.unit import ModelFacts, Unit
+    from fvcore.model.model import LanguageModel
+    from tests.fvcore.experiments.relation.worlds import SMALL, small, tree
+
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,13 @@ from typer.testing import CliRunner
 from fvcore.cli import app
 from fvcore.experiments import workers
 from fvcore.experiments.workers import Local
-from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
-from tests.fvcore.experiments.relation.worlds import SMALL_PAIRS, write_csv
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.model.model import LanguageModel
+    from tests.fvcore.experiments.relation.worlds import SMALL_PAIRS, write_csv
+
 
 SMALL = ["--n-trials=2", "--n-demos=3", "--topk=4", "--n-eval=2", "--n-random=1", "--no-pictures", "--q=Q1"]
 

@@ -9,8 +9,12 @@ import pytest
 
 from fvcore.experiments.relation.data import RelationError, RelationSource, draw
 from fvcore.experiments.steps.sampled import Draw
-from fvcore.model.model import LanguageModel
 from fvcore.trials import WordPair
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.model.model import LanguageModel
+
 
 KNOWN = [
     ("Q1", 2, (3, 4), ("out4", "out3")),

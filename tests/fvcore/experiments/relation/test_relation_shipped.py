@@ -6,16 +6,20 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from fvcore.embedded.words import relations
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.relation import compute, data, report
+from fvcore.experiments.relation import data
 from fvcore.experiments.relation.config import RelationSettings
-from fvcore.experiments.relation.run import run
 from fvcore.experiments.workers import Local
-from fvcore.model.model import LanguageModel
 from fvcore.prompts import prompt_at_boundary
+from tests.late import RUNNING, inference_mode
+
+if RUNNING:
+    from fvcore.experiments.relation import compute, report
+    from fvcore.experiments.relation.run import run
+    from fvcore.model.model import LanguageModel
+
 
 SHIPPED = Path(__file__).parents[4] / "datasets" / "relation" / "relationA_ex.csv"
 KNOWN = {
@@ -73,7 +77,7 @@ def test_with_nine_demonstrations_the_model_answers_what_it_knows(shipped: data.
         assert _accuracy(llama, units[q_id].source.sample(llama.tokenizer).trials) <= 0.3, q_id
 
 
-@torch.inference_mode()
+@inference_mode
 def _accuracy(lm: LanguageModel, trials: list) -> float:  # type: ignore[type-arg]
     hits = 0
     for trial in trials:
