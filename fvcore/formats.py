@@ -252,6 +252,10 @@ def jsonl_text(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
 
 
+def read_jsonl(path: Path) -> list[Any]:
+    return [json.loads(line) for line in read_text(path).splitlines()]
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, jsonl_text(rows))
 

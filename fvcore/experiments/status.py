@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fvcore.experiments.errors import Failure
 from fvcore.experiments.folder import Folder
-from fvcore.formats import read_json, sha256_file, validated, write_json
+from fvcore.formats import read_json, validated, write_json
 from fvcore.provenance import now
 
 State: TypeAlias = Literal["pending", "running", "completed", "failed", "skipped"]
@@ -68,11 +68,8 @@ class UnitStatus(BaseModel):
 
     def damage(self, folder: Folder) -> list[str]:
         """Files that a completed unit claims and that are missing or changed; empty if it is what it says."""
-        return [
-            name
-            for name, sha in self.files.items()
-            if not (folder / name).is_file() or sha256_file(folder / name) != sha
-        ]
+        there = folder.digests(self.files)
+        return [name for name, sha in self.files.items() if there.get(name) != sha]
 
 
 @dataclass(frozen=True, slots=True)

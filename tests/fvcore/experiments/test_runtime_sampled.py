@@ -130,12 +130,8 @@ def test_a_file_is_read_as_it_was_written(llama: LanguageModel, tmp_path: Path) 
 
 
 def test_relation_trials_keep_their_sources(llama: LanguageModel) -> None:
-    words = pairs_of(("hot", "cold"), ("big", "small"))
-    draw = Draw(
-        demos=tuple(words), corrupted=tuple(pairs_of(("hot", "small"), ("big", "cold"))),
-        query=WordPair(input="old", output="young"), q_id="Q3", query_source_index=7, demo_source_indices=(2, 0),
-        demo_order=(0, 1),
-    )  # fmt: skip
+    first, second, query = pairs_of(("hot", "cold"), ("big", "small"), ("old", "young"))
+    draw = Draw.of([(2, first), (0, second)], ["small", "cold"], (7, query), "Q3")
     meta = sampled.SampledMeta(
         source="relation_csv", relation_csv_path="r.csv", seed=0, n_trials=1, n_shots=2, n_demos=2
     )

@@ -110,7 +110,7 @@ def test_a_source_restarts_the_generator_and_writes_where_words_come_from(llama:
     for idx, (trial, one) in enumerate(zip(found.trials, alone, strict=True)):
         assert (trial.q_id, trial.trial_idx, trial.trial_id) == ("Q3", idx, idx)
         assert trial.query_source_index == one.query_source_index
-        assert tuple(trial.demo_source_indices or ()) == one.demo_source_indices
+        assert trial.demo_source_indices == one.demo_source_indices
         assert trial.demo_order == [0, 1, 2]
         assert trial.query == pairs[one.query_source_index or 0]
         assert trial.target_str == f" {trial.query.output}"
