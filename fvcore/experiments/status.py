@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from fvcore.experiments.errors import Failure
 from fvcore.experiments.folder import Folder
 from fvcore.formats import read_json, validated, write_json
 from fvcore.provenance import now
@@ -80,4 +79,3 @@ class Outcome:
     status: State
     reason: str
     ran: bool = True
-    failure: Failure | None = None
