@@ -95,12 +95,12 @@ class Record:
             return RunRecord()
         return validated(RunRecord, read_json(path), path, "the record of a run")
 
-    def begin(self, stages: Sequence[Stage]) -> RunRecord:
+    def begin(self, stages: Sequence[Stage]) -> None:
         """Record the settings of stages that will run; raises OtherSettings, naming what differs, if there are others."""
         record = self.read()
         plain = {stage.name: json.loads(json.dumps(dict(stage.settings))) for stage in stages}
         self._require_same(record, {stage.group: plain[stage.name] for stage in stages})
-        return self._write(record, {name: StageRecord(settings=one) for name, one in plain.items()} | record.stages)
+        self._write(record, {name: StageRecord(settings=one) for name, one in plain.items()} | record.stages)
 
     def _require_same(self, record: RunRecord, groups: Mapping[str, Mapping[str, Any]]) -> None:
         """Each setting that differs is named once, with the stages that depend on it."""
@@ -132,9 +132,8 @@ class Record:
         done = StageRecord(settings=settings, reads=self.folder.digests(stage.reads), writes=writes)
         self._write(record, kept | {stage.name: done})
 
-    def _write(self, record: RunRecord, stages: dict[str, StageRecord]) -> RunRecord:
+    def _write(self, record: RunRecord, stages: dict[str, StageRecord]) -> None:
         settings = digest({name: one.settings for name, one in stages.items()})
         now = record.model_copy(update={"settings_digest": settings, "stages": stages, "versions": versions()})
         if now != record or not (self.folder / self.file).is_file():
             write_json(self.folder / self.file, now.model_dump(mode="json"))
-        return now

@@ -57,13 +57,12 @@ class UnitStatus(BaseModel):
         }
         return {name: one for name, one in sorted(found.items()) if one is not None}
 
-    def write(self: Kind, folder: Folder, state: State, **changes: Any) -> Kind:
+    def write(self, folder: Folder, state: State, **changes: Any) -> None:
         """The status in another state; what belongs to one state alone is forgotten."""
-        kept = self.model_copy(update={"reason": "", "cause": None, "step": None, "files": {}})
-        current = kept.model_copy(update={"status": state, "updated_at": now()} | changes)
+        forgotten: dict[str, Any] = {"reason": "", "cause": None, "step": None, "files": {}}
+        current = self.model_copy(update=forgotten | {"status": state, "updated_at": now()} | changes)
         value = current.model_dump(mode="json")
         write_json(folder / self.FILE, {key: value[key] for key in self.KEYS or value})
-        return current
 
     def damage(self, folder: Folder) -> list[str]:
         """Files that a completed unit claims and that are missing or changed; empty if it is what it says."""

@@ -74,10 +74,9 @@ def control(lm: LanguageModel, folder: Folder, settings: RelationSettings, advan
     chosen = chosen_examples(zeroshot.read(folder / layout.ZERO_SHOT), settings)
     prompts = [example.prompt(lm.tokenizer).input_ids for example in chosen]
     targets = [example.target_first_token_id for example in chosen]
-    scored = [(row["layer"], row["head"]) for row in read_scores(folder / layout.AIE)]
-    top = [(head["layer"], head["head"]) for head in read_json(folder / layout.TOP_HEADS)["heads"]]
+    scored, top = map(HEAD, read_scores(folder / layout.AIE)), map(HEAD, read_json(folder / layout.TOP_HEADS)["heads"])
     seed = f"{settings.seed}/{chosen[0].q_id}"
-    sets, source = random_sets(scored, top, settings.n_random, seed)
+    sets, source = random_sets(list(scored), list(top), settings.n_random, seed)
 
     layers, how = list(range(lm.n_layers)), (settings.alpha, settings.engine, settings.max_memory)
     vectors = [stepe.global_vector(lm, mean, heads) for heads in sets]

@@ -22,16 +22,7 @@ from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.cases import Case, Cases
 from fvcore.experiments.steps.cases import of as cases_of
 from fvcore.experiments.steps.sampled import SampledTrials
-from fvcore.experiments.steps.scores import (
-    AIE_COLUMNS,
-    AIE_COLUMNS_OF_RELATIONS,
-    CIE_COLUMNS,
-    TARGET_COPIES,
-    Row,
-    aie_rows,
-    cie_row,
-    metrics_of,
-)
+from fvcore.experiments.steps.scores import TARGET_COPIES, Row, aie_rows, cie_row, metrics_of
 from fvcore.experiments.steps.settings import StepSettings
 from fvcore.fast import engines
 from fvcore.fast.chunks import Advance, silent
@@ -79,10 +70,9 @@ def run(
     cie = [row for one in swept for row in cie_rows(one, asked.cases.slot)]
     relation = sampled.meta.is_relation
     aie = aie_rows(cie, settings.score_key, relation)
-    columns = AIE_COLUMNS_OF_RELATIONS if relation else AIE_COLUMNS
     names = [*_write_means(asked, swept, folder), layout.CIE, layout.AIE, layout.TRIAL_METRICS]
-    write_csv(folder / layout.CIE, CIE_COLUMNS, cie)
-    write_csv(folder / layout.AIE, columns, aie)
+    write_csv(folder / layout.CIE, list(cie[0]), cie)
+    write_csv(folder / layout.AIE, list(aie[0]), aie)
     write_jsonl(folder / layout.TRIAL_METRICS, [row for one in swept for row in one.rows])
     if not relation:
         meta: dict[str, Any] = {"source": sampled.meta.source, "model": lm.name, "model_spec": lm.spec.name}
