@@ -259,7 +259,7 @@ def _chosen(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTria
 
     options, folder = options_of(request), request.config.invocation_params.dir
     if options.candidate_dir is not None:
-        return candidates.from_folder(options.candidate_dir)
+        return candidates.FromFolder(options.candidate_dir)
     if options.candidate is None:
         return None
     if options.candidate_python is None:
