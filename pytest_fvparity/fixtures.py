@@ -264,7 +264,7 @@ def _chosen(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTria
         return None
     if options.candidate_python is None:
         return candidates.from_factory(options.candidate, folder, lm, trials, settings)
-    candidate = candidates.elsewhere(options.candidate_python, options.candidate, folder, lm, trials, settings)
+    candidate = candidates.Elsewhere(options.candidate_python, options.candidate, folder, lm, trials, settings)
     request.config.add_cleanup(candidate.close)
     return candidate
 

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,10 +99,26 @@ class Elsewhere(ByKey):
     (the file's path), `device`, `dtype` and `settings`; its methods take artifacts as plain dictionaries.
     """
 
-    def __init__(self, python: str, name: str, folder: Path, job: Mapping[str, Any]) -> None:
+    def __init__(
+        self, python: str, name: str, folder: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings
+    ) -> None:
+        if lm.source is None or trials.path is None:
+            raise CandidateError(
+                "--fv-candidate-python: the other interpreter loads model and trials from disk; give a directory as "
+                "--fv-model and a file as --fv-trials"
+            )
+        job = {
+            "model_dir": str(lm.source),
+            "trials": str(trials.path),
+            "device": str(lm.device),
+            "dtype": lm.dtype,
+            "settings": asdict(settings),
+            "factory": name,
+            "folder": str(folder),
+        }
         self._scratch = tempfile.TemporaryDirectory(prefix="fvparity-candidate-")
         self.folder = Path(self._scratch.name)
-        (self.folder / "job.json").write_text(json.dumps({**job, "factory": name, "folder": str(folder)}))
+        (self.folder / "job.json").write_text(json.dumps(job))
         self.name, self.n_files = name, 0
         try:
             self.process = subprocess.Popen(
@@ -158,22 +174,3 @@ class Elsewhere(ByKey):
         except subprocess.TimeoutExpired:
             self.process.kill()
         self._scratch.cleanup()
-
-
-def elsewhere(
-    python: str, name: str, folder: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings
-) -> Elsewhere:
-    """Start the other interpreter on the files that model and trials came from."""
-    if lm.source is None or trials.path is None:
-        raise CandidateError(
-            "--fv-candidate-python: the other interpreter loads model and trials from disk; give a directory as "
-            "--fv-model and a file as --fv-trials"
-        )
-    job = {
-        "model_dir": str(lm.source),
-        "trials": str(trials.path),
-        "device": str(lm.device),
-        "dtype": lm.dtype,
-        "settings": asdict(settings),
-    }
-    return Elsewhere(python, name, folder, job)
