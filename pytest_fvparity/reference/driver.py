@@ -107,14 +107,12 @@ class Checkout:
         import compute_indirect_effect  # type: ignore[import-not-found]  # noqa: F401 - imports all it builds on
 
         source = (root / "src").resolve()
-        loaded = [m for m in list(sys.modules.values()) if _file_of(m) is not None]
-        return cls(root, tuple(m for m in loaded if source in _file_of(m).parents))  # type: ignore[union-attr]
+        return cls(root, tuple(m for m in list(sys.modules.values()) if source in _file_of(m).parents))
 
     def sources(self) -> dict[str, str]:
         """sha256 of every source file in use, by its path in the checkout."""
-        files = {path for module in self.modules if (path := _file_of(module)) is not None}
-        root = self.root.resolve()
-        return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)}
+        files, root = sorted(set(map(_file_of, self.modules))), self.root.resolve()
+        return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
     def __getattr__(self, name: str) -> Any:
         """A function of the reference, by name."""
@@ -132,9 +130,9 @@ class Checkout:
                 setattr(module, name, new)
 
 
-def _file_of(module: Any) -> Path | None:
-    name = getattr(module, "__file__", None)
-    return Path(name).resolve() if name else None
+def _file_of(module: Any) -> Path:
+    """Of a module that has none, such as a built-in one, a place that is in no checkout."""
+    return Path(getattr(module, "__file__", None) or "/").resolve()
 
 
 # ---------------------------------------------------------------- normalisations
@@ -481,20 +479,14 @@ class Recorder:
         self.model.generate = generate
         for trial in self.job["trials"]:
             key, target_id = trial["key"], self.target_id(trial)
-            prompt = self.src.create_prompt(self.prompt_data(trial, "corrupted"))
-
-            def run(prompt: str = prompt, answer: str = trial["query"]["output"], **mode: bool) -> Any:
-                return self.src.function_vector_intervention(
-                    prompt,
-                    answer,
-                    self.job["edit_layer"],
-                    vector.to(self.job["device"]) * self.job["alpha"],
-                    self.model,
-                    self.config,
-                    self.tokenizer,
-                    **mode,
-                )
-
+            run = partial(
+                self.src.function_vector_intervention,
+                self.src.create_prompt(self.prompt_data(trial, "corrupted")),
+                trial["query"]["output"],
+                self.job["edit_layer"],
+                vector.to(self.job["device"]) * self.job["alpha"],
+                *(self.model, self.config, self.tokenizer),
+            )
             base, injected = (logits[0].cpu() for logits in run())
             if torch.equal(base, injected):
                 raise RecordingRefused(f"trial {key}: the injection moved no logit")
