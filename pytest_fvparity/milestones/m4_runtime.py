@@ -16,8 +16,7 @@ from fvcore.experiments.steps.settings import StepSettings
 from fvcore.formats import FormatError
 from fvcore.model import model as models
 from fvcore.model.spec import ModelError
-from pytest_fvparity.milestones.setup import Failed, Setup
-from pytest_fvparity.milestones.state import MilestoneOutcome
+from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
 from pytest_fvparity.report.render import REPORT, read_report
 
 MEANS = (layout.MEANS, layout.MEANS_META, layout.TOP_HEADS)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from fvcore.formats import FormatError, read_json, write_json
 from pytest_fvparity.golden.golden import search_roots
-from pytest_fvparity.milestones.setup import Failed, Setup, run_pytest
-from pytest_fvparity.milestones.state import MilestoneOutcome
+from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup, run_pytest
 from pytest_fvparity.report.render import REPORT as PARITY_REPORT
 from pytest_fvparity.report.render import read_report
 from pytest_fvparity.transfer import SUITE
