@@ -209,13 +209,11 @@ def spec_parity(
     if trials is None and not embedded.is_embedded(model):
         trials = _one_trial(model, dataset_json, out)
     options = {"model": model, "src": fv_src, "max-trials": 1, "top-heads": 5, "seed": 42, "report-dir": folder}
-    options |= {"edit-layer": models.n_layers_on_disk(model) // 2}
-    options |= {name: value for name, value in (("trials", trials), ("spec", spec)) if value is not None}
+    options |= {"edit-layer": models.n_layers_on_disk(model) // 2, "trials": trials, "spec": spec}
+    words = (f"--fv-{name}={value}" for name, value in options.items() if value is not None)
     for earlier in folder.rglob(f"{REPORT}.json"):
         earlier.unlink()
-    status = _run(
-        "pytest", "-m", "parity", "-x", "--fv-live", *(f"--fv-{name}={value}" for name, value in options.items())
-    )
+    status = _run("pytest", "-m", "parity", "-x", "--fv-live", *words)
     reports = [read_json(path) for path in folder.rglob(f"{REPORT}.json")]
     stuck = [check for report in reports for check in report["checks"] if check["status"] in NO_VERDICT]
     # 0 and 1 are verdicts about numbers; anything else is a run that did not come to its end.

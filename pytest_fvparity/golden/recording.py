@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from pytest_fvparity.golden.golden import Record
 
 DIFF = "golden_diff.json"
-
-Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -101,14 +99,14 @@ def _rehearse(config: pytest.Config, options: ParityOptions, job: Job) -> bool:
     return diff.changes
 
 
-def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable[[Job], Done]) -> list[Done]:
+def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable[[Job], Any]) -> list[Any]:
     """Do something with every golden of the run. Every file is read and checked before anything is recorded; a refusal
     ends the run with its reason and says what was done before it."""
     from fvcore.model.model import ModelError
 
     if not files:
         raise pytest.UsageError(f"{flag}: no parity stage is selected, so there is nothing to record")
-    results: dict[str, Done] = {}
+    results: dict[str, Any] = {}
     try:
         for job in list(_jobs(options, files)):
             results[job.fixed.id] = do(job)

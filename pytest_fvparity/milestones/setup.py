@@ -211,6 +211,11 @@ class Setup:
         run_pytest("parity", words, path)
         return read_report(path)
 
+    def compared_weights(self) -> Any:
+        """The digest of the weights that M2 compared."""
+        profile: dict[str, Any] = read_report(self.layout.runs / f"{REPORT}.json").profile or {}
+        return profile.get("identity", {}).get("weights_sha")
+
     @property
     def running(self) -> list[str]:
         """Options of every run, whatever it compares."""

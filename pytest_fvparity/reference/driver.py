@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import platform
 import sys
 import types
@@ -602,7 +601,6 @@ def versions() -> dict[str, str]:
 
 def main(job_path: str) -> None:
     job = json.loads(Path(job_path).read_text())
-    os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     sys.dont_write_bytecode = True  # the checkout stays as it is
     import torch
 
