@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import cache
 from itertools import dropwhile
 from typing import Any, Generic, TypeVar
 
@@ -184,14 +185,7 @@ class Gate:
 
 def run_suite(suite: Suite[Subject]) -> Iterator[StageResult]:
     """Every stage in order; after the earliest failure the later ones are BLOCKED unless `keep_going`."""
-    cached: list[Subject] = []
-
-    def subject() -> Subject:
-        if not cached:
-            cached.append(suite.subject())
-        return cached[0]
-
-    gate = Gate(suite.keys, suite.keep_going)
+    gate, subject = Gate(suite.keys, suite.keep_going), cache(suite.subject)
     for stage in suite.stages:
         if earliest := gate.blocks(stage.key):
             yield StageResult(suite.name, stage.key, Status.BLOCKED, blocked_by=earliest)

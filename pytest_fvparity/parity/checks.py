@@ -86,11 +86,6 @@ class ParityRun:
     repeat: int = 1  # how often the candidate is asked for each key
 
     @property
-    def tied(self) -> set[str]:
-        """Keys that differ by a tie alone."""
-        return self.memory.tied
-
-    @property
     def part(self) -> Part:
         """What the golden holds of a recording; one of a user's own make holds all."""
         from pytest_fvparity.golden.part import WHOLE
@@ -191,7 +186,7 @@ class ParityRun:
             return copied(self.expected(key))  # what a candidate leaves out is not its fault at a later key
         if key == "top_heads":
             self.agrees(key)  # whether it is a tie must be known, also when that stage was not selected
-        return copied(self.expected(key) if key in self.tied else actual)
+        return copied(self.expected(key) if key in self.memory.tied else actual)
 
     def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
         method = getattr(self.candidate, key, None)

@@ -7,6 +7,8 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fvcore.artifacts import Artifact
 
 # Check key -> the earlier keys whose artifacts its method takes, in order.
@@ -47,6 +49,13 @@ def copied(artifact: Artifact) -> Artifact:
     return {leaf: own(value) for leaf, value in artifact.items()}
 
 
+def _answer(key: str) -> Callable[..., Artifact]:
+    def answer(self: Answers, *_: Artifact) -> Artifact:
+        return self.artifact(key)
+
+    return answer
+
+
 class Answers(ABC):
     """An Implementation that has all its answers already and looks at no input: a recording, a golden.
 
@@ -59,20 +68,9 @@ class Answers(ABC):
     def artifact(self, key: str) -> Artifact:
         return copied(self.stored(key))
 
-    def prompt_boundary(self) -> Artifact:
-        return self.artifact("prompt_boundary")
-
-    def slot_map(self, *_: Artifact) -> Artifact:
-        return self.artifact("slot_map")
-
-    def mean_activations(self, *_: Artifact) -> Artifact:
-        return self.artifact("mean_activations")
-
-    def top_heads(self, *_: Artifact) -> Artifact:
-        return self.artifact("top_heads")
-
-    def fv_vector(self, *_: Artifact) -> Artifact:
-        return self.artifact("fv_vector")
-
-    def injection_output(self, *_: Artifact) -> Artifact:
-        return self.artifact("injection_output")
+    prompt_boundary = _answer("prompt_boundary")
+    slot_map = _answer("slot_map")
+    mean_activations = _answer("mean_activations")
+    top_heads = _answer("top_heads")
+    fv_vector = _answer("fv_vector")
+    injection_output = _answer("injection_output")

@@ -129,7 +129,7 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
     at_heads = [f for f in verdict.findings if f.where.startswith("heads[")]
     if not at_heads or not _are_tied(run, expected, actual):
         return verdict
-    run.tied.add("top_heads")
+    run.memory.tied.add("top_heads")
     findings = []
     for found in verdict.findings:
         message = f"tie: {found.message}; their effects differ by less than the tolerance"
