@@ -57,6 +57,7 @@ def trials_make(
     """Sample trials and write them, with the draws and the bytes of the format."""
     from fvcore import prompts, trials
     from fvcore.model import model as models
+    from fvcore.model.tokenizer import BosFacts
 
     if prepend_bos_token_used:
         raise trials.TrialsError(
@@ -71,7 +72,7 @@ def trials_make(
         n_trials=n_trials,
         n_shots=n_shots,
         model_name_for_tokenizer=tokenizer,
-        model_prepend_bos=prompts.BosFacts.of(loaded).adds_bos if prepend_bos is None else prepend_bos,
+        model_prepend_bos=BosFacts.of(loaded).adds_bos if prepend_bos is None else prepend_bos,
     )
     file = prompts.sample_trials(loaded, pairs, meta)
     folder = Path("datasets", "fixed_trials") if out is None else out

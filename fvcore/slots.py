@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fvcore.prompts import PromptTemplate, Tokenizer
+from fvcore.model.tokenizer import Tokenizer
+from fvcore.prompts import PromptTemplate
 from fvcore.trials import WordPair
 
 QUERY_PREDICTIVE = "query_predictive_token"

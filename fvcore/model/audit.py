@@ -19,7 +19,7 @@ from fvcore.model.anatomy import BLOCKS, require_parts
 from fvcore.model.hooks import HookNeverFired, read_heads
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError, ModelSpec, PartMissing
-from fvcore.prompts import BosFacts
+from fvcore.model.tokenizer import BosFacts
 
 FOLDER = Path("reports", "model_spec_audit")
 PLAN_FOLDER = Path("artifacts", "model_spec_audit")

@@ -19,7 +19,7 @@ from typing import Any
 from fvcore.experiments.folder import names_a_folder
 from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials, of_draws
 from fvcore.formats import read_text, sha256, sha256_file
-from fvcore.prompts import Tokenizer
+from fvcore.model.tokenizer import Tokenizer
 from fvcore.trials import TrialsError, WordPair
 
 Q_NAMES = ("q", "id", "qid")

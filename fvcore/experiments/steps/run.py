@@ -20,7 +20,7 @@ from fvcore.experiments.steps.settings import STEPS, StepSettings, settings_of
 from fvcore.fast.chunks import Advance
 from fvcore.formats import FormatError
 from fvcore.model.model import LanguageModel
-from fvcore.prompts import Tokenizer
+from fvcore.model.tokenizer import Tokenizer
 
 
 class Source(Protocol):

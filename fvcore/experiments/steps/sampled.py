@@ -14,7 +14,8 @@ from typing import Any
 
 from fvcore import trials
 from fvcore.experiments.errors import StepError
-from fvcore.prompts import BosFacts, Tokenizer, prompt_at_boundary, require_verified
+from fvcore.model.tokenizer import BosFacts, Tokenizer
+from fvcore.prompts import prompt_at_boundary, require_verified
 from fvcore.trials import FixedTrials, TrialsError, WordPair, model_tag
 from fvcore.trials.draws import of_trial
 from fvcore.trials.sampled import ALL, QId, SampledMeta, SampledTrial, SampledTrials, read, spaced, write

@@ -18,7 +18,8 @@ from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.sampled import QId, SampledTrial, SampledTrials
 from fvcore.formats import FormatError, read_json, validated, write_json
 from fvcore.model.model import LanguageModel
-from fvcore.prompts import BoundaryError, Prompt, PromptTemplate, Tokenizer, prompt_at_boundary
+from fvcore.model.tokenizer import Tokenizer
+from fvcore.prompts import BoundaryError, Prompt, PromptTemplate, prompt_at_boundary
 from fvcore.provenance import now
 from fvcore.trials import WordPair
 
