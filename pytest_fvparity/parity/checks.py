@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fvcore.gates import Finding, NotHeld, NotProvided, Stage, StageError, Verdict, merge
 from pytest_fvparity.drill import drilled
 from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Answers, Implementation, copied
-from pytest_fvparity.parity.refinements import Continuation, refined
+from pytest_fvparity.parity.refinements import REFINEMENTS, Continuation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -140,8 +140,8 @@ class ParityRun:
         if partial and absent and verdict.passed and not unsteady:
             agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
             raise NotProvided(f"{agrees} agree(s) with the golden; not provided: {names}")
-        if not (partial and absent):
-            verdict = refined(key, self, verdict, expected, whole)
+        if key in REFINEMENTS and not (partial and absent):
+            verdict = REFINEMENTS[key](self, verdict, expected, whole)
         lent = " and ".join(name for name in INPUTS[key] if name in self.memory.lent)
         notes = [
             *([f"{NOT_COMPARED}{cut.left_out}"] if cut.left_out else []),

@@ -45,11 +45,6 @@ def continuation_of(lm: LanguageModel, golden: Implementation, settings: Setting
     return logits
 
 
-def refined(key: str, run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
-    """A key's verdict with what is particular to that key."""
-    return REFINEMENTS[key](run, verdict, expected, actual) if key in REFINEMENTS else verdict
-
-
 TAIL = 16
 """How many ids of a prompt's end are shown."""
 
@@ -359,3 +354,4 @@ REFINEMENTS: dict[str, Callable[[ParityRun, Verdict, Artifact, Artifact], Verdic
     "fv_vector": _measured_vector,
     "injection_output": _moved_logits,
 }
+"""What a key's verdict becomes by what is particular to that key."""
