@@ -17,7 +17,7 @@ import pytest
 from fvcore.formats import FormatError, write_json
 from fvcore.gates import StageError
 from pytest_fvparity import fixtures
-from pytest_fvparity.fixtures import load_model, recording_settings
+from pytest_fvparity.fixtures import load_model, settings_of
 from pytest_fvparity.options import ParityOptions
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _jobs(options: ParityOptions, files: Sequence[Path]) -> Iterator[Job]:
     from pytest_fvparity.golden import golden
     from pytest_fvparity.reference import reference
 
-    settings = recording_settings(options)
+    settings = settings_of(options)
     lm = load_model(replace(options, device_map=None), "cpu")
     settings.require_fit(lm)
     for fixed in [read_trials(file) for file in files]:
