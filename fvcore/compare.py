@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fvcore.artifacts import Artifact, Leaf, trial_of
+from fvcore.formats import parting
 from fvcore.gates import Finding, Verdict, merge
 
 MAX_FINDINGS = 100
@@ -287,8 +288,7 @@ def changes(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
 
 def _compare_texts(leaf: str, expected: str, actual: str) -> Verdict:
     """Two texts that differ: where, and what stands around it."""
-    shorter = min(len(expected), len(actual))
-    first = next((i for i, (a, b) in enumerate(zip(expected, actual, strict=False)) if a != b), shorter)
+    first = parting(expected, actual)
     message = f"differs first at character {first}; length {len(expected)} expected, {len(actual)} actual"
     at = {"position": first} | _trial_coordinate(leaf)
     finding = Finding(f"{leaf}[{first}]", message, _around(expected, first), _around(actual, first), at)

@@ -71,6 +71,12 @@ def _place(location: list[Any]) -> tuple[str, str]:
     return entry, ".".join(map(str, location))
 
 
+def parting(one: str, other: str) -> int:
+    """Where two texts part: their first different character, or the end of the shorter one."""
+    shorter = min(len(one), len(other))
+    return next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), shorter)
+
+
 def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()

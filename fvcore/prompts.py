@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fvcore.formats import parting
 from fvcore.trials import FixedTrials, Meta, TemplatePart, Trial, TrialsError, TrialsFile, WordPair, sample
 
 # The text the public reference puts in front of a prompt when the tokenizer adds no BOS by itself
@@ -189,9 +190,8 @@ def verify(trials: FixedTrials, tokenizer: Tokenizer, first: int | None = None) 
         prompts = {regime: trial_prompt(tokenizer, trial, template, regime) for regime in REGIMES}
         for regime, prompt in prompts.items():
             if prompt.text != stored[regime]:
-                at = next(
-                    (i for i, (a, b) in enumerate(zip(prompt.text, stored[regime], strict=False)) if a != b), "end"
-                )
+                shared = parting(prompt.text, stored[regime])
+                at = "end" if shared in (len(prompt.text), len(stored[regime])) else shared
                 problems.append(f"trial {trial.key}: {regime}_prompt_str differs from its parts at character {at}")
         answer = list(prompts[trials.target_regime].answer_ids)
         if record.answer_ids is not None and record.answer_ids != answer:

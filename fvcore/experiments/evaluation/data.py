@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fvcore.formats import FormatError, read_json, read_yaml, sha256_file, validated
-from fvcore.trials import PREFIXES, SEPARATORS, Splits, TemplatePart, TrialsError, WordPair, split
+from fvcore.trials import PREFIXES, SEPARATORS, Splits, TemplatePart, TrialsError, WordPair, labelled, split
 
 GROUPS = ("abstractive", "extractive")
 SPLITS = ("test", "valid")
@@ -165,15 +165,12 @@ def _demos(train: Sequence[Example], n_shots: int, labels: Labels, rng: np.rando
     demos = [pair(train[i]) for i in rng.choice(len(train), n_shots, replace=False)]
     if labels == "clean":
         return tuple(demos)
-    return tuple(
-        WordPair(input=demo.input, output=demos[i].output)
-        for demo, i in zip(demos, rng.permutation(n_shots), strict=True)
-    )
+    return tuple(labelled(demos, [demos[i].output for i in rng.permutation(n_shots)]))
 
 
 def pair(example: Example) -> WordPair:
     """A row as a prompt shows it."""
-    return WordPair(input=f" {example.input}", output=f" {example.answers[0]}")
+    return WordPair(input=example.input, output=example.answers[0]).spaced
 
 
 # ---------------------------------------------------------------- templates

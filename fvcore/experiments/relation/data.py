@@ -20,7 +20,7 @@ from fvcore.experiments.folder import names_a_folder
 from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials, of_draws
 from fvcore.formats import read_text, sha256, sha256_file
 from fvcore.prompts import Tokenizer
-from fvcore.trials import TrialsError, WordPair
+from fvcore.trials import TrialsError, WordPair, labelled
 
 Q_NAMES = ("q", "id", "qid")
 A_NAMES = ("exA", "ex_A", "ex_a", "input")
@@ -154,7 +154,7 @@ def _draw(rng: random.Random, q_id: str, rows: Sequence[WordPair], n_demos: int)
         rng.shuffle(moved)
     return Draw(
         demos=tuple(row for _, row in demos),
-        corrupted=tuple(WordPair(input=row.input, output=label) for (_, row), label in zip(demos, moved, strict=True)),
+        corrupted=tuple(labelled([row for _, row in demos], moved)),
         query=rows[query],
         q_id=q_id,
         query_source_index=query,

@@ -15,7 +15,7 @@ from typing import Any
 from fvcore import trials
 from fvcore.experiments.errors import StepError
 from fvcore.prompts import BosFacts, Tokenizer, prompt_at_boundary, require_verified
-from fvcore.trials import FixedTrials, TrialsError, WordPair, model_tag
+from fvcore.trials import FixedTrials, TrialsError, WordPair, labelled, model_tag
 from fvcore.trials.draws import of_trial
 from fvcore.trials.sampled import ALL, QId, SampledMeta, SampledTrial, SampledTrials, read, spaced, write
 
@@ -98,7 +98,7 @@ def draw_dataset(pairs: Sequence[WordPair], n_trials: int, n_shots: int, seed: i
         draws.append(
             Draw(
                 demos=words,
-                corrupted=tuple(WordPair(input=p.input, output=o) for p, o in zip(words, labels, strict=True)),
+                corrupted=tuple(labelled(words, labels)),
                 query=query,
                 query_source_index=query_row,
                 demo_source_indices=tuple(row for row, _ in demos),
