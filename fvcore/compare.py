@@ -256,20 +256,16 @@ def _compare_lists(leaf: str, expected: list[Any], actual: list[Any]) -> Verdict
     n_elements = _n_elements(expected)
     if _same(expected, actual):
         return Verdict(compared=n_elements)
-    from deepdiff import DeepDiff
-
-    # By position: aligned, one value put in front would count as one difference, and every id would still be wrong.
-    difference = DeepDiff(expected, actual, view="tree", zip_ordered_iterables=True)
-    changes = [change for group in difference.values() for change in group]
+    n_changes = len(changes(expected, actual))
     position = next((i for i, pair in enumerate(zip(expected, actual, strict=False)) if not _same(*pair)), None)
     first = min(len(expected), len(actual)) if position is None else position
     if len(expected) != len(actual):
         message = f"differs first at position {first}; length {len(expected)} expected, {len(actual)} actual"
     else:
-        message = f"differs first at position {first}; {len(changes)} difference(s) in all"
+        message = f"differs first at position {first}; {n_changes} difference(s) in all"
     at = {"position": first} | _trial_coordinate(leaf)
     pair = [side[first] if first < len(side) else None for side in (expected, actual)]
-    n_wrong = max(1, len(changes))
+    n_wrong = max(1, n_changes)
     return Verdict((Finding(f"{leaf}[{first}]", message, pair[0], pair[1], at),), max(n_elements, n_wrong), n_wrong)
 
 
@@ -278,6 +274,7 @@ def changes(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
     from deepdiff import DeepDiff
     from deepdiff.helper import notpresent
 
+    # By position: aligned, one value put in front would count as one difference, and every id would still be wrong.
     rows = [row for group in DeepDiff(before, after, view="tree", zip_ordered_iterables=True).values() for row in group]
     pairs = [(row.path(output_format="list"), row.t1, row.t2) for row in rows]
     return {

@@ -82,20 +82,6 @@ class ResolverSmoke(_File):
         return self.exception_type is None and False not in (self.blocks_ok, self.out_proj_ok, self.hook_ok)
 
 
-class Summary(_File):
-    """A row of `summary.json`, which has one for each model that was audited into the folder."""
-
-    spec_key: str
-    hf_model_id: str
-    smoke_level: str
-    bos_policy: str
-    pad_policy: str
-    prepend_bos: bool
-    resolver_ok: bool
-    warnings: list[str]
-    files: list[str]
-
-
 ABSENT = "no_such_part"
 """The part that the negative test looks for."""
 
@@ -214,18 +200,19 @@ def _failed(smoke: ResolverSmoke, error: Exception) -> ResolverSmoke:
     return smoke.model_copy(update=said)
 
 
-def summary(bos: BosAudit, smoke: ResolverSmoke, warnings: list[str]) -> Summary:
-    return Summary(
-        spec_key=bos.spec_key,
-        hf_model_id=bos.hf_model_id,
-        smoke_level=smoke.smoke_level,
-        bos_policy=bos.decision_bos_policy,
-        pad_policy=bos.decision_pad_policy,
-        prepend_bos=bos.decision_prepend_bos,
-        resolver_ok=smoke.ok,
-        warnings=warnings,
-        files=[file_name("bos_audit", bos.spec_key), file_name("resolver_smoke", bos.spec_key)],
-    )
+def summary(bos: BosAudit, smoke: ResolverSmoke, warnings: list[str]) -> dict[str, Any]:
+    """A row of `summary.json`, which has one for each model that was audited into the folder."""
+    return {
+        "spec_key": bos.spec_key,
+        "hf_model_id": bos.hf_model_id,
+        "smoke_level": smoke.smoke_level,
+        "bos_policy": bos.decision_bos_policy,
+        "pad_policy": bos.decision_pad_policy,
+        "prepend_bos": bos.decision_prepend_bos,
+        "resolver_ok": smoke.ok,
+        "warnings": warnings,
+        "files": [file_name("bos_audit", bos.spec_key), file_name("resolver_smoke", bos.spec_key)],
+    }
 
 
 SUMMARY = "summary.json"
@@ -248,7 +235,7 @@ def write(
     values: dict[str, Any] = {
         file_name("bos_audit", bos.spec_key): bos.model_dump(),
         file_name("resolver_smoke", bos.spec_key): smoke.model_dump(),
-        SUMMARY: _with_row(folder / SUMMARY, summary(bos, smoke, warnings).model_dump()),
+        SUMMARY: _with_row(folder / SUMMARY, summary(bos, smoke, warnings)),
     }
     if diagnostics is not None:
         values[file_name("diagnostics", bos.spec_key)] = diagnostics
