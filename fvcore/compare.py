@@ -172,9 +172,9 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     largest = math.nan if finite.numel() < difference.numel() else float(finite.max()) if finite.numel() else 0.0
     used = torch.where(difference == 0, difference, difference / allowed)  # infinite where nothing is allowed
     measured = {"max_abs_diff": largest, "used": float(used.max()) if used.numel() else 0.0}
-    needed = _needed(difference, want, tolerance)
+    would_pass = _would_pass(difference, want, tolerance)
     findings = [
-        _element(leaf, tuple(index), want, have, difference, tolerance, needed, axes)
+        _element(leaf, tuple(index), want, have, difference, tolerance, would_pass, axes)
         for index in wrong.nonzero()[:MAX_FINDINGS].tolist()
     ]
     # A single number says all there is to say by itself.
@@ -188,11 +188,11 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     )
 
 
-def _needed(difference: Tensor, want: Tensor, tolerance: Tolerance) -> float | None:
-    """The smallest atol that would have passed, rtol as it is; None if none would."""
+def _would_pass(difference: Tensor, want: Tensor, tolerance: Tolerance) -> str:
+    """The smallest atol that would have passed, rtol as it is, in words."""
     if not difference.numel() or not bool((difference.isfinite() & want.isfinite()).all()):
-        return None
-    return float((difference - tolerance.rtol * want.abs()).max())
+        return "no tolerance would have passed"
+    return f"atol {float((difference - tolerance.rtol * want.abs()).max()):.3g} would have passed"
 
 
 def error_table(want: Tensor, difference: Tensor) -> list[dict[str, int]]:
@@ -228,7 +228,7 @@ def _element(
     have: Tensor,
     difference: Tensor,
     tolerance: Tolerance,
-    needed: float | None,
+    would_pass: str,
     axes: Sequence[str],
 ) -> Finding:
     expected, actual, off = float(want[index]), float(have[index]), float(difference[index])
@@ -238,17 +238,13 @@ def _element(
     place = f"[{', '.join(f'{name} {i}' for name, i in coordinate.items())}]" if coordinate else ""
     return Finding(
         where=f"{leaf}{place}",
-        message=f"differs by {off:.3g} (allowed: {decided}; {decided.rule}; {_would_pass(needed)})",
+        message=f"differs by {off:.3g} (allowed: {decided}; {decided.rule}; {would_pass})",
         expected=_jsonable(expected),
         actual=_jsonable(actual),
         coordinate=coordinate | _trial_coordinate(leaf),
         abs_diff=None if math.isnan(off) or math.isinf(off) else off,
         rel_diff=off / abs(expected) if expected and math.isfinite(off) and math.isfinite(expected) else None,
     )
-
-
-def _would_pass(needed: float | None) -> str:
-    return "no tolerance would have passed" if needed is None else f"atol {needed:.3g} would have passed"
 
 
 def _compare_lists(leaf: str, expected: list[Any], actual: list[Any]) -> Verdict:

@@ -253,13 +253,9 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return columns, [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def jsonl_text(rows: Iterable[Mapping[str, Any]]) -> str:
-    """One object a line, each line ended; NaN is refused."""
-    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-
-
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, jsonl_text(rows))
+    """One object a line, each line ended; NaN is refused."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -64,8 +64,10 @@ def read(path: Path) -> ModelSpec:
     return ModelSpec(**{**fields, "name": fields["name"] or path.stem, "found_by": f"file {path.name}"})
 
 
-def spec_of(name: str) -> ModelSpec:
-    """What a person names: a registered spec, an alias, or a file."""
+def spec_of(name: str | ModelSpec) -> ModelSpec:
+    """What a person names: a registered spec, an alias, or a file; one that is given is itself."""
+    if isinstance(name, ModelSpec):
+        return name
     if is_file_name(name):
         return read(Path(name).expanduser())
     try:
