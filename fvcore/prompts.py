@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from fvcore.formats import parting
 from fvcore.trials import FixedTrials, Meta, TemplatePart, Trial, TrialsError, TrialsFile, WordPair, sample
@@ -19,6 +19,9 @@ from fvcore.trials import FixedTrials, Meta, TemplatePart, Trial, TrialsError, T
 UPSTREAM_BOS_TEXT = "<|endoftext|>"
 
 REGIMES = ("clean", "corrupted")
+
+Part: TypeAlias = tuple[str, str]
+"""A part of a prompt: its text, and the label of the tokens that it makes."""
 
 
 class Tokenizer(Protocol):
@@ -61,12 +64,32 @@ class PromptTemplate:
 
     def text(self, demos: Sequence[WordPair], query: str) -> str:
         """The prompt up to and including the last output prefix; words carry their own leading space."""
-        parts = [self.prefixes.instructions, self.separators.instructions]
-        for demo in demos:
-            parts += [self.prefixes.input, demo.input, self.separators.input]
-            parts += [self.prefixes.output, demo.output, self.separators.output]
-        parts += [self.prefixes.input, query, self.separators.input, self.prefixes.output]
-        return "".join(parts)
+        return "".join(part for group in self.parts(demos, query) for part, _ in group)
+
+    def parts(self, demos: Sequence[WordPair], query: str) -> list[list[Part]]:
+        """The prompt in labelled parts: the instructions' parts alone, six parts a demonstration, four for the query."""
+        prefixes, separators = self.prefixes, self.separators
+        groups = [[(prefixes.instructions, "bos_token")], [(separators.instructions, "separator_token")]]
+        for k, demo in enumerate(demos, start=1):
+            groups.append(
+                [
+                    (prefixes.input, "structural_token"),
+                    (demo.input, f"demonstration_{k}_token"),
+                    (separators.input, "separator_token"),
+                    (prefixes.output, "structural_token"),
+                    (demo.output, f"demonstration_{k}_label_token"),
+                    (separators.output, "separator_token"),
+                ]
+            )
+        groups.append(
+            [
+                (prefixes.input, "query_structural_token"),
+                (query, "query_demonstration_token"),
+                (separators.input, "query_separator_token"),
+                (prefixes.output, "query_structural_token"),
+            ]
+        )
+        return groups
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from fvcore.formats import read_json, write_json
 from fvcore.model.anatomy import BLOCKS, require_parts
 from fvcore.model.hooks import HookNeverFired, read_heads
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError, ModelSpec, PartMissing
+from fvcore.profile import Strict
 from fvcore.prompts import BosFacts
 
 FOLDER = Path("reports", "model_spec_audit")
@@ -27,11 +28,7 @@ TOKENIZER_ONLY, LOADED = "L1_tokenizer_only", "L2_model_loaded"
 PROBE = "Hello"
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class BosAudit(_File):
+class BosAudit(Strict):
     """`bos_audit_<key>.json`: what the tokenizer does, and what follows from it."""
 
     spec_key: str
@@ -52,7 +49,7 @@ class BosAudit(_File):
     agrees_with_spec: bool = True
 
 
-class ResolverSmoke(_File):
+class ResolverSmoke(Strict):
     """`resolver_smoke_<key>.json`: the spec's paths walked in the loaded model; None is what was not looked at."""
 
     spec_key: str
@@ -60,8 +57,8 @@ class ResolverSmoke(_File):
     smoke_level: str
     negative: bool = False
     blocks_path: str
-    checked_layer_indices: list[int] = []
-    derived_out_proj_paths: list[str] = []
+    checked_layer_indices: list[int] = Field(default=[])
+    derived_out_proj_paths: list[str] = Field(default=[])
     blocks_ok: bool | None = None
     out_proj_ok: bool | None = None
     hook_ok: bool | None = None

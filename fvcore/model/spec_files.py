@@ -14,10 +14,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from fvcore.formats import FormatError, read_yaml, sentence
 from fvcore.model.spec import ModelError, ModelSpec, known, spec_named
+from fvcore.profile import Strict
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -32,10 +33,8 @@ Dotted = Annotated[str, AfterValidator(_names)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class SpecFile(BaseModel):
+class SpecFile(Strict):
     """What a spec file may say."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     name: str = ""
     blocks_path: Dotted
