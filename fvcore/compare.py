@@ -265,18 +265,24 @@ def _compare_lists(leaf: str, expected: list[Any], actual: list[Any]) -> Verdict
     return Verdict((Finding(f"{leaf}[{first}]", message, pair[0], pair[1], at),), max(n_elements, n_wrong), n_wrong)
 
 
-def changes(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
-    """Where two nested values differ, in value or in type: dotted path -> (before, after); None stands for nothing there."""
+def changes(before: Any, after: Any, *, separator: str = ".") -> dict[str, tuple[Any, Any]]:
+    """Where two nested values differ, in value or in type: path -> (before, after); None stands for nothing there.
+
+    A path is `noise.fv_vector.norm`; a key that holds the separator itself, such as a file's name, stands in quotes.
+    """
     from deepdiff import DeepDiff
     from deepdiff.helper import notpresent
 
+    def path(row: Any) -> str:
+        keys = map(str, row.path(output_format="list"))
+        return separator.join(f'"{key}"' if separator in key else key for key in keys)
+
+    def given(side: Any) -> Any:
+        return None if side is notpresent else side
+
     # By position: aligned, one value put in front would count as one difference, and every id would still be wrong.
     rows = [row for group in DeepDiff(before, after, view="tree", zip_ordered_iterables=True).values() for row in group]
-    pairs = [(row.path(output_format="list"), row.t1, row.t2) for row in rows]
-    return {
-        ".".join(map(str, path)): (None if old is notpresent else old, None if new is notpresent else new)
-        for path, old, new in pairs
-    }
+    return {path(row): (given(row.t1), given(row.t2)) for row in rows}
 
 
 def _compare_texts(leaf: str, expected: str, actual: str) -> Verdict:

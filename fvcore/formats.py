@@ -44,17 +44,17 @@ def validated(
         raise raises(f"{source}: not {what} ({told})" if what else f"{source}: {told}") from None
 
 
-def sentence(error: ValidationError, most: int = 1, named: Callable[[str], str] = "key {!r:.200}".format) -> str:
+def sentence(error: ValidationError, most: int = 1, named: Callable[[str], str] | None = None) -> str:
     """What pydantic found wrong, in words: the first problems, each with its place, what was expected and found.
 
-    named: a key's path -> how the user knows it
+    named: a key's path -> how the user knows it; without it the path is that of an entry and a key of a file
     """
     return "; ".join(_problem(row, named) for row in error.errors()[:most])
 
 
-def _problem(row: Any, named: Callable[[str], str]) -> str:
-    entry, key = _place(list(row["loc"]))
-    where = named(key) if key else "the top level"
+def _problem(row: Any, named: Callable[[str], str] | None) -> str:
+    entry, key = _place(list(row["loc"])) if named is None else ("", ".".join(map(str, row["loc"])))
+    where = "the top level" if not key else named(key) if named else f"key {key!r:.200}"
     if row["type"] in {"missing", "extra_forbidden"}:
         return f"{entry}{'missing' if row['type'] == 'missing' else 'unknown'} {where}"
     message = row["msg"].removeprefix("Value error, ")
@@ -251,6 +251,10 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         if len(row) != len(columns):
             raise FormatError(f"{path}: row {number} has {len(row)} cells, the header has {len(columns)}")
     return columns, [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    return [json.loads(line) for line in read_text(path).splitlines()]
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -61,9 +61,9 @@ class Processor(Strict):
     forced: dict[str, str] = {}
 
     def __str__(self) -> str:
-        used = [f"torch {self.capability}", f"oneDNN {self.onednn}"] if self.onednn else [self.capability]
+        onednn = [f"oneDNN {self.onednn}"] if self.onednn else []
         forced = [f"{name}={value}" for name, value in self.forced.items()]
-        return ", ".join([f"{self.vendor} {self.model}", *used, *forced])
+        return f"{self.model} ({', '.join([self.capability, *onednn, *forced])})"
 
 
 class Conditions(Strict):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TypeAlias
 
 from fvcore.formats import parting
+from fvcore.model.tokenizer import BosFacts, Tokenizer
 from fvcore.trials import FixedTrials, Meta, TemplatePart, Trial, TrialsError, TrialsFile, WordPair, sample
 
 # The text the public reference puts in front of a prompt when the tokenizer adds no BOS by itself
@@ -22,20 +23,6 @@ REGIMES = ("clean", "corrupted")
 
 Part: TypeAlias = tuple[str, str]
 """A part of a prompt: its text, and the label of the tokens that it makes."""
-
-
-class Tokenizer(Protocol):
-    """What is asked of a Hugging Face tokenizer."""
-
-    bos_token: Any
-    bos_token_id: Any
-    eos_token: Any
-    eos_token_id: Any
-    model_max_length: int
-
-    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Any: ...
-    def tokenize(self, text: str) -> list[str]: ...
-    def decode(self, token_ids: Any) -> str: ...
 
 
 class BoundaryError(TrialsError):
@@ -129,30 +116,6 @@ def prompt_at_boundary(tokenizer: Tokenizer, text: str, answer: str, add_special
             f"prefix tokens mismatch full tokens at boundary {tail}; does the tokenizer append an end-of-text token?"
         )
     return Prompt(text, source, full[len(source) :])
-
-
-@dataclass(frozen=True, slots=True)
-class BosFacts:
-    """What the tokenizer really does about BOS and EOS, measured on a short text."""
-
-    bos_token_id: int | None
-    adds_bos: bool
-    bos_without_special_tokens: bool
-    appends_eos: bool
-    first_ids: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> BosFacts:
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        with_special = tokenizer("Q: a").input_ids
-        without = tokenizer("Q: a", add_special_tokens=False).input_ids
-        return cls(
-            bos_token_id=bos,
-            adds_bos=bos is not None and with_special[0] == bos,
-            bos_without_special_tokens=bos is not None and without[0] == bos,
-            appends_eos=eos is not None and with_special[-1] == eos,
-            first_ids=tuple(with_special[:4]),
-        )
 
 
 def require_bos_agreement(tokenizer: Tokenizer, meta: Meta) -> BosFacts:

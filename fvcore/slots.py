@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fvcore.prompts import Part, PromptTemplate, Tokenizer
+from fvcore.model.tokenizer import Tokenizer
+from fvcore.prompts import Part, PromptTemplate
 from fvcore.trials import WordPair
 
 QUERY_PREDICTIVE = "query_predictive_token"

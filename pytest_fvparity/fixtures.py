@@ -259,12 +259,12 @@ def _chosen(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTria
 
     options, folder = options_of(request), request.config.invocation_params.dir
     if options.candidate_dir is not None:
-        return candidates.from_folder(options.candidate_dir)
+        return candidates.FromFolder(options.candidate_dir)
     if options.candidate is None:
         return None
     if options.candidate_python is None:
         return candidates.from_factory(options.candidate, folder, lm, trials, settings)
-    candidate = candidates.elsewhere(options.candidate_python, options.candidate, folder, lm, trials, settings)
+    candidate = candidates.Elsewhere(options.candidate_python, options.candidate, folder, lm, trials, settings)
     request.config.add_cleanup(candidate.close)
     return candidate
 

@@ -76,6 +76,70 @@ def test_there_are_no_import_cycles() -> None:
         reach(name, ())
 
 
+BASE = ("gates", "formats", "artifacts", "compare", "profile", "provenance", "exits")
+STATIONS = ("slots", "activations", "effects", "heads", "vectors", "injection")
+FLOORS = (
+    BASE,
+    ("embedded", "model"),
+    ("trials", "prompts"),
+    (*STATIONS, "fast"),
+    ("pipeline", "plots"),
+    ("experiments",),
+    ("cli",),
+)
+"""What stands in fvcore on each floor, prompts with the trials that hold their words. A room imports from no floor above."""
+
+SHOPS = {"antonym", "relation", "evaluation"}
+PUBLIC_FACES = {"pytest_fvparity.cli", "pytest_fvparity.plugin", "pytest_fvparity.fixtures"}
+MOST_ARROWS = 17
+
+
+def _floor(name: str) -> int:
+    part = name.split(".")[1] if "." in name else name
+    return next((at for at, parts in enumerate(FLOORS) if part in parts), -1)
+
+
+def test_every_room_of_fvcore_stands_above_what_it_imports() -> None:
+    # What is made of embedded models, and what it takes to train one, is told by all stations; where they lie, by nothing.
+    makers = {name for name in MODULES if name.startswith("fvcore.embedded.")}
+    faces = {"fvcore", "fvcore.__main__"}
+    rooms = {name for name in MODULES if name.startswith("fvcore")} - makers - faces
+
+    assert not {name for name in rooms if _floor(name) < 0}
+    assert not {
+        (name, arrow) for name in rooms for arrow in ARROWS[name] - faces - makers if _floor(arrow) > _floor(name)
+    }
+
+
+def test_no_experiment_imports_another() -> None:
+    def experiment(name: str) -> str:
+        room = name.removeprefix("fvcore.experiments").strip(".").split(".")[0]
+        folder = MODULES[name].parent.name
+        return room if name.startswith("fvcore.experiments") and folder != "experiments" else ""
+
+    others = {
+        (name, arrow) for name, arrows in ARROWS.items() for arrow in arrows if experiment(name) and experiment(arrow)
+    }
+    assert not {(a, b) for a, b in others if experiment(b) in SHOPS and experiment(a) != experiment(b)}
+    assert not {(a, b) for a, b in others if experiment(a) == "steps" and experiment(b) != "steps"}
+    # The shared rooms know no experiment at all.
+    shared = {name for name, path in MODULES.items() if path.parent.name == "experiments"}
+    assert not {(name, arrow) for name in shared for arrow in ARROWS[name] if experiment(arrow)}
+
+
+def test_the_library_names_no_option_of_the_plugin() -> None:
+    assert not {name for name, path in MODULES.items() if name.startswith("fvcore") and "--fv-" in path.read_text()}
+
+
+def test_no_room_has_more_others_to_import_than_one_can_keep_in_mind() -> None:
+    rooms = {
+        name: {arrow for arrow in arrows if MODULES[arrow].name != "__init__.py"} for name, arrows in ARROWS.items()
+    }
+    many = {name: len(arrows) for name, arrows in rooms.items() if len(arrows) > MOST_ARROWS}
+
+    assert not {name: n for name, n in many.items() if name not in PUBLIC_FACES}
+
+
 def test_the_adapter_of_suites_knows_none_of_them() -> None:
     adapter = {name for name in MODULES if name.startswith("pytest_fvparity.suite.")}
     known = set().union(*(ARROWS[name] for name in adapter))

@@ -29,7 +29,8 @@ from fvcore.embedded.words import Relation, relations
 from fvcore.heads import top_heads
 from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel, load
-from fvcore.prompts import BosFacts, Prompt, PromptTemplate, prompt_at_boundary
+from fvcore.model.tokenizer import BosFacts
+from fvcore.prompts import Prompt, PromptTemplate, prompt_at_boundary
 from fvcore.slots import SlotMap, dummy_labels, slot_map
 from fvcore.trials import WordPair, labelled
 from fvcore.vectors import function_vector

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from fvcore.artifacts import is_dense
-from fvcore.experiments.steps import layout
 from fvcore.formats import FormatError, read_json, read_pt
 
-MEANS, TOP_HEADS, VECTOR = (Path(name).name for name in (layout.MEANS, layout.TOP_HEADS, layout.FV))
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MEANS, TOP_HEADS, VECTOR = "mean_activations.pt", "top_heads.json", "fv_global_resid.pt"
 
 VECTOR_KEYS = ("function_vector", "fv_global_resid")
 """Under which a file of several values holds the vector."""
@@ -46,11 +45,7 @@ class ReferenceFiles:
 
 def read_means(path: Path) -> Tensor:
     """(layer, head, slot, d_head). Raises FormatError, as all that follow."""
-    value = read_pt(path)
-    if not is_dense(value) or value.ndim != 4:
-        raise FormatError(f"{path}: expected mean activations (layer, head, slot, d_head), found {_shown(value)}")
-    means: Tensor = value
-    return means
+    return _tensor(read_pt(path), path, "mean activations (layer, head, slot, d_head)", n_axes=4)
 
 
 def heads_in(value: Any, path: Path) -> list[list[int]]:
@@ -82,14 +77,18 @@ def vector_in(value: Any, path: Path) -> Any:
 
 def read_vector(path: Path) -> Tensor:
     """(d_model,)"""
-    value = vector_in(read_pt(path), path)
-    if not is_dense(value):
-        raise FormatError(f"{path}: expected a tensor {VECTOR_KEYS[1]} (d_model,), found {_shown(value)}")
-    vector: Tensor = value.reshape(-1)
-    return vector
+    return _tensor(vector_in(read_pt(path), path), path, f"a tensor {VECTOR_KEYS[1]} (d_model,)").reshape(-1)
 
 
-def _shown(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    return f"{list(value.shape)}" if is_dense(value) else "a tensor without plain numbers (sparse, quantized or meta)"
+def _tensor(value: Any, path: Path, expected: str, n_axes: int | None = None) -> Tensor:
+    # Where a run's files lie is asked without torch.
+    from torch import Tensor
+
+    from fvcore.artifacts import is_dense
+
+    if is_dense(value) and n_axes in {None, value.ndim}:
+        return value
+    shown = f"{list(value.shape)}" if is_dense(value) else f"a {type(value).__name__}"
+    if isinstance(value, Tensor) and not is_dense(value):
+        shown = "a tensor without plain numbers (sparse, quantized or meta)"
+    raise FormatError(f"{path}: expected {expected}, found {shown}")

@@ -19,8 +19,8 @@ from fvcore.model.anatomy import BLOCKS, require_parts
 from fvcore.model.hooks import HookNeverFired, read_heads
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError, ModelSpec, PartMissing
+from fvcore.model.tokenizer import BosFacts
 from fvcore.profile import Strict
-from fvcore.prompts import BosFacts
 
 FOLDER = Path("reports", "model_spec_audit")
 PLAN_FOLDER = Path("artifacts", "model_spec_audit")

@@ -14,7 +14,8 @@ from pydantic import BeforeValidator, model_validator
 
 from fvcore import trials
 from fvcore.formats import parting, read_json, sha256, validated, write_json
-from fvcore.prompts import PromptTemplate, Tokenizer
+from fvcore.model.tokenizer import Tokenizer
+from fvcore.prompts import PromptTemplate
 from fvcore.trials.fixed import (
     MAX_NAME,
     PREFIXES,

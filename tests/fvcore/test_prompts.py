@@ -11,9 +11,9 @@ import pytest
 
 from fvcore import trials
 from fvcore.embedded.random_models import toy_tokenizer, trials_for
+from fvcore.model.tokenizer import BosFacts
 from fvcore.prompts import (
     BosError,
-    BosFacts,
     BoundaryError,
     PromptTemplate,
     prompt_at_boundary,

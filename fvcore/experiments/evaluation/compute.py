@@ -19,9 +19,9 @@ from fvcore.fast.shared_prompt import Prompt as SharedPrompt
 from fvcore.injection import LEAST_LOGPROB, answer_nlls, generated_ids, read_injected
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
+from fvcore.model.tokenizer import BosFacts
 from fvcore.prompts import (
     UPSTREAM_BOS_TEXT,
-    BosFacts,
     BoundaryError,
     Prompt,
     PromptTemplate,

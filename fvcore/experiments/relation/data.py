@@ -19,8 +19,8 @@ from typing import Any
 from fvcore.experiments.folder import names_a_folder
 from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials, of_draws
 from fvcore.formats import read_text, sha256, sha256_file
-from fvcore.prompts import Tokenizer
-from fvcore.trials import TrialsError, WordPair, labelled
+from fvcore.model.tokenizer import Tokenizer
+from fvcore.trials import TrialsError, WordPair
 
 Q_NAMES = ("q", "id", "qid")
 A_NAMES = ("exA", "ex_A", "ex_a", "input")
@@ -152,15 +152,7 @@ def _draw(rng: random.Random, q_id: str, rows: Sequence[WordPair], n_demos: int)
     rng.shuffle(moved)
     if moved == clean and len(clean) > 1:
         rng.shuffle(moved)
-    return Draw(
-        demos=tuple(row for _, row in demos),
-        corrupted=tuple(labelled([row for _, row in demos], moved)),
-        query=rows[query],
-        q_id=q_id,
-        query_source_index=query,
-        demo_source_indices=tuple(at for at, _ in demos),
-        demo_order=tuple(range(n_demos)),
-    )
+    return Draw.of(demos, moved, (query, rows[query]), q_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fvcore.experiments import plan_files
 from fvcore.experiments.folder import safe_name
 
 if TYPE_CHECKING:
@@ -15,11 +16,11 @@ CIE = "artifacts/cie_scores.csv"
 AIE = "artifacts/aie_scores.csv"
 AIE_JSON = "artifacts/aie_scores.json"
 TRIAL_METRICS = "artifacts/trial_metrics.jsonl"
-MEANS = "artifacts/mean_activations.pt"
+MEANS = f"artifacts/{plan_files.MEANS}"
 MEANS_META = "artifacts/mean_activations_meta.json"
 GLOBAL_MEAN = "artifacts/stepD_mean_acts/global_clean_mean.pt"
-TOP_HEADS = "artifacts/top_heads.json"
-FV = "artifacts/fv_global_resid.pt"
+TOP_HEADS = f"artifacts/{plan_files.TOP_HEADS}"
+FV = f"artifacts/{plan_files.VECTOR}"
 FV_META = "artifacts/fv_global_resid_meta.json"
 FV_BY_LAYER = "artifacts/fv_by_layer.pt"
 STEP_E_EVAL = "artifacts/stepE_eval.json"

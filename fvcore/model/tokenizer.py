@@ -1,0 +1,44 @@
+"""What is asked of a tokenizer, and what it really does at both ends of a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Tokenizer(Protocol):
+    """What is asked of a Hugging Face tokenizer."""
+
+    bos_token: Any
+    bos_token_id: Any
+    eos_token: Any
+    eos_token_id: Any
+    model_max_length: int
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Any: ...
+    def tokenize(self, text: str) -> list[str]: ...
+    def decode(self, token_ids: Any) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BosFacts:
+    """What the tokenizer really does about BOS and EOS, measured on a short text."""
+
+    bos_token_id: int | None
+    adds_bos: bool
+    bos_without_special_tokens: bool
+    appends_eos: bool
+    first_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> BosFacts:
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        with_special = tokenizer("Q: a").input_ids
+        without = tokenizer("Q: a", add_special_tokens=False).input_ids
+        return cls(
+            bos_token_id=bos,
+            adds_bos=bos is not None and with_special[0] == bos,
+            bos_without_special_tokens=bos is not None and without[0] == bos,
+            appends_eos=eos is not None and with_special[-1] == eos,
+            first_ids=tuple(with_special[:4]),
+        )
