@@ -231,14 +231,14 @@ def _write_layer(
         f"batch 0: rows without the vector {n}, rows with it {n}; it changed the logits of the targets\n"
         f"{key}: {summary[key]!r}\n"
     )
-    names = [f"{directory}/{name}" for name in (*layout.OF_LAYER, "step6.log")]
-    names.append(f"{directory}/{layout.step6_results(lm.name, layer, n)}")
-    write_json(folder / names[0], summary)
-    write_jsonl(folder / names[1], rows)
-    write_json(folder / names[2], meta)
-    write_text(folder / names[3], log)
-    write_json(folder / names[4], results)
-    return [folder / name for name in names]
+    names = (*layout.OF_LAYER, "step6.log", layout.step6_results(lm.name, layer, n))
+    files = [folder / directory / name for name in names]
+    write_json(files[0], summary)
+    write_jsonl(files[1], rows)
+    write_json(files[2], meta)
+    write_text(files[3], log)
+    write_json(files[4], results)
+    return files
 
 
 def _meta_of(lm: LanguageModel, layer: int, vector: Vector, q_ids: list[str], how: Row) -> Row:
