@@ -71,6 +71,12 @@ def _place(location: list[Any]) -> tuple[str, str]:
     return entry, ".".join(map(str, location))
 
 
+def parting(one: str, other: str) -> int:
+    """Where two texts part: their first different character, or the end of the shorter one."""
+    shorter = min(len(one), len(other))
+    return next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), shorter)
+
+
 def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -247,17 +253,13 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return columns, [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def jsonl_text(rows: Iterable[Mapping[str, Any]]) -> str:
-    """One object a line, each line ended; NaN is refused."""
-    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-
-
 def read_jsonl(path: Path) -> list[Any]:
     return [json.loads(line) for line in read_text(path).splitlines()]
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, jsonl_text(rows))
+    """One object a line, each line ended; NaN is refused."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import cache
+from itertools import dropwhile
 from typing import Any, Generic, TypeVar
 
 Subject = TypeVar("Subject")
@@ -183,14 +185,7 @@ class Gate:
 
 def run_suite(suite: Suite[Subject]) -> Iterator[StageResult]:
     """Every stage in order; after the earliest failure the later ones are BLOCKED unless `keep_going`."""
-    cached: list[Subject] = []
-
-    def subject() -> Subject:
-        if not cached:
-            cached.append(suite.subject())
-        return cached[0]
-
-    gate = Gate(suite.keys, suite.keep_going)
+    gate, subject = Gate(suite.keys, suite.keep_going), cache(suite.subject)
     for stage in suite.stages:
         if earliest := gate.blocks(stage.key):
             yield StageResult(suite.name, stage.key, Status.BLOCKED, blocked_by=earliest)
@@ -201,15 +196,13 @@ def run_suite(suite: Suite[Subject]) -> Iterator[StageResult]:
 
 
 def blocked_behind(statuses: Mapping[str, str]) -> dict[str, str]:
-    """Key -> the earliest key that failed, for the keys behind it whose PASS or CRASHED is therefore not believed.
+    """Key -> the earliest key without a green verdict, for the keys behind it whose PASS or CRASHED is therefore not believed.
 
-    `statuses` is in the suite's order. Stages that ran in several processes did not know of one another.
+    `statuses` is in the suite's order. Stages that ran in several processes did not know of one another. Stricter than a
+    gate: what passed behind a stage that was blocked, or not run for want of a device, ran where that one did not.
     """
-    gate = Gate(tuple(statuses))
-    for key, status in statuses.items():
-        gate.judged(key, Status(status))
-    doubted = [key for key, status in statuses.items() if status in {Status.PASS, Status.CRASHED}]
-    return {key: earliest for key in doubted if (earliest := gate.blocks(key))}
+    behind = list(dropwhile(lambda key: statuses[key] in NON_BLOCKING, statuses))
+    return {key: behind[0] for key in behind[1:] if statuses[key] in {Status.PASS, Status.CRASHED}}
 
 
 def settled(

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from pytest_fvparity.parity.noise import Noise
     from pytest_fvparity.parity.tolerances import Tolerances
 
+Made = TypeVar("Made")
+
 # What is expensive and belongs to one trials file is kept for the session, by its path.
 CACHE_KEY = pytest.StashKey[dict[tuple[str, ...], Any]]()
 
@@ -44,11 +47,12 @@ def options_of(request: pytest.FixtureRequest) -> ParityOptions:
     return request.config.stash[OPTIONS_KEY]
 
 
-def _cached(request: pytest.FixtureRequest, make: Any, *key: str) -> Any:
+def _cached(request: pytest.FixtureRequest, make: Callable[[], Made], *key: str) -> Made:
     cache = request.config.stash.setdefault(CACHE_KEY, {})
     if key not in cache:
         cache[key] = make()
-    return cache[key]
+    made: Made = cache[key]
+    return made
 
 
 @contextmanager
@@ -118,15 +122,10 @@ def device_of(request: pytest.FixtureRequest, options: ParityOptions) -> str:
 @pytest.fixture
 def fv_trials(request: pytest.FixtureRequest) -> FixedTrials:
     """The `FixedTrials` of a stage's own file; in any other test, one run per --fv-trials file."""
+    from fvcore.trials.sampled import read_trials
+
     path = _trials_path(request)
-
-    def read() -> Any:
-        from fvcore.trials.sampled import read_trials
-
-        return read_trials(path)
-
-    found: FixedTrials = _cached(request, read, "trials", str(path))
-    return found
+    return _cached(request, partial(read_trials, path), "trials", str(path))
 
 
 def _trials_path(request: pytest.FixtureRequest) -> Path:
@@ -161,12 +160,8 @@ def fv_check_key(request: pytest.FixtureRequest) -> str:
 def fv_golden(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trials: FixedTrials) -> Golden:
     """The `Golden` of these trials: read from disk with every hash checked, or with --fv-live recorded now."""
     options = options_of(request)
-
-    def find() -> Golden:
-        return _live(request, fv_model, fv_trials) if options.live else _recorded(options, fv_trials)
-
-    found: Golden = _cached(request, find, "golden", fv_trials.id, fv_trials.sha256)
-    return found
+    find = partial(_live, request, fv_model) if options.live else partial(_recorded, options)
+    return _cached(request, partial(find, fv_trials), "golden", fv_trials.id, fv_trials.sha256)
 
 
 def _recorded(options: ParityOptions, trials: FixedTrials) -> Golden:
@@ -188,7 +183,7 @@ def _live(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTrials
     options = options_of(request)
     scratch = tempfile.TemporaryDirectory(prefix="fvparity-live-")
     request.config.add_cleanup(scratch.cleanup)
-    settings, words_only = recording_settings(options), _words_alone(request)
+    settings, words_only = settings_of(options), _words_alone(request)
     recording = reference.run(options.src, lm, trials, settings, options.src_python, words_only=words_only)
     golden.write(recording, Path(scratch.name))
     return golden.Golden.open(Path(scratch.name))
@@ -204,12 +199,8 @@ def _words_alone(request: pytest.FixtureRequest) -> bool:
     return all(isinstance(i, StageItem) and i.collector.suite.name == "parity" and i.name in WORDS for i in items)
 
 
-def recording_settings(options: ParityOptions) -> Settings:
-    """Settings of a recording: the options, then the plan's defaults."""
-    return _settings(options, RECORDING_DEFAULTS)
-
-
-def _settings(options: ParityOptions, defaults: dict[str, int]) -> Settings:
+def settings_of(options: ParityOptions, defaults: Mapping[str, int] = RECORDING_DEFAULTS) -> Settings:
+    """The options, then `defaults`: of a recording the plan's."""
     from fvcore.pipeline import Settings
 
     given = {
@@ -217,7 +208,7 @@ def _settings(options: ParityOptions, defaults: dict[str, int]) -> Settings:
         "n_top_heads": options.top_heads,
         "token_class_idx": options.token_class,
     }
-    chosen = defaults | {name: value for name, value in given.items() if value is not None}
+    chosen = {**defaults, **{name: value for name, value in given.items() if value is not None}}
     memory = None if options.max_memory is None else int(options.max_memory * 2**30)
     return Settings(**chosen, reference_profile=options.reference_profile, engine=options.engine, max_memory=memory)
 
@@ -228,13 +219,13 @@ def run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Setting
 
     options = options_of(request)
     if options.live:
-        return recording_settings(options)
+        return settings_of(options)
     try:
-        recorded = _cached(request, lambda: _recorded(options, trials), "golden", trials.id, trials.sha256)
+        recorded = _cached(request, partial(_recorded, options, trials), "golden", trials.id, trials.sha256)
     except NoGolden:
-        return recording_settings(options)
+        return settings_of(options)
     identity = recorded.profile.identity
-    return _settings(options, {name: getattr(identity, name) for name in RECORDING_DEFAULTS})
+    return settings_of(options, {name: getattr(identity, name) for name in RECORDING_DEFAULTS})
 
 
 @pytest.fixture
@@ -243,28 +234,24 @@ def fv_candidate(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_tri
     settings = run_settings(request, fv_trials)
     settings.require_fit(fv_model)
 
-    def make() -> Any:
-        if (chosen := _chosen(request, fv_model, fv_trials, settings)) is not None:
-            return chosen
-        hook = request.config.pluginmanager.hook
-        return hook.pytest_fvparity_candidate(lm=fv_model, trials=fv_trials, settings=settings)
-
-    candidate: Implementation = _cached(request, make, "candidate", fv_trials.id, fv_trials.sha256, str(id(fv_model)))
-    return candidate
+    make = partial(_candidate, request, fv_model, fv_trials, settings)
+    return _cached(request, make, "candidate", fv_trials.id, fv_trials.sha256, str(id(fv_model)))
 
 
-def _chosen(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Any:
-    """The candidate that the options name, if they name one."""
+def _candidate(
+    request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTrials, settings: Settings
+) -> Implementation:
     from pytest_fvparity.candidates import candidates
 
     options, folder = options_of(request), request.config.invocation_params.dir
     if options.candidate_dir is not None:
-        return candidates.from_folder(options.candidate_dir)
+        return candidates.FromFolder(options.candidate_dir)
     if options.candidate is None:
-        return None
+        given: Implementation = request.config.hook.pytest_fvparity_candidate(lm=lm, trials=trials, settings=settings)
+        return given
     if options.candidate_python is None:
         return candidates.from_factory(options.candidate, folder, lm, trials, settings)
-    candidate = candidates.elsewhere(options.candidate_python, options.candidate, folder, lm, trials, settings)
+    candidate = candidates.Elsewhere(options.candidate_python, options.candidate, folder, lm, trials, settings)
     request.config.add_cleanup(candidate.close)
     return candidate
 

@@ -24,7 +24,7 @@ NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True)
-class Option:
+class ParityOption:
     """One option: `--fv-<name>` on the command line, `fv_<name>` in the ini file."""
 
     name: str
@@ -49,96 +49,62 @@ class Option:
         return f"fv_{self.field}"
 
 
-def _option(help: str, default: Any = None, choices: tuple[str, ...] | None = None, ini: bool = True) -> dict[str, Any]:
-    """What makes a field of `ParityOptions` an option; its name and type are the field's."""
-    return {"help": help, "default": default, "choices": choices, "ini": ini}
+def _option(help: str, default: Any = None, choices: tuple[str, ...] | None = None, ini: bool = True) -> Any:
+    """A field of `ParityOptions` that is an option; its name and type are the field's."""
+    return field(metadata={"help": help, "default": default, "choices": choices, "ini": ini})
 
 
 @dataclass(frozen=True)
 class ParityOptions:
     """All options of a run, typed, and each as the command line has it; paths are absolute."""
 
-    model: str = field(
-        metadata=_option(
-            f"shipped model, directory or cached hub id (default {shipped.DEFAULT_MODEL})", shipped.DEFAULT_MODEL
-        )
-    )
-    spec: str | None = field(
-        metadata=_option(
-            "where the model keeps its parts: a registered spec, an alias, or a YAML file (default: found)"
-        )
-    )
-    trials: tuple[Path, ...] = field(metadata=_option("fixed-trials file; may be given several times"))
-    golden: Path | None = field(
-        metadata=_option("folder of goldens (default: golden/ of the project, then the shipped ones)")
-    )
-    golden_fetch: bool = field(metadata=_option("fetch what a golden keeps elsewhere, by the URL in its manifest"))
-    regen_golden: bool = field(
-        metadata=_option("record the golden from the reference (needs --fv-src), then compare", ini=False)
-    )
-    golden_diff: bool = field(
-        metadata=_option("say what --fv-regen-golden would change, and change nothing", ini=False)
-    )
-    regen_allow_ci: bool = field(metadata=_option("allow --fv-regen-golden in CI", ini=False))
-    live: bool = field(
-        metadata=_option("compare with a run of the reference made now (needs --fv-src); no golden is read or written")
-    )
-    candidate: str | None = field(
-        metadata=_option("implementation under test: package.module:factory (default: hook, else fvcore)")
-    )
-    candidate_python: str | None = field(metadata=_option("interpreter that runs --fv-candidate (default: this one)"))
-    candidate_dir: Path | None = field(metadata=_option("folder of artifacts the candidate has computed already"))
-    src: Path | None = field(metadata=_option("checkout of the public reference"))
-    src_python: str | None = field(metadata=_option("interpreter that runs the reference (default: this one)"))
-    reference_profile: str = field(
-        metadata=_option("src (default) or todd_upstream", default="src", choices=REFERENCE_PROFILES)
-    )
-    engine: str = field(
-        metadata=_option("how fvcore computes means and effects: fast (default), exact, or screened", default="fast")
-    )
-    max_memory: float | None = field(
-        metadata=_option("GiB that engine fast may take beside the weights (default: half of what is free)")
-    )
-    device: str = field(metadata=_option(f"{DEVICES} (default cpu)"))
-    dtype: str = field(
-        metadata=_option("fp32 (default), fp16 or bf16", default="fp32", choices=("fp32", "fp16", "bf16"))
-    )
-    quant: str = field(
-        metadata=_option("none (default), 8bit or 4bit (bitsandbytes, on CUDA)", default="none", choices=QUANTS)
-    )
-    device_map: str | None = field(
-        metadata=_option("in place of --fv-device: auto, balanced, sequential (needs accelerate)")
-    )
-    attn: str | None = field(metadata=_option("attention implementation: eager, sdpa, ... (default: the library's)"))
-    seed: int = field(metadata=_option("seed of everything random beside the trials (default 0)", default=0))
-    max_trials: int | None = field(metadata=_option("compare the first N trials of the per-trial keys"))
-    top_heads: int | None = field(metadata=_option("number of top heads (default: the golden's; 10 when recording)"))
-    token_class: int | None = field(
-        metadata=_option("token class of the effect, -1 the last token (default: the golden's; -1 when recording)")
-    )
-    edit_layer: int | None = field(
-        metadata=_option("block whose output is injected into (default: the golden's; 9 when recording)")
-    )
-    tolerances: Path | None = field(metadata=_option("YAML file in place of the default tolerances"))
-    keep_going: bool = field(
-        metadata=_option("judge later keys too, on their own and on golden inputs, instead of blocking them")
-    )
-    repeat: int = field(
-        metadata=_option(
-            "ask the candidate N times for each key: it must say the same each time (default 1)", default=1
-        )
-    )
-    drill: bool = field(
-        metadata=_option("when mean_activations fails, name the first module that differs from the reference's")
-    )
-    require_gpu: bool = field(metadata=_option("fail instead of skipping when there is no CUDA device"))
-    report_dir: Path = field(metadata=_option("where reports are written (default reports/)", default="reports"))
-    relation_root: Path | None = field(metadata=_option("folder of a relation run, one folder a q_id, for -m transfer"))
-    qid: tuple[str, ...] = field(
-        metadata=_option("q_id of that run; may be given several times (default: all)", ini=False)
-    )
     rootdir: Path
     here: Path
+    model: str = _option(
+        f"shipped model, directory or cached hub id (default {shipped.DEFAULT_MODEL})", shipped.DEFAULT_MODEL
+    )
+    spec: str | None = _option(
+        "where the model keeps its parts: a registered spec, an alias, or a YAML file (default: found)"
+    )
+    trials: tuple[Path, ...] = _option("fixed-trials file; may be given several times")
+    golden: Path | None = _option("folder of goldens (default: golden/ of the project, then the shipped ones)")
+    golden_fetch: bool = _option("fetch what a golden keeps elsewhere, by the URL in its manifest")
+    regen_golden: bool = _option("record the golden from the reference (needs --fv-src), then compare", ini=False)
+    golden_diff: bool = _option("say what --fv-regen-golden would change, and change nothing", ini=False)
+    regen_allow_ci: bool = _option("allow --fv-regen-golden in CI", ini=False)
+    live: bool = _option("compare with a run of the reference made now (needs --fv-src); no golden is read or written")
+    candidate: str | None = _option("implementation under test: package.module:factory (default: hook, else fvcore)")
+    candidate_python: str | None = _option("interpreter that runs --fv-candidate (default: this one)")
+    candidate_dir: Path | None = _option("folder of artifacts the candidate has computed already")
+    src: Path | None = _option("checkout of the public reference")
+    src_python: str | None = _option("interpreter that runs the reference (default: this one)")
+    reference_profile: str = _option("src (default) or todd_upstream", default="src", choices=REFERENCE_PROFILES)
+    engine: str = _option("how fvcore computes means and effects: fast (default), exact, or screened", default="fast")
+    max_memory: float | None = _option(
+        "GiB that engine fast may take beside the weights (default: half of what is free)"
+    )
+    device: str = _option(f"{DEVICES} (default cpu)")
+    dtype: str = _option("fp32 (default), fp16 or bf16", default="fp32", choices=("fp32", "fp16", "bf16"))
+    quant: str = _option("none (default), 8bit or 4bit (bitsandbytes, on CUDA)", default="none", choices=QUANTS)
+    device_map: str | None = _option("in place of --fv-device: auto, balanced, sequential (needs accelerate)")
+    attn: str | None = _option("attention implementation: eager, sdpa, ... (default: the library's)")
+    seed: int = _option("seed of everything random beside the trials (default 0)", default=0)
+    max_trials: int | None = _option("compare the first N trials of the per-trial keys")
+    top_heads: int | None = _option("number of top heads (default: the golden's; 10 when recording)")
+    token_class: int | None = _option(
+        "token class of the effect, -1 the last token (default: the golden's; -1 when recording)"
+    )
+    edit_layer: int | None = _option("block whose output is injected into (default: the golden's; 9 when recording)")
+    tolerances: Path | None = _option("YAML file in place of the default tolerances")
+    keep_going: bool = _option("judge later keys too, on their own and on golden inputs, instead of blocking them")
+    repeat: int = _option(
+        "ask the candidate N times for each key: it must say the same each time (default 1)", default=1
+    )
+    drill: bool = _option("when mean_activations fails, name the first module that differs from the reference's")
+    require_gpu: bool = _option("fail instead of skipping when there is no CUDA device")
+    report_dir: Path = _option("where reports are written (default reports/)", default="reports")
+    relation_root: Path | None = _option("folder of a relation run, one folder a q_id, for -m transfer")
+    qid: tuple[str, ...] = _option("q_id of that run; may be given several times (default: all)", ini=False)
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> ParityOptions:
@@ -228,7 +194,7 @@ def _contradictions(given: Mapping[str, Any]) -> Iterator[str]:
 OPTIONS_KEY = pytest.StashKey[ParityOptions]()
 
 
-def _options() -> Iterator[Option]:
+def _options() -> Iterator[ParityOption]:
     hints = get_type_hints(ParityOptions)
     for one in fields(ParityOptions):
         if one.metadata:
@@ -239,7 +205,7 @@ def _options() -> Iterator[Option]:
                 "many": get_origin(kind) is tuple,
                 "is_path": first is Path,
             }
-            yield Option(one.name.replace("_", "-"), **how, **one.metadata)
+            yield ParityOption(one.name.replace("_", "-"), **how, **one.metadata)
 
 
 OPTIONS = tuple(_options())
@@ -262,7 +228,7 @@ def register(parser: pytest.Parser) -> None:
             parser.addini(option.dest, option.help, type=kind, default=None)
 
 
-def _value(config: pytest.Config, option: Option) -> Any:
+def _value(config: pytest.Config, option: ParityOption) -> Any:
     """Command line, then ini file, then default."""
     given = config.getoption(option.dest)
     if given is not None or not option.ini:

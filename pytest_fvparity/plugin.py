@@ -8,44 +8,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fvcore.gates import Status, Suite
-from pytest_fvparity import hookspecs, options
-from pytest_fvparity.fixtures import (
-    fv_candidate,
-    fv_check_key,
-    fv_golden,
-    fv_model,
-    fv_profile,
-    fv_trials,
-    trials_files,
-)
+from pytest_fvparity import fixtures, hookspecs, options
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
+from pytest_fvparity.parity import suite as parity
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.parity.place import title_of
-from pytest_fvparity.parity.suite import PARITY, fv_parity_run
 from pytest_fvparity.selection import DECLARED, select
 from pytest_fvparity.suite.collector import DataFile, in_module, in_order
 from pytest_fvparity.suite.declaration import FILES_KEY
 from pytest_fvparity.suite.item import ROOT_KEY, StageItem, status_of
 from pytest_fvparity.suite.reporter import SuiteReporter
-from pytest_fvparity.suite.scheduler import Workers, chosen_dist
-from pytest_fvparity.transfer.suite import fv_transfer_run
+from pytest_fvparity.suite.scheduler import SuiteWorkers, chosen_dist
+from pytest_fvparity.transfer import suite as transfer
 
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings
     from fvcore.trials import FixedTrials
     from pytest_fvparity.parity.implementation import Implementation
-
-__all__ = [
-    "fv_candidate",
-    "fv_check_key",
-    "fv_golden",
-    "fv_model",
-    "fv_parity_run",
-    "fv_profile",
-    "fv_transfer_run",
-    "fv_trials",
-]
 
 _DIST_KEY = pytest.StashKey[str | None]()
 
@@ -56,8 +36,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """When plugins are loaded: our own hooks become known."""
+    """When this plugin is loaded: its own hooks become known, and the fixtures, before those of whoever overrides them."""
     pluginmanager.add_hookspecs(hookspecs)
+    for module in (fixtures, parity, transfer):
+        pluginmanager.register(module)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -80,12 +62,12 @@ def pytest_configure(config: pytest.Config) -> None:
     on_controller = not hasattr(config, "workerinput")
     if on_controller and not parsed.golden_diff:  # a dry run judges nothing, and reports of earlier runs stay
         config.pluginmanager.register(SuiteReporter(config, parsed.keep_going), "fvparity-reporter")
-        config.pluginmanager.register(Workers(config.stash[_DIST_KEY], bool(files)), "fvparity-workers")
+        config.pluginmanager.register(SuiteWorkers(config.stash[_DIST_KEY], bool(files)), "fvparity-workers")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """At the top of the terminal output."""
-    if all(file.declared is not PARITY for file in config.stash[FILES_KEY].values()):
+    if all(file.declared is not parity.PARITY for file in config.stash[FILES_KEY].values()):
         return []
     parsed = config.stash[OPTIONS_KEY]
     return [
@@ -115,7 +97,7 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """For every collected test function: one run per trials file, and one per check key where asked for."""
     if "fv_trials" in metafunc.fixturenames:
-        paths = trials_files(metafunc.config)
+        paths = fixtures.trials_files(metafunc.config)
         metafunc.parametrize("fv_trials", paths, indirect=True, ids=[title_of(path) for path in paths])
     if "fv_check_key" in metafunc.fixturenames:
         metafunc.parametrize("fv_check_key", CHECK_KEYS, indirect=True)

@@ -48,13 +48,7 @@ def marked(config: pytest.Config, marker: str) -> bool:
     except SyntaxError:
         return False  # pytest itself will say what is wrong with it
 
-    def named(name: str, /, **_: object) -> bool:
-        return name == marker
-
-    def unmarked(name: str, /, **_: object) -> bool:
-        return False
-
-    return compiled.evaluate(named) and not compiled.evaluate(unmarked)
+    return compiled.evaluate(lambda name, /, **_: name == marker) and not compiled.evaluate(lambda *_, **__: False)
 
 
 def _named(config: pytest.Config, suite: str, alone: bool = False) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fvcore.gates import Finding, NotHeld, NotProvided, Stage, StageError, Verdict, merge
 from pytest_fvparity.drill import drilled
 from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Answers, Implementation, copied
-from pytest_fvparity.parity.refinements import Continuation, refined
+from pytest_fvparity.parity.refinements import REFINEMENTS, Continuation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -86,11 +86,6 @@ class ParityRun:
     repeat: int = 1  # how often the candidate is asked for each key
 
     @property
-    def tied(self) -> set[str]:
-        """Keys that differ by a tie alone."""
-        return self.memory.tied
-
-    @property
     def part(self) -> Part:
         """What the golden holds of a recording; one of a user's own make holds all."""
         from pytest_fvparity.golden.part import WHOLE
@@ -129,8 +124,8 @@ class ParityRun:
         expected = self.expected(key)
         if key in PER_TRIAL_KEYS:
             expected, actual = self._limited(expected), self._limited(actual)
-        cut, whole = self.part.cut(key, expected, actual, _axes), actual
-        expected, actual = cut.expected, cut.actual
+        whole = actual
+        expected, actual, left_out = self.part.cut(key, expected, actual, _axes)
         partial, absent = getattr(self.candidate, "partial", False), [leaf for leaf in expected if leaf not in actual]
         if partial:
             expected = {leaf: value for leaf, value in expected.items() if leaf in actual}
@@ -145,11 +140,11 @@ class ParityRun:
         if partial and absent and verdict.passed and not unsteady:
             agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
             raise NotProvided(f"{agrees} agree(s) with the golden; not provided: {names}")
-        if not (partial and absent):
-            verdict = refined(key, self, verdict, expected, whole)
+        if key in REFINEMENTS and not (partial and absent):
+            verdict = REFINEMENTS[key](self, verdict, expected, whole)
         lent = " and ".join(name for name in INPUTS[key] if name in self.memory.lent)
         notes = [
-            *([f"{NOT_COMPARED}{cut.left_out}"] if cut.left_out else []),
+            *([f"{NOT_COMPARED}{left_out}"] if left_out else []),
             *([f"judged on the golden's {lent}, for the candidate provides none"] if lent else []),
             *_notes(self.candidate, key),
             *(f"{leaf}: {PROVES_NOTHING}" for leaf in self.tolerances.proving_nothing(key, expected)),
@@ -191,7 +186,7 @@ class ParityRun:
             return copied(self.expected(key))  # what a candidate leaves out is not its fault at a later key
         if key == "top_heads":
             self.agrees(key)  # whether it is a tie must be known, also when that stage was not selected
-        return copied(self.expected(key) if key in self.tied else actual)
+        return copied(self.expected(key) if key in self.memory.tied else actual)
 
     def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
         method = getattr(self.candidate, key, None)

@@ -47,7 +47,32 @@ def copied(artifact: Artifact) -> Artifact:
     return {leaf: own(value) for leaf, value in artifact.items()}
 
 
-class Answers(ABC):
+class ByKey(ABC):
+    """An Implementation whose six methods are one, told the key."""
+
+    @abstractmethod
+    def artifact(self, key: str, *inputs: Artifact) -> Artifact: ...
+
+    def prompt_boundary(self) -> Artifact:
+        return self.artifact("prompt_boundary")
+
+    def slot_map(self, *inputs: Artifact) -> Artifact:
+        return self.artifact("slot_map", *inputs)
+
+    def mean_activations(self, *inputs: Artifact) -> Artifact:
+        return self.artifact("mean_activations", *inputs)
+
+    def top_heads(self, *inputs: Artifact) -> Artifact:
+        return self.artifact("top_heads", *inputs)
+
+    def fv_vector(self, *inputs: Artifact) -> Artifact:
+        return self.artifact("fv_vector", *inputs)
+
+    def injection_output(self, *inputs: Artifact) -> Artifact:
+        return self.artifact("injection_output", *inputs)
+
+
+class Answers(ByKey):
     """An Implementation that has all its answers already and looks at no input: a recording, a golden.
 
     Every answer is a copy: whoever edits one changes nothing that is compared later.
@@ -56,23 +81,5 @@ class Answers(ABC):
     @abstractmethod
     def stored(self, key: str) -> Artifact: ...
 
-    def artifact(self, key: str) -> Artifact:
+    def artifact(self, key: str, *_: Artifact) -> Artifact:
         return copied(self.stored(key))
-
-    def prompt_boundary(self) -> Artifact:
-        return self.artifact("prompt_boundary")
-
-    def slot_map(self, *_: Artifact) -> Artifact:
-        return self.artifact("slot_map")
-
-    def mean_activations(self, *_: Artifact) -> Artifact:
-        return self.artifact("mean_activations")
-
-    def top_heads(self, *_: Artifact) -> Artifact:
-        return self.artifact("top_heads")
-
-    def fv_vector(self, *_: Artifact) -> Artifact:
-        return self.artifact("fv_vector")
-
-    def injection_output(self, *_: Artifact) -> Artifact:
-        return self.artifact("injection_output")

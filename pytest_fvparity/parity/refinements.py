@@ -45,11 +45,6 @@ def continuation_of(lm: LanguageModel, golden: Implementation, settings: Setting
     return logits
 
 
-def refined(key: str, run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
-    """A key's verdict with what is particular to that key."""
-    return REFINEMENTS[key](run, verdict, expected, actual) if key in REFINEMENTS else verdict
-
-
 TAIL = 16
 """How many ids of a prompt's end are shown."""
 
@@ -129,7 +124,7 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
     at_heads = [f for f in verdict.findings if f.where.startswith("heads[")]
     if not at_heads or not _are_tied(run, expected, actual):
         return verdict
-    run.tied.add("top_heads")
+    run.memory.tied.add("top_heads")
     findings = []
     for found in verdict.findings:
         message = f"tie: {found.message}; their effects differ by less than the tolerance"
@@ -359,3 +354,4 @@ REFINEMENTS: dict[str, Callable[[ParityRun, Verdict, Artifact, Artifact], Verdic
     "fv_vector": _measured_vector,
     "injection_output": _moved_logits,
 }
+"""What a key's verdict becomes by what is particular to that key."""

@@ -11,7 +11,7 @@ import pytest
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.parity.place import place_of
-from pytest_fvparity.suite.declaration import FILES_KEY
+from pytest_fvparity.suite.declaration import FILES_KEY, SuiteReports
 
 if TYPE_CHECKING:
     from pytest_fvparity.report.report import Report
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NAME = "parity"
 
 
-class ParityReports:
+class ParityReports(SuiteReports):
     """Of the runs of this suite; a report for each trials file."""
 
     def __init__(self, config: pytest.Config) -> None:
@@ -41,7 +41,7 @@ class ParityReports:
             return reproduce(self.config, f"{run.nodeid}::{key}", run.declared)
 
         place = place_of(self.config.rootpath / run.file)
-        return assemble(run.file, sorted(run.planned), run.rows, command, run.keep_going, place)
+        return assemble(run.results(), run.rows, run.context, command, run.keep_going, place)
 
     def begin(self, runs: Iterable[SuiteRun]) -> None:
         from pytest_fvparity.report.render import folders, write_all
@@ -66,14 +66,13 @@ class ParityReports:
         return all(report.overall_status in GREEN for report in self.reports)
 
     def summary(self, terminal: Any, written: bool) -> None:
-        several = len(self.reports) > 1
         for report in self.reports:
-            self._summary(report, terminal, several, written)
+            self._summary(report, terminal, written)
         for path in self._unplanned():
             line = f"no parity stage of {path.name} is selected: nothing of it was compared"
             terminal.write_line(line, yellow=True, bold=True)
 
-    def _summary(self, report: Report, terminal: Any, several: bool, written: bool) -> None:
+    def _summary(self, report: Report, terminal: Any, written: bool) -> None:
         from pytest_fvparity.report.render import folders
 
         write = terminal.write_line
@@ -86,7 +85,7 @@ class ParityReports:
             write(f"condition {name}: golden {golden}, here {here}")
         if report.repro_command:
             write(f"reproduce: {report.repro_command}")
-        for line in () if good and several else _table(report):
+        for line in () if good and len(self.reports) > 1 else _table(report):
             write(line)
         if written:
             page = folders(report, self.options.report_dir)[0] / "src_vs_fv_diff_report.html"
@@ -100,10 +99,6 @@ class ParityReports:
         return [] if self.config.option.collectonly else [path for path in own if path not in planned]
 
 
-def _dash(value: int | None) -> str:
-    return "-" if value is None else str(value)
-
-
 def _table(report: Report) -> list[str]:
     lines = [f"{'':2}{'check key':<18}{'status':<13}{'compared':>10}{'mismatches':>12}{'max abs diff':>14}  note"]
     for check in report.checks:
@@ -112,7 +107,8 @@ def _table(report: Report) -> list[str]:
         note = f"blocked by {check.blocked_by}" if check.blocked_by else f"{check.fault} fault" if check.fault else ""
         note = note or "; ".join(dict.fromkeys(w.message.split(":")[0] for w in check.warnings))
         n = CHECK_KEYS.index(check.key) + 1
-        row = f"{n} {check.key:<18}{check.status:<13}{check.n_compared:>10}{_dash(check.mismatch_count):>12}{largest:>14}  {note}"
+        mismatches = "-" if check.mismatch_count is None else check.mismatch_count
+        row = f"{n} {check.key:<18}{check.status:<13}{check.n_compared:>10}{mismatches:>12}{largest:>14}  {note}"
         lines.append(row.rstrip())
     if report.n_compared_trials != report.n_trials:
         lines.append(f"{report.n_compared_trials} of {report.n_trials} trials compared at the per-trial keys")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,8 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["tolerances"] = list(tolerances.sources)
     memory = collector.stash.setdefault(_MEMORY_KEY, Memory())
     continuation = continuation_of(lm, golden, run_settings(request, trials))
-    fresh = _fresh_model(request, options) if options.drill else None
+    # What --fv-model names, loaded once more: nobody has had that model in hand, whatever fixture `fv_model` returns.
+    fresh = partial(load_model, options, device_of(request, options)) if options.drill else None
     return ParityRun(
         candidate, golden, tolerances, options.max_trials, memory, lm.hf, continuation, fresh, options.repeat
     )
@@ -120,11 +121,6 @@ def _spec_conditions(lm: LanguageModel) -> dict[str, list[str]]:
     if ignored := ", ".join(f"{name} {value}" for name, value in lm.spec.defaults.items()):
         said["spec_defaults"] = ["not recorded", f"{ignored}; ignored, the options decide"]
     return said
-
-
-def _fresh_model(request: pytest.FixtureRequest, options: ParityOptions) -> Callable[[], LanguageModel]:
-    """Loads what --fv-model names once more: nobody has had that model in hand, whatever fixture `fv_model` returns."""
-    return partial(load_model, options, device_of(request, options))
 
 
 def _name_of(candidate: Implementation, options: ParityOptions) -> str:

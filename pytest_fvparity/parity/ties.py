@@ -15,7 +15,12 @@ Heads = Sequence[Sequence[int]]
 
 
 def may_swap(gap: float, off: float, off_other: float) -> bool:
-    """Whether two values so far apart may legally change places: each may be off by what is allowed at it."""
+    """Whether two values so far apart may legally change places.
+
+    Each of the two may be off by what is allowed at it, and the larger one downwards while the smaller one goes up: only a
+    gap beyond the sum of both cannot close so. Whether either is off by more than that is no question of order, and a
+    fault of its own, found where the values themselves are compared.
+    """
     return gap <= off + off_other
 
 

@@ -77,15 +77,15 @@ def _facts(report: Report) -> dict[str, Any]:
 
     A place outside the project is another on every machine, and says nothing.
     """
-    places = {"candidate": report.candidate, "golden": report.golden_path}
-    inside = {name: path if path and not PurePath(path).is_absolute() else None for name, path in places.items()}
+    places = (report.candidate, report.golden_path)
+    candidate, golden = (path if path and not PurePath(path).is_absolute() else None for path in places)
     loosened = ", ".join(report.tolerance_sources) or "the defaults"
     return {
         **{f"profile {name}": value for name, value in (report.profile or {}).get("identity", {}).items()},
         **{name: getattr(report, name) for name in ("n_trials", "n_compared_trials", "mode")},
-        "candidate": inside["candidate"],
+        "candidate": candidate,
         "tolerances": None if report.profile is None else loosened,
-        "golden": inside["golden"],
+        "golden": golden,
         "golden profile": report.golden_profile,
         "reference": report.reference,
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from fvcore.gates import Finding, StageResult, Status, settled
+from fvcore.gates import Finding, StageResult, Status
 from fvcore.provenance import now
 from pytest_fvparity.golden.part import NOT_COMPARED
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -163,33 +163,25 @@ class Report(ReportPart):
 
 
 def assemble(
-    trials_file: str,
-    planned: Sequence[str],
+    results: Mapping[str, StageResult],
     rows: Mapping[str, Mapping[str, Any]],
+    context: Mapping[str, Any],
     reproduce: Callable[[str], str],
-    keep_going: bool = False,
-    place: tuple[str | None, str] | None = None,
+    keep_going: bool,
+    place: tuple[str | None, str],
 ) -> Report:
     """Build the report of one trials file.
 
-    `planned` are the selected check keys, `rows` what came back, by key; `reproduce` gives a key's command; `place` is
-    dataset and id where no row tells them. A planned key without a row never reported: it crashed. A key that passed
-    behind one that did not is not trusted: it ran beside a failure it did not know of.
+    `results` are of every selected key, in order; `rows` what came back, by key, with its output; `context` what the rows
+    say of the run; `reproduce` gives a key's command; `place` is dataset and id where no row tells them.
     """
-    keys = [key for key in CHECK_KEYS if key in planned]
-    told = {key: StageResult.from_dict(row["result"]) for key, row in rows.items()}
-    results = settled("parity", keys, told, keep_going)
-    context: dict[str, Any] = {}
-    for row in rows.values():
-        context |= row["context"]
-    checks = [_check(results[key], rows.get(key, {}), reproduce(key), context) for key in keys]
+    checks = [_check(result, rows.get(key, {}), reproduce(key), context) for key, result in results.items()]
     said: dict[str, Any] = {name: context.get(name) for name in SAID_BY_STAGES}
-    dataset, id = place or (None, trials_file.rpartition("/")[2].removesuffix(".json"))
     return Report(
         created_at=now(),
         **conclusion(checks, context),
-        dataset=context.get("dataset", dataset or UNKNOWN),
-        fixed_trials_id=context.get("fixed_trials_id", id),
+        dataset=context.get("dataset", place[0] or UNKNOWN),
+        fixed_trials_id=context.get("fixed_trials_id", place[1]),
         model=context.get("model", UNKNOWN),
         mode="keep-going" if keep_going else "chained",
         reference_profile=(context.get("profile") or {}).get("identity", {}).get("reference_profile"),
@@ -258,8 +250,8 @@ def earliest_failure(checks: Sequence[Check]) -> Check | None:
     return min(open_ones, key=lambda check: ranks.get(Status(check.status), 0), default=None)
 
 
-def _details(results: Mapping[str, StageResult], key: str) -> dict[str, Any]:
-    return dict(results[key].verdict.details) if key in results else {}
+def _details(results: Mapping[str, StageResult], key: str) -> Mapping[str, Any]:
+    return results[key].verdict.details if key in results else {}
 
 
 def _words(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_fvparity.suite.reporter import SuiteRun
 
 
-class SuiteReports(Protocol):
+class SuiteReports:
     """What a suite is reported by, on the controller. It is handed every run of the session and picks its own."""
 
     def begin(self, runs: Iterable[SuiteRun]) -> None:
@@ -26,13 +26,10 @@ class SuiteReports(Protocol):
 
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
         """At the end: write, and say whether the session may be green."""
+        raise NotImplementedError
 
     def summary(self, terminal: Any, written: bool) -> None:
         """At the end of the terminal output."""
-
-
-def no_lines(verdict: Verdict) -> Sequence[str]:
-    return ()
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Declaration:
     title: Callable[[Path], str]
     option: Callable[[Path], str]
     reports: Callable[[pytest.Config], SuiteReports]
-    lines: Callable[[Verdict], Sequence[str]] = no_lines
+    lines: Callable[[Verdict], Sequence[str]] = lambda _: ()
 
 
 @dataclass(frozen=True)

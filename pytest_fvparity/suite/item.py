@@ -12,7 +12,6 @@ import pytest
 from fvcore.gates import Stage, StageError, StageResult, Status, run_stage
 from pytest_fvparity.options import reproduce
 from pytest_fvparity.report import junit
-from pytest_fvparity.suite.declaration import no_lines
 
 if TYPE_CHECKING:
     from pytest_fvparity.suite.collector import SuiteCollector
@@ -150,8 +149,8 @@ class StageItem(pytest.Function):
             if finding.expected is not None or finding.actual is not None:
                 yield f"    expected {finding.expected!r:.200}"
                 yield f"    actual   {finding.actual!r:.200}"
-        file = self.collector.file
-        yield from (file.declared.lines if file else no_lines)(verdict)
+        if self.collector.file:
+            yield from self.collector.file.declared.lines(verdict)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         if isinstance(excinfo.value, StageFailed):

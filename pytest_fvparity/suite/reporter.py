@@ -191,17 +191,11 @@ class SuiteReporter:
             terminalreporter.write_line(self.unwritten, yellow=True, bold=True)
 
 
-class PlainReports:
+class PlainReports(SuiteReports):
     """Suites in test modules: a table of each at the end of the terminal output, and no file."""
 
     def __init__(self) -> None:
         self.results: dict[str, dict[str, StageResult]] = {}
-
-    def begin(self, runs: Iterable[SuiteRun]) -> None:
-        pass
-
-    def keep(self, run: SuiteRun) -> None:
-        pass
 
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
         self.results = {run.nodeid: run.results() for run in runs if run.declared is None and run.planned}

@@ -184,7 +184,7 @@ def _place(node: WorkerController) -> int:
     return place
 
 
-class Workers:
+class SuiteWorkers:
     """On the controller: gives every worker its place, and chooses who schedules. Without xdist nobody calls it.
 
     `dist` is what the user chose; `stages` whether files of data are among the test files.

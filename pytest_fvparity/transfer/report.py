@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from fvcore.formats import json_text
 from fvcore.gates import UNHARMED, StageResult, Status
 from fvcore.provenance import now
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -25,7 +24,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Failure(_Model):
+class StageFailure(_Model):
     """One stage of one q_id. `cause`: data, tokenizer, target boundary, memory, numeric or code."""
 
     q_id: str
@@ -57,7 +56,7 @@ class TransferReport(_Model):
     compared_with_reference: list[str]
     by_cause: dict[str, list[str]]
     q_ids: dict[str, QRow]
-    failures: list[Failure]
+    failures: list[StageFailure]
     notes: dict[str, list[str]]
 
 
@@ -71,20 +70,20 @@ def assemble(
     """`files` and `reference` are the planned stages' results by q_id; `tolerances` is what others than the defaults come
     from."""
     rows = {
-        q.name: QRow(state=q.state, files=_words(files.get(q.name, {})), reference=_reference(reference, q.name))
+        q.name: QRow(state=q.state, files=_statuses(files, q.name) or {}, reference=_statuses(reference, q.name))
         for q in q_ids
     }
+    suites = (("transfer", files), ("parity", reference))
+    statuses = {result.status for _, by_q_id in suites for results in by_q_id.values() for result in results.values()}
+    # Without a device nothing runs; where something did, what was not run is missing.
+    harmless = UNHARMED if statuses == {Status.NOT_RUN} else UNHARMED - {Status.NOT_RUN}
     failures = [
         _failure(q_id, suite, result, q_ids)
-        for suite, results in (("transfer", files), ("parity", reference))
+        for suite, results in suites
         for q_id in sorted(results)
         for result in results[q_id].values()
-        if result.status not in UNHARMED
+        if result.status not in harmless
     ]
-    by_cause: dict[str, list[str]] = {}
-    for failure in failures:
-        if failure.q_id not in by_cause.setdefault(failure.cause, []):
-            by_cause[failure.cause].append(failure.q_id)
     compared = [
         name
         for name, row in rows.items()
@@ -99,42 +98,37 @@ def assemble(
         headline=headline + loosened,
         n_q_ids=len(q_ids),
         compared_with_reference=compared,
-        by_cause=by_cause,
+        by_cause=by_cause(failures),
         q_ids=rows,
         failures=failures,
         notes=_notes(files),
     )
 
 
-def text_of(report: TransferReport) -> str:
-    return json_text(report.model_dump(mode="json"))
+def by_cause(failures: Iterable[StageFailure]) -> dict[str, list[str]]:
+    """Cause -> the q_ids that have such a failure, in order."""
+    q_ids: dict[str, dict[str, None]] = {}
+    for failure in failures:
+        q_ids.setdefault(failure.cause, {})[failure.q_id] = None
+    return {cause: list(names) for cause, names in q_ids.items()}
 
 
 def _notes(files: Mapping[str, Results]) -> dict[str, list[str]]:
     """What is worth knowing and is no difference, by q_id."""
-    found = {
-        q_id: list(
-            dict.fromkeys(
-                f"{key} {finding.where}: {finding.message}"
-                for key, result in results.items()
-                for finding in result.verdict.findings
-                if not finding.blocking
-            )
-        )
-        for q_id, results in sorted(files.items())
-    }
-    return {q_id: notes for q_id, notes in found.items() if notes}
+    notes: dict[str, dict[str, None]] = {}
+    for q_id, results in sorted(files.items()):
+        for key, result in results.items():
+            for finding in (f for f in result.verdict.findings if not f.blocking):
+                notes.setdefault(q_id, {})[f"{key} {finding.where}: {finding.message}"] = None
+    return {q_id: list(texts) for q_id, texts in notes.items()}
 
 
-def _words(results: Results) -> dict[str, str]:
-    return {key: str(result.status) for key, result in results.items()}
+def _statuses(results: Mapping[str, Results], q_id: str) -> dict[str, str] | None:
+    """By key; None where no stage of this q_id was planned."""
+    return {key: str(result.status) for key, result in results[q_id].items()} if q_id in results else None
 
 
-def _reference(reference: Mapping[str, Results], name: str) -> dict[str, str] | None:
-    return _words(reference[name]) if name in reference else None
-
-
-def _conclusion(rows: Mapping[str, QRow], failures: Sequence[Failure], compared: Sequence[str]) -> tuple[str, str]:
+def _conclusion(rows: Mapping[str, QRow], failures: Sequence[StageFailure], compared: Sequence[str]) -> tuple[str, str]:
     """PASS: every stage of every q_id agrees, and the reference agrees at all six keys of at least one."""
     n_skipped = sum(row.state == "skipped" for row in rows.values())
     told = f"{len(rows) - n_skipped} q_ids and {n_skipped} skipped"
@@ -168,11 +162,11 @@ WORDS = (
 )
 
 
-def _failure(q_id: str, suite: str, result: StageResult, q_ids: Sequence[QId]) -> Failure:
+def _failure(q_id: str, suite: str, result: StageResult, q_ids: Sequence[QId]) -> StageFailure:
     first = result.verdict.first_mismatch
     message = first.message if first else (result.message.strip().splitlines() or [str(result.status)])[-1]
     own = next((q.cause for q in q_ids if q.name == q_id), None)
-    return Failure(
+    return StageFailure(
         q_id=q_id,
         suite=suite,
         key=result.key,

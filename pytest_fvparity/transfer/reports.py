@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_fvparity.options import OPTIONS_KEY
+from pytest_fvparity.suite.declaration import SuiteReports
 from pytest_fvparity.transfer import SUITE
 from pytest_fvparity.transfer.runs import Q_IDS_KEY
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_fvparity.suite.reporter import SuiteRun
 
 
-class TransferReports:
+class TransferReports(SuiteReports):
     """Of both suites of the q_ids that were asked for."""
 
     def __init__(self, config: pytest.Config) -> None:
@@ -33,12 +34,9 @@ class TransferReports:
     def begin(self, runs: Iterable[SuiteRun]) -> None:
         self.path.unlink(missing_ok=True)
 
-    def keep(self, run: SuiteRun) -> None:
-        pass
-
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
-        from fvcore.formats import write_text
-        from pytest_fvparity.transfer.report import assemble, text_of
+        from fvcore.formats import write_json
+        from pytest_fvparity.transfer.report import assemble
 
         runs = [run for run in runs if run.declared and run.planned]
         files, reference = ({q: run.results() for q, run in self._by_q_id(suite, runs)} for suite in (SUITE, "parity"))
@@ -46,7 +44,7 @@ class TransferReports:
             return True
         sources = [source for _, run in self._by_q_id(SUITE, runs) for source in run.context.get("tolerances", [])]
         report = assemble(self.options.shown(self.root), self.q_ids, files, reference, list(dict.fromkeys(sources)))
-        write_text(self.path, text_of(report))
+        write_json(self.path, report.model_dump(mode="json"))
         self.headline = report.headline
         compared = report.overall_status == "NOT_RUN" or report.compared_with_reference or self._partial
         return report.overall_status != "FAIL" and bool(compared)

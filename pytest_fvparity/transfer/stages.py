@@ -6,8 +6,8 @@ the reference's side reads them, so that the golden of the same q_id is one of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ def qid_status(run: Transfer) -> Verdict:
     layers = list(range(run.lm.n_layers))
     return merge(
         Verdict(compared=len(found.files)),
-        _each("files", "is missing or was changed since", _damaged(run)),
+        _each("files", "is missing or was changed since", run.status.damage(run.folder)),
         _each("files", "is required and not there", _missing(run)),
         _same("expected_layers", f"are not those of {run.lm.name}", layers, found.expected_layers),
     )
@@ -60,10 +60,6 @@ def _require_same_model(run: Transfer) -> None:
         f"{name}: run {there[name]}, here {value}" for name, value in here.items() if there[name] != value
     ]:
         raise Refused(f"the run is of another model than {run.lm.name}, nothing was compared. {'; '.join(different)}")
-
-
-def _damaged(run: Transfer) -> list[str]:
-    return run.status.damage(run.folder)
 
 
 def _missing(run: Transfer) -> Iterator[str]:
@@ -241,8 +237,6 @@ def _compared(run: Transfer, key: str, leaf: str, expected: Tensor, actual: Tens
 
 def _at(name: str, verdict: Verdict) -> Verdict:
     """The verdict with the file's name in front of where."""
-    from dataclasses import replace
-
     return replace(verdict, findings=tuple(replace(f, where=f"{name} {f.where}") for f in verdict.findings))
 
 
@@ -253,10 +247,10 @@ def _same(where: str, message: str, expected: Any, actual: Any, holds: bool | No
     return Verdict((Finding(where, message, expected, actual),), compared=1, mismatch_count=1)
 
 
-def _each(where: str, what: str, names: Sequence[str] | Iterator[str]) -> Verdict:
+def _each(where: str, what: str, names: Iterable[str]) -> Verdict:
     """A finding for each name, the first ones shown."""
     found = list(names)
-    shown = tuple(Finding(where, f"{name} {what}".strip()) for name in islice(found, SHOWN))
+    shown = tuple(Finding(where, f"{name} {what}".strip()) for name in found[:SHOWN])
     return Verdict(shown, mismatch_count=len(found))
 
 

@@ -22,6 +22,7 @@ from fvcore.gates import (
     merge,
     run_stage,
     run_suite,
+    settled,
 )
 
 Check = Callable[[list[str]], Verdict]
@@ -154,6 +155,14 @@ def test_with_keep_going_a_gate_stands_open() -> None:
 def test_what_passed_or_died_behind_a_failure_is_not_believed_and_what_failed_there_stands() -> None:
     statuses = {"a": "PASS", "b": "FAIL", "c": "PASS", "d": "FAIL", "e": "CRASHED", "f": "NOT_PROVIDED"}
     assert blocked_behind(statuses) == {"c": "b", "e": "b"}
+
+
+@pytest.mark.parametrize("silent", ["NOT_RUN", "BLOCKED"])
+def test_what_passed_behind_a_stage_that_was_not_judged_is_not_believed(silent: str) -> None:
+    """One machine had no device, another had: nothing is known of the stage between."""
+    assert blocked_behind({"a": "PASS", "b": silent, "c": "PASS", "d": "FAIL"}) == {"c": "b"}
+    told = {key: StageResult("suite", key, Status(status)) for key, status in (("a", silent), ("b", "PASS"))}
+    assert [result.status for result in settled("suite", "ab", told).values()] == [silent, Status.BLOCKED]
 
 
 def test_two_stages_of_one_key_are_refused() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fvcore.gates import Finding, StageResult, Status, Verdict
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report import report as report_module
 from pytest_fvparity.report.report import Report
+from pytest_fvparity.suite.reporter import SuiteRun
 
 FILE = "datasets/fixed_trials/fixed_trials_x.json"
 CONTEXT = {
@@ -36,7 +38,12 @@ def rows_of(**changed: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def assemble(
     planned: Sequence[str], rows: dict[str, dict[str, Any]], keep_going: bool = False, suffix: str = ""
 ) -> Report:
-    return report_module.assemble(FILE, planned, rows, lambda key: f"pytest {FILE}::parity::{key}{suffix}", keep_going)
+    run = SuiteRun(f"{FILE}::parity", CHECK_KEYS, keep_going, planned=set(planned), rows=rows)
+
+    def command(key: str) -> str:
+        return f"pytest {FILE}::parity::{key}{suffix}"
+
+    return report_module.assemble(run.results(), rows, run.context, command, keep_going, (None, Path(FILE).stem))
 
 
 def failed(message: str = "differs by 1", **how: Any) -> Verdict:

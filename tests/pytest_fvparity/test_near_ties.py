@@ -1,7 +1,8 @@
-"""Generated ids that part where two tokens are equally good are a tie; everywhere else they are a fault."""
+"""Heads and generated ids in another order are a tie where two are equally good; everywhere else they are a fault."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,12 +15,52 @@ if RUNNING:
     import torch
 
     from fvcore.artifacts import Artifact, tensor_leaf
+    from fvcore.compare import Tolerance
     from fvcore.injection import continuation_logits
     from fvcore.pipeline import Pipeline
-    from pytest_fvparity.selftest.rig import Rig, changed, rig_of
+    from pytest_fvparity.parity.noise import FACTOR, Noise
+    from pytest_fvparity.parity.ties import tied_heads
+    from pytest_fvparity.selftest.rig import Recorded, Rig, changed, rig_of
 
 
 MODES = ("base", "with")
+
+
+@pytest.mark.parametrize(("gap", "tied"), [(1.9, True), (2.1, False)])
+def test_heads_may_change_places_up_to_the_sum_of_what_both_may_be_off(gap: float, tied: bool) -> None:
+    aie = torch.tensor([[5.0, 5.0 - gap], [1.0, 0.0]])
+    own = torch.tensor([[5.0 - gap, 5.0], [1.0, 0.0]])
+    assert tied_heads([[0, 0], [0, 1]], [[0, 1], [0, 0]], aie, own, Tolerance(atol=1.0)) is tied
+
+
+@pytest.mark.parametrize(
+    ("gap", "off", "faults"),
+    [
+        (1.5, (-0.8, 0.8), set()),
+        (1.5, (-1.6, 0.0), {"aie"}),  # in this order by a fault of the effects, which is found for itself
+        (2.1, (-1.0, 1.0), {"heads"}),  # both within tolerance, and still the golden's first one is the larger
+        (2.2, (-1.2, 1.2), {"aie", "heads"}),
+    ],
+)
+def test_heads_in_another_order_excuse_no_effect(gap: float, off: tuple[float, float], faults: set[str]) -> None:
+    plain = rig_of("llama")
+    leaves = plain.golden.artifact("top_heads")
+    heads: Any = leaves["heads"]
+    first, second, third = map(tuple, heads)
+    aie = torch.zeros_like(tensor_leaf(leaves, "aie"))
+    aie[first], aie[second], aie[third] = 20.0, 20.0 - gap, 10.0
+    golden = Recorded({**plain.artifacts, "top_heads": {**leaves, "aie": aie}})
+    ours = replace(plain, golden=golden, noise=Noise(("one",), {"top_heads": {"aie": 1.0 / FACTOR}}))
+    found = aie.clone()
+    found[first] += off[0]
+    found[second] += off[1]
+
+    verdict = ours.run(plain.candidate()).compare(
+        "top_heads", {**leaves, "aie": found, "heads": [heads[1], heads[0], heads[2]]}
+    )
+
+    assert {finding.where.partition("[")[0] for finding in verdict.findings if finding.blocking} == faults
+    assert verdict.passed is (not faults)
 
 
 @pytest.mark.parametrize("family", RIG_TOKENIZERS)

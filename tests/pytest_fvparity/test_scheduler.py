@@ -19,7 +19,7 @@ from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS
 from pytest_fvparity.suite.collector import FAILURES
 from pytest_fvparity.suite.declaration import FILES_KEY
 from pytest_fvparity.suite.reporter import SuiteReporter, SuiteRun
-from pytest_fvparity.suite.scheduler import PLACE, SuiteScheduling, Workers, may_be_stage, partition
+from pytest_fvparity.suite.scheduler import PLACE, SuiteScheduling, SuiteWorkers, may_be_stage, partition
 from tests.late import RUNNING
 
 if RUNNING:
@@ -119,7 +119,7 @@ class Run:
         names = {nodeid.partition("::")[0] for nodeid in ids if ".json" in nodeid}
         stash = {FILES_KEY: {(rootpath / name).resolve(): None for name in names}}
         config: Any = SimpleNamespace(getvalue={"tx": [f"{n}*popen"]}.get, hook=hook, rootpath=rootpath, stash=stash)
-        self.workers = Workers(None, stages=True)
+        self.workers = SuiteWorkers(None, stages=True)
         scheduling = self.workers.pytest_xdist_make_scheduler(config, None)
         assert isinstance(scheduling, SuiteScheduling)
         self.sched = scheduling

@@ -12,7 +12,9 @@ import pytest
 
 from fvcore.experiments.relation import files
 from fvcore.experiments.steps import layout
+from fvcore.gates import StageResult, Status
 from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.transfer.runs import QId
 from pytest_fvparity.transfer.stages import KEYS
 from tests.late import RUNNING
 from tests.pytest_fvparity.transfer_world import TransferWorld, break_vector
@@ -21,6 +23,7 @@ from tests.test_rooms import ARROWS, MODULES
 
 if RUNNING:
     from fvcore.formats import read_json, write_json
+    from pytest_fvparity.transfer.report import TransferReport, assemble
 
 GREEN = dict.fromkeys(KEYS, "PASS")
 REFERENCE = dict.fromkeys(CHECK_KEYS, "PASS")
@@ -36,6 +39,13 @@ def transfer_report(pytester: pytest.Pytester) -> dict[str, Any]:
     (path,) = pytester.path.glob("reports/transfer/*/*/transfer_report.json")
     value: dict[str, Any] = json.loads(path.read_text())
     return value
+
+
+def concluded(**changed: Status) -> TransferReport:
+    """The report of one q_id, of whose stages none was run but those that are given."""
+    told = dict.fromkeys(KEYS, Status.NOT_RUN) | changed
+    results = {key: StageResult("transfer", key, status, message="no CUDA device") for key, status in told.items()}
+    return assemble("run", [QId("Q1", Path("Q1"), "completed")], {"Q1": results}, {})
 
 
 # ---------------------------------------------------------------- green
@@ -188,6 +198,16 @@ def test_a_worker_that_dies_leaves_its_stage_crashed(pytester: pytest.Pytester, 
 
 
 # ---------------------------------------------------------------- what is asked for
+
+
+def test_without_a_device_nothing_was_run_and_nothing_failed() -> None:
+    assert (concluded().overall_status, concluded().failures) == ("NOT_RUN", [])
+
+
+def test_what_was_not_run_beside_what_was_is_missing() -> None:
+    report = concluded(qid_status=Status.PASS, sampled_trials=Status.BLOCKED)
+    assert report.overall_status == "FAIL"
+    assert {failure.key for failure in report.failures} == set(KEYS[2:])
 
 
 def test_without_a_run_the_command_that_makes_one_is_named(pytester: pytest.Pytester) -> None:

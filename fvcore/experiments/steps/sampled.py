@@ -17,7 +17,7 @@ from fvcore.experiments.errors import StepError
 from fvcore.formats import sha256_file
 from fvcore.model.tokenizer import BosFacts, Tokenizer
 from fvcore.prompts import prompt_at_boundary, require_verified
-from fvcore.trials import FixedTrials, TrialsError, WordPair, model_tag
+from fvcore.trials import FixedTrials, TrialsError, WordPair, labelled, model_tag
 from fvcore.trials.draws import of_trial
 from fvcore.trials.sampled import ALL, QId, SampledMeta, SampledTrial, SampledTrials, read, spaced, write
 
@@ -49,7 +49,7 @@ class Draw:
         words = [pair for _, pair in demos]
         return cls(
             demos_clean=words,
-            demos_corrupted=[WordPair(input=p.input, output=label) for p, label in zip(words, labels, strict=True)],
+            demos_corrupted=labelled(words, labels),
             query=query[1],
             q_id=q_id,
             query_source_index=query[0],
