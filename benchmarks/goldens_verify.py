@@ -15,10 +15,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fvcore import trials
 from fvcore.compare import compare
 from fvcore.model.model import load
 from fvcore.pipeline import Settings
+from fvcore.trials import FixedTrials
+from fvcore.trials.sampled import NAME as SAMPLED
+from fvcore.trials.sampled import read_trials
 from pytest_fvparity import shipped
 from pytest_fvparity.golden import golden
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -29,11 +31,17 @@ ROOT = Path(__file__).resolve().parents[1]
 console = Console(highlight=False)
 
 
+def trials_of(digest: str) -> FixedTrials:
+    """The committed trials that a golden was recorded from, wherever they lie: a relation's under its q_id."""
+    places = [*(ROOT / shipped.FIXED_TRIALS).glob("*.json"), *(ROOT / "datasets").rglob(SAMPLED)]
+    return next(fixed for fixed in map(read_trials, places) if fixed.sha256 == digest)
+
+
 def differing(path: Path, checkout: Path) -> tuple[list[str], str]:
     """Record what the manifest at `path` describes: which files or keys come out otherwise, and how they were compared."""
     recorded = golden.Golden.open(path)
     identity, model = recorded.profile.identity, recorded.profile.conditions.model
-    fixed = trials.read(ROOT / shipped.FIXED_TRIALS / f"{identity.fixed_trials_id}.json")
+    fixed = trials_of(identity.trials_sha256)
     settings = Settings(
         edit_layer=identity.edit_layer,
         n_top_heads=identity.n_top_heads,
@@ -51,8 +59,7 @@ def differing(path: Path, checkout: Path) -> tuple[list[str], str]:
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch)
         golden.write(made, again)
-        names = {file.name for folder in (path, again) for file in folder.iterdir()}
-        return sorted(n for n in names if not golden.same_bytes(path / n, again / n)), "the same bytes"
+        return golden.differing_files(path, again), "the same bytes"
 
 
 def main(checkout: Path) -> int:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fvcore.experiments import exits
 from fvcore.experiments.antonym.cli import app as antonym_app
@@ -29,14 +28,13 @@ for _name, _group in COMMANDS.items():
     app.add_typer(_group, name=_name, hidden=_name == "runtime")
 add_eval(app)
 
-console = Console(highlight=False)
+
+DATASET = ("--dataset", "--dataset-json")
 
 
 @trials_app.command("make")
 def trials_make(
-    dataset_json: Annotated[
-        Path, typer.Option("--dataset", "--dataset-json", help="Raw dataset: a JSON list of {input, output} rows.")
-    ],
+    dataset_json: Annotated[Path, typer.Option(*DATASET, help="Raw dataset: a JSON list of {input, output} rows.")],
     tokenizer: Annotated[str, typer.Option(help="Shipped model, directory or cached hub id.")],
     out: Annotated[Path | None, typer.Option(help="File, or folder (default: datasets/fixed_trials/).")] = None,
     n_trials: Annotated[int, typer.Option(min=1)] = 10,
@@ -56,7 +54,7 @@ def trials_make(
 ) -> None:
     """Sample trials and write them, with the draws and the bytes of the format."""
     from fvcore import prompts, trials
-    from fvcore.model import model as models
+    from fvcore.model.model import load_tokenizer
     from fvcore.model.tokenizer import BosFacts
 
     if prepend_bos_token_used:
@@ -65,7 +63,7 @@ def trials_make(
             "one-token-per-word prompt, which shifts every slot. Let the tokenizer add it, or use the reference "
             "profile todd_upstream, which writes it in both."
         )
-    pairs, loaded = trials.read_pairs(dataset_json), models.load_tokenizer(tokenizer)
+    pairs, loaded = trials.read_pairs(dataset_json), load_tokenizer(tokenizer)
     meta = trials.Meta(
         dataset_json=dataset_json.as_posix(),
         seed=seed,
@@ -78,9 +76,7 @@ def trials_make(
     folder = Path("datasets", "fixed_trials") if out is None else out
     path = folder if folder.suffix == ".json" else folder / trials.file_name(meta)
     trials.write(path, file)
-    console.print(
-        f"wrote {path}: {n_trials} trials of {n_shots} shots from {len(pairs)} rows, seed {seed}", soft_wrap=True
-    )
+    typer.echo(f"wrote {path}: {n_trials} trials of {n_shots} shots from {len(pairs)} rows, seed {seed}")
 
 
 @trials_app.command("verify")
@@ -90,35 +86,27 @@ def trials_verify(
     tokenizer: Annotated[str | None, typer.Option(help="Default: the one the file names.")] = None,
     dataset_json: Annotated[
         Path | None,
-        typer.Option(
-            "--dataset",
-            "--dataset-json",
-            help="Raw dataset to sample again (default: the one the file names, if there).",
-        ),
+        typer.Option(*DATASET, help="Raw dataset to sample again (default: the one the file names, if there)."),
     ] = None,
 ) -> None:
     """Check a trials file: format, prompts, boundary and target under its tokenizer, and its draws from the raw data."""
     from fvcore import prompts, trials
-    from fvcore.model import model as models
+    from fvcore.model.model import load_tokenizer
 
     fixed = trials.read(file)
     n = len(fixed.trials)
     if first is not None and first > n:
         raise trials.TrialsError(f"{file}: --first {first}, but the file holds {n} trials")
     name = tokenizer or fixed.meta.model_name_for_tokenizer
-    problems = prompts.verify(fixed, models.load_tokenizer(name), first)
+    problems = prompts.verify(fixed, load_tokenizer(name), first)
     raw = dataset_json or Path(fixed.meta.dataset_json)
     sampled = "not sampled again (the raw dataset is not at hand; --dataset)"
     if dataset_json is not None or raw.is_file():
         problems += trials.same_draws(fixed.file, trials.read_pairs(raw), first)
         sampled = f"sampled again from {raw}"
     for problem in problems:
-        console.print(problem, soft_wrap=True, markup=False)
-    console.print(
-        f"{file}: {first or n} of {n} trials checked with {name}, {sampled}; mismatch_count {len(problems)}",
-        soft_wrap=True,
-        markup=False,
-    )
+        typer.echo(problem)
+    typer.echo(f"{file}: {first or n} of {n} trials checked with {name}, {sampled}; mismatch_count {len(problems)}")
     if problems:
         raise typer.Exit(exits.FAILED)
 

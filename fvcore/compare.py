@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fvcore.artifacts import Artifact, Leaf, trial_of
+from fvcore.formats import parting
 from fvcore.gates import Finding, Verdict, merge
 
 MAX_FINDINGS = 100
@@ -171,9 +172,9 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     largest = math.nan if finite.numel() < difference.numel() else float(finite.max()) if finite.numel() else 0.0
     used = torch.where(difference == 0, difference, difference / allowed)  # infinite where nothing is allowed
     measured = {"max_abs_diff": largest, "used": float(used.max()) if used.numel() else 0.0}
-    needed = _needed(difference, want, tolerance)
+    would_pass = _would_pass(difference, want, tolerance)
     findings = [
-        _element(leaf, tuple(index), want, have, difference, tolerance, needed, axes)
+        _element(leaf, tuple(index), want, have, difference, tolerance, would_pass, axes)
         for index in wrong.nonzero()[:MAX_FINDINGS].tolist()
     ]
     # A single number says all there is to say by itself.
@@ -187,11 +188,11 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     )
 
 
-def _needed(difference: Tensor, want: Tensor, tolerance: Tolerance) -> float | None:
-    """The smallest atol that would have passed, rtol as it is; None if none would."""
+def _would_pass(difference: Tensor, want: Tensor, tolerance: Tolerance) -> str:
+    """The smallest atol that would have passed, rtol as it is, in words."""
     if not difference.numel() or not bool((difference.isfinite() & want.isfinite()).all()):
-        return None
-    return float((difference - tolerance.rtol * want.abs()).max())
+        return "no tolerance would have passed"
+    return f"atol {float((difference - tolerance.rtol * want.abs()).max()):.3g} would have passed"
 
 
 def error_table(want: Tensor, difference: Tensor) -> list[dict[str, int]]:
@@ -227,7 +228,7 @@ def _element(
     have: Tensor,
     difference: Tensor,
     tolerance: Tolerance,
-    needed: float | None,
+    would_pass: str,
     axes: Sequence[str],
 ) -> Finding:
     expected, actual, off = float(want[index]), float(have[index]), float(difference[index])
@@ -237,7 +238,7 @@ def _element(
     place = f"[{', '.join(f'{name} {i}' for name, i in coordinate.items())}]" if coordinate else ""
     return Finding(
         where=f"{leaf}{place}",
-        message=f"differs by {off:.3g} (allowed: {decided}; {decided.rule}; {_would_pass(needed)})",
+        message=f"differs by {off:.3g} (allowed: {decided}; {decided.rule}; {would_pass})",
         expected=_jsonable(expected),
         actual=_jsonable(actual),
         coordinate=coordinate | _trial_coordinate(leaf),
@@ -246,49 +247,47 @@ def _element(
     )
 
 
-def _would_pass(needed: float | None) -> str:
-    return "no tolerance would have passed" if needed is None else f"atol {needed:.3g} would have passed"
-
-
 def _compare_lists(leaf: str, expected: list[Any], actual: list[Any]) -> Verdict:
     """Element by element and type by type: 1, True and 1.0 are three values. Every difference counts."""
     n_elements = _n_elements(expected)
     if _same(expected, actual):
         return Verdict(compared=n_elements)
-    from deepdiff import DeepDiff
-
-    # By position: aligned, one value put in front would count as one difference, and every id would still be wrong.
-    difference = DeepDiff(expected, actual, view="tree", zip_ordered_iterables=True)
-    changes = [change for group in difference.values() for change in group]
+    n_changes = len(changes(expected, actual))
     position = next((i for i, pair in enumerate(zip(expected, actual, strict=False)) if not _same(*pair)), None)
     first = min(len(expected), len(actual)) if position is None else position
     if len(expected) != len(actual):
         message = f"differs first at position {first}; length {len(expected)} expected, {len(actual)} actual"
     else:
-        message = f"differs first at position {first}; {len(changes)} difference(s) in all"
+        message = f"differs first at position {first}; {n_changes} difference(s) in all"
     at = {"position": first} | _trial_coordinate(leaf)
     pair = [side[first] if first < len(side) else None for side in (expected, actual)]
-    n_wrong = max(1, len(changes))
+    n_wrong = max(1, n_changes)
     return Verdict((Finding(f"{leaf}[{first}]", message, pair[0], pair[1], at),), max(n_elements, n_wrong), n_wrong)
 
 
-def changes(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
-    """Where two nested values differ, in value or in type: dotted path -> (before, after); None stands for nothing there."""
+def changes(before: Any, after: Any, *, separator: str = ".") -> dict[str, tuple[Any, Any]]:
+    """Where two nested values differ, in value or in type: path -> (before, after); None stands for nothing there.
+
+    A path is `noise.fv_vector.norm`; a key that holds the separator itself, such as a file's name, stands in quotes.
+    """
     from deepdiff import DeepDiff
     from deepdiff.helper import notpresent
 
+    def path(row: Any) -> str:
+        keys = map(str, row.path(output_format="list"))
+        return separator.join(f'"{key}"' if separator in key else key for key in keys)
+
+    def given(side: Any) -> Any:
+        return None if side is notpresent else side
+
+    # By position: aligned, one value put in front would count as one difference, and every id would still be wrong.
     rows = [row for group in DeepDiff(before, after, view="tree", zip_ordered_iterables=True).values() for row in group]
-    pairs = [(row.path(output_format="list"), row.t1, row.t2) for row in rows]
-    return {
-        ".".join(map(str, path)): (None if old is notpresent else old, None if new is notpresent else new)
-        for path, old, new in pairs
-    }
+    return {path(row): (given(row.t1), given(row.t2)) for row in rows}
 
 
 def _compare_texts(leaf: str, expected: str, actual: str) -> Verdict:
     """Two texts that differ: where, and what stands around it."""
-    shorter = min(len(expected), len(actual))
-    first = next((i for i, (a, b) in enumerate(zip(expected, actual, strict=False)) if a != b), shorter)
+    first = parting(expected, actual)
     message = f"differs first at character {first}; length {len(expected)} expected, {len(actual)} actual"
     at = {"position": first} | _trial_coordinate(leaf)
     finding = Finding(f"{leaf}[{first}]", message, _around(expected, first), _around(actual, first), at)

@@ -44,17 +44,17 @@ def validated(
         raise raises(f"{source}: not {what} ({told})" if what else f"{source}: {told}") from None
 
 
-def sentence(error: ValidationError, most: int = 1, named: Callable[[str], str] = "key {!r:.200}".format) -> str:
+def sentence(error: ValidationError, most: int = 1, named: Callable[[str], str] | None = None) -> str:
     """What pydantic found wrong, in words: the first problems, each with its place, what was expected and found.
 
-    named: a key's path -> how the user knows it
+    named: a key's path -> how the user knows it; without it the path is that of an entry and a key of a file
     """
     return "; ".join(_problem(row, named) for row in error.errors()[:most])
 
 
-def _problem(row: Any, named: Callable[[str], str]) -> str:
-    entry, key = _place(list(row["loc"]))
-    where = named(key) if key else "the top level"
+def _problem(row: Any, named: Callable[[str], str] | None) -> str:
+    entry, key = _place(list(row["loc"])) if named is None else ("", ".".join(map(str, row["loc"])))
+    where = "the top level" if not key else named(key) if named else f"key {key!r:.200}"
     if row["type"] in {"missing", "extra_forbidden"}:
         return f"{entry}{'missing' if row['type'] == 'missing' else 'unknown'} {where}"
     message = row["msg"].removeprefix("Value error, ")
@@ -69,6 +69,12 @@ def _place(location: list[Any]) -> tuple[str, str]:
     elif location and isinstance(location[0], int):
         entry, location = f"entry {location[0]}: ", location[1:]
     return entry, ".".join(map(str, location))
+
+
+def parting(one: str, other: str) -> int:
+    """Where two texts part: their first different character, or the end of the shorter one."""
+    shorter = min(len(one), len(other))
+    return next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), shorter)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -247,13 +253,13 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return columns, [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def jsonl_text(rows: Iterable[Mapping[str, Any]]) -> str:
-    """One object a line, each line ended; NaN is refused."""
-    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+def read_jsonl(path: Path) -> list[Any]:
+    return [json.loads(line) for line in read_text(path).splitlines()]
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, jsonl_text(rows))
+    """One object a line, each line ended; NaN is refused."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

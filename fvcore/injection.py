@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from fvcore.fast.shared_prompt import Prompt as SharedPrompt
 from fvcore.fast.sweep import rows_with_vector_added, trial_bytes, variant_bytes
 from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
+from fvcore.prompts import Prompt
 
 N_GENERATED = 16
 LEAST_LOGPROB = -1e30
@@ -82,15 +83,6 @@ class InjectedReadings:
     injected: Tensor  # (prompt, layer, 3)
     base_ids: Tensor  # (prompt,)
     injected_ids: Tensor  # (prompt, layer)
-
-
-class Asked(Protocol):
-    """A prompt and the answer that is given behind it."""
-
-    @property
-    def input_ids(self) -> Sequence[int]: ...
-    @property
-    def answer_ids(self) -> Sequence[int]: ...
 
 
 def _logprob(logits: Tensor, target_id: int) -> float:
@@ -263,7 +255,7 @@ def inject_nll(
 @torch.inference_mode()
 def answer_nlls(
     lm: LanguageModel,
-    prompts: Sequence[Asked],
+    prompts: Sequence[Prompt],
     vector: Tensor | None = None,
     edit_layer: int = 0,
     alpha: float = 1.0,
@@ -291,7 +283,7 @@ def answer_nlls(
     return nlls
 
 
-def _nlls(lm: LanguageModel, prompts: Sequence[Asked], n: int) -> list[float]:
+def _nlls(lm: LanguageModel, prompts: Sequence[Prompt], n: int) -> list[float]:
     """Of answers of n tokens each."""
     batch = Batch.of([[*prompt.input_ids, *prompt.answer_ids] for prompt in prompts], lm.device)
     logits = lm.hf(**batch.inputs(), use_cache=False).logits[:, -1 - n : -1]

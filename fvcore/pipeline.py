@@ -267,23 +267,19 @@ def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Pr
     return Profile(identity=identity, conditions=conditions)
 
 
-def run(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> dict[str, Artifact]:
-    """All stations in order: check key -> artifact."""
+def run(lm: LanguageModel, trials: FixedTrials, settings: Settings, injected: bool = True) -> dict[str, Artifact]:
+    """All stations in order, or all up to the function vector: check key -> artifact."""
     stations = Pipeline(lm, trials, settings)
     settings.require_fit(lm)
     prompts = stations.prompt_boundary()
-    slots = stations.slot_map(prompts)
-    means = stations.mean_activations(prompts, slots)
-    heads = stations.top_heads(prompts, slots, means)
-    vector = stations.fv_vector(means, heads)
-    return {
-        "prompt_boundary": prompts,
-        "slot_map": slots,
-        "mean_activations": means,
-        "top_heads": heads,
-        "fv_vector": vector,
-        "injection_output": stations.injection_output(prompts, vector),
-    }
+    made = {"prompt_boundary": prompts}
+    made["slot_map"] = stations.slot_map(prompts)
+    made["mean_activations"] = stations.mean_activations(prompts, made["slot_map"])
+    made["top_heads"] = stations.top_heads(prompts, made["slot_map"], made["mean_activations"])
+    made["fv_vector"] = stations.fv_vector(made["mean_activations"], made["top_heads"])
+    if injected:
+        made["injection_output"] = stations.injection_output(prompts, made["fv_vector"])
+    return made
 
 
 # ---------------------------------------------------------------- reading leaves back

@@ -18,10 +18,14 @@ SAME, OTHER, NOT_RECORDED = "same", "other", "not recorded"
 TARGET_RULES = {"src": "trial's target_first_token_id", "todd_upstream": "recomputed on the corrupted prompt"}
 
 
-class Identity(BaseModel):
-    """What is computed. Two profiles that differ here are not comparable."""
+class Strict(BaseModel):
+    """A part of a file of ours: nothing is converted, and nothing else may stand beside its fields."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Identity(Strict):
+    """What is computed. Two profiles that differ here are not comparable."""
 
     weights_sha: str
     tokenizer_sha: str
@@ -42,15 +46,13 @@ class Identity(BaseModel):
     alpha: float
 
 
-class Processor(BaseModel):
+class Processor(Strict):
     """What the arithmetic is done by.
 
     capability: of torch's own kernels (AVX2, AVX512, DEFAULT), or a GPU's (9.0)
     onednn: the greatest instruction set that oneDNN uses
     forced: what the environment forbids the libraries, by the names of its variables
     """
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     vendor: str
     model: str
@@ -59,15 +61,13 @@ class Processor(BaseModel):
     forced: dict[str, str] = {}
 
     def __str__(self) -> str:
-        used = [f"torch {self.capability}", f"oneDNN {self.onednn}"] if self.onednn else [self.capability]
+        onednn = [f"oneDNN {self.onednn}"] if self.onednn else []
         forced = [f"{name}={value}" for name, value in self.forced.items()]
-        return ", ".join([f"{self.vendor} {self.model}", *used, *forced])
+        return f"{self.model} ({', '.join([self.capability, *onednn, *forced])})"
 
 
-class Conditions(BaseModel):
+class Conditions(Strict):
     """Where and how it is computed. `processor` is None where a recording says nothing of it: before it was asked."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     model: str
     device: str
@@ -78,9 +78,7 @@ class Conditions(BaseModel):
     processor: Processor | None = None
 
 
-class Profile(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
+class Profile(Strict):
     identity: Identity
     conditions: Conditions
 

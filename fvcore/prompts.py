@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+from fvcore.formats import parting
 from fvcore.model.tokenizer import BosFacts, Tokenizer
 from fvcore.trials import FixedTrials, Meta, TemplatePart, Trial, TrialsError, TrialsFile, WordPair, sample
 
@@ -18,6 +20,9 @@ from fvcore.trials import FixedTrials, Meta, TemplatePart, Trial, TrialsError, T
 UPSTREAM_BOS_TEXT = "<|endoftext|>"
 
 REGIMES = ("clean", "corrupted")
+
+Part: TypeAlias = tuple[str, str]
+"""A part of a prompt: its text, and the label of the tokens that it makes."""
 
 
 class BoundaryError(TrialsError):
@@ -46,12 +51,32 @@ class PromptTemplate:
 
     def text(self, demos: Sequence[WordPair], query: str) -> str:
         """The prompt up to and including the last output prefix; words carry their own leading space."""
-        parts = [self.prefixes.instructions, self.separators.instructions]
-        for demo in demos:
-            parts += [self.prefixes.input, demo.input, self.separators.input]
-            parts += [self.prefixes.output, demo.output, self.separators.output]
-        parts += [self.prefixes.input, query, self.separators.input, self.prefixes.output]
-        return "".join(parts)
+        return "".join(part for group in self.parts(demos, query) for part, _ in group)
+
+    def parts(self, demos: Sequence[WordPair], query: str) -> list[list[Part]]:
+        """The prompt in labelled parts: the instructions' parts alone, six parts a demonstration, four for the query."""
+        prefixes, separators = self.prefixes, self.separators
+        groups = [[(prefixes.instructions, "bos_token")], [(separators.instructions, "separator_token")]]
+        for k, demo in enumerate(demos, start=1):
+            groups.append(
+                [
+                    (prefixes.input, "structural_token"),
+                    (demo.input, f"demonstration_{k}_token"),
+                    (separators.input, "separator_token"),
+                    (prefixes.output, "structural_token"),
+                    (demo.output, f"demonstration_{k}_label_token"),
+                    (separators.output, "separator_token"),
+                ]
+            )
+        groups.append(
+            [
+                (prefixes.input, "query_structural_token"),
+                (query, "query_demonstration_token"),
+                (separators.input, "query_separator_token"),
+                (prefixes.output, "query_structural_token"),
+            ]
+        )
+        return groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +176,8 @@ def verify(trials: FixedTrials, tokenizer: Tokenizer, first: int | None = None) 
         prompts = {regime: trial_prompt(tokenizer, trial, template, regime) for regime in REGIMES}
         for regime, prompt in prompts.items():
             if prompt.text != stored[regime]:
-                at = next(
-                    (i for i, (a, b) in enumerate(zip(prompt.text, stored[regime], strict=False)) if a != b), "end"
-                )
+                shared = parting(prompt.text, stored[regime])
+                at = "end" if shared in (len(prompt.text), len(stored[regime])) else shared
                 problems.append(f"trial {trial.key}: {regime}_prompt_str differs from its parts at character {at}")
         answer = list(prompts[trials.target_regime].answer_ids)
         if record.answer_ids is not None and record.answer_ids != answer:

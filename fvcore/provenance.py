@@ -11,13 +11,12 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fvcore.formats import read_json
 
 if TYPE_CHECKING:
-    import torch
-
+    from fvcore.model.model import LanguageModel
     from fvcore.profile import Processor
 
 # Which families and library versions the project has run: the support matrix writes it.
@@ -90,24 +89,7 @@ def minor_of(version: str) -> str:
 # ---------------------------------------------------------------- the model
 
 
-class LoadedModel(Protocol):
-    """As much of a `LanguageModel` as says which one it is."""
-
-    @property
-    def weights_sha(self) -> str: ...
-    @property
-    def tokenizer_sha(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def quant(self) -> str: ...
-    @property
-    def attn_implementation(self) -> str: ...
-
-
-def model_identity(lm: LoadedModel, fields: Collection[str] | None = None) -> dict[str, Any]:
+def model_identity(lm: LanguageModel, fields: Collection[str] | None = None) -> dict[str, Any]:
     """What decides a model's numbers, as it was really loaded; of `fields` alone if there are some named."""
     found = {
         "weights_sha": lm.weights_sha,

@@ -13,16 +13,14 @@ Where the reference silently cuts to the shorter of two lists, an error is raise
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fvcore.model.tokenizer import Tokenizer
-from fvcore.prompts import PromptTemplate
+from fvcore.prompts import Part, PromptTemplate
 from fvcore.trials import WordPair
 
 QUERY_PREDICTIVE = "query_predictive_token"
 DUMMY_WORD = " a"
-
-Part = tuple[str, str]  # text, label
 
 
 class SlotError(Exception):
@@ -72,42 +70,12 @@ class SlotMap:
         return self.idx_map[self.query_predictive_token]
 
 
-@dataclass(frozen=True, slots=True)
-class _Labels:
-    labels: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def prompt_parts(template: PromptTemplate, demos: Sequence[WordPair], query: str) -> list[list[Part]]:
-    """The prompt in labelled parts: the instructions' parts alone, six parts a demonstration, four for the query."""
-    prefixes, separators = template.prefixes, template.separators
-    groups = [[(prefixes.instructions, "bos_token")], [(separators.instructions, "separator_token")]]
-    for k, demo in enumerate(demos, start=1):
-        groups.append(
-            [
-                (prefixes.input, "structural_token"),
-                (demo.input, f"demonstration_{k}_token"),
-                (separators.input, "separator_token"),
-                (prefixes.output, "structural_token"),
-                (demo.output, f"demonstration_{k}_label_token"),
-                (separators.output, "separator_token"),
-            ]
-        )
-    groups.append(
-        [
-            (prefixes.input, "query_structural_token"),
-            (query, "query_demonstration_token"),
-            (separators.input, "query_separator_token"),
-            (prefixes.output, "query_structural_token"),
-        ]
-    )
-    return groups
-
-
-def token_labels(tokenizer: Tokenizer, groups: Sequence[Sequence[Part]], prepend_bos: bool) -> _Labels:
-    """One label a token, by how many tokens the text grows with each part."""
-    result = _Labels(["bos_token"] if prepend_bos else [])
-    labels, text, n_before = result.labels, "", 0
+def token_labels(
+    tokenizer: Tokenizer, groups: Sequence[Sequence[Part]], prepend_bos: bool
+) -> tuple[list[str], list[str]]:
+    """One label a token, by how many tokens the text grows with each part; and notes on parts that merged."""
+    labels, notes = ["bos_token"] if prepend_bos else [], list[str]()
+    text, n_before = "", 0
     for group in groups:
         for position, (part, label) in enumerate(group):
             if not part:
@@ -123,14 +91,14 @@ def token_labels(tokenizer: Tokenizer, groups: Sequence[Sequence[Part]], prepend
             if n_new == 0:
                 if not labels:
                     raise SlotAlignmentError(f"the prompt begins with {part!r}, which is no token of its own")
-                result.notes.append(f"merged_boundary: {part!r} merged into the token before it, now {label}")
+                notes.append(f"merged_boundary: {part!r} merged into the token before it, now {label}")
                 labels[-1] = label
             labels += [label] * n_new
             if position == 3:  # the output prefix: its last token is where the answer is predicted
                 labels[-1] = labels[-1].replace("structural", "predictive").replace("separator", "predictive")
             if position == 5 and n_new:  # the output separator: its first token ends the example
                 labels[-n_new] = labels[-n_new].replace("separator", "end_of_example")
-    return result
+    return labels, notes
 
 
 def dummy_labels(tokenizer: Tokenizer, template: PromptTemplate, n_shots: int, prepend_bos: bool) -> list[str]:
@@ -142,8 +110,7 @@ def dummy_labels(tokenizer: Tokenizer, template: PromptTemplate, n_shots: int, p
             "prompt can be written. Use another tokenizer."
         )
     demos = [WordPair(input=DUMMY_WORD, output=DUMMY_WORD)] * n_shots
-    parts = prompt_parts(template, demos, DUMMY_WORD)
-    labels = token_labels(tokenizer, parts, prepend_bos).labels
+    labels, _ = token_labels(tokenizer, template.parts(demos, DUMMY_WORD), prepend_bos)
     n_tokens = len(tokenizer(template.text(demos, DUMMY_WORD)).input_ids)
     _require_alignment(labels, n_tokens, template, "dummy prompt")
     return labels
@@ -162,17 +129,16 @@ def slot_map(
     if not query:
         raise SlotError(f"{where}: the query is empty; a query needs at least one token")
     try:
-        labelled = token_labels(tokenizer, prompt_parts(template, demos, query), prepend_bos)
+        labels, notes = token_labels(tokenizer, template.parts(demos, query), prepend_bos)
     except SlotAlignmentError as error:
         raise SlotAlignmentError(f"{where}: {error}") from None
-    labels = labelled.labels
     _require_alignment(labels, len(tokenizer(template.text(demos, query)).input_ids), template, where)
     kept, ranges = words_of(labels)
     if len(kept) != len(slots):
         gone = _missing(labels, slots)
         raise SlotAlignmentError(f"{where}: {len(slots)} slots expected, the prompt fills {len(kept)}{gone}")
     idx_map = dict(zip(kept, range(len(slots)), strict=True))
-    return SlotMap(tuple(labels), idx_map, ranges, len(slots), tuple(labelled.notes))
+    return SlotMap(tuple(labels), idx_map, ranges, len(slots), tuple(notes))
 
 
 def words_of(labels: Sequence[str]) -> tuple[list[int], dict[str, tuple[int, int]]]:

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
     from pytest_fvparity.report.render import Comparisons
     from pytest_fvparity.report.report import Report
+    from pytest_fvparity.selftest.catalogue import Fault
     from pytest_fvparity.selftest.run import Row
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The parity harness: its self-test and its reports.")
 app.add_typer(golden_cli.app, name="golden")
 app.command()(milestones_cli.milestone)
-spec_app = typer.Typer(no_args_is_help=True)
+spec_app = typer.Typer(no_args_is_help=True, help="A model beside the reference: reduced parity.")
 app.add_typer(spec_app, name="spec")
 
 console = Console(highlight=False)
@@ -53,31 +54,26 @@ def selftest(
     markdown: Annotated[Path | None, typer.Option(help="Write the table there, as Markdown.")] = None,
 ) -> None:
     """Plant every fault of the catalogue and check that the harness finds it at its key. Status 1 if it does not."""
-    from pytest_fvparity.selftest.run import catalogue, counted, faults_markdown, red
-
-    known = catalogue()
-    if unknown := [id for id in ids or () if id not in known]:
-        raise Unusable(f"no fault {', '.join(unknown)} in the catalogue; known: {', '.join(known)}")
-    rows = _run_faults(list(dict.fromkeys(ids or known)))
-    console.print(_fault_table(rows))
-    console.print(counted(rows))
-    if markdown:
-        write_text(markdown, faults_markdown(rows, known) + "\n")
-    if red(rows):
-        raise typer.Exit(exits.FAILED)
-
-
-def _run_faults(ids: Sequence[str]) -> list[Row]:
-    """One line of progress a fault, on stderr."""
     from pytest_fvparity.selftest import run
 
-    found: list[Row] = []
-    for row in run.rows(
-        ids, lambda fault: errors.print(f"[{len(found) + 1}/{len(ids)}] {fault.id}: ", end="", markup=False)
-    ):
-        found.append(row)
+    known = run.catalogue()
+    if unknown := [id for id in ids or () if id not in known]:
+        raise Unusable(f"no fault {', '.join(unknown)} in the catalogue; known: {', '.join(known)}")
+    asked: list[str] = list(dict.fromkeys(ids or known))
+    rows: list[Row] = []
+
+    def begin(fault: Fault) -> None:
+        errors.print(f"[{len(rows) + 1}/{len(asked)}] {fault.id}: ", end="", markup=False)
+
+    for row in run.rows(asked, begin):
+        rows.append(row)
         errors.print(row.verdict, style=COLOURS[row.verdict])
-    return found
+    console.print(_fault_table(rows))
+    console.print(run.counted(rows))
+    if markdown:
+        write_text(markdown, run.faults_markdown(rows, known) + "\n")
+    if run.red(rows):
+        raise typer.Exit(exits.FAILED)
 
 
 def _fault_table(rows: Sequence[Row]) -> Table:
@@ -188,11 +184,6 @@ def _read(paths: Sequence[Path]) -> dict[Path, Report]:
 NO_VERDICT = {"ERROR", "CRASHED", "REFUSED", "NOT_RUN"}
 
 
-@spec_app.callback()
-def _spec() -> None:
-    """A model beside the reference: reduced parity."""
-
-
 @spec_app.command("parity")
 def spec_parity(
     model: Annotated[str, typer.Argument(help="Shipped model, directory or cached hub id.")],
@@ -218,13 +209,11 @@ def spec_parity(
     if trials is None and not embedded.is_embedded(model):
         trials = _one_trial(model, dataset_json, out)
     options = {"model": model, "src": fv_src, "max-trials": 1, "top-heads": 5, "seed": 42, "report-dir": folder}
-    options |= {"edit-layer": models.n_layers_on_disk(model) // 2}
-    options |= {name: value for name, value in (("trials", trials), ("spec", spec)) if value is not None}
+    options |= {"edit-layer": models.n_layers_on_disk(model) // 2, "trials": trials, "spec": spec}
+    words = (f"--fv-{name}={value}" for name, value in options.items() if value is not None)
     for earlier in folder.rglob(f"{REPORT}.json"):
         earlier.unlink()
-    status = _run(
-        "pytest", "-m", "parity", "-x", "--fv-live", *(f"--fv-{name}={value}" for name, value in options.items())
-    )
+    status = _run("pytest", "-m", "parity", "-x", "--fv-live", *words)
     reports = [read_json(path) for path in folder.rglob(f"{REPORT}.json")]
     stuck = [check for report in reports for check in report["checks"] if check["status"] in NO_VERDICT]
     # 0 and 1 are verdicts about numbers; anything else is a run that did not come to its end.

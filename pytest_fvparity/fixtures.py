@@ -245,13 +245,13 @@ def _candidate(
 
     options, folder = options_of(request), request.config.invocation_params.dir
     if options.candidate_dir is not None:
-        return candidates.from_folder(options.candidate_dir)
+        return candidates.FromFolder(options.candidate_dir)
     if options.candidate is None:
         given: Implementation = request.config.hook.pytest_fvparity_candidate(lm=lm, trials=trials, settings=settings)
         return given
     if options.candidate_python is None:
         return candidates.from_factory(options.candidate, folder, lm, trials, settings)
-    candidate = candidates.elsewhere(options.candidate_python, options.candidate, folder, lm, trials, settings)
+    candidate = candidates.Elsewhere(options.candidate_python, options.candidate, folder, lm, trials, settings)
     request.config.add_cleanup(candidate.close)
     return candidate
 

@@ -32,7 +32,7 @@ from fvcore.model.model import LanguageModel, load
 from fvcore.model.tokenizer import BosFacts
 from fvcore.prompts import Prompt, PromptTemplate, prompt_at_boundary
 from fvcore.slots import SlotMap, dummy_labels, slot_map
-from fvcore.trials import WordPair
+from fvcore.trials import WordPair, labelled
 from fvcore.vectors import function_vector
 
 SEEDS = (0, 1)
@@ -97,7 +97,7 @@ class Asker:
     @classmethod
     def of(cls, lm: LanguageModel, relation: Relation) -> Asker:
         template = PromptTemplate(trials.PREFIXES, trials.SEPARATORS)
-        pairs = [WordPair(input=f" {question}", output=f" {answer}") for question, answer in relation.items()]
+        pairs = [WordPair(input=question, output=answer).spaced for question, answer in relation.items()]
         adds_bos = BosFacts.of(lm.tokenizer).adds_bos
         return cls(lm, template, pairs, adds_bos, dummy_labels(lm.tokenizer, template, N_SHOTS, adds_bos))
 
@@ -113,9 +113,12 @@ class Asker:
         return slot_map(self.lm.tokenizer, self.template, demos, query.input, self.slots, self.adds_bos)
 
 
-def relabelled(demos: Sequence[WordPair], order: Sequence[int]) -> list[WordPair]:
-    """Each input with the label of another demonstration."""
-    return [WordPair(input=demo.input, output=demos[i].output) for demo, i in zip(demos, order, strict=True)]
+def with_moved_labels(ask: Asker, n: int, rng: Random, fixed_points: bool) -> list[tuple[list[WordPair], WordPair]]:
+    """Trials whose labels stand beside other questions; some in their place where `fixed_points` may be."""
+    return [
+        (labelled(demos, [demos[i].output for i in permutation(N_SHOTS, rng, fixed_points)]), query)
+        for demos, query in (ask.draw(rng) for _ in range(n))
+    ]
 
 
 def permutation(n: int, rng: Random, fixed_points: bool) -> list[int]:
@@ -142,14 +145,8 @@ def measure(lm: LanguageModel, seed: int, relation: str = "antonym") -> GateResu
     ask = Asker.of(lm, relations()[relation])
 
     clean = [ask.draw(rng) for _ in range(N_CLEAN)]
-    shuffled = [
-        (relabelled(demos, permutation(N_SHOTS, rng, fixed_points=False)), query)
-        for demos, query in (ask.draw(rng) for _ in range(N_CLEAN))
-    ]
-    corrupted = [
-        (relabelled(demos, permutation(N_SHOTS, rng, fixed_points=True)), query)
-        for demos, query in (ask.draw(rng) for _ in range(N_CORRUPTED))
-    ]
+    shuffled = with_moved_labels(ask, N_CLEAN, rng, fixed_points=False)
+    corrupted = with_moved_labels(ask, N_CORRUPTED, rng, fixed_points=True)
     zero_shot = [ask.prompt([], query) for query in ask.pairs]
 
     means = mean_head_activations(lm, [(ask.prompt(*trial).input_ids, ask.slot_map(*trial)) for trial in clean])

@@ -1,5 +1,7 @@
 """Tiny random models of every supported family, and toy tokenizers of every kind that matters to slots.
 
+What they are made of, and the words they are asked about, stand in `random_models.yaml`.
+
 Random initialisation hides faults: biases start at zero, and small weights make all effects equal. So biases are
 drawn, and weights are large (initializer_range 0.3).
 """
@@ -10,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvcore.formats import sha256
-from fvcore.prompts import PromptTemplate, prompt_at_boundary, require_bos_agreement
-from fvcore.trials import PREFIXES, FixedTrials, Meta, TemplatePart, WordPair, sample, text_of
+from fvcore.formats import read_yaml, sha256
+from fvcore.prompts import sample_trials
+from fvcore.trials import PREFIXES, FixedTrials, Meta, TemplatePart, WordPair, text_of
 
 # The lists below are read where nothing else of a model is: torch and transformers come with the first model.
 if TYPE_CHECKING:
@@ -20,66 +22,18 @@ if TYPE_CHECKING:
 
     from fvcore.model.model import LanguageModel
 
-SIZES: dict[str, dict[str, Any]] = {
-    "llama": {"num_key_value_heads": 2},
-    "mistral": {"num_key_value_heads": 2, "sliding_window": None},
-    "qwen2": {"num_key_value_heads": 2},
-    "qwen3": {"num_key_value_heads": 2, "head_dim": 12},  # 4 heads x 12 = 48, d_model is 32
-    "gpt2": {},
-    "gptj": {"rotary_dim": 4},
-    "gpt_neox": {"rotary_pct": 0.25},
-}
-FAMILIES = tuple(SIZES)
-"""The families that every station is tested on."""
+DATA = read_yaml(Path(__file__).with_suffix(".yaml"))
+FAMILIES = tuple(DATA["families"])
+EVERY_FAMILY = (*FAMILIES, *DATA["further"])
+RIG_TOKENIZERS: dict[str, str] = DATA["rig_tokenizers"]
 
-GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}  # 4 heads of 10
-WIDE = GROUPED | {"head_dim": 12}  # 4 heads x 12 = 48, d_model is 40
-FURTHER: dict[str, dict[str, Any]] = {
-    "gpt_neo": {"window_size": 8},
-    "mixtral": WIDE | {"num_local_experts": 3, "num_experts_per_tok": 2},
-    "gemma": WIDE | {"num_key_value_heads": 1},
-    "gemma2": WIDE | {"sliding_window": 16, "query_pre_attn_scalar": 12},
-    "gemma3_text": WIDE | {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
-    "olmo": GROUPED | {"clip_qkv": 8.0},
-    "olmo2": GROUPED,
-    "phi": {"num_key_value_heads": 1, "qk_layernorm": True},
-    "phi3": GROUPED | {"sliding_window": 16},
-    "starcoder2": GROUPED | {"sliding_window": 16},
-    "granite": GROUPED | {"residual_multiplier": 0.4, "attention_multiplier": 0.3, "embedding_multiplier": 3.0},
-    "cohere": GROUPED | {"use_qk_norm": True},
-    "stablelm": GROUPED | {"use_qkv_bias": True, "qk_layernorm": True},
-    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 40, "init_std": 0.3},
-    "falcon": {"num_attention_heads": 4, "num_kv_heads": 2, "new_decoder_architecture": True, "bias": True},
-    "bloom": {},
-}
-"""What is theirs: sizes that divide badly, fewer keys than heads, heads x width != d_model, windows shorter than a prompt."""
 
-EVERY_FAMILY = (*FAMILIES, *FURTHER)
+def _pairs(written: str) -> list[tuple[str, str]]:
+    return [(first, second) for first, second in (pair.split() for pair in written.split(", "))]
 
-# The five families of the test rig, each with the toy tokenizer that is like its own (`bos` stands in for Qwen's, so
-# that there are two that add BOS): grouped heads; Conv1D with bias and tensor output; tuple output; parallel blocks with
-# bias; heads x width != d_model.
-RIG_TOKENIZERS = {"llama": "bos", "gpt2": "gpt2", "gptj": "gpt2", "gpt_neox": "plain", "qwen3": "bos"}
 
-# Opposites, with words of several tokens (in 4-letter pieces) as inputs and outputs.
-PAIRS = [
-    ("hot", "cold"), ("big", "tiny"), ("unhappy", "glad"), ("sunny", "overcast"), ("up", "down"), ("wet", "dry"),
-    ("fast", "slow"), ("open", "shut"), ("early", "late"), ("strong", "weak"), ("bright", "dark"), ("full", "empty"),
-    ("hard", "soft"), ("high", "low"), ("near", "far"), ("new", "old"), ("rich", "poor"), ("safe", "dangerous"),
-    ("sharp", "blunt"), ("sweet", "sour"), ("thick", "thin"), ("true", "false"), ("wide", "narrow"), ("young", "aged"),
-]  # fmt: skip
-
-# Words that separate right from wrong: most have several tokens, some end in punctuation that swallows the newline
-# after it, and every pair stands in both directions, so that words come twice in a prompt.
-AWKWARD_PAIRS = [
-    pair
-    for a, b in (
-        ("unhappy", "glad"), ("sunny", "overcast"), ("Mr.", "Madam!"), ("yes!", "never."), ("hot", "cold"),
-        ("narrow", "wide"), ("dangerous", "safe"), ("bright", "dark"), ("strong", "weak"), ("early", "late"),
-        ("empty", "full"), ("young", "elderly"),
-    )
-    for pair in ((a, b), (b, a))
-]  # fmt: skip
+PAIRS = _pairs(DATA["pairs"])
+AWKWARD_PAIRS = [pair for a, b in _pairs(DATA["awkward_pairs"]) for pair in ((a, b), (b, a))]
 
 
 def toy_tokenizer(kind: str = "bos", pairs: Sequence[tuple[str, str]] = PAIRS) -> PreTrainedTokenizerFast:
@@ -122,10 +76,9 @@ def random_model(family: str, vocab_size: int, seed: int = 0, n_layers: int = 2)
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    sizes = _further_sizes(family, n_layers) if family in FURTHER else _sizes(family, n_layers)
     config = AutoConfig.for_model(
         family, vocab_size=vocab_size, initializer_range=0.3, bos_token_id=1, eos_token_id=2, pad_token_id=None,
-        tie_word_embeddings=False, **sizes,
+        tie_word_embeddings=False, **_sizes(family, n_layers),
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -136,37 +89,13 @@ def random_model(family: str, vocab_size: int, seed: int = 0, n_layers: int = 2)
 
 
 def _sizes(family: str, n_layers: int) -> dict[str, Any]:
-    names = {
-        "gpt2": {"n_embd": 32, "n_layer": n_layers, "n_head": 4, "n_positions": 256},
-        "gptj": {"n_embd": 32, "n_layer": n_layers, "n_head": 4, "n_positions": 256},
-    }
-    sizes = names.get(
-        family,
-        {
-            "hidden_size": 32,
-            "num_hidden_layers": n_layers,
-            "num_attention_heads": 4,
-            "intermediate_size": 64,
-            "max_position_embeddings": 256,
-        },
-    )
-    return sizes | SIZES[family]
-
-
-def _further_sizes(family: str, n_layers: int) -> dict[str, Any]:
-    own = dict(FURTHER[family])
-    if "layer_types" in own:
-        own["layer_types"] = [own["layer_types"][layer % 2] for layer in range(n_layers)]
+    sizes = dict((DATA["families"] | DATA["further"])[family])
+    if "layer_types" in sizes:
+        sizes["layer_types"] = [sizes["layer_types"][layer % 2] for layer in range(n_layers)]
     if family == "gpt_neo":
         pairs, rest = divmod(n_layers, 2)
-        own |= {"attention_types": [[["global", "local"], pairs], [["global"], rest]], "num_layers": n_layers}
-    return {
-        "hidden_size": 40,
-        "num_hidden_layers": n_layers,
-        "num_attention_heads": 5,
-        "intermediate_size": 64,
-        "max_position_embeddings": 256,
-    } | own
+        sizes |= {"attention_types": [[["global", "local"], pairs], [["global"], rest]], "num_layers": n_layers}
+    return sizes | {"n_layer" if "n_embd" in sizes else "num_hidden_layers": n_layers}
 
 
 def random_lm(
@@ -207,15 +136,8 @@ def trials_for(
         model_name_for_tokenizer=lm.name,
         model_prepend_bos=tokenizer("a").input_ids[0] == tokenizer.bos_token_id,
     )
-    require_bos_agreement(tokenizer, meta)
-    template = PromptTemplate.of(meta, tokenizer)
     rows = [WordPair(input=a, output=b) for a, b in pairs]
     if edit:
         edit(rows)
-    file = sample(
-        rows,
-        meta,
-        lambda prompt, answer: list(prompt_at_boundary(tokenizer, prompt, answer).answer_ids),
-        template.text,
-    )
+    file = sample_trials(tokenizer, rows, meta)
     return FixedTrials(f"fixed_trials_pairs_{lm.name}", sha256(text_of(file).encode()), file)

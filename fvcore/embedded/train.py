@@ -42,12 +42,16 @@ def untrained(recipe: Recipe, vocabulary: Tokenizer) -> Any:
     """The recipe's architecture with random weights."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-    eos = vocabulary.token_to_id(tokenizer.SPECIALS[recipe.name].eos)
-    bos = vocabulary.token_to_id(tokenizer.SPECIALS[recipe.name].bos)
+    bos, eos = map(vocabulary.token_to_id, tokenizer.SPECIALS[recipe.name])
+    common = {
+        "vocab_size": vocabulary.get_vocab_size(),
+        "initializer_range": recipe.initializer_range,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+    }
     if recipe.name == "tiny-llama":
         return LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=vocabulary.get_vocab_size(),
                 hidden_size=recipe.d_model,
                 intermediate_size=recipe.d_mlp,
                 num_hidden_layers=recipe.n_layers,
@@ -56,14 +60,11 @@ def untrained(recipe: Recipe, vocabulary: Tokenizer) -> Any:
                 max_position_embeddings=recipe.n_positions,
                 rms_norm_eps=1e-5,
                 tie_word_embeddings=True,
-                initializer_range=recipe.initializer_range,
-                bos_token_id=bos,
-                eos_token_id=eos,
+                **common,
             )
         )
     hf = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=vocabulary.get_vocab_size(),
             n_embd=recipe.d_model,
             n_inner=recipe.d_mlp,
             n_layer=recipe.n_layers,
@@ -72,9 +73,7 @@ def untrained(recipe: Recipe, vocabulary: Tokenizer) -> Any:
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
-            initializer_range=recipe.initializer_range,
-            bos_token_id=bos,
-            eos_token_id=eos,
+            **common,
         )
     )
     with torch.no_grad():

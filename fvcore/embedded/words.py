@@ -107,11 +107,6 @@ def dataset_files() -> dict[str, str]:
     }
 
 
-def write_datasets(root: Path) -> None:
-    """Write every relation's table below `root`."""
-    for name, text in dataset_files().items():
-        write_text(root / name, text)
-
-
 if __name__ == "__main__":
-    write_datasets(Path(sys.argv[1]))
+    for _name, _text in dataset_files().items():
+        write_text(Path(sys.argv[1]) / _name, _text)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from fvcore.formats import FormatError
@@ -44,23 +42,6 @@ class FolderInUse(StepError):
 Cause: TypeAlias = Literal["data", "tokenizer", "target boundary", "memory", "numeric", "code"]
 
 FULL = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What a failure report says of one unit. `step` is the stage that was at work."""
-
-    name: str
-    cause: Cause
-    step: str
-    error: str
-    message: str
-    traceback: str
-
-    @classmethod
-    def of(cls, name: str, step: str, error: BaseException) -> Failure:
-        text = "".join(traceback.format_exception(error))
-        return cls(name, cause_of(error), step, type(error).__name__, " ".join(str(error).split()), text)
 
 
 def cause_of(error: BaseException) -> Cause:

@@ -6,13 +6,14 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fvcore.experiments.errors import FolderInUse, OtherSettings
+from fvcore.formats import sha256_file
 
 LOCK = ".lock"
 UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
@@ -31,6 +32,10 @@ class Folder:
     def names(self, pattern: str) -> list[str]:
         """Files below the root that match, sorted."""
         return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
+
+    def digests(self, names: Iterable[str]) -> dict[str, str]:
+        """Name -> sha256, of the files that are there."""
+        return {name: sha256_file(self / name) for name in names if (self / name).is_file()}
 
     def remove_unfinished(self, pattern: str = "**/.*") -> None:
         """Files that a killed process was still writing: they bear the name of the file to be and eight characters."""

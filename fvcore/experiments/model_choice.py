@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from pydantic import Field
-from rich.console import Console
 
 from fvcore.experiments.config import Config, ConfigError, Option
 
@@ -45,7 +45,7 @@ class ModelChoice(Config):
         quant = None if self.quant == "auto" else self.quant
         return partial(_load, self.model, self.device, self.dtype, seed=seed, spec=self.spec, quant=quant)
 
-    def load(self, seed: int, console: Console) -> LanguageModel:
+    def load(self, seed: int) -> LanguageModel:
         """The model in this process, in as many threads as were asked for; what is doubtful about it is printed."""
         import torch
 
@@ -55,7 +55,7 @@ class ModelChoice(Config):
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         for doubt in doubts(lm):
-            console.print(doubt, soft_wrap=True, markup=False)
+            typer.echo(doubt)
         return lm
 
 

@@ -11,8 +11,8 @@ from fvcore.formats import write_text
 NONE = "\u2013"
 
 
-def render(package: str, template: str, values: Mapping[str, Any]) -> str:
-    """The page of a template in `package`'s folder `templates`; it may extend the base `page.html.j2`."""
+def write(path: Path, package: str, template: str, values: Mapping[str, Any]) -> Path:
+    """Write the page of a template in `package`'s folder `templates`; it may extend the base `page.html.j2`."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -23,11 +23,7 @@ def render(package: str, template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
-    return environment.get_template(template).render(values)
-
-
-def write(path: Path, package: str, template: str, values: Mapping[str, Any]) -> Path:
-    write_text(path, render(package, template, values))
+    write_text(path, environment.get_template(template).render(values))
     return path
 
 

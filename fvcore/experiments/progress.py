@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
@@ -33,14 +32,9 @@ class Watched:
     def __init__(self, behind: Progressing | None = None) -> None:
         self.behind, self.step = behind, "start"
 
-    @contextmanager
-    def running(self, step: str, total: int | None) -> Iterator[Advance]:
+    def running(self, step: str, total: int | None) -> AbstractContextManager[Advance]:
         self.step = step
-        if self.behind is None:
-            yield lambda layer, n_rows: None
-            return
-        with self.behind.running(step, total) as advance:
-            yield advance
+        return nullcontext(lambda layer, n_rows: None) if self.behind is None else self.behind.running(step, total)
 
     def already(self, step: str) -> None:
         if self.behind is not None:
@@ -70,8 +64,10 @@ class Shown:
         self.console.print(f"{self.label}{step}: already done, not run again", markup=False)
 
 
-class Bar(AbstractContextManager["Bar"]):
+class Bar:
     """One bar over all units on a console that is a terminal; elsewhere a line for each unit, as on a terminal too.
+
+    It is there while its `progress` is entered.
 
     rows: how many rows each unit makes the model compute, at most
     """
@@ -84,15 +80,6 @@ class Bar(AbstractContextManager["Bar"]):
         )
         self.task = self.progress.add_task("", total=sum(rows.values()))
         self.behind, self.since = 0, monotonic()  # rows of the units that have ended; when the last one did
-
-    def __enter__(self) -> Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
 
     def of(self, name: str) -> Progressing:
         """What tells this bar of one unit."""

@@ -8,7 +8,7 @@ that was killed cannot be continued as another one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from fvcore.experiments.folder import Folder, differences, refuse_others
 from fvcore.experiments.progress import Progressing, Watched
 from fvcore.fast.chunks import Advance
-from fvcore.formats import read_json, sha256, sha256_file, validated, write_json
+from fvcore.formats import read_json, sha256, validated, write_json
 from fvcore.provenance import versions
 
 
@@ -95,12 +95,12 @@ class Record:
             return RunRecord()
         return validated(RunRecord, read_json(path), path, "the record of a run")
 
-    def begin(self, stages: Sequence[Stage]) -> RunRecord:
+    def begin(self, stages: Sequence[Stage]) -> None:
         """Record the settings of stages that will run; raises OtherSettings, naming what differs, if there are others."""
         record = self.read()
         plain = {stage.name: json.loads(json.dumps(dict(stage.settings))) for stage in stages}
         self._require_same(record, {stage.group: plain[stage.name] for stage in stages})
-        return self._write(record, {name: StageRecord(settings=one) for name, one in plain.items()} | record.stages)
+        self._write(record, {name: StageRecord(settings=one) for name, one in plain.items()} | record.stages)
 
     def _require_same(self, record: RunRecord, groups: Mapping[str, Mapping[str, Any]]) -> None:
         """Each setting that differs is named once, with the stages that depend on it."""
@@ -114,29 +114,26 @@ class Record:
 
     def is_done(self, stage: Stage) -> bool:
         """Whether the stage, or one that covers it, has left what it says it wrote, from what is there now."""
-        stages, reads = self.read().stages, self._digests(stage.reads)
+        stages, reads = self.read().stages, self.folder.digests(stage.reads)
         done = [stages[name] for name in (stage.name, stage.covered_by) if name in stages]
-        return any(bool(one.writes) and one.reads == reads and self._digests(one.writes) == one.writes for one in done)
-
-    def _digests(self, names: Iterable[str]) -> dict[str, str]:
-        """Of the files that are there."""
-        return {name: sha256_file(self.folder / name) for name in names if (self.folder / name).is_file()}
+        return any(
+            bool(one.writes) and one.reads == reads and self.folder.digests(one.writes) == one.writes for one in done
+        )
 
     def finish(self, stage: Stage, files: Sequence[Path]) -> None:
         """Record a stage as done. Records of its group that claim the same files are taken back."""
         record = self.read()
-        writes = self._digests([path.relative_to(self.folder.root).as_posix() for path in files])
+        writes = self.folder.digests([path.relative_to(self.folder.root).as_posix() for path in files])
         settings = record.stages[stage.name].settings
         kept = {
             name: one.model_copy(update={"writes": {}}) if one.writes.keys() & writes.keys() else one
             for name, one in record.stages.items()
         }
-        done = StageRecord(settings=settings, reads=self._digests(stage.reads), writes=writes)
+        done = StageRecord(settings=settings, reads=self.folder.digests(stage.reads), writes=writes)
         self._write(record, kept | {stage.name: done})
 
-    def _write(self, record: RunRecord, stages: dict[str, StageRecord]) -> RunRecord:
+    def _write(self, record: RunRecord, stages: dict[str, StageRecord]) -> None:
         settings = digest({name: one.settings for name, one in stages.items()})
         now = record.model_copy(update={"settings_digest": settings, "stages": stages, "versions": versions()})
         if now != record or not (self.folder / self.file).is_file():
             write_json(self.folder / self.file, now.model_dump(mode="json"))
-        return now

@@ -12,9 +12,8 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from fvcore.experiments.errors import Failure
 from fvcore.experiments.folder import Folder
-from fvcore.formats import read_json, sha256_file, validated, write_json
+from fvcore.formats import read_json, validated, write_json
 from fvcore.provenance import now
 
 State: TypeAlias = Literal["pending", "running", "completed", "failed", "skipped"]
@@ -58,21 +57,17 @@ class UnitStatus(BaseModel):
         }
         return {name: one for name, one in sorted(found.items()) if one is not None}
 
-    def write(self: Kind, folder: Folder, state: State, **changes: Any) -> Kind:
+    def write(self, folder: Folder, state: State, **changes: Any) -> None:
         """The status in another state; what belongs to one state alone is forgotten."""
-        kept = self.model_copy(update={"reason": "", "cause": None, "step": None, "files": {}})
-        current = kept.model_copy(update={"status": state, "updated_at": now()} | changes)
+        forgotten: dict[str, Any] = {"reason": "", "cause": None, "step": None, "files": {}}
+        current = self.model_copy(update=forgotten | {"status": state, "updated_at": now()} | changes)
         value = current.model_dump(mode="json")
         write_json(folder / self.FILE, {key: value[key] for key in self.KEYS or value})
-        return current
 
     def damage(self, folder: Folder) -> list[str]:
         """Files that a completed unit claims and that are missing or changed; empty if it is what it says."""
-        return [
-            name
-            for name, sha in self.files.items()
-            if not (folder / name).is_file() or sha256_file(folder / name) != sha
-        ]
+        there = folder.digests(self.files)
+        return [name for name, sha in self.files.items() if there.get(name) != sha]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,4 +78,3 @@ class Outcome:
     status: State
     reason: str
     ran: bool = True
-    failure: Failure | None = None

@@ -19,7 +19,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from fvcore.experiments.errors import Cause, Failure
+from fvcore.experiments.errors import Cause
 from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.status import Outcome
 from fvcore.model.spec import ModelError
@@ -51,7 +51,7 @@ class Unit(Protocol[Taken]):
     def run(self, tool: Taken, progress: Progressing) -> Outcome:
         """Take the unit up where it stands and end it; what is wrong with it is an outcome, not an exception."""
 
-    def give_up(self, failure: Failure) -> None:
+    def give_up(self, cause: Cause, reason: str) -> Outcome:
         """Say in the unit's status that nobody could bring it to an end."""
 
 
@@ -168,7 +168,7 @@ class RayWorkers(Generic[Tool]):
                 if deaths[unit.name] < ATTEMPTS:
                     waiting.appendleft(unit)
                 else:
-                    yield _given_up(unit, ended)
+                    yield unit.give_up(*_death(ended))
         finally:
             # What still runs is stopped as by kill -9, and left for the next run to take up.
             for actor in self.actors:
@@ -285,12 +285,9 @@ def _kill(actor: Any) -> None:
         ray.kill(actor, no_restart=True)
 
 
-def _given_up(unit: Unit[Tool], death: BaseException) -> Outcome:
-    """A unit that nobody could bring to an end: its status says so, as it would of an exception."""
-    words = " ".join(str(death).split())
-    reason = f"its process ended {ATTEMPTS} times without a word: {words:.{SHOWN}}"
+def _death(error: BaseException) -> tuple[Cause, str]:
+    """What a unit is said to have failed of that nobody could bring to an end."""
+    words = " ".join(str(error).split())
     # A process that was merely killed is said to have run out of memory perhaps: that is no cause.
     cause: Cause = "memory" if LOW_MEMORY in words else "code"
-    failure = Failure(unit.name, cause, "actor", type(death).__name__, reason, words)
-    unit.give_up(failure)
-    return Outcome(unit.name, "failed", reason, failure=failure)
+    return cause, f"its process ended {ATTEMPTS} times without a word: {words:.{SHOWN}}"

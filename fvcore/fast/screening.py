@@ -100,7 +100,8 @@ def screened_top_heads(
             cie[:, layer, head], aie[layer, head] = effect, effect.mean()
         worst = float(aie.flatten().nan_to_num(-torch.inf).topk(k).values[-1])
         bound = SAFETY * _largest_error(aie, estimates, worst)
-        wanted = {(layer, head) for layer, head in by_estimate if _open(aie, estimates, (layer, head), worst - bound)}
+        # Those not computed yet that could still be among the best.
+        wanted = {head for head in by_estimate if aie[head].isnan() and float(estimates[head]) >= worst - bound}
     heads = ranking.top_heads(aie.nan_to_num(-torch.inf), k)
     return Screening(heads, cie, ~aie.isnan(), len(by_estimate), bound)
 
@@ -112,8 +113,3 @@ def _largest_error(aie: Tensor, estimates: Tensor, worst: float) -> float:
     """
     alike = ~aie.isnan() & (estimates < worst)
     return float((aie - estimates)[alike].abs().max()) if bool(alike.any()) else 0.0
-
-
-def _open(aie: Tensor, estimates: Tensor, head: Head, least: float) -> bool:
-    """Whether a head that is not computed yet could still be among the best."""
-    return bool(aie[head].isnan()) and float(estimates[head]) >= least

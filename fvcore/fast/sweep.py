@@ -7,7 +7,7 @@ rounding: the operations are the same, the kernels sum in another order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -26,9 +26,6 @@ from fvcore.slots import SlotMap
 Head: TypeAlias = "tuple[int, int]"
 Case: TypeAlias = "tuple[Sequence[int], int, SlotMap]"
 """A corrupted prompt's ids, its target id and its slots."""
-
-Read: TypeAlias = "Callable[[Prompt, Tensor, Tensor], Tensor]"
-"""What is read off residual rows (trial, row, d_model) behind the last block, for each trial's target: (trial, row, ...)."""
 
 VARIANTS = 128
 """Variants that run together. Attention among rows grows with their square, matrix products get no faster beyond."""
@@ -136,13 +133,14 @@ def _effects(
     replacements = [Replacement.of(name, cases, means, lm.device) for name in classes]
     prompt = Prompt.run(lm, [ids for ids, _, _ in cases], max(r.n_tokens for r in replacements))
     targets = torch.tensor([target for _, target, _ in cases], device=lm.device)
-    base = _probabilities(prompt, prompt.entered[-1][:, -1:], targets)
+    base = _readings(prompt, prompt.entered[-1][:, -1:], targets)
     heads = [(layer, head) for layer in range(lm.n_layers) for head in range(lm.n_heads)]
     effects = []
     for replacement in replacements:
-        patched = _patched(prompt.suffix(replacement.n_tokens), heads, replacement, targets, _probabilities, max_memory)
+        patched = _patched(prompt.suffix(replacement.n_tokens), heads, replacement, targets, max_memory)
+        changed = (patched - base)[..., 0]  # probabilities
         # A class that a prompt has no token of has no effect there; a difference in rounding would be one.
-        effects.append(torch.where(replacement.at.any(dim=1)[:, None], patched - base, 0.0).float().cpu())
+        effects.append(torch.where(replacement.at.any(dim=1)[:, None], changed, 0.0).float().cpu())
     return torch.stack(effects, dim=-1).view(len(cases), lm.n_layers, lm.n_heads, -1)
 
 
@@ -150,7 +148,7 @@ def effects_of_heads(
     lm: LanguageModel, cases: Sequence[Case], mean_activations: Tensor, heads: Sequence[Head]
 ) -> Tensor:
     """CIE at the last token of some heads, in order of layer: (trial, len(heads)), float32 on the CPU."""
-    probabilities = target_readings(lm, cases, mean_activations, heads, read=_probabilities)
+    probabilities = target_readings(lm, cases, mean_activations, heads)[..., 0]
     return probabilities[:, 1:] - probabilities[:, :1]
 
 
@@ -162,13 +160,11 @@ def target_readings(
     heads: Sequence[Head],
     max_memory: int | None = None,
     advance: Advance = silent,
-    read: Read | None = None,
 ) -> Tensor:
     """What `effects.target_readings` gives, of many prompts: (trial, 1 + len(heads), 3), float32 on the CPU.
 
-    heads: in order of layer     advance: is told after each pass     read: something else to read, (trial, 1 + len(heads), ...)
+    heads: in order of layer     advance: is told after each pass
     """
-    what = read or _readings
     share = None if max_memory is None else max_memory // 2
     size = chunk_size(trial_bytes(lm, max(len(ids) for ids, _, _ in cases)), lm.device, len(cases), share)
 
@@ -176,8 +172,8 @@ def target_readings(
         replacement = Replacement.of("query_predictive", some, mean_activations, lm.device)
         prompt = Prompt.run(lm, [ids for ids, _, _ in some])
         targets = torch.tensor([target for _, target, _ in some], device=lm.device)
-        base = what(prompt, prompt.entered[-1][:, -1:], targets)
-        patched = _patched(prompt.suffix(1), heads, replacement, targets, what, share, advance)
+        base = _readings(prompt, prompt.entered[-1][:, -1:], targets)
+        patched = _patched(prompt.suffix(1), heads, replacement, targets, share, advance)
         return torch.cat([base, patched], dim=1).float().cpu()
 
     return torch.cat(list(in_chunks(cases, size, run)))
@@ -188,17 +184,16 @@ def _patched(
     heads: Sequence[Head],
     replacement: Replacement,
     targets: Tensor,
-    read: Read,
     max_memory: int | None,
     advance: Advance = silent,
 ) -> Tensor:
-    """What is read with each of the heads replaced: (trial, head, ...)."""
+    """Readings with each of the heads replaced: (trial, head, 3)."""
     lm, n_trials = suffix.prompt.lm, len(targets)
     each = n_trials * variant_bytes(lm, suffix.n_tokens)
     size = chunk_size(each, lm.device, max(1, VARIANTS // suffix.n_tokens), max_memory)
 
     def run(some: Sequence[Head]) -> Tensor:
-        readings = read(suffix.prompt, rows_with_heads_replaced(suffix, some, replacement), targets)
+        readings = _readings(suffix.prompt, rows_with_heads_replaced(suffix, some, replacement), targets)
         advance(some[-1][0], n_trials * len(some))
         return readings
 
@@ -215,15 +210,8 @@ def trial_bytes(lm: LanguageModel, n_tokens: int) -> int:
     return lm.itemsize * n_tokens * (3 * lm.n_layers + 32) * max(lm.d_model, lm.n_heads * lm.d_head)
 
 
-def _probabilities(prompt: Prompt, rows: Tensor, targets: Tensor) -> Tensor:
-    """(trial, row): probability of each trial's target; softmax in the model's dtype, as in the reference."""
-    every = torch.softmax(prompt.logits(rows), dim=-1)
-    chosen = targets.to(every.device)[:, None, None].expand(-1, rows.shape[1], 1)
-    return every.gather(2, chosen).squeeze(2).to(targets.device)
-
-
 def _readings(prompt: Prompt, rows: Tensor, targets: Tensor) -> Tensor:
-    """(trial, row, 3)"""
+    """`read_targets` of each trial's target, in the model's dtype as in the reference: (trial, row, 3)."""
     return read_targets(prompt.logits(rows), targets[:, None].expand(-1, rows.shape[1])).to(targets.device)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from fvcore.formats import read_json, write_json
 from fvcore.model.anatomy import BLOCKS, require_parts
@@ -20,6 +20,7 @@ from fvcore.model.hooks import HookNeverFired, read_heads
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError, ModelSpec, PartMissing
 from fvcore.model.tokenizer import BosFacts
+from fvcore.profile import Strict
 
 FOLDER = Path("reports", "model_spec_audit")
 PLAN_FOLDER = Path("artifacts", "model_spec_audit")
@@ -27,11 +28,7 @@ TOKENIZER_ONLY, LOADED = "L1_tokenizer_only", "L2_model_loaded"
 PROBE = "Hello"
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class BosAudit(_File):
+class BosAudit(Strict):
     """`bos_audit_<key>.json`: what the tokenizer does, and what follows from it."""
 
     spec_key: str
@@ -52,7 +49,7 @@ class BosAudit(_File):
     agrees_with_spec: bool = True
 
 
-class ResolverSmoke(_File):
+class ResolverSmoke(Strict):
     """`resolver_smoke_<key>.json`: the spec's paths walked in the loaded model; None is what was not looked at."""
 
     spec_key: str
@@ -60,8 +57,8 @@ class ResolverSmoke(_File):
     smoke_level: str
     negative: bool = False
     blocks_path: str
-    checked_layer_indices: list[int] = []
-    derived_out_proj_paths: list[str] = []
+    checked_layer_indices: list[int] = Field(default=[])
+    derived_out_proj_paths: list[str] = Field(default=[])
     blocks_ok: bool | None = None
     out_proj_ok: bool | None = None
     hook_ok: bool | None = None
@@ -80,20 +77,6 @@ class ResolverSmoke(_File):
         if self.negative:
             return self.exception_type == PartMissing.__name__ and self.failed_segment == ABSENT
         return self.exception_type is None and False not in (self.blocks_ok, self.out_proj_ok, self.hook_ok)
-
-
-class Summary(_File):
-    """A row of `summary.json`, which has one for each model that was audited into the folder."""
-
-    spec_key: str
-    hf_model_id: str
-    smoke_level: str
-    bos_policy: str
-    pad_policy: str
-    prepend_bos: bool
-    resolver_ok: bool
-    warnings: list[str]
-    files: list[str]
 
 
 ABSENT = "no_such_part"
@@ -214,18 +197,19 @@ def _failed(smoke: ResolverSmoke, error: Exception) -> ResolverSmoke:
     return smoke.model_copy(update=said)
 
 
-def summary(bos: BosAudit, smoke: ResolverSmoke, warnings: list[str]) -> Summary:
-    return Summary(
-        spec_key=bos.spec_key,
-        hf_model_id=bos.hf_model_id,
-        smoke_level=smoke.smoke_level,
-        bos_policy=bos.decision_bos_policy,
-        pad_policy=bos.decision_pad_policy,
-        prepend_bos=bos.decision_prepend_bos,
-        resolver_ok=smoke.ok,
-        warnings=warnings,
-        files=[file_name("bos_audit", bos.spec_key), file_name("resolver_smoke", bos.spec_key)],
-    )
+def summary(bos: BosAudit, smoke: ResolverSmoke, warnings: list[str]) -> dict[str, Any]:
+    """A row of `summary.json`, which has one for each model that was audited into the folder."""
+    return {
+        "spec_key": bos.spec_key,
+        "hf_model_id": bos.hf_model_id,
+        "smoke_level": smoke.smoke_level,
+        "bos_policy": bos.decision_bos_policy,
+        "pad_policy": bos.decision_pad_policy,
+        "prepend_bos": bos.decision_prepend_bos,
+        "resolver_ok": smoke.ok,
+        "warnings": warnings,
+        "files": [file_name("bos_audit", bos.spec_key), file_name("resolver_smoke", bos.spec_key)],
+    }
 
 
 SUMMARY = "summary.json"
@@ -248,7 +232,7 @@ def write(
     values: dict[str, Any] = {
         file_name("bos_audit", bos.spec_key): bos.model_dump(),
         file_name("resolver_smoke", bos.spec_key): smoke.model_dump(),
-        SUMMARY: _with_row(folder / SUMMARY, summary(bos, smoke, warnings).model_dump()),
+        SUMMARY: _with_row(folder / SUMMARY, summary(bos, smoke, warnings)),
     }
     if diagnostics is not None:
         values[file_name("diagnostics", bos.spec_key)] = diagnostics

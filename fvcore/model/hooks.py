@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,14 +23,13 @@ class HookNeverFired(RuntimeError):
 
 
 @contextmanager
-def _hooks(
-    register: Callable[[int], RemovableHandle], layers: Iterable[int], fired: set[int], what: str
-) -> Iterator[None]:
-    """Hooks on some layers; each adds its layer to `fired` when it runs."""
+def _hooks(register: Callable[[int, set[int]], RemovableHandle], layers: Iterable[int], what: str) -> Iterator[None]:
+    """Hooks on some layers; each adds its layer to the set that `register` is given when it runs."""
     handles: dict[int, RemovableHandle] = {}
+    fired: set[int] = set()
     try:
         for layer in layers:
-            handles[layer] = register(layer)
+            handles[layer] = register(layer, fired)
         yield
     finally:
         for handle in handles.values():
@@ -42,6 +41,22 @@ def _hooks(
         )
 
 
+def _projection_hooks(
+    lm: LanguageModel, layers: Iterable[int], what: str, take: Callable[[int, Tensor], Tensor | None]
+) -> AbstractContextManager[None]:
+    """`take` is given the layer and what enters its `o_proj`; what it returns, if anything, enters instead."""
+
+    def register(layer: int, fired: set[int]) -> RemovableHandle:
+        def hook(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            fired.add(layer)
+            instead = take(layer, args[0])
+            return None if instead is None else (instead, *args[1:])
+
+        return lm.o_proj(layer).register_forward_pre_hook(hook)
+
+    return _hooks(register, layers, what)
+
+
 def split_heads(x: Tensor, lm: LanguageModel) -> Tensor:
     """(..., n_heads * d_head) -> (..., n_heads, d_head), sharing memory."""
     return x.view(*x.shape[:-1], lm.n_heads, lm.d_head)
@@ -51,16 +66,11 @@ def split_heads(x: Tensor, lm: LanguageModel) -> Tensor:
 def read_heads(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
     """Copies of the heads entering each `o_proj`: layer -> (batch, token, head, d_head)."""
     heads: dict[int, Tensor] = {}
-    fired: set[int] = set()
 
-    def register(layer: int) -> RemovableHandle:
-        def hook(module: Any, args: tuple[Tensor, ...]) -> None:
-            fired.add(layer)
-            heads[layer] = split_heads(args[0].detach().clone(), lm)
+    def take(layer: int, x: Tensor) -> None:
+        heads[layer] = split_heads(x.detach().clone(), lm)
 
-        return lm.o_proj(layer).register_forward_pre_hook(hook)
-
-    with _hooks(register, range(lm.n_layers), fired, "reading heads"):
+    with _projection_hooks(lm, range(lm.n_layers), "reading heads", take):
         yield heads
 
 
@@ -68,55 +78,47 @@ def read_heads(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
 def heads_with_gradients(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
     """The heads entering each `o_proj`, as they are used: a backward pass leaves their gradients on them."""
     heads: dict[int, Tensor] = {}
-    fired: set[int] = set()
 
-    def register(layer: int) -> RemovableHandle:
-        def hook(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            fired.add(layer)
-            # No weight has a gradient, so that nothing leads here before the first of these does.
-            x = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
-            heads[layer] = split_heads(x, lm)
-            heads[layer].retain_grad()
-            return (heads[layer].flatten(-2), *args[1:])
+    def take(layer: int, x: Tensor) -> Tensor:
+        # No weight has a gradient, so that nothing leads here before the first of these does.
+        heads[layer] = split_heads(x if x.requires_grad else x.detach().requires_grad_(), lm)
+        heads[layer].retain_grad()
+        return heads[layer].flatten(-2)
 
-        return lm.o_proj(layer).register_forward_pre_hook(hook)
-
-    with _hooks(register, range(lm.n_layers), fired, "reading gradients"):
+    with _projection_hooks(lm, range(lm.n_layers), "reading gradients", take):
         yield heads
 
 
-@contextmanager
-def edit_heads(lm: LanguageModel, layer: int, edit: Callable[[Tensor], None]) -> Iterator[None]:
+def edit_heads(lm: LanguageModel, layer: int, edit: Callable[[Tensor], None]) -> AbstractContextManager[None]:
     """Let `edit` change, in place, a copy of the heads (batch, token, head, d_head) entering `o_proj` of `layer`."""
-    fired: set[int] = set()
 
-    def hook(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        fired.add(layer)
-        x = args[0].clone()
-        edit(split_heads(x, lm))
-        return (x, *args[1:])
+    def take(layer: int, x: Tensor) -> Tensor:
+        changed = x.clone()
+        edit(split_heads(changed, lm))
+        return changed
 
-    with _hooks(lambda layer: lm.o_proj(layer).register_forward_pre_hook(hook), [layer], fired, "editing heads"):
-        yield
+    return _projection_hooks(lm, [layer], "editing heads", take)
 
 
-@contextmanager
-def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor, token: int | slice = -1) -> Iterator[None]:
+def add_to_residual(
+    lm: LanguageModel, layer: int, vector: Tensor, token: int | slice = -1
+) -> AbstractContextManager[None]:
     """Add `vector` (d_model,) to the output of block `layer` at a token position (or several), in every forward pass.
 
     During cached generation every step is a forward pass whose last position is the new token.
     """
     lm.require_layer(layer)
-    fired: set[int] = set()
 
-    def hook(module: Any, args: Any, output: Any) -> Any:
-        fired.add(layer)
-        hidden = (output[0] if isinstance(output, tuple) else output).clone()
-        hidden[:, token] += vector.to(hidden)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    def register(layer: int, fired: set[int]) -> RemovableHandle:
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            fired.add(layer)
+            hidden = (output[0] if isinstance(output, tuple) else output).clone()
+            hidden[:, token] += vector.to(hidden)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    with _hooks(lambda layer: lm.blocks[layer].register_forward_hook(hook), [layer], fired, "injection"):
-        yield
+        return lm.blocks[layer].register_forward_hook(hook)
+
+    return _hooks(register, [layer], "injection")
 
 
 See = Callable[[str, str, Tensor | None, Mapping[str, Any]], None]
@@ -160,9 +162,9 @@ def read_blocks(lm: LanguageModel, n_tokens: int) -> Iterator[tuple[list[Tensor]
 
     Beside it, whether each block returns a tuple.
     """
-    entered, tuples, fired = list[Tensor](), list[bool](), set[int]()
+    entered, tuples = list[Tensor](), list[bool]()
 
-    def register(layer: int) -> RemovableHandle:
+    def register(layer: int, fired: set[int]) -> RemovableHandle:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             fired.add(layer)
             hidden = args[0] if args else kwargs["hidden_states"]
@@ -173,7 +175,7 @@ def read_blocks(lm: LanguageModel, n_tokens: int) -> Iterator[tuple[list[Tensor]
 
         return lm.blocks[layer].register_forward_hook(hook, with_kwargs=True)
 
-    with _hooks(register, range(lm.n_layers), fired, "reading blocks"):
+    with _hooks(register, range(lm.n_layers), "reading blocks"):
         yield entered, tuples
 
 

@@ -58,7 +58,7 @@ class LanguageModel:
 
         spec: one of your own, or the name or file of one; found by the model's type or structure if not given.
         """
-        found = spec_in(hf) if spec is None else _given(spec)
+        found = spec_in(hf) if spec is None else spec_of(spec)
         require_parts(hf, found)
         return cls(hf.eval().requires_grad_(False), tokenizer, found, name, source)
 
@@ -159,10 +159,6 @@ class LanguageModel:
         return self.known["tokenizer"]
 
 
-def _given(spec: ModelSpec | str) -> ModelSpec:
-    return spec_of(spec) if isinstance(spec, str) else spec
-
-
 def require_bos(lm: LanguageModel) -> None:
     """A spec that says whether BOS is prepended must say what the tokenizer does."""
     if lm.spec.prepend_bos is None or lm.tokenizer is None:
@@ -252,7 +248,7 @@ def load(
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # local files load in a moment; a bar would tear the test output
-    given = None if spec is None else _given(spec)
+    given = None if spec is None else spec_of(spec)
     placement = Placement.of(given, dtype, device, device_map, quant)
     deterministic(seed)
     tokenizer = load_tokenizer(name)

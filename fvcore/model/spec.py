@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+from fvcore.formats import read_yaml
 
 
 class ModelError(Exception):
@@ -66,6 +69,11 @@ class ModelSpec:
         return {name: value for name, value in said.items() if value is not None}
 
 
+LIKE_LLAMA = (
+    "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "phi3",
+    "starcoder2", "granite", "cohere", "stablelm",
+)  # fmt: skip
+
 MODEL_SPECS = {
     spec.name: spec
     for spec in (
@@ -73,26 +81,7 @@ MODEL_SPECS = {
         ModelSpec("gpt_neo", "transformer.h", "attn.attention", "out_proj"),
         ModelSpec("gptj", "transformer.h", "attn", "out_proj"),
         ModelSpec("gpt_neox", "gpt_neox.layers", "attention", "dense"),
-        *(
-            ModelSpec(model_type, "model.layers", "self_attn", "o_proj")
-            for model_type in (
-                "llama",
-                "mistral",
-                "mixtral",
-                "qwen2",
-                "qwen3",
-                "gemma",
-                "gemma2",
-                "gemma3_text",
-                "olmo",
-                "olmo2",
-                "phi3",
-                "starcoder2",
-                "granite",
-                "cohere",
-                "stablelm",
-            )
-        ),
+        *(ModelSpec(model_type, "model.layers", "self_attn", "o_proj") for model_type in LIKE_LLAMA),
         ModelSpec("phi", "model.layers", "self_attn", "dense"),
         ModelSpec("opt", "model.decoder.layers", "self_attn", "out_proj"),
         ModelSpec("falcon", "transformer.h", "self_attention", "dense"),
@@ -100,34 +89,11 @@ MODEL_SPECS = {
     )
 }
 
-ALIASES = {
-    "gpt2-small": "gpt2", "gpt2-medium": "gpt2", "gpt2-large": "gpt2", "gpt2-xl": "gpt2", "gpt2_xl": "gpt2",
-    "gpt-neo": "gpt_neo", "gptneo": "gpt_neo",
-    "gpt-j": "gptj", "gpt-j-6b": "gptj",
-    "neox": "gpt_neox", "gpt-neox": "gpt_neox", "gpt-neox-20b": "gpt_neox", "pythia": "gpt_neox",
-    "llama2": "llama", "llama-2": "llama", "llama3": "llama", "llama-3": "llama", "llama3.1": "llama",
-    "llama-3.1": "llama", "llama3.2": "llama", "llama-3.2": "llama",
-    "mistral-nemo": "mistral", "qwen2.5": "qwen2", "qwen-2": "qwen2", "qwen-3": "qwen3",
-    "gemma-2": "gemma2", "gemma3": "gemma3_text", "gemma-3": "gemma3_text", "olmo-2": "olmo2",
-    "phi1.5": "phi", "phi-1.5": "phi", "phi2": "phi", "phi-2": "phi", "phi-3": "phi3", "phi4": "phi3", "phi4-mini": "phi3",
-    "starcoder-2": "starcoder2", "command-r": "cohere",
-}  # fmt: skip
-"""Other names, in lower case."""
-
-HF_IDS = {
-    "openai-community/gpt2": "gpt2", "openai-community/gpt2-xl": "gpt2", "EleutherAI/gpt-neo-1.3B": "gpt_neo",
-    "EleutherAI/gpt-j-6b": "gptj", "EleutherAI/gpt-neox-20b": "gpt_neox", "EleutherAI/pythia-6.9b": "gpt_neox",
-    "meta-llama/Llama-2-7b-hf": "llama", "meta-llama/Meta-Llama-3-8B": "llama", "meta-llama/Llama-3.1-8B": "llama",
-    "meta-llama/Llama-3.2-1B": "llama", "mistralai/Mistral-7B-v0.1": "mistral",
-    "mistralai/Mixtral-8x7B-v0.1": "mixtral", "Qwen/Qwen2.5-7B": "qwen2", "Qwen/Qwen3-8B": "qwen3",
-    "google/gemma-7b": "gemma", "google/gemma-2-2b": "gemma2", "google/gemma-3-1b-pt": "gemma3_text",
-    "allenai/OLMo-7B-hf": "olmo", "allenai/OLMo-2-1124-7B": "olmo2", "microsoft/phi-2": "phi",
-    "microsoft/Phi-3-mini-4k-instruct": "phi3", "microsoft/Phi-4-mini-instruct": "phi3",
-    "bigcode/starcoder2-7b": "starcoder2", "ibm-granite/granite-3.1-8b-base": "granite",
-    "CohereForAI/c4ai-command-r-v01": "cohere", "stabilityai/stablelm-2-1_6b": "stablelm", "facebook/opt-6.7b": "opt",
-    "tiiuae/falcon-7b": "falcon", "bigscience/bloom-7b1": "bloom",
-}  # fmt: skip
-"""Ids on the hub that stand for a family."""
+_NAMES = read_yaml(Path(__file__).with_name("names.yaml"))
+ALIASES, HF_IDS = (
+    {name: family for family, names in _NAMES[kind].items() for name in names} for kind in ("aliases", "hf_ids")
+)
+"""Other names, in lower case; and ids on the hub that stand for a family."""
 
 WRAPPED = "_wrapped"
 """A spec's name with this ending is the same spec for a model that lies in a module `model`."""

@@ -14,10 +14,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from fvcore.formats import FormatError, read_yaml, sentence
 from fvcore.model.spec import ModelError, ModelSpec, known, spec_named
+from fvcore.profile import Strict
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -32,10 +33,8 @@ Dotted = Annotated[str, AfterValidator(_names)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class SpecFile(BaseModel):
+class SpecFile(Strict):
     """What a spec file may say."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     name: str = ""
     blocks_path: Dotted
@@ -64,8 +63,10 @@ def read(path: Path) -> ModelSpec:
     return ModelSpec(**{**fields, "name": fields["name"] or path.stem, "found_by": f"file {path.name}"})
 
 
-def spec_of(name: str) -> ModelSpec:
-    """What a person names: a registered spec, an alias, or a file."""
+def spec_of(name: str | ModelSpec) -> ModelSpec:
+    """What a person names: a registered spec, an alias, or a file; one that is given is itself."""
+    if isinstance(name, ModelSpec):
+        return name
     if is_file_name(name):
         return read(Path(name).expanduser())
     try:

@@ -7,7 +7,7 @@ The random draws, their order and the bytes of the file are those of the origina
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,16 +32,28 @@ def _first(value: Any) -> Any:
 Word = Annotated[str, BeforeValidator(_first)]
 
 
-class _Record(BaseModel):
+class FileRecord(BaseModel):
+    """A part of a file that people exchange: what it says beside its fields is left alone."""
+
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
-class WordPair(_Record):
+class WordPair(FileRecord):
     input: Word
     output: Word
 
+    @property
+    def spaced(self) -> WordPair:
+        """The pair as a prompt has it: each word behind a space."""
+        return WordPair(input=f" {self.input}", output=f" {self.output}")
 
-class TemplatePart(_Record):
+
+def labelled(demos: Sequence[WordPair], labels: Iterable[str]) -> list[WordPair]:
+    """The same inputs with other labels, in their order."""
+    return [WordPair(input=demo.input, output=label) for demo, label in zip(demos, labels, strict=True)]
+
+
+class TemplatePart(FileRecord):
     """What stands around an input, an output and the instructions; as prefixes or as separators."""
 
     input: str
@@ -53,7 +65,7 @@ PREFIXES = TemplatePart(input="Q:", output="A:", instructions="")
 SEPARATORS = TemplatePart(input="\n", output="\n\n", instructions="")
 
 
-class PromptData(_Record):
+class PromptData(FileRecord):
     instructions: str
     separators: TemplatePart
     prefixes: TemplatePart
@@ -61,7 +73,7 @@ class PromptData(_Record):
     examples: list[WordPair]
 
 
-class TrialRecord(_Record):
+class TrialRecord(FileRecord):
     """One trial as the file holds it, keys in the file's order. Words carry their leading space."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", populate_by_name=True)
@@ -82,7 +94,7 @@ class TrialRecord(_Record):
     target_first_token_id: int = Field(validation_alias=AliasChoices("target_first_token_id", "target_id"))
 
 
-class Meta(_Record):
+class Meta(FileRecord):
     dataset_json: str = ""
     seed: int = 0
     n_trials: int = 10
@@ -95,7 +107,7 @@ class Meta(_Record):
     prepend_bos_token_used: bool | None = False
 
 
-class TrialsFile(_Record):
+class TrialsFile(FileRecord):
     meta: Meta
     splits: Splits | None = None
     trials: list[TrialRecord]
@@ -121,8 +133,7 @@ class Trial:
 
     @property
     def corrupted_demos(self) -> tuple[WordPair, ...]:
-        pairs = zip(self.demos, self.corrupted_labels, strict=True)
-        return tuple(WordPair(input=demo.input, output=label) for demo, label in pairs)
+        return tuple(labelled(self.demos, self.corrupted_labels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,11 +296,9 @@ def sample(
         raise TrialsError(f"n_trials is {meta.n_trials}; at least one trial is needed")
     records = []
     for trial_id, draw in enumerate(draws(n_train, n_valid, meta.n_trials, meta.n_shots, meta.seed)):
-        demos = [_spaced(pairs[splits.train_indices[i]]) for i in draw.demos]
-        query = _spaced(pairs[splits.valid_indices[draw.query]])
-        corrupted = [
-            WordPair(input=demo.input, output=demos[i].output) for demo, i in zip(demos, draw.label_order, strict=True)
-        ]
+        demos = [pairs[splits.train_indices[i]].spaced for i in draw.demos]
+        query = pairs[splits.valid_indices[draw.query]].spaced
+        corrupted = labelled(demos, [demos[i].output for i in draw.label_order])
         clean_prompt = prompt_text(demos, query.input)
         ids = answer_ids(clean_prompt, query.output)
         records.append(
@@ -300,8 +309,8 @@ def sample(
                 demos_clean=demos,
                 demos_corrupted=corrupted,
                 query=query,
-                prompt_data_clean=prompt_data(demos, query, meta.prefixes, meta.separators),
-                prompt_data_corrupted=prompt_data(corrupted, query, meta.prefixes, meta.separators),
+                prompt_data_clean=prompt_data(demos, query, meta),
+                prompt_data_corrupted=prompt_data(corrupted, query, meta),
                 clean_prompt_str=clean_prompt,
                 corrupted_prompt_str=prompt_text(corrupted, query.input),
                 target_str=query.output,
@@ -313,12 +322,10 @@ def sample(
     return TrialsFile(meta=meta, splits=splits, trials=records)
 
 
-def _spaced(pair: WordPair) -> WordPair:
-    return WordPair(input=f" {pair.input}", output=f" {pair.output}")
-
-
-def prompt_data(demos: list[WordPair], query: WordPair, prefixes: TemplatePart, separators: TemplatePart) -> PromptData:
-    return PromptData(instructions="", separators=separators, prefixes=prefixes, query_target=query, examples=demos)
+def prompt_data(demos: list[WordPair], query: WordPair, meta: Meta) -> PromptData:
+    return PromptData(
+        instructions="", separators=meta.separators, prefixes=meta.prefixes, query_target=query, examples=demos
+    )
 
 
 def model_tag(name: str) -> str:

@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import quote
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from fvcore import trials
-from fvcore.formats import read_json, sha256, validated, write_json
+from fvcore.formats import parting, read_json, sha256, validated, write_json
 from fvcore.model.tokenizer import Tokenizer
 from fvcore.prompts import PromptTemplate
-from fvcore.trials.fixed import MAX_NAME, PREFIXES, SEPARATORS, FixedTrials, TemplatePart, Trial, TrialsError, WordPair
+from fvcore.trials.fixed import (
+    MAX_NAME,
+    PREFIXES,
+    SEPARATORS,
+    FileRecord,
+    FixedTrials,
+    TemplatePart,
+    Trial,
+    TrialsError,
+    WordPair,
+)
 
 ALL = "__all__"
 """The q_id of trials that belong to no relation."""
@@ -27,11 +37,7 @@ Source: TypeAlias = Literal["relation_csv", "fixed_trials_override", "dataset_sa
 QId = Annotated[str, BeforeValidator(lambda value: ALL if value is None else value)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
-
-class SampledMeta(_Record):
+class SampledMeta(FileRecord):
     """The plan's keys, then what it takes to write the prompts again. `tokenizer` is the last part of a file's name."""
 
     source: Source
@@ -76,7 +82,7 @@ class SampledMeta(_Record):
         )
 
 
-class SampledTrial(_Record):
+class SampledTrial(FileRecord):
     """One trial. `trial_id` is the position where a file, as the original's, has none."""
 
     q_id: QId = ALL
@@ -100,16 +106,21 @@ class SampledTrial(_Record):
     def _id_from_position(cls, value: Any) -> Any:
         return {"trial_id": value.get("trial_idx")} | value if isinstance(value, dict) else value
 
-    def as_trial(self, prepend_space: bool) -> Trial:
-        """The trial as the stations take it, words with their leading space."""
+    def words(self, prepend_space: bool) -> tuple[list[WordPair], list[WordPair], WordPair]:
+        """Demonstrations, corrupted ones and query, as the prompts have them."""
         clean, corrupted = (
             [spaced(pair, prepend_space) for pair in pairs] for pairs in (self.demos_clean, self.demos_corrupted)
         )
+        return clean, corrupted, spaced(self.query, prepend_space)
+
+    def as_trial(self, prepend_space: bool) -> Trial:
+        """The trial as the stations take it, words with their leading space."""
+        clean, corrupted, query = self.words(prepend_space)
         return Trial(
             trial_id=self.trial_id,
             trial_idx=self.trial_idx,
             demos=tuple(clean),
-            query=spaced(self.query, prepend_space),
+            query=query,
             corrupted_labels=tuple(pair.output for pair in corrupted),
             target_id=self.target_first_token_id,
             clean_prompt=self.clean_prompt_str,
@@ -117,7 +128,7 @@ class SampledTrial(_Record):
         )
 
 
-class SampledTrials(_Record):
+class SampledTrials(FileRecord):
     meta: SampledMeta
     trials: list[SampledTrial]
 
@@ -147,7 +158,7 @@ def write(path: Path, sampled: SampledTrials) -> None:
 
 
 def spaced(pair: WordPair, prepend_space: bool) -> WordPair:
-    return WordPair(input=f" {pair.input}", output=f" {pair.output}") if prepend_space else pair
+    return pair.spaced if prepend_space else pair
 
 
 # ---------------------------------------------------------------- as fixed trials
@@ -176,25 +187,20 @@ def as_fixed(sampled: SampledTrials, path: Path | None = None) -> FixedTrials:
     down. Raises TrialsError, naming the trial, where a stored string is not what the words give.
     """
     name, meta = str(path or NAME), sampled.meta.as_trials_meta()
-    template = PromptTemplate(meta.prefixes, meta.separators)
-    records = [_record(trial, idx, sampled.meta, template, name) for idx, trial in enumerate(sampled.trials)]
+    records = [_record(trial, idx, sampled.meta, meta, name) for idx, trial in enumerate(sampled.trials)]
     file = trials.parse({"meta": meta.model_dump(), "trials": [record.model_dump() for record in records]}, name)
     digest = sha256(trials.text_of(file).encode())
     return FixedTrials(_id(sampled, name), digest, file, path, sampled.meta.target_regime)
 
 
-def _record(
-    stored: SampledTrial, idx: int, meta: SampledMeta, template: PromptTemplate, name: str
-) -> trials.TrialRecord:
+def _record(stored: SampledTrial, idx: int, meta: SampledMeta, file_meta: trials.Meta, name: str) -> trials.TrialRecord:
     where = f"{name}: trial {idx} (trial_id {stored.trial_id})"
     if stored.trial_idx != idx:
         raise TrialsError(
             f"{where}: trial_idx is {stored.trial_idx}, its position is {idx}; is the file a part of one?"
         )
-    clean, corrupted = (
-        [spaced(pair, meta.prepend_space) for pair in pairs] for pairs in (stored.demos_clean, stored.demos_corrupted)
-    )
-    query = spaced(stored.query, meta.prepend_space)
+    clean, corrupted, query = stored.words(meta.prepend_space)
+    template = PromptTemplate(meta.prefixes, meta.separators)
     rebuilt = {
         "clean_prompt_str": template.text(clean, query.input),
         "corrupted_prompt_str": template.text(corrupted, query.input),
@@ -205,16 +211,13 @@ def _record(
         if getattr(stored, field) != text:
             raise TrialsError(f"{where}: {field} is not what its words give{_parting(text, getattr(stored, field))}")
 
-    def data(demos: list[WordPair]) -> trials.PromptData:
-        return trials.prompt_data(demos, query, template.prefixes, template.separators)
-
     return trials.TrialRecord(
         trial_id=stored.trial_id,
         demos_clean=clean,
         demos_corrupted=corrupted,
         query=query,
-        prompt_data_clean=data(clean),
-        prompt_data_corrupted=data(corrupted),
+        prompt_data_clean=trials.prompt_data(clean, query, file_meta),
+        prompt_data_corrupted=trials.prompt_data(corrupted, query, file_meta),
         clean_prompt_str=stored.clean_prompt_str,
         corrupted_prompt_str=stored.corrupted_prompt_str,
         target_str=stored.target_str,
@@ -226,8 +229,7 @@ SHOWN = 20  # characters on either side of where two texts part
 
 
 def _parting(expected: str, found: str) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
-    at = min(len(expected), len(found)) if at is None else at
+    at = parting(expected, found)
     first, last = max(0, at - SHOWN), at + SHOWN
     return f": from character {at} on expected {expected[first:last]!r}, found {found[first:last]!r}"
 

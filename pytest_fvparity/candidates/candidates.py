@@ -10,9 +10,9 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from fvcore.artifacts import Artifact
 from fvcore.experiments import plan_files
 from fvcore.formats import FormatError, read_json
 from fvcore.gates import NotProvided, StageError
-from pytest_fvparity.parity.implementation import Answers, Implementation
+from pytest_fvparity.parity.implementation import Answers, ByKey, Implementation
 
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
@@ -61,6 +61,10 @@ class FromFolder(Answers):
 
     partial = True
 
+    def __post_init__(self) -> None:
+        if not self.path.is_dir():
+            raise CandidateError(f"--fv-candidate-dir: no such folder: {self.path}")
+
     def stored(self, key: str) -> Artifact:
         if leaves := _plan_leaves(self.path, key):
             return leaves
@@ -87,13 +91,7 @@ def _plan_leaves(folder: Path, key: str) -> Artifact:
     return {}
 
 
-def from_folder(path: Path) -> FromFolder:
-    if not path.is_dir():
-        raise CandidateError(f"--fv-candidate-dir: no such folder: {path}")
-    return FromFolder(path)
-
-
-class Elsewhere:
+class Elsewhere(ByKey):
     """A candidate that runs in another interpreter, with libraries this one lacks.
 
     One process answers one request a line: JSON in, the name of an artifact (JSON and safetensors) out. It needs torch
@@ -101,10 +99,26 @@ class Elsewhere:
     (the file's path), `device`, `dtype` and `settings`; its methods take artifacts as plain dictionaries.
     """
 
-    def __init__(self, python: str, name: str, folder: Path, job: Mapping[str, Any]) -> None:
+    def __init__(
+        self, python: str, name: str, folder: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings
+    ) -> None:
+        if lm.source is None or trials.path is None:
+            raise CandidateError(
+                "--fv-candidate-python: the other interpreter loads model and trials from disk; give a directory as "
+                "--fv-model and a file as --fv-trials"
+            )
+        job = {
+            "model_dir": str(lm.source),
+            "trials": str(trials.path),
+            "device": str(lm.device),
+            "dtype": lm.dtype,
+            "settings": asdict(settings),
+            "factory": name,
+            "folder": str(folder),
+        }
         self._scratch = tempfile.TemporaryDirectory(prefix="fvparity-candidate-")
         self.folder = Path(self._scratch.name)
-        (self.folder / "job.json").write_text(json.dumps({**job, "factory": name, "folder": str(folder)}))
+        (self.folder / "job.json").write_text(json.dumps(job))
         self.name, self.n_files = name, 0
         try:
             self.process = subprocess.Popen(
@@ -131,7 +145,7 @@ class Elsewhere:
             raise CandidateError(f"candidate {self.name}:\n{answer['error']}")
         return answer
 
-    def _ask(self, key: str, *inputs: Artifact, more: Sequence[int] = ()) -> Artifact:
+    def artifact(self, key: str, *inputs: Artifact, more: Sequence[int] = ()) -> Artifact:
         stems = []
         for artifact in inputs:
             self.n_files += 1
@@ -147,26 +161,8 @@ class Elsewhere:
         except FormatError as error:
             raise CandidateError(f"candidate {self.name}: {error}") from error
 
-    def prompt_boundary(self) -> Artifact:
-        return self._ask("prompt_boundary")
-
-    def slot_map(self, prompts: Artifact) -> Artifact:
-        return self._ask("slot_map", prompts)
-
-    def mean_activations(self, prompts: Artifact, slot_map: Artifact) -> Artifact:
-        return self._ask("mean_activations", prompts, slot_map)
-
-    def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact) -> Artifact:
-        return self._ask("top_heads", prompts, slot_map, mean_activations)
-
-    def fv_vector(self, mean_activations: Artifact, top_heads: Artifact) -> Artifact:
-        return self._ask("fv_vector", mean_activations, top_heads)
-
-    def injection_output(self, prompts: Artifact, fv_vector: Artifact) -> Artifact:
-        return self._ask("injection_output", prompts, fv_vector)
-
     def block_outputs(self, prompts: Artifact, layer: int) -> Artifact:
-        return self._ask("block_outputs", prompts, more=[layer])
+        return self.artifact("block_outputs", prompts, more=(layer,))
 
     def close(self) -> None:
         """End the process and remove what was exchanged."""
@@ -178,24 +174,3 @@ class Elsewhere:
         except subprocess.TimeoutExpired:
             self.process.kill()
         self._scratch.cleanup()
-
-
-def elsewhere(
-    python: str, name: str, folder: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings
-) -> Elsewhere:
-    """Start the other interpreter on the files that model and trials came from."""
-    from dataclasses import asdict
-
-    if lm.source is None or trials.path is None:
-        raise CandidateError(
-            "--fv-candidate-python: the other interpreter loads model and trials from disk; give a directory as "
-            "--fv-model and a file as --fv-trials"
-        )
-    job = {
-        "model_dir": str(lm.source),
-        "trials": str(trials.path),
-        "device": str(lm.device),
-        "dtype": lm.dtype,
-        "settings": asdict(settings),
-    }
-    return Elsewhere(python, name, folder, job)

@@ -32,17 +32,10 @@ def save(artifact: dict[str, Any], stem: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    tensors = {}
-    for leaf, value in artifact.items():
-        if isinstance(value, torch.Tensor) or hasattr(value, "__array__"):
-            tensors[leaf] = torch.as_tensor(value).detach().cpu().contiguous().clone()
-    described = {
-        leaf: {TENSOR: [str(tensors[leaf].dtype).removeprefix("torch."), *tensors[leaf].shape]}
-        if leaf in tensors
-        else value
-        for leaf, value in artifact.items()
-    }
-    stem.with_suffix(".json").write_text(json.dumps(described))
+    arrays = {leaf: torch.as_tensor(value) for leaf, value in artifact.items() if hasattr(value, "__array__")}
+    tensors = {leaf: value.detach().cpu().contiguous().clone() for leaf, value in arrays.items()}
+    described = {leaf: {TENSOR: [str(t.dtype).removeprefix("torch."), *t.shape]} for leaf, t in tensors.items()}
+    stem.with_suffix(".json").write_text(json.dumps({**artifact, **described}))
     if tensors:
         save_file(tensors, stem.with_suffix(".safetensors"))
 

@@ -45,8 +45,8 @@ def list_goldens(
     else:
         console.print(_table(rows))
         for row in rows:
-            _say(*([f"{row.path}: {row.state}: {row.what}"] if row.what else []))
-            _say(*([f"  {row.remove}"] if row.remove else []))
+            told = {f"{row.path}: {row.state}: {row.what}": row.what, f"  {row.remove}": row.remove}
+            _say(*(line for line, said in told.items() if said))
         _say(f"{len(rows)} golden(s)" if rows else "no golden")
     if strict and any(row.state in {"stale", "damaged"} for row in rows):
         raise typer.Exit(exits.FAILED)
@@ -54,14 +54,11 @@ def list_goldens(
 
 def _table(rows: list[GoldenRow]) -> Table:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from pytest_fvparity.golden.manifest import SCHEMA_VERSION
 
-    table = Table()
-    table.add_column("golden", overflow="fold")
-    for name in ("model", "schema", "core", "full", "state"):
-        table.add_column(name)
+    table = Table(Column("golden", overflow="fold"), "model", "schema", "core", "full", "state")
     for row in rows:
         schema = "-" if row.schema_version is None else str(row.schema_version)
         behind = SCHEMA_VERSION - row.schema_version if row.schema_version is not None else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact
-from fvcore.compare import compare
+from fvcore.compare import changes, compare
 from fvcore.formats import FormatError, json_text, read_json, read_safetensors
 from fvcore.gates import Verdict
 from pytest_fvparity.golden import manifest as manifests
@@ -90,12 +89,17 @@ def _difference(old: Path, new: Path, key: str) -> KeyDiff:
             before, after = _cut(old, key, before, after)
     except FormatError:
         return KeyDiff(state="unreadable")
+    n_values = 0
+    if key not in CHECK_KEYS:
+        n_values, pairs = _n_values(before), changes(before, after, separator="/")
+        before, after = ({path: pair[side] for path, pair in pairs.items()} for side in (0, 1))
     verdict = compare(before, after)
+    counted = _counted(verdict) | {"n_compared": max(n_values, verdict.compared)}
     if verdict.passed:
-        return KeyDiff(state="unchanged", n_compared=verdict.compared)
+        return KeyDiff(state="unchanged", n_compared=counted["n_compared"])
     changed = [found for leaf in dict.fromkeys([*before, *after]) if (found := _leaf(leaf, before, after))]
     left_out = max(0, len(changed) - MAX_LEAVES)
-    return KeyDiff(state="changed", leaves=changed[:MAX_LEAVES], n_leaves_left_out=left_out, **_counted(verdict))
+    return KeyDiff(state="changed", leaves=changed[:MAX_LEAVES], n_leaves_left_out=left_out, **counted)
 
 
 def _counted(verdict: Verdict) -> dict[str, Any]:
@@ -121,8 +125,7 @@ def _cut(old: Path, key: str, before: Artifact, after: Artifact) -> tuple[Artifa
         full = manifests.read(old).full
     except DamagedGolden:
         return before, after
-    cut = Part(full.slices if full else {}).cut(key, before, after, lambda leaf: ())
-    return cut.expected, cut.actual
+    return Part(full.slices if full else {}).cut(key, before, after, lambda leaf: ())[:2]
 
 
 def _read(golden: Path, key: str) -> Artifact:
@@ -131,16 +134,13 @@ def _read(golden: Path, key: str) -> Artifact:
     manifest = read_json(golden / MANIFEST)
     if not isinstance(manifest, dict):
         raise FormatError(f"{golden / MANIFEST}: expected an object, found {type(manifest).__name__}")
-    return dict(_flat({name: value for name, value in manifest.items() if name not in STORAGE}))
+    return {name: value for name, value in manifest.items() if name not in STORAGE}
 
 
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested objects as leaves, `noise/fv_vector/norm`."""
-    for name, value in fields.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", value
+def _n_values(value: Any) -> int:
+    """How many values a nested one holds; nothing is a statement, too."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return max(1, sum(map(_n_values, inside)))
 
 
 def _short(value: Any) -> Any:

@@ -6,6 +6,7 @@ manifest says what was recorded, with what, and the sha256 of every file; a file
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -241,14 +242,16 @@ def recorded_twice(record: Record, scratch: Path) -> Path:
     for directory, recording in zip(staged, (first, again), strict=True):
         directory.mkdir()
         write(recording, directory)
-    names = {file.name for directory in staged for file in directory.iterdir()}
-    if different := sorted(name for name in names if not same_bytes(staged[0] / name, staged[1] / name)):
+    if different := differing_files(*staged):
         raise Refused(f"two recordings of the same reference differ in {', '.join(different)}; nothing was changed")
     return staged[0]
 
 
-def same_bytes(one: Path, other: Path) -> bool:
-    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
+def differing_files(one: Path, other: Path) -> list[str]:
+    """The names of files that two folders do not hold with the same bytes."""
+    names = {file.name for folder in (one, other) for file in folder.iterdir()}
+    _, different, lacking = filecmp.cmpfiles(one, other, names, shallow=False)
+    return sorted([*different, *lacking])
 
 
 def swap(new: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ rest of no key, and a run against it is PARTIAL at best.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,45 +132,36 @@ class _Results:
         self.folder, self.lm, self.trials, self.settings = folder, lm, trials, settings
         self.names = ReferenceFiles.of(trials.dataset)
         self.read: list[Path] = []
+        self.sizes = {"trial": len(trials.trials), "layer": lm.n_layers, "head": lm.n_heads, "d_head": lm.d_head}
+        self.sizes |= {"token class": len(TOKEN_CLASSES), "one": 1, "d_model": lm.d_model}
 
     def artifacts(self) -> dict[str, Artifact]:
         """Check key -> the leaves that the files hold."""
-        labels = self._labels()
+        labels, token_class = self._labels(), self.settings.token_class_idx
+        self.sizes["slot"] = len(labels)
+        means = self._tensor(self.names.means, ["layer", "head", "slot", "d_head"])
+        cie = self._tensor(self.names.effect, ["trial", "layer", "head", *(["token class"] * (token_class != -1))])
+        # What the reference itself does with the file before it ranks the heads.
+        aie = average_indirect_effect(cie, token_class)
         found: dict[str, Artifact] = {
             "slot_map": {"dummy_labels": labels},
-            "mean_activations": self._means(len(labels)),
-            "top_heads": {**self._effects(), **self._heads()},
+            "mean_activations": {"mean_activations": means},
+            "top_heads": {"cie": cie, "aie": aie, **self._heads()},
         }
-        return found | ({"fv_vector": vector} if (vector := self._vector()) else {})
+        if (self.folder / self.names.vector).is_file():
+            vector = self._tensor(self.names.vector, ["one", "d_model"], DTYPES[self.lm.dtype]).reshape(-1)
+            found["fv_vector"] = {"function_vector": vector, "norm": float(vector.float().norm())}
+        return found
 
     def is_complete(self, key: str) -> bool:
         """Of the means there is one leaf; of the effects all are told once the heads are; of other keys there are more."""
         heads = self.folder / self.names.heads
         return key == "mean_activations" or (key == "top_heads" and heads in self.read)
 
-    def _means(self, n_slots: int) -> Artifact:
-        lm = self.lm
-        shape = {"layer": lm.n_layers, "head": lm.n_heads, "slot": n_slots, "d_head": lm.d_head}
-        return {"mean_activations": self._tensor(self._file(self.names.means), shape, torch.float32)}
-
-    def _effects(self) -> Artifact:
-        token_class, lm = self.settings.token_class_idx, self.lm
-        shape = {"trial": len(self.trials.trials), "layer": lm.n_layers, "head": lm.n_heads}
-        shape |= {} if token_class == -1 else {"token class": len(TOKEN_CLASSES)}
-        cie = self._tensor(self._file(self.names.effect), shape, torch.float32)
-        # What the reference itself does with the file before it ranks the heads.
-        return {"cie": cie, "aie": average_indirect_effect(cie, token_class)}
-
-    def _vector(self) -> Artifact:
-        if not (file := self.folder / self.names.vector).is_file():
-            return {}
-        vector = self._tensor(file, {"one": 1, "d_model": self.lm.d_model}, DTYPES[self.lm.dtype]).reshape(-1)
-        return {"function_vector": vector, "norm": float(vector.float().norm())}
-
     def _heads(self) -> Artifact:
         if not (file := self.folder / self.names.heads).is_file():
             return {}
-        rows, n, lm = self._json(file), self.settings.n_top_heads, self.lm
+        rows, n, lm = self._value(file.name, read_json), self.settings.n_top_heads, self.lm
         if not isinstance(rows, list) or len(rows) != n or not all(_is_head(row, lm) for row in rows):
             found = f"{len(rows)} rows" if isinstance(rows, list) else type(rows).__name__
             wanted = f"[layer < {lm.n_layers}, head < {lm.n_heads}, score]"
@@ -179,39 +170,33 @@ class _Results:
         return {"heads": [[layer, head] for layer, head, _ in rows], "scores": scores}
 
     def _labels(self) -> list[list[Any]]:
-        file = self._file(self.names.labels)
-        value = self._json(file)
+        file, value = self.folder / self.names.labels, self._value(self.names.labels, read_json)
         found = value.get("labels") if isinstance(value, dict) else None
         ours = [[i, label] for i, label in enumerate(Pipeline(self.lm, self.trials, self.settings).dummy_labels)]
         if not isinstance(found, list):
             raise LayoutError(f'{file}: expected {{"labels": [[slot, label], ...]}}, found {type(value).__name__}')
         if repr(found) != repr(ours):
-            at = next(
-                (i for i, pair in enumerate(zip(found, ours, strict=False)) if repr(pair[0]) != repr(pair[1])), None
-            )
-            pairs = f"{len(found)} labels, {len(ours)} here" if at is None else f"{found[at]!r:.80}, here {ours[at]!r}"
-            raise LayoutError(f"{file}: not the slots of this model and these trials: {pairs}")
+            differ = [f"{a!r:.80}, here {b!r}" for a, b in zip(found, ours, strict=False) if repr(a) != repr(b)]
+            first = differ[0] if differ else f"{len(found)} labels, {len(ours)} here"
+            raise LayoutError(f"{file}: not the slots of this model and these trials: {first}")
         return ours
 
-    def _file(self, name: str) -> Path:
-        if not (self.folder / name).is_file():
+    def _value(self, name: str, reader: Callable[[Path], Any]) -> Any:
+        file = self.folder / name
+        if not file.is_file():
             raise LayoutError(
                 f"{self.folder}: no {name}; expected results/<dataset>/<fixed_trials_id> of a run on these trials"
             )
-        return self.folder / name
-
-    def _json(self, file: Path) -> Any:
         self.read.append(file)
-        return read_json(file)
+        return reader(file)
 
-    def _tensor(self, file: Path, shape: Mapping[str, int], dtype: torch.dtype) -> Tensor:
+    def _tensor(self, name: str, axes: Sequence[str], dtype: torch.dtype = torch.float32) -> Tensor:
         """A bare tensor of that shape and dtype whose numbers are finite."""
-        self.read.append(file)
-        value = read_pt(file)
-        wanted = f"{str(dtype).removeprefix('torch.')} {list(shape.values())} ({', '.join(shape)})"
+        file, shape, value = self.folder / name, [self.sizes[axis] for axis in axes], self._value(name, read_pt)
+        wanted = f"{str(dtype).removeprefix('torch.')} {shape} ({', '.join(axes)})"
         if not isinstance(value, Tensor) or value.layout != torch.strided:
             raise LayoutError(f"{file}: expected a tensor {wanted}, found a {type(value).__name__}")
-        if (value.dtype, list(value.shape)) != (dtype, list(shape.values())):
+        if (value.dtype, list(value.shape)) != (dtype, shape):
             found = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
             raise LayoutError(f"{file}: expected {wanted}, found {found}: another model, other trials or settings")
         if not bool(value.isfinite().all()):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fvcore.formats import FormatError, json_text, read_json, sentence, sha256, sha256_file, write_text
+from fvcore.formats import FormatError, read_json, sentence, sha256, sha256_file, write_json
 from fvcore.gates import Refused
 from fvcore.profile import Profile
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -147,7 +147,7 @@ def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def write(manifest: Manifest, path: Path) -> None:
     """Write it into the golden's folder, sealed."""
-    write_text(path / MANIFEST, json_text(sealed(manifest.model_dump(mode="json", exclude_defaults=True))))
+    write_json(path / MANIFEST, sealed(manifest.model_dump(mode="json", exclude_defaults=True)))
 
 
 def read(path: Path) -> Manifest:

@@ -25,15 +25,6 @@ AxesOf = Callable[[str], Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Both sides of a key, cut to what the golden holds, and the rest in words."""
-
-    expected: Artifact
-    actual: Artifact
-    left_out: str = ""
-
-
-@dataclass(frozen=True)
 class Part:
     """What of a recording is held: check key -> leaf -> slice, and the keys whose leaves are not all known."""
 
@@ -44,12 +35,13 @@ class Part:
         """Whether every leaf of a key is held, and all of it."""
         return key not in self.incomplete and not self.slices.get(key)
 
-    def cut(self, key: str, expected: Artifact, actual: Artifact, axes: AxesOf) -> Cut:
-        """Both sides without what is not held. A tensor of another shape than the recorded one is left to fail."""
+    def cut(self, key: str, expected: Artifact, actual: Artifact, axes: AxesOf) -> tuple[Artifact, Artifact, str]:
+        """Both sides without what is not held, and what that is in words. A tensor of another shape than the recorded one
+        is left to fail."""
         from fvcore.artifacts import tensor_leaf
 
         if self.whole(key):
-            return Cut(expected, actual)
+            return expected, actual, ""
         want, have, left_out = dict(expected), dict(actual), dict[str, None]()
         if key in self.incomplete:
             left_out |= dict.fromkeys(leaf.rpartition("/")[2] for leaf in have if leaf not in want)
@@ -65,7 +57,7 @@ class Part:
             axis = [*axes(leaf), *["axis"] * len(piece.shape)][piece.axis]
             n_held = f"{len(piece.indices)} of {piece.shape[piece.axis]} {axis}s held"
             left_out[f"{leaf.rpartition('/')[2]} ({n_held})"] = None
-        return Cut(want, have, ", ".join(left_out))
+        return want, have, ", ".join(left_out)
 
     def placed(self, key: str, verdict: Verdict, axes: AxesOf) -> Verdict:
         """Findings in a slice, at the places in the whole tensor."""

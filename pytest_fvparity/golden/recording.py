@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from pytest_fvparity.golden.golden import Record
 
 DIFF = "golden_diff.json"
-
-Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,9 @@ def before_tests(session: pytest.Session, options: ParityOptions) -> bool | None
     for stage in stages.values():
         _require_own_model(session, stage)
     if options.regen_golden:
-        record_goldens(session.config, options, list(stages))
+        _each("--fv-regen-golden", options, list(stages), partial(_record, session.config))
         return None
-    if n_changed := diff_goldens(session.config, options, list(stages)):
+    if n_changed := sum(_each("--fv-golden-diff", options, list(stages), partial(_rehearse, session.config, options))):
         raise session.Failed(f"--fv-golden-diff: {n_changed} golden(s) would change")
     return True
 
@@ -77,47 +75,38 @@ def _require_own_model(session: pytest.Session, stage: pytest.Item) -> None:
         )
 
 
-def record_goldens(config: pytest.Config, options: ParityOptions, files: Sequence[Path]) -> None:
-    """Record and swap in one golden per file.
-
-    Every file is read and checked before anything is recorded. A refusal ends the run with its reason; it changes
-    nothing of its own golden, and says which were recorded before it.
-    """
+def _record(config: pytest.Config, job: Job) -> None:
+    """Record a golden and swap it in; a refusal changes nothing of it."""
     from pytest_fvparity.golden import golden
 
-    def one(job: Job) -> None:
-        changes = golden.regenerate(job.record, job.path)
-        _tell(config, f"fvparity: recorded {job.path} twice, byte for byte the same")
-        _tell(config, *(f"  {key:<18}{change}" for key, change in changes.items()))
-        _tell(config, f"  {golden.Golden.open(job.path).noise}")
-
-    _each("--fv-regen-golden", options, files, one)
+    changes = golden.regenerate(job.record, job.path)
+    _tell(config, f"fvparity: recorded {job.path} twice, byte for byte the same")
+    _tell(config, *(f"  {key:<18}{change}" for key, change in changes.items()))
+    _tell(config, f"  {golden.Golden.open(job.path).noise}")
 
 
-def diff_goldens(config: pytest.Config, options: ParityOptions, files: Sequence[Path]) -> int:
-    """Record without changing a golden; say and write down what would change, and return in how many goldens."""
+def _rehearse(config: pytest.Config, options: ParityOptions, job: Job) -> bool:
+    """Record without changing a golden; say and write down what would change, and return whether anything would."""
     from pytest_fvparity.golden import golden
     from pytest_fvparity.golden.diff import GoldenDiff
 
-    def one(job: Job) -> bool:
-        diff = GoldenDiff(golden=job.place, keys=golden.rehearse(job.record, job.path))
-        written = options.report_dir / job.fixed.dataset / job.fixed.id / DIFF
-        write_json(written, diff.model_dump(mode="json"))
-        verdict = "would change" if diff.changes else "would stay as it is"
-        _tell(config, f"fvparity: {job.path} {verdict}; nothing was written there")
-        _tell(config, *(f"  {key:<18}{change}" for key, change in diff.keys.items()), f"  {written}")
-        return diff.changes
-
-    return sum(_each("--fv-golden-diff", options, files, one))
+    diff = GoldenDiff(golden=job.place, keys=golden.rehearse(job.record, job.path))
+    written = options.report_dir / job.fixed.dataset / job.fixed.id / DIFF
+    write_json(written, diff.model_dump(mode="json"))
+    verdict = "would change" if diff.changes else "would stay as it is"
+    _tell(config, f"fvparity: {job.path} {verdict}; nothing was written there")
+    _tell(config, *(f"  {key:<18}{change}" for key, change in diff.keys.items()), f"  {written}")
+    return diff.changes
 
 
-def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable[[Job], Done]) -> list[Done]:
-    """Do something with every golden of the run, once all are known to be recordable."""
+def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable[[Job], Any]) -> list[Any]:
+    """Do something with every golden of the run. Every file is read and checked before anything is recorded; a refusal
+    ends the run with its reason and says what was done before it."""
     from fvcore.model.model import ModelError
 
     if not files:
         raise pytest.UsageError(f"{flag}: no parity stage is selected, so there is nothing to record")
-    results: dict[str, Done] = {}
+    results: dict[str, Any] = {}
     try:
         for job in list(_jobs(options, files)):
             results[job.fixed.id] = do(job)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -42,15 +42,11 @@ def milestone(which: Which, **options: Any) -> None:
 
 
 # typer reads a command's options off its signature: here they are the fields of the setup.
-_FIELDS = get_type_hints(Setup, include_extras=True)
 _PARAMETERS = [
-    inspect.Parameter("which", inspect.Parameter.KEYWORD_ONLY, annotation=Which),
-    *(
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=_FIELDS[name])
-        for name, parameter in inspect.signature(Setup).parameters.items()
-    ),
+    Parameter("which", Parameter.KEYWORD_ONLY, annotation=Which),
+    *(one.replace(kind=Parameter.KEYWORD_ONLY) for one in signature(Setup, eval_str=True).parameters.values()),
 ]
-milestone.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
+milestone.__signature__ = Signature(_PARAMETERS)  # type: ignore[attr-defined]
 milestone.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}
 
 MANY = 8

@@ -7,8 +7,7 @@ from fvcore.formats import write_text
 from fvcore.model import model as models
 from fvcore.prompts import verify
 from fvcore.provenance import now
-from pytest_fvparity.milestones.setup import Failed, Setup
-from pytest_fvparity.milestones.state import MilestoneOutcome
+from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.report import Check, Report
 

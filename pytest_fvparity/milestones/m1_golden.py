@@ -6,8 +6,7 @@ from fvcore.artifacts import tensor_leaf
 from fvcore.experiments.plan_files import ReferenceFiles
 from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.layout import export
-from pytest_fvparity.milestones.setup import Failed, Setup
-from pytest_fvparity.milestones.state import MilestoneOutcome
+from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_fvparity.milestones.setup import Setup
-from pytest_fvparity.milestones.state import MilestoneOutcome
+from pytest_fvparity.milestones.setup import MilestoneOutcome, Setup
 from pytest_fvparity.report.render import REPORT, write_report
 from pytest_fvparity.report.report import Report
 

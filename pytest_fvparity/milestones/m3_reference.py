@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -14,8 +13,7 @@ from fvcore.formats import pt_bytes, sha256, write_json
 from fvcore.pipeline import trial_keys
 from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.layout import export
-from pytest_fvparity.milestones.setup import Failed, Setup
-from pytest_fvparity.milestones.state import MilestoneOutcome
+from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
 
 SCHEMA_VERSION = 1
 DUMP = "src_reference_dump.json"
@@ -79,13 +77,12 @@ def _trials(golden: Golden) -> list[dict[str, Any]]:
 
 def _prompt(prompts: Mapping[str, Any], key: str) -> dict[str, Any]:
     clean, corrupted = (cast("list[int]", prompts[f"{key}/{regime}/input_ids"]) for regime in ("clean", "corrupted"))
-    digest = hashlib.sha256(" ".join(map(str, corrupted)).encode()).hexdigest()
     return {
         "clean_n_tokens": len(clean),
         "corrupted_n_tokens": len(corrupted),
         "boundary_len": prompts[f"{key}/corrupted/boundary"],
         "last_token_id": corrupted[-1],
-        "ids_sha256": digest,
+        "ids_sha256": sha256(" ".join(map(str, corrupted)).encode()),
     }
 
 

@@ -16,9 +16,7 @@ from fvcore.experiments.steps.settings import StepSettings
 from fvcore.formats import FormatError
 from fvcore.model import model as models
 from fvcore.model.spec import ModelError
-from pytest_fvparity.milestones.setup import Failed, Setup
-from pytest_fvparity.milestones.state import MilestoneOutcome
-from pytest_fvparity.report.render import REPORT, read_report
+from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
 
 MEANS = (layout.MEANS, layout.MEANS_META, layout.TOP_HEADS)
 VECTORS = (layout.FV_BY_LAYER, layout.FV, layout.FV_META, layout.ALL_LAYERS)
@@ -30,8 +28,7 @@ PER_LAYER = ("step6_results_*.json", "eval_summary.json", "eval_trials.jsonl", "
 def run(setup: Setup) -> MilestoneOutcome:
     """Any target id, shape or hook that is wrong fails it, from whichever trials."""
     lm = models.load(setup.model, setup.device, setup.dtype, spec=setup.spec, quant=setup.quant)
-    compared = (read_report(setup.layout.runs / f"{REPORT}.json").profile or {}).get("identity", {})
-    if lm.weights_sha != compared.get("weights_sha"):
+    if lm.weights_sha != setup.compared_weights():
         raise Failed(f"{setup.model} has other weights than the model that M2 compared: run M2 again")
     settings = StepSettings(seed=setup.lock.locked.seed, top_heads=setup.topk, n_eval=setup.n_eval)
     raw, locked = setup.raw_dataset(), setup.lock.locked

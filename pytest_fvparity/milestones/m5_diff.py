@@ -7,8 +7,7 @@ from pathlib import Path
 from fvcore.formats import read_json, write_text
 from pytest_fvparity.milestones.m2_parity import told
 from pytest_fvparity.milestones.m3_reference import DUMP
-from pytest_fvparity.milestones.setup import Setup
-from pytest_fvparity.milestones.state import MilestoneOutcome
+from pytest_fvparity.milestones.setup import MilestoneOutcome, Setup
 from pytest_fvparity.report.render import REPORT, read_report, write_report
 from pytest_fvparity.report.report import Report
 

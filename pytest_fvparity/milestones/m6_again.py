@@ -7,8 +7,7 @@ from typing import Any
 from fvcore.compare import changes
 from fvcore.formats import write_json
 from pytest_fvparity.milestones.m2_parity import deliver
-from pytest_fvparity.milestones.setup import Failed, Setup
-from pytest_fvparity.milestones.state import MilestoneOutcome
+from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.render import REPORT, read_report
 from pytest_fvparity.report.report import Report, earliest_failure

@@ -11,10 +11,7 @@ from pathlib import Path
 
 from fvcore.formats import FormatError, read_json, write_json
 from pytest_fvparity.golden.golden import search_roots
-from pytest_fvparity.milestones.setup import Failed, Setup, run_pytest
-from pytest_fvparity.milestones.state import MilestoneOutcome
-from pytest_fvparity.report.render import REPORT as PARITY_REPORT
-from pytest_fvparity.report.render import read_report
+from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup, run_pytest
 from pytest_fvparity.transfer import SUITE
 from pytest_fvparity.transfer.report import NAME, TransferReport, by_cause
 from pytest_fvparity.transfer.runs import QId, q_ids_of
@@ -49,14 +46,12 @@ def run(setup: Setup) -> MilestoneOutcome:
 
 def _require_weights_of_m2(setup: Setup, q_ids: Sequence[QId]) -> None:
     """What stays at zero must be what was brought there."""
-    compared = (read_report(setup.layout.runs / f"{PARITY_REPORT}.json").profile or {}).get("identity", {})
-    for q_id in q_ids:
-        if q_id.state == "completed":
-            found = read_json(q_id.status_file).get("settings", {}).get("weights_sha")
-            if found != compared.get("weights_sha"):
-                raise Failed(
-                    f"{q_id.name} was computed with other weights than those that M2 compared: run M2 on that model"
-                )
+    compared = setup.compared_weights()
+    for q_id in (q_id for q_id in q_ids if q_id.state == "completed"):
+        if read_json(q_id.status_file).get("settings", {}).get("weights_sha") != compared:
+            raise Failed(
+                f"{q_id.name} was computed with other weights than those that M2 compared: run M2 on that model"
+            )
 
 
 def phases(q_ids: Sequence[QId], with_golden: Sequence[QId]) -> dict[str, list[QId]]:

@@ -1,14 +1,22 @@
-"""One milestone after the other: what each needs, what it delivers, and what is written down of it."""
+"""One milestone after the other: what each needs, what it delivers, and what is written down of it.
+
+Beside the deliverables a file tells how each ended, and with it what others may build on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from fvcore.formats import FormatError
+from pydantic import BaseModel, ConfigDict
+
+from fvcore.compare import changes
+from fvcore.formats import FormatError, read_json, sha256_file, validated, write_json
 from fvcore.gates import StageError
 from fvcore.model.spec import ModelError
+from fvcore.provenance import now
 from pytest_fvparity.milestones import (
     m0_trials,
     m1_golden,
@@ -18,15 +26,64 @@ from pytest_fvparity.milestones import (
     m5_diff,
     m6_again,
     m7_transfer,
-    state,
 )
-from pytest_fvparity.milestones.setup import Failed, Setup
-from pytest_fvparity.milestones.state import Ended, MilestoneOutcome
+from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
 
 MODULES = (m0_trials, m1_golden, m2_parity, m3_reference, m4_runtime, m5_diff, m6_again, m7_transfer)
 RUNS: dict[str, Callable[[Setup], MilestoneOutcome]] = {f"M{n}": module.run for n, module in enumerate(MODULES)}
 NEEDS = {"M3": "M2", "M4": "M2", "M7": "M2"}
 """A failing M2 stops what builds on it; M5 and M6 are there for that case."""
+
+
+class NotReady(FormatError):
+    """A milestone was asked for before the one it builds on passed."""
+
+
+class Ended(BaseModel):
+    """How a milestone ended, on which settings, and the digests of what it delivered."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    passed: bool
+    message: str
+    settings: dict[str, Any]
+    files: dict[str, str]  # path under the root -> sha256
+    ended_at: str
+
+
+def ended_in(path: Path) -> dict[str, Ended]:
+    if not path.is_file():
+        return {}
+    what = "a record of milestones; remove it and run them again from M0"
+    return validated(dict[str, Ended], read_json(path), path, what)
+
+
+def _write(setup: Setup, milestone: str, outcome: MilestoneOutcome, settings: Mapping[str, Any]) -> None:
+    ended = Ended(
+        passed=outcome.passed,
+        message=outcome.message,
+        settings=dict(settings),
+        files={file.relative_to(setup.root).as_posix(): sha256_file(file) for file in sorted(set(outcome.files))},
+        ended_at=now(),
+    )
+    known = ended_in(setup.layout.state) | {milestone: ended}
+    write_json(setup.layout.state, {name: known[name].model_dump(mode="json") for name in sorted(known)})
+
+
+def _require(setup: Setup, milestone: str, needed: str, settings: Mapping[str, Any]) -> None:
+    """Raises NotReady where `needed` did not pass on these settings, or its files changed."""
+    ended = ended_in(setup.layout.state).get(needed)
+    if ended is None:
+        raise NotReady(f"{milestone} builds on {needed}, which was not run here: fvparity milestone {needed.lower()}")
+    if not ended.passed:
+        raise NotReady(f"{milestone} builds on {needed}, which failed ({ended.message}): mend that first")
+    if different := changes(ended.settings, settings):
+        said = "; ".join(f"{name}: {there} there, {here} here" for name, (there, here) in different.items())
+        raise NotReady(f"{milestone} builds on {needed}, which ran on other settings ({said})")
+    files = {name: setup.root / name for name in ended.files}
+    changed = [name for name, file in files.items() if not (file.is_file() and sha256_file(file) == ended.files[name])]
+    if changed:
+        raise NotReady(f"{milestone} builds on {needed}, and {changed[0]} is not what it wrote: run {needed} again")
 
 
 def run(milestone: str, setup: Setup) -> MilestoneOutcome:
@@ -36,7 +93,7 @@ def run(milestone: str, setup: Setup) -> MilestoneOutcome:
     try:
         settings = setup.settings
         if needed := NEEDS.get(milestone):
-            state.require(setup.layout.state, milestone, needed, settings, setup.root)
+            _require(setup, milestone, needed, settings)
         outcome = RUNS[milestone](setup)
     except (Failed, ModelError, StageError) as failure:
         outcome = MilestoneOutcome(False, str(failure), [])
@@ -45,7 +102,7 @@ def run(milestone: str, setup: Setup) -> MilestoneOutcome:
         # Its second run is a suite like M2's, under M2's names: what builds on M2 builds on that.
         ended["M2"] = replace(outcome, files=[setup.layout.runs / name for name in m2_parity.FILES])
     for name, how in ended.items():
-        state.write(setup.layout.state, name, Ended.of(how, settings, setup.root))
+        _write(setup, name, how, settings)
     return outcome
 
 

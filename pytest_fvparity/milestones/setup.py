@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,15 @@ GOLDENS_OWN = typer.Option(help="Default: the golden's, else the profile's.")
 
 class Failed(FormatError):
     """A milestone did not reach its criterion; the message says which part."""
+
+
+@dataclass(frozen=True)
+class MilestoneOutcome:
+    """How a milestone ended: whether its criterion is met, a sentence, and its deliverables."""
+
+    passed: bool
+    message: str
+    files: list[Path]
 
 
 @dataclass(frozen=True)
@@ -202,31 +211,36 @@ class Setup:
         run_pytest("parity", words, path)
         return read_report(path)
 
+    def compared_weights(self) -> Any:
+        """The digest of the weights that M2 compared."""
+        profile: dict[str, Any] = read_report(self.layout.runs / f"{REPORT}.json").profile or {}
+        return profile.get("identity", {}).get("weights_sha")
+
     @property
     def running(self) -> list[str]:
         """Options of every run, whatever it compares."""
-        named = {name: getattr(self, name) for name in ("model", "reference_profile", "device", "dtype", "quant")}
-        named |= {"spec": self.spec} if self.spec else {}
-        words = [f"--fv-{name.replace('_', '-')}={value}" for name, value in named.items()]
-        return [*words, *(self.pytest_option or ())]
+        names = ("model", "reference_profile", "device", "dtype", "quant", "spec")
+        return [*_options({name: getattr(self, name) for name in names}), *(self.pytest_option or ())]
 
     def comparing(self, n_trials: int | None = None) -> list[str]:
         """Options of a run against a golden; `n_trials` of them at the per-trial keys, or as many as was asked for."""
         golden = self.find_golden()
-        words = [
-            f"--fv-{option}={value}" for name, option in CHOSEN.items() if (value := getattr(self, name)) is not None
-        ]
         n_trials = n_trials or self.max_trials or min(self.lock.defaults.max_trials, len(self.fixed.trials))
         # golden/<dataset>/<trials>/<profile> -> golden
-        return [*words, f"--fv-max-trials={n_trials}", *([f"--fv-golden={golden.path.parents[2]}"] if golden else [])]
+        more = {"max-trials": n_trials, "golden": golden.path.parents[2] if golden else None}
+        return _options({option: getattr(self, name) for name, option in CHOSEN.items()} | more)
 
     def recording(self) -> list[str]:
         """Options of a run of the reference."""
         if self.src is None:
             raise Failed("the reference has to run: --fv-src PATH, a checkout of it")
-        words = [f"--fv-{option}={self.chosen(name)}" for name, option in CHOSEN.items()]
-        python = [f"--fv-src-python={self.src_python}"] if self.src_python else []
-        return [*words, f"--fv-src={self.src}", *python]
+        chosen = {option: self.chosen(name) for name, option in CHOSEN.items()}
+        return _options({**chosen, "src": self.src, "src-python": self.src_python})
+
+
+def _options(given: Mapping[str, Any]) -> list[str]:
+    """The plugin's options, without those that are not given."""
+    return [f"--fv-{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
 
 
 def run_pytest(marker: str, words: Sequence[str], report: Path, what: str = "") -> int:

@@ -124,8 +124,8 @@ class ParityRun:
         expected = self.expected(key)
         if key in PER_TRIAL_KEYS:
             expected, actual = self._limited(expected), self._limited(actual)
-        cut, whole = self.part.cut(key, expected, actual, _axes), actual
-        expected, actual = cut.expected, cut.actual
+        whole = actual
+        expected, actual, left_out = self.part.cut(key, expected, actual, _axes)
         partial, absent = getattr(self.candidate, "partial", False), [leaf for leaf in expected if leaf not in actual]
         if partial:
             expected = {leaf: value for leaf, value in expected.items() if leaf in actual}
@@ -144,7 +144,7 @@ class ParityRun:
             verdict = REFINEMENTS[key](self, verdict, expected, whole)
         lent = " and ".join(name for name in INPUTS[key] if name in self.memory.lent)
         notes = [
-            *([f"{NOT_COMPARED}{cut.left_out}"] if cut.left_out else []),
+            *([f"{NOT_COMPARED}{left_out}"] if left_out else []),
             *([f"judged on the golden's {lent}, for the candidate provides none"] if lent else []),
             *_notes(self.candidate, key),
             *(f"{leaf}: {PROVES_NOTHING}" for leaf in self.tolerances.proving_nothing(key, expected)),

@@ -49,14 +49,32 @@ def copied(artifact: Artifact) -> Artifact:
     return {leaf: own(value) for leaf, value in artifact.items()}
 
 
-def _answer(key: str) -> Callable[..., Artifact]:
-    def answer(self: Answers, *_: Artifact) -> Artifact:
-        return self.artifact(key)
+class ByKey(ABC):
+    """An Implementation whose six methods are one, told the key."""
 
-    return answer
+    @abstractmethod
+    def artifact(self, key: str, *inputs: Artifact) -> Artifact: ...
+
+    def prompt_boundary(self) -> Artifact:
+        return self.artifact("prompt_boundary")
+
+    def slot_map(self, *inputs: Artifact) -> Artifact:
+        return self.artifact("slot_map", *inputs)
+
+    def mean_activations(self, *inputs: Artifact) -> Artifact:
+        return self.artifact("mean_activations", *inputs)
+
+    def top_heads(self, *inputs: Artifact) -> Artifact:
+        return self.artifact("top_heads", *inputs)
+
+    def fv_vector(self, *inputs: Artifact) -> Artifact:
+        return self.artifact("fv_vector", *inputs)
+
+    def injection_output(self, *inputs: Artifact) -> Artifact:
+        return self.artifact("injection_output", *inputs)
 
 
-class Answers(ABC):
+class Answers(ByKey):
     """An Implementation that has all its answers already and looks at no input: a recording, a golden.
 
     Every answer is a copy: whoever edits one changes nothing that is compared later.
@@ -65,12 +83,5 @@ class Answers(ABC):
     @abstractmethod
     def stored(self, key: str) -> Artifact: ...
 
-    def artifact(self, key: str) -> Artifact:
+    def artifact(self, key: str, *_: Artifact) -> Artifact:
         return copied(self.stored(key))
-
-    prompt_boundary = _answer("prompt_boundary")
-    slot_map = _answer("slot_map")
-    mean_activations = _answer("mean_activations")
-    top_heads = _answer("top_heads")
-    fv_vector = _answer("fv_vector")
-    injection_output = _answer("injection_output")

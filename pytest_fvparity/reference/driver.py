@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import platform
 import sys
 import types
@@ -30,22 +29,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-REFUSED = 3  # exit status: the reference ran, and what it gave must not become a golden
-
-
-Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""What is put in a function's place, made of that function."""
-
 
 class RecordingRefused(Exception):
     """What the reference gave must not become a golden."""
 
 
 # ---------------------------------------------------------------- modules the reference imports
-
-
-def get_module(model: Any, name: str) -> Any:
-    return model.get_submodule(name)
 
 
 class TraceDict(OrderedDict):  # type: ignore[type-arg]
@@ -76,7 +65,7 @@ class TraceDict(OrderedDict):  # type: ignore[type-arg]
                 self[layer].output = output
             return output
 
-        self.handles = [get_module(module, layer).register_forward_hook(partial(hook, layer)) for layer in layers]
+        self.handles = [module.get_submodule(layer).register_forward_hook(partial(hook, layer)) for layer in layers]
 
     def __enter__(self) -> TraceDict:
         return self
@@ -93,8 +82,10 @@ def provide_modules() -> list[str]:
 
     `baukit` is on no package index, and importing it asks for an image library.
     """
+    from torch.nn import Module
+
     stand_ins = {name: types.ModuleType(name) for name in ("baukit", "bitsandbytes")}
-    vars(stand_ins["baukit"]).update(TraceDict=TraceDict, get_module=get_module)
+    vars(stand_ins["baukit"]).update(TraceDict=TraceDict, get_module=Module.get_submodule)
     sys.modules |= stand_ins
     return [f"{name}_stand_in" for name in stand_ins]
 
@@ -115,14 +106,12 @@ class Checkout:
         import compute_indirect_effect  # type: ignore[import-not-found]  # noqa: F401 - imports all it builds on
 
         source = (root / "src").resolve()
-        loaded = [m for m in list(sys.modules.values()) if _file_of(m) is not None]
-        return cls(root, tuple(m for m in loaded if source in _file_of(m).parents))  # type: ignore[union-attr]
+        return cls(root, tuple(m for m in list(sys.modules.values()) if source in _file_of(m).parents))
 
     def sources(self) -> dict[str, str]:
         """sha256 of every source file in use, by its path in the checkout."""
-        files = {path for module in self.modules if (path := _file_of(module)) is not None}
-        root = self.root.resolve()
-        return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)}
+        files, root = sorted(set(map(_file_of, self.modules))), self.root.resolve()
+        return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
     def __getattr__(self, name: str) -> Any:
         """A function of the reference, by name."""
@@ -131,7 +120,7 @@ class Checkout:
                 return getattr(module, name)
         raise RecordingRefused(f"the checkout has no function {name!r}; is {self.root} a copy of the reference?")
 
-    def wrap(self, name: str, wrapped: Wrap) -> None:
+    def wrap(self, name: str, wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Put what `wrapped` makes of a function in its place, in every module that holds it: star imports copy names."""
         old = getattr(self, name)
         new = wrapped(old)
@@ -140,9 +129,9 @@ class Checkout:
                 setattr(module, name, new)
 
 
-def _file_of(module: Any) -> Path | None:
-    name = getattr(module, "__file__", None)
-    return Path(name).resolve() if name else None
+def _file_of(module: Any) -> Path:
+    """Of a module that has none, such as a built-in one, a place that is in no checkout."""
+    return Path(getattr(module, "__file__", None) or "/").resolve()
 
 
 # ---------------------------------------------------------------- normalisations
@@ -155,11 +144,6 @@ class Normalisation:
     name: str
     holds: Callable[[], bool]
     apply: Callable[[], None]
-
-    @classmethod
-    def around(cls, src: Checkout, function: str, name: str, holds: Callable[[], bool], wrapped: Wrap) -> Normalisation:
-        """One that puts something around a function of the reference."""
-        return cls(name, holds, partial(src.wrap, function, wrapped))
 
 
 def normalise(normalisations: list[Normalisation]) -> dict[str, list[str]]:
@@ -189,7 +173,7 @@ def injection_edits_bare_tensors(src: Checkout) -> Normalisation:
 
         return add_function_vector
 
-    return Normalisation.around(src, "add_function_vector", "injection_edits_bare_tensors", holds, wrapped)
+    return Normalisation("injection_edits_bare_tensors", holds, partial(src.wrap, "add_function_vector", wrapped))
 
 
 def injection_casts_vector(src: Checkout) -> Normalisation:
@@ -214,7 +198,7 @@ def injection_casts_vector(src: Checkout) -> Normalisation:
 
         return add_function_vector
 
-    return Normalisation.around(src, "add_function_vector", "injection_casts_vector", holds, wrapped)
+    return Normalisation("injection_casts_vector", holds, partial(src.wrap, "add_function_vector", wrapped))
 
 
 def bos_from_tokenizer_only(src: Checkout) -> Normalisation:
@@ -228,7 +212,7 @@ def bos_from_tokenizer_only(src: Checkout) -> Normalisation:
     def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **options: original(*args, **{**options, "prepend_bos_token": False})
 
-    return Normalisation.around(src, "word_pairs_to_prompt_data", "bos_from_tokenizer_only", holds, wrapped)
+    return Normalisation("bos_from_tokenizer_only", holds, partial(src.wrap, "word_pairs_to_prompt_data", wrapped))
 
 
 class StoredTarget:
@@ -245,7 +229,7 @@ class StoredTarget:
         def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
             return lambda *args, **named: original(*args, **named) if self.target_id is None else [self.target_id]
 
-        return Normalisation.around(src, "get_answer_id", "effect_uses_stored_target", holds, wrapped)
+        return Normalisation("effect_uses_stored_target", holds, partial(src.wrap, "get_answer_id", wrapped))
 
     @contextmanager
     def of(self, target_id: int) -> Iterator[None]:
@@ -494,20 +478,14 @@ class Recorder:
         self.model.generate = generate
         for trial in self.job["trials"]:
             key, target_id = trial["key"], self.target_id(trial)
-            prompt = self.src.create_prompt(self.prompt_data(trial, "corrupted"))
-
-            def run(prompt: str = prompt, answer: str = trial["query"]["output"], **mode: bool) -> Any:
-                return self.src.function_vector_intervention(
-                    prompt,
-                    answer,
-                    self.job["edit_layer"],
-                    vector.to(self.job["device"]) * self.job["alpha"],
-                    self.model,
-                    self.config,
-                    self.tokenizer,
-                    **mode,
-                )
-
+            run = partial(
+                self.src.function_vector_intervention,
+                self.src.create_prompt(self.prompt_data(trial, "corrupted")),
+                trial["query"]["output"],
+                self.job["edit_layer"],
+                vector.to(self.job["device"]) * self.job["alpha"],
+                *(self.model, self.config, self.tokenizer),
+            )
             base, injected = (logits[0].cpu() for logits in run())
             if torch.equal(base, injected):
                 raise RecordingRefused(f"trial {key}: the injection moved no logit")
@@ -539,7 +517,16 @@ class Recorder:
         if "recorded" in self.job:  # by another process
             return {"varied": self.all_varied(torch.load(self.job["recorded"], weights_only=True)["artifacts"])}
         artifacts = {"prompt_boundary": self.prompt_boundary(), "slot_map": self.slot_map()}
-        return self._recorded(artifacts if self.job["words_only"] else artifacts | self.numbers())
+        if not self.job["words_only"]:
+            artifacts |= self.numbers()
+        provenance = {
+            "sources": self.src.sources(),
+            "normalisations": self.normalisations,
+            "weights_sha": weights_digest(self.model),
+            "attn_implementation": self.model.config._attn_implementation,
+            "versions": versions(),
+        }
+        return {"artifacts": artifacts, "provenance": provenance, "varied": self.all_varied(artifacts)}
 
     def numbers(self, recorded_heads: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
         """The keys that need a pass of the model; the vector is that of recorded heads, where there are some."""
@@ -550,19 +537,6 @@ class Recorder:
         numbers = {"mean_activations": means, "top_heads": heads, "fv_vector": vector, "injection_output": injected}
         require_finite(numbers)
         return numbers
-
-    def _recorded(self, artifacts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "artifacts": artifacts,
-            "provenance": {
-                "sources": self.src.sources(),
-                "normalisations": self.normalisations,
-                "weights_sha": weights_digest(self.model),
-                "attn_implementation": self.model.config._attn_implementation,
-                "versions": versions(),
-            },
-            "varied": self.all_varied(artifacts),
-        }
 
     def all_varied(self, recorded: dict[str, dict[str, Any]]) -> dict[str, Any]:
         return {change["name"]: self.varied(change, recorded) for change in self.job["variations"]}
@@ -625,9 +599,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def main(job_path: str) -> int:
+def main(job_path: str) -> None:
     job = json.loads(Path(job_path).read_text())
-    os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     sys.dont_write_bytecode = True  # the checkout stays as it is
     import torch
 
@@ -639,11 +612,9 @@ def main(job_path: str) -> int:
     try:
         recorded = Recorder(job).record()
     except RecordingRefused as refusal:
-        print(refusal, file=sys.stderr)
-        return REFUSED
+        sys.exit(str(refusal))
     torch.save(recorded, job["out"])
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    main(sys.argv[1])

@@ -21,9 +21,8 @@ from fvcore.artifacts import Artifact
 from fvcore.gates import StageError
 from fvcore.model.model import DTYPES, LanguageModel
 from fvcore.pipeline import Settings, profile_of
-from fvcore.profile import Conditions, Profile
+from fvcore.profile import Profile
 from fvcore.prompts import PromptTemplate, require_bos_agreement
-from fvcore.provenance import processor
 from fvcore.trials import FixedTrials
 from pytest_fvparity.parity.implementation import Answers
 from pytest_fvparity.parity.noise import Noise, measured, variations
@@ -194,14 +193,8 @@ def _captured(words: Sequence[str], **options: Any) -> subprocess.CompletedProce
 
 def _profile(lm: LanguageModel, trials: FixedTrials, settings: Settings, provenance: Mapping[str, Any]) -> Profile:
     """Identity as measured here, conditions as the reference's process had them."""
-    versions = {name: provenance["versions"][name] for name in ("python", "torch", "transformers")}
-    conditions = Conditions(
-        model=lm.name,
-        device=lm.device.type,
-        attn_implementation=provenance["attn_implementation"],
-        engine="exact",  # that engine is the reference's own arithmetic
-        threads=1,
-        versions=versions,
-        processor=processor(lm.device.type),
-    )
-    return Profile(identity=profile_of(lm, trials, settings).identity, conditions=conditions)
+    here = profile_of(lm, trials, settings)
+    versions = {name: provenance["versions"][name] for name in here.conditions.versions}
+    # Engine `exact` is the reference's own arithmetic.
+    ran = {"attn_implementation": provenance["attn_implementation"], "engine": "exact", "threads": 1}
+    return here.model_copy(update={"conditions": here.conditions.model_copy(update={**ran, "versions": versions})})

@@ -132,7 +132,8 @@ def _sentence(keys: list[KeyChange], drifts: list[Drift]) -> str:
 
 def _changed(*reports: Report) -> dict[str, list[Any]]:
     """Fields of the profile, where both reports have one."""
+    from fvcore.compare import changes  # with torch, which a report alone does not need
+
     profiles = [report.profile or {} for report in reports]
     sides = [{**profile.get("identity", {}), **profile.get("conditions", {})} for profile in profiles]
-    pairs = {name: [side.get(name) for side in sides] for name in (sides[0] | sides[1] if all(sides) else ())}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return {name: list(pair) for name, pair in changes(*sides).items()} if all(sides) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from fvcore.experiments.plan_files import read_heads, read_vector
 from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.scores import Row, read_scores
-from fvcore.formats import FormatError, read_pt, read_text
+from fvcore.formats import FormatError, read_jsonl, read_pt
 from fvcore.injection import inject
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, Settings
@@ -74,7 +73,7 @@ class Transfer:
         return self._lines(f"{layer_dir}/eval_trials.jsonl")
 
     def _lines(self, name: str) -> list[Row]:
-        return [json.loads(line) for line in read_text(self.folder / name).splitlines()]
+        return read_jsonl(self.folder / name)
 
     @cached_property
     def delta_p(self) -> Tensor:

@@ -28,7 +28,7 @@ from tests.late import RUNNING
 if RUNNING:
     import torch
 
-    from pytest_fvparity.candidates.candidates import from_folder
+    from pytest_fvparity.candidates.candidates import FromFolder
     from pytest_fvparity.golden import golden
     from pytest_fvparity.parity import tolerances
     from tests.fuzz.damage import Campaign, byte_damage, contents, drawn, json_damage, tell
@@ -87,7 +87,7 @@ def folder(tmp_path: Path) -> Path:
 
 def judged(folder: Path, key: str) -> object:
     """What a run makes of a key that the folder holds; it must agree to the last bit."""
-    run = ParityRun(from_folder(folder), RECORDED, tolerances.Tolerances((), "fp32", "cpu"))
+    run = ParityRun(FromFolder(folder), RECORDED, tolerances.Tolerances((), "fp32", "cpu"))
     try:
         verdict = run.chained(key)
     except NotProvided as error:

@@ -78,6 +78,7 @@ def test_conditions_that_are_nested_differ_by_their_path() -> None:
         "versions.torch": ("2.13", "2.14"),
     }
     assert changes({"a": [1, {"b": 1}]}, {"a": [1, {"b": 1.0}]}) == {"a.1.b": (1, 1.0)}
+    assert changes({"a": {"b.py": 1}}, {"a": {"b.py": 2}, "c": 3}) == {'a."b.py"': (1, 2), "c": (None, 3)}
 
 
 @pytest.mark.parametrize(("relation", "atol"), [(SAME, 5e-5), (NOT_RECORDED, 5e-5), (OTHER, 1e-4)])

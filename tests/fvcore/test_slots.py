@@ -19,7 +19,6 @@ from fvcore.slots import (
     SlotError,
     SlotMap,
     dummy_labels,
-    prompt_parts,
     slot_map,
 )
 from fvcore.trials import PREFIXES, SEPARATORS, TrialsError, WordPair, parse
@@ -175,10 +174,9 @@ def test_labels_of_one_prompt_do_not_leak_into_the_next() -> None:
 
 def test_the_order_of_the_parts_is_the_order_of_the_text() -> None:
     template = template_with("prefixes", instructions="Do:")
-    groups = prompt_parts(template, WORKED_EXAMPLE, " sunny")
-    text = "".join(part for group in groups for part, _ in group)
-    assert text == template.text(WORKED_EXAMPLE, " sunny")
-    assert [len(group) for group in groups] == [1, 1, 6, 6, 4]
+    shown = "".join(f"Q:{demo.input}\nA:{demo.output}\n\n" for demo in WORKED_EXAMPLE)
+    assert template.text(WORKED_EXAMPLE, " sunny") == f"Do:{shown}Q: sunny\nA:"
+    assert [len(group) for group in template.parts(WORKED_EXAMPLE, " sunny")] == [1, 1, 6, 6, 4]
 
 
 def test_of_an_output_separator_with_two_tokens_the_first_ends_the_example() -> None:

@@ -17,13 +17,12 @@ from fvcore.formats import read_json, read_pt, sha256_file, write_json, write_pt
 from pytest_fvparity import shipped
 from pytest_fvparity.cli import app
 from pytest_fvparity.milestones.setup import Setup
-from pytest_fvparity.milestones.state import NotReady
 from pytest_fvparity.transfer.runs import QId
 from tests.late import RUNNING
 
 if RUNNING:
     from pytest_fvparity.milestones.m7_transfer import phases
-    from pytest_fvparity.milestones.run import run
+    from pytest_fvparity.milestones.run import NotReady, run
     from tests.pytest_fvparity.transfer_world import make_transfer_world
 
 

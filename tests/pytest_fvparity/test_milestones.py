@@ -15,10 +15,8 @@ import yaml
 from fvcore import trials
 from fvcore.embedded.random_models import PAIRS
 from fvcore.formats import FormatError, read_pt
-from pytest_fvparity.milestones import state
 from pytest_fvparity.milestones.lock import SHIPPED, Lock, Locked
-from pytest_fvparity.milestones.setup import Failed, Setup
-from pytest_fvparity.milestones.state import MilestoneOutcome, NotReady
+from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
 from pytest_fvparity.report.report import Check
 from tests.late import RUNNING
 
@@ -28,7 +26,7 @@ if RUNNING:
     from fvcore.model import model as models
     from pytest_fvparity.golden.golden import Golden
     from pytest_fvparity.milestones import m0_trials, m3_reference
-    from pytest_fvparity.milestones.run import run, run_all
+    from pytest_fvparity.milestones.run import NotReady, ended_in, run, run_all
     from tests.pytest_fvparity.worlds import FAULTY, World
 
 
@@ -107,7 +105,7 @@ def test_the_plans_way_delivers_the_plans_files(walked: tuple[Setup, dict[str, M
     assert (suite["status"], len(suite["stages"])) == ("PASS", 6)
     diff = json.loads((setup.root / "results_fv" / fixed.dataset / "src_vs_fv_diff_report.json").read_text())
     assert diff["first_divergence"] is None
-    known = state.read(setup.layout.state)
+    known = ended_in(setup.layout.state)
     assert set(known) == {"M0", "M1", "M2", "M3", "M4", "M5"}
     assert all(len(digest) == 64 for ended in known.values() for digest in ended.files.values())
 
@@ -290,7 +288,7 @@ def test_a_model_that_does_not_load_is_a_failed_milestone(setup: Setup) -> None:
 
     assert not outcome.passed
     assert "cannot load the tokenizer of 'no-such-model'" in outcome.message
-    assert not state.read(setup.layout.state)["M0"].passed
+    assert not ended_in(setup.layout.state)["M0"].passed
 
 
 # ---------------------------------------------------------------- the lock
@@ -344,5 +342,5 @@ def test_what_milestones_left_is_read_or_refused(tmp_path: Path) -> None:
     path.write_text('{"M0": 3}')
 
     with pytest.raises(FormatError, match="run them again from M0"):
-        state.read(path)
-    assert state.read(tmp_path / "none") == {}
+        ended_in(path)
+    assert ended_in(tmp_path / "none") == {}

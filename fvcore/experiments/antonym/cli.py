@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typer
 from rich.console import Console
 
 from fvcore.experiments.antonym.config import AntonymConfig
@@ -18,16 +19,16 @@ def run(config: AntonymConfig) -> None:
         from fvcore.experiments.steps import heatmap
 
         for path in heatmap.alone(config.folder, config.score_key, config.top_heads, config.out_name or "all"):
-            console.print(f"wrote {path}", soft_wrap=True, markup=False)
+            typer.echo(f"wrote {path}")
         return
     from fvcore.experiments.progress import Shown
     from fvcore.experiments.steps.run import run as run_steps
 
     if config.trials is not None and (config.n_trials or config.n_shots):
-        console.print("--trials sets n_trials and n_shots; --n-trials and --n-shots are not used")
+        typer.echo("--trials sets n_trials and n_shots; --n-trials and --n-shots are not used")
     source, folder = config.source, config.folder
-    run_steps(config.load(config.seed, console), folder, config, source, steps, Shown(console))
-    console.print(f"{', '.join(steps)} done in {folder}", soft_wrap=True, markup=False)
+    run_steps(config.load(config.seed), folder, config, source, steps, Shown(console))
+    typer.echo(f"{', '.join(steps)} done in {folder}")
 
 
 app = experiment(

@@ -31,7 +31,7 @@ def evaluate(config: EvaluationConfig) -> None:
     from fvcore.experiments.evaluation.run import run
     from fvcore.trials import model_tag
 
-    lm = config.load(config.seed, console)
+    lm = config.load(config.seed)
     found = run(config, lm)
     folder = config.out or Path("results", "eval", f"{found.task.name}_{model_tag(lm.name)}")
     written = [*report.write(found, folder), *report.draw(found, folder)]

@@ -22,10 +22,10 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fvcore.formats import FormatError, read_json, read_yaml, sha256_file, validated
-from fvcore.trials import PREFIXES, SEPARATORS, Splits, TemplatePart, TrialsError, WordPair, split
+from fvcore.trials import PREFIXES, SEPARATORS, Splits, TemplatePart, TrialsError, WordPair, labelled, split
 
 GROUPS = ("abstractive", "extractive")
-SPLITS = ("test", "valid")
+Split: TypeAlias = Literal["test", "valid"]
 """The splits that questions come from; demonstrations always come from `train`."""
 
 
@@ -55,9 +55,7 @@ class Task:
     def train(self) -> list[Example]:
         return [self.rows[i] for i in self.splits.train_indices]
 
-    def questions(self, of: str) -> list[Example]:
-        if of not in SPLITS:
-            raise TaskError(f"unknown split {of!r}; questions come from {' or '.join(SPLITS)}")
+    def questions(self, of: Split) -> list[Example]:
         indices = {"test": self.splits.test_indices, "valid": self.splits.valid_indices}[of]
         return [self.rows[i] for i in indices]
 
@@ -138,14 +136,12 @@ class Question:
 
 
 def questions(
-    task: Task, n_shots: int, labels: Labels, seed: int, positions: Sequence[int] | None = None, split: str = "test"
+    task: Task, n_shots: int, labels: Labels, seed: int, positions: Sequence[int] | None = None, split: Split = "test"
 ) -> list[Question]:
     """The questions at some positions of a split (all by default), in rising order.
 
     labels: `clean`, or `shuffled` among a question's own demonstrations (some may stay where they are).
     """
-    if labels not in LABELS:
-        raise ValueError(f"unknown labels {labels!r}; expected one of {', '.join(LABELS)}")
     train, asked = task.train, task.questions(split)
     if n_shots > len(train):
         raise TaskError(
@@ -165,15 +161,12 @@ def _demos(train: Sequence[Example], n_shots: int, labels: Labels, rng: np.rando
     demos = [pair(train[i]) for i in rng.choice(len(train), n_shots, replace=False)]
     if labels == "clean":
         return tuple(demos)
-    return tuple(
-        WordPair(input=demo.input, output=demos[i].output)
-        for demo, i in zip(demos, rng.permutation(n_shots), strict=True)
-    )
+    return tuple(labelled(demos, [demos[i].output for i in rng.permutation(n_shots)]))
 
 
 def pair(example: Example) -> WordPair:
     """A row as a prompt shows it."""
-    return WordPair(input=f" {example.input}", output=f" {example.answers[0]}")
+    return WordPair(input=example.input, output=example.answers[0]).spaced
 
 
 # ---------------------------------------------------------------- templates

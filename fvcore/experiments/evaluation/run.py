@@ -7,7 +7,7 @@ injection at every one. Portability: a vector made under one template, used unde
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
@@ -110,7 +110,7 @@ def portability(
 ) -> list[Portable]:
     """Under every template: accuracy behind clean demonstrations; then, on the questions that the model gets right there,
     the zero-shot prompt and the one with shuffled demonstrations, without and with the vectors."""
-    return [_under(replace(bench, template=template), vectors, layer, n_shots) for template in templates]
+    return [_under(bench.under(template), vectors, layer, n_shots) for template in templates]
 
 
 def _under(bench: Bench, vectors: Mapping[str, Tensor], layer: int, n_shots: int) -> Portable:
@@ -125,16 +125,7 @@ def token_rows(bench: Bench, vectors: Mapping[str, Tensor], k: int) -> list[Toke
     """The k tokens that each vector raises, each way; `is_answer`: some answer of the task begins with it."""
     answers = bench.answer_tokens()
     return [
-        TokenRow(
-            vector=name,
-            way=way,
-            rank=rank,
-            token_id=token.token_id,
-            text=token.text,
-            logit=token.logit,
-            probability=token.probability,
-            is_answer=token.token_id in answers,
-        )
+        TokenRow(vector=name, way=way, rank=rank, is_answer=token.token_id in answers, **asdict(token))
         for name, vector in vectors.items()
         for way in WAYS
         for rank, token in enumerate(top_tokens(bench.lm, vector, k, way))

@@ -19,7 +19,7 @@ from fvcore.experiments.plan_files import vector_in
 from fvcore.formats import FormatError, read_pt, read_safetensors
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
-from fvcore.pipeline import Pipeline, Settings
+from fvcore.pipeline import Settings, run
 from fvcore.prompts import require_verified
 from fvcore.trials import FixedTrials
 from fvcore.vectors import function_vector
@@ -100,14 +100,10 @@ def computed(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Comp
     """The stations up to the function vector, on the trials' own template."""
     settings.require_fit(lm)
     require_verified(trials, lm.tokenizer)
-    stations = Pipeline(lm, trials, settings)
-    prompts = stations.prompt_boundary()
-    slots = stations.slot_map(prompts)
-    means = stations.mean_activations(prompts, slots)
-    heads = stations.top_heads(prompts, slots, means)
-    ranked = tuple((layer, head) for layer, head in cast("list[list[int]]", heads["heads"]))
-    vector = artifacts.tensor_leaf(stations.fv_vector(means, heads), "function_vector")
-    return Computed(vector, artifacts.tensor_leaf(means, "mean_activations"), ranked)
+    made = run(lm, trials, settings, injected=False)
+    ranked = tuple((layer, head) for layer, head in cast("list[list[int]]", made["top_heads"]["heads"]))
+    vector = artifacts.tensor_leaf(made["fv_vector"], "function_vector")
+    return Computed(vector, artifacts.tensor_leaf(made["mean_activations"], "mean_activations"), ranked)
 
 
 def of_random_heads(lm: LanguageModel, means: Tensor, but: Sequence[tuple[int, int]], seed: int) -> Tensor:

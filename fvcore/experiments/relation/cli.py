@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
 
 console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
 
 
 def run(config: RelationConfig) -> None:
@@ -40,10 +39,10 @@ def run(config: RelationConfig) -> None:
         workers: AbstractContextManager[Workers[LanguageModel]] = _ray(config)
         bar = Bar(console, {unit.name: unit.n_rows(1, 1) for unit in units})
     else:
-        lm = config.load(config.seed, console)
+        lm = config.load(config.seed)
         bar = Bar(console, {unit.name: unit.n_rows(lm.n_layers, lm.n_heads) for unit in units})
         workers = nullcontext(Local(lm, bar.of))
-    with workers as computing, bar:
+    with workers as computing, bar.progress:
         summary = run_relation(relation, root, config, computing, config.q, config.stop_on_error, bar.ended)
     tell_end(summary, config.pictures)
 
@@ -63,11 +62,11 @@ def tell_end(summary: Summary, pictures: bool) -> None:
 
     counts = ", ".join(f"{len(summary.q_ids(state))} {state}" for state in ("completed", "skipped", "failed"))
     stopped = "; stopped at the first failure" if summary.stopped else ""
-    console.print(f"{counts}{stopped}, in {summary.root}", soft_wrap=True, markup=False)
+    typer.echo(f"{counts}{stopped}, in {summary.root}")
     if pictures:
-        console.print(f"report: {summary.root / files.REPORT}", soft_wrap=True, markup=False)
+        typer.echo(f"report: {summary.root / files.REPORT}")
     if summary.q_ids("failed"):
-        errors.print(f"fvcore relation: see {summary.root / files.FAILURES}", style="red", soft_wrap=True, markup=False)
+        typer.secho(f"fvcore relation: see {summary.root / files.FAILURES}", fg="red", err=True)
         raise typer.Exit(exits.FAILED)
 
 
@@ -85,11 +84,11 @@ def run_steps(config: RelationConfig, steps: list[str]) -> None:
     asked, root = config.asked, config.root
     units = units_of(data.read(config.dataset), root, config, asked) if "sample" in steps else []
     sources = {unit.name: unit.source for unit in units}
-    lm = config.load(config.seed, console)
+    lm = config.load(config.seed)
     with locked(root):
         for q_id in asked:
             run_in_folder(lm, root / q_id, config, sources.get(q_id), steps, Shown(console, q_id))
-            console.print(f"{q_id}: {', '.join(steps)} done in {root / q_id}", soft_wrap=True, markup=False)
+            typer.echo(f"{q_id}: {', '.join(steps)} done in {root / q_id}")
 
 
 def draw(config: RelationConfig) -> None:
@@ -105,7 +104,7 @@ def draw(config: RelationConfig) -> None:
         same = status is None or (status.config["score_key"], status.config["topk"]) == chosen
         name = config.out_name or (q_id if same else f"{q_id}_{config.score_key}_top{config.top_heads}")
         for path in heatmap.alone(config.root / q_id, *chosen, name):
-            console.print(f"wrote {path}", soft_wrap=True, markup=False)
+            typer.echo(f"wrote {path}")
 
 
 def show_status(config: RelationConfig) -> None:
@@ -133,7 +132,7 @@ def write_report(config: RelationConfig) -> None:
     from fvcore.experiments.relation import report
 
     for path in (report.write(config.root), report.write_overview(config.root)):
-        console.print(f"wrote {path}", soft_wrap=True, markup=False)
+        typer.echo(f"wrote {path}")
 
 
 app = experiment(

@@ -8,9 +8,9 @@ vector does at every layer, beside the same of random heads and the difference o
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Hashable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 
@@ -23,11 +23,11 @@ from fvcore.experiments.relation.config import RelationSettings
 from fvcore.experiments.statistics import Interval, mean_interval, share_interval
 from fvcore.experiments.steps import layout, sampled, stepe, zeroshot
 from fvcore.experiments.steps.plan import chosen_examples
-from fvcore.experiments.steps.scores import Row, read_scores
+from fvcore.experiments.steps.scores import HEAD, Row, grouped, read_scores
 from fvcore.experiments.steps.settings import settings_of
 from fvcore.experiments.steps.step6 import effect_of
 from fvcore.fast.chunks import Advance
-from fvcore.formats import read_json, read_text, write_csv, write_json, write_jsonl, write_pt
+from fvcore.formats import read_json, read_jsonl, write_csv, write_json, write_jsonl, write_pt
 from fvcore.injection import inject_readings
 from fvcore.model.model import LanguageModel
 
@@ -74,10 +74,9 @@ def control(lm: LanguageModel, folder: Folder, settings: RelationSettings, advan
     chosen = chosen_examples(zeroshot.read(folder / layout.ZERO_SHOT), settings)
     prompts = [example.prompt(lm.tokenizer).input_ids for example in chosen]
     targets = [example.target_first_token_id for example in chosen]
-    scored = [(row["layer"], row["head"]) for row in read_scores(folder / layout.AIE)]
-    top = [(head["layer"], head["head"]) for head in read_json(folder / layout.TOP_HEADS)["heads"]]
+    scored, top = map(HEAD, read_scores(folder / layout.AIE)), map(HEAD, read_json(folder / layout.TOP_HEADS)["heads"])
     seed = f"{settings.seed}/{chosen[0].q_id}"
-    sets, source = random_sets(scored, top, settings.n_random, seed)
+    sets, source = random_sets(list(scored), list(top), settings.n_random, seed)
 
     layers, how = list(range(lm.n_layers)), (settings.alpha, settings.engine, settings.max_memory)
     vectors = [stepe.global_vector(lm, mean, heads) for heads in sets]
@@ -119,43 +118,37 @@ def of_heads(folder: Folder, confidence: float) -> list[Row]:
     """A row per head and metric, in order of (layer, head)."""
     trials = sampled.read(folder / layout.SAMPLED).trials
     queries = {trial.trial_idx: trial.query_source_index for trial in trials}
-    by_head: dict[tuple[int, int], list[Row]] = {}
-    for row in read_rows(folder / layout.TRIAL_METRICS):
-        by_head.setdefault((row["layer"], row["head"]), []).append(row)
     found = []
-    for (layer, head), rows in sorted(by_head.items()):
+    for (layer, head), rows in grouped(read_jsonl(folder / layout.TRIAL_METRICS), HEAD).items():
         groups = [queries[row["trial_idx"]] for row in rows]
         for metric in OF_HEADS:
-            one = mean_interval([row[metric] for row in rows], groups, confidence)
-            key = {"layer": layer, "head": head, "metric": metric, "n_trials": one.n, "n_queries": one.n_groups}
-            found.append(key | _numbers(one))
+            key = {"layer": layer, "head": head, "metric": metric}
+            found.append(_row(key, "n_trials", mean_interval([row[metric] for row in rows], groups, confidence)))
     return found
 
 
 def of_injection(folder: Folder, confidence: float) -> list[Row]:
     """A row per layer, metric and choice of heads."""
-    random_rows: dict[int, list[Row]] = {}
-    for row in read_rows(folder / files.RANDOM_TRIALS):
-        random_rows.setdefault(row["layer"], []).append(row)
     found = []
-    for layer, rows in sorted(random_rows.items()):
-        top = read_rows(folder / f"{layout.layer_dir(layer)}/eval_trials.jsonl")
+    for layer, rows in grouped(read_jsonl(folder / files.RANDOM_TRIALS), itemgetter("layer")).items():
+        top = read_jsonl(folder / f"{layout.layer_dir(layer)}/eval_trials.jsonl")
         groups = [row["prompt"] for row in top]
-        by_draw = _mean_over_draws(rows, len(top))
+        by_draw = _mean_over_draws(rows)
         for metric in OF_INJECTION:
+            key = {"layer": layer, "metric": metric}
             own, others = [row[metric] for row in top], by_draw[metric]
             apart = [a - b for a, b in zip(own, others, strict=True)]
             for heads, values in ((TOP, own), (RANDOM, others), (DIFFERENCE, apart)):
-                found.append(_row(heads, layer, metric, mean_interval(values, groups, confidence)))
-        found += [_row(TOP, layer, name, _share(top, name, groups, confidence)) for name in SHARES]
+                found.append(_row({"heads": heads} | key, "n_eval", mean_interval(values, groups, confidence)))
+        for name in SHARES:
+            key = {"heads": TOP, "layer": layer, "metric": name}
+            found.append(_row(key, "n_eval", _share(top, name, groups, confidence)))
     return found
 
 
-def _mean_over_draws(rows: Sequence[Row], n: int) -> dict[str, list[float]]:
+def _mean_over_draws(rows: Sequence[Row]) -> dict[str, list[float]]:
     """metric -> what each example gives on average over the draws."""
-    by_example: list[list[Row]] = [[] for _ in range(n)]
-    for row in rows:
-        by_example[row["idx"]].append(row)
+    by_example = grouped(rows, itemgetter("idx")).values()
     return {metric: [fmean(row[metric] for row in own) for own in by_example] for metric in OF_INJECTION}
 
 
@@ -165,14 +158,5 @@ def _share(rows: Sequence[Row], name: str, groups: Sequence[Hashable], confidenc
     return share_interval(sum(once.values()), len(once), confidence)
 
 
-def _row(heads: str, layer: int, metric: str, one: Interval) -> Row:
-    key = {"heads": heads, "layer": layer, "metric": metric, "n_eval": one.n, "n_queries": one.n_groups}
-    return key | _numbers(one)
-
-
-def _numbers(one: Interval) -> Row:
-    return {"mean": one.mean, "low": one.low, "high": one.high}
-
-
-def read_rows(path: Path) -> list[Row]:
-    return [json.loads(line) for line in read_text(path).splitlines()]
+def _row(key: Row, n: str, one: Interval) -> Row:
+    return key | {n: one.n, "n_queries": one.n_groups, "mean": one.mean, "low": one.low, "high": one.high}

@@ -14,8 +14,6 @@ from fvcore.experiments.relation.files import LAYOUTS
 from fvcore.experiments.steps.settings import STEPS, StepSettings
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from fvcore.model.model import LanguageModel
 
 
@@ -70,8 +68,8 @@ class RelationConfig(RelationSettings, ModelChoice):
         default=None, description="With heatmap alone: the picture's name (default: aie_heatmap_<Q>.png)."
     )
 
-    def load(self, seed: int, console: Console) -> LanguageModel:
-        lm = super().load(seed, console)
+    def load(self, seed: int) -> LanguageModel:
+        lm = super().load(seed)
         if self.threads is None:
             one_thread_if_small(lm)
         return lm

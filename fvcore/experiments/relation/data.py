@@ -152,15 +152,7 @@ def _draw(rng: random.Random, q_id: str, rows: Sequence[WordPair], n_demos: int)
     rng.shuffle(moved)
     if moved == clean and len(clean) > 1:
         rng.shuffle(moved)
-    return Draw(
-        demos=tuple(row for _, row in demos),
-        corrupted=tuple(WordPair(input=row.input, output=label) for (_, row), label in zip(demos, moved, strict=True)),
-        query=rows[query],
-        q_id=q_id,
-        query_source_index=query,
-        demo_source_indices=tuple(at for at, _ in demos),
-        demo_order=tuple(range(n_demos)),
-    )
+    return Draw.of(demos, moved, (query, rows[query]), q_id)
 
 
 @dataclass(frozen=True, slots=True)

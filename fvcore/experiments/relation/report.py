@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fvcore.experiments.relation import files, pictures
 from fvcore.experiments.relation.compute import DIFFERENCE, RANDOM, SHARES, TOP
 from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.scores import Row
+from fvcore.experiments.steps.scores import HEAD, Row
 from fvcore.formats import FormatError, read_bytes, read_csv, read_json, write_csv
 from fvcore.provenance import now
 
@@ -35,12 +36,13 @@ def rows(root: Path) -> list[Row]:
     """q_ids sorted as strings; one that is not completed, or whose files are not what they were, has no numbers."""
     found = []
     for q_id, one in QIdStatus.all_of(root).items():
-        folder, row = Folder(root / q_id), {"q_id": q_id, "status": one.status, "reason": one.reason}
-        damaged = one.damage(folder) if one.status == "completed" else []
-        if damaged:
+        folder = Folder(root / q_id)
+        row: Row = {"q_id": q_id, "status": one.status, "reason": one.reason, "rows": one.q_row_count}
+        if damaged := one.damage(folder):
             row |= {"status": "damaged", "reason": f"{damaged[0]} is missing or was changed since; run it again"}
-        numbers_of = _numbers(folder) if one.status == "completed" and not damaged else {}
-        found.append({**row, "rows": one.q_row_count, **numbers_of})
+        elif one.status == "completed":
+            row |= _numbers(folder)
+        found.append(row)
     return found
 
 
@@ -52,14 +54,14 @@ def top_heads(folder: Folder) -> list[Row]:
 def aie_intervals(folder: Folder, metric: str) -> dict[tuple[int, int], Row]:
     """(layer, head) -> its row; empty for a score that is no mean over trials."""
     _, found = read_csv(folder / files.AIE_INTERVALS)
-    return {(int(r["layer"]), int(r["head"])): numbers(r) for r in found if f"mean_{r['metric']}" == metric}
+    return {HEAD(row): row for row in map(numbers, found) if f"mean_{row['metric']}" == metric}
 
 
 def curve(folder: Folder, heads: str, metric: str) -> list[Row]:
     """Rows of the injection intervals over layers, rising."""
     _, found = read_csv(folder / files.INJECTION_INTERVALS)
     chosen = [numbers(row) for row in found if row["heads"] == heads and row["metric"] == metric]
-    return sorted(chosen, key=lambda row: int(row["layer"]))
+    return sorted(chosen, key=itemgetter("layer"))
 
 
 def numbers(row: dict[str, str]) -> Row:
@@ -74,7 +76,7 @@ def numbers(row: dict[str, str]) -> Row:
 def _numbers(folder: Folder) -> Row:
     heads, summary = top_heads(folder), read_json(folder / layout.ALL_LAYERS)
     best, key = heads[0], summary["score_key"]
-    aie = aie_intervals(folder, best["score_key"]).get((best["layer"], best["head"]), {})
+    aie = aie_intervals(folder, best["score_key"]).get(HEAD(best), {})
     layer = summary["best_layer"]
     metric = key.removeprefix("mean_")
     at = {heads: curve(folder, heads, metric)[layer] for heads in (TOP, RANDOM, DIFFERENCE)}
@@ -114,7 +116,7 @@ def write(root: Path) -> Path:
     if not statuses:
         raise FormatError(f"{root}: holds no q_id of a run; `fvcore relation run` makes them")
     done = [row for row in table if row["status"] == "completed"]
-    heads = {row["q_id"]: frozenset(_pairs(Folder(root / row["q_id"]))) for row in done}
+    heads = {row["q_id"]: frozenset(map(HEAD, top_heads(Folder(root / row["q_id"])))) for row in done}
     meta = read_json(root / files.RUN_META) if (root / files.RUN_META).is_file() else None
     values = {
         "name": root.name if meta is None else meta["relation_name"],
@@ -141,7 +143,7 @@ def _section(root: Path, row: Row, one: QIdStatus) -> dict[str, Any]:
     return {
         "row": row,
         "score_key": heads[0]["score_key"],
-        "heads": [head | bounds.get((head["layer"], head["head"]), {}) for head in heads[:SHOWN]],
+        "heads": [head | bounds.get(HEAD(head), {}) for head in heads[:SHOWN]],
         "n_more": max(0, len(heads) - SHOWN),
         "heatmap": data_uri(read_bytes(picture)) if picture.is_file() else None,
         "curve": data_uri(pictures.injection_curve(deltas, accuracy, row["acc_base"], metric)),
@@ -155,7 +157,3 @@ def _examples(folder: Folder, n: int = 3) -> list[str]:
     trials: Sequence[Row] = read_json(folder / layout.SAMPLED)["trials"]
     seen = dict.fromkeys(f"{t['query']['input']} \u2192 {t['query']['output']}" for t in trials)
     return list(seen)[:n]
-
-
-def _pairs(folder: Folder) -> list[tuple[int, int]]:
-    return [(head["layer"], head["head"]) for head in top_heads(folder)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fvcore.experiments.errors import Failure, OtherSettings
+from fvcore.experiments.errors import Cause, OtherSettings, cause_of
 from fvcore.experiments.folder import Folder, require_same
 from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.record import RunRecord, digest
@@ -130,22 +131,23 @@ class Unit:
             was.write(folder, was.status, reason=was.reason, cause=was.cause, step=was.step, files=was.files)
             raise
         except Exception as error:
-            failure = Failure.of(self.name, watch.step, error)
-            self._fail(current, failure, failure.traceback)
-            return Outcome(self.name, "failed", failure.message, failure=failure)
+            reason, log = " ".join(str(error).split()), "".join(traceback.format_exception(error))
+            return self._fail(current, cause_of(error), watch.step, reason, log)
         (folder / files.FAILURE_LOG).unlink(missing_ok=True)
         current.write(folder, "completed", reason=COMPLETED, files=_written(folder, record))
         return Outcome(self.name, "completed", COMPLETED)
 
-    def give_up(self, failure: Failure) -> None:
+    def give_up(self, cause: Cause, reason: str) -> Outcome:
         """Whoever computed it died, again and again."""
-        self._fail(QIdStatus.read(Folder(self.folder)), failure, f"{failure.message}\n")
+        return self._fail(QIdStatus.read(Folder(self.folder)), cause, "actor", reason, f"{reason}\n")
 
-    def _fail(self, current: QIdStatus | None, failure: Failure, log: str) -> None:
+    def _fail(self, current: QIdStatus | None, cause: Cause, step: str, reason: str, log: str) -> Outcome:
+        """Say so in the log and the status. step: the stage that was at work"""
         folder = Folder(self.folder)
         write_text(folder / files.FAILURE_LOG, log)
         if current is not None:
-            current.write(folder, "failed", reason=failure.message, cause=failure.cause, step=failure.step)
+            current.write(folder, "failed", reason=reason, cause=cause, step=step)
+        return Outcome(self.name, "failed", reason)
 
 
 def _written(folder: Folder, record: RunRecord) -> dict[str, str]:

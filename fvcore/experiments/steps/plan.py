@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from fvcore.experiments.steps.scores import grouped
 from fvcore.experiments.steps.zeroshot import Example
 from fvcore.trials.draws import of_q_id, of_trial
 
@@ -18,15 +20,10 @@ def chosen_examples(examples: Sequence[Example], settings: StepSettings) -> list
     return pick(examples, settings.n_eval, settings.seed)
 
 
-def by_q(examples: Sequence[Example]) -> dict[str, list[Example]]:
-    """q_ids sorted as strings, each with its examples in order."""
-    return {q_id: [e for e in examples if e.q_id == q_id] for q_id in sorted({e.q_id for e in examples})}
-
-
 def unique_queries(examples: Sequence[Example], n_eval: int, seed: int) -> list[Example]:
     """Every prompt at most once: shuffled within its q_id, the q_ids in turn, until `n_eval` or none is left."""
     queues = []
-    for q_id, own in by_q(examples).items():
+    for q_id, own in grouped(examples, attrgetter("q_id")).items():
         first = {example.corrupted_prompt_str: example for example in reversed(own)}
         queue = [example for example in own if first[example.corrupted_prompt_str] is example]
         of_q_id(seed, q_id).shuffle(queue)
@@ -37,6 +34,6 @@ def unique_queries(examples: Sequence[Example], n_eval: int, seed: int) -> list[
 
 def with_replacement(examples: Sequence[Example], n_eval: int, seed: int) -> list[Example]:
     """Exactly `n_eval` examples: the q_ids in turn, each time any example of it."""
-    own = by_q(examples)
+    own = grouped(examples, attrgetter("q_id"))
     q_ids = list(own)
     return [of_trial(seed, i).choice(own[q_ids[i % len(q_ids)]]) for i in range(n_eval)]

@@ -61,7 +61,7 @@ def stages_of(
     if source is None and not (folder / layout.SAMPLED).is_file():
         raise FormatError(f"{folder / layout.SAMPLED}: no such file; the step stepd samples the trials")
     plan = _Plan(lm, folder, settings, source)
-    return [stage for step in steps for stage in plan.stages[step]()]
+    return [stage for step in steps for stage in plan.stages(step)]
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,6 @@ class _Plan:
     source: Source | None
 
     @property
-    def stages(self) -> dict[str, Callable[[], list[Stage]]]:
-        own = (self._sample, self._stepd, self._heatmap, self._stepe, self._zeroshot, self._step6)
-        return dict(zip(STEPS, own, strict=True))
-
-    @property
     def sampled(self) -> SampledTrials:
         return sampled.read(self.folder / layout.SAMPLED)
 
@@ -87,73 +82,71 @@ class _Plan:
         q_ids = self.sampled.q_ids
         return q_ids[0] if len(q_ids) == 1 else ALL
 
+    def stages(self, step: str) -> list[Stage]:
+        match step:
+            case "sample":
+                return [self._sample(self.source)] if self.source else []
+            case "stepd":
+                return [self._stage(step, (layout.SAMPLED,), self._stepd, total=self._n_patched)]
+            case "heatmap":
+                return [self._stage(step, (layout.AIE,), self._heatmap)]
+            case "stepe":
+                of_stepd = (*stepe.SCORE_FILES, *stepe.MEAN_FILES, layout.MEANS_META)
+                return [self._stage(step, (layout.SAMPLED, *of_stepd), self._stepe)]
+            case "zeroshot":
+                return [self._stage(step, (layout.SAMPLED,), self._zeroshot)]
+            case _:
+                return self._step6()
+
     def _stage(
         self, name: str, reads: tuple[str, ...], work: Callable[[Advance], Sequence[Path]], **more: Any
     ) -> Stage:
         return Stage(name, settings_of(name.partition("/")[0], self.settings, self.lm), reads, work, **more)
 
-    def _sample(self) -> list[Stage]:
-        if (source := self.source) is None:
-            return []
-
+    def _sample(self, source: Source) -> Stage:
         def work(advance: Advance) -> list[Path]:
             path = self.folder / layout.SAMPLED
             sampled.write(path, source.sample(self.lm.tokenizer))
             return [path]
 
-        return [Stage("sample", source.settings() | {"tokenizer_sha": self.lm.tokenizer_sha}, (), work)]
+        return Stage("sample", source.settings() | {"tokenizer_sha": self.lm.tokenizer_sha}, (), work)
 
-    def _stepd(self) -> list[Stage]:
+    def _n_patched(self) -> int:
         lm, settings = self.lm, self.settings
+        return len(self.sampled.trials) * len(settings.layers_of(lm)) * len(settings.heads_of(lm))
 
-        def work(advance: Advance) -> list[Path]:
-            return stepd.run(lm, self.sampled, settings, self.folder, advance)
+    def _stepd(self, advance: Advance) -> list[Path]:
+        return stepd.run(self.lm, self.sampled, self.settings, self.folder, advance)
 
-        def total() -> int:
-            return len(self.sampled.trials) * len(settings.layers_of(lm)) * len(settings.heads_of(lm))
+    def _heatmap(self, advance: Advance) -> list[Path]:
+        name, settings = self._q_id.removeprefix("__").removesuffix("__"), self.settings
+        size = (self.lm.n_layers, self.lm.n_heads)
+        return heatmap.run(self.folder, settings.score_key, settings.top_heads, *size, name)
 
-        return [self._stage("stepd", (layout.SAMPLED,), work, total=total)]
+    def _stepe(self, advance: Advance) -> list[Path]:
+        of_stepd = record_of(self.folder).read().stages.get("stepd")
+        run_id = digest(of_stepd.settings)[:12] if of_stepd else ""
+        return stepe.run(self.lm, self.sampled, self.settings, self.folder, run_id, advance)
 
-    def _heatmap(self) -> list[Stage]:
-        lm, settings = self.lm, self.settings
-
-        def work(advance: Advance) -> list[Path]:
-            name = self._q_id.removeprefix("__").removesuffix("__")
-            return heatmap.run(self.folder, settings.score_key, settings.top_heads, lm.n_layers, lm.n_heads, name)
-
-        return [self._stage("heatmap", (layout.AIE,), work)]
-
-    def _stepe(self) -> list[Stage]:
-        def work(advance: Advance) -> list[Path]:
-            of_stepd = record_of(self.folder).read().stages.get("stepd")
-            run_id = digest(of_stepd.settings)[:12] if of_stepd else ""
-            return stepe.run(self.lm, self.sampled, self.settings, self.folder, run_id, advance)
-
-        reads = (layout.SAMPLED, *stepe.SCORE_FILES, *stepe.MEAN_FILES, layout.MEANS_META)
-        return [self._stage("stepe", reads, work)]
-
-    def _zeroshot(self) -> list[Stage]:
-        def work(advance: Advance) -> list[Path]:
-            return zeroshot.run(self.lm, self.sampled, self.settings.zeroshot_trailing_space, self.folder)
-
-        return [self._stage("zeroshot", (layout.SAMPLED,), work)]
+    def _zeroshot(self, advance: Advance) -> list[Path]:
+        return zeroshot.run(self.lm, self.sampled, self.settings.zeroshot_trailing_space, self.folder)
 
     def _step6(self) -> list[Stage]:
-        lm, settings = self.lm, self.settings
+        lm, settings, folder = self.lm, self.settings, self.folder
         own = "" if settings.edit_layer == "all" else f"/layer_{settings.edit_layer}"
+        reads = (layout.ZERO_SHOT, layout.FV, layout.FV_META)
+        summaries = tuple(f"{layout.layer_dir(layer)}/eval_summary.json" for layer in range(lm.n_layers))
 
-        def work(advance: Advance) -> list[Path]:
-            return step6.run(lm, settings, self.folder, advance)
+        def evaluate(advance: Advance) -> list[Path]:
+            return step6.run(lm, settings, folder, advance)
+
+        def summarize(advance: Advance) -> list[Path]:
+            return step6.write_all_layers(folder, self._q_id, range(lm.n_layers), settings.step6_score_key)
 
         def total() -> int:
             return settings.n_eval * len(settings.edit_layers(lm))
 
-        def summary(advance: Advance) -> list[Path]:
-            return step6.write_all_layers(self.folder, self._q_id, range(lm.n_layers), settings.step6_score_key)
-
-        reads = (layout.ZERO_SHOT, layout.FV, layout.FV_META)
-        summaries = tuple(f"{layout.layer_dir(layer)}/eval_summary.json" for layer in range(lm.n_layers))
         return [
-            self._stage(f"step6{own}", reads, work, total=total, covered_by="step6"),
-            self._stage("step6/summary", summaries, summary),
+            self._stage(f"step6{own}", reads, evaluate, total=total, covered_by="step6"),
+            self._stage("step6/summary", summaries, summarize),
         ]

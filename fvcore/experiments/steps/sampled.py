@@ -14,9 +14,10 @@ from typing import Any
 
 from fvcore import trials
 from fvcore.experiments.errors import StepError
+from fvcore.formats import sha256_file
 from fvcore.model.tokenizer import BosFacts, Tokenizer
 from fvcore.prompts import prompt_at_boundary, require_verified
-from fvcore.trials import FixedTrials, TrialsError, WordPair, model_tag
+from fvcore.trials import FixedTrials, TrialsError, WordPair, labelled, model_tag
 from fvcore.trials.draws import of_trial
 from fvcore.trials.sampled import ALL, QId, SampledMeta, SampledTrial, SampledTrials, read, spaced, write
 
@@ -28,17 +29,50 @@ ATTEMPTS = 200
 # ---------------------------------------------------------------- from draws
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Draw:
     """The words of one trial, without leading space, before any tokenizer has seen them, and where they come from."""
 
-    demos: tuple[WordPair, ...]
-    corrupted: tuple[WordPair, ...]
+    demos_clean: list[WordPair]
+    demos_corrupted: list[WordPair]
     query: WordPair
     q_id: str = ALL
     query_source_index: int | None = None
-    demo_source_indices: tuple[int, ...] | None = None
-    demo_order: tuple[int, ...] | None = None
+    demo_source_indices: list[int] | None = None
+    demo_order: list[int] | None = None
+
+    @classmethod
+    def of(
+        cls, demos: Sequence[tuple[int, WordPair]], labels: Sequence[str], query: tuple[int, WordPair], q_id: str = ALL
+    ) -> Draw:
+        """Demonstrations and the query, each with its row, and the labels that the corrupted prompt shows."""
+        words = [pair for _, pair in demos]
+        return cls(
+            demos_clean=words,
+            demos_corrupted=labelled(words, labels),
+            query=query[1],
+            q_id=q_id,
+            query_source_index=query[0],
+            demo_source_indices=[row for row, _ in demos],
+            demo_order=list(range(len(demos))),
+        )
+
+    def trial(
+        self, trial_id: int, idx: int, prompts: tuple[str, str], target: str, target_id: int, tokenizer: Tokenizer
+    ) -> SampledTrial:
+        """As it is frozen, with its clean and its corrupted prompt."""
+        clean, corrupted = prompts
+        return SampledTrial(
+            **vars(self),
+            trial_idx=idx,
+            clean_prompt_str=clean,
+            corrupted_prompt_str=corrupted,
+            corrupted_full_str=corrupted + target,
+            target_str=target,
+            target_first_token_id=target_id,
+            target_token=tokenizer.decode([target_id]),
+            trial_id=trial_id,
+        )
 
 
 def of_draws(draws: Sequence[Draw], tokenizer: Tokenizer, meta: SampledMeta) -> SampledTrials:
@@ -49,32 +83,14 @@ def of_draws(draws: Sequence[Draw], tokenizer: Tokenizer, meta: SampledMeta) -> 
     template = meta.template(tokenizer)
 
     def text(demos: Sequence[WordPair], query: WordPair) -> str:
-        words = [spaced(pair, meta.prepend_space) for pair in demos]
-        return template.text(words, spaced(query, meta.prepend_space).input)
+        return template.text([spaced(pair, meta.prepend_space) for pair in demos], query.input)
 
     found = []
     for idx, draw in enumerate(draws):
-        corrupted, target = text(draw.corrupted, draw.query), spaced(draw.query, meta.prepend_space).output
-        target_id = prompt_at_boundary(tokenizer, corrupted, target).target_id
-        found.append(
-            SampledTrial(
-                q_id=draw.q_id,
-                trial_idx=idx,
-                clean_prompt_str=text(draw.demos, draw.query),
-                corrupted_prompt_str=corrupted,
-                corrupted_full_str=corrupted + target,
-                target_str=target,
-                target_first_token_id=target_id,
-                target_token=tokenizer.decode([target_id]),
-                demos_clean=list(draw.demos),
-                demos_corrupted=list(draw.corrupted),
-                query=draw.query,
-                query_source_index=draw.query_source_index,
-                demo_source_indices=_list(draw.demo_source_indices),
-                demo_order=_list(draw.demo_order),
-                trial_id=idx,
-            )
-        )
+        query = spaced(draw.query, meta.prepend_space)
+        prompts = text(draw.demos_clean, query), text(draw.demos_corrupted, query)
+        target_id = prompt_at_boundary(tokenizer, prompts[1], query.output).target_id
+        found.append(draw.trial(idx, idx, prompts, query.output, target_id, tokenizer))
     return SampledTrials(meta=meta, trials=found)
 
 
@@ -93,19 +109,9 @@ def draw_dataset(pairs: Sequence[WordPair], n_trials: int, n_shots: int, seed: i
         raise TrialsError(f"{len(rows)} different inputs; {n_shots} shots and a query need {n_shots + 1} (--n-shots)")
     draws = []
     for trial in range(n_trials):
-        *demos, (query_row, query) = of_trial(seed, trial).sample(list(rows.values()), n_shots + 1)
-        words = tuple(pair for _, pair in demos)
-        labels = moved_labels([pair.output for pair in words], of_trial(seed, trial))
-        draws.append(
-            Draw(
-                demos=words,
-                corrupted=tuple(WordPair(input=p.input, output=o) for p, o in zip(words, labels, strict=True)),
-                query=query,
-                query_source_index=query_row,
-                demo_source_indices=tuple(row for row, _ in demos),
-                demo_order=tuple(range(n_shots)),
-            )
-        )
+        *demos, query = of_trial(seed, trial).sample(list(rows.values()), n_shots + 1)
+        labels = moved_labels([pair.output for _, pair in demos], of_trial(seed, trial))
+        draws.append(Draw.of(demos, labels, query))
     return draws
 
 
@@ -169,29 +175,17 @@ def of_fixed(fixed: FixedTrials, tokenizer: Tokenizer) -> SampledTrials:
     for idx, record in enumerate(fixed.file.trials):
         query_at = None if record.query_index_in_valid is None else [record.query_index_in_valid]
         query_row = rows(splits.valid_indices, query_at) if splits else None
-        found.append(
-            SampledTrial(
-                trial_idx=idx,
-                clean_prompt_str=record.clean_prompt_str,
-                corrupted_prompt_str=record.corrupted_prompt_str,
-                corrupted_full_str=record.corrupted_prompt_str + record.target_str,
-                target_str=record.target_str,
-                target_first_token_id=record.target_first_token_id,
-                target_token=tokenizer.decode([record.target_first_token_id]),
-                demos_clean=[bare(pair) for pair in record.demos_clean],
-                demos_corrupted=[bare(pair) for pair in record.demos_corrupted],
-                query=bare(record.query),
-                query_source_index=query_row[0] if query_row else None,
-                demo_source_indices=rows(splits.train_indices, record.demo_indices_in_train) if splits else None,
-                demo_order=list(range(fixed.meta.n_shots)),
-                trial_id=record.trial_id,
-            )
+        draw = Draw(
+            demos_clean=[bare(pair) for pair in record.demos_clean],
+            demos_corrupted=[bare(pair) for pair in record.demos_corrupted],
+            query=bare(record.query),
+            query_source_index=query_row[0] if query_row else None,
+            demo_source_indices=rows(splits.train_indices, record.demo_indices_in_train) if splits else None,
+            demo_order=list(range(fixed.meta.n_shots)),
         )
+        prompts, target = (record.clean_prompt_str, record.corrupted_prompt_str), record.target_str
+        found.append(draw.trial(record.trial_id, idx, prompts, target, record.target_first_token_id, tokenizer))
     return SampledTrials(meta=meta, trials=found)
-
-
-def _list(values: Sequence[int] | None) -> list[int] | None:
-    return None if values is None else list(values)
 
 
 # ---------------------------------------------------------------- sources
@@ -215,21 +209,14 @@ class DatasetSource:
     n_shots: int = 10
     seed: int = 0
 
-    def settings(self) -> dict[str, Any]:
-        from fvcore.formats import sha256_file
+    @property
+    def _drawn(self) -> dict[str, Any]:
+        return {"n_trials": self.n_trials, "n_shots": self.n_shots, "seed": self.seed}
 
-        drawn = {"n_trials": self.n_trials, "n_shots": self.n_shots, "seed": self.seed}
-        return {"source": "dataset_sampled", "dataset_sha256": sha256_file(self.path), **drawn}
+    def settings(self) -> dict[str, Any]:
+        return {"source": "dataset_sampled", "dataset_sha256": sha256_file(self.path), **self._drawn}
 
     def sample(self, tokenizer: Tokenizer) -> SampledTrials:
-        meta = SampledMeta(
-            source="dataset_sampled",
-            seed=self.seed,
-            n_trials=self.n_trials,
-            n_shots=self.n_shots,
-            n_demos=self.n_shots,
-            dataset_json=self.path.as_posix(),
-        )
-        return of_draws(
-            draw_dataset(trials.read_pairs(self.path), self.n_trials, self.n_shots, self.seed), tokenizer, meta
-        )
+        dataset = self.path.as_posix()
+        meta = SampledMeta(source="dataset_sampled", n_demos=self.n_shots, dataset_json=dataset, **self._drawn)
+        return of_draws(draw_dataset(trials.read_pairs(self.path), **self._drawn), tokenizer, meta)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from fvcore.experiments.errors import NotFinite, StepError
 from fvcore.formats import FormatError, read_csv
@@ -33,6 +35,9 @@ AIE_COLUMNS_OF_RELATIONS = ("layer", "head", "n_qid", *SCORES, "n_trials")
 NONZERO = 1e-12
 
 Row = dict[str, Any]
+Item = TypeVar("Item")
+HEAD = itemgetter("layer", "head")
+"""The key of a row that is a head's."""
 
 
 def population_std(values: Sequence[float]) -> float:
@@ -40,6 +45,11 @@ def population_std(values: Sequence[float]) -> float:
         return 0.0
     mean = fmean(values)
     return math.sqrt(fmean([(value - mean) ** 2 for value in values]))
+
+
+def grouped(rows: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+    """Keys rising, each with its rows in their order."""
+    return {of: list(own) for of, own in groupby(sorted(rows, key=key), key)}
 
 
 def metrics_of(base: Sequence[float], patch: Sequence[float]) -> Row:
@@ -71,11 +81,8 @@ def aie_rows(cie: Iterable[Row], score_key: str, of_relations: bool) -> list[Row
 
     Trials of no relation form one q_id, so their scores are the CIE's own.
     """
-    by_head: dict[tuple[int, int], list[Row]] = {}
-    for row in cie:
-        by_head.setdefault((row["layer"], row["head"]), []).append(row)
     found = []
-    for (layer, head), rows in sorted(by_head.items()):
+    for (layer, head), rows in grouped(cie, HEAD).items():
         row = {"layer": layer, "head": head, "n_trials": sum(r["n_trials"] for r in rows)}
         if of_relations:
             row |= {"n_qid": len(rows)} | {name: fmean([float(r[name]) for r in rows]) for name in SCORES}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from fvcore.experiments.config import Config, ConfigError, LayerOrAll, Numbers, Option
 from fvcore.experiments.folder import safe_name
@@ -32,6 +33,12 @@ STEP_COMMANDS: dict[str, tuple[Mapping[str, Any], str]] = {
 """`run --steps ...` under the plans' names: what each sets, and its help."""
 
 
+def _one_of(known: Sequence[str], value: str) -> str:
+    if value not in known:
+        raise ValueError(f"unknown score {value!r}; expected one of {', '.join(known)}")
+    return value
+
+
 class StepSettings(Config):
     """Defaults are the plan's, and so are the names in files: there `top_heads` is `topk`."""
 
@@ -42,7 +49,7 @@ class StepSettings(Config):
     )
     layers: Numbers | None = Field(default=None, description="StepD's sweep, such as 0,2,5-7 (default: all).")
     heads: Numbers | None = Field(default=None, description="StepD's sweep, such as 0,2,5-7 (default: all).")
-    score_key: Annotated[str, Option("metric")] = Field(
+    score_key: Annotated[str, AfterValidator(partial(_one_of, SCORES)), Option("metric")] = Field(
         default="mean_delta_p", description="Column of the scores by which heads are chosen."
     )
     top_heads: Annotated[int, Option("topk", "k")] = Field(
@@ -55,20 +62,12 @@ class StepSettings(Config):
     with_replacement: Annotated[bool, Option("allow_query_duplicates")] = Field(
         default=False, description="Exactly n-eval examples, drawn again and again."
     )
-    step6_score_key: str = Field(default="mean_delta_logprob", description="By which the best layer is chosen.")
+    step6_score_key: Annotated[str, AfterValidator(partial(_one_of, STEP6_KEYS))] = Field(
+        default="mean_delta_logprob", description="By which the best layer is chosen."
+    )
     max_memory: int | None = Field(
         default=None, description="Bytes beside the weights, half of what is free by default; changes no result."
     )
-
-    @field_validator("score_key")
-    @classmethod
-    def _known_score(cls, value: str) -> str:
-        return _one_of(value, SCORES)
-
-    @field_validator("step6_score_key")
-    @classmethod
-    def _known_step6_score(cls, value: str) -> str:
-        return _one_of(value, STEP6_KEYS)
 
     def layers_of(self, lm: LanguageModel) -> list[int]:
         return _chosen(self.layers, lm.n_layers, "layer")
@@ -106,12 +105,6 @@ def chosen_steps(asked: Sequence[str], pictures: bool) -> list[str]:
     if unknown := [step for step in asked if step not in STEPS]:
         raise ConfigError(f"--steps: no step {unknown[0]!r}; there are {', '.join(STEPS)}")
     return [step for step in STEPS if step in (asked or (STEPS if pictures else set(STEPS) - {"heatmap"}))]
-
-
-def _one_of(value: str, known: Sequence[str]) -> str:
-    if value not in known:
-        raise ValueError(f"unknown score {value!r}; expected one of {', '.join(known)}")
-    return value
 
 
 def _chosen(chosen: tuple[int, ...] | None, n: int, what: str) -> list[int]:

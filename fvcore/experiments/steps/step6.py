@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 
@@ -19,7 +20,7 @@ from fvcore.experiments.folder import Folder
 from fvcore.experiments.plan_files import vector_in
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.plan import chosen_examples
-from fvcore.experiments.steps.scores import Row, population_std
+from fvcore.experiments.steps.scores import Row, grouped, population_std
 from fvcore.experiments.steps.settings import StepSettings
 from fvcore.experiments.steps.zeroshot import Example, read
 from fvcore.fast import engines
@@ -98,16 +99,16 @@ def read_vector(folder: Folder, lm: LanguageModel) -> Vector:
 def _checked(lm: LanguageModel, folder: Folder, i: int, example: Example) -> Prompt:
     name = DEBUG.format(i)
     key = f"example {i} (q_id {example.q_id}, trial {example.trial_id}:{example.trial_idx})"
+    prompt = None
     try:
         prompt = example.prompt(lm.tokenizer)
-    except BoundaryError as error:
-        write_json(folder / name, _debug(lm, example, str(error), None))
-        raise TargetError(f"{key}: {error}; see {folder / name}") from None
-    if prompt.target_id != example.target_first_token_id:
+        if prompt.target_id == example.target_first_token_id:
+            return prompt
         reason = f"target_first_token_id is {example.target_first_token_id}, the tokenizer gives {prompt.target_id}"
-        write_json(folder / name, _debug(lm, example, reason, prompt))
-        raise TargetError(f"{key}: {reason}; see {folder / name}")
-    return prompt
+    except BoundaryError as error:
+        reason = str(error)
+    write_json(folder / name, _debug(lm, example, reason, prompt))
+    raise TargetError(f"{key}: {reason}; see {folder / name}")
 
 
 def _debug(lm: LanguageModel, example: Example, error: str, prompt: Prompt | None) -> Row:
@@ -192,8 +193,7 @@ def _of_q(rows: Sequence[Row]) -> dict[str, Row]:
     kept = ("acc_base", "acc_with", "delta_acc", "mean_delta_logit", "mean_delta_logprob", "mean_delta_p")
     stds = ("std_delta_logit", "std_delta_logprob", "std_delta_p")
     found = {}
-    for q_id in sorted({row["q_id"] for row in rows}):
-        own = [row for row in rows if row["q_id"] == q_id]
+    for q_id, own in grouped(rows, itemgetter("q_id")).items():
         summary = summary_of(own)
         found[q_id] = {"n_eval": len(own)} | {name: summary[name] for name in (*kept, *stds)}
     return found

@@ -22,16 +22,7 @@ from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.cases import Case, Cases
 from fvcore.experiments.steps.cases import of as cases_of
 from fvcore.experiments.steps.sampled import SampledTrials
-from fvcore.experiments.steps.scores import (
-    AIE_COLUMNS,
-    AIE_COLUMNS_OF_RELATIONS,
-    CIE_COLUMNS,
-    TARGET_COPIES,
-    Row,
-    aie_rows,
-    cie_row,
-    metrics_of,
-)
+from fvcore.experiments.steps.scores import TARGET_COPIES, Row, aie_rows, cie_row, metrics_of
 from fvcore.experiments.steps.settings import StepSettings
 from fvcore.fast import engines
 from fvcore.fast.chunks import Advance, silent
@@ -41,6 +32,16 @@ from fvcore.model.model import LanguageModel
 
 SHOWN = 10  # heads in the log
 TAIL = 30  # characters of a prompt's end
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What StepD is run on."""
+
+    lm: LanguageModel
+    sampled: SampledTrials
+    settings: StepSettings
+    cases: Cases
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,41 +63,32 @@ def run(
     lm: LanguageModel, sampled: SampledTrials, settings: StepSettings, folder: Folder, advance: Advance = silent
 ) -> list[Path]:
     """Compute and write every file of StepD; returns the files."""
-    found = cases_of(lm, sampled)
+    asked = _Asked(lm, sampled, settings, cases_of(lm, sampled))
     heads = [(layer, head) for layer in settings.layers_of(lm) for head in settings.heads_of(lm)]
-    swept = [_sweep(lm, found, sampled, q_id, heads, settings, advance) for q_id in sampled.q_ids]
+    swept = [_sweep(asked, q_id, heads, advance) for q_id in sampled.q_ids]
 
-    cie = [row for one in swept for row in cie_rows(one, found.slot)]
+    cie = [row for one in swept for row in cie_rows(one, asked.cases.slot)]
     relation = sampled.meta.is_relation
     aie = aie_rows(cie, settings.score_key, relation)
-    columns = AIE_COLUMNS_OF_RELATIONS if relation else AIE_COLUMNS
-    files = _write_means(lm, found, sampled, swept, folder)
-    write_csv(folder / layout.CIE, CIE_COLUMNS, cie)
-    write_csv(folder / layout.AIE, columns, aie)
+    names = [*_write_means(asked, swept, folder), layout.CIE, layout.AIE, layout.TRIAL_METRICS]
+    write_csv(folder / layout.CIE, list(cie[0]), cie)
+    write_csv(folder / layout.AIE, list(aie[0]), aie)
     write_jsonl(folder / layout.TRIAL_METRICS, [row for one in swept for row in one.rows])
-    files += [folder / name for name in (layout.CIE, layout.AIE, layout.TRIAL_METRICS)]
     if not relation:
         meta: dict[str, Any] = {"source": sampled.meta.source, "model": lm.name, "model_spec": lm.spec.name}
-        meta |= {"n_trials": len(found.cases), "score_key": settings.score_key, "seed": settings.seed}
+        meta |= {"n_trials": len(sampled.trials), "score_key": settings.score_key, "seed": settings.seed}
         write_json(folder / layout.AIE_JSON, {"meta": meta, "scores": aie})
-        files.append(folder / layout.AIE_JSON)
-    write_text(folder / layout.STEP_D_LOG, _log(lm, found, sampled, settings, aie, swept))
-    return [*files, folder / layout.STEP_D_LOG]
+        names.append(layout.AIE_JSON)
+    write_text(folder / layout.STEP_D_LOG, _log(asked, aie, swept))
+    return [folder / name for name in (*names, layout.STEP_D_LOG)]
 
 
 # ---------------------------------------------------------------- computing
 
 
-def _sweep(
-    lm: LanguageModel,
-    found: Cases,
-    sampled: SampledTrials,
-    q_id: str,
-    heads: Sequence[tuple[int, int]],
-    settings: StepSettings,
-    advance: Advance,
-) -> Swept:
-    own = tuple(case for case in found.cases if case.trial.q_id == q_id)
+def _sweep(asked: _Asked, q_id: str, heads: Sequence[tuple[int, int]], advance: Advance) -> Swept:
+    lm, sampled, settings = asked.lm, asked.sampled, asked.settings
+    own = tuple(case for case in asked.cases.cases if case.trial.q_id == q_id)
     how = (settings.engine, settings.max_memory)
     means = engines.mean_head_activations(lm, [(case.clean.input_ids, case.clean_slots) for case in own], *how)
     prompts = [(case.corrupted.input_ids, case.trial.target_first_token_id, case.corrupted_slots) for case in own]
@@ -177,10 +169,8 @@ def cie_rows(swept: Swept, slot: int) -> list[Row]:
 # ---------------------------------------------------------------- writing
 
 
-def _write_means(
-    lm: LanguageModel, found: Cases, sampled: SampledTrials, swept: Sequence[Swept], folder: Folder
-) -> list[Path]:
-    slot = found.slot
+def _write_means(asked: _Asked, swept: Sequence[Swept], folder: Folder) -> list[str]:
+    lm, sampled, slot = asked.lm, asked.sampled, asked.cases.slot
     sizes = {"slot_q": slot} | layout.sizes(lm)
     clean = {one.q_id: one.means[:, :, slot].contiguous() for one in swept}
     average = torch.stack(list(clean.values())).mean(dim=0)
@@ -191,31 +181,24 @@ def _write_means(
     # All slots on the antonym path, the last one in the relation path, under one name.
     write_pt(folder / layout.MEANS, average if sampled.meta.is_relation else swept[0].means)
     meta: dict[str, Any] = {
-        "n_mean_trials": len(found.cases),
+        "n_mean_trials": len(sampled.trials),
         "n_icl_examples": sampled.meta.n_shots,
         "seed": sampled.meta.seed,
         "layers": list(range(lm.n_layers)),
         "n_layers": lm.n_layers,
         **layout.sizes(lm),
-        "dummy_labels": list(found.labels),
+        "dummy_labels": list(asked.cases.labels),
         "slot_index_map": {"QUERY_PRED": slot, "query_predictive_token": slot},
         "slot_query_pred": slot,
     }
     write_json(folder / layout.MEANS_META, meta)
-    return [folder / name for name in (*tensors, layout.MEANS, layout.MEANS_META)]
+    return [*tensors, layout.MEANS, layout.MEANS_META]
 
 
-def _log(
-    lm: LanguageModel,
-    found: Cases,
-    sampled: SampledTrials,
-    settings: StepSettings,
-    aie: Sequence[Row],
-    swept: Sequence[Swept],
-) -> str:
-    meta, slot = sampled.meta, found.slot
-    engine = engines.chosen(lm, settings.engine)
-    n, targets = len(found.cases), [case.trial.target_first_token_id for case in found.cases]
+def _log(asked: _Asked, aie: Sequence[Row], swept: Sequence[Swept]) -> str:
+    lm, sampled, settings, slot = asked.lm, asked.sampled, asked.settings, asked.cases.slot
+    meta, engine = sampled.meta, engines.chosen(lm, settings.engine)
+    n, targets = len(sampled.trials), [trial.target_first_token_id for trial in sampled.trials]
     lines = [
         f"StepD: {n} trials of {meta.n_shots} shots, source {meta.source}, seed {meta.seed}",
         f"model {lm.name} (spec {lm.spec.name}): {lm.n_layers} layers x {lm.n_heads} heads x {lm.d_head}, "
@@ -229,7 +212,7 @@ def _log(
         lines.append(f"fixed trials set n_shots {meta.n_shots} and n_trials {n}; labels are shuffled in the file")
     lines += [
         f"checks: prompts of {n} trials written again, equal to the stored ones; target ids {json.dumps(targets)} found "
-        f"again on the {meta.target_regime} prompt; last token {found.labels[slot]}, slot {slot} in all of them",
+        f"again on the {meta.target_regime} prompt; last token {asked.cases.labels[slot]}, slot {slot} in all of them",
         f"q_ids: {json.dumps(sampled.q_ids)}",
         f"heads with the largest {settings.score_key}:",
         *(f"  layer {row['layer']} head {row['head']}: {row[settings.score_key]!r}" for row in aie[:SHOWN]),

@@ -21,7 +21,6 @@ from fvcore.model.model import LanguageModel
 from fvcore.model.tokenizer import Tokenizer
 from fvcore.prompts import BoundaryError, Prompt, PromptTemplate, prompt_at_boundary
 from fvcore.provenance import now
-from fvcore.trials import WordPair
 
 
 class Example(BaseModel):
@@ -75,25 +74,19 @@ def run(lm: LanguageModel, sampled: SampledTrials, trailing_space: bool, folder:
 def _row(
     trial: SampledTrial, sampled: SampledTrials, template: PromptTemplate, tokenizer: Tokenizer, space: str
 ) -> dict[str, Any]:
-    query: WordPair = trial.as_trial(sampled.meta.prepend_space).query
-    text = template.text((), query.input) + space
+    text = template.text((), trial.as_trial(sampled.meta.prepend_space).query.input) + space
     target = trial.target_str.strip() if space else " " + trial.target_str.strip()
     try:
         target_id = prompt_at_boundary(tokenizer, text, target).target_id
     except BoundaryError as error:
         raise TargetError(f"trial {trial.trial_id}:{trial.trial_idx}, zero-shot prompt: {error}") from None
-    row = {
-        "q_id": trial.q_id,
-        "trial_idx": trial.trial_idx,
-        "query": trial.query.model_dump(),
+    sources = {"query_source_index", "demo_source_indices", "demo_order"}
+    return {
+        **trial.model_dump(include={"q_id", "trial_idx", "query"}),
         "target_str": target,
         "target_first_token_id": target_id,
         "corrupted_prompt_str": text,
         "corrupted_full_str": text + target,
+        **trial.model_dump(include=sources, exclude_none=True),
+        "trial_id": trial.trial_id,
     }
-    sources = {
-        name: getattr(trial, name)
-        for name in ("query_source_index", "demo_source_indices", "demo_order")
-        if getattr(trial, name) is not None
-    }
-    return row | sources | {"trial_id": trial.trial_id}

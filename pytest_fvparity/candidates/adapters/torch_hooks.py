@@ -38,16 +38,11 @@ class TorchHooks(Stations):
 
     def editing(self, edit: Edit | None) -> Iterator[RemovableHandle]:
         if isinstance(edit, HeadPatch):
-            patch = edit
-
-            def before(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-                return (patch.apply(self.split(args[0])).flatten(2),)
-
-            yield self.lm.o_proj(edit.layer).register_forward_pre_hook(before)
+            apply, projection = edit.apply, self.lm.o_proj(edit.layer)
+            yield projection.register_forward_pre_hook(lambda _, args: (apply(self.split(args[0])).flatten(2),))
         if isinstance(edit, Addition):
-            addition = edit
-            block = self.lm.blocks[edit.layer]
-            yield block.register_forward_hook(lambda module, args, output: addition.to_block(output))
+            to_block, block = edit.to_block, self.lm.blocks[edit.layer]
+            yield block.register_forward_hook(lambda module, args, output: to_block(output))
 
 
 make = TorchHooks

@@ -18,8 +18,8 @@ from fvcore import artifacts
 from fvcore.artifacts import Artifact
 from fvcore.embedded.random_models import trials_for
 from fvcore.pipeline import Pipeline
-from fvcore.prompts import REGIMES, PromptTemplate
-from fvcore.slots import DUMMY_WORD, QUERY_PREDICTIVE, Part, SlotMap, prompt_parts, token_labels, words_of
+from fvcore.prompts import REGIMES, Part, PromptTemplate
+from fvcore.slots import DUMMY_WORD, QUERY_PREDICTIVE, SlotMap, token_labels, words_of
 from fvcore.trials import PREFIXES, SEPARATORS, TemplatePart, Trial, WordPair
 from pytest_fvparity.selftest.catalogue import Observed, Plant, Plants, observed, on, replacing
 from pytest_fvparity.selftest.rig import TRIALS, Recorded, Rig
@@ -46,7 +46,7 @@ class CutSlotMap(SlotMap):
 
 
 def labels_of(tokenizer: Any, groups: Groups, prepend_bos: bool) -> list[str]:
-    return token_labels(tokenizer, groups, prepend_bos).labels
+    return token_labels(tokenizer, groups, prepend_bos)[0]
 
 
 class Unguarded(Pipeline):
@@ -68,7 +68,7 @@ class Unguarded(Pipeline):
 
     def labels(self, template: PromptTemplate, demos: Sequence[WordPair], query: str) -> list[str]:
         """Not more than there are tokens."""
-        labels = self.labels_of(self.lm.tokenizer, prompt_parts(template, demos, query), self.prepend_bos)
+        labels = self.labels_of(self.lm.tokenizer, template.parts(demos, query), self.prepend_bos)
         return labels[: len(self.lm.tokenizer(template.text(demos, query)).input_ids)]
 
     @cached_property

@@ -122,6 +122,7 @@ def test_an_alias_is_the_run_with_some_settings_fixed() -> None:
         ([], "topkk: 3", "c.yaml: topkk: unknown setting; did you mean 'top_heads'?"),
         ([], "pictures: 1", "c.yaml: pictures: input should be a valid boolean (found 1)"),
         ([], "alpha: .inf", "c.yaml: alpha: input should be a finite number"),
+        ([], "control: [Q1, 3]", "c.yaml: control.1: input should be a valid string (found 3)"),
         ([], "- 1", "c.yaml: expected a mapping of settings, found list"),
     ],
 )

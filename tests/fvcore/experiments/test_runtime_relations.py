@@ -58,10 +58,8 @@ class Relations:
         found = []
         for query in range(self.n_trials[q_id]):
             rows = [(query + 1 + i) % len(pairs) for i in range(3)]
-            demos = [pairs[row] for row in rows]
-            moved = [*demos[1:], demos[0]]
-            corrupted = [WordPair(input=d.input, output=m.output) for d, m in zip(demos, moved, strict=True)]
-            found.append(Draw(tuple(demos), tuple(corrupted), pairs[query], q_id, query, tuple(rows), (0, 1, 2)))
+            labels = [pairs[row].output for row in (*rows[1:], rows[0])]
+            found.append(Draw.of([(row, pairs[row]) for row in rows], labels, (query, pairs[query]), q_id))
         return found
 
 

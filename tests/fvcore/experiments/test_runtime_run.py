@@ -174,7 +174,7 @@ def test_a_terminal_shows_step_layer_and_time_left(llama: LanguageModel, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"topk": 8}, r"topk is 7, now 8 \(heatmap, stepe\)"),
+        ({"top_heads": 8}, r"topk is 7, now 8 \(heatmap, stepe\)"),
         ({"alpha": 2.0}, r"alpha is 1\.0, now 2\.0 \(stepe, step6\)"),
         ({"seed": 1}, r"seed is 0, now 1 \(stepd, stepe, step6\)"),
         ({"n_eval": 3}, r"n_eval is 50, now 3 \(step6\)"),

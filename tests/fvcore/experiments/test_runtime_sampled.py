@@ -40,17 +40,17 @@ def test_dataset_draws_are_those_of_the_format() -> None:
 
     for i, draw in enumerate(found):
         expected = random.Random(3 + i).sample(pairs, 6)
-        assert [(p.input, p.output) for p in (*draw.demos, draw.query)] == expected
-        assert [p.input for p in draw.corrupted] == [p.input for p in draw.demos]
+        assert [(p.input, p.output) for p in (*draw.demos_clean, draw.query)] == expected
+        assert [p.input for p in draw.demos_corrupted] == [p.input for p in draw.demos_clean]
         rng, labels = random.Random(3 + i), [b for _, b in expected[:5]]
         order = list(range(5))
         while any(labels[new] == labels[old] for old, new in enumerate(order)):
             order = rng.sample(range(5), 5)
-        assert [p.output for p in draw.corrupted] == [labels[j] for j in order]
+        assert [p.output for p in draw.demos_corrupted] == [labels[j] for j in order]
         assert draw.query_source_index is not None
         assert rows[draw.query_source_index] == expected[5]
         assert [rows[j] for j in draw.demo_source_indices or ()] == expected[:5]
-        assert draw.demo_order == (0, 1, 2, 3, 4)
+        assert draw.demo_order == [0, 1, 2, 3, 4]
 
 
 def test_words_are_stripped_and_an_input_counts_once() -> None:
@@ -59,7 +59,7 @@ def test_words_are_stripped_and_an_input_counts_once() -> None:
     (draw,) = draw_dataset(pairs, n_trials=1, n_shots=2, seed=0)
 
     rows = [*(draw.demo_source_indices or ()), draw.query_source_index]
-    words = {(pair.input, pair.output): row for pair, row in zip([*draw.demos, draw.query], rows, strict=True)}
+    words = {(pair.input, pair.output): row for pair, row in zip([*draw.demos_clean, draw.query], rows, strict=True)}
     assert words == {("a", "1"): 0, ("b", "3"): 2, ("c", "4"): 3}
 
 
@@ -130,12 +130,8 @@ def test_a_file_is_read_as_it_was_written(llama: LanguageModel, tmp_path: Path) 
 
 
 def test_relation_trials_keep_their_sources(llama: LanguageModel) -> None:
-    words = pairs_of(("hot", "cold"), ("big", "small"))
-    draw = Draw(
-        demos=tuple(words), corrupted=tuple(pairs_of(("hot", "small"), ("big", "cold"))),
-        query=WordPair(input="old", output="young"), q_id="Q3", query_source_index=7, demo_source_indices=(2, 0),
-        demo_order=(0, 1),
-    )  # fmt: skip
+    first, second, query = pairs_of(("hot", "cold"), ("big", "small"), ("old", "young"))
+    draw = Draw.of([(2, first), (0, second)], ["small", "cold"], (7, query), "Q3")
     meta = sampled.SampledMeta(
         source="relation_csv", relation_csv_path="r.csv", seed=0, n_trials=1, n_shots=2, n_demos=2
     )

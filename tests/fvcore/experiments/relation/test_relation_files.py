@@ -37,7 +37,7 @@ def _expected_files(q_id: str, n: int) -> set[str]:
         f"stepD_mean_acts/qid_{q_id}_clean_mean.pt", "stepD_mean_acts/global_clean_mean.pt", "mean_activations.pt",
         "mean_activations_meta.json", "top_heads.json", "fv_by_layer.pt", "fv_global_resid.pt",
         "fv_global_resid_meta.json", "stepE_eval.json", "step6/step6_all_layers_summary.json", "qid_status.json",
-        "run_meta.json", "aie_compute.csv", "step6/injection_compute.csv", "random_heads.json",
+        "run_meta.json", "aie_intervals.csv", "step6/injection_intervals.csv", "random_heads.json",
         "fv_random_heads.pt", "step6/random_heads_trials.jsonl",
     }  # fmt: skip
     for layer in range(6):

@@ -11,7 +11,7 @@ from fvcore.experiments.folder import Folder
 from fvcore.experiments.relation import files
 from fvcore.experiments.statistics import mean_interval
 from fvcore.experiments.steps import layout, sampled
-from fvcore.formats import read_csv, read_json, read_pt
+from fvcore.formats import read_csv, read_json, read_jsonl, read_pt
 from tests.late import RUNNING
 
 if RUNNING:
@@ -61,7 +61,7 @@ def test_the_controls_numbers_are_the_stations_own(ran: Path, llama: LanguageMod
     mean = read_pt(folder / layout.GLOBAL_MEAN)["clean_mean"]
     found = read_json(folder / files.RANDOM_HEADS)
     vectors = read_pt(folder / files.RANDOM_FV)["fv_random_heads"]
-    rows = compute.read_rows(folder / files.RANDOM_TRIALS)
+    rows = read_jsonl(folder / files.RANDOM_TRIALS)
     chosen = unique_queries(zeroshot.read(folder / layout.ZERO_SHOT), 3, 0)
 
     assert len(rows) == 2 * llama.n_layers * len(chosen)
@@ -81,7 +81,7 @@ def test_intervals_of_heads_are_over_trials_grouped_by_query(ran: Path) -> None:
     folder = Folder(ran / "Q10")
     _, rows = read_csv(folder / files.AIE_INTERVALS)
     queries = {trial.trial_idx: trial.query.input for trial in sampled.read(folder / layout.SAMPLED).trials}
-    trials = compute.read_rows(folder / layout.TRIAL_METRICS)
+    trials = read_jsonl(folder / layout.TRIAL_METRICS)
     _, aie = read_csv(folder / layout.AIE)
     scores = {(row["layer"], row["head"]): row for row in aie}
 
@@ -99,11 +99,11 @@ def test_intervals_of_the_injection_pair_every_example_with_itself(ran: Path) ->
     folder = Folder(ran / "Q2")
     _, found = read_csv(folder / files.INJECTION_INTERVALS)
     rows = {(row["heads"], int(row["layer"]), row["metric"]): row for row in found}
-    drawn = compute.read_rows(folder / files.RANDOM_TRIALS)
+    drawn = read_jsonl(folder / files.RANDOM_TRIALS)
 
     assert len(rows) == len(found) == 6 * (4 * 3 + 2)
     for layer in range(6):
-        top = compute.read_rows(folder / f"{layout.layer_dir(layer)}/eval_trials.jsonl")
+        top = read_jsonl(folder / f"{layout.layer_dir(layer)}/eval_trials.jsonl")
         summary = read_json(folder / f"{layout.layer_dir(layer)}/eval_summary.json")
         for metric in compute.OF_INJECTION:
             by_example = [

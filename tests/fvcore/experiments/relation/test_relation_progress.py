@@ -49,7 +49,7 @@ def test_rows_are_counted_as_they_can_be() -> None:
 def test_a_terminal_shows_q_id_step_layer_and_time_left(llama: LanguageModel, tmp_path: Path) -> None:
     bar, seen = _bar(tmp_path, terminal=True)
     shown = []
-    with bar:
+    with bar.progress:
         for unit in _units(tmp_path)[:2]:
             progress = bar.of(unit.name)
             with progress.running("stepd", 96) as tell:
@@ -73,7 +73,7 @@ def test_the_bar_is_full_at_the_end_and_never_runs_ahead(llama: LanguageModel, t
         bar.ended(outcome)
         at_end.append(bar.progress.tasks[0].completed)
 
-    with bar:
+    with bar.progress:
         run(small(tmp_path), tmp_path / "out", SMALL, Local(llama, bar.of), ended=ended)
 
     assert at_end == [ROWS_EACH, 2 * ROWS_EACH, 3 * ROWS_EACH, 3 * ROWS_EACH]  # the fourth is skipped
@@ -82,7 +82,7 @@ def test_the_bar_is_full_at_the_end_and_never_runs_ahead(llama: LanguageModel, t
 
 def test_elsewhere_there_is_a_line_for_each_q_id(tmp_path: Path) -> None:
     bar, seen = _bar(tmp_path, terminal=False)
-    with bar:
+    with bar.progress:
         bar.ended(Outcome("Q1", "completed", "all stages completed"))
         bar.ended(Outcome("Q2", "completed", "all stages completed", ran=False))
         bar.ended(Outcome("Q3", "skipped", "insufficient rows (3 < 4)"))

@@ -47,7 +47,8 @@ def _as_the_format_has_it(pairs: dict[str, tuple[WordPair, ...]], n_trials: int,
 
 
 def _record(one: Draw) -> Any:
-    return one.q_id, one.query_source_index, one.demo_source_indices, tuple(pair.output for pair in one.corrupted)
+    rows, labels = tuple(one.demo_source_indices or ()), tuple(pair.output for pair in one.demos_corrupted)
+    return one.q_id, one.query_source_index, rows, labels
 
 
 @pytest.mark.parametrize("seed", [0, 1, 17])
@@ -69,7 +70,7 @@ def test_known_draws_of_seed_0() -> None:
 
 def test_two_demonstrations_that_stay_in_place_are_shuffled_once_more_and_may_stay() -> None:
     found = draw({"Q1": _pairs(4)}, 200, 2, 0)
-    in_place = sum(one.demos == one.corrupted for one in found)
+    in_place = sum(one.demos_clean == one.demos_corrupted for one in found)
 
     assert 0.15 * 200 < in_place < 0.35 * 200  # a quarter; half of them, had there been no second shuffle
 
@@ -80,8 +81,8 @@ def test_the_query_is_never_among_the_demonstrations_and_is_drawn_again_and_agai
     for one in found:
         assert one.query_source_index not in (one.demo_source_indices or ())
         assert len(set(one.demo_source_indices or ())) == 9
-        assert one.demo_order == tuple(range(9))
-        assert sorted(p.output for p in one.corrupted) == sorted(p.output for p in one.demos)
+        assert one.demo_order == list(range(9))
+        assert sorted(p.output for p in one.demos_corrupted) == sorted(p.output for p in one.demos_clean)
     assert len({one.query_source_index for one in found}) < len(found)
 
 
@@ -109,7 +110,7 @@ def test_a_source_restarts_the_generator_and_writes_where_words_come_from(llama:
     for idx, (trial, one) in enumerate(zip(found.trials, alone, strict=True)):
         assert (trial.q_id, trial.trial_idx, trial.trial_id) == ("Q3", idx, idx)
         assert trial.query_source_index == one.query_source_index
-        assert tuple(trial.demo_source_indices or ()) == one.demo_source_indices
+        assert trial.demo_source_indices == one.demo_source_indices
         assert trial.demo_order == [0, 1, 2]
         assert trial.query == pairs[one.query_source_index or 0]
         assert trial.target_str == f" {trial.query.output}"
