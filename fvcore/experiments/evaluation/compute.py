@@ -124,7 +124,7 @@ class Bench:
                 positions=[question.position for question in asked],
                 ranks=[int(rank) for rank in found[:, i, 0]],
                 logprobs=found[:, i, 1].tolist(),
-                nlls=self._nlls(prompts, arm) if self.asked.nll else None,
+                nlls=answer_nlls(self.lm, prompts, arm.added, arm.layer or 0, *self._how) if self.asked.nll else None,
                 generated=self._generated(asked, prompts, arm) if self.asked.generate else None,
             )
             for i, arm in enumerate(arms)
@@ -150,9 +150,6 @@ class Bench:
 
         ids = [prompt.input_ids for prompt in prompts]
         return torch.cat(read_injected(self.lm, ids, list(vectors.values()), layers, read, *self._how))
-
-    def _nlls(self, prompts: Sequence[Prompt], arm: Arm) -> list[float]:
-        return answer_nlls(self.lm, prompts, arm.added, arm.layer or 0, *self._how)
 
     def _generated(self, asked: Sequence[Question], prompts: Sequence[Prompt], arm: Arm) -> Generated:
         ids = generated_ids(self.lm, [prompt.input_ids for prompt in prompts], arm.added, arm.layer or 0, *self._how)
