@@ -28,7 +28,10 @@ Valid = TypeVar("Valid")
 
 
 class FormatError(Exception):
-    """A file is missing, truncated or not what its name says."""
+    """A file is missing, truncated or not what its name says. Its text can be printed, whatever the file holds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text.encode(errors="backslashreplace").decode())
 
 
 def validated(

@@ -20,8 +20,7 @@ from torch import Tensor
 from fvcore.effects import read_targets
 from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
 from fvcore.fast.engines import chosen
-from fvcore.fast.shared_prompt import Batch
-from fvcore.fast.shared_prompt import Prompt as SharedPrompt
+from fvcore.fast.shared_prompt import Batch, SharedPrompt
 from fvcore.fast.sweep import rows_with_vector_added, trial_bytes, variant_bytes
 from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel

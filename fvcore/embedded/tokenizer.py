@@ -9,7 +9,6 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -26,15 +25,8 @@ _GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+
 GPT2_EOS = "<|endoftext|>"
 
 
-class Specials(NamedTuple):
-    bos: str
-    eos: str
-
-
-SPECIALS = {
-    "tiny-llama": Specials("<|begin_of_text|>", "<|end_of_text|>"),
-    "tiny-gpt2": Specials(GPT2_EOS, GPT2_EOS),
-}
+SPECIALS = {"tiny-llama": ("<|begin_of_text|>", "<|end_of_text|>"), "tiny-gpt2": (GPT2_EOS, GPT2_EOS)}
+"""By model: the tokens that begin and that end a text."""
 
 
 def _chain(piece: str) -> Iterator[tuple[str, str]]:

@@ -6,18 +6,28 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fvcore.experiments.errors import FolderInUse, OtherSettings
-from fvcore.formats import sha256_file
+from fvcore.formats import sha256_file, write_bytes, write_csv, write_json, write_jsonl, write_pt, write_text
 
 LOCK = ".lock"
 UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_csv(path, list(rows[0]), rows)
+
+
+WRITERS: dict[str, Callable[[Path, Any], None]] = {
+    ".json": write_json, ".jsonl": write_jsonl, ".csv": _write_table, ".pt": write_pt, ".png": write_bytes,
+    ".log": write_text,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,12 @@ class Folder:
 
     def __truediv__(self, name: str) -> Path:
         return self.root / name
+
+    def write(self, files: Mapping[str, Any]) -> list[Path]:
+        """Write each file as its suffix says, in order; returns them. A table's columns are those of its first row."""
+        for name, value in files.items():
+            WRITERS[Path(name).suffix](self / name, value)
+        return [self / name for name in files]
 
     def names(self, pattern: str) -> list[str]:
         """Files below the root that match, sorted."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from fvcore import activations, effects
 from fvcore.fast import sweep
 from fvcore.fast.chunks import Advance, silent
-from fvcore.fast.shared_prompt import Prompt
+from fvcore.fast.shared_prompt import SharedPrompt
 from fvcore.model.hooks import add_to_residual, edit_heads
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
@@ -138,7 +138,7 @@ def _fast(
     vector: Tensor,
 ) -> Tensor:
     """(prompt, row, vocab)"""
-    prompt = Prompt.run(lm, prompts)
+    prompt = SharedPrompt.run(lm, prompts)
     suffix, last = prompt.suffix(1), torch.ones(len(prompts), 1, dtype=torch.bool, device=lm.device)
     replacement = sweep.Replacement(means.to(lm.device), torch.zeros_like(last, dtype=torch.long), last)
     replaced = sweep.rows_with_heads_replaced(suffix, heads, replacement)

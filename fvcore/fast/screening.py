@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fvcore import heads as ranking
-from fvcore.fast.shared_prompt import Prompt
+from fvcore.fast.shared_prompt import SharedPrompt
 from fvcore.fast.sweep import Case, Head, Replacement, effects_of_heads
 from fvcore.model.hooks import heads_with_gradients
 from fvcore.model.model import LanguageModel
@@ -56,7 +56,7 @@ def first_order_effects(lm: LanguageModel, cases: Sequence[Case], mean_activatio
     returns: (trial, layer, head), float32 on the CPU
     """
     with torch.no_grad():
-        prompt = Prompt.run(lm, [ids for ids, _, _ in cases])
+        prompt = SharedPrompt.run(lm, [ids for ids, _, _ in cases])
         suffix = prompt.suffix(1)
         replacement = Replacement.of("query_predictive", cases, mean_activations, lm.device)
     targets = torch.tensor([target for _, target, _ in cases], device=lm.device)

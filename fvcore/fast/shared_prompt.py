@@ -65,7 +65,7 @@ class _Prefix(DynamicLayer):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class Prompt:
+class SharedPrompt:
     """Prompts that ran once: what entered every block at their last `n_kept` tokens, and all keys and values."""
 
     lm: LanguageModel
@@ -75,7 +75,7 @@ class Prompt:
     tuples: list[bool]  # whether a block returns a tuple
 
     @classmethod
-    def run(cls, lm: LanguageModel, prompts: Sequence[Sequence[int]], n_kept: int = 1) -> Prompt:
+    def run(cls, lm: LanguageModel, prompts: Sequence[Sequence[int]], n_kept: int = 1) -> SharedPrompt:
         batch, cache = Batch.of(prompts, lm.device), DynamicCache()
         with read_blocks(lm, n_kept) as (entered, tuples):
             # Without the output head: most of its rows would be thrown away.
@@ -111,7 +111,7 @@ class Prompt:
 class Suffix:
     """The last tokens of a prompt and what each block is handed for them: variants are made of these."""
 
-    prompt: Prompt
+    prompt: SharedPrompt
     n_tokens: int
     calls: dict[int, dict[str, Any]]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from fvcore.activations import by_slot
 from fvcore.effects import TOKEN_CLASSES, read_targets, tokens_of_class
 from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
-from fvcore.fast.shared_prompt import Batch, Prompt, Suffix
+from fvcore.fast.shared_prompt import Batch, SharedPrompt, Suffix
 from fvcore.model.hooks import edit_heads, read_heads
 from fvcore.model.model import LanguageModel
 from fvcore.slots import SlotMap
@@ -131,7 +131,7 @@ def _effects(
 ) -> Tensor:
     """(trial, layer, head, class) of trials that run together; float32 on the CPU."""
     replacements = [Replacement.of(name, cases, means, lm.device) for name in classes]
-    prompt = Prompt.run(lm, [ids for ids, _, _ in cases], max(r.n_tokens for r in replacements))
+    prompt = SharedPrompt.run(lm, [ids for ids, _, _ in cases], max(r.n_tokens for r in replacements))
     targets = torch.tensor([target for _, target, _ in cases], device=lm.device)
     base = _readings(prompt, prompt.entered[-1][:, -1:], targets)
     heads = [(layer, head) for layer in range(lm.n_layers) for head in range(lm.n_heads)]
@@ -170,7 +170,7 @@ def target_readings(
 
     def run(some: Sequence[Case]) -> Tensor:
         replacement = Replacement.of("query_predictive", some, mean_activations, lm.device)
-        prompt = Prompt.run(lm, [ids for ids, _, _ in some])
+        prompt = SharedPrompt.run(lm, [ids for ids, _, _ in some])
         targets = torch.tensor([target for _, target, _ in some], device=lm.device)
         base = _readings(prompt, prompt.entered[-1][:, -1:], targets)
         patched = _patched(prompt.suffix(1), heads, replacement, targets, share, advance)
@@ -210,7 +210,7 @@ def trial_bytes(lm: LanguageModel, n_tokens: int) -> int:
     return lm.itemsize * n_tokens * (3 * lm.n_layers + 32) * max(lm.d_model, lm.n_heads * lm.d_head)
 
 
-def _readings(prompt: Prompt, rows: Tensor, targets: Tensor) -> Tensor:
+def _readings(prompt: SharedPrompt, rows: Tensor, targets: Tensor) -> Tensor:
     """`read_targets` of each trial's target, in the model's dtype as in the reference: (trial, row, 3)."""
     return read_targets(prompt.logits(rows), targets[:, None].expand(-1, rows.shape[1])).to(targets.device)
 

@@ -210,3 +210,10 @@ def test_a_digest_is_the_sha256_of_the_bytes(tmp_path: Path) -> None:
 def test_json_text_is_what_json_itself_reads() -> None:
     value = {"a": [1, 2.5, "x", None, True]}
     assert json.loads(formats.json_text(value)) == value
+
+
+def test_an_error_can_be_printed_whatever_the_file_holds() -> None:
+    error = FormatError("leaf is described as \udfff\ud800, found float32")
+
+    assert str(error) == "leaf is described as \\udfff\\ud800, found float32"
+    assert str(error).encode()

@@ -41,10 +41,8 @@ def sampled_of(tokenizer: Tokenizer, q_id: str = "Q2", csv: str = "data/relation
     draws = []
     for query in range(4):
         rows = [(query + 1 + i) % len(pairs) for i in range(3)]
-        demos = tuple(pairs[row] for row in rows)
-        moved = (*demos[1:], demos[0])
-        corrupted = tuple(WordPair(input=d.input, output=m.output) for d, m in zip(demos, moved, strict=True))
-        draws.append(Draw(demos, corrupted, pairs[query], q_id, query, tuple(rows), (0, 1, 2)))
+        labels = [pairs[row].output for row in (*rows[1:], rows[0])]
+        draws.append(Draw.of([(row, pairs[row]) for row in rows], labels, (query, pairs[query]), q_id))
     meta = SampledMeta(source="relation_csv", relation_csv_path=csv, seed=7, n_trials=0, n_shots=3, n_demos=3)
     return of_draws(draws, tokenizer, meta)
 

@@ -22,7 +22,7 @@ if RUNNING:
     from fvcore.effects import causal_indirect_effect
     from fvcore.fast import chunks, sweep
     from fvcore.fast.engines import why_not_fast
-    from fvcore.fast.shared_prompt import Batch, Prompt
+    from fvcore.fast.shared_prompt import Batch, SharedPrompt
     from fvcore.injection import NothingMoved, inject, inject_logits
     from fvcore.model.hooks import passing_over
     from fvcore.model.model import LanguageModel
@@ -289,7 +289,7 @@ def test_padding_stands_on_the_left_and_positions_count_tokens() -> None:
 
 def test_what_was_kept_of_a_prompt_is_what_entered_and_left_its_blocks() -> None:
     lm, cases, _ = world("llama")
-    prompt = Prompt.run(lm, [cases[0][0]], 2)
+    prompt = SharedPrompt.run(lm, [cases[0][0]], 2)
     hidden = lm.hf(input_ids=lm.ids(cases[0][0]), output_hidden_states=True, use_cache=False).hidden_states
     for layer in range(lm.n_layers):
         torch.testing.assert_close(prompt.entered[layer], hidden[layer][:, -2:], rtol=0, atol=2e-6)

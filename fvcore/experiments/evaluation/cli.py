@@ -15,7 +15,7 @@ from fvcore.experiments.evaluation.config import EvaluationConfig
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fvcore.experiments.evaluation.report import Report, Result
+    from fvcore.experiments.evaluation.report import Evaluation, Result
 
 console = Console(highlight=False)
 
@@ -39,7 +39,7 @@ def evaluate(config: EvaluationConfig) -> None:
     console.print(f"wrote {', '.join(path.name for path in written)} to {folder}", soft_wrap=True, markup=False)
 
 
-def _show(found: Report) -> None:
+def _show(found: Evaluation) -> None:
     for name, results in (("baseline", found.baseline), ("nshot", found.nshot), ("layers", found.layers)):
         if results:
             console.print(_table(name, results))

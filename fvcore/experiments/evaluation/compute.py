@@ -15,7 +15,7 @@ from fvcore.experiments.evaluation.config import EvaluationConfig
 from fvcore.experiments.evaluation.data import Labels, NamedTemplate, Question, Task, TaskError, pair, questions
 from fvcore.experiments.evaluation.report import Generated, Result
 from fvcore.fast.engines import chosen
-from fvcore.fast.shared_prompt import Prompt as SharedPrompt
+from fvcore.fast.shared_prompt import SharedPrompt
 from fvcore.injection import LEAST_LOGPROB, answer_nlls, generated_ids, read_injected
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
@@ -36,10 +36,11 @@ the output head alone, so that a vector's length is not normed away."""
 
 
 class Arm(NamedTuple):
-    """One way to run a prompt: a vector by its name and the block at whose output it is added, or neither."""
+    """One way to run a prompt: a vector, by its name, and the block at whose output it is added, or neither."""
 
     vector: str | None = None
     layer: int | None = None
+    added: Tensor | None = None  # (d_model,)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Bench:
         asked = questions(self.task, n_shots, labels, self.asked.seed, at, self.asked.split)
         prompts, named, rising = self.prompts(asked), vectors or {}, sorted(set(layers))
         found = self._targets(prompts, named, rising)
-        arms = [Arm(), *(Arm(name, layer) for name in named for layer in rising)]
+        arms = [Arm(), *(Arm(name, layer, vector) for name, vector in named.items() for layer in rising)]
         return [
             Result(
                 template=self.template.name,
@@ -123,8 +124,8 @@ class Bench:
                 positions=[question.position for question in asked],
                 ranks=[int(rank) for rank in found[:, i, 0]],
                 logprobs=found[:, i, 1].tolist(),
-                nlls=self._nlls(prompts, arm, named) if self.asked.nll else None,
-                generated=self._generated(asked, prompts, arm, named) if self.asked.generate else None,
+                nlls=answer_nlls(self.lm, prompts, arm.added, arm.layer or 0, *self._how) if self.asked.nll else None,
+                generated=self._generated(asked, prompts, arm) if self.asked.generate else None,
             )
             for i, arm in enumerate(arms)
         ]
@@ -150,15 +151,8 @@ class Bench:
         ids = [prompt.input_ids for prompt in prompts]
         return torch.cat(read_injected(self.lm, ids, list(vectors.values()), layers, read, *self._how))
 
-    def _nlls(self, prompts: Sequence[Prompt], arm: Arm, vectors: Mapping[str, Tensor]) -> list[float]:
-        vector = vectors[arm.vector] if arm.vector else None
-        return answer_nlls(self.lm, prompts, vector, arm.layer or 0, *self._how)
-
-    def _generated(
-        self, asked: Sequence[Question], prompts: Sequence[Prompt], arm: Arm, vectors: Mapping[str, Tensor]
-    ) -> Generated:
-        vector = vectors[arm.vector] if arm.vector else None
-        ids = generated_ids(self.lm, [prompt.input_ids for prompt in prompts], vector, arm.layer or 0, *self._how)
+    def _generated(self, asked: Sequence[Question], prompts: Sequence[Prompt], arm: Arm) -> Generated:
+        ids = generated_ids(self.lm, [prompt.input_ids for prompt in prompts], arm.added, arm.layer or 0, *self._how)
         texts = [scores.answer_in(self.lm.tokenizer.decode(row)) for row in ids]
         scored = {
             name: [scores.best(score, text, q.answers) for text, q in zip(texts, asked, strict=True)]
@@ -181,6 +175,8 @@ class Decoded:
 @torch.inference_mode()
 def vector_logits(lm: LanguageModel, vector: Tensor, way: str = "model") -> Tensor:
     """(d_model,) -> (vocab,) in fp32 on the CPU."""
+    if way not in WAYS:
+        raise ValueError(f"unknown way {way!r}; expected one of {', '.join(WAYS)}")
     row = vector.to(lm.device, lm.hf.dtype)
     if way == "model":
         # Any token will do: what the blocks make of it is put aside.

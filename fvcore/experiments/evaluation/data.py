@@ -25,8 +25,6 @@ from fvcore.formats import FormatError, read_json, read_yaml, sha256_file, valid
 from fvcore.trials import PREFIXES, SEPARATORS, Splits, TemplatePart, TrialsError, WordPair, labelled, split
 
 GROUPS = ("abstractive", "extractive")
-Split: TypeAlias = Literal["test", "valid"]
-"""The splits that questions come from; demonstrations always come from `train`."""
 
 
 class TaskError(TrialsError):
@@ -55,9 +53,12 @@ class Task:
     def train(self) -> list[Example]:
         return [self.rows[i] for i in self.splits.train_indices]
 
-    def questions(self, of: Split) -> list[Example]:
-        indices = {"test": self.splits.test_indices, "valid": self.splits.valid_indices}[of]
-        return [self.rows[i] for i in indices]
+    def questions(self, of: str) -> list[Example]:
+        """Of a split; demonstrations always come from `train`."""
+        indices = {"test": self.splits.test_indices, "valid": self.splits.valid_indices}
+        if of not in indices:
+            raise TaskError(f"unknown split {of!r}; questions come from {' or '.join(indices)}")
+        return [self.rows[i] for i in indices[of]]
 
 
 def load_task(name: str, checkout: Path | None = None, test_split: float = 0.3, seed: int = 42) -> Task:
@@ -136,12 +137,14 @@ class Question:
 
 
 def questions(
-    task: Task, n_shots: int, labels: Labels, seed: int, positions: Sequence[int] | None = None, split: Split = "test"
+    task: Task, n_shots: int, labels: Labels, seed: int, positions: Sequence[int] | None = None, split: str = "test"
 ) -> list[Question]:
     """The questions at some positions of a split (all by default), in rising order.
 
     labels: `clean`, or `shuffled` among a question's own demonstrations (some may stay where they are).
     """
+    if labels not in LABELS:
+        raise ValueError(f"unknown labels {labels!r}; expected one of {', '.join(LABELS)}")
     train, asked = task.train, task.questions(split)
     if n_shots > len(train):
         raise TaskError(

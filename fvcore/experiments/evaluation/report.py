@@ -25,11 +25,11 @@ WIDTH, HEIGHT, DPI = 7.0, 4.0, 150  # inches, inches, dots an inch
 BAR = 0.24  # inches
 
 
-class Record(BaseModel):
+class EvaluationPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Generated(Record):
+class Generated(EvaluationPart):
     """Answers in the model's own words, one a question, and how they compare with the right ones (0 to 1)."""
 
     texts: list[str]
@@ -38,7 +38,7 @@ class Generated(Record):
     first_word: list[float]
 
 
-class Result(Record):
+class Result(EvaluationPart):
     """Some questions under one condition. Lists run over questions, by `positions` in their split.
 
     `layer` and `vector` are None without injection; `nlls` are nats per answer token.
@@ -106,7 +106,7 @@ def _exp(nll: float) -> float:
     return exp(min(nll, 700.0))
 
 
-class TaskFacts(Record):
+class TaskFacts(EvaluationPart):
     name: str
     file: str
     sha256: str
@@ -115,7 +115,7 @@ class TaskFacts(Record):
     n_questions: int
 
 
-class ModelFacts(Record):
+class EvaluatedModel(EvaluationPart):
     name: str
     weights_sha: str
     tokenizer_sha: str
@@ -126,7 +126,7 @@ class ModelFacts(Record):
     versions: dict[str, str]
 
 
-class VectorFacts(Record):
+class VectorFacts(EvaluationPart):
     """A vector that was injected: where it came from, and its Euclidean length."""
 
     name: str
@@ -134,7 +134,7 @@ class VectorFacts(Record):
     norm: float
 
 
-class Asked(Record):
+class EvaluationAsked(EvaluationPart):
     """What was asked for. `edit_layer` is a block; `filtered` whether wrong answers of the clean run were left out."""
 
     n_shots: list[int]
@@ -146,7 +146,7 @@ class Asked(Record):
     reference_profile: str
 
 
-class TokenRow(Record):
+class TokenRow(EvaluationPart):
     """A token that a vector raises; `way` is one of `compute.WAYS`, `rank` from 0."""
 
     vector: str
@@ -159,20 +159,20 @@ class TokenRow(Record):
     is_answer: bool
 
 
-class Portable(Record):
+class Portable(EvaluationPart):
     template: str
     baseline: Result
     kept: list[int]
     with_vectors: list[Result]
 
 
-class Report(Record):
+class Evaluation(EvaluationPart):
     """Everything, with the answers question by question; tables are empty for what was not asked."""
 
     schema_version: int = SCHEMA_VERSION
     task: TaskFacts
-    model: ModelFacts
-    asked: Asked
+    model: EvaluatedModel
+    asked: EvaluationAsked
     vectors: list[VectorFacts]
     kept: list[int] | None = None
     baseline: list[Result] = Field(default_factory=list)
@@ -191,7 +191,7 @@ class Report(Record):
         return {name: rows for name, rows in tables.items() if rows}
 
 
-def write(report: Report, folder: Path) -> list[Path]:
+def write(report: Evaluation, folder: Path) -> list[Path]:
     """Write the JSON and a CSV a table; returns the files written."""
     written = [folder / FILE]
     write_text(written[0], json_text(report.model_dump(mode="json")))
@@ -202,14 +202,14 @@ def write(report: Report, folder: Path) -> list[Path]:
     return written
 
 
-def read(path: Path) -> Report:
+def read(path: Path) -> Evaluation:
     """Read `evaluation.json`, or the one in a folder."""
     path = path / FILE if path.is_dir() else path
     value = read_json(path)
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise FormatError(f"{path}: expected an evaluation of schema version {SCHEMA_VERSION}, found {version!r}")
-    return validated(Report, value, path)
+    return validated(Evaluation, value, path)
 
 
 def title(result: Result) -> str:
@@ -221,7 +221,7 @@ def title(result: Result) -> str:
 # ---------------------------------------------------------------- pictures
 
 
-def draw(report: Report, folder: Path) -> list[Path]:
+def draw(report: Evaluation, folder: Path) -> list[Path]:
     """The pictures that the report has figures for; returns the files written."""
     heading, written = f"{report.task.name} on {report.model.name}", []
     if report.layers:

@@ -22,10 +22,10 @@ from fvcore.experiments.evaluation.data import (
     without_help,
 )
 from fvcore.experiments.evaluation.report import (
-    Asked,
-    ModelFacts,
+    EvaluatedModel,
+    Evaluation,
+    EvaluationAsked,
     Portable,
-    Report,
     Result,
     TaskFacts,
     TokenRow,
@@ -37,7 +37,7 @@ from fvcore.model.spec import ModelError
 from fvcore.provenance import model_identity, versions
 
 
-def run(config: EvaluationConfig, lm: LanguageModel) -> Report:
+def run(config: EvaluationConfig, lm: LanguageModel) -> Evaluation:
     """Everything that was asked for. Without a vector only the baseline of `nshot` can be measured."""
     layer = lm.n_layers // 3 if config.edit_layer is None else config.edit_layer
     lm.require_layer(layer)
@@ -54,7 +54,7 @@ def run(config: EvaluationConfig, lm: LanguageModel) -> Report:
         shots = config.shots if "nshot" in asked else [n_shots]
         measured = n_shot(bench, shots, vectors if "nshot" in asked else {}, layer)
     kept = measured.kept if measured else None
-    return Report(
+    return Evaluation(
         task=_task_facts(bench),
         model=_model_facts(bench),
         asked=_asked(config, layer),
@@ -135,10 +135,10 @@ def token_rows(bench: Bench, vectors: Mapping[str, Tensor], k: int) -> list[Toke
 # ---------------------------------------------------------------- what the report says of it
 
 
-def _asked(config: EvaluationConfig, layer: int) -> Asked:
+def _asked(config: EvaluationConfig, layer: int) -> EvaluationAsked:
     same = ("seed", "test_split", "alpha", "reference_profile")
     given = {name: getattr(config, name) for name in same}
-    return Asked(n_shots=config.shots, edit_layer=layer, filtered=config.filter, **given)
+    return EvaluationAsked(n_shots=config.shots, edit_layer=layer, filtered=config.filter, **given)
 
 
 def _vector_facts(config: EvaluationConfig, vectors: Mapping[str, Tensor]) -> list[VectorFacts]:
@@ -162,7 +162,6 @@ def _task_facts(bench: Bench) -> TaskFacts:
     )
 
 
-def _model_facts(bench: Bench) -> ModelFacts:
-    lm = bench.lm
-    known = model_identity(lm, ModelFacts.model_fields)
-    return ModelFacts(name=lm.name, engine=bench.engine, versions=versions(), **known)
+def _model_facts(bench: Bench) -> EvaluatedModel:
+    known = model_identity(bench.lm, EvaluatedModel.model_fields)
+    return EvaluatedModel(name=bench.lm.name, engine=bench.engine, versions=versions(), **known)

@@ -60,9 +60,8 @@ def tell_end(summary: Summary, pictures: bool) -> None:
     """What became of all, and exit status 1 if a q_id failed."""
     from fvcore.experiments.relation import files
 
-    counts = ", ".join(f"{len(summary.q_ids(state))} {state}" for state in ("completed", "skipped", "failed"))
     stopped = "; stopped at the first failure" if summary.stopped else ""
-    typer.echo(f"{counts}{stopped}, in {summary.root}")
+    typer.echo(f"{summary.counts}{stopped}, in {summary.root}")
     if pictures:
         typer.echo(f"report: {summary.root / files.REPORT}")
     if summary.q_ids("failed"):

@@ -27,7 +27,7 @@ from fvcore.experiments.steps.scores import HEAD, Row, grouped, read_scores
 from fvcore.experiments.steps.settings import settings_of
 from fvcore.experiments.steps.step6 import effect_of
 from fvcore.fast.chunks import Advance
-from fvcore.formats import read_json, read_jsonl, write_csv, write_json, write_jsonl, write_pt
+from fvcore.formats import read_json, read_jsonl
 from fvcore.injection import inject_readings
 from fvcore.model.model import LanguageModel
 
@@ -36,9 +36,6 @@ Heads = tuple[tuple[int, int], ...]
 OF_HEADS = ("delta_p", "delta_logit", "delta_logprob")
 OF_INJECTION = ("delta_acc", "delta_logit", "delta_logprob", "delta_p")
 SHARES = ("accuracy_base", "accuracy_with")
-NUMBERS = ("mean", "low", "high")
-AIE_COLUMNS = ("layer", "head", "metric", "n_trials", "n_queries", *NUMBERS)
-INJECTION_COLUMNS = ("heads", "layer", "metric", "n_eval", "n_queries", *NUMBERS)
 TOP, RANDOM, DIFFERENCE = "top", "random", "difference"
 
 
@@ -99,19 +96,20 @@ def control(lm: LanguageModel, folder: Folder, settings: RelationSettings, advan
         {"draw": draw, "heads": [list(head) for head in heads], "norm": float(vector.norm())}
         for draw, (heads, vector) in enumerate(zip(sets, vectors, strict=True))
     ]
-    write_json(folder / files.RANDOM_HEADS, {"meta": meta, "draws": draws})
-    write_pt(folder / files.RANDOM_FV, {"fv_random_heads": torch.stack(vectors), "resid_dim": lm.d_model})
-    write_jsonl(folder / files.RANDOM_TRIALS, rows)
-    return [folder / name for name in (files.RANDOM_HEADS, files.RANDOM_FV, files.RANDOM_TRIALS)]
+    written = {
+        files.RANDOM_HEADS: {"meta": meta, "draws": draws},
+        files.RANDOM_FV: {"fv_random_heads": torch.stack(vectors), "resid_dim": lm.d_model},
+        files.RANDOM_TRIALS: rows,
+    }
+    return folder.write(written)
 
 
 # ---------------------------------------------------------------- intervals
 
 
 def intervals(folder: Folder, confidence: float) -> list[Path]:
-    write_csv(folder / files.AIE_INTERVALS, AIE_COLUMNS, of_heads(folder, confidence))
-    write_csv(folder / files.INJECTION_INTERVALS, INJECTION_COLUMNS, of_injection(folder, confidence))
-    return [folder / files.AIE_INTERVALS, folder / files.INJECTION_INTERVALS]
+    heads, injection = of_heads(folder, confidence), of_injection(folder, confidence)
+    return folder.write({files.AIE_INTERVALS: heads, files.INJECTION_INTERVALS: injection})
 
 
 def of_heads(folder: Folder, confidence: float) -> list[Row]:

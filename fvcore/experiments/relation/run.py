@@ -27,6 +27,8 @@ from fvcore.formats import FormatError, read_json, write_json
 from fvcore.model.model import LanguageModel
 from fvcore.provenance import now, versions
 
+ENDED = ("completed", "skipped", "failed")
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -38,6 +40,10 @@ class Summary:
 
     def q_ids(self, state: str) -> list[str]:
         return sorted(outcome.name for outcome in self.outcomes if outcome.status == state)
+
+    @property
+    def counts(self) -> str:
+        return ", ".join(f"{len(self.q_ids(state))} {state}" for state in ENDED)
 
 
 def units_of(relation: Relation, root: Path, settings: RelationSettings, q_ids: Sequence[str] | None) -> list[Unit]:
@@ -141,9 +147,7 @@ def _write_summary(relation: Relation, summary: Summary, n_selected: int, state:
         "relation_name": relation.name,
         "n_selected_qids": n_selected,
         "processed": len(summary.outcomes),
-        "completed_q_ids": summary.q_ids("completed"),
-        "skipped_q_ids": summary.q_ids("skipped"),
-        "failed_q_ids": summary.q_ids("failed"),
+        **{f"{ended}_q_ids": summary.q_ids(ended) for ended in ENDED},
         "out_root": summary.root.as_posix(),
     }
     write_json(summary.root / files.RUN_SUMMARY, value)
@@ -151,19 +155,12 @@ def _write_summary(relation: Relation, summary: Summary, n_selected: int, state:
 
 def _write_failures(relation: Relation, root: Path) -> None:
     """Every q_id that has failed, in this run or an earlier one, with its cause class; an empty list if there is none."""
-    failed = {q_id: one for q_id, one in QIdStatus.all_of(root).items() if one.status == "failed"}
     by_cause: dict[str, list[str]] = {}
-    for q_id, one in failed.items():
-        by_cause.setdefault(one.cause or "code", []).append(q_id)
-    rows = [
-        {
-            "q_id": q_id,
-            "cause": one.cause,
-            "step": one.step,
-            "message": one.reason,
-            "traceback": f"{q_id}/{files.FAILURE_LOG}",
-        }
-        for q_id, one in failed.items()
-    ]
+    rows = []
+    for q_id, one in QIdStatus.all_of(root).items():
+        if one.status == "failed":
+            by_cause.setdefault(one.cause or "code", []).append(q_id)
+            log = f"{q_id}/{files.FAILURE_LOG}"
+            rows.append({"q_id": q_id, "cause": one.cause, "step": one.step, "message": one.reason, "traceback": log})
     value = {"generated_at": now(), "relation_name": relation.name, "by_cause": by_cause, "failures": rows}
     write_json(root / files.FAILURES, value)

@@ -12,7 +12,6 @@ from fvcore.experiments.folder import Folder
 from fvcore.experiments.pictures import png
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.scores import Row, ranked, read_scores
-from fvcore.formats import write_bytes
 from fvcore.plots import MOST_TICKS, heat_map, whole_numbers
 
 SIZE, DPI = (11, 6.5), 200
@@ -27,11 +26,12 @@ def run(
     """Draw both pictures from `aie_scores.csv`. The grid is as large as the model, where its sizes are given."""
     rows = read_scores(folder / layout.AIE, metric)
     grid = grid_of(rows, metric, n_layers, n_heads)
-    files = [folder / layout.heatmap(name), folder / layout.heads_by_layer(metric)]
-    write_bytes(files[0], _heatmap(grid, ranked(rows, metric, topk), metric, name))
     best = ranked(rows, metric, min(AT_MOST, len(grid), len(rows)))
-    write_bytes(files[1], _by_layer(best, len(grid), metric))
-    return files
+    pictures = {
+        layout.heatmap(name): _heatmap(grid, ranked(rows, metric, topk), metric, name),
+        layout.heads_by_layer(metric): _by_layer(best, len(grid), metric),
+    }
+    return folder.write(pictures)
 
 
 def alone(root: Path, metric: str, top_heads: int, name: str) -> list[Path]:

@@ -24,6 +24,8 @@ from fvcore.trials.sampled import ALL, QId, SampledMeta, SampledTrial, SampledTr
 __all__ = ["ALL", "QId", "SampledMeta", "SampledTrial", "SampledTrials", "read", "write"]
 
 ATTEMPTS = 200
+OF_BOTH = ("seed", "n_shots", "dataset_json", "prefixes", "separators", "model_prepend_bos")
+"""What the meta of fixed and of sampled trials both say, in one word."""
 
 
 # ---------------------------------------------------------------- from draws
@@ -153,16 +155,11 @@ def of_fixed(fixed: FixedTrials, tokenizer: Tokenizer) -> SampledTrials:
     meta = SampledMeta(
         source="fixed_trials_override",
         fixed_trials_path=None if fixed.path is None else fixed.path.as_posix(),
-        seed=fixed.meta.seed,
         n_trials=len(fixed.trials),
-        n_shots=fixed.meta.n_shots,
         n_demos=fixed.meta.n_shots,
-        dataset_json=fixed.meta.dataset_json,
-        prefixes=fixed.meta.prefixes,
-        separators=fixed.meta.separators,
-        model_prepend_bos=fixed.meta.model_prepend_bos,
         prepend_space=has_space,
         tokenizer=model_tag(fixed.meta.model_name_for_tokenizer),
+        **{name: getattr(fixed.meta, name) for name in OF_BOTH},
     )
 
     def bare(pair: WordPair) -> WordPair:

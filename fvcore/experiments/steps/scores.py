@@ -96,7 +96,7 @@ def aie_rows(cie: Iterable[Row], score_key: str, of_relations: bool) -> list[Row
 
 
 def read_scores(path: Path, *needed: str) -> list[Row]:
-    """Rows of a score file, in its order: layer and head as integers, the needed columns as numbers.
+    """Rows of a score file, in its order: layer and head as integers, other cells where they are numbers.
 
     Raises FormatError for a column that is missing or holds no numbers, naming those that there are.
     """
@@ -109,22 +109,16 @@ def read_scores(path: Path, *needed: str) -> list[Row]:
         raise FormatError(f"{path}: holds no scores; run StepD again")
     found = []
     for number, row in enumerate(rows, start=1):
-        values = {name: _number(row[name]) for name in ("layer", "head", *needed)}
-        if missing := [name for name, value in values.items() if value is None]:
+        values = {name: value for name, cell in row.items() if (value := _number(cell)) is not None}
+        if missing := [name for name in ("layer", "head", *needed) if name not in values]:
             raise FormatError(f"{path}: row {number}, column {missing[0]!r}: {row[missing[0]]!r} is no number")
-        found.append(values | {"layer": int(row["layer"]), "head": int(row["head"])} | _extras(row, values))
+        found.append(values | {"layer": int(row["layer"]), "head": int(row["head"])})
     return found
-
-
-def _extras(row: Mapping[str, str], known: Mapping[str, Any]) -> Row:
-    """The other numbers of a row, where they are some."""
-    return {name: value for name, cell in row.items() if name not in known and (value := _number(cell)) is not None}
 
 
 def _number(cell: str) -> float | None:
     try:
-        value = {"True": 1.0, "False": 0.0}.get(cell)
-        value = float(cell) if value is None else value
+        value = float({"True": "1", "False": "0"}.get(cell, cell))
     except ValueError:
         return None
     return value if math.isfinite(value) else None

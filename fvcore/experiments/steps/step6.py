@@ -25,7 +25,7 @@ from fvcore.experiments.steps.settings import StepSettings
 from fvcore.experiments.steps.zeroshot import Example, read
 from fvcore.fast import engines
 from fvcore.fast.chunks import Advance, silent
-from fvcore.formats import read_json, read_pt, write_json, write_jsonl, write_text
+from fvcore.formats import read_json, read_pt, write_json
 from fvcore.injection import InjectedReadings, inject_readings
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import BoundaryError, Prompt
@@ -199,14 +199,14 @@ def _of_q(rows: Sequence[Row]) -> dict[str, Row]:
     return found
 
 
-# ---------------------------------------------------------------- writing
+# ---------------------------------------------------------------- what is written
 
 
 def _write_layer(
     lm: LanguageModel, settings: StepSettings, folder: Folder, layer: int, vector: Vector, rows: Sequence[Row]
 ) -> list[Path]:
     n, engine, key = len(rows), engines.chosen(lm, settings.engine), settings.step6_score_key
-    summary, of_q, directory = summary_of(rows), _of_q(rows), layout.layer_dir(layer)
+    summary, of_q = summary_of(rows), _of_q(rows)
     where = {"model": lm.name, "model_spec": lm.spec.name, "edit_layer": layer}
     asked = {"seed": settings.seed, "n_eval": n, "requested_n_eval": settings.n_eval}
     how = {"dtype": lm.dtype, "device": lm.device.type, "batch_size": n if engine == "fast" else 1}
@@ -231,14 +231,9 @@ def _write_layer(
         f"batch 0: rows without the vector {n}, rows with it {n}; it changed the logits of the targets\n"
         f"{key}: {summary[key]!r}\n"
     )
-    names = [f"{directory}/{name}" for name in (*layout.OF_LAYER, "step6.log")]
-    names.append(f"{directory}/{layout.step6_results(lm.name, layer, n)}")
-    write_json(folder / names[0], summary)
-    write_jsonl(folder / names[1], rows)
-    write_json(folder / names[2], meta)
-    write_text(folder / names[3], log)
-    write_json(folder / names[4], results)
-    return [folder / name for name in names]
+    names = (*layout.OF_LAYER, "step6.log", layout.step6_results(lm.name, layer, n))
+    paths = [f"{layout.layer_dir(layer)}/{name}" for name in names]
+    return folder.write(dict(zip(paths, (summary, rows, meta, log, results), strict=True)))
 
 
 def _meta_of(lm: LanguageModel, layer: int, vector: Vector, q_ids: list[str], how: Row) -> Row:
@@ -286,5 +281,4 @@ def write_all_layers(folder: Folder, q_id: str, expected: Sequence[int], score_k
         "per_layer": layers,
         "generated_at": now(),
     }
-    write_json(folder / layout.ALL_LAYERS, value)
-    return [folder / layout.ALL_LAYERS]
+    return folder.write({layout.ALL_LAYERS: value})

@@ -27,7 +27,6 @@ from fvcore.experiments.steps.settings import StepSettings
 from fvcore.fast import engines
 from fvcore.fast.chunks import Advance, silent
 from fvcore.fast.screening import screened_top_heads
-from fvcore.formats import write_csv, write_json, write_jsonl, write_pt, write_text
 from fvcore.model.model import LanguageModel
 
 SHOWN = 10  # heads in the log
@@ -70,17 +69,13 @@ def run(
     cie = [row for one in swept for row in cie_rows(one, asked.cases.slot)]
     relation = sampled.meta.is_relation
     aie = aie_rows(cie, settings.score_key, relation)
-    names = [*_write_means(asked, swept, folder), layout.CIE, layout.AIE, layout.TRIAL_METRICS]
-    write_csv(folder / layout.CIE, list(cie[0]), cie)
-    write_csv(folder / layout.AIE, list(aie[0]), aie)
-    write_jsonl(folder / layout.TRIAL_METRICS, [row for one in swept for row in one.rows])
+    files = _means(asked, swept) | {layout.CIE: cie, layout.AIE: aie}
+    files[layout.TRIAL_METRICS] = [row for one in swept for row in one.rows]
     if not relation:
         meta: dict[str, Any] = {"source": sampled.meta.source, "model": lm.name, "model_spec": lm.spec.name}
         meta |= {"n_trials": len(sampled.trials), "score_key": settings.score_key, "seed": settings.seed}
-        write_json(folder / layout.AIE_JSON, {"meta": meta, "scores": aie})
-        names.append(layout.AIE_JSON)
-    write_text(folder / layout.STEP_D_LOG, _log(asked, aie, swept))
-    return [folder / name for name in (*names, layout.STEP_D_LOG)]
+        files[layout.AIE_JSON] = {"meta": meta, "scores": aie}
+    return folder.write(files | {layout.STEP_D_LOG: _log(asked, aie, swept)})
 
 
 # ---------------------------------------------------------------- computing
@@ -166,21 +161,16 @@ def cie_rows(swept: Swept, slot: int) -> list[Row]:
     return rows
 
 
-# ---------------------------------------------------------------- writing
+# ---------------------------------------------------------------- what is written
 
 
-def _write_means(asked: _Asked, swept: Sequence[Swept], folder: Folder) -> list[str]:
+def _means(asked: _Asked, swept: Sequence[Swept]) -> dict[str, Any]:
+    """The files of means."""
     lm, sampled, slot = asked.lm, asked.sampled, asked.cases.slot
     sizes = {"slot_q": slot} | layout.sizes(lm)
     clean = {one.q_id: one.means[:, :, slot].contiguous() for one in swept}
     average = torch.stack(list(clean.values())).mean(dim=0)
-    tensors = {layout.q_mean(q_id): {"clean_mean": mean} | sizes for q_id, mean in clean.items()}
-    tensors[layout.GLOBAL_MEAN] = {"clean_mean": average} | sizes
-    for name, value in tensors.items():
-        write_pt(folder / name, value)
-    # All slots on the antonym path, the last one in the relation path, under one name.
-    write_pt(folder / layout.MEANS, average if sampled.meta.is_relation else swept[0].means)
-    meta: dict[str, Any] = {
+    meta = {
         "n_mean_trials": len(sampled.trials),
         "n_icl_examples": sampled.meta.n_shots,
         "seed": sampled.meta.seed,
@@ -191,8 +181,13 @@ def _write_means(asked: _Asked, swept: Sequence[Swept], folder: Folder) -> list[
         "slot_index_map": {"QUERY_PRED": slot, "query_predictive_token": slot},
         "slot_query_pred": slot,
     }
-    write_json(folder / layout.MEANS_META, meta)
-    return [*tensors, layout.MEANS, layout.MEANS_META]
+    return {
+        **{layout.q_mean(q_id): {"clean_mean": mean} | sizes for q_id, mean in clean.items()},
+        layout.GLOBAL_MEAN: {"clean_mean": average} | sizes,
+        # All slots on the antonym path, the last one in the relation path, under one name.
+        layout.MEANS: average if sampled.meta.is_relation else swept[0].means,
+        layout.MEANS_META: meta,
+    }
 
 
 def _log(asked: _Asked, aie: Sequence[Row], swept: Sequence[Swept]) -> str:

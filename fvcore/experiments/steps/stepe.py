@@ -19,10 +19,10 @@ from fvcore.experiments.errors import NotFinite, StepError
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.sampled import SampledTrials
-from fvcore.experiments.steps.scores import Row, population_std, ranked, read_scores
+from fvcore.experiments.steps.scores import HEAD, Row, population_std, ranked, read_scores
 from fvcore.experiments.steps.settings import StepSettings
 from fvcore.fast.chunks import Advance, silent
-from fvcore.formats import FormatError, read_json, read_pt, write_json, write_pt
+from fvcore.formats import FormatError, read_json, read_pt
 from fvcore.injection import inject_readings
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import prompt_at_boundary
@@ -56,17 +56,10 @@ def run(
         "model_spec": lm.spec.name,
         "score_key": settings.score_key,
     }
-    vector = global_vector(lm, mean, [(row["layer"], row["head"]) for row in chosen])
+    vector = global_vector(lm, mean, list(map(HEAD, chosen)))
     by_layer = heads_by_layer(lm, mean, heads, sorted({row["layer"] for row in rows}))
     sizes = layout.sizes(lm)
-    write_json(folder / layout.TOP_HEADS, {"meta": meta, "heads": heads})
-    by_layer_file = sizes | {
-        "selected_k": settings.top_heads,
-        "alpha_default": settings.alpha,
-        "model_spec": lm.spec.name,
-    }
-    write_pt(folder / layout.FV_BY_LAYER, by_layer_file | {"fv_by_layer": by_layer})
-    write_pt(folder / layout.FV, {"fv_global_resid": vector} | sizes)
+    chosen_with = {"selected_k": settings.top_heads, "alpha_default": settings.alpha, "model_spec": lm.spec.name}
     of_q = sampled.q_ids[0] if sampled.meta.is_relation and len(sampled.q_ids) == 1 else None
     fv_meta = {
         "spec_name": lm.spec.name,
@@ -77,12 +70,14 @@ def run(
         "fv_type": "qid" if of_q else "global",
         "fv_source_qid": of_q,
     }
-    write_json(folder / layout.FV_META, fv_meta)
-    write_json(
-        folder / layout.STEP_E_EVAL, _meta_of_eval(meta, settings) | _eval(lm, sampled, settings, by_layer, advance)
-    )
-    written = (layout.TOP_HEADS, layout.FV_BY_LAYER, layout.FV, layout.FV_META, layout.STEP_E_EVAL)
-    return [folder / name for name in written]
+    files = {
+        layout.TOP_HEADS: {"meta": meta, "heads": heads},
+        layout.FV_BY_LAYER: sizes | chosen_with | {"fv_by_layer": by_layer},
+        layout.FV: {"fv_global_resid": vector} | sizes,
+        layout.FV_META: fv_meta,
+        layout.STEP_E_EVAL: _meta_of_eval(meta, settings) | _eval(lm, sampled, settings, by_layer, advance),
+    }
+    return folder.write(files)
 
 
 # ---------------------------------------------------------------- reading StepD

@@ -16,7 +16,7 @@ from fvcore.experiments.errors import TargetError
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.sampled import QId, SampledTrial, SampledTrials
-from fvcore.formats import FormatError, read_json, validated, write_json
+from fvcore.formats import FormatError, read_json, validated
 from fvcore.model.model import LanguageModel
 from fvcore.model.tokenizer import Tokenizer
 from fvcore.prompts import BoundaryError, Prompt, PromptTemplate, prompt_at_boundary
@@ -67,8 +67,7 @@ def run(lm: LanguageModel, sampled: SampledTrials, trailing_space: bool, folder:
         "generated_at": now(),
     }
     rows = [_row(trial, sampled, template, lm.tokenizer, space) for trial in sampled.trials]
-    write_json(folder / layout.ZERO_SHOT, {"meta": meta, "trials": rows})
-    return [folder / layout.ZERO_SHOT]
+    return folder.write({layout.ZERO_SHOT: {"meta": meta, "trials": rows}})
 
 
 def _row(

@@ -1,4 +1,4 @@
-"""One writer a folder: a second is refused with the first one's name, and a killed one holds nothing."""
+"""A folder's files, and one writer a folder: a second is refused with the first one's name, and a killed one holds nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fvcore.experiments.errors import FolderInUse
-from fvcore.experiments.folder import locked, names_a_folder
+from fvcore.experiments.folder import Folder, locked, names_a_folder
+from fvcore.formats import read_csv, read_jsonl, read_text
 
 HOLD = "import sys; from pathlib import Path; from fvcore.experiments.folder import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
@@ -56,3 +57,21 @@ def test_a_folder_is_free_again_after_an_error(tmp_path: Path) -> None:
 )
 def test_a_name_that_would_lie_elsewhere_names_no_folder(name: str, fits: bool) -> None:
     assert names_a_folder(name) is fits
+
+
+def test_each_file_of_a_table_is_written_as_its_suffix_says(tmp_path: Path) -> None:
+    folder, rows = Folder(tmp_path), [{"layer": 0, "head": 1}, {"layer": 1, "head": 0}]
+
+    written = folder.write({"a/b.csv": rows, "rows.jsonl": rows, "run.log": "done\n"})
+
+    assert written == [tmp_path / "a" / "b.csv", tmp_path / "rows.jsonl", tmp_path / "run.log"]
+    assert read_csv(written[0])[0] == ["layer", "head"]
+    assert read_jsonl(written[1]) == rows
+    assert read_text(written[2]) == "done\n"
+
+
+def test_digests_are_of_the_files_that_are_there(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write({"x.log": "x"})
+
+    assert list(folder.digests(["x.log", "gone.log"])) == ["x.log"]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from fvcore.cli import app
 from fvcore.experiments.config import ConfigError, resolve
 from fvcore.experiments.errors import OtherSettings, StepError
-from fvcore.experiments.folder import Folder
+from fvcore.experiments.folder import WRITERS, Folder
 from fvcore.experiments.progress import Shown
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.sampled import FixedSource
@@ -126,7 +126,7 @@ def test_a_run_killed_in_a_stage_goes_on_to_the_same_bytes(
 ) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     folder = Folder(tmp_path / "run")
-    write, written = step6.write_jsonl, []
+    write, written = WRITERS[".jsonl"], []
 
     def killed(path: Path, rows: Any) -> None:
         written.append(path)
@@ -135,7 +135,7 @@ def test_a_run_killed_in_a_stage_goes_on_to_the_same_bytes(
         write(path, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(step6, "write_jsonl", killed)
+        patch.setitem(WRITERS, ".jsonl", killed)
         with pytest.raises(KeyboardInterrupt):
             again(llama, folder)
 
