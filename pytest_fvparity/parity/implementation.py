@@ -7,6 +7,8 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fvcore.artifacts import Artifact
 
 # Check key -> the earlier keys whose artifacts its method takes, in order.
