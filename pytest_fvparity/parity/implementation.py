@@ -7,6 +7,8 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fvcore.artifacts import Artifact
 
 # Check key -> the earlier keys whose artifacts its method takes, in order.
@@ -47,29 +49,25 @@ def copied(artifact: Artifact) -> Artifact:
     return {leaf: own(value) for leaf, value in artifact.items()}
 
 
+def _method(key: str) -> Callable[..., Artifact]:
+    def method(self: ByKey, *inputs: Artifact) -> Artifact:
+        return self.artifact(key, *inputs)
+
+    return method
+
+
 class ByKey(ABC):
     """An Implementation whose six methods are one, told the key."""
 
     @abstractmethod
     def artifact(self, key: str, *inputs: Artifact) -> Artifact: ...
 
-    def prompt_boundary(self) -> Artifact:
-        return self.artifact("prompt_boundary")
-
-    def slot_map(self, *inputs: Artifact) -> Artifact:
-        return self.artifact("slot_map", *inputs)
-
-    def mean_activations(self, *inputs: Artifact) -> Artifact:
-        return self.artifact("mean_activations", *inputs)
-
-    def top_heads(self, *inputs: Artifact) -> Artifact:
-        return self.artifact("top_heads", *inputs)
-
-    def fv_vector(self, *inputs: Artifact) -> Artifact:
-        return self.artifact("fv_vector", *inputs)
-
-    def injection_output(self, *inputs: Artifact) -> Artifact:
-        return self.artifact("injection_output", *inputs)
+    prompt_boundary = _method("prompt_boundary")
+    slot_map = _method("slot_map")
+    mean_activations = _method("mean_activations")
+    top_heads = _method("top_heads")
+    fv_vector = _method("fv_vector")
+    injection_output = _method("injection_output")
 
 
 class Answers(ByKey):

@@ -238,7 +238,9 @@ def _pairs(node: Any) -> dict[str, Any] | None:
 
 def _rule_said(node: Any) -> dict[str, Any]:
     written = {name: value.value for name, value in (_pairs(node) or {}).items()}
-    texts = {"leaf": ".*", "dtype": ".*", "device": ".*"} | {k: v for k, v in written.items() if k not in NUMBERS}
+    texts = dict.fromkeys(("leaf", "dtype", "device", "processor"), ".*") | {
+        k: v for k, v in written.items() if k not in NUMBERS
+    }
     return texts | {name: float(written.get(name, "0")) for name in NUMBERS}
 
 

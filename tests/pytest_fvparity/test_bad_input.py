@@ -226,10 +226,10 @@ def test_no_golden_is_a_status_with_the_command_to_record_one(pytester: pytest.P
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rules: 3", "rules: "),
+        ("rules: 3", "key 'rules': input should be a valid list"),
         ("rules: [{key: fv_vectors}]", "unknown key 'fv_vectors'; expected one of prompt_boundary"),
-        ("rules: [{key: fv_vector, atol: -1}]", "rules.0.atol"),
-        ("rules: [{key: fv_vector, tol: 1}]", "rules.0.tol"),
+        ("rules: [{key: fv_vector, atol: -1}]", "rule 0: key 'atol': input should be greater"),
+        ("rules: [{key: fv_vector, tol: 1}]", "rule 0: unknown key 'tol'"),
         ("rules: [", "not valid YAML"),
     ],
 )
