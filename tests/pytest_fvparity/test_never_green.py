@@ -653,7 +653,7 @@ def test_a_pattern_that_is_none_is_one_clear_error(pytester: pytest.Pytester, wo
 
     (report,) = reports(pytester)
     assert statuses(report)["prompt_boundary"] == "ERROR"
-    assert "mine.yaml: rules.0.leaf" in report["headline"]
+    assert "mine.yaml: rule 0: key 'leaf'" in report["headline"]
     assert "is no regular expression" in report["headline"]
 
 
