@@ -302,7 +302,7 @@ def test_the_users_root_fixtures_reach_its_stages_and_a_class_may_hold_one(pytes
 
     result = judged(pytester, source, "-s", "-v")
 
-    result.stdout.fnmatch_lines(["*test_toy.py::TestHolder::toy::one*", "*SEEN one*"])
+    result.stdout.fnmatch_lines(["*test_toy.py::TestHolder::toy::one SEEN one*"])
     result.assert_outcomes(passed=4)
 
 
