@@ -157,5 +157,5 @@ def _named(source: str, value: Any) -> list[tuple[str, Rule]]:
     for number, rule in enumerate(rules, start=1):
         if rule.key not in CHECK_KEYS:
             known = ", ".join(CHECK_KEYS)
-            raise FormatError(f"{source}: rule {number}: unknown key {rule.key!r}; expected one of {known}")
+            raise FormatError(f"{source}: rule {number}: unknown key {rule.key!r:.80}; expected one of {known}")
     return [(f"{source} rule {number}", rule) for number, rule in enumerate(rules, start=1)]
