@@ -13,7 +13,6 @@ from fvcore.embedded import EMBEDDED, path_of, tokenizer, words
 from fvcore.embedded.recipe import RECIPES, Phase
 from fvcore.formats import read_json, read_text, sha256_file
 from tests.late import RUNNING
-from tests.slow import slow_but
 
 if RUNNING:
     import torch
@@ -44,7 +43,8 @@ def tokens(tok: Any, text: str) -> list[str]:
 
 
 class TestModels:
-    @pytest.mark.parametrize(("model", "seed"), slow_but([("tiny-llama", 0)], product(EMBEDDED, (0, 1))))
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("model", "seed"), product(EMBEDDED, (0, 1)))
     def test_passes_the_gate(self, model: str, seed: int) -> None:
         assert gate.measure(load(model), seed).failures() == []
 

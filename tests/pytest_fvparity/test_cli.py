@@ -474,6 +474,7 @@ def test_help_and_rendering_do_not_import_torch(reports: Path) -> None:
 # ---------------------------------------------------------------- spec parity
 
 
+@pytest.mark.slow
 def test_a_reduced_parity_run_ends_and_writes_its_stages(
     fvparity: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

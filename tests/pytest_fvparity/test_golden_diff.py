@@ -98,6 +98,7 @@ def test_a_golden_that_would_come_out_the_same_is_status_0(
     assert [file.name for file in pytester.path.glob("reports/**/*") if file.is_file()] == ["golden_diff.json"]
 
 
+@pytest.mark.slow
 def test_what_would_change_is_status_1_in_ci_too_and_nothing_is_changed(
     world: Recorded,
     path: Path,

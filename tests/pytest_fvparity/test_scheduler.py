@@ -457,6 +457,7 @@ def dies_at(pytester: pytest.Pytester, key: str) -> None:
         file.write(f"\nimport os\ndef pytest_runtest_protocol(item):\n    if item.name == {key!r}: os._exit(1)\n")
 
 
+@pytest.mark.slow
 def test_keep_going_goes_on_behind_a_crash(pytester: pytest.Pytester, world: World) -> None:
     dies_at(pytester, "top_heads")
 
@@ -467,6 +468,7 @@ def test_keep_going_goes_on_behind_a_crash(pytester: pytest.Pytester, world: Wor
     assert list(statuses(report).values()) == ["PASS", "PASS", "PASS", "CRASHED", "PASS", "PASS"]
 
 
+@pytest.mark.slow
 def test_a_replacement_knows_the_failures_of_its_predecessor(pytester: pytest.Pytester, world: World) -> None:
     plant(pytester, "slot_map", 'leaves["dummy_labels"] = []')
     dies_at(pytester, "top_heads")
@@ -499,6 +501,7 @@ def test_a_worker_that_dies_after_a_stage_passed_spoils_it(pytester: pytest.Pyte
     assert list(statuses(report).values()) == ["PASS", "CRASHED", *["BLOCKED"] * 4]
 
 
+@pytest.mark.slow
 def test_without_a_replacement_the_rest_is_told_and_red(pytester: pytest.Pytester, world: World) -> None:
     plant(pytester, "mean_activations", DIES)
     plain_tests(pytester)
@@ -547,6 +550,7 @@ def test_the_first_failure_stops_all_workers(pytester: pytest.Pytester, world: W
     assert result.parseoutcomes()["passed"] < 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGKILL"])
 def test_a_controller_that_is_stopped_leaves_no_pass_it_did_not_see(
     pytester: pytest.Pytester, world: World, signal: str
