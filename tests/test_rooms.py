@@ -127,6 +127,14 @@ def test_no_experiment_imports_another() -> None:
     assert not {(name, arrow) for name in shared for arrow in ARROWS[name] if experiment(arrow)}
 
 
+def test_what_compares_and_records_knows_nobody_who_uses_it() -> None:
+    def room(name: str) -> str:
+        return name.removeprefix("pytest_fvparity.").split(".")[0]
+
+    below, above = {"parity", "golden", "reference", "report", "suite"}, {"milestones", "transfer", "selftest"}
+    assert not {(a, b) for a, arrows in ARROWS.items() for b in arrows if room(a) in below and room(b) in above}
+
+
 def test_the_library_names_no_option_of_the_plugin() -> None:
     assert not {name for name, path in MODULES.items() if name.startswith("fvcore") and "--fv-" in path.read_text()}
 

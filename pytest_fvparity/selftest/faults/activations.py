@@ -63,7 +63,10 @@ def read_outputs(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
 def tiled_key_value_heads(rig: Rig) -> Observed:
     # sdpa groups heads inside torch; only an attention written out in Python can have them in the wrong order.
     lm = with_attention(rig.lm, "eager")
-    repeat = lambda heads, n_repeats: heads.repeat(1, n_repeats, 1, 1)  # noqa: E731
+
+    def repeat(heads: Tensor, n_repeats: int) -> Tensor:
+        return heads.repeat(1, n_repeats, 1, 1)
+
     with patch.object(sys.modules[type(lm.hf).__module__], "repeat_kv", repeat):
         return observed(rig.judge(rig.candidate(lm)))
 

@@ -146,7 +146,10 @@ def tied(rig: Rig) -> Rig:
 
 def averaging_class(taken: int) -> Plant:
     """The rank-4 effect's class `taken` is averaged in place of class 1."""
-    average = lambda cie, _: average_indirect_effect(cie, taken)  # noqa: E731
+
+    def average(cie: Tensor, _: int) -> Tensor:
+        return average_indirect_effect(cie, taken)
+
     return on(lambda rig: rig_of(rig.family, token_class_idx=1), patching(pipeline, "average_indirect_effect", average))
 
 

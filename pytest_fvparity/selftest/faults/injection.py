@@ -67,8 +67,7 @@ def hooked(module_of: Callable[[LanguageModel, int], nn.Module] = block, edit: E
 
     def adding(lm: LanguageModel, layer: int, vector: Tensor, token: int = -1) -> AbstractContextManager[None]:
         at = (slice(None), token)
-        hook = lambda module, args, output: edit(output, vector, at)  # noqa: E731
-        return kept(module_of(lm, layer).register_forward_hook(hook))
+        return kept(module_of(lm, layer).register_forward_hook(lambda module, args, output: edit(output, vector, at)))
 
     return with_adding(adding)
 
@@ -111,8 +110,10 @@ def not_returned(output: Any, vector: Tensor, at: Any) -> None:
 def at_positions(positions: slice) -> Plant:
     """The vector added at these tokens of the first block."""
     # After the last block a token's logits depend on no other token, and the fault would hide.
-    early = lambda rig: rig.on(rig.lm, edit_layer=0)  # noqa: E731
-    return on(early, hooked(edit=lambda output, vector, at: added(output, vector, (slice(None), positions))))
+    return on(
+        lambda rig: rig.on(rig.lm, edit_layer=0),
+        hooked(edit=lambda output, vector, at: added(output, vector, (slice(None), positions))),
+    )
 
 
 @torch.inference_mode()
@@ -157,8 +158,8 @@ def in_a_batch(position: Callable[[Tensor], Tensor]) -> Plant:
         ) -> Injection:
             rows, mask = left_padded([longest, ids])
             base, at = padded_logits(lm, rows, mask)[1, -1], (torch.arange(2), position(mask))
-            hook = lambda module, args, output: added(output, alpha * vector, at)  # noqa: E731
-            with kept(lm.blocks[layer].register_forward_hook(hook)):
+            adding = lm.blocks[layer].register_forward_hook(lambda _, args, output: added(output, alpha * vector, at))
+            with kept(adding):
                 return Injection(target, base, padded_logits(lm, rows, mask)[1, -1])
 
         return patching(pipeline, "inject", inject)(rig)
