@@ -3,8 +3,6 @@
 Source: section 2.2 of Todd et al. 2023; `get_mean_head_activations` in the reference's extract_utils.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -5,8 +5,6 @@ the trial's key, `<trial_id>:<trial_idx>/`. On disk an artifact is `<stem>.json`
 the tensors in `<stem>.safetensors`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard

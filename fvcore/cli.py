@@ -1,7 +1,5 @@
 """`fvcore ...`: every sub-command builds its settings and calls the library."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -6,8 +6,6 @@ the operations of the reference in its order (section 2.3 of Todd et al. 2023;
 `activation_replacement_per_class_intervention` in the reference's compute_indirect_effect.py).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 

@@ -7,8 +7,6 @@ padded batches, and every vector at every layer as one more row of the same pass
 at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -93,9 +91,6 @@ def _injected(
 ) -> AbstractContextManager[None]:
     # Alpha 1 keeps every bit of the vector, whatever its dtype: the reference's own addition.
     return nullcontext() if vector is None else add_to_residual(lm, edit_layer, alpha * vector, token)
-
-
-# ---------------------------------------------------------------- the next token
 
 
 def inject(
@@ -225,9 +220,6 @@ def _exact(
     return torch.stack(rows)[None], torch.ones(len(rows) - 1, dtype=torch.bool)
 
 
-# ---------------------------------------------------------------- a given answer
-
-
 @torch.inference_mode()
 def inject_nll(
     lm: LanguageModel,
@@ -290,9 +282,6 @@ def _nlls(lm: LanguageModel, prompts: Sequence[Prompt], n: int) -> list[float]:
     own = torch.log_softmax(logits.float(), dim=-1).gather(-1, answers[..., None])[..., 0].clamp(min=LEAST_LOGPROB)
     nlls: list[float] = (-own.mean(dim=1)).tolist()
     return nlls
-
-
-# ---------------------------------------------------------------- generation
 
 
 def inject_generate(

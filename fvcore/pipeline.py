@@ -4,8 +4,6 @@ The methods are named after the check keys. Each takes the artifacts of the earl
 its own (chained) or the golden's (isolated) is decided by who calls it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -280,9 +278,6 @@ def run(lm: LanguageModel, trials: FixedTrials, settings: Settings, injected: bo
     if injected:
         made["injection_output"] = stations.injection_output(prompts, made["fv_vector"])
     return made
-
-
-# ---------------------------------------------------------------- reading leaves back
 
 
 def trial_keys(artifact: Artifact) -> list[str]:

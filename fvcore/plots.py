@@ -1,7 +1,5 @@
 """Drawings: arrays and a matplotlib axis in, the axis out. Sizes, files and titles are whose picture it is."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

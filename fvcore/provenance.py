@@ -47,9 +47,6 @@ def now() -> str:
     return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-# ---------------------------------------------------------------- versions
-
-
 def versions() -> dict[str, str]:
     """What numbers depend on: Python, torch and transformers."""
     import torch
@@ -86,9 +83,6 @@ def minor_of(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-# ---------------------------------------------------------------- the model
-
-
 def model_identity(lm: LanguageModel, fields: Collection[str] | None = None) -> dict[str, Any]:
     """What decides a model's numbers, as it was really loaded; of `fields` alone if there are some named."""
     found = {
@@ -100,9 +94,6 @@ def model_identity(lm: LanguageModel, fields: Collection[str] | None = None) -> 
         "attn_implementation": lm.attn_implementation,
     }
     return {name: value for name, value in found.items() if fields is None or name in fields}
-
-
-# ---------------------------------------------------------------- the processor
 
 
 def processor(device: str = "cpu") -> Processor:

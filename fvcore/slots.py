@@ -10,8 +10,6 @@ Source: `get_token_meta_labels`, `compute_duplicated_labels`, `update_idx_map` i
 Where the reference silently cuts to the shorter of two lists, an error is raised here instead.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

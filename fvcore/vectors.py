@@ -3,8 +3,6 @@
 Source: section 2.3 of Todd et al. 2023; `compute_function_vector` in the reference's extract_utils.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

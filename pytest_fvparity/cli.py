@@ -45,9 +45,6 @@ class Unusable(Exception):
     """The arguments do not fit together; the message names the way out."""
 
 
-# ---------------------------------------------------------------- selftest
-
-
 @app.command()
 def selftest(
     ids: Annotated[list[str] | None, typer.Argument(help="Faults by id (default: all).")] = None,
@@ -85,9 +82,6 @@ def _fault_table(rows: Sequence[Row]) -> Table:
         verdict = f"[{COLOURS[row.verdict]}]{row.verdict}[/]"
         table.add_row(row.fault.id, *map(escape, (row.fault.hazard, row.fault.expected, row.seen_words)), verdict)
     return table
-
-
-# ---------------------------------------------------------------- merge and render
 
 
 @app.command()
@@ -178,8 +172,6 @@ def _read(paths: Sequence[Path]) -> dict[Path, Report]:
         found |= dict.fromkeys(inside)
     return {path: read_report(path) for path in found}
 
-
-# ---------------------------------------------------------------- reduced parity
 
 NO_VERDICT = {"ERROR", "CRASHED", "REFUSED", "NOT_RUN"}
 

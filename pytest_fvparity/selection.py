@@ -1,7 +1,5 @@
 """Which files of data are test files in this run: trials for parity, the q_ids of a relation run for transfer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Where the goldens and trials that ship with the project lie: in the installed package, or in the checkout."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 FIXED_TRIALS = Path("datasets", "fixed_trials")

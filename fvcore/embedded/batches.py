@@ -4,8 +4,6 @@ Whole texts are tokenized, as at inference: GPT-2 reads the blank line between t
 and at its end, so joining the tokens of parts would train a model on sequences it never meets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random

@@ -1,7 +1,5 @@
 """The model card of a shipped model: what it is, how it was made, what it can do. Its words stand in `card.md.j2`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path

@@ -8,8 +8,6 @@
 4. `guess_loss`: when the answers are shuffled, guess.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from random import Random

@@ -1,7 +1,5 @@
 """Every value that decides the weights of a shipped model, and why it has that value."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ writes a `from_pretrained` directory with a model card. The same seed, machine a
 bytes. One thread: on small matrices more threads are slower, and they change the order of sums.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import time

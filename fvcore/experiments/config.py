@@ -5,8 +5,6 @@ the option's help, `Option` says what else the command line must know. What was 
 environment, `--set`, file, default; a 0 was given, too. An error names the option or the key that brought the value.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import re
@@ -69,9 +67,6 @@ class Config(BaseModel):
 SomeConfig = TypeVar("SomeConfig", bound=Config)
 
 
-# ---------------------------------------------------------------- values that are written as text
-
-
 def numbers(value: Any) -> Any:
     """`0,2,5-7` -> 0, 2, 5, 6, 7; a list of a file as it is."""
     if not isinstance(value, str):
@@ -98,9 +93,6 @@ def layer_or_all(value: Any) -> Any:
 Numbers = Annotated[tuple[int, ...], BeforeValidator(numbers)]
 Words = Annotated[tuple[str, ...], BeforeValidator(words)]
 LayerOrAll = Annotated[int | Literal["all"], BeforeValidator(layer_or_all)]
-
-
-# ---------------------------------------------------------------- from what was given to a config
 
 
 def resolve(
@@ -168,8 +160,6 @@ def _name_of(kind: type[Config], key: Any, origin: str) -> str:
 def _option(kind: type[Config], name: str) -> Option:
     return next((one for one in kind.model_fields[name].metadata if isinstance(one, Option)), Option())
 
-
-# ---------------------------------------------------------------- from a config to a command
 
 File = Annotated[Path | None, typer.Option("--config", help="YAML file of these settings.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, again and again.")]

@@ -1,7 +1,5 @@
 """What stops a production step, and why a unit failed: one of six causes, read off the exception and its origins."""
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
@@ -36,8 +34,6 @@ class OtherSettings(StepError):
 class FolderInUse(StepError):
     """Another process writes in the folder."""
 
-
-# ---------------------------------------------------------------- causes
 
 Cause: TypeAlias = Literal["data", "tokenizer", "target boundary", "memory", "numeric", "code"]
 

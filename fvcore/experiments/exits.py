@@ -1,7 +1,5 @@
 """What a command's exit status says, in one table, and which error is which."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

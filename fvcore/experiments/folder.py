@@ -1,7 +1,5 @@
 """A run's folder: how files in it are named, who may write in it, and that results of different settings never mix."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os
@@ -70,9 +68,6 @@ def names_a_folder(name: str) -> bool:
     return name[0] not in "._" and not any(character in name for character in "/\\:\0\n\r")
 
 
-# ---------------------------------------------------------------- one writer at a time
-
-
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Hold a run's folder while it is written; raises FolderInUse, naming who holds it.
@@ -106,9 +101,6 @@ def locked(root: Path) -> Iterator[None]:
 def _in_use(root: Path, descriptor: int) -> FolderInUse:
     holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
     return FolderInUse(f"{root} is being written by {holder}: wait for it to end, or use another --out")
-
-
-# ---------------------------------------------------------------- one choice of settings a folder
 
 
 def require_same(where: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """HTML pages of experiments: one base with its style, everything that is put in escaped, an unknown name an error."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

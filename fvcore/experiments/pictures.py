@@ -1,7 +1,5 @@
 """Pictures as bytes: a figure of a size is painted and saved, and equal pictures are equal bytes."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Callable

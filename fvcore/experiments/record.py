@@ -5,8 +5,6 @@ here; a folder that holds other settings is refused. Settings are recorded befor
 that was killed cannot be continued as another one.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Every interval is two-sided at `confidence`. scipy computes where it has the method; it is imported when it is used.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass

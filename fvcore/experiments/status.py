@@ -4,8 +4,6 @@ pending -> skipped | running -> completed | failed. A status is written whole or
 `completed` is a claim until every file it names is there with its digest; a folder of other settings is refused.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar

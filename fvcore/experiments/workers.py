@@ -5,8 +5,6 @@ killed process leaves it: another actor takes it up where it stands. Ray is impo
 for.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil
@@ -78,9 +76,6 @@ class Local(Generic[Tool]):
     def map(self, units: Sequence[Unit[Tool]]) -> Generator[Outcome]:
         for unit in units:
             yield unit.run(self.tool, self.progress(unit.name))
-
-
-# ---------------------------------------------------------------- Ray
 
 
 class RayError(ModelError):

@@ -1,7 +1,5 @@
 """Work in chunks that fit the memory there is, and how far it is: out of memory halves the chunk and goes on."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias, TypeVar

@@ -9,8 +9,6 @@ and alone (without a mask: other kernels).
 The functions here take an engine by its name and give a station's numbers by the one that is chosen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -7,8 +7,6 @@ stays below the k-th best effect that was computed. That error is measured on a 
 to the top k: a `Screening` says what was skipped and by which bound.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Modules are found by their dotted paths, bound once, and never told apart by reading layer numbers out of names.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -4,8 +4,6 @@ The BOS audit needs the tokenizer alone. The resolver's smoke test loads the mod
 "Hello" run past a hook on the output projection. Whatever fails is written down with the part that is missing.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

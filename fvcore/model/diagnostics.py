@@ -3,8 +3,6 @@
 Facts are asked of the modules, most of them while three tokens run through.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any

@@ -5,8 +5,6 @@ it ends, and a hook that never ran during the block is an error, because an inte
 is the field's most expensive mistake. `watch_modules` alone may see nothing: who looks on asks whether anything ran.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager

@@ -1,7 +1,5 @@
 """Memory: what is free on a device, by how much a piece of work made it grow, and how to know that it was too little."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator

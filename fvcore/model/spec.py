@@ -8,8 +8,6 @@ does have blocks with an output projection. Wrapped models and the text towers o
 under a longer path.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

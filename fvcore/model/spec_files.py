@@ -8,8 +8,6 @@
 The three paths are needed; the rest of ModelSpec's fields may stand beside them, and nothing else.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -5,8 +5,6 @@ plans: trial or example i by a generator of its own (`of_trial`), the queue of a
 (`of_q_id`).
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence
@@ -33,9 +31,6 @@ def seed_offset(q_id: str) -> int:
     179
     """
     return sum(position * ord(character) for position, character in enumerate(q_id, start=1)) % 2147483647
-
-
-# ---------------------------------------------------------------- of a fixed-trials file
 
 
 class Splits(BaseModel):

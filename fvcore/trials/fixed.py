@@ -176,8 +176,6 @@ def _trial(record: TrialRecord, idx: int) -> Trial:
     )
 
 
-# ---------------------------------------------------------------- reading and writing
-
 MAX_NAME = 100  # characters of a dataset's name: file systems take 255 bytes
 
 
@@ -258,9 +256,6 @@ def text_of(file: TrialsFile) -> str:
 
 def write(path: Path, file: TrialsFile) -> None:
     write_text(path, text_of(file))
-
-
-# ---------------------------------------------------------------- sampling
 
 
 def read_pairs(path: Path) -> list[WordPair]:

@@ -4,8 +4,6 @@ In the file words stand without their leading space where `meta.prepend_space` s
 fixed trials they are what any other trials file is: the checks compare on them, and a golden is recorded of them.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import quote
@@ -159,9 +157,6 @@ def write(path: Path, sampled: SampledTrials) -> None:
 
 def spaced(pair: WordPair, prepend_space: bool) -> WordPair:
     return pair.spaced if prepend_space else pair
-
-
-# ---------------------------------------------------------------- as fixed trials
 
 
 def read_trials(path: Path | str) -> FixedTrials:

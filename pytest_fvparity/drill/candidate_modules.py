@@ -85,9 +85,6 @@ def _is_such(root: nn.Module, lm: LanguageModel) -> bool:
     return hasattr(root, "get_input_embeddings") and lm.spec.out_proj_path(lm.n_layers - 1) in names
 
 
-# ---------------------------------------------------------------- looking on
-
-
 class Watched(CandidateModules):
     """The candidate runs its mean_activations, and hooks on its model look on."""
 
@@ -206,9 +203,6 @@ class _Differences:
         self.seen[name, side] += 1
         if point in self.want:
             self.differences[point] = difference(point, self.want[point], place.of(tensor), self.share)
-
-
-# ---------------------------------------------------------------- asking
 
 
 class Asked(CandidateModules):

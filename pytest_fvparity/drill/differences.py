@@ -1,7 +1,5 @@
 """What enters and what leaves each module on one prompt, and how far two models are apart there."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ A candidate runs its prompts as it likes: one at a time or in a batch, padded on
 its token ids.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher

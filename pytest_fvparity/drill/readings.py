@@ -1,7 +1,5 @@
 """From what enters the output projection to mean activations, rightly and in the ways people get wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """What one recording changes against another: per check key in words, per leaf as a file for people and programs."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, Literal

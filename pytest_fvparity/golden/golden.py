@@ -157,9 +157,6 @@ def _changed_content(golden: Profile, candidate: Profile, different: set[str]) -
     return [] if different else found
 
 
-# ---------------------------------------------------------------- where goldens lie
-
-
 def relative_path(dataset: str, fixed_trials_id: str, reference_profile: str) -> Path:
     return Path(dataset) / fixed_trials_id / reference_profile
 
@@ -176,9 +173,6 @@ def locate(roots: Iterable[Path], relative: Path) -> Path:
         f"no golden at {places}. Record one with `pytest -m parity --fv-regen-golden --fv-src PATH` and the same "
         "--fv-model and --fv-trials, or compare with a live run of the reference: --fv-live --fv-src PATH"
     )
-
-
-# ---------------------------------------------------------------- recording
 
 
 def write(recording: Recording, path: Path) -> None:

@@ -39,9 +39,6 @@ class LayoutError(FormatError):
     """Results that are not of this model and these trials, or a golden that cannot be written as results."""
 
 
-# ---------------------------------------------------------------- export
-
-
 def export(path: Path, results: Path, names: Collection[str] | None = None) -> list[Path]:
     """Write a golden's numbers under `results`, all files or those of some names; a file that is there already and holds
     anything else is left alone."""
@@ -72,9 +69,6 @@ def _exported(golden: Golden, names: ReferenceFiles) -> dict[str, bytes]:
         rows = [[*head, score] for head, score in zip(heads, scores.tolist(), strict=True)]
         files[names.heads] = json_text(rows).encode()
     return files
-
-
-# ---------------------------------------------------------------- import
 
 
 def import_results(folder: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings, root: Path) -> Path:

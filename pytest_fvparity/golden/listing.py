@@ -3,8 +3,6 @@
 What is used is told by the trials files that lie there, not by what a run happened to select.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -3,8 +3,6 @@
 Whoever edits a manifest by hand, its noise or its settings as much as its hashes, damages the golden.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -45,9 +45,6 @@ class Sizes:
     full: int
 
 
-# ---------------------------------------------------------------- what the core holds
-
-
 def slices_of(key: str, artifact: Artifact) -> dict[str, Slice]:
     """The leaves of a key that the core holds a slice of, and which.
 
@@ -70,9 +67,6 @@ def _slice(key: str, leaf: str, artifact: Artifact, value: Tensor) -> Slice | No
         target = cast("int", artifact[f"{trial}/target_id"])
         return Slice(axis=0, indices=sorted({*largest, target}), shape=list(value.shape))
     return None
-
-
-# ---------------------------------------------------------------- split
 
 
 def split(path: Path, full_to: str, url: str | None = None) -> Sizes:
@@ -107,9 +101,6 @@ def _write_core(golden: Golden, full: Full, core: Path) -> None:
         cut = {leaf: taken(piece, golden.stored(key)[leaf]) for leaf, piece in full.slices.get(key, {}).items()}
         artifacts.save({**golden.stored(key), **cut}, core / key, compact=True)
     manifests.write(golden.manifest.model_copy(update={"files": manifests.digests(core), "full": full}), core)
-
-
-# ---------------------------------------------------------------- elsewhere
 
 
 def _place(base: str, stored: Stored) -> str:

@@ -1,7 +1,5 @@
 """`fvparity milestone m0 ... m7`: the antonym plan, a command a milestone, and its transfer to a relation."""
 
-from __future__ import annotations
-
 from collections import Counter
 from inspect import Parameter, Signature, signature
 from pathlib import Path

@@ -1,7 +1,5 @@
 """M0: fixed trials that are what they say, and prompts and slots that are the reference's."""
 
-from __future__ import annotations
-
 from fvcore import trials
 from fvcore.formats import write_text
 from fvcore.model import model as models

@@ -1,7 +1,5 @@
 """M1: the golden, and the three files of the reference's own run."""
 
-from __future__ import annotations
-
 from fvcore.artifacts import tensor_leaf
 from fvcore.experiments.plan_files import ReferenceFiles
 from pytest_fvparity.golden.golden import Golden

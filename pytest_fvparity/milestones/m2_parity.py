@@ -1,7 +1,5 @@
 """M2: the six checks."""
 
-from __future__ import annotations
-
 from pytest_fvparity.milestones.setup import MilestoneOutcome, Setup
 from pytest_fvparity.report.render import REPORT, write_report
 from pytest_fvparity.report.report import Report

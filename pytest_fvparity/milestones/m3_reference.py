@@ -1,7 +1,5 @@
 """M3: what the reference says of every trial, as one file, with its vector and its heads."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """M4: the runtime's own outputs, from the fixed trials and from trials drawn from the raw dataset."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rich.console import Console

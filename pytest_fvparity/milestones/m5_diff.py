@@ -1,7 +1,5 @@
 """M5: where the first divergence is, by stage, file and key, with a command that shows it again."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fvcore.formats import read_json, write_text

@@ -1,7 +1,5 @@
 """M6: after a patch, from the repaired stage on; then all of it twice, with the same numbers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fvcore.compare import changes

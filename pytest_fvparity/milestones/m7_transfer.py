@@ -4,8 +4,6 @@ One q_id first, then a few, then all others: a fault that every q_id has is foun
 that looks at a relation run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Beside the deliverables a file tells how each ended, and with it what others may build on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

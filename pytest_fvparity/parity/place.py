@@ -1,7 +1,5 @@
 """What goldens and reports of a trials file are filed under, told from the file alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 SAMPLED = "sampled_trials.json"

@@ -34,9 +34,6 @@ class RecordingRefused(Exception):
     """What the reference gave must not become a golden."""
 
 
-# ---------------------------------------------------------------- modules the reference imports
-
-
 class TraceDict(OrderedDict):  # type: ignore[type-arg]
     """What the reference takes from baukit: a trace for each layer, with its first input and its output.
 
@@ -90,9 +87,6 @@ def provide_modules() -> list[str]:
     return [f"{name}_stand_in" for name in stand_ins]
 
 
-# ---------------------------------------------------------------- the checkout
-
-
 @dataclass(frozen=True)
 class Checkout:
     """The reference's modules, imported from `<root>/src` as they stand."""
@@ -132,9 +126,6 @@ class Checkout:
 def _file_of(module: Any) -> Path:
     """Of a module that has none, such as a built-in one, a place that is in no checkout."""
     return Path(getattr(module, "__file__", None) or "/").resolve()
-
-
-# ---------------------------------------------------------------- normalisations
 
 
 @dataclass(frozen=True)
@@ -244,9 +235,6 @@ def greedy_generation(model: Any) -> Normalisation:
     """Generation never samples, whatever the model's own generation settings say."""
     own = model.generation_config
     return Normalisation("greedy_generation", lambda: not own.do_sample, lambda: setattr(own, "do_sample", False))
-
-
-# ---------------------------------------------------------------- recording
 
 
 class Replay:

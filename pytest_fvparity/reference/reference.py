@@ -4,8 +4,6 @@ This file and the script it starts (`reference_driver.py`) are the only ones tha
 its name branches fits a model family, how its process is started, and where it came from.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

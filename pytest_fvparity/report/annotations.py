@@ -1,7 +1,5 @@
 """GitHub's workflow commands: one annotation for the earliest failure of each report, ten at most."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from pytest_fvparity.report.markdown import cut

@@ -6,8 +6,6 @@
    value, whatever the tolerance. Elsewhere it is a little off.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,9 +81,6 @@ def grid(leaf: str, counts: Counts) -> Grid:
     return Grid(leaf, _sentence(counts), tuple(_said(column, columns, "equal", *LABEL) for column in columns), drawn)
 
 
-# ---------------------------------------------------------------- in words
-
-
 def _differs(row: Mapping[str, int]) -> bool:
     return row["error"] != ZERO
 
@@ -125,8 +120,6 @@ def power(decade: int) -> str:
     """Ten to a whole number, as people write it."""
     return f"{10.0**decade:.{max(0, -decade)}f}" if -3 <= decade <= 3 else f"1e{decade}"
 
-
-# ---------------------------------------------------------------- the two axes
 
 LABEL = ("not finite", "< {}", "{}")
 RANGE = ("0", "no finite number", "less than {}", "{} to {}")

@@ -1,7 +1,5 @@
 """A report beside an earlier one of the same trials: what is new, what is fixed, and what drifts inside its tolerance."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fvcore.gates import Status

@@ -1,7 +1,5 @@
 """What a stage says of itself in JUnit XML, as properties of its test case: short, for what reads them shows them whole."""
 
-from __future__ import annotations
-
 from fvcore.gates import StageResult
 from pytest_fvparity.report.markdown import cut
 

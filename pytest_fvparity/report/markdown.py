@@ -6,8 +6,6 @@
 3. The last line counts what was cut.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -7,8 +7,6 @@
 3. Each key comes from the report that says most about it. A key behind a failure is blocked, whoever ran it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
@@ -49,9 +47,6 @@ def _dataset(report: Report, named: Sequence[Named]) -> str:
     return known.pop() if report.dataset == UNKNOWN and len(known) == 1 else report.dataset
 
 
-# ---------------------------------------------------------------- what must agree
-
-
 def _contradictions(group: Sequence[Named]) -> Iterator[str]:
     trials = group[0][1].fixed_trials_id
     for field in _facts(group[0][1]):
@@ -89,9 +84,6 @@ def _facts(report: Report) -> dict[str, Any]:
         "golden profile": report.golden_profile,
         "reference": report.reference,
     }
-
-
-# ---------------------------------------------------------------- putting together
 
 
 def _merged(reports: Sequence[Report], dataset: str) -> Report:

@@ -209,9 +209,6 @@ def _ran_on(conditions: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in flat.items()) or "–"
 
 
-# ---------------------------------------------------------------- the plans' own files
-
-
 def _names(report: Report) -> dict[str, Any]:
     names = {"dataset_name": report.dataset, "fixed_trials_id": report.fixed_trials_id}
     return {**names, "model_name": report.model}
@@ -275,9 +272,6 @@ def _summary_row(report: Report) -> dict[str, Any]:
         "statuses": {check.key: check.status for check in report.checks},
         "report": "/".join([*report.named, f"{REPORT}.html"]),
     }
-
-
-# ---------------------------------------------------------------- pictures
 
 
 def largest_effect(*maps: Sequence[Sequence[float | str]]) -> float:

@@ -3,8 +3,6 @@
 The field names are those of the milestone plans' diff report; the schema is published as `docs/report.schema.json`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any

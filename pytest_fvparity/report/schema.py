@@ -1,7 +1,5 @@
 """Writes the published schema of the report: `python -m pytest_fvparity.report.schema docs/report.schema.json`."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -7,8 +7,6 @@ floors of `tolerances.yaml` alone are in force; the shipped models are judged ag
 would judge them.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,9 +35,6 @@ from pytest_fvparity.selftest.rig import FAMILIES, TRIALS, Rig, changed, rig_of
 
 SEEDS = tuple(range(10))
 HALF_SEEDS = SEEDS[:2]  # half precision is slow on a CPU, and two show what there is to see
-
-
-# ---------------------------------------------------------------- what is judged
 
 
 def family_rigs(families: Sequence[str] = FAMILIES, seeds: Sequence[int] = SEEDS) -> Iterator[Rig]:
@@ -94,9 +89,6 @@ def shipped_rigs() -> Iterator[Rig]:
         yield Rig(lm, fixed, settings, golden, golden.noise)
 
 
-# ---------------------------------------------------------------- how it is run
-
-
 @dataclass(frozen=True)
 class Variation:
     """A legal way to run the method that need not give the same last bits."""
@@ -137,9 +129,6 @@ def varied(lm: LanguageModel, variation: Variation) -> Iterator[None]:
         torch.set_num_threads(threads)
         if variation.attention:
             lm.hf.set_attn_implementation(attention)
-
-
-# ---------------------------------------------------------------- what is seen
 
 
 @dataclass(frozen=True)
@@ -229,9 +218,6 @@ def rows_of(name: str, rigs: Iterable[Rig], variations: Sequence[Variation]) -> 
             if variation.fits(rig.lm):
                 seen[variation.name].append(judge(rig, variation))
     return [Row(name, variation, tuple(runs)) for variation, runs in seen.items() if runs]
-
-
-# ---------------------------------------------------------------- the page
 
 
 HEAD = """# False alarms

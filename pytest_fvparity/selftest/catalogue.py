@@ -4,8 +4,6 @@ A fault is a row of `faults.yaml` and a plant, which is a function from a rig to
 `replacing` (a method of the candidate), `patching` (a function of fvcore) or `choosing` (another setting).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -87,8 +85,6 @@ def first_other(seen: Sequence[Observed], met: Callable[[Observed], bool]) -> Ob
     return next((one for one in seen if not met(one)), seen[0])
 
 
-# ---------------------------------------------------------------- what was seen
-
 STATUSES = {
     Status.FAIL: Outcome.FAILS,
     Status.ERROR: Outcome.ERRORS,
@@ -127,9 +123,6 @@ def error_of(errors: type[Exception], started: Callable[[], object], otherwise: 
     except errors as error:
         return Observed(Outcome.REFERENCE_ONLY, None, str(error))
     return Observed(Outcome.PASSES, None, otherwise.format(found))
-
-
-# ---------------------------------------------------------------- plants
 
 
 def replacing(look: Look = observed, **stations: Any) -> Plant:

@@ -1,7 +1,5 @@
 """Station 3 written again, as candidates of other make have it: what faults, variations and tests of the drill stand on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -66,9 +64,6 @@ def average(word: Tensor) -> Tensor:
 
 def pooled_by(pool: Pool) -> Station:
     return mean_of(lambda lm, ids, slots: to_slots(heads_by_token(lm, ids), slots, pool))
-
-
-# ---------------------------------------------------------------- several prompts in one batch
 
 
 def batched(forward: Callable[[LanguageModel, Tensor, Tensor], Any]) -> Station:

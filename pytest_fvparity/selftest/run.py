@@ -1,7 +1,5 @@
 """Every fault on every family it concerns, and the table, in words: for the terminal and for `docs/faults.md`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -72,9 +70,6 @@ def rows(ids: Sequence[str] = (), began: Callable[[Fault], None] | None = None) 
         if began:
             began(fault)
         yield Row(fault, {family: fault.observe(rig_of(family)) for family in fault.families})
-
-
-# ---------------------------------------------------------------- the table
 
 
 def counted(rows: Sequence[Row]) -> str:

@@ -4,8 +4,6 @@ It exists on the controller only. Verdicts arrive on test reports, so a worker t
 session is red unless every planned stage has a verdict.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field

@@ -4,6 +4,4 @@ Two suites a q_id. `parity` compares the candidate with the reference, on the tr
 keys; it needs a golden of those trials. `transfer` compares the files that the run wrote with what the stations give.
 """
 
-from __future__ import annotations
-
 SUITE = "transfer"

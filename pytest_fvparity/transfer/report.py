@@ -1,7 +1,5 @@
 """transfer_report.json: every q_id of the run, both suites of each, and what failed by its cause."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -149,8 +147,6 @@ def _conclusion(rows: Mapping[str, QRow], failures: Sequence[StageFailure], comp
         f"PASS: the files of {told} hold what the stations give; {', '.join(compared)} agree with the reference",
     )
 
-
-# ---------------------------------------------------------------- causes
 
 BY_KEY = {"prompt_boundary": "target boundary", "slot_map": "tokenizer", "qid_status": "data", "sampled_trials": "data"}
 """What a stage that differs is about; the others are about numbers."""

@@ -1,7 +1,5 @@
 """The q_ids of a relation run, told from its folders. Imports nothing heavy: this runs while tests are collected."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

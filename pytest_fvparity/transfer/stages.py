@@ -28,9 +28,6 @@ SCORE = "mean_delta_p"
 """The score that is the stations' indirect effect."""
 
 
-# ---------------------------------------------------------------- status
-
-
 def qid_status(run: Transfer) -> Verdict:
     """Completed with every file it must have, or skipped for want of rows; of the model that the stations run on."""
     found, folder = run.status, run.folder.root.name
@@ -74,9 +71,6 @@ def _missing(run: Transfer) -> Iterator[str]:
             yield pattern
 
 
-# ---------------------------------------------------------------- trials
-
-
 def sampled_trials(run: Transfer) -> Verdict:
     """As many as were asked for, of this q_id alone; strings, boundary and target as the tokenizer gives them."""
     from fvcore.prompts import verify
@@ -89,9 +83,6 @@ def sampled_trials(run: Transfer) -> Verdict:
         _same("q_id", "is another", [run.status.q_id], run.sampled.q_ids),
         _each("trials", "", problems),
     )
-
-
-# ---------------------------------------------------------------- numbers
 
 
 def mean_activations(run: Transfer) -> Verdict:
@@ -182,9 +173,6 @@ def _require_score(run: Transfer) -> None:
         raise NotProvided(f"heads were chosen by {score}; the stations know {SCORE} alone")
 
 
-# ---------------------------------------------------------------- step 6
-
-
 def step6_summary(run: Transfer) -> Verdict:
     """No layer missing, each one's score the mean of its own rows, the best one the first of the largest; and the first
     example of each layer as the station injects."""
@@ -220,9 +208,6 @@ def _injected(run: Transfer, layer: int, row: dict[str, Any]) -> Verdict:
     own = run.injected(layer, row)
     found = {leaf: row[name] for leaf, name in (("base_logprob", "logprob_base"), ("with_logprob", "logprob_with"))}
     return compare(own, found, run.tolerances.of("injection_output"), lambda _: ())
-
-
-# ---------------------------------------------------------------- verdicts
 
 
 def _compared(run: Transfer, key: str, leaf: str, expected: Tensor, actual: Tensor, axes: tuple[str, ...]) -> Verdict:

@@ -1,7 +1,5 @@
 """What the transfer stages judge: a q_id's files, and what the stations give on the same trials."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

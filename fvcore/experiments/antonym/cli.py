@@ -1,7 +1,5 @@
 """`fvcore antonym ...`, `fvcore runtime ...`: the production steps, all in order or one by one in a run's folder."""
 
-from __future__ import annotations
-
 import typer
 from rich.console import Console
 

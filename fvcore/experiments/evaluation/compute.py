@@ -161,9 +161,6 @@ class Bench:
         return Generated(texts=texts, **scored)
 
 
-# ---------------------------------------------------------------- what a vector says by itself
-
-
 @dataclass(frozen=True, slots=True)
 class Decoded:
     token_id: int

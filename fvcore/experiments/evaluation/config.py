@@ -1,7 +1,5 @@
 """What an evaluation is asked for: everything that `fvcore eval` takes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -10,8 +10,6 @@ with shuffled labels, a permutation of them (`n_shot_eval` in the reference's ev
 leaves out draws nothing, so the same question has other demonstrations under another filter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -115,8 +113,6 @@ def _words(value: Any, where: str) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
-# ---------------------------------------------------------------- questions
-
 Labels: TypeAlias = Literal["clean", "shuffled"]
 LABELS: tuple[Labels, ...] = ("clean", "shuffled")
 
@@ -171,8 +167,6 @@ def pair(example: Example) -> WordPair:
     """A row as a prompt shows it."""
     return WordPair(input=example.input, output=example.answers[0]).spaced
 
-
-# ---------------------------------------------------------------- templates
 
 SHIPPED = Path(__file__).with_name("templates.yaml")
 

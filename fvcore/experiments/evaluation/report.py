@@ -218,9 +218,6 @@ def title(result: Result) -> str:
     return shots if result.vector is None else f"{shots}, + {result.vector}"
 
 
-# ---------------------------------------------------------------- pictures
-
-
 def draw(report: Evaluation, folder: Path) -> list[Path]:
     """The pictures that the report has figures for; returns the files written."""
     heading, written = f"{report.task.name} on {report.model.name}", []

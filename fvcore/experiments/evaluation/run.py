@@ -4,8 +4,6 @@ n-shot: how well a model answers behind n demonstrations, and what a vector adds
 injection at every one. Portability: a vector made under one template, used under others. Tokens: what it says by itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -68,9 +66,6 @@ def run(config: EvaluationConfig, lm: LanguageModel) -> Evaluation:
     )
 
 
-# ---------------------------------------------------------------- the tables
-
-
 @dataclass(frozen=True)
 class NShot:
     """`baseline`: clean labels, no vector, every question. `with_vectors`: only those that the filter kept."""
@@ -130,9 +125,6 @@ def token_rows(bench: Bench, vectors: Mapping[str, Tensor], k: int) -> list[Toke
         for way in WAYS
         for rank, token in enumerate(top_tokens(bench.lm, vector, k, way))
     ]
-
-
-# ---------------------------------------------------------------- what the report says of it
 
 
 def _asked(config: EvaluationConfig, layer: int) -> EvaluationAsked:

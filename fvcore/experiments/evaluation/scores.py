@@ -4,8 +4,6 @@ Generated answers are compared as is usual for extractive question answering (SQ
 articles and extra white space.
 """
 
-from __future__ import annotations
-
 import re
 import string
 from collections import Counter

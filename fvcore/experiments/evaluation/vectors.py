@@ -1,7 +1,5 @@
 """Where a vector comes from: a file of ours or of others, or fixed trials that it is computed from. And its controls."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ are left, from all that were scored; the file says which. Intervals are of every
 vector does at every layer, beside the same of random heads and the difference of both, example by example.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Hashable, Sequence
 from operator import itemgetter
@@ -50,9 +48,6 @@ def stages(lm: LanguageModel, folder: Folder, settings: RelationSettings) -> lis
         Stage("random_heads", chosen, reads, lambda advance: control(lm, folder, settings, advance)),
         Stage("intervals", {"confidence": confidence}, trials, lambda _: intervals(folder, confidence)),
     ]
-
-
-# ---------------------------------------------------------------- the control
 
 
 def random_sets(
@@ -102,9 +97,6 @@ def control(lm: LanguageModel, folder: Folder, settings: RelationSettings, advan
         files.RANDOM_TRIALS: rows,
     }
     return folder.write(written)
-
-
-# ---------------------------------------------------------------- intervals
 
 
 def intervals(folder: Folder, confidence: float) -> list[Path]:

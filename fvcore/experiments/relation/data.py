@@ -5,8 +5,6 @@ generator serves all q_ids of a call, in the order given, and its last draw shuf
 itself, so every q_id begins with the same seed.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -127,9 +125,6 @@ def _folder_name(path: Path, number: int, q_id: str) -> str:
             "hold a slash, a backslash, a colon or a line end"
         )
     return q_id
-
-
-# ---------------------------------------------------------------- trials
 
 
 def draw(pairs: Mapping[str, Sequence[WordPair]], n_trials: int, n_demos: int, seed: int) -> list[Draw]:

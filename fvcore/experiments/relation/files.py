@@ -1,7 +1,5 @@
 """Which file of a relation run lies where; the steps' own files are those of `fvcore.experiments.steps.layout`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 PLAN_ROOT = Path("results_fv", "relation_qwise")

@@ -1,7 +1,5 @@
 """What has become of one q_id (qid_status.json), and what it must have to be completed: files, and trials as asked for."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from fvcore.experiments.errors import StepError

@@ -1,7 +1,5 @@
 """The report's pictures: the curve over layers of one q_id, all q_ids side by side, and which heads they share."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a run over a relation gave: overview.csv, a row for each q_id, and one HTML file, whole in itself, with pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -104,8 +102,6 @@ def _numbers(folder: Folder) -> Row:
 def _three(name: str, row: Row) -> Row:
     return {name: row["mean"], f"{name}_low": row["low"], f"{name}_high": row["high"]}
 
-
-# ---------------------------------------------------------------- the page
 
 SHOWN = 20  # heads of a q_id in its table
 

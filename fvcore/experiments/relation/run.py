@@ -4,8 +4,6 @@ What is true of a q_id stands in its own folder. The run's folder holds what is 
 came, what failed and why, and the pictures.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace

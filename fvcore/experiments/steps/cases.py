@@ -4,8 +4,6 @@ A trial's prompts are written again and must equal the stored ones; the target i
 token must be the one that predicts the answer, and hold the end of the output prefix; all trials must share one slot for it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from fvcore.experiments.errors import StepError, TargetError, TokensError, TrialMismatch

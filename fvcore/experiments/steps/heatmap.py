@@ -1,7 +1,5 @@
 """Pictures of StepD's scores: layers by heads with the best heads circled, and how many of the best lie in each layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

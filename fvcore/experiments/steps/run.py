@@ -4,8 +4,6 @@ A stage whose files are there with their digests, on inputs that are what they w
 (a q_id of a relation) brings its own source of trials and a folder, and the stages are the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -28,9 +28,6 @@ OF_BOTH = ("seed", "n_shots", "dataset_json", "prefixes", "separators", "model_p
 """What the meta of fixed and of sampled trials both say, in one word."""
 
 
-# ---------------------------------------------------------------- from draws
-
-
 @dataclass(frozen=True)
 class Draw:
     """The words of one trial, without leading space, before any tokenizer has seen them, and where they come from."""
@@ -135,9 +132,6 @@ def moved_labels(labels: Sequence[str], rng: random.Random) -> list[str]:
     return shuffled
 
 
-# ---------------------------------------------------------------- from fixed trials
-
-
 def of_fixed(fixed: FixedTrials, tokenizer: Tokenizer) -> SampledTrials:
     """A fixed-trials file as it stands; its own number of shots and trials count. Raises what `verify` finds first."""
     try:
@@ -183,9 +177,6 @@ def of_fixed(fixed: FixedTrials, tokenizer: Tokenizer) -> SampledTrials:
         prompts, target = (record.clean_prompt_str, record.corrupted_prompt_str), record.target_str
         found.append(draw.trial(record.trial_id, idx, prompts, target, record.target_first_token_id, tokenizer))
     return SampledTrials(meta=meta, trials=found)
-
-
-# ---------------------------------------------------------------- sources
 
 
 @dataclass(frozen=True, slots=True)

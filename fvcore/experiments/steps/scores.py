@@ -1,7 +1,5 @@
 """Scores of every head: what each trial gives, its mean per q_id (CIE), the mean over q_ids (AIE), and the CSV files."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
@@ -90,9 +88,6 @@ def aie_rows(cie: Iterable[Row], score_key: str, of_relations: bool) -> list[Row
             row |= {name: rows[0][name] for name in SCORES}
         found.append({name: row[name] for name in (AIE_COLUMNS_OF_RELATIONS if of_relations else AIE_COLUMNS)})
     return sorted(found, key=lambda row: -float(row[score_key]))
-
-
-# ---------------------------------------------------------------- reading
 
 
 def read_scores(path: Path, *needed: str) -> list[Row]:

@@ -4,8 +4,6 @@ Scores are taken in fp32: logit, logprob = logit - logsumexp, p = exp(logprob). 
 a block's output. All layers are computed in one go; each has a folder of its own.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,9 +91,6 @@ def read_vector(folder: Folder, lm: LanguageModel) -> Vector:
     return Vector(vector.float(), meta)
 
 
-# ---------------------------------------------------------------- the target, found again
-
-
 def _checked(lm: LanguageModel, folder: Folder, i: int, example: Example) -> Prompt:
     name = DEBUG.format(i)
     key = f"example {i} (q_id {example.q_id}, trial {example.trial_id}:{example.trial_idx})"
@@ -134,9 +129,6 @@ def _debug(lm: LanguageModel, example: Example, error: str, prompt: Prompt | Non
 
 def _token(lm: LanguageModel, token_id: int) -> str | None:
     return lm.tokenizer.decode([token_id]) if 0 <= token_id < lm.vocab_size else None
-
-
-# ---------------------------------------------------------------- rows and summaries
 
 
 def _row(lm: LanguageModel, idx: int, example: Example, found: InjectedReadings, layer: int) -> Row:
@@ -197,9 +189,6 @@ def _of_q(rows: Sequence[Row]) -> dict[str, Row]:
         summary = summary_of(own)
         found[q_id] = {"n_eval": len(own)} | {name: summary[name] for name in (*kept, *stds)}
     return found
-
-
-# ---------------------------------------------------------------- what is written
 
 
 def _write_layer(

@@ -5,8 +5,6 @@
 3. Nine metrics per trial and head; their means per q_id, and over q_ids.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,9 +74,6 @@ def run(
         meta |= {"n_trials": len(sampled.trials), "score_key": settings.score_key, "seed": settings.seed}
         files[layout.AIE_JSON] = {"meta": meta, "scores": aie}
     return folder.write(files | {layout.STEP_D_LOG: _log(asked, aie, swept)})
-
-
-# ---------------------------------------------------------------- computing
 
 
 def _sweep(asked: _Asked, q_id: str, heads: Sequence[tuple[int, int]], advance: Advance) -> Swept:
@@ -159,9 +154,6 @@ def cie_rows(swept: Swept, slot: int) -> list[Row]:
         norm = float(swept.means[layer, head, slot].norm())
         rows.append(cie_row(swept.q_id, layer, head, swept.rows[i * n : (i + 1) * n], norm))
     return rows
-
-
-# ---------------------------------------------------------------- what is written
 
 
 def _means(asked: _Asked, swept: Sequence[Swept]) -> dict[str, Any]:

@@ -5,8 +5,6 @@ The vector is the sum over heads of what each writes to the residual stream (`fv
 `stepE_eval.json`, which adds it to the residual stream all the same, says so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -80,9 +78,6 @@ def run(
     return folder.write(files)
 
 
-# ---------------------------------------------------------------- reading StepD
-
-
 def read_clean_mean(folder: Folder, lm: LanguageModel) -> Tensor:
     """Means at the slot that predicts the answer, (layer, head, d_head), from whichever of StepD's files is there.
 
@@ -128,9 +123,6 @@ def _first(folder: Folder, names: Sequence[str]) -> Path:
     raise FormatError(f"{folder.root}: none of {', '.join(names)} is there; run StepD first")
 
 
-# ---------------------------------------------------------------- the vector
-
-
 @torch.inference_mode()
 def global_vector(lm: LanguageModel, mean: Tensor, heads: Sequence[tuple[int, int]]) -> Tensor:
     """The function vector (d_model,) in fp32 on the CPU; cast to the model's dtype it is `vectors.function_vector`.
@@ -161,9 +153,6 @@ def _head(row: Row, score_key: str, n_trials: int) -> Row:
         "mean_delta_p": row.get("mean_delta_p"),
         "n_trials": int(row.get("n_trials", n_trials)),
     }
-
-
-# ---------------------------------------------------------------- its evaluation in head space
 
 
 def _meta_of_eval(meta: Row, settings: StepSettings) -> Row:

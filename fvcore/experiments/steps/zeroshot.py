@@ -5,8 +5,6 @@ the plan's literal text, a space at its end: the model reads that space, and the
 token that the boundary rule gives.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Faults of station 3, mean head activations."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 import tempfile
@@ -42,8 +40,6 @@ from pytest_fvparity.selftest.mean_heads import (
 )
 from pytest_fvparity.selftest.rig import Rig, changed
 
-# ---------------------------------------------------------------- what is read, and how it is split into heads
-
 
 @contextmanager
 def read_outputs(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
@@ -69,9 +65,6 @@ def tiled_key_value_heads(rig: Rig) -> Observed:
 
     with patch.object(sys.modules[type(lm.hf).__module__], "repeat_kv", repeat):
         return observed(rig.judge(rig.candidate(lm)))
-
-
-# ---------------------------------------------------------------- how the model computes
 
 
 def with_attention(lm: LanguageModel, implementation: str) -> LanguageModel:
@@ -149,9 +142,6 @@ def training_mode(rig: Rig) -> Observed:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return observed(rig.judge(rig.candidate(lm)))
-
-
-# ---------------------------------------------------------------- the mean over prompts
 
 
 def running_mean(heads: list[Tensor]) -> Tensor:

@@ -1,7 +1,5 @@
 """Faults of station 4, indirect effects and top heads."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -62,9 +60,6 @@ def patched_runs(lm: LanguageModel, ids: list[int], target: int, slots: SlotMap,
     return every_head(lm, replaced)
 
 
-# ---------------------------------------------------------------- what the effect is measured on
-
-
 def clean(artifact: Artifact) -> Artifact:
     return {leaf: artifact.get(leaf.replace("/corrupted/", "/clean/"), value) for leaf, value in artifact.items()}
 
@@ -103,9 +98,6 @@ def padding_replaced(rig: Rig) -> Observed:
 
 def diluted(cie: Tensor, token_class_idx: int = -1) -> Tensor:
     return average_indirect_effect(torch.cat([cie, torch.zeros_like(cie)]), token_class_idx)
-
-
-# ---------------------------------------------------------------- how heads are ranked
 
 
 def deep(rig: Rig) -> Rig:
@@ -153,9 +145,6 @@ def averaging_class(taken: int) -> Plant:
     return on(lambda rig: rig_of(rig.family, token_class_idx=1), patching(pipeline, "average_indirect_effect", average))
 
 
-# ---------------------------------------------------------------- the projection, recomputed as the reference does
-
-
 def recomputing(project: Callable[[Any, Tensor], Tensor]) -> Plant:
     """What leaves the projection is replaced by `project(module, edited heads)`."""
 
@@ -175,9 +164,6 @@ def recomputing(project: Callable[[Any, Tensor], Tensor]) -> Plant:
 def without_bias(module: Any, heads: Tensor) -> Tensor:
     weight = module.weight if isinstance(module, nn.Linear) else module.weight.T
     return nn.functional.linear(heads, weight)
-
-
-# ---------------------------------------------------------------- where the reference stumbles
 
 
 class ReferenceStarted(Exception):

@@ -1,7 +1,5 @@
 """Faults of station 6, injection."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -87,9 +85,6 @@ def these_leaves_alone(*expected: str) -> Look:
     return look
 
 
-# ---------------------------------------------------------------- an injection that does nothing
-
-
 def into_a_copy(rig: Rig) -> Observed:
     other = changed(rig.lm)
     return with_adding(lambda lm, *where: add_to_residual(other, *where))(rig)
@@ -102,9 +97,6 @@ def silently_into_a_copy(rig: Rig) -> Observed:
 
 def not_returned(output: Any, vector: Tensor, at: Any) -> None:
     added(output, vector, at)
-
-
-# ---------------------------------------------------------------- the wrong place
 
 
 def at_positions(positions: slice) -> Plant:
@@ -165,9 +157,6 @@ def in_a_batch(position: Callable[[Tensor], Tensor]) -> Plant:
         return patching(pipeline, "inject", inject)(rig)
 
     return plant
-
-
-# ---------------------------------------------------------------- the wrong number
 
 
 def logprob_in_dtype_of(logits: Tensor, target: int) -> float:

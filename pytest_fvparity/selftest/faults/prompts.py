@@ -1,7 +1,5 @@
 """Faults of station 1, prompts and the token boundary."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import replace

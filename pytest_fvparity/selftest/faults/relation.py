@@ -1,7 +1,5 @@
 """Faults of the relation experiment: the order in which its trials are drawn, and scores that lose digits in a file."""
 
-from __future__ import annotations
-
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,9 +31,6 @@ ROWS = [WordPair(input=a, output=b) for a, b in TRIALS["pairs"]]
 # Sorted as strings, as the format has it; sorted as numbers Q2 would come first.
 RELATION: Pairs = {"Q10": ROWS, "Q2": ROWS[::-1]}
 N_TRIALS, N_DEMOS, SEED = 3, 3, 0
-
-
-# ---------------------------------------------------------------- F13: the order of the draws
 
 
 def drawing(drawn: Callable[[Pairs], list[Draw]], *q_ids: str) -> Plant:
@@ -109,8 +104,6 @@ def fixed(rig: Rig, draws: Sequence[Draw]) -> FixedTrials:
     )
     return as_fixed(of_draws(draws, rig.lm.tokenizer, meta))
 
-
-# ---------------------------------------------------------------- F52: digits lost in a file
 
 DAMPED = 1e-3
 """What heads write is made this much smaller, so that effects are: of large ones six decimals keep the order."""

@@ -3,8 +3,6 @@
 Such a fault must be seen twice: from the file that it made, by sampling again from the raw data, and from the prompts.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,8 +51,6 @@ def seen_twice(rig: Rig, file: TrialsFile) -> Observed:
         return compared
     return Observed(Outcome.SAMPLING, compared.key, f"{'; '.join(problems)}; {compared.message}")
 
-
-# ---------------------------------------------------------------- other draws
 
 DrawOne = Callable[[Any, int, int, int, int], Draw]
 """Generator, rows to train on, rows to ask about, shots, seed -> one trial."""
@@ -106,9 +102,6 @@ def deranged_labels(*sizes: int, draws: Callable[..., list[Draw]] = trials.draws
         return tuple(order)
 
     return [replace(draw, label_order=deranged(i)) for i, draw in enumerate(draws(*sizes))]
-
-
-# ---------------------------------------------------------------- other splits
 
 
 def swapped_splits(*how: Any, split: Callable[..., Splits] = trials.split) -> Splits:

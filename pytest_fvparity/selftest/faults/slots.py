@@ -4,8 +4,6 @@ fvcore refuses most of these prompts before it maps them. A candidate has no suc
 what does not fit is cut to the shorter, as in the reference, and the comparison must see it.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Sequence
@@ -100,9 +98,6 @@ def unguarded(**changes: Any) -> Plant:
     return plant
 
 
-# ---------------------------------------------------------------- labels
-
-
 def shared_label_list(rig: Rig) -> Observed:
     shared = ["bos_token"] * rig.trials.meta.model_prepend_bos
 
@@ -159,9 +154,6 @@ def swallowed_demonstration(rig: Rig) -> Observed:
     prompts = upstream.prompt_boundary()
     golden = Recorded({"prompt_boundary": prompts, "slot_map": upstream.slot_map(prompts)})
     return observed(replace(rig, trials=trials, golden=golden).judge(rig.candidate(trials=trials)))
-
-
-# ---------------------------------------------------------------- the map
 
 
 def ranges_moved(first_by: int, last_by: int) -> Plant:

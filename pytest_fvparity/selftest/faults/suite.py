@@ -1,7 +1,5 @@
 """Faults around the checks: trials matched wrongly, goldens that are stale or written to, hooks left behind."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 import tempfile
@@ -47,9 +45,6 @@ def matched_by_position(self: Pipeline, prompts: Artifact, fv_vector: Artifact) 
     shuffled = dict(zip([*keys[1:], keys[0]], keys, strict=True))
     leaves = {key: [leaf.partition("/")[2] for leaf in right if leaf.startswith(f"{key}/")] for key in keys}
     return {f"{key}/{leaf}": right[f"{shuffled[key]}/{leaf}"] for key in keys for leaf in leaves[key]}
-
-
-# ---------------------------------------------------------------- goldens on disk
 
 
 def write(rig: Rig, path: Path, **others: Artifact) -> None:
@@ -118,9 +113,6 @@ def overwritten_in_memory(rig: Rig) -> Observed:
         if difference:
             return Observed(Outcome.PASSES, None, f"the golden was changed: {difference.where} {difference.message}")
     return Observed(Outcome.SUITE, None, said.message)
-
-
-# ---------------------------------------------------------------- hooks
 
 
 def next_run_after(raises: Callable[[Pipeline], None], rig: Rig) -> Observed:

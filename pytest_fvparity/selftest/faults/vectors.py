@@ -1,7 +1,5 @@
 """Faults of station 5, the function vector."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
@@ -53,9 +51,6 @@ def with_term(term_of: TermOf) -> Plant:
     return plant
 
 
-# ---------------------------------------------------------------- the projection's bias
-
-
 def bias_of(lm: LanguageModel, layer: int) -> Tensor:
     bias: Any = lm.o_proj(layer).bias
     assert isinstance(bias, Tensor)
@@ -86,9 +81,6 @@ def projected(lm: LanguageModel, layer: int, heads: Tensor) -> Tensor:
     return term.reshape(-1)
 
 
-# ---------------------------------------------------------------- how the terms are summed
-
-
 def summed_in_model_dtype(lm: LanguageModel, means: Tensor, heads: Heads) -> Tensor:
     total = torch.zeros(lm.d_model, dtype=lm.hf.dtype)
     for layer, head in heads:
@@ -106,9 +98,6 @@ def in_half_precision(dtype: torch.dtype) -> Plant:
 def terms_rounded(lm: LanguageModel, means: Tensor, heads: Heads) -> Tensor:
     terms = [head_term(lm, layer, head, means[layer, head, -1]).bfloat16() for layer, head in heads]
     return torch.stack(terms).float().sum(dim=0)
-
-
-# ---------------------------------------------------------------- what is projected
 
 
 def in_head_space(lm: LanguageModel, means: Tensor, heads: Heads) -> Tensor:
