@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fvcore.exits import Expected
 from fvcore.formats import read_yaml
 
 
-class ModelError(Exception):
+class ModelError(Expected):
     """A model or tokenizer cannot be loaded, or has no part where its spec says."""
 
 
