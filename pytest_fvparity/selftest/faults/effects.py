@@ -23,16 +23,7 @@ from fvcore.pipeline import Pipeline, trial_keys
 from fvcore.slots import SlotMap
 from pytest_fvparity.candidates.adapters.torch_hooks import kept
 from pytest_fvparity.reference import reference
-from pytest_fvparity.selftest.catalogue import (
-    Observed,
-    Outcome,
-    Plant,
-    Plants,
-    error_of,
-    on,
-    patching,
-    replacing,
-)
+from pytest_fvparity.selftest.catalogue import Observed, Outcome, Plant, Plants, error_of, on, patching, replacing
 from pytest_fvparity.selftest.mean_heads import ids_of
 from pytest_fvparity.selftest.rig import Rig, changed, deep_rig_of, rig_of
 
