@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fvcore.exits import Expected
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
     from torch import Tensor
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 Valid = TypeVar("Valid")
 
 
-class FormatError(Exception):
+class FormatError(Expected):
     """A file is missing, truncated or not what its name says. Its text can be printed, whatever the file holds."""
 
     def __init__(self, text: str) -> None:

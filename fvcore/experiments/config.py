@@ -19,7 +19,8 @@ import typer
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from typer.core import TyperCommand
 
-from fvcore.experiments import exits
+from fvcore import exits
+from fvcore.experiments.errors import StepError
 from fvcore.formats import read_yaml, sentence, write_text
 from fvcore.model.spec import ModelError
 
@@ -186,8 +187,15 @@ def add_command(
         if write_config is not None:
             _write(write_config, config)
             return
-        with exits.told():
+        # An unusable setting, file or model is told by `fvcore.cli.main`, as it may come up before there is any work.
+        try:
             work(config)
+        except KeyboardInterrupt:
+            exits.say("interrupted; started again, it goes on where it stands")
+            raise typer.Exit(exits.INTERRUPTED) from None
+        except (StepError, RuntimeError) as error:  # torch says a wrong shape, and we a silent hook, by RuntimeError
+            exits.say(str(error))
+            raise typer.Exit(error.status if isinstance(error, StepError) else exits.FAILED) from None
 
     # typer reads options off a function's signature.
     offered = [field for field in only or kind.model_fields if field not in (fixed or {})]

@@ -92,9 +92,6 @@ class Golden(Answers):
     def noise(self) -> Noise:
         return Noise(tuple(self.manifest.variations), self.manifest.noise)
 
-    def stored(self, key: str) -> Artifact:
-        return self.artifacts[key]
-
 
 def _require_digest(file: Path, expected: str) -> None:
     if not file.is_file():

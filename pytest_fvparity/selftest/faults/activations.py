@@ -20,24 +20,8 @@ from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, profile_of
 from fvcore.slots import SlotMap
 from pytest_fvparity.candidates.adapters.torch_hooks import kept
-from pytest_fvparity.selftest.catalogue import (
-    Observed,
-    Outcome,
-    Plant,
-    Plants,
-    observed,
-    patching,
-    replacing,
-    varied,
-)
-from pytest_fvparity.selftest.mean_heads import (
-    Station,
-    average,
-    batched,
-    mean_of,
-    mean_over,
-    pooled_by,
-)
+from pytest_fvparity.selftest.catalogue import Observed, Outcome, Plant, Plants, observed, patching, replacing, varied
+from pytest_fvparity.selftest.mean_heads import Station, average, batched, mean_of, mean_over, pooled_by
 from pytest_fvparity.selftest.rig import Rig, changed
 
 

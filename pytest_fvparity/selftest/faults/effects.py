@@ -23,16 +23,7 @@ from fvcore.pipeline import Pipeline, trial_keys
 from fvcore.slots import SlotMap
 from pytest_fvparity.candidates.adapters.torch_hooks import kept
 from pytest_fvparity.reference import reference
-from pytest_fvparity.selftest.catalogue import (
-    Observed,
-    Outcome,
-    Plant,
-    Plants,
-    error_of,
-    on,
-    patching,
-    replacing,
-)
+from pytest_fvparity.selftest.catalogue import Observed, Outcome, Plant, Plants, error_of, on, patching, replacing
 from pytest_fvparity.selftest.mean_heads import ids_of
 from pytest_fvparity.selftest.rig import Rig, changed, deep_rig_of, rig_of
 
@@ -198,7 +189,7 @@ def misleading_names(rig: Rig) -> Observed:
 
 
 def no_branch(rig: Rig) -> Observed:
-    lm = replace(rig.lm, spec=replace(rig.lm.spec, name="new_family"), source=Path("/models/new"))
+    lm = replace(rig.lm, spec=rig.lm.spec.changed(name="new_family"), source=Path("/models/new"))
     otherwise = "the reference would be started without a branch"
     return error_of(reference.RecordingError, lambda: job_of(lm, rig), otherwise)
 
@@ -212,7 +203,7 @@ class Wrapper(nn.Module):
 
 
 def layer_number_from_third_part(rig: Rig) -> Observed:
-    deeper = replace(rig.lm.spec, blocks_path=f"inner.{rig.lm.spec.blocks_path}")
+    deeper = rig.lm.spec.changed(blocks_path=f"inner.{rig.lm.spec.blocks_path}")
     lm = replace(rig.lm, hf=Wrapper(rig.lm.hf), spec=deeper, source=Path("/models/wrapped"))
     otherwise = "the reference would be started, and read no layer number in {!r}"
     return error_of(reference.RecordingError, lambda: job_of(lm, rig)["attn_hook_names"][0], otherwise)

@@ -16,17 +16,7 @@ from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import trial_keys
 from pytest_fvparity.candidates.adapters.torch_hooks import kept
-from pytest_fvparity.selftest.catalogue import (
-    Look,
-    Observed,
-    Outcome,
-    Plant,
-    Plants,
-    choosing,
-    observed,
-    on,
-    patching,
-)
+from pytest_fvparity.selftest.catalogue import Look, Observed, Outcome, Plant, Plants, choosing, observed, on, patching
 from pytest_fvparity.selftest.mean_heads import ids_of, left_padded, padded_logits
 from pytest_fvparity.selftest.rig import Rig, changed
 

@@ -13,17 +13,7 @@ from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline
 from fvcore.slots import dummy_labels
 from fvcore.vectors import function_vector, head_term
-from pytest_fvparity.selftest.catalogue import (
-    Look,
-    Observed,
-    Plant,
-    Plants,
-    observed,
-    on,
-    patching,
-    replacing,
-    varied,
-)
+from pytest_fvparity.selftest.catalogue import Look, Observed, Plant, Plants, observed, on, patching, replacing, varied
 from pytest_fvparity.selftest.rig import Rig
 
 Heads = Sequence[Sequence[int]]
