@@ -1,20 +1,27 @@
-"""What stops a Select-KV run beside a failed gate."""
+"""Why a run of Select-KV could not be judged; every one ends the command with its own status, never with a substitute."""
 
 from fvcore.experiments.errors import StepError
-from fvcore.model.spec import ModelError
 
 
-class HFBackendUnavailable(ModelError):
-    """The model, its tokenizer or its device cannot be had, and nothing takes its place."""
+class SelectKVError(StepError):
+    """The run has no verdict."""
 
 
-class SelectKVRuntimeError(StepError):
-    """The model gives something else than the method needs: no attentions, other cache layers, numbers not finite."""
+class HFBackendUnavailable(SelectKVError):
+    """The model cannot be had as the settings ask: another backend, no device, no weights, a slow tokenizer."""
 
 
-class UnsupportedPositioning(SelectKVRuntimeError):
-    """Keys of this model cannot be carried to the positions that were asked for."""
+class SelectKVRuntimeError(SelectKVError):
+    """The model does not do what the run stands on: no plain cache, no attentions, logits that are not finite."""
 
 
-class SelectionError(StepError):
-    """No span of a demo may be chosen, or other tokens were chosen than the demo has."""
+class UnsupportedPositioning(SelectKVError):
+    """Keys cannot be moved to other positions in this model, or not as the settings ask."""
+
+
+class OnTaskInvalid(SelectKVError):
+    """The ON or OFF samples that the settings ask for do not exist, or their answers cannot be told apart."""
+
+
+class SelectionError(SelectKVError):
+    """No span of a demonstration may be chosen."""
