@@ -23,7 +23,9 @@ def subject_file(given: Path | None, rootdir: Path) -> Path:
             raise FormatError(f"{given}: no Select-KV run (no {REPORT}); `fvcore select-kv` makes one")
         return given / REPORT
     if not given.is_file():
-        raise FormatError(f"{given}: no such file; expected a config (.yaml) or the folder of a run of `fvcore select-kv`")
+        raise FormatError(
+            f"{given}: no such file; expected a config (.yaml) or the folder of a run of `fvcore select-kv`"
+        )
     return given
 
 

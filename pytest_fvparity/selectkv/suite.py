@@ -5,7 +5,6 @@ Node ids read `<config>.yaml::selectkv::<check>`. Every check is judged, whateve
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def select_kv_suite() -> Suite[Measured]:
-    from fvcore.experiments.select_kv.gates import SELECTKV as GATES
+    from fvcore.experiments.select_kv.gates import suite
 
-    return replace(GATES, subject=lambda fv_select_kv_run: fv_select_kv_run)
+    return suite(lambda fv_select_kv_run: fv_select_kv_run)
 
 
 SELECTKV = Declaration(
@@ -36,6 +35,9 @@ SELECTKV = Declaration(
     reports=SelectKVReports,
 )
 
+RUN = "run"
+"""The folder of what is run for a report, beside it."""
+
 _RUN_KEY: pytest.StashKey[Measured] = pytest.StashKey()
 
 
@@ -43,7 +45,7 @@ _RUN_KEY: pytest.StashKey[Measured] = pytest.StashKey()
 @in_one_sentence()
 def fv_select_kv_run(request: pytest.FixtureRequest) -> Measured:
     """What the checks judge: the numbers of a run, read from its rows. For stages only."""
-    from fvcore.experiments.select_kv.gates import Measured
+    from fvcore.experiments.select_kv.run import measured as measured_of
 
     collector = request.node.collector
     measured: Measured | None = collector.stash.get(_RUN_KEY, None)
@@ -51,7 +53,7 @@ def fv_select_kv_run(request: pytest.FixtureRequest) -> Measured:
         path = collector.path
         folder = path.parent if is_finished(path) else _made(path, folder_of(options_of(request), path))
         collector.context["folder"] = options_of(request).shown(folder)
-        measured = collector.stash[_RUN_KEY] = Measured.of(folder)
+        measured = collector.stash[_RUN_KEY] = measured_of(folder)
     return measured
 
 
@@ -62,9 +64,9 @@ def _made(config: Path, root: Path) -> Path:
     from fvcore.experiments.select_kv.config import SelectKVConfig
     from fvcore.experiments.select_kv.run import run_phase2
 
-    asked = resolve(SelectKVConfig, {}, config)
+    settings = resolve(SelectKVConfig, {}, config).resolve().changed({"runtime.output_root": str(root)})
     try:
-        result = run_phase2(asked.resolve(), run_id="run", overwrite=True)
+        result = run_phase2(settings, run_id=RUN, overwrite=True)
     except StepError as error:
         raise StageError(str(error)) from error
     return result.folder
