@@ -10,17 +10,19 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from fvcore.experiments.select_kv.compute import Chosen
 from fvcore.experiments.select_kv.metrics import is_hit, kl, p99, rel_kl
 from fvcore.experiments.select_kv.points import mean, share
-from fvcore.experiments.select_kv.reading import Read, Reader
 from fvcore.experiments.select_kv.selection import recent, select
 from fvcore.fast.chunks import Advance, silent
 
 if TYPE_CHECKING:
+    from fvcore.experiments.select_kv.bench import Bench
     from fvcore.experiments.select_kv.config import Phase2
     from fvcore.experiments.select_kv.data import OffSample, OnSample
     from fvcore.experiments.select_kv.prefix import Prefix
-    from fvcore.experiments.select_kv.runtime import Runtime
 
 WHOLE = 0
 """The budget that is the whole demo, however long."""
@@ -50,26 +52,25 @@ class _Gathered:
 
 
 def curve(
-    settings: Phase2,
-    runtime: Runtime,
+    bench: Bench,
     samples: Sequence[OnSample],
     off: Sequence[OffSample] = (),
     advance: Advance = silent,
 ) -> dict[str, Any]:
     """Points of every method over the budgets; each state is asked its own query and one OFF prompt of another group."""
-    reader, asked = Reader(settings, runtime), budgets(min(len(sample.demo.ids) for sample in samples))
-    tried = {budget: _with_budget(settings, budget) for budget in asked if budget != WHOLE}
+    asked = budgets(min(len(sample.demo.ids) for sample in samples))
+    tried = {budget: _with_budget(bench.settings, budget) for budget in asked if budget != WHOLE}
     found = {(method, budget): _Gathered() for method in METHODS for budget in asked}
     for at, sample in enumerate(samples):
-        read = reader.read(sample)
-        kept = dict(_kept(tried, read))
-        prefixes = [reader.prefix(read, indices, len(indices)) for indices in kept.values()]
+        chosen, ids = Chosen.of(bench, sample), sample.demo.ids
+        kept = dict(_kept(tried, sample, chosen.scores))
+        built = [bench.builder.build(chosen.demo, ids, some, prefix_len=len(some)) for some in kept.values()]
         # The whole demo is the same state whatever chose it.
-        whole = reader.builder.full(read.cache, sample.demo.ids)
-        _gather(found, [*kept], [*map(len, kept.values()), len(sample.demo.ids)], read, [*prefixes, whole], runtime)
+        prefixes = [*built, bench.builder.full(chosen.demo, ids)]
+        _gather(found, [*kept], bench, sample, chosen.cached, prefixes)
         others = [one for one in off if not one.group or one.group != sample.group]
         if others:
-            _disturb(found, [*kept], others[at % len(others)], reader, [*prefixes, whole])
+            _disturb(found, [*kept], bench, others[at % len(others)], prefixes)
         advance(0, 1)
     groups = [sample.group for sample in samples]
     methods = {method: [found[method, budget].point(budget, groups) for budget in asked] for method in METHODS}
@@ -79,13 +80,15 @@ def curve(
 Key = tuple[str, int]
 
 
-def _kept(tried: Mapping[int, Phase2], read: Read) -> Iterator[tuple[Key, tuple[int, ...]]]:
+def _kept(tried: Mapping[int, Phase2], sample: OnSample, scores: Tensor) -> Iterator[tuple[Key, tuple[int, ...]]]:
     """(method, budget) -> the tokens that it keeps."""
-    demo, index = read.sample.demo, read.sample.index
     for budget, settings in tried.items():
         for method in METHODS[:-1]:
-            yield (method, budget), select(settings, demo, read.scores, trial=0, index=index, mode=method).indices
-        yield ("recent", budget), recent(demo, budget).indices
+            yield (
+                (method, budget),
+                select(settings, sample.demo, scores, trial=0, index=sample.index, mode=method).indices,
+            )
+        yield ("recent", budget), recent(sample.demo, budget).indices
 
 
 def _with_budget(settings: Phase2, budget: int) -> Phase2:
@@ -103,23 +106,22 @@ def _rows(keys: Sequence[Key]) -> list[tuple[Key, int]]:
 def _gather(
     found: Mapping[Key, _Gathered],
     keys: Sequence[Key],
-    sizes: Sequence[int],
-    read: Read,
+    bench: Bench,
+    sample: OnSample,
+    teacher: Tensor,
     prefixes: Sequence[Prefix],
-    runtime: Runtime,
 ) -> None:
-    logits = runtime.next_logits_of_prefixes(read.query, prefixes)
-    far = rel_kl(logits, read.teacher, read.base).tolist()
+    logits = bench.runtime.next_logits_of_prefixes(sample.query_ids, prefixes)
+    far = rel_kl(logits, teacher, bench.base(sample.query_ids)).tolist()
     for key, at in _rows(keys):
-        found[key].kept.append(sizes[at])
-        found[key].hits.append(is_hit(logits[at], read.sample.answer_ids))
+        found[key].kept.append(len(prefixes[at].selected))
+        found[key].hits.append(is_hit(logits[at], sample.answer_ids))
         found[key].rel.append(far[at])
 
 
 def _disturb(
-    found: Mapping[Key, _Gathered], keys: Sequence[Key], prompt: OffSample, reader: Reader, prefixes: Sequence[Prefix]
+    found: Mapping[Key, _Gathered], keys: Sequence[Key], bench: Bench, prompt: OffSample, prefixes: Sequence[Prefix]
 ) -> None:
-    (base,) = reader.runtime.next_logits([[*reader.sink, *prompt.ids]])
-    moved = kl(reader.runtime.next_logits_of_prefixes(prompt.ids, prefixes), base).tolist()
+    moved = kl(bench.runtime.next_logits_of_prefixes(prompt.ids, prefixes), bench.base(prompt.ids)).tolist()
     for key, at in _rows(keys):
         found[key].off.append(moved[at])

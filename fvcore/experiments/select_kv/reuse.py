@@ -5,31 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fvcore.experiments.select_kv.compute import Chosen
 from fvcore.experiments.select_kv.metrics import is_hit
 from fvcore.experiments.select_kv.points import share
-from fvcore.experiments.select_kv.reading import Reader
 from fvcore.fast.chunks import Advance, silent
 
 if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.config import Phase2
+    from fvcore.experiments.select_kv.bench import Bench
     from fvcore.experiments.select_kv.data import OnSample
-    from fvcore.experiments.select_kv.runtime import Runtime
 
 
-def curve(settings: Phase2, runtime: Runtime, samples: Sequence[OnSample], advance: Advance = silent) -> dict[str, Any]:
+def curve(bench: Bench, samples: Sequence[OnSample], advance: Advance = silent) -> dict[str, Any]:
     """Accuracy on the query that chose the state, on others, and on the same others without a state; {} without others.
 
     An answer that the state's own demo shows is left out: it could be copied.
     """
-    reader = Reader(settings, runtime)
     own, other, base, own_groups, groups = list[bool](), list[bool](), list[bool](), list[str](), list[str]()
     for sample in samples:
         others = [one for one in samples if _is_other(sample, one)]
         if others:
-            read = reader.read(sample)
-            prefix = reader.prefix(read, reader.chosen(read).indices)
-            mine, *theirs = runtime.next_logits([sample.query_ids, *(one.query_ids for one in others)], prefix)
-            bare = runtime.next_logits([[*reader.sink, *one.query_ids] for one in others])
+            chosen = Chosen.of(bench, sample)
+            prefix = bench.kept(sample, chosen.demo, chosen.selection.indices)
+            mine, *theirs = bench.runtime.next_logits([sample.query_ids, *(one.query_ids for one in others)], prefix)
+            bare = bench.runtime.next_logits([bench.base_ids(one.query_ids) for one in others])
             own.append(is_hit(mine, sample.answer_ids))
             other += [is_hit(logits, one.answer_ids) for logits, one in zip(theirs, others, strict=True)]
             base += [is_hit(logits, one.answer_ids) for logits, one in zip(bare, others, strict=True)]

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from fvcore.artifacts import tensor_leaf
-from fvcore.experiments.select_kv.data import OnSample, sink_ids
+from fvcore.experiments.select_kv.data import OnSample
 from fvcore.experiments.select_kv.metrics import is_hit
 from fvcore.experiments.select_kv.points import share
 from fvcore.injection import inject_logits
@@ -16,9 +16,8 @@ from fvcore.pipeline import Settings, run
 from fvcore.trials.fixed import FixedTrials, Meta, TrialRecord, TrialsFile, WordPair, labelled, prompt_data
 
 if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.config import Phase2
+    from fvcore.experiments.select_kv.bench import Bench
     from fvcore.experiments.select_kv.data import Demo
-    from fvcore.experiments.select_kv.runtime import Runtime
     from fvcore.model.model import LanguageModel
 
 TOP_HEADS = 10
@@ -26,20 +25,20 @@ LEAST = 2
 """Samples of a group from which a vector is taken: of one trial, the mean activation is the activation."""
 
 
-def vector_curve(settings: Phase2, runtime: Runtime, samples: Sequence[OnSample]) -> dict[str, Any]:
+def vector_curve(bench: Bench, samples: Sequence[OnSample]) -> dict[str, Any]:
     """Accuracy of the bare query without a vector, and with the one of its group behind each layer; the heads by layer.
 
     Empty where there is no vector to speak of: episodes that share no relation, another template, a model of no stations.
     """
-    lm: LanguageModel | None = getattr(runtime, "lm", None)
+    lm: LanguageModel | None = getattr(bench.runtime, "lm", None)
     groups = {name: list(some) for name, some in groupby(sorted(samples, key=_group), key=_group) if name}
-    made = {name: trials_of(settings, runtime, some) for name, some in groups.items() if len(some) >= LEAST}
+    made = {name: trials_of(some, bench.settings.seed) for name, some in groups.items() if len(some) >= LEAST}
     if lm is None or not made or None in made.values():
         return {}
     hits, heads, names = list[list[bool]](), Counter[int](), list[str]()
     for name, trials in made.items():
         assert trials is not None
-        rows, layers = _of_group(settings, runtime, lm, groups[name], trials)
+        rows, layers = _of_group(bench, lm, groups[name], trials)
         hits += rows
         heads.update(layers)
         names += [name] * len(rows)
@@ -49,13 +48,12 @@ def vector_curve(settings: Phase2, runtime: Runtime, samples: Sequence[OnSample]
 
 
 def _of_group(
-    settings: Phase2, runtime: Runtime, lm: LanguageModel, samples: Sequence[OnSample], trials: FixedTrials
+    bench: Bench, lm: LanguageModel, samples: Sequence[OnSample], trials: FixedTrials
 ) -> tuple[list[list[bool]], list[int]]:
     """Of each sample whether it is answered without and behind each layer; and the layers of the vector's heads."""
     stations = run(lm, trials, Settings(edit_layer=0, n_top_heads=_n_heads(lm)), injected=False)
     vector = tensor_leaf(stations["fv_vector"], "function_vector")
-    sink = sink_ids(settings, runtime.tokenizer)
-    logits = inject_logits(lm, [[*sink, *one.query_ids] for one in samples], [vector], range(lm.n_layers))
+    logits = inject_logits(lm, [bench.base_ids(one.query_ids) for one in samples], [vector], range(lm.n_layers))
     hits = [[is_hit(arm, one.answer_ids) for arm in arms] for one, arms in zip(samples, logits.float(), strict=True)]
     heads: Any = stations["top_heads"]["heads"]
     return hits, [int(layer) for layer, _ in heads]
@@ -69,22 +67,22 @@ def _group(sample: OnSample) -> str:
     return sample.group
 
 
-def trials_of(settings: Phase2, runtime: Runtime, samples: Sequence[OnSample]) -> FixedTrials | None:
-    """Samples of one relation as fixed trials, labels shuffled by the run's seed; None where their text is no trial's."""
+def trials_of(samples: Sequence[OnSample], seed: int) -> FixedTrials | None:
+    """Samples of one relation as fixed trials, labels shuffled; None where their text is no trial's."""
     import numpy as np
 
     meta = Meta(n_trials=len(samples), n_shots=len(pairs_of(samples[0].demo)))
     records = []
     for idx, sample in enumerate(samples):
-        rng = np.random.default_rng(np.random.SeedSequence([settings.seed, 4, sample.index]))
-        record = _record(idx, sample, meta, rng.permutation(meta.n_shots).tolist(), runtime)
+        rng = np.random.default_rng(np.random.SeedSequence([seed, 4, sample.index]))
+        record = _record(idx, sample, meta, rng.permutation(meta.n_shots).tolist())
         if record is None:
             return None
         records.append(record)
     return FixedTrials(samples[0].group, "", TrialsFile(meta=meta, trials=records))
 
 
-def _record(idx: int, sample: OnSample, meta: Meta, order: Sequence[int], runtime: Runtime) -> TrialRecord | None:
+def _record(idx: int, sample: OnSample, meta: Meta, order: Sequence[int]) -> TrialRecord | None:
     demos = pairs_of(sample.demo)
     if len(demos) != meta.n_shots:
         return None
