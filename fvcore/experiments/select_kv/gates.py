@@ -21,6 +21,9 @@ ADVISORY = "advisory_select_mode"
 ROUNDING = 1e-12
 """Accuracies are sums of shares: the last digits of a difference decide nothing."""
 
+REL_KL_EPS = 1e-6
+"""Nats that keep a ratio to KL(base || teacher) finite where the base already says what the teacher says."""
+
 GateName: TypeAlias = Literal["A", "B", "final"]
 
 

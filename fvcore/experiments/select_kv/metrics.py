@@ -9,10 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from fvcore.experiments.select_kv.gates import REL_KL_EPS
 from fvcore.experiments.statistics import percentile
-
-REL_KL_EPS = 1e-6
-"""Keeps the ratio finite where the base already says what the teacher says."""
 
 TokenShare: TypeAlias = "tuple[int, float]"
 
