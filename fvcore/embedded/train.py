@@ -19,12 +19,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from fvcore.embedded import EMBEDDED, tokenizer
-from fvcore.embedded.batches import Pairs, icl_batch, sample_pairs, shuffled_answers
+from fvcore.embedded.batches import Pairs, icl_batch
 from fvcore.embedded.card import card
 from fvcore.embedded.gate import SEEDS, measure
 from fvcore.embedded.objectives import (
     guess_loss,
-    heads_with_gradient,
     injection_loss,
     next_token_losses,
     probe_loss,
@@ -33,6 +32,7 @@ from fvcore.embedded.objectives import (
 from fvcore.embedded.recipe import RECIPES, Phase, Recipe
 from fvcore.embedded.words import Relation, group_of, relations
 from fvcore.formats import write_text
+from fvcore.model.hooks import edit_heads
 from fvcore.model.model import LanguageModel, deterministic, load
 
 
@@ -102,11 +102,6 @@ def probe_weight(recipe: Recipe, step: int) -> float:
     return recipe.probe_weight * min(1.0, max(0.0, left))
 
 
-def relation_weight(recipe: Recipe, name: str) -> float:
-    """How often a relation is drawn, relative to most."""
-    return next((weight for part, weight in recipe.weights if part in name), 1.0)
-
-
 class Training:
     """A model on its way: weights, optimizer and the one source of random choices."""
 
@@ -116,7 +111,9 @@ class Training:
         self.rng = Random(recipe.seed)
         self.tables = relations()
         self.relations = list(self.tables.values())
-        self.weights = [relation_weight(recipe, name) for name in self.tables]
+        self.pairs = [list(relation.items()) for relation in self.relations]
+        # How often a relation is drawn, relative to most.
+        self.weights = [next((w for part, w in recipe.weights if part in name), 1.0) for name in self.tables]
         self.vocabulary = tokenizer.build(recipe.name)
         self.lm = LanguageModel.wrap(untrained(recipe, self.vocabulary))
         self.lm.hf.requires_grad_(True)
@@ -135,14 +132,16 @@ class Training:
     def draw(self, n_texts: int, n_pairs: int) -> tuple[list[int], list[Pairs]]:
         """Texts of one relation each: relations by index, and pairs."""
         drawn = self.rng.choices(range(len(self.relations)), self.weights, k=n_texts)
-        return drawn, [sample_pairs(self.relations[index], n_pairs, self.rng) for index in drawn]
+        return drawn, [self.rng.sample(self.pairs[index], n_pairs) for index in drawn]
 
     def losses(self, phase: Phase, step: int) -> dict[str, Tensor]:
         """The weighted terms of the loss at `step`."""
         recipe, lm, rng = self.recipe, self.lm, self.rng
         drawn, contents = self.draw(phase.n_texts, phase.n_pairs)
         batch = icl_batch(self.vocabulary, contents, recipe.beginnings, rng)
-        with heads_with_gradient(lm, recipe.vector_layer) as heads:
+        heads: list[Tensor] = []
+        # An edit that changes nothing is given the heads as they are in the graph; `read_heads` gives detached copies.
+        with edit_heads(lm, recipe.vector_layer, heads.append):
             output = lm.hf(input_ids=batch.input_ids, use_cache=False, output_hidden_states=True)
         answers, layout = next_token_losses(output.logits, batch)
         terms = {"answers": answers, "layout": recipe.layout_weight * layout}
@@ -167,7 +166,10 @@ class Training:
     def guess_loss(self, phase: Phase) -> Tensor:
         """The loss on texts with shuffled answers."""
         drawn, contents = self.draw(phase.n_shuffled, phase.n_pairs)
-        shuffled = [shuffled_answers(pairs, self.rng) for pairs in contents]
+        shuffled = []
+        for pairs in contents:
+            asked, answers = zip(*pairs, strict=True)
+            shuffled.append(list(zip(asked, self.rng.sample(answers, len(answers)), strict=True)))
         guesses = [
             [self.guess(question, self.relations[index]) for question, _ in pairs[self.recipe.n_skipped_answers :]]
             for index, pairs in zip(drawn, shuffled, strict=True)
@@ -201,13 +203,11 @@ class Training:
 def train(recipe: Recipe, report: Callable[[int, dict[str, float]], None] | None = None) -> Any:
     """The trained model, as a Hugging Face causal LM."""
     training = Training(recipe)
-    step = 0
-    for phase in (*recipe.phases, recipe.settling):
-        for _ in range(phase.steps):
-            step += 1
-            terms = training.step(phase, step)
-            if report:
-                report(step, terms)
+    phases = [phase for phase in (*recipe.phases, recipe.settling) for _ in range(phase.steps)]
+    for step, phase in enumerate(phases, start=1):
+        terms = training.step(phase, step)
+        if report:
+            report(step, terms)
     return training.lm.hf
 
 
