@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fvcore import exits
 from fvcore.model.spec import ALIASES, MODEL_SPECS, ModelError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Model specs: list them, audit a model, smoke-test its paths.")
 console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
 
 FOLDERS = {"own": Path("reports", "model_spec_audit"), "plan": Path("artifacts", "model_spec_audit")}
 
@@ -93,7 +93,7 @@ def spec_smoke(
         bos, smoke = audit.bos_audit(lm.tokenizer, lm.spec, model), audit.resolver_smoke(lm, model, negative)
     _write(_folder(out, layout), bos, smoke)
     if not smoke.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(exits.FAILED)
 
 
 @app.command(
@@ -104,8 +104,8 @@ def spec_smoke(
 )
 def spec_parity() -> None:
     """Reduced parity is a run of the harness, which the library does not know."""
-    errors.print("fvcore spec: parity is the harness's: run `fvparity spec parity` with the same words", soft_wrap=True)
-    raise typer.Exit(2)
+    typer.echo("fvcore spec: parity is the harness's: run `fvparity spec parity` with the same words", err=True)
+    raise typer.Exit(exits.USAGE)
 
 
 def _folder(out: Path | None, layout: str) -> Path:
@@ -134,7 +134,7 @@ def _write(folder: Path, bos: dict[str, Any], smoke: ResolverSmoke, facts: dict[
     if facts is not None:
         _print("model", facts)
     for file in files:
-        console.print(f"wrote {file}", soft_wrap=True, markup=False)
+        typer.echo(f"wrote {file}")
 
 
 def _print(title: str, facts: dict[str, Any]) -> None:

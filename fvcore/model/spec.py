@@ -15,11 +15,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field
 
+from fvcore.exits import Expected
 from fvcore.formats import read_yaml
 from fvcore.profile import Strict
 
 
-class ModelError(Exception):
+class ModelError(Expected):
     """A model or tokenizer cannot be loaded, or has no part where its spec says."""
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fvcore.experiments import exits
+from fvcore import exits
 from fvcore.formats import FormatError
 from pytest_fvparity.milestones.setup import Setup
 

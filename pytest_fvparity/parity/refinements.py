@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -10,8 +10,6 @@ from fvcore.gates import Finding, Verdict, merge
 from pytest_fvparity.parity.ties import may_swap, tied_heads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from torch import Tensor
 
     from fvcore.artifacts import Artifact
@@ -76,29 +74,19 @@ def _doubled_bos(expected: Artifact, actual: Artifact) -> list[Finding]:
 
 def _named_slots(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """A slot's number says little: its label joins the coordinate."""
-    labels = dict(cast("list[list[Any]]", run.expected("slot_map")["dummy_labels"]))
+    labels = cast("list[list[Any]]", run.expected("slot_map")["dummy_labels"])
+    return _named(verdict, "slot", {slot: {"slot_label": label} for slot, label in labels})
+
+
+def _named(verdict: Verdict, axis: str, names: Mapping[Any, Mapping[str, int | str]]) -> Verdict:
+    """What a place along an axis is known by joins the coordinate; a label stands beside the number."""
 
     def named(finding: Finding) -> Finding:
-        slot = finding.coordinate.get("slot")
-        if slot is None or slot not in labels:
-            return finding
-        where = finding.where.replace(f"slot {slot}", f"slot {slot} ({labels[slot]})")
-        return replace(finding, where=where, coordinate={**finding.coordinate, "slot_label": labels[slot]})
-
-    return replace(verdict, findings=tuple(map(named, verdict.findings)))
-
-
-def _named_trials(run: ParityRun, verdict: Verdict) -> Verdict:
-    """A row of the CIE tensor is a trial: its key joins the coordinate."""
-    from fvcore.pipeline import trial_keys
-
-    keys = trial_keys(run.expected("prompt_boundary"))
-
-    def named(finding: Finding) -> Finding:
-        row = finding.coordinate.get("trial")
-        if not isinstance(row, int) or row >= len(keys):
-            return finding
-        return replace(finding, coordinate={**finding.coordinate, **_trial(keys[row])})
+        at = finding.coordinate.get(axis)
+        known = names.get(at, {})
+        label = f" ({known['slot_label']})" if "slot_label" in known else ""
+        where = finding.where.replace(f"{axis} {at}", f"{axis} {at}{label}")
+        return replace(finding, where=where, coordinate={**finding.coordinate, **known})
 
     return replace(verdict, findings=tuple(map(named, verdict.findings)))
 
@@ -111,7 +99,10 @@ def _trial(key: str) -> dict[str, int | str]:
 def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """Heads in another order are a tie if the golden's own effects leave the order open, and a fault otherwise."""
     from fvcore.compare import compare
+    from fvcore.pipeline import trial_keys
 
+    # A row of the CIE tensor is a trial.
+    verdict = _named(verdict, "trial", dict(enumerate(map(_trial, trial_keys(run.expected("prompt_boundary"))))))
     details = {
         **verdict.details,
         "aie_expected": _rows(expected, "aie", 2),
@@ -120,7 +111,7 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
         "heads_actual": _pairs(actual),
         "scores_actual": _rows(actual, "scores", 1),
     }
-    verdict = replace(_named_trials(run, verdict), details=details)
+    verdict = replace(verdict, details=details)
     at_heads = [f for f in verdict.findings if f.where.startswith("heads[")]
     if not at_heads or not _are_tied(run, expected, actual):
         return verdict
@@ -317,7 +308,8 @@ def _not_its_logits(key: str, actual: Artifact) -> list[Finding]:
 def _trial_row(key: str, expected: Artifact, actual: Artifact) -> dict[str, Any]:
     row: dict[str, Any] = {**_trial(key), "target_id": expected.get(f"{key}/target_id")}
     for name in ("base", "with", "delta"):
-        src, fv = (_float(side.get(f"{key}/{name}_logprob")) for side in (expected, actual))
+        pair = [side.get(f"{key}/{name}_logprob") for side in (expected, actual)]
+        src, fv = (float(value) if isinstance(value, int | float) else None for value in pair)
         row[f"{name}_logprob_src"], row[f"{name}_logprob_fv"] = src, fv
         row[f"{name}_logprob_abs_diff"] = None if src is None or fv is None else abs(src - fv)
     for name in ("base", "with"):
@@ -341,10 +333,6 @@ def _pairs(artifact: Mapping[str, Any]) -> list[list[int]] | None:
     heads = artifact.get("heads")
     fit = isinstance(heads, list) and all(isinstance(h, list) and [type(i) for i in h] == [int, int] for h in heads)
     return cast("list[list[int]]", heads) if fit else None
-
-
-def _float(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
 
 
 REFINEMENTS: dict[str, Callable[[ParityRun, Verdict, Artifact, Artifact], Verdict]] = {

@@ -179,8 +179,10 @@ def test_generation_that_samples_is_made_greedy() -> None:
 def test_a_function_is_replaced_in_every_module_that_holds_it(tmp_path: Path) -> None:
     with checkout_at(plant(tmp_path)) as src:
         holders = {module.__name__ for module in src.modules if hasattr(module, "get_answer_id")}
-        src.wrap("get_answer_id", lambda _: len)
-        replaced = {module.__name__ for module in src.modules if getattr(module, "get_answer_id", None) is len}
+        original = src.get_answer_id
+        src.wrap("get_answer_id", lambda given, *_: given)
+        answers = {module.__name__: module.get_answer_id("a") for module in src.modules if module.__name__ in holders}
+        replaced = {name for name, answer in answers.items() if answer is original}
 
     assert replaced == holders == {"utils.eval_utils", "utils.extract_utils", "compute_indirect_effect"}
 
