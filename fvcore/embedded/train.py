@@ -42,38 +42,20 @@ def untrained(recipe: Recipe, vocabulary: Tokenizer) -> Any:
 
     bos, eos = map(vocabulary.token_to_id, tokenizer.SPECIALS[recipe.name])
     common = {
+        "hidden_size": recipe.d_model,
+        "num_hidden_layers": recipe.n_layers,
+        "num_attention_heads": recipe.n_heads,
+        "max_position_embeddings": recipe.n_positions,
         "vocab_size": vocabulary.get_vocab_size(),
         "initializer_range": recipe.initializer_range,
         "bos_token_id": bos,
         "eos_token_id": eos,
     }
     if recipe.name == "tiny-llama":
-        return LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=recipe.d_model,
-                intermediate_size=recipe.d_mlp,
-                num_hidden_layers=recipe.n_layers,
-                num_attention_heads=recipe.n_heads,
-                num_key_value_heads=recipe.n_kv_heads,
-                max_position_embeddings=recipe.n_positions,
-                rms_norm_eps=1e-5,
-                tie_word_embeddings=True,
-                **common,
-            )
-        )
-    hf = GPT2LMHeadModel(
-        GPT2Config(
-            n_embd=recipe.d_model,
-            n_inner=recipe.d_mlp,
-            n_layer=recipe.n_layers,
-            n_head=recipe.n_heads,
-            n_positions=recipe.n_positions,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            **common,
-        )
-    )
+        llama = {"num_key_value_heads": recipe.n_kv_heads, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+        return LlamaForCausalLM(LlamaConfig(intermediate_size=recipe.d_mlp, **llama, **common))
+    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    hf = GPT2LMHeadModel(GPT2Config(n_inner=recipe.d_mlp, **no_dropout, **common))
     with torch.no_grad():
         hf.transformer.wpe.weight.copy_(recipe.position_scale * sinusoids(recipe.n_positions, recipe.d_model))
     return hf
