@@ -178,8 +178,6 @@ class Setup:
             given = getattr(self.lock.defaults if golden is None else golden.profile.identity, name)
         return int(given)
 
-    # ------------------------------------------------------------ goldens
-
     def find_golden(self) -> Golden | None:
         """The golden of these trials: M1's own, else another."""
         from pytest_fvparity.golden.golden import Golden, NoGolden, locate, relative_path, search_roots
@@ -197,8 +195,6 @@ class Setup:
                 f"there is no golden of {self.fixed.id}: run M1 with --fv-src PATH, a checkout of the reference"
             )
         return golden
-
-    # ------------------------------------------------------------ pytest
 
     def parity(self, report_dir: Path, options: Sequence[str], keys: Sequence[str] = CHECK_KEYS) -> Report:
         """Run the checks of some keys in a pytest of its own, from the current folder, and return its report.
