@@ -28,9 +28,8 @@ def _unnamed(report: Report) -> list[str]:
         return []
     if found is None:
         return [f"{report.overall_status}, and no divergence is named: {report.headline}"]
-    lacking = [
-        name for name, value in (("file", found.artifact), ("reproduce command", report.repro_command)) if not value
-    ]
+    needed = {"file": found.artifact, "reproduce command": report.repro_command}
+    lacking = [name for name, value in needed.items() if not value]
     return [f"the divergence at {found.check_key} has no {' and no '.join(lacking)}"]
 
 
