@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fvcore.experiments import exits
+from fvcore import exits
 from fvcore.formats import FormatError, read_json, write_text
 from fvcore.gates import StageError
 from fvcore.model.spec import ModelError

@@ -203,11 +203,7 @@ def settings_of(options: ParityOptions, defaults: Mapping[str, int] = RECORDING_
     """The options, then `defaults`: of a recording the plan's."""
     from fvcore.pipeline import Settings
 
-    given = {
-        "edit_layer": options.edit_layer,
-        "n_top_heads": options.top_heads,
-        "token_class_idx": options.token_class,
-    }
+    given = {"edit_layer": options.edit_layer, "n_top_heads": options.top_heads, "token_class_idx": options.token_class}
     chosen = {**defaults, **{name: value for name, value in given.items() if value is not None}}
     memory = None if options.max_memory is None else int(options.max_memory * 2**30)
     return Settings(**chosen, reference_profile=options.reference_profile, engine=options.engine, max_memory=memory)

@@ -8,44 +8,14 @@
 The three paths are needed; the rest of ModelSpec's fields may stand beside them, and nothing else.
 """
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import ValidationError
 
 from fvcore.formats import FormatError, read_yaml, sentence
-from fvcore.model.spec import ModelError, ModelSpec, known, spec_named
-from fvcore.profile import Strict
+from fvcore.model.spec import ModelError, ModelSpec, SpecFile, known, spec_named
 
 SUFFIXES = (".yaml", ".yml")
-
-
-def _names(path: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", path):
-        raise ValueError("expected names joined by dots")
-    return path
-
-
-Dotted = Annotated[str, AfterValidator(_names)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class SpecFile(Strict):
-    """What a spec file may say."""
-
-    name: str = ""
-    blocks_path: Dotted
-    attn_path_in_block: Dotted
-    out_proj_path_in_attn: Dotted
-    prepend_bos: bool | None = None
-    n_layers: Count | None = None
-    n_heads: Count | None = None
-    head_dim: Count | None = None
-    hidden_size: Count | None = None
-    dtype: Literal["fp32", "fp16", "bf16"] | None = None
-    device_map: str | dict[str, int | str] | None = None
-    quantization: Literal["none", "8bit", "4bit"] | None = None
 
 
 def read(path: Path) -> ModelSpec:
@@ -54,11 +24,11 @@ def read(path: Path) -> ModelSpec:
     if not isinstance(value, dict):
         raise FormatError(f"{path}: expected a mapping of a ModelSpec's fields, found {type(value).__name__}")
     try:
-        fields: dict[str, Any] = SpecFile.model_validate(value).model_dump()
+        fields = SpecFile.model_validate(value).model_dump()
     except ValidationError as error:
         wrong = sentence(error, most=len(error.errors()))
         raise FormatError(f"{path}: no ModelSpec: {wrong}. Fields: {', '.join(SpecFile.model_fields)}") from None
-    return ModelSpec(**{**fields, "name": fields["name"] or path.stem, "found_by": f"file {path.name}"})
+    return ModelSpec(**fields | {"name": fields["name"] or path.stem, "found_by": f"file {path.name}"})
 
 
 def spec_of(name: str | ModelSpec) -> ModelSpec:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fvcore.experiments import exits
+from fvcore import exits
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fvcore.experiments import exits
+from fvcore import exits
 from fvcore.formats import FormatError
 from pytest_fvparity.golden.commands import console, say
 from pytest_fvparity.milestones.setup import Setup

@@ -224,7 +224,7 @@ def test_a_file_is_a_spec(tmp_path: Path) -> None:
     spec = spec_files.spec_of(str(spec_file(tmp_path, prepend_bos="true", n_layers=2, device_map="auto")))
 
     assert spec == ModelSpec(
-        "mine", *PATHS.values(), prepend_bos=True, n_layers=2, device_map="auto", found_by="file mine.yaml"
+        name="mine", **PATHS, prepend_bos=True, n_layers=2, device_map="auto", found_by="file mine.yaml"
     )
     assert LanguageModel.wrap(random_model("llama", 20), spec=spec).spec is spec
 
@@ -327,7 +327,7 @@ def test_a_spec_that_contradicts_the_tokenizer_about_bos_is_refused(tmp_path: Pa
 
 def test_what_is_not_asked_is_the_specs_then_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "find_spec", lambda name: object())
-    spec = ModelSpec("mine", *PATHS.values(), dtype="bf16", device_map="auto")
+    spec = ModelSpec(name="mine", **PATHS, dtype="bf16", device_map="auto")
 
     assert Placement.of(None, None, None, None, None) == Placement("fp32", "cpu", None, "none")
     assert Placement.of(spec, None, None, None, None) == Placement("bf16", "cpu", "auto", "none")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fvcore.embedded.random_models import random_lm, trials_for
-from fvcore.model.spec import MODEL_SPECS, ModelSpec
+from fvcore.model.spec import MODEL_SPECS
 from fvcore.profile import REFERENCE_PROFILES
 from fvcore.trials import FixedTrials
 from pytest_fvparity.reference import driver
@@ -373,7 +373,7 @@ def test_heads_that_do_not_fill_the_hidden_state_are_refused(tmp_path: Path) -> 
 def test_a_family_the_reference_does_not_know_is_refused(
     llama: LanguageModel, fixed: FixedTrials, tmp_path: Path
 ) -> None:
-    unknown = replace(llama, spec=ModelSpec("new_family", "model.layers", "self_attn", "o_proj"))
+    unknown = replace(llama, spec=llama.spec.changed(name="new_family"))
 
     with pytest.raises(RecordingError, match="the reference has no branch for 'new_family'; known: gpt2, "):
         reference.run(plant(tmp_path), unknown, fixed, SRC)

@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fvcore.experiments.config import add_command
 from fvcore.experiments.evaluation.config import EvaluationConfig
 
 if TYPE_CHECKING:
@@ -18,11 +17,6 @@ if TYPE_CHECKING:
     from fvcore.experiments.evaluation.report import Evaluation, Result
 
 console = Console(highlight=False)
-
-
-def register(app: typer.Typer) -> None:
-    """Give the command line its `eval`."""
-    add_command(app, "eval", EvaluationConfig, evaluate)
 
 
 def evaluate(config: EvaluationConfig) -> None:
@@ -36,7 +30,7 @@ def evaluate(config: EvaluationConfig) -> None:
     folder = config.out or Path("results", "eval", f"{found.task.name}_{model_tag(lm.name)}")
     written = [*report.write(found, folder), *report.draw(found, folder)]
     _show(found)
-    console.print(f"wrote {', '.join(path.name for path in written)} to {folder}", soft_wrap=True, markup=False)
+    typer.echo(f"wrote {', '.join(path.name for path in written)} to {folder}")
 
 
 def _show(found: Evaluation) -> None:
@@ -47,7 +41,7 @@ def _show(found: Evaluation) -> None:
         console.print(_table(port.template, [port.baseline, *port.with_vectors]))
     for vector, way in dict.fromkeys((row.vector, row.way) for row in found.tokens):
         texts = [repr(row.text) for row in found.tokens if (row.vector, row.way) == (vector, way)]
-        console.print(f"{vector}, {way}: {' '.join(texts)}", soft_wrap=True, markup=False)
+        typer.echo(f"{vector}, {way}: {' '.join(texts)}")
 
 
 def _table(name: str, results: Sequence[Result]) -> Table:

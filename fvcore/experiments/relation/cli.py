@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from fvcore.experiments import exits
+from fvcore import exits
 from fvcore.experiments.config import ConfigError, add_command, experiment
 from fvcore.experiments.relation.config import RelationConfig
 from fvcore.experiments.steps.settings import STEP_COMMANDS, chosen_steps
