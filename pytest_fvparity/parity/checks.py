@@ -47,7 +47,6 @@ AXES: dict[str, tuple[str, ...]] = {
     "with_logits": ("token_id",),
 }
 
-
 PROVES_NOTHING = "the tolerance is as large as the golden's own values, so that zeros would pass"
 
 

@@ -43,7 +43,6 @@ TRIAL_COLUMNS = (
     *(f"{WAYS[name]}_{LOGITS}" for name in ("base", "with")),
 )
 
-
 Comparisons = Mapping[tuple[str, str], "Comparison"]
 """(dataset, fixed_trials_id) -> the report beside an earlier one."""
 
