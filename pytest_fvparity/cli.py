@@ -167,8 +167,7 @@ def _read(paths: Sequence[Path]) -> dict[Path, Report]:
 
     found: dict[Path, None] = {}
     for path in paths:
-        inside = sorted(path.rglob(f"{REPORT}.json")) if path.is_dir() else [path]
-        if not inside:
+        if not (inside := sorted(path.rglob(f"{REPORT}.json")) if path.is_dir() else [path]):
             raise Unusable(f"{path}: no {REPORT}.json under this folder")
         found |= dict.fromkeys(inside)
     return {path: read_report(path) for path in found}

@@ -111,8 +111,7 @@ def _with_slices(path: Path, key: str, held: Artifact, pieces: Mapping[str, Slic
 
 def require_comparable(golden: Profile, candidate: Profile) -> None:
     """Refuse, naming the fields, when the two are not the same experiment; StaleGolden when they were once."""
-    different = golden.diff_identity(candidate)
-    if not different:
+    if not (different := golden.diff_identity(candidate)):
         return
     # Of a digest its head is enough to tell two apart.
     shown = {n: [f"{v:.12}..." if n in DIGESTS else repr(v) for v in pair] for n, pair in different.items()}

@@ -77,8 +77,7 @@ def import_results(folder: Path, lm: LanguageModel, trials: FixedTrials, setting
     """
     settings.require_fit(lm)
     require_verified(trials, lm.tokenizer)
-    target = root / relative_path(trials.dataset, trials.id, settings.reference_profile)
-    if target.exists():
+    if (target := root / relative_path(trials.dataset, trials.id, settings.reference_profile)).exists():
         raise LayoutError(f"{target}: there is a golden already; import under another --root, or move it away")
     results = _Results(folder, lm, trials, settings)
     held = results.artifacts()
@@ -153,8 +152,7 @@ class _Results:
         return ours
 
     def _value(self, name: str, reader: Callable[[Path], Any]) -> Any:
-        file = self.folder / name
-        if not file.is_file():
+        if not (file := self.folder / name).is_file():
             raise LayoutError(
                 f"{self.folder}: no {name}; expected results/<dataset>/<fixed_trials_id> of a run on these trials"
             )

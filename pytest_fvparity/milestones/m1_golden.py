@@ -25,6 +25,5 @@ def run(setup: Setup) -> MilestoneOutcome:
     names = ReferenceFiles.of(setup.fixed.dataset)
     files = export(golden.path, setup.layout.results, (names.means, names.labels, names.effect))
     recorded = golden.manifest.reference
-    return MilestoneOutcome(
-        True, f"{how} {golden.path} ({recorded.origin}, commit {recorded.commit[:12]}): {len(files)} files", files
-    )
+    message = f"{how} {golden.path} ({recorded.origin}, commit {recorded.commit[:12]}): {len(files)} files"
+    return MilestoneOutcome(True, message, files)

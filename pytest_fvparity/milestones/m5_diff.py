@@ -40,8 +40,7 @@ def _other_numbers(report: Report, dump: Path) -> list[str]:
     known = {(row["trial_id"], row["trial_idx"]): row for row in read_json(dump)["trials"]}
     found = []
     for row in report.trials:
-        key = (row["trial_id"], row["trial_idx"])
-        if key not in known:
+        if (key := (row["trial_id"], row["trial_idx"])) not in known:
             found.append(f"trial {key} is not in {dump.name}")
         elif known[key]["base_logprob"] != row["base_logprob_src"]:
             found.append(f"trial {key}: the reference's numbers here are not those of {dump.name}: run M3 again")

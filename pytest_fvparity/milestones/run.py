@@ -64,8 +64,7 @@ def _write(setup: Setup, outcomes: Mapping[str, MilestoneOutcome], settings: dic
 
 def _require(setup: Setup, milestone: str, needed: str, settings: Mapping[str, Any]) -> None:
     """Raises NotReady where `needed` did not pass on these settings, or its files changed."""
-    ended = ended_in(setup.layout.state).get(needed)
-    if ended is None:
+    if (ended := ended_in(setup.layout.state).get(needed)) is None:
         raise NotReady(f"{milestone} builds on {needed}, which was not run here: fvparity milestone {needed.lower()}")
     if not ended.passed:
         raise NotReady(f"{milestone} builds on {needed}, which failed ({ended.message}): mend that first")

@@ -122,8 +122,7 @@ class Setup:
 
     @cached_property
     def trials_file(self) -> Path:
-        trials = self.trials or shipped.trials_of(self.model, Path.cwd())
-        if trials is None:
+        if (trials := self.trials or shipped.trials_of(self.model, Path.cwd())) is None:
             raise FormatError(
                 f"{self.model} is no shipped model, so --trials is needed: fvcore trials make --dataset FILE "
                 f"--tokenizer {self.model}"
@@ -189,8 +188,7 @@ class Setup:
             return None
 
     def require_golden(self) -> Golden:
-        golden = self.find_golden()
-        if golden is None:
+        if (golden := self.find_golden()) is None:
             raise Failed(
                 f"there is no golden of {self.fixed.id}: run M1 with --fv-src PATH, a checkout of the reference"
             )

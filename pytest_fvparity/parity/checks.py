@@ -185,8 +185,7 @@ class ParityRun:
     def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
         from fvcore.model.memory import peak_memory
 
-        method = getattr(self.candidate, key, None)
-        if method is None:
+        if (method := getattr(self.candidate, key, None)) is None:
             raise NotProvided(f"the candidate {type(self.candidate).__name__} has no method {key!r}")
         if key == "injection_output" and inputs:
             inputs = [self._limited(inputs[0]), *inputs[1:]]

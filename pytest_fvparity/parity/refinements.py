@@ -294,8 +294,7 @@ def _not_its_logits(key: str, actual: Artifact) -> list[Finding]:
         if type(target) is not int or not 0 <= target < len(logits):
             continue
         own = float(logits.log_softmax(dim=-1)[target])
-        off = abs(own - logprob)
-        if off > OWN_LOGPROB:
+        if (off := abs(own - logprob)) > OWN_LOGPROB:
             message = f"differs by {off:.3g} from that of the candidate's own logits: taken in half precision?"
             found.append(Finding(f"{key}/{name}_logprob", message, own, logprob, _trial(key), off))
     return found

@@ -231,9 +231,8 @@ AGREEING = frozenset({Status.PASS, Status.NOT_HELD})
 def left_out(checks: Sequence[Check]) -> list[str]:
     """What was not compared because the golden does not hold it: keys, and parts of others."""
     parts = [(check.key, w.message) for check in checks for w in check.warnings if w.message.startswith(NOT_COMPARED)]
-    return [check.key for check in checks if check.status == Status.NOT_HELD] + [
-        f"of {key} {message.removeprefix(NOT_COMPARED)}" for key, message in parts
-    ]
+    keys = [check.key for check in checks if check.status == Status.NOT_HELD]
+    return keys + [f"of {key} {message.removeprefix(NOT_COMPARED)}" for key, message in parts]
 
 
 OVERALL = ("FAIL", "NOT_RUN", "PARTIAL", "PASS")
