@@ -286,6 +286,12 @@ def n_layers_on_disk(name: str) -> int:
     return int(text_config(_config_on_disk(name)).num_hidden_layers)
 
 
+def dtype_on_disk(name: str) -> str:
+    """The dtype that a checkpoint says it is of: fp32, fp16 or bf16; fp32 where it does not say."""
+    said = getattr(_config_on_disk(name), "dtype", None)
+    return next((short for short, dtype in DTYPES.items() if dtype == said or str(dtype) == f"torch.{said}"), "fp32")
+
+
 def _config_on_disk(name: str) -> Any:
     from transformers import AutoConfig
 
