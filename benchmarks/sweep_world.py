@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fvcore import embedded, trials
 from fvcore.activations import mean_head_activations
+from fvcore.fast.engines import why_not_fast
 from fvcore.fast.sweep import Case
 from fvcore.model import model as models
 from fvcore.model.model import DTYPES, LanguageModel
@@ -157,6 +158,7 @@ def cases_and_means(lm: LanguageModel, fixed: trials.FixedTrials) -> tuple[list[
     Of a shipped model the means over the clean prompts. Of drawn weights drawn ones: such heads do about the same on all
     prompts, and their means would change little; how long a sweep takes does not depend on it.
     """
+    assert not why_not_fast(lm)  # asked once a model: here, where nothing is timed
     stations = Pipeline(lm, fixed, Settings(edit_layer=0, n_top_heads=1, engine="exact"))
 
     def prompts(regime: str) -> list[tuple[Sequence[int], SlotMap]]:

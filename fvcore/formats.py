@@ -16,6 +16,7 @@ import math
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -168,12 +169,14 @@ def read_json(path: Path, strict: bool = True) -> Any:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; of a key that stands twice, Python would keep the last."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in value if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r:.80} stands twice in one object")
-    return value
+    if (key := twice(key for key, _ in pairs)) is not None:
+        raise ValueError(f"key {key!r:.80} stands twice in one object")
+    return dict(pairs)
+
+
+def twice(values: Iterable[Any]) -> Any:
+    """The first value that stands there more than once, if there is one."""
+    return next((value for value, n in Counter(values).items() if n > 1), None)
 
 
 def _finite(number: str) -> float:
@@ -213,9 +216,8 @@ def read_yaml(path: Path, as_text: bool = False) -> Any:
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value]
-            if twice := next((key for key in keys if keys.count(key) > 1), None):
-                raise ValueError(f"key {twice!r:.80} stands twice in one mapping, line {node.start_mark.line + 1}")
+            if (key := twice(str(key.value) for key, _ in node.value)) is not None:
+                raise ValueError(f"key {key!r:.80} stands twice in one mapping, line {node.start_mark.line + 1}")
             return super().construct_mapping(node, deep)
 
     if as_text:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from fvcore import heads as ranking
+from fvcore.fast.engines import target_readings
 from fvcore.fast.shared_prompt import SharedPrompt
-from fvcore.fast.sweep import Case, Head, Replacement, effects_of_heads
+from fvcore.fast.sweep import Case, Head, Replacement
 from fvcore.model.hooks import heads_with_gradients
 from fvcore.model.model import LanguageModel
 
@@ -69,6 +70,14 @@ def first_order_effects(lm: LanguageModel, cases: Sequence[Case], mean_activatio
         means = replacement.means[layer][:, replacement.slots].permute(1, 2, 0, 3).to(z)  # (trial, 1, head, d_head)
         found.append(((means - z.detach()) * gradient).sum(dim=-1)[:, 0])
     return torch.stack(found, dim=1).float().cpu()
+
+
+def effects_of_heads(
+    lm: LanguageModel, cases: Sequence[Case], mean_activations: Tensor, heads: Sequence[Head]
+) -> Tensor:
+    """CIE at the last token of some heads, in order of layer: (trial, len(heads)), float32 on the CPU."""
+    probabilities = target_readings(lm, cases, mean_activations, heads)[..., 0]
+    return probabilities[:, 1:] - probabilities[:, :1]
 
 
 def screened_top_heads(

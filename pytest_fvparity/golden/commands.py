@@ -80,9 +80,9 @@ def split(
     """Keep a core that fits git, and store the large tensors elsewhere."""
     from pytest_fvparity.golden import tiers
 
-    sizes = tiers.split(golden, full_to, url)
-    large = f" (more than {_size(tiers.CORE_LIMIT)})" if sizes.core > tiers.CORE_LIMIT else ""
-    _say(f"{golden}: core {_size(sizes.core)}{large}, full {_size(sizes.full)} at {full_to}")
+    core, full = tiers.split(golden, full_to, url)
+    large = f" (more than {_size(tiers.CORE_LIMIT)})" if core > tiers.CORE_LIMIT else ""
+    _say(f"{golden}: core {_size(core)}{large}, full {_size(full)} at {full_to}")
 
 
 @app.command()

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact, Leaf
@@ -75,7 +74,11 @@ class Golden(Answers):
         if unlisted := sorted((needed | {file.name for file in path.glob("*.safetensors")}) - digests.keys()):
             raise DamagedGolden(f"{path}: the manifest says nothing of {', '.join(unlisted)}; {AGAIN}")
         for name, expected in digests.items():
-            _require_digest(path / name, expected)
+            if not (file := path / name).is_file():
+                raise DamagedGolden(f"{file}: missing, the manifest lists it; {AGAIN}")
+            if (actual := sha256_file(file)) != expected:
+                told = f"sha256 {expected[:12]}... expected, {actual[:12]}... found"
+                raise DamagedGolden(f"{file}: damaged: {told}; {AGAIN}")
         # Read now, before any candidate is asked: what it writes over the files later is not compared with.
         held: dict[str, Artifact]
         held = {key: artifacts.load(path / key) if f"{key}.json" in digests else {} for key in CHECK_KEYS}
@@ -91,13 +94,6 @@ class Golden(Answers):
     @property
     def noise(self) -> Noise:
         return Noise(tuple(self.manifest.variations), self.manifest.noise)
-
-
-def _require_digest(file: Path, expected: str) -> None:
-    if not file.is_file():
-        raise DamagedGolden(f"{file}: missing, the manifest lists it; {AGAIN}")
-    if (actual := sha256_file(file)) != expected:
-        raise DamagedGolden(f"{file}: damaged: sha256 {expected[:12]}... expected, {actual[:12]}... found; {AGAIN}")
 
 
 def _with_slices(path: Path, key: str, held: Artifact, pieces: Mapping[str, Slice], is_here: bool) -> dict[str, Leaf]:
@@ -118,8 +114,9 @@ def require_comparable(golden: Profile, candidate: Profile) -> None:
     different = golden.diff_identity(candidate)
     if not different:
         return
-    pairs = {name: [_shown(name, value) for value in pair] for name, pair in different.items()}
-    fields = "; ".join(f"{name}: golden {want}, this run {have}" for name, (want, have) in pairs.items())
+    # Of a digest its head is enough to tell two apart.
+    shown = {n: [f"{v:.12}..." if n in DIGESTS else repr(v) for v in pair] for n, pair in different.items()}
+    fields = "; ".join(f"{name}: golden {want}, this run {have}" for name, (want, have) in shown.items())
     if changed := _changed_content(golden, candidate, set(different)):
         raise StaleGolden(
             f"stale golden, nothing was compared. {' and '.join(changed)} changed since it was recorded. {fields}. "
@@ -128,11 +125,6 @@ def require_comparable(golden: Profile, candidate: Profile) -> None:
     raise Refused(
         f"profile mismatch, nothing was compared. {fields}. Use the golden's settings, or record a golden of these"
     )
-
-
-def _shown(name: str, value: Any) -> str:
-    """Of a digest its head is enough to tell two apart."""
-    return f"{value:.12}..." if name in DIGESTS else repr(value)
 
 
 DIGESTS = {"weights_sha", "tokenizer_sha", "trials_sha256"}

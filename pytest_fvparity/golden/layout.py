@@ -100,6 +100,9 @@ def _manifest(results: _Results, staged: Path) -> Manifest:
     unknown = dict.fromkeys(("device", "attn_implementation", "engine"), UNKNOWN)
     conditions = Conditions.model_validate({"model": results.lm.name, **unknown, "threads": 0, "versions": {}})
     profile = Profile(identity=identity, conditions=conditions)
+    # Of the means there is one leaf; of the effects all are told once the heads are; of other keys there are more.
+    ranked = results.folder / results.names.heads in results.read
+    complete = {"mean_activations", "top_heads"} if ranked else {"mean_activations"}
     return Manifest(
         schema_version=SCHEMA_VERSION,
         profile=profile,
@@ -115,7 +118,7 @@ def _manifest(results: _Results, staged: Path) -> Manifest:
         variations=[],
         noise={},
         files=manifests.digests(staged),
-        incomplete=[key for key in CHECK_KEYS if not results.is_complete(key)],
+        incomplete=[key for key in CHECK_KEYS if key not in complete],
     )
 
 
@@ -146,11 +149,6 @@ class _Results:
             vector = self._tensor(self.names.vector, ["one", "d_model"], DTYPES[self.lm.dtype]).reshape(-1)
             found["fv_vector"] = {"function_vector": vector, "norm": float(vector.float().norm())}
         return found
-
-    def is_complete(self, key: str) -> bool:
-        """Of the means there is one leaf; of the effects all are told once the heads are; of other keys there are more."""
-        heads = self.folder / self.names.heads
-        return key == "mean_activations" or (key == "top_heads" and heads in self.read)
 
     def _heads(self) -> Artifact:
         if not (file := self.folder / self.names.heads).is_file():

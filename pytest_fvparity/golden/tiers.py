@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,14 +36,6 @@ class TierError(FormatError):
     """A golden cannot be split, or its full tier cannot be had."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes of the files of either tier."""
-
-    core: int
-    full: int
-
-
 def slices_of(key: str, artifact: Artifact) -> dict[str, Slice]:
     """The leaves of a key that the core holds a slice of, and which.
 
@@ -69,8 +60,9 @@ def _slice(key: str, leaf: str, artifact: Artifact, value: Tensor) -> Slice | No
     return None
 
 
-def split(path: Path, full_to: str, url: str | None = None) -> Sizes:
-    """Store the full tier at `full_to`, a folder or URL, and leave the core in the golden's place.
+def split(path: Path, full_to: str, url: str | None = None) -> tuple[int, int]:
+    """Store the full tier at `full_to`, a folder or URL, and leave the core in the golden's place; return their bytes,
+    those of the core first.
 
     `url` is what the core says of where the full tier lies (by default `full_to`, if it is a URL). The full files are
     read back before the golden is changed.
@@ -93,7 +85,7 @@ def split(path: Path, full_to: str, url: str | None = None) -> Sizes:
         _write_core(golden, Full(url=where, files=files, slices=slices), core)
         in_core = sum(file.stat().st_size for file in core.iterdir())
         swap(core, path)
-    return Sizes(in_core, sum(stored.n_bytes for stored in files.values()))
+    return in_core, sum(stored.n_bytes for stored in files.values())
 
 
 def _write_core(golden: Golden, full: Full, core: Path) -> None:

@@ -45,9 +45,6 @@ def _ended(setup: Setup, repaired: str, runs: list[Report], message: str) -> Mil
 
 def numbers(report: Report) -> dict[str, Any]:
     """What two runs of one profile must share: everything but times, memory and the machine's own words."""
-    checks = {
-        check.key: [check.status, check.n_compared, check.mismatch_count, check.max_abs_diff, check.max_rel_diff]
-        for check in report.checks
-    }
-    identity = (report.profile or {}).get("identity")
-    return {**checks, "trials": report.trials, "heads": report.heads, "identity": identity}
+    compared = ("status", "n_compared", "mismatch_count", "max_abs_diff", "max_rel_diff")
+    checks = {key: [getattr(check, name) for name in compared] for key, check in report.by_key.items()}
+    return {**checks, "trials": report.trials, "heads": report.heads, "identity": report.of_profile("identity") or None}

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from fvcore.compare import changes
 from fvcore.formats import FormatError, read_json, sha256_file, validated, write_json
 from fvcore.gates import StageError
 from fvcore.model.spec import ModelError
+from fvcore.profile import Strict
 from fvcore.provenance import now
 from pytest_fvparity.milestones import (
     m0_trials,
@@ -37,10 +36,8 @@ class NotReady(FormatError):
     """A milestone was asked for before the one it builds on passed."""
 
 
-class Ended(BaseModel):
+class Ended(Strict):
     """How a milestone ended, on which settings, and the digests of what it delivered."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     passed: bool
     message: str

@@ -213,8 +213,7 @@ class Setup:
 
     def compared_weights(self) -> Any:
         """The digest of the weights that M2 compared."""
-        profile: dict[str, Any] = read_report(self.layout.runs / f"{REPORT}.json").profile or {}
-        return profile.get("identity", {}).get("weights_sha")
+        return read_report(self.layout.runs / f"{REPORT}.json").of_profile("identity").get("weights_sha")
 
     @property
     def running(self) -> list[str]:

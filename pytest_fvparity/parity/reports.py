@@ -52,9 +52,9 @@ class ParityReports(SuiteReports):
             write_all(stale, report_dir)
 
     def keep(self, run: SuiteRun) -> None:
-        from pytest_fvparity.report.render import write_reports
+        from pytest_fvparity.report.render import write_all
 
-        write_reports(self._reports([run]), self.options.report_dir)
+        write_all(self._reports([run]), self.options.report_dir, summarised=False)
 
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
         from pytest_fvparity.report.render import write_all

@@ -24,10 +24,6 @@ class Block:
     tail: tuple[str, ...] = ()
 
     @property
-    def is_table(self) -> bool:
-        return bool(self.head) and not self.tail
-
-    @property
     def n_rows(self) -> int:
         """Empty lines do not count."""
         return sum(map(bool, self.rows))
@@ -112,7 +108,8 @@ def _cost(lines: Sequence[str]) -> int:
 def _note(budget: int, whole: str, blocks: Sequence[Block], kept: Sequence[Block | None], n_shortened: int) -> str:
     counts = []
     for of_tables in (True, False):
-        pairs = [(b, part) for b, part in zip(blocks, kept, strict=True) if b.is_table is of_tables]
+        # A table has a head and no tail.
+        pairs = [(b, part) for b, part in zip(blocks, kept, strict=True) if (bool(b.head) and not b.tail) is of_tables]
         total, left = sum(b.n_rows for b, _ in pairs), sum(part.n_rows for _, part in pairs if part)
         counts.append(f"{total - left} of {total}")
     shorter = f", {n_shortened} line(s) shortened" if n_shortened else ""

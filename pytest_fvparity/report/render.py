@@ -22,7 +22,6 @@ from pytest_fvparity.report.report import (
     Report,
     earliest_failure,
     largest_of,
-    overall,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +48,9 @@ Comparisons = Mapping[tuple[str, str], "Comparison"]
 """(dataset, fixed_trials_id) -> the report beside an earlier one."""
 
 
-def write_all(reports: Sequence[Report], report_dir: Path, comparisons: Comparisons | None = None) -> None:
+def write_all(
+    reports: Sequence[Report], report_dir: Path, comparisons: Comparisons | None = None, summarised: bool = True
+) -> None:
     """Every report into `<report dir>/<dataset>/<fixed_trials_id>/`, and a summary above them.
 
     All texts are rendered before the first file is written: no file says PASS beside one that says FAIL.
@@ -60,20 +61,13 @@ def write_all(reports: Sequence[Report], report_dir: Path, comparisons: Comparis
         for name, text in _files(report, (comparisons or {}).get(report.named)).items()
         for folder in folders(report, report_dir)
     }
-    _put(files | {report_dir / name: text for name, text in _summary(reports).items()})
-
-
-def write_reports(reports: Sequence[Report], report_dir: Path) -> None:
-    """The reports alone, without the summary over all of them."""
-    for report in reports:
-        for folder in folders(report, report_dir):
-            write_report(report, folder)
+    _put(files | {report_dir / name: text for name, text in (_summary(reports) if summarised else {}).items()})
 
 
 def _summary(reports: Sequence[Report]) -> dict[str, str]:
     """The worst first, so that a cut takes the best."""
     ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.named))
-    worst = overall([report.overall_status for report in reports])
+    worst = ordered[0].overall_status if ordered else "PASS"
     summary = {"overall_status": worst, "runs": [_summary_row(report) for report in ordered]}
     texts = {kind: environment().get_template(f"summary.{kind}.j2").render(summary) for kind in ("md", "html")}
     texts["md"] = within(texts["md"], STEP_SUMMARY, "All runs are in `summary.html`.")
@@ -210,8 +204,7 @@ def _ran_on(conditions: Mapping[str, Any]) -> str:
 
 
 def _names(report: Report) -> dict[str, Any]:
-    names = {"dataset_name": report.dataset, "fixed_trials_id": report.fixed_trials_id}
-    return {**names, "model_name": report.model}
+    return {"dataset_name": report.dataset, "fixed_trials_id": report.fixed_trials_id, "model_name": report.model}
 
 
 def _suite_report(report: Report, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -220,18 +213,13 @@ def _suite_report(report: Report, stages: Sequence[Mapping[str, Any]]) -> dict[s
     return {
         "status": report.overall_status,
         **_names(report),
-        "seed": _identity(report).get("seed"),
+        "seed": report.of_profile("identity").get("seed"),
         "earliest_failed_stage": failed.key if failed else None,
         "stages": list(stages),
         "paths": files,
         "first_divergence": report.model_dump(mode="json")["first_divergence"],
         "reproduce": report.repro_command,
     }
-
-
-def _identity(report: Report) -> Mapping[str, Any]:
-    identity: Mapping[str, Any] = (report.profile or {}).get("identity", {})
-    return identity
 
 
 def _trial_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,12 +233,11 @@ def _trial_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _injection_report(report: Report, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    identity, check = _identity(report), next((c for c in report.checks if c.key == "injection_output"), None)
-
+    identity, check = report.of_profile("identity"), report.by_key.get("injection_output")
     heads, scores = report.heads.get("heads_actual") or [], report.heads.get("scores_actual") or []
     return {
         **_names(report),
-        "device": (report.profile or {}).get("conditions", {}).get("device"),
+        "device": report.of_profile("conditions").get("device"),
         "seed": identity.get("seed"),
         "status": check.status if check else "not selected",
         "checked_trials": len(trials),

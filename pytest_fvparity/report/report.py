@@ -4,7 +4,7 @@ The field names are those of the milestone plans' diff report; the schema is pub
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -159,6 +159,15 @@ class Report(ReportPart):
         """The trials it is of: dataset and id."""
         return self.dataset, self.fixed_trials_id
 
+    @property
+    def by_key(self) -> dict[str, Check]:
+        return {check.key: check for check in self.checks}
+
+    def of_profile(self, part: str) -> dict[str, Any]:
+        """Its `identity` or its `conditions`; nothing of a run that did not come to have a profile."""
+        found: dict[str, Any] = (self.profile or {}).get(part, {})
+        return found
+
 
 def assemble(
     results: Mapping[str, StageResult],
@@ -226,14 +235,8 @@ def left_out(checks: Sequence[Check]) -> list[str]:
     ]
 
 
-def overall(statuses: Collection[str]) -> str:
-    """The worst of several reports."""
-    return next((status for status in OVERALL if status in statuses), "PASS")
-
-
 OVERALL = ("FAIL", "NOT_RUN", "PARTIAL", "PASS")
 """Overall statuses, the worst first."""
-
 
 GREEN = frozenset({"PASS", "PARTIAL", "NOT_RUN"})
 """Overall statuses that do not turn a session red. NOT_RUN is none of them under --fv-require-gpu: there it is an error."""
@@ -317,15 +320,15 @@ def _divergence(check: Check) -> Divergence:
     artifact = check.golden_path
     if artifact and first and "[" in first.where and "position" not in coordinate:
         artifact = artifact.removesuffix(".json") + ".safetensors"
+    same = ("json_pointer", "expected", "got", "abs_diff", "rel_diff")
+    values: dict[str, Any] = {name: getattr(first, name, None) for name in same}
     trial = {name: coordinate.get(name) for name in ("trial_id", "trial_idx")}
-    values: dict[str, Any] = {name: getattr(first, name, None) for name in ("expected", "got", "abs_diff", "rel_diff")}
+    values |= {name: number if isinstance(number, int) else None for name, number in trial.items()}
     return Divergence(
         check_key=check.key,
         status=check.status,
         artifact=artifact,
         leaf=first.where if first else None,
-        json_pointer=first.json_pointer if first else None,
-        **{name: value if isinstance(value, int) else None for name, value in trial.items()},
         coordinate=coordinate,
         **values,
         message=first.message if first else (check.message.strip().splitlines() or [check.status])[-1],

@@ -85,6 +85,8 @@ class ModelRuntime:
             cache_class=type(self._fresh_cache()).__name__,
             sliding_layers=tuple(sliding),
             window=min(sliding.values(), default=None),
+            weights_sha=lm.weights_sha,
+            tokenizer_sha=lm.tokenizer_sha,
         )
 
     @torch.inference_mode()
@@ -138,7 +140,7 @@ class ModelRuntime:
             row[sink + start : sink + end] = 0
         logits = [
             _numbers(self._ask("drop", [query] * len(part), [whole] * len(part), masks=part))
-            for part in mask.split(rows)
+            for part in torch.split(mask, rows)
         ]
         return torch.cat(logits)
 
@@ -278,16 +280,14 @@ def load_runtime(settings: Phase2) -> ModelRuntime:
     wanted = settings.runtime
     try:
         name = _revision(settings.model.id, settings.model.revision)
-        dtype = models.dtype_on_disk(name) if wanted.torch_dtype == "auto" else DTYPES[wanted.torch_dtype]
+        dtype = wanted.dtype or models.dtype_on_disk(name)
         lm = models.load(name, wanted.device, dtype, wanted.attn_implementation, settings.seed)
     except ModelError as error:
         raise HFBackendUnavailable(str(error)) from error
     if wanted.threads is not None:
         torch.set_num_threads(wanted.threads)
-    return ModelRuntime(lm, settings.model.id, settings.model.revision, settings.eval.off_batch_size)
-
-
-DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    rows, memory = settings.eval.off_batch_size, settings.eval.max_memory
+    return ModelRuntime(lm, settings.model.id, settings.model.revision, rows, memory)
 
 
 def _revision(model_id: str, revision: str | None) -> str:

@@ -41,6 +41,8 @@ class RuntimeInfo:
     cache_class: str
     sliding_layers: tuple[int, ...] = ()
     window: int | None = None  # of the sliding layers, in tokens
+    weights_sha: str = ""
+    tokenizer_sha: str = ""
 
 
 @dataclass(frozen=True, slots=True)
