@@ -217,7 +217,7 @@ def _pictures(
     if budgets := curves["budgets"]:
         ends = [number(report["on"][arm]["accuracy"]) for arm in ("base", "teacher")]
         yield "budget_on", data_uri(pictures.budget_accuracy(budgets["methods"], *ends))
-        if budgets["off"]:
+        if budgets["n_off"]:
             yield "budget_off", data_uri(pictures.budget_off(budgets["methods"], limits["off_delta_p99_max"]))
     if layers := curves["layers"]:
         yield "layers", data_uri(pictures.layer_accuracy(layers["scopes"], layers["n_layers"]))
