@@ -68,7 +68,7 @@ def report(
         reproducibility=summary.reproducibility(),
         sample_counts=_counts(settings, summary),
         topk=_topk(summary.on, summary.off),
-        memory=dict(runtime["off_batches"]),
+        memory=_memory(settings, summary, runtime["vocab"]),
         timings_s=dict(times),
         warnings=[*summary.warnings(), *runtime["warnings"]],
         artifacts={name.rpartition("/")[2].partition(".")[0]: name for name in artifacts},
@@ -120,6 +120,13 @@ def _gate_b(gate: gates.Gate, measured: gates.Measured) -> dict[str, Any]:
         "random_accs": list(measured.random_accs),
         "advisory_select_mode": measured.advisory,
     }
+
+
+def _memory(settings: Phase2, summary: Summary, vocab: int) -> dict[str, int | None]:
+    """What bounds the OFF side: rows of a pass, the bytes they may take, and what is held of every prompt at once."""
+    held = len({(row.text, row.group) for row in summary.off}) * vocab * 4
+    bounds = {"off_batch_size": settings.eval.off_batch_size, "max_memory": settings.eval.max_memory}
+    return {**bounds, "base_logits_bytes": held}
 
 
 def _counts(settings: Phase2, summary: Summary) -> dict[str, int]:
