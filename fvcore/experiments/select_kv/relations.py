@@ -1,7 +1,7 @@
 """Samples from relations: trials of this project's files, or draws from the relations that the shipped models know."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Problem:
     demos: tuple[WordPair, ...]
     query: WordPair
     template: PromptTemplate
+    relation: str
 
     @property
     def answer(self) -> str:
@@ -69,10 +70,12 @@ def on_samples(settings: Phase2, tokenizer: Any) -> list[OnSample]:
         problems = [_shipped(index, on.n_shots, settings.seed, ON_DRAW) for index in range(n)]
     else:
         problems = _first("eval.on_samples", n, of_files(on.path), on.path)
-    return [
-        on_sample(tokenizer, index, one.group, one.segments, one.query_text, one.answer, one.labels)
-        for index, one in enumerate(problems)
-    ]
+    return [_on_sample(tokenizer, index, one) for index, one in enumerate(problems)]
+
+
+def _on_sample(tokenizer: Any, index: int, one: Problem) -> OnSample:
+    found = on_sample(tokenizer, index, one.group, one.segments, one.query_text, one.answer, one.labels)
+    return replace(found, relation=one.relation)
 
 
 def off_samples(settings: Phase2, tokenizer: Any) -> list[OffSample]:
@@ -104,7 +107,7 @@ def _shipped(index: int, n_shots: int, seed: int, *draw: int) -> Problem:
     rng = np.random.default_rng(np.random.SeedSequence([seed, *draw, index]))
     drawn = [rows[i] for i in rng.choice(len(rows), size=n_shots + 1, replace=False)]
     *demos, query = (WordPair(input=word, output=answer).spaced for word, answer in drawn)
-    return Problem(group_of(known[name]), tuple(demos), query, PromptTemplate(PREFIXES, SEPARATORS))
+    return Problem(group_of(known[name]), tuple(demos), query, PromptTemplate(PREFIXES, SEPARATORS), name)
 
 
 MANY_DRAWS = 100  # of one prompt, before it is said that there are no more
@@ -142,7 +145,7 @@ def _of_file(path: Path) -> Iterator[Problem]:
         names = [fixed.dataset] * len(fixed.trials)
     template = PromptTemplate(fixed.meta.prefixes, fixed.meta.separators)
     for name, trial in zip(names, fixed.trials, strict=True):
-        yield Problem(_group(trial, name), trial.demos, trial.query, template)
+        yield Problem(_group(trial, name), trial.demos, trial.query, template, name)
 
 
 def _group(trial: trials.Trial, name: str) -> str:

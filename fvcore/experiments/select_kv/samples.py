@@ -22,7 +22,7 @@ class OnSample:
 
     group: what its words have in common with others' ("": nothing)     answer_ids: tokens that an answer may begin with
     full_answer_ids: the answer's tokens behind the query     boundary_mismatch: demonstration and query read together
-    make other tokens than side by side
+    make other tokens than side by side     relation: what its demonstration shows, where others show the same
     """
 
     index: int
@@ -36,6 +36,7 @@ class OnSample:
     answer_ids: tuple[int, ...]
     full_answer_ids: tuple[int, ...]
     boundary_mismatch: bool
+    relation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
