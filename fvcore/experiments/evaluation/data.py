@@ -2,12 +2,7 @@
 
 A task is a JSON list of {"input", "output"} rows, the public reference's format. A name is looked up in a checkout of the
 reference, which keeps its tasks in `dataset_files/abstractive/` and `dataset_files/extractive/`; nothing is copied from
-there.
-
-Questions, each behind its own demonstrations, are drawn in the order of the reference's evaluation: one legacy NumPy
-generator for a whole run; for every question that is asked, in order of the split, a choice of the demonstrations, then,
-with shuffled labels, a permutation of them (`n_shot_eval` in the reference's eval_utils.py). A question that a filter
-leaves out draws nothing, so the same question has other demonstrations under another filter.
+there. Questions, each behind its own demonstrations, are drawn as `fvcore.trials.draws.of_questions` says.
 """
 
 from collections.abc import Sequence
@@ -16,11 +11,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fvcore.formats import FormatError, read_json, read_yaml, sha256_file, validated
 from fvcore.trials import PREFIXES, SEPARATORS, Splits, TemplatePart, TrialsError, WordPair, labelled, split
+from fvcore.trials.draws import of_questions
 
 GROUPS = ("abstractive", "extractive")
 
@@ -147,20 +142,13 @@ def questions(
             f"{task.path}: {n_shots} shots asked for, {len(task.rows)} rows leave {len(train)} to draw from; use fewer "
             "shots or hold out a smaller share (--test-split)"
         )
-    rng = np.random.RandomState(seed)
-    return [
-        Question(position, _demos(train, n_shots, labels, rng), pair(asked[position]), asked[position].answers)
-        for position in sorted(range(len(asked)) if positions is None else positions)
-    ]
-
-
-def _demos(train: Sequence[Example], n_shots: int, labels: Labels, rng: np.random.RandomState) -> tuple[WordPair, ...]:
-    if n_shots == 0:
-        return ()
-    demos = [pair(train[i]) for i in rng.choice(len(train), n_shots, replace=False)]
-    if labels == "clean":
-        return tuple(demos)
-    return tuple(labelled(demos, [demos[i].output for i in rng.permutation(n_shots)]))
+    found = []
+    rising = sorted(range(len(asked)) if positions is None else positions)
+    for drawn in of_questions(len(train), rising, n_shots, labels == "shuffled", seed):
+        demos, query = [pair(train[i]) for i in drawn.demos], asked[drawn.query]
+        shown = tuple(labelled(demos, [demos[i].output for i in drawn.label_order]))
+        found.append(Question(drawn.query, shown, pair(query), query.answers))
+    return found
 
 
 def pair(example: Example) -> WordPair:

@@ -81,18 +81,28 @@ class _Plan:
         return q_ids[0] if len(q_ids) == 1 else ALL
 
     def stages(self, step: str) -> list[Stage]:
+        lm, settings, folder, reads = self.lm, self.settings, self.folder, (layout.SAMPLED,)
         match step:
             case "sample":
                 return [self._sample(self.source)] if self.source else []
             case "stepd":
-                return [self._stage(step, (layout.SAMPLED,), self._stepd, total=self._n_patched)]
+                n = len(settings.layers_of(lm)) * len(settings.heads_of(lm))
+                return [
+                    self._stage(
+                        step,
+                        reads,
+                        lambda advance: stepd.run(lm, self.sampled, settings, folder, advance),
+                        total=lambda: n * len(self.sampled.trials),
+                    )
+                ]
             case "heatmap":
                 return [self._stage(step, (layout.AIE,), self._heatmap)]
             case "stepe":
                 of_stepd = (*stepe.SCORE_FILES, *stepe.MEAN_FILES, layout.MEANS_META)
-                return [self._stage(step, (layout.SAMPLED, *of_stepd), self._stepe)]
+                return [self._stage(step, (*reads, *of_stepd), self._stepe)]
             case "zeroshot":
-                return [self._stage(step, (layout.SAMPLED,), self._zeroshot)]
+                space = settings.zeroshot_trailing_space
+                return [self._stage(step, reads, lambda _: zeroshot.run(lm, self.sampled, space, folder))]
             case _:
                 return self._step6()
 
@@ -102,21 +112,14 @@ class _Plan:
         return Stage(name, settings_of(name.partition("/")[0], self.settings, self.lm), reads, work, **more)
 
     def _sample(self, source: Source) -> Stage:
-        def work(advance: Advance) -> list[Path]:
-            path = self.folder / layout.SAMPLED
-            sampled.write(path, source.sample(self.lm.tokenizer))
-            return [path]
+        depends_on = source.settings() | {"tokenizer_sha": self.lm.tokenizer_sha}
 
-        return Stage("sample", source.settings() | {"tokenizer_sha": self.lm.tokenizer_sha}, (), work)
+        def work(_: Advance) -> list[Path]:
+            return self.folder.write({layout.SAMPLED: source.sample(self.lm.tokenizer).model_dump(mode="json")})
 
-    def _n_patched(self) -> int:
-        lm, settings = self.lm, self.settings
-        return len(self.sampled.trials) * len(settings.layers_of(lm)) * len(settings.heads_of(lm))
+        return Stage("sample", depends_on, (), work)
 
-    def _stepd(self, advance: Advance) -> list[Path]:
-        return stepd.run(self.lm, self.sampled, self.settings, self.folder, advance)
-
-    def _heatmap(self, advance: Advance) -> list[Path]:
+    def _heatmap(self, _: Advance) -> list[Path]:
         name, settings = self._q_id.removeprefix("__").removesuffix("__"), self.settings
         size = (self.lm.n_layers, self.lm.n_heads)
         return heatmap.run(self.folder, settings.score_key, settings.top_heads, *size, name)
@@ -126,25 +129,22 @@ class _Plan:
         run_id = digest(of_stepd.settings)[:12] if of_stepd else ""
         return stepe.run(self.lm, self.sampled, self.settings, self.folder, run_id, advance)
 
-    def _zeroshot(self, advance: Advance) -> list[Path]:
-        return zeroshot.run(self.lm, self.sampled, self.settings.zeroshot_trailing_space, self.folder)
-
     def _step6(self) -> list[Stage]:
         lm, settings, folder = self.lm, self.settings, self.folder
         own = "" if settings.edit_layer == "all" else f"/layer_{settings.edit_layer}"
         reads = (layout.ZERO_SHOT, layout.FV, layout.FV_META)
         summaries = tuple(f"{layout.layer_dir(layer)}/eval_summary.json" for layer in range(lm.n_layers))
 
-        def evaluate(advance: Advance) -> list[Path]:
-            return step6.run(lm, settings, folder, advance)
-
-        def summarize(advance: Advance) -> list[Path]:
+        def summarize(_: Advance) -> list[Path]:
             return step6.write_all_layers(folder, self._q_id, range(lm.n_layers), settings.step6_score_key)
 
-        def total() -> int:
-            return settings.n_eval * len(settings.edit_layers(lm))
-
         return [
-            self._stage(f"step6{own}", reads, evaluate, total=total, covered_by="step6"),
+            self._stage(
+                f"step6{own}",
+                reads,
+                lambda advance: step6.run(lm, settings, folder, advance),
+                total=lambda: settings.n_eval * len(settings.edit_layers(lm)),
+                covered_by="step6",
+            ),
             self._stage("step6/summary", summaries, summarize),
         ]

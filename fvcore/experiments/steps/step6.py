@@ -20,7 +20,7 @@ from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.plan import chosen_examples
 from fvcore.experiments.steps.scores import Row, grouped, population_std
 from fvcore.experiments.steps.settings import StepSettings
-from fvcore.experiments.steps.zeroshot import Example, read
+from fvcore.experiments.steps.zeroshot import Example
 from fvcore.fast import engines
 from fvcore.fast.chunks import Advance, silent
 from fvcore.formats import read_json, read_pt, write_json
@@ -63,7 +63,7 @@ def run(lm: LanguageModel, settings: StepSettings, folder: Folder, advance: Adva
     """
     for stale in folder.names(DEBUG.format("*")):
         (folder / stale).unlink()
-    vector, chosen = read_vector(folder, lm), chosen_examples(read(folder / layout.ZERO_SHOT), settings)
+    vector, chosen = read_vector(folder, lm), chosen_examples(folder, settings)
     prompts = [_checked(lm, folder, i, example) for i, example in enumerate(chosen)]
     layers = settings.edit_layers(lm)
     ids = [prompt.input_ids for prompt in prompts]
