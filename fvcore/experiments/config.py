@@ -104,7 +104,7 @@ def resolve(
     Raises ConfigError that names the option, the key or the file, and for an unknown key the one that was meant.
     """
     values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
+    origins = {name: f"--{_hyphens(name)}" for name in kind.model_fields}
     for layer, origin in ((_of_file(file) if file else {}, f"{file}: "), (_of_sets(sets), "--set ")):
         for key, value in layer.items():
             name = _name_of(kind, key, origin)
@@ -116,13 +116,10 @@ def resolve(
         # As JSON a list may be a tuple, and a text a path; all else is as strict as before.
         return kind.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise ConfigError(sentence(error, named=lambda path: _origin(origins, path))) from None
-
-
-def _origin(origins: Mapping[str, str], path: str) -> str:
-    """What brought the value at a key's path; of one that nothing brought, the option."""
-    name, dot, inside = path.partition(".")
-    return f"{origins.get(name, f'--{_hyphens(name)}')}{dot}{inside}"
+        # What brought the value at a key's path; of one that nothing brought, the option.
+        raise ConfigError(
+            sentence(error, named=lambda path: re.sub("^[^.]*", lambda of: origins[of[0]], path))
+        ) from None
 
 
 def _of_file(path: Path) -> dict[str, Any]:

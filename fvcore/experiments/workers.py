@@ -135,12 +135,9 @@ class RayWorkers(Generic[Tool]):
 
     def ask(self, question: Callable[[Tool], Answer]) -> Answer:
         """As an actor sees it: this process loads nothing, and may have no device for it."""
-        import ray
-
         actor = self._new_actor()
         self.actors.append(actor)
-        with _own_errors():
-            answer: Answer = ray.get(actor.ask.remote(question))
+        answer: Answer = _got(actor.ask.remote(question))
         return answer
 
     def map(self, units: Sequence[Unit[Tool]]) -> Generator[Outcome]:
@@ -186,8 +183,7 @@ class RayWorkers(Generic[Tool]):
         (done,), _ = ray.wait(list(running), num_returns=1)
         actor, unit = running.pop(done)
         try:
-            with _own_errors():
-                outcome: Outcome = ray.get(done)
+            outcome: Outcome = _got(done)
         # These say that a process ended, and nothing of what it was doing.
         except (of.RayActorError, of.WorkerCrashedError, of.NodeDiedError, of.OutOfMemoryError) as death:
             return actor, unit, death
@@ -244,14 +240,13 @@ def ray_workers(
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-@contextmanager
-def _own_errors() -> Iterator[None]:
-    """What a method of the actor raised, as it raised it."""
-    from ray.exceptions import RayTaskError
+def _got(answer: Any) -> Any:
+    """What a method of the actor returned; what it raised, as it raised it."""
+    import ray
 
     try:
-        yield
-    except RayTaskError as error:
+        return ray.get(answer)
+    except ray.exceptions.RayTaskError as error:
         raise error.cause from None
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -116,17 +118,10 @@ def draw_dataset(pairs: Sequence[WordPair], n_trials: int, n_shots: int, seed: i
 
 def moved_labels(labels: Sequence[str], rng: random.Random) -> list[str]:
     """The labels in an order in which none, by value, stands where it stood; shuffled if there is no such order at hand."""
-
-    def all_moved(order: Sequence[str]) -> bool:
-        return all(new != old for new, old in zip(order, labels, strict=True))
-
-    for _ in range(ATTEMPTS):
-        found = [labels[i] for i in rng.sample(range(len(labels)), len(labels))]
-        if all_moved(found):
-            return found
-    rotated = [*labels[1:], *labels[:1]]
-    if all_moved(rotated):
-        return rotated
+    orders = (rng.sample(range(len(labels)), len(labels)) for _ in range(ATTEMPTS))
+    tried = chain(([labels[i] for i in order] for order in orders), [[*labels[1:], *labels[:1]]])
+    if found := next((one for one in tried if all(map(ne, one, labels))), None):
+        return found
     shuffled = list(labels)
     rng.shuffle(shuffled)
     return shuffled
