@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fvcore.experiments.evaluation import scores
 from fvcore.experiments.evaluation.config import EvaluationConfig
-from fvcore.experiments.evaluation.data import Labels, NamedTemplate, Question, Task, TaskError, pair, questions
+from fvcore.experiments.evaluation.data import USUAL, Labels, NamedTemplate, Question, Task, TaskError, pair, questions
 from fvcore.experiments.evaluation.report import Generated, Result
 from fvcore.fast.shared_prompt import SharedPrompt
 from fvcore.injection import LEAST_LOGPROB, answer_nlls, generated_ids, read_injected
@@ -40,7 +40,7 @@ class Bench:
     lm: LanguageModel
     task: Task
     asked: EvaluationConfig
-    template: NamedTemplate = field(default_factory=NamedTemplate)
+    template: NamedTemplate = USUAL
 
     def __post_init__(self) -> None:
         if not self.task.questions(self.asked.split):

@@ -172,23 +172,18 @@ class NamedTemplate(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    name: str = "Q:/A:"
-    prefixes: Part = PREFIXES
-    separators: Part = SEPARATORS
-
-
-class _Entry(NamedTemplate):
-    """A template of a file says everything."""
-
     name: str
     prefixes: Part
     separators: Part
 
 
+USUAL = NamedTemplate(name="Q:/A:", prefixes=PREFIXES, separators=SEPARATORS)
+
+
 def read_templates(path: Path = SHIPPED) -> list[NamedTemplate]:
     """A YAML (or JSON) list of templates, each with a name of its own, prefixes and separators."""
-    entries = validated(list[_Entry], read_yaml(path), path)
+    entries = validated(list[NamedTemplate], read_yaml(path), path)
     names = [entry.name for entry in entries]
     if not names or len(set(names)) < len(names):
         raise FormatError(f"{path}: expected at least one template, each under a name of its own; found {names}")
-    return list(entries)
+    return entries

@@ -6,7 +6,7 @@ injection at every one. Portability: a vector made under one template, used unde
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -20,21 +20,14 @@ from fvcore.experiments.evaluation.data import (
     read_templates,
     without_help,
 )
-from fvcore.experiments.evaluation.report import (
-    EvaluatedModel,
-    Evaluation,
-    EvaluationAsked,
-    Portable,
-    Result,
-    TaskFacts,
-    TokenRow,
-    VectorFacts,
-)
+from fvcore.experiments.evaluation.report import Evaluation, Portable, Result
 from fvcore.experiments.evaluation.vectors import VECTOR, vectors_of
 from fvcore.fast.engines import chosen
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.provenance import model_identity, versions
+
+IDENTITY = ("weights_sha", "tokenizer_sha", "dtype", "device", "attn_implementation")
 
 
 def run(config: EvaluationConfig, lm: LanguageModel) -> Evaluation:
@@ -54,23 +47,16 @@ def run(config: EvaluationConfig, lm: LanguageModel) -> Evaluation:
     if asked & {"nshot", "layers"}:
         shots = config.shots if "nshot" in asked else [n_shots]
         measured = n_shot(bench, shots, vectors if "nshot" in asked else {}, layer)
-    given = {"n_shots": config.shots, "edit_layer": layer, "filtered": config.filter}
+    n_questions = {"n_train": len(task.splits.train_indices), "n_questions": len(bench.positions)}
+    made_on = {"engine": chosen(lm, config.engine), "versions": versions()}
     sources, control = {VECTOR: str(config.vector or config.trials)}, f"control, seed {config.seed}"
     return Evaluation(
-        task=TaskFacts(
-            **vars(task) | {"file": str(task.path), "split": config.split},
-            n_train=len(task.splits.train_indices),
-            n_questions=len(bench.positions),
-        ),
-        model=EvaluatedModel(
-            name=lm.name,
-            engine=chosen(lm, config.engine),
-            versions=versions(),
-            **model_identity(lm, EvaluatedModel.model_fields),
-        ),
-        asked=EvaluationAsked(**vars(config) | given),
+        task={"name": task.name, "file": str(task.path), "sha256": task.sha256, "split": config.split} | n_questions,
+        model={"name": lm.name} | model_identity(lm, IDENTITY) | made_on,
+        asked={"n_shots": config.shots, "edit_layer": layer, "seed": config.seed, "test_split": config.test_split}
+        | {"filtered": config.filter, "alpha": config.alpha, "reference_profile": config.reference_profile},
         vectors=[
-            VectorFacts(name=name, source=sources.get(name, control), norm=float(vector.float().norm()))
+            {"name": name, "source": sources.get(name, control), "norm": float(vector.float().norm())}
             for name, vector in vectors.items()
         ],
         kept=measured.kept,
@@ -131,11 +117,11 @@ def portability(
     return found
 
 
-def token_rows(bench: Bench, vectors: Mapping[str, Tensor], k: int) -> list[TokenRow]:
+def token_rows(bench: Bench, vectors: Mapping[str, Tensor], k: int) -> list[dict[str, Any]]:
     """The k tokens that each vector raises, each way; `is_answer`: some answer of the task begins with it."""
     answers = bench.answer_tokens()
     return [
-        TokenRow(vector=name, way=way, rank=rank, is_answer=token.token_id in answers, **asdict(token))
+        {"vector": name, "way": way, "rank": rank, **asdict(token), "is_answer": token.token_id in answers}
         for name, vector in vectors.items()
         for way in WAYS
         for rank, token in enumerate(top_tokens(bench.lm, vector, k, way))
