@@ -104,8 +104,11 @@ def resolve(
     Raises ConfigError that names the option, the key or the file, and for an unknown key the one that was meant.
     """
     values: dict[str, Any] = {}
+    of_file = read_yaml(file) or {} if file else {}
+    if not isinstance(of_file, dict):
+        raise ConfigError(f"{file}: expected a mapping of settings, found {type(of_file).__name__}")
     origins = {name: f"--{_hyphens(name)}" for name in kind.model_fields}
-    for layer, origin in ((_of_file(file) if file else {}, f"{file}: "), (_of_sets(sets), "--set ")):
+    for layer, origin in ((of_file, f"{file}: "), (_of_sets(sets), "--set ")):
         for key, value in layer.items():
             name = _name_of(kind, key, origin)
             values[name], origins[name] = value, f"{origin}{name}"
@@ -120,13 +123,6 @@ def resolve(
         raise ConfigError(
             sentence(error, named=lambda path: re.sub("^[^.]*", lambda of: origins[of[0]], path))
         ) from None
-
-
-def _of_file(path: Path) -> dict[str, Any]:
-    value = read_yaml(path)
-    if not isinstance(value or {}, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, found {type(value).__name__}")
-    return value or {}
 
 
 def _of_sets(sets: Sequence[str]) -> dict[str, Any]:
@@ -242,7 +238,12 @@ class _Spelled(TyperCommand):
         return super().parse_args(ctx, list(self._words(args)))
 
     def _words(self, args: Sequence[str]) -> Iterator[str]:
-        spellings = dict(self._spellings())
+        spellings = {
+            prefix + _hyphens(spelling): prefix + _hyphens(name)
+            for name in self.kind.model_fields
+            for spelling in (name, *_option(self.kind, name).aliases)
+            for prefix in ("--", "--no-")
+        }
         alone = {f"--{_hyphens(name)}": _option(self.kind, name).alone for name in self.kind.model_fields}
         for word, following in pairwise([*args, "--"]):
             name, equals, value = word.partition("=")
@@ -250,12 +251,6 @@ class _Spelled(TyperCommand):
             yield name + equals + value
             if alone.get(word) and following.startswith("-"):
                 yield alone[word]
-
-    def _spellings(self) -> Iterator[tuple[str, str]]:
-        for name in self.kind.model_fields:
-            for spelling in (name, *_option(self.kind, name).aliases):
-                for prefix in ("--", "--no-"):
-                    yield prefix + _hyphens(spelling), prefix + _hyphens(name)
 
 
 def _hyphens(name: str) -> str:

@@ -49,6 +49,8 @@ class Task:
     def questions(self, of: str) -> list[Example]:
         """Of a split; demonstrations always come from `train`."""
         indices = {"test": self.splits.test_indices, "valid": self.splits.valid_indices}
+        if of not in indices:
+            raise TaskError(f"unknown split {of!r}; questions come from {' or '.join(indices)}")
         return [self.rows[i] for i in indices[of]]
 
 

@@ -90,14 +90,10 @@ def n_shot(bench: Bench, shots: Sequence[int], vectors: Mapping[str, Tensor], la
 
 
 def sweep_layers(
-    bench: Bench,
-    vectors: Mapping[str, Tensor],
-    n_shots: int,
-    kept: Sequence[int] | None = None,
-    layers: Sequence[int] | None = None,
+    bench: Bench, vectors: Mapping[str, Tensor], n_shots: int, kept: Sequence[int] | None = None
 ) -> list[Result]:
-    """Each vector at each layer (all by default), and without: zero-shot, then behind n shuffled demonstrations."""
-    every = range(bench.lm.n_layers) if layers is None else layers
+    """Each vector at each layer, and without: zero-shot, then behind n shuffled demonstrations."""
+    every = range(bench.lm.n_layers)
     return [result for n, labels in without_help(n_shots) for result in bench.ask(n, labels, kept, vectors, every)]
 
 

@@ -53,10 +53,12 @@ def of_injection(folder: Folder, confidence: float) -> list[Row]:
     for layer, rows in grouped(read_jsonl(folder / files.RANDOM_TRIALS), itemgetter("layer")).items():
         top = read_jsonl(folder / f"{layout.layer_dir(layer)}/eval_trials.jsonl")
         groups = [row["prompt"] for row in top]
-        by_draw = _mean_over_draws(rows)
+        # What each example gives on average over the draws.
+        by_example = grouped(rows, itemgetter("idx")).values()
         for metric in OF_INJECTION:
             key = {"layer": layer, "metric": metric}
-            own, others = [row[metric] for row in top], by_draw[metric]
+            own = [row[metric] for row in top]
+            others = [fmean(row[metric] for row in draws) for draws in by_example]
             apart = [a - b for a, b in zip(own, others, strict=True)]
             for heads, values in ((TOP, own), (RANDOM, others), (DIFFERENCE, apart)):
                 found.append(_row({"heads": heads} | key, "n_eval", mean_interval(values, groups, confidence)))
@@ -64,12 +66,6 @@ def of_injection(folder: Folder, confidence: float) -> list[Row]:
             key = {"heads": TOP, "layer": layer, "metric": name}
             found.append(_row(key, "n_eval", _share(top, name, groups, confidence)))
     return found
-
-
-def _mean_over_draws(rows: Sequence[Row]) -> dict[str, list[float]]:
-    """metric -> what each example gives on average over the draws."""
-    by_example = grouped(rows, itemgetter("idx")).values()
-    return {metric: [fmean(row[metric] for row in own) for own in by_example] for metric in OF_INJECTION}
 
 
 def _share(rows: Sequence[Row], name: str, groups: Sequence[Hashable], confidence: float) -> Interval:

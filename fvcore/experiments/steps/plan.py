@@ -1,19 +1,14 @@
 """Which examples Step6 evaluates, in which order: unique queries by default, or drawn with replacement."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.scores import grouped
+from fvcore.experiments.steps.settings import StepSettings
 from fvcore.experiments.steps.zeroshot import Example, read
 from fvcore.trials.draws import of_q_id, of_trial
-
-if TYPE_CHECKING:
-    from fvcore.experiments.steps.settings import StepSettings
 
 
 def chosen_examples(folder: Folder, settings: StepSettings) -> list[Example]:

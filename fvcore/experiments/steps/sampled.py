@@ -154,19 +154,15 @@ def of_fixed(fixed: FixedTrials, tokenizer: Tokenizer) -> SampledTrials:
     def bare(pair: WordPair) -> WordPair:
         return WordPair(input=pair.input[1:], output=pair.output[1:]) if has_space else pair
 
-    def rows(split: Sequence[int], positions: Sequence[int] | None) -> list[int] | None:
-        return None if positions is None else [split[at] for at in positions]
-
     found = []
     for idx, record in enumerate(fixed.file.trials):
-        query_at = None if record.query_index_in_valid is None else [record.query_index_in_valid]
-        query_row = rows(splits.valid_indices, query_at) if splits else None
+        query, demos = record.query_index_in_valid, record.demo_indices_in_train
         draw = Draw(
             demos_clean=[bare(pair) for pair in record.demos_clean],
             demos_corrupted=[bare(pair) for pair in record.demos_corrupted],
             query=bare(record.query),
-            query_source_index=query_row[0] if query_row else None,
-            demo_source_indices=rows(splits.train_indices, record.demo_indices_in_train) if splits else None,
+            query_source_index=splits.valid_indices[query] if splits and query is not None else None,
+            demo_source_indices=[splits.train_indices[at] for at in demos] if splits and demos is not None else None,
             demo_order=list(range(fixed.meta.n_shots)),
         )
         prompts, target = (record.clean_prompt_str, record.corrupted_prompt_str), record.target_str

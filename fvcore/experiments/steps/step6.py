@@ -18,7 +18,7 @@ from fvcore.experiments.plan_files import vector_in
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.plan import chosen_examples
 from fvcore.experiments.steps.scores import Row, grouped, population_std
-from fvcore.experiments.steps.settings import StepSettings
+from fvcore.experiments.steps.settings import StepSettings, sizes_of
 from fvcore.experiments.steps.zeroshot import Example
 from fvcore.fast import engines
 from fvcore.fast.chunks import Advance, silent
@@ -207,7 +207,7 @@ def _write_layer(
         "fv_source_qid": source,
         "eval_scope": "in_domain" if kind == "qid" else "all_qids",
         "eval_qids": list(of_q),
-        "config": layout.sizes(lm) | hook | how,
+        "config": sizes_of(lm) | hook | how,
         "fv": facts,
         "fv_meta": fv_meta,
         "timestamp": now(),

@@ -21,7 +21,7 @@ from fvcore.experiments.steps.cases import Case, Cases
 from fvcore.experiments.steps.cases import of as cases_of
 from fvcore.experiments.steps.sampled import SampledTrials
 from fvcore.experiments.steps.scores import TARGET_COPIES, Row, aie_rows, cie_row, metrics_of
-from fvcore.experiments.steps.settings import StepSettings
+from fvcore.experiments.steps.settings import StepSettings, sizes_of
 from fvcore.fast import engines
 from fvcore.fast.chunks import Advance, silent
 from fvcore.fast.screening import screened_top_heads
@@ -153,7 +153,7 @@ def cie_rows(swept: Swept, slot: int) -> list[Row]:
 def _means(lm: LanguageModel, cases: Cases, swept: Sequence[Swept]) -> dict[str, Any]:
     """The files of means."""
     sampled, slot = cases.sampled, cases.slot
-    sizes = {"slot_q": slot} | layout.sizes(lm)
+    sizes = {"slot_q": slot} | sizes_of(lm)
     clean = {one.q_id: one.means[:, :, slot].contiguous() for one in swept}
     average = torch.stack(list(clean.values())).mean(dim=0)
     meta = {
@@ -162,7 +162,7 @@ def _means(lm: LanguageModel, cases: Cases, swept: Sequence[Swept]) -> dict[str,
         "seed": sampled.meta.seed,
         "layers": list(range(lm.n_layers)),
         "n_layers": lm.n_layers,
-        **layout.sizes(lm),
+        **sizes_of(lm),
         "dummy_labels": list(cases.labels),
         "slot_index_map": {"QUERY_PRED": slot, "query_predictive_token": slot},
         "slot_query_pred": slot,

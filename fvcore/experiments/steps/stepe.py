@@ -18,8 +18,8 @@ from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.sampled import SampledTrials
 from fvcore.experiments.steps.scores import HEAD, Row, population_std, ranked, read_scores
-from fvcore.experiments.steps.settings import StepSettings
-from fvcore.fast.chunks import Advance, silent
+from fvcore.experiments.steps.settings import StepSettings, sizes_of
+from fvcore.fast.chunks import Advance
 from fvcore.formats import FormatError, read_json, read_pt
 from fvcore.injection import inject_readings
 from fvcore.model.model import LanguageModel
@@ -34,12 +34,7 @@ MEAN_FILES = (layout.GLOBAL_MEAN, layout.MEANS, "artifacts/clean_mean.pt")
 
 
 def run(
-    lm: LanguageModel,
-    sampled: SampledTrials,
-    settings: StepSettings,
-    folder: Folder,
-    run_id: str = "",
-    advance: Advance = silent,
+    lm: LanguageModel, sampled: SampledTrials, settings: StepSettings, folder: Folder, run_id: str, advance: Advance
 ) -> list[Path]:
     """Choose heads from StepD's scores, make the vector and write every file of StepE; returns the files."""
     mean = read_clean_mean(folder, lm)
@@ -62,7 +57,7 @@ def run(
     }
     vector = global_vector(lm, mean, list(map(HEAD, chosen)))
     by_layer = heads_by_layer(lm, mean, heads, sorted({row["layer"] for row in rows}))
-    sizes = layout.sizes(lm)
+    sizes = sizes_of(lm)
     chosen_with = {"selected_k": settings.top_heads, "alpha_default": settings.alpha, "model_spec": lm.spec.name}
     of_q = sampled.q_ids[0] if sampled.meta.is_relation and len(sampled.q_ids) == 1 else None
     fv_meta = {

@@ -240,7 +240,7 @@ def test_one_label_alone_cannot_be_shuffled() -> None:
         (2, "clean"),
         (2, "shuffled"),
     }
-    curve = sweep_layers(worlds.bench(n_questions=3), {"v": torch.ones(128)}, 1, layers=[0])
+    curve = sweep_layers(worlds.bench(n_questions=3), {"v": torch.ones(128)}, 1)
     assert {(r.n_shots, r.labels) for r in curve} == {(0, "clean")}
 
 
