@@ -21,12 +21,14 @@ def select(config: pytest.Config, options: ParityOptions) -> dict[Path, SuiteFil
     stages = _named(config, TRANSFER.name)
     q_ids = _q_ids(config, options, stages)
     config.stash[Q_IDS_KEY] = q_ids
-    frozen = [] if stages else _compared_with_reference(q_ids, options)
+    recorded_now = options.live or options.regen_golden or options.golden_diff
     trials = _trials_files(config, options, with_default=not q_ids)
     parity, transfer = parity_suite(), transfer_suite()
     found = {path: SuiteFile(parity, PARITY) for path in trials}
     for q_id in q_ids:
-        if q_id.trials_file in frozen:
+        # Its frozen trials, of which there is a golden, or of which one is recorded in this run.
+        frozen = not stages and q_id.state == "completed" and q_id.trials_file.is_file()
+        if frozen and (recorded_now or q_id.has_golden(options.golden_roots, options.reference_profile)):
             found[q_id.trials_file] = SuiteFile(parity, PARITY, markers=(TRANSFER.name,))
         found[q_id.status_file] = SuiteFile(transfer_suite(1) if q_id.state == "skipped" else transfer, TRANSFER)
     given = [(config.invocation_params.dir / str(argument).partition("::")[0]).resolve() for argument in config.args]
@@ -88,11 +90,3 @@ def _q_ids(config: pytest.Config, options: ParityOptions, stages: Sequence[Path]
         return q_ids_of(root, options.qid or [path.parents[1].name for path in stages])
     except FormatError as error:
         raise pytest.UsageError(f"--fv-relation-root: {error}") from None
-
-
-def _compared_with_reference(q_ids: Sequence[QId], options: ParityOptions) -> list[Path]:
-    """Frozen trials of which there is a golden, or of which one is recorded in this run."""
-    recorded_now = options.live or options.regen_golden or options.golden_diff
-    complete = [q_id for q_id in q_ids if q_id.state == "completed" and q_id.trials_file.is_file()]
-    profile = options.reference_profile
-    return [q.trials_file for q in complete if recorded_now or q.has_golden(options.golden_roots, profile)]
