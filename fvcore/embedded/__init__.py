@@ -9,13 +9,8 @@ from pathlib import Path
 EMBEDDED = ("tiny-llama", "tiny-gpt2")
 
 
-def is_embedded(name: str) -> bool:
-    """Whether `name` is one of the shipped models."""
-    return name in EMBEDDED
-
-
 def path_of(name: str) -> Path:
     """The directory of a shipped model, as `from_pretrained` takes it."""
-    if not is_embedded(name):
+    if name not in EMBEDDED:
         raise ValueError(f"no embedded model {name!r}; shipped are: {', '.join(EMBEDDED)}")
     return Path(__file__).parent / name

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from fvcore.model.hooks import passing_over, read_blocks
 from fvcore.model.model import LanguageModel
+from fvcore.model.prefix import PrefixLayer
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,6 @@ class Batch:
         return given if bool(self.mask.all()) else {**given, "attention_mask": self.mask}
 
 
-class _Prefix(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of the prompt; what comes after them is seen and not kept."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.keys, self.values = keys, values
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
-
-
 @dataclass(frozen=True)
 class SharedPrompt:
     """Prompts that ran once: what entered every block at their last `n_kept` tokens, and all keys and values."""
@@ -85,7 +74,7 @@ class SharedPrompt:
     def suffix(self, n_tokens: int) -> Suffix:
         """The last tokens of the prompts, as what the model hands to its blocks for them."""
         start = self.batch.n_tokens - n_tokens
-        layers = [_Prefix(layer.keys[..., :start, :], layer.values[..., :start, :]) for layer in self.cache.layers]
+        layers = [PrefixLayer(layer.keys[..., :start, :], layer.values[..., :start, :]) for layer in self.cache.layers]
         calls: dict[int, dict[str, Any]] = {}
 
         def note(layer: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The three things done to a running model: read heads, edit heads, add to the residual stream. And looking on.
+"""What is done to a running model: read heads, edit heads, add to the residual stream, hide cached slots. And looking on.
 
 These are the only torch hooks in the library. Each is a context manager: hooks are gone when the block ends, however
 it ends, and a hook that never ran during the block is an error, because an intervention that silently does nothing
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -61,29 +62,23 @@ def split_heads(x: Tensor, lm: LanguageModel) -> Tensor:
 
 
 @contextmanager
-def read_heads(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
-    """Copies of the heads entering each `o_proj`: layer -> (batch, token, head, d_head)."""
+def read_heads(lm: LanguageModel, gradients: bool = False) -> Iterator[dict[int, Tensor]]:
+    """Copies of the heads entering each `o_proj`: layer -> (batch, token, head, d_head).
+
+    With `gradients` the heads as they are used: a backward pass leaves their gradients on them.
+    """
     heads: dict[int, Tensor] = {}
 
-    def take(layer: int, x: Tensor) -> None:
-        heads[layer] = split_heads(x.detach().clone(), lm)
-
-    with _projection_hooks(lm, range(lm.n_layers), "reading heads", take):
-        yield heads
-
-
-@contextmanager
-def heads_with_gradients(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
-    """The heads entering each `o_proj`, as they are used: a backward pass leaves their gradients on them."""
-    heads: dict[int, Tensor] = {}
-
-    def take(layer: int, x: Tensor) -> Tensor:
+    def take(layer: int, x: Tensor) -> Tensor | None:
+        if not gradients:
+            heads[layer] = split_heads(x.detach().clone(), lm)
+            return None
         # No weight has a gradient, so that nothing leads here before the first of these does.
         heads[layer] = split_heads(x if x.requires_grad else x.detach().requires_grad_(), lm)
         heads[layer].retain_grad()
         return heads[layer].flatten(-2)
 
-    with _projection_hooks(lm, range(lm.n_layers), "reading gradients", take):
+    with _projection_hooks(lm, range(lm.n_layers), "reading heads", take):
         yield heads
 
 
@@ -117,6 +112,51 @@ def add_to_residual(
         return lm.blocks[layer].register_forward_hook(hook)
 
     return _hooks(register, [layer], "injection")
+
+
+def hide_slots(lm: LanguageModel, hidden: Mapping[int, Tensor]) -> AbstractContextManager[None]:
+    """Hide cached slots from single layers: layer -> (row, slot), true where the slot is hidden from the row's tokens."""
+
+    def register(layer: int, fired: set[int]) -> RemovableHandle:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            fired.add(layer)
+            bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+            mask, residual = bound.arguments.get("attention_mask"), bound.args[1]
+            bound.arguments["attention_mask"] = _without(mask, hidden[layer], residual.shape[1])
+            return bound.args[1:], bound.kwargs
+
+        return lm.blocks[layer].register_forward_pre_hook(hook, with_kwargs=True)
+
+    return _hooks(register, hidden, "hiding slots")
+
+
+def _without(mask: Tensor | None, hidden: Tensor, n_tokens: int) -> Tensor:
+    """A block's mask (row, 1, token, slot) with the first slots hidden that are hidden from a row (row, slot)."""
+    n_slots = hidden.shape[1]
+    if mask is None:  # the kernel's own causal order
+        mask = torch.ones(1, 1, n_tokens, n_slots + n_tokens, dtype=torch.bool, device=hidden.device).tril(n_slots)
+    columns = nn.functional.pad(hidden, (0, mask.shape[-1] - n_slots))[:, None, None].to(mask.device)
+    return mask & ~columns if mask.dtype == torch.bool else mask.masked_fill(columns, torch.finfo(mask.dtype).min)
+
+
+@contextmanager
+def one_token_per_row(lm: LanguageModel, tokens: Tensor) -> Iterator[None]:
+    """The output head reads one token (row,) of each row and no others: logits are (row, 1, vocab)."""
+    fired = False
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal fired
+        fired = True
+        rows = torch.arange(len(tokens), device=args[0].device)
+        return (args[0][rows, tokens.to(args[0].device)][:, None], *args[1:])
+
+    handle = lm.hf.get_output_embeddings().register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not fired:
+        raise HookNeverFired("reading one token per row: the output head never ran; was the whole model run?")
 
 
 See = Callable[[str, str, Tensor | None, Mapping[str, Any]], None]

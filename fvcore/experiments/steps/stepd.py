@@ -33,7 +33,7 @@ TAIL = 30  # characters of a prompt's end
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """One q_id: its means (layer, head, slot, d_head) and a row per head and trial, in that order.
+    """One q_id: its means (layer, head, slot, d_head) and for each head a row per trial.
 
     note: what a screened sweep left out
     """
@@ -41,7 +41,7 @@ class Swept:
     q_id: str
     heads: list[tuple[int, int]]
     means: Tensor
-    rows: list[Row]
+    rows: list[list[Row]]
     note: str = ""
 
 
@@ -53,11 +53,15 @@ def run(
     heads = [(layer, head) for layer in settings.layers_of(lm) for head in settings.heads_of(lm)]
     swept = [_sweep(lm, cases, settings, q_id, heads, advance) for q_id in sampled.q_ids]
 
-    cie = [row for one in swept for row in cie_rows(one, cases.slot)]
+    cie = [
+        cie_row(one.q_id, *head, rows, float(one.means[*head, cases.slot].norm()))
+        for one in swept
+        for head, rows in zip(one.heads, one.rows, strict=True)
+    ]
     relation = sampled.meta.is_relation
     aie = aie_rows(cie, settings.score_key, relation)
     files = _means(lm, cases, swept) | {layout.CIE: cie, layout.AIE: aie}
-    files[layout.TRIAL_METRICS] = [row for one in swept for row in one.rows]
+    files[layout.TRIAL_METRICS] = [row for one in swept for rows in one.rows for row in rows]
     if not relation:
         meta: dict[str, Any] = {"source": sampled.meta.source, "model": lm.name, "model_spec": lm.spec.name}
         meta |= {"n_trials": len(sampled.trials), "score_key": settings.score_key, "seed": settings.seed}
@@ -139,15 +143,6 @@ def permutation(before: Sequence[str], after: Sequence[str]) -> list[int]:
         left.remove(at)
         found.append(at)
     return found
-
-
-def cie_rows(swept: Swept, slot: int) -> list[Row]:
-    """A row per head, in order of (layer, head)."""
-    n = len(swept.rows) // len(swept.heads)
-    return [
-        cie_row(swept.q_id, *head, swept.rows[i * n : (i + 1) * n], float(swept.means[*head, slot].norm()))
-        for i, head in enumerate(swept.heads)
-    ]
 
 
 def _means(lm: LanguageModel, cases: Cases, swept: Sequence[Swept]) -> dict[str, Any]:

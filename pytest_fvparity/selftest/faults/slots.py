@@ -91,11 +91,7 @@ class Unguarded(Pipeline):
 
 
 def unguarded(**changes: Any) -> Plant:
-    def plant(rig: Rig) -> Observed:
-        planted: type[Unguarded] = type("Planted", (Unguarded,), changes)
-        return observed(rig.judge(planted(rig.lm, rig.trials, rig.settings)))
-
-    return plant
+    return replacing(base=Unguarded, **changes)
 
 
 def shared_label_list(rig: Rig) -> Observed:
@@ -187,10 +183,6 @@ def worded_otherwise(rig: Rig) -> Rig:
     return Rig.recorded(rig.lm, trials_for(rig.lm, prefixes=other, **TRIALS), rig.settings)
 
 
-def of_upstream(rig: Rig) -> Rig:
-    return rig.on(rig.lm, reference_profile="todd_upstream")
-
-
 PLANTS: dict[str, Plants] = {
     "F14": shared_label_list,
     "F15": unguarded(labels_of=staticmethod(labels_by_offset)),
@@ -202,7 +194,7 @@ PLANTS: dict[str, Plants] = {
     "F21": (replacing(slot_map=through_a_file), replacing(slot_map=through_json_objects)),
     "F22": on(worded_otherwise, unguarded(dummy_template=PromptTemplate(PREFIXES, SEPARATORS))),
     "F75": on(
-        of_upstream,
+        lambda rig: rig.on(rig.lm, reference_profile="todd_upstream"),
         unguarded(dummy_template=property(lambda self: PromptTemplate.of(self.trials.meta, self.lm.tokenizer))),
     ),
 }
