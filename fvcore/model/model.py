@@ -212,6 +212,10 @@ def resolve(name: str) -> Path | str:
     """A shipped model's directory, an existing directory, or the name itself (a hub id, cached)."""
     if name in embedded.EMBEDDED:
         return embedded.path_of(name)
+    if name == embedded.WIRED:
+        from fvcore.embedded import wired
+
+        return wired.directory()
     path = Path(name).expanduser()
     return path.resolve() if path.is_dir() else name
 
@@ -342,7 +346,7 @@ def doubts(lm: LanguageModel) -> list[str]:
 
 def _not_loaded(what: str, name: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
-    shipped = ", ".join(embedded.EMBEDDED)
+    shipped = ", ".join([*embedded.EMBEDDED, embedded.WIRED])
     return (
         f"cannot load the {what} of {name!r}: {reason}. Expected a shipped model ({shipped}), a directory written by "
         "save_pretrained, or a hub id that is in the local cache (nothing is downloaded)."
