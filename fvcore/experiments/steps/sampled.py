@@ -194,6 +194,6 @@ class DatasetSource:
 
     def sample(self, tokenizer: Tokenizer) -> SampledTrials:
         n_trials, n_shots, seed, path = self.n_trials, self.n_shots, self.seed, self.path.as_posix()
-        how = {"n_trials": n_trials, "n_shots": n_shots, "n_demos": n_shots, "seed": seed, "dataset_json": path}
+        how: dict[str, Any] = {"n_trials": n_trials, "n_shots": n_shots, "n_demos": n_shots, "seed": seed, "dataset_json": path}
         drawn = draw_dataset(trials.read_pairs(self.path), n_trials, n_shots, seed)
         return of_draws(drawn, tokenizer, SampledMeta(source="dataset_sampled", **how))

@@ -91,7 +91,7 @@ def _sweep(
         heads, note = [head for head in heads if bool(screening.computed[head])], f"engine screened: {screening}"
     readings = engines.target_readings(lm, prompts, means, heads, *how, advance)
     fixed = [_trial_columns(case, sampled, settings.seed) for case in own]
-    rows = []
+    rows: list[list[Row]] = [[] for _ in heads]
     for i, (layer, head) in enumerate(heads):
         for case, (first, last), without, replaced in zip(
             own, fixed, readings[:, 0].tolist(), readings[:, 1 + i].tolist(), strict=True
@@ -99,7 +99,7 @@ def _sweep(
             metrics = metrics_of(without, replaced)
             copies = {f"{name}_target": metrics[name] for name in TARGET_COPIES}
             key = {"q_id": q_id, "trial_idx": case.trial.trial_idx, "layer": layer, "head": head}
-            rows.append(key | first | metrics | copies | last)
+            rows[i].append(key | first | metrics | copies | last)
     return Swept(q_id, list(heads), means, rows, note)
 
 
