@@ -188,12 +188,14 @@ class DatasetSource:
     n_shots: int = 10
     seed: int = 0
 
+    @property
+    def _drawn(self) -> dict[str, Any]:
+        return {"n_trials": self.n_trials, "n_shots": self.n_shots, "seed": self.seed}
+
     def settings(self) -> dict[str, Any]:
-        drawn = {"n_trials": self.n_trials, "n_shots": self.n_shots, "seed": self.seed}
-        return {"source": "dataset_sampled", "dataset_sha256": sha256_file(self.path)} | drawn
+        return {"source": "dataset_sampled", "dataset_sha256": sha256_file(self.path), **self._drawn}
 
     def sample(self, tokenizer: Tokenizer) -> SampledTrials:
-        n_trials, n_shots, seed, path = self.n_trials, self.n_shots, self.seed, self.path.as_posix()
-        how: dict[str, Any] = {"n_trials": n_trials, "n_shots": n_shots, "n_demos": n_shots, "seed": seed, "dataset_json": path}
-        drawn = draw_dataset(trials.read_pairs(self.path), n_trials, n_shots, seed)
-        return of_draws(drawn, tokenizer, SampledMeta(source="dataset_sampled", **how))
+        dataset = self.path.as_posix()
+        meta = SampledMeta(source="dataset_sampled", n_demos=self.n_shots, dataset_json=dataset, **self._drawn)
+        return of_draws(draw_dataset(trials.read_pairs(self.path), **self._drawn), tokenizer, meta)
