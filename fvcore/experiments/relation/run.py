@@ -86,7 +86,7 @@ def run(
             if before[unit.name] is None:
                 pending[unit.name].write(Folder(unit.folder), "pending")
         summary, log = Summary(root), Log(root / files.LOG)
-        log.line(f"run of {relation.path}: {len(units)} q_ids, model {facts.name}, settings {settings.deciding()}")
+        log.line(f"run of {relation.path}: {len(units)} q_ids, model {facts.model}, settings {settings.deciding()}")
         for number in relation.dropped:
             log.line(f"line {number} of {relation.path} lacks a cell and is dropped")
         summary.write(relation, len(units), "running")
@@ -128,10 +128,7 @@ def _write_meta(relation: Relation, root: Path, settings: RelationSettings, fact
         "relation_csv_sha256": relation.sha256,
         "q_ids": {q_id: len(pairs) for q_id, pairs in relation.pairs.items()},
         "dropped_lines": list(relation.dropped),
-        "model": facts.name,
-        "model_spec": facts.spec,
-        "n_layers": facts.n_layers,
-        "n_heads": facts.n_heads,
+        **{name: getattr(facts, name) for name in ("model", "model_spec", "n_layers", "n_heads")},
         "settings_digest": digest(deciding),
         "settings": deciding,
         "versions": versions(),

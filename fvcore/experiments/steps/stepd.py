@@ -70,12 +70,7 @@ def run(
 
 
 def _sweep(
-    lm: LanguageModel,
-    cases: Cases,
-    settings: StepSettings,
-    q_id: str,
-    heads: Sequence[tuple[int, int]],
-    advance: Advance,
+    lm: LanguageModel, cases: Cases, settings: StepSettings, q_id: str, heads: list[tuple[int, int]], advance: Advance
 ) -> Swept:
     sampled, own = cases.sampled, [case for case in cases.cases if case.trial.q_id == q_id]
     how = (settings.engine, settings.max_memory)
@@ -100,7 +95,7 @@ def _sweep(
             copies = {f"{name}_target": metrics[name] for name in TARGET_COPIES}
             key = {"q_id": q_id, "trial_idx": case.trial.trial_idx, "layer": layer, "head": head}
             rows[i].append(key | first | metrics | copies | last)
-    return Swept(q_id, list(heads), means, rows, note)
+    return Swept(q_id, heads, means, rows, note)
 
 
 def _trial_columns(case: Case, sampled: SampledTrials, seed: int) -> tuple[Row, Row]:
