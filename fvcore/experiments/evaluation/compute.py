@@ -164,14 +164,9 @@ def vector_logits(lm: LanguageModel, vector: Tensor, way: str = "model") -> Tens
 def top_tokens(lm: LanguageModel, vector: Tensor, k: int = 10, way: str = "model") -> list[dict[str, Any]]:
     """The k tokens with the largest logits, largest first: token_id, text, logit and probability of each."""
     logits = vector_logits(lm, vector, way)
-    probabilities = torch.softmax(logits, dim=-1)
+    shares = torch.softmax(logits, dim=-1)
     best = torch.topk(logits, min(k, len(logits))).indices.tolist()
     return [
-        {
-            "token_id": i,
-            "text": lm.tokenizer.decode([i]),
-            "logit": float(logits[i]),
-            "probability": float(probabilities[i]),
-        }
+        {"token_id": i, "text": lm.tokenizer.decode([i]), "logit": float(logits[i]), "probability": float(shares[i])}
         for i in best
     ]

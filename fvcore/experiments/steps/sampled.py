@@ -134,13 +134,8 @@ def of_fixed(fixed: FixedTrials, tokenizer: Tokenizer) -> SampledTrials:
     except TrialsError as error:
         raise StepError(str(error)) from None
     splits = fixed.file.splits
-    words = [
-        word
-        for record in fixed.file.trials
-        for pair in (*record.demos_clean, *record.demos_corrupted, record.query)
-        for word in (pair.input, pair.output)
-    ]
-    has_space = all(word.startswith(" ") for word in words)
+    pairs = [pair for one in fixed.file.trials for pair in (*one.demos_clean, *one.demos_corrupted, one.query)]
+    has_space = all(word.startswith(" ") for pair in pairs for word in (pair.input, pair.output))
     meta = SampledMeta(
         source="fixed_trials_override",
         fixed_trials_path=None if fixed.path is None else fixed.path.as_posix(),
