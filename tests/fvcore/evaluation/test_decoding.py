@@ -65,7 +65,7 @@ def test_tokens_come_with_the_largest_first_and_probabilities_of_all() -> None:
     lm = worlds.model("tiny-llama")
     tokens = top_tokens(lm, worlds.random_vector(lm), 10**6)
     assert len(tokens) == lm.vocab_size
-    assert [token.logit for token in tokens] == sorted((token.logit for token in tokens), reverse=True)
+    assert [token["logit"] for token in tokens] == sorted((token["logit"] for token in tokens), reverse=True)
     assert sum(token["probability"] for token in tokens) == pytest.approx(1, abs=1e-4)
     assert tokens[0]["text"] == lm.tokenizer.decode([tokens[0]["token_id"]])
 
