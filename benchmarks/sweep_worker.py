@@ -29,13 +29,13 @@ import sweep_world
 import torch
 from torch import Tensor
 
-from fvcore import trials
 from fvcore.effects import probability_with_head_replaced, target_probability
 from fvcore.fast import engines, sweep
 from fvcore.fast.sweep import Case
 from fvcore.model.memory import peak_memory
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Settings
+from fvcore.trials import fixed as trials
 
 ENOUGH_S = 0.2
 """A measurement is repeated until this long was measured: small models take milliseconds."""

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from fvcore.formats import parting
 from fvcore.model.tokenizer import BosFacts, Tokenizer
-from fvcore.trials import FixedTrials, Meta, TemplatePart, Trial, TrialsError, TrialsFile, WordPair, sample
+from fvcore.trials.fixed import FixedTrials, Meta, TemplatePart, Trial, TrialsError, TrialsFile, WordPair, sample
 
 # The text the public reference puts in front of a prompt when the tokenizer adds no BOS by itself
 # (its prompt_utils.py writes it out). Used by the `todd_upstream` profile alone.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from fvcore.model.tokenizer import Tokenizer
 from fvcore.prompts import Part, PromptTemplate
-from fvcore.trials import WordPair
+from fvcore.trials.fixed import WordPair
 
 QUERY_PREDICTIVE = "query_predictive_token"
 DUMMY_WORD = " a"

@@ -21,7 +21,6 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from fvcore import trials
 from fvcore.activations import mean_head_activations
 from fvcore.effects import average_indirect_effect, causal_indirect_effect
 from fvcore.embedded.words import Relation, relations
@@ -31,7 +30,8 @@ from fvcore.model.model import LanguageModel, load
 from fvcore.model.tokenizer import BosFacts
 from fvcore.prompts import Prompt, PromptTemplate, prompt_at_boundary
 from fvcore.slots import SlotMap, dummy_labels, slot_map
-from fvcore.trials import WordPair, labelled
+from fvcore.trials import fixed as trials
+from fvcore.trials.fixed import WordPair, labelled
 from fvcore.vectors import function_vector
 
 SEEDS = (0, 1)

@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 from pydantic import BeforeValidator, model_validator
 
-from fvcore import trials
 from fvcore.formats import parting, read_json, sha256, twice, validated, write_json
 from fvcore.model.tokenizer import Tokenizer
 from fvcore.prompts import PromptTemplate
+from fvcore.trials import fixed as trials
 from fvcore.trials.fixed import (
     MAX_NAME,
     PREFIXES,

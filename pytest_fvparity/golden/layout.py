@@ -30,7 +30,7 @@ from pytest_fvparity.parity.implementation import CHECK_KEYS
 
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
-    from fvcore.trials import FixedTrials
+    from fvcore.trials.fixed import FixedTrials
 
 UNKNOWN = "unknown"
 

@@ -21,7 +21,7 @@ from pytest_fvparity.fixtures import load_model, settings_of
 from pytest_fvparity.options import ParityOptions
 
 if TYPE_CHECKING:
-    from fvcore.trials import FixedTrials
+    from fvcore.trials.fixed import FixedTrials
     from pytest_fvparity.golden.golden import Record
 
 DIFF = "golden_diff.json"

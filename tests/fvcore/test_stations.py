@@ -13,7 +13,7 @@ from fvcore.embedded.random_models import FAMILIES, random_lm, trials_for
 from fvcore.heads import top_heads
 from fvcore.prompts import Prompt
 from fvcore.slots import SlotMap
-from fvcore.trials import FixedTrials, WordPair
+from fvcore.trials.fixed import FixedTrials, WordPair
 from tests.late import RUNNING, inference_mode
 
 if RUNNING:

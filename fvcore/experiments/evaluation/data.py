@@ -20,7 +20,8 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fvcore.formats import FormatError, read_json, read_yaml, sha256_file, validated
-from fvcore.trials import PREFIXES, SEPARATORS, Splits, TemplatePart, TrialsError, WordPair, labelled, split
+from fvcore.trials.draws import Splits, split
+from fvcore.trials.fixed import PREFIXES, SEPARATORS, TemplatePart, TrialsError, WordPair, labelled
 
 GROUPS = ("abstractive", "extractive")
 

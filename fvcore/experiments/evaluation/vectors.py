@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fvcore import artifacts
-from fvcore import trials as fixed_trials
 from fvcore.experiments.evaluation.compute import Bench
 from fvcore.experiments.evaluation.config import EvaluationConfig
 from fvcore.experiments.plan_files import vector_in
@@ -19,7 +18,8 @@ from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.pipeline import Settings, run
 from fvcore.prompts import require_verified
-from fvcore.trials import FixedTrials
+from fvcore.trials import fixed as fixed_trials
+from fvcore.trials.fixed import FixedTrials
 from fvcore.vectors import function_vector
 
 VECTOR = "fv"

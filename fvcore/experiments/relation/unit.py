@@ -22,7 +22,7 @@ from fvcore.experiments.steps.settings import chosen_steps, identity
 from fvcore.formats import write_text
 from fvcore.model.model import LanguageModel
 from fvcore.provenance import now
-from fvcore.trials import WordPair
+from fvcore.trials.fixed import WordPair
 
 
 @dataclass(frozen=True, slots=True)
