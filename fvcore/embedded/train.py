@@ -193,13 +193,6 @@ def train(recipe: Recipe, report: Callable[[int, dict[str, float]], None] | None
     return training.lm.hf
 
 
-def save(hf: Any, recipe: Recipe, directory: Path) -> None:
-    """Write weights, configuration and tokenizer."""
-    directory.mkdir(parents=True, exist_ok=True)
-    hf.save_pretrained(directory)
-    tokenizer.save(recipe.name, directory, recipe.n_positions)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a model that ships with the project.")
     parser.add_argument("name", choices=EMBEDDED)
@@ -216,7 +209,9 @@ def main() -> None:
 
     recipe = RECIPES[options.name](options.seed)
     hf = train(recipe, report)
-    save(hf, recipe, options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    hf.save_pretrained(options.out)
+    tokenizer.save(recipe.name, options.out, recipe.n_positions)
     lm = load(str(options.out))
     write_text(options.out / "README.md", card(hf, recipe, options.out, [measure(lm, seed) for seed in SEEDS]))
 

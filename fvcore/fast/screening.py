@@ -72,14 +72,6 @@ def first_order_effects(lm: LanguageModel, cases: Sequence[Case], mean_activatio
     return torch.stack(found, dim=1).float().cpu()
 
 
-def effects_of_heads(
-    lm: LanguageModel, cases: Sequence[Case], mean_activations: Tensor, heads: Sequence[Head]
-) -> Tensor:
-    """CIE at the last token of some heads, in order of layer: (trial, len(heads)), float32 on the CPU."""
-    probabilities = target_readings(lm, cases, mean_activations, heads)[..., 0]
-    return probabilities[:, 1:] - probabilities[:, :1]
-
-
 def screened_top_heads(
     lm: LanguageModel,
     cases: Sequence[Case],
@@ -102,7 +94,8 @@ def screened_top_heads(
     bound = 0.0
     while wanted:
         chosen = sorted(wanted)
-        effects = effects_of_heads(lm, cases, mean_activations, chosen)
+        probabilities = target_readings(lm, cases, mean_activations, chosen)[..., 0]
+        effects = probabilities[:, 1:] - probabilities[:, :1]
         for (layer, head), effect in zip(chosen, effects.unbind(dim=1), strict=True):
             cie[:, layer, head], aie[layer, head] = effect, effect.mean()
         worst = float(aie.flatten().nan_to_num(-torch.inf).topk(k).values[-1])

@@ -75,23 +75,19 @@ class Placement:
         """What `from_pretrained` is given; without a `device_map` the loaded model is still to be put on `device`."""
         given: dict[str, Any] = {"dtype": DTYPES[self.dtype]}
         if self.quant != "none":
-            given["quantization_config"] = self._quantization()
+            from transformers import BitsAndBytesConfig
+
+            four = {
+                "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_use_double_quant": True,
+                "bnb_4bit_compute_dtype": given["dtype"],
+            }
+            how = {"load_in_8bit": True} if self.quant == "8bit" else {"load_in_4bit": True, **four}
+            given["quantization_config"] = BitsAndBytesConfig(**how)
         if self.device_map is not None or self.quant != "none":
             # Quantised weights are made where they will lie; they cannot be moved there afterwards.
             given["device_map"] = {"": self.device} if self.device_map is None else self.device_map
         return given
-
-    def _quantization(self) -> Any:
-        from transformers import BitsAndBytesConfig
-
-        if self.quant == "8bit":
-            return BitsAndBytesConfig(load_in_8bit=True)
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=DTYPES[self.dtype],
-        )
 
     def __str__(self) -> str:
         where = f"device {self.device}" if self.device_map is None else f"device_map {self.device_map}"
