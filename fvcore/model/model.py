@@ -213,6 +213,10 @@ def resolve(name: str) -> Path | str:
     """A shipped model's directory, an existing directory, or the name itself (a hub id, cached)."""
     if name in embedded.EMBEDDED:
         return embedded.path_of(name)
+    if name == embedded.WIRED:
+        from fvcore.embedded import wired
+
+        return wired.directory()
     path = Path(name).expanduser()
     return path.resolve() if path.is_dir() else name
 
@@ -340,8 +344,8 @@ def _loading(what: str, name: str, more: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        shipped = ", ".join([*embedded.EMBEDDED, embedded.WIRED])
         raise ModelError(
-            f"cannot load the {what} of {name!r}: {' '.join(str(error).split())[:300]}. Expected a shipped model "
-            f"({', '.join(embedded.EMBEDDED)}), a directory written by save_pretrained, or a hub id that is in the local cache "
-            f"(nothing is downloaded).{more}"
+            f"cannot load the {what} of {name!r}: {' '.join(str(error).split())[:300]}. Expected a shipped model ({shipped}), a "
+            f"directory written by save_pretrained, or a hub id that is in the local cache (nothing is downloaded).{more}"
         ) from error
