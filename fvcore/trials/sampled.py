@@ -152,10 +152,13 @@ def read_trials(path: Path | str) -> FixedTrials:
     """The trials of a file, which is a fixed-trials file or a run's sampled_trials.json."""
     path = Path(path)
     value = read_json(path)
+    return as_fixed(parse(value, str(path)), path) if is_sampled(value) else trials.read(path)
+
+
+def is_sampled(value: Any) -> bool:
+    """Whether a JSON file's content is of this kind: its meta says where the trials come from."""
     meta = value.get("meta") if isinstance(value, dict) else None
-    if isinstance(meta, dict) and "source" in meta:  # it says where the trials come from
-        return as_fixed(parse(value, str(path)), path)
-    return trials.read(path)
+    return isinstance(meta, dict) and "source" in meta
 
 
 def as_fixed(sampled: SampledTrials, path: Path | None = None) -> FixedTrials:
