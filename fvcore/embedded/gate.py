@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from random import Random
 from statistics import fmean
 
@@ -108,18 +109,12 @@ class Asker:
 
 def with_moved_labels(ask: Asker, n: int, rng: Random, fixed_points: bool) -> list[tuple[list[WordPair], WordPair]]:
     """Trials whose labels stand beside other questions; some in their place where `fixed_points` may be."""
-    return [
-        (labelled(demos, [demos[i].output for i in permutation(N_SHOTS, rng, fixed_points)]), query)
-        for demos, query in (ask.draw(rng) for _ in range(n))
-    ]
-
-
-def permutation(n: int, rng: Random, fixed_points: bool) -> list[int]:
-    """A random order of range(n); without fixed points no element stays in its place."""
-    while True:
-        order = rng.sample(range(n), n)
-        if fixed_points or all(i != at for at, i in enumerate(order)):
-            return order
+    moved = []
+    for demos, query in (ask.draw(rng) for _ in range(n)):
+        orders = (rng.sample(range(N_SHOTS), N_SHOTS) for _ in count())
+        order = next(order for order in orders if fixed_points or all(i != at for at, i in enumerate(order)))
+        moved.append((labelled(demos, [demos[i].output for i in order]), query))
+    return moved
 
 
 def accuracies(
