@@ -80,14 +80,13 @@ class Tolerance:
 
 EXACT = Tolerance()
 
-ToleranceOf = Callable[[str], Tolerance]
 AxesOf = Callable[[str], Sequence[str]]
 
 
 def compare(
     expected: Artifact,
     actual: Artifact,
-    tolerance: Tolerance | ToleranceOf = EXACT,
+    tolerance: Tolerance | Callable[[str], Tolerance] = EXACT,
     axes: AxesOf = lambda leaf: (),
 ) -> Verdict:
     """Compare all leaves. `axes(leaf)` names a tensor's axes, so that a coordinate reads `layer 2, head 1`.

@@ -147,11 +147,7 @@ def sample_trials(tokenizer: Tokenizer, pairs: Sequence[WordPair], meta: Meta) -
     """Trials drawn from `pairs`, with prompts and target ids as this tokenizer makes them."""
     require_bos_agreement(tokenizer, meta)
     template = PromptTemplate.of(meta, tokenizer)
-
-    def answer_ids(prompt: str, answer: str) -> list[int]:
-        return list(prompt_at_boundary(tokenizer, prompt, answer).answer_ids)
-
-    return sample(pairs, meta, answer_ids, template.text)
+    return sample(pairs, meta, lambda *words: list(prompt_at_boundary(tokenizer, *words).answer_ids), template.text)
 
 
 def require_verified(trials: FixedTrials, tokenizer: Tokenizer) -> None:

@@ -57,10 +57,9 @@ class Placement:
         return placement
 
     def _require(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ModelError(f"unknown dtype {self.dtype!r}; expected one of {', '.join(DTYPES)}")
-        if self.quant not in QUANTS:
-            raise ModelError(f"unknown quant {self.quant!r}; expected one of {', '.join(QUANTS)}")
+        for what, value, known in (("dtype", self.dtype, DTYPES), ("quant", self.quant, QUANTS)):
+            if value not in known:
+                raise ModelError(f"unknown {what} {value!r}; expected one of {', '.join(known)}")
         if self.quant != "none":
             _require_package("bitsandbytes", f"quant {self.quant}")
             _require_package("accelerate", f"quant {self.quant}")
