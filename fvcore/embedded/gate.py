@@ -126,10 +126,10 @@ def accuracies(
     return [n / len(prompts) for n in right.sum(dim=0).tolist()]
 
 
-def measure(lm: LanguageModel, seed: int, relation: str = "antonym") -> GateResult:
-    """All figures of one relation. The same model and seed give the same figures."""
+def measure(lm: LanguageModel, seed: int) -> GateResult:
+    """All figures of the antonyms. The same model and seed give the same figures."""
     rng = Random(seed)
-    ask = Asker.of(lm, relations()[relation])
+    ask = Asker.of(lm, relations()["antonym"])
 
     clean = [ask.draw(rng) for _ in range(N_CLEAN)]
     shuffled = with_moved_labels(ask, N_CLEAN, rng, fixed_points=False)
@@ -150,7 +150,7 @@ def measure(lm: LanguageModel, seed: int, relation: str = "antonym") -> GateResu
     layer = max(range(lm.n_layers), key=lambda at: by_layer[at])
     random_sets = [function_vector(lm, means, rng.sample(others, N_TOP_HEADS)) for _ in range(N_RANDOM_SETS)]
     return GateResult(
-        relation=relation,
+        relation="antonym",
         seed=seed,
         ten_shot=accuracies(lm, [ask.prompt(*trial) for trial in clean])[0],
         zero_shot=zero_shot,

@@ -78,7 +78,6 @@ def screened_top_heads(
     mean_activations: Tensor,
     k: int,
     among: Sequence[Head] | None = None,
-    seed: int = 0,
 ) -> Screening:
     """The k heads with the largest average indirect effect, computing as few effects as the estimates allow.
 
@@ -88,7 +87,7 @@ def screened_top_heads(
     estimates = cie.mean(dim=0)
     by_estimate = [divmod(int(i), lm.n_heads) for i in estimates.flatten().argsort(descending=True)]
     by_estimate = [head for head in by_estimate if among is None or head in set(among)]
-    drawn = torch.randperm(len(by_estimate), generator=torch.Generator().manual_seed(seed))[:SAMPLE].tolist()
+    drawn = torch.randperm(len(by_estimate), generator=torch.Generator().manual_seed(0))[:SAMPLE].tolist()
     aie = torch.full_like(estimates, torch.nan)
     wanted = {*by_estimate[: 2 * k], *(by_estimate[i] for i in drawn)}
     bound = 0.0
