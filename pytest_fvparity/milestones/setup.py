@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fvcore.formats import FormatError, sha256_file
-from fvcore.trials import FixedTrials
-from fvcore.trials import read as read_trials
+from fvcore.trials.fixed import FixedTrials
+from fvcore.trials.fixed import read as read_trials
 from pytest_fvparity import shipped
 from pytest_fvparity.milestones.lock import Lock
 from pytest_fvparity.parity.implementation import CHECK_KEYS

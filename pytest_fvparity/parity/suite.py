@@ -21,7 +21,7 @@ from pytest_fvparity.suite.item import StageItem
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
     from fvcore.profile import Profile
-    from fvcore.trials import FixedTrials
+    from fvcore.trials.fixed import FixedTrials
     from pytest_fvparity.golden.golden import Golden
     from pytest_fvparity.parity.checks import ParityRun
     from pytest_fvparity.parity.implementation import Implementation

@@ -21,7 +21,7 @@ from fvcore.model.model import DTYPES, LanguageModel
 from fvcore.pipeline import Settings, profile_of
 from fvcore.profile import Profile
 from fvcore.prompts import PromptTemplate, require_bos_agreement
-from fvcore.trials import FixedTrials
+from fvcore.trials.fixed import FixedTrials
 from pytest_fvparity.parity.implementation import Answers
 from pytest_fvparity.parity.noise import Noise, measured, variations
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from fvcore import trials
 from fvcore.embedded.random_models import trials_for
 from fvcore.formats import read_json, write_json
-from fvcore.trials import FixedTrials
+from fvcore.trials import fixed as trials
+from fvcore.trials.fixed import FixedTrials
 from pytest_fvparity.golden.manifest import MANIFEST, sealed
 from tests.late import RUNNING
 
