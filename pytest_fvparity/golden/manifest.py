@@ -32,8 +32,9 @@ class DamagedGolden(Refused):
 class OtherSchema(DamagedGolden):
     """Another version of this project wrote the manifest; `found` is its version, if that is a number."""
 
-    def __init__(self, message: str, found: object) -> None:
-        super().__init__(message)
+    def __init__(self, path: Path, found: object) -> None:
+        told = f"manifest schema {found!r:.40}, this version reads {SCHEMA_VERSION}"
+        super().__init__(f"{path}: {told}: another version of pytest-fvparity recorded it; {AGAIN}")
         self.found = found if type(found) is int else None
 
 
@@ -151,11 +152,7 @@ def read(path: Path) -> Manifest:
         # Asked first: a manifest of another schema has other fields.
         found = written.get("schema_version", SCHEMA_VERSION) if isinstance(written, dict) else SCHEMA_VERSION
         if found != SCHEMA_VERSION:
-            raise OtherSchema(
-                f"{path}: manifest schema {found!r:.40}, this version reads {SCHEMA_VERSION}: another version of "
-                f"pytest-fvparity recorded it; {AGAIN}",
-                found,
-            )
+            raise OtherSchema(path, found)
         manifest = Manifest.model_validate(written)
     except (FormatError, ValidationError) as error:
         reason = " ".join(str(error).split())[:300] if isinstance(error, FormatError) else sentence(error)

@@ -78,15 +78,18 @@ def _record(config: pytest.Config, place: Path, root: Path, record: Record) -> N
 def _rehearse(config: pytest.Config, options: ParityOptions, place: Path, root: Path, record: Record) -> bool:
     """Record without changing a golden; say and write down what would change, and return whether anything would."""
     from pytest_fvparity.golden import golden
-    from pytest_fvparity.golden.diff import GoldenDiff
 
-    diff = GoldenDiff(golden=place.as_posix(), keys=golden.rehearse(record, root / place))
-    written = options.report_dir / place.parent / DIFF
-    write_json(written, diff.model_dump(mode="json"))
-    verdict = "would change" if diff.changes else "would stay as it is"
+    keys = golden.rehearse(record, root / place)
+    written, rows = (
+        options.report_dir / place.parent / DIFF,
+        {key: diff.model_dump(mode="json") for key, diff in keys.items()},
+    )
+    write_json(written, {"golden": place.as_posix(), "keys": rows})
+    changes = any(diff.state != "unchanged" for diff in keys.values())
+    verdict = "would change" if changes else "would stay as it is"
     _tell(config, f"fvparity: {root / place} {verdict}; nothing was written there")
-    _tell(config, *(f"  {key:<18}{change}" for key, change in diff.keys.items()), f"  {written}")
-    return diff.changes
+    _tell(config, *(f"  {key:<18}{diff}" for key, diff in keys.items()), f"  {written}")
+    return changes
 
 
 def _each(

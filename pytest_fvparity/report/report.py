@@ -236,10 +236,7 @@ def left_out(checks: Sequence[Check]) -> list[str]:
 
 
 OVERALL = ("FAIL", "NOT_RUN", "PARTIAL", "PASS")
-"""Overall statuses, the worst first."""
-
-GREEN = frozenset({"PASS", "PARTIAL", "NOT_RUN"})
-"""Overall statuses that do not turn a session red. NOT_RUN is none of them under --fv-require-gpu: there it is an error."""
+"""Overall statuses, the worst first. FAIL alone turns a session red; under --fv-require-gpu it is what others call NOT_RUN."""
 
 
 def earliest_failure(checks: Sequence[Check]) -> Check | None:
