@@ -197,7 +197,7 @@ def spec_parity(
     from pytest_fvparity.report.render import REPORT
 
     folder = out / "reduced"  # its own: reports of other runs may lie beside it
-    if trials is None and not embedded.is_embedded(model):
+    if trials is None and model not in embedded.EMBEDDED:
         trials = _one_trial(model, dataset_json, out)
     options = {"model": model, "src": fv_src, "max-trials": 1, "top-heads": 5, "seed": 42, "report-dir": folder}
     options |= {"edit-layer": models.n_layers_on_disk(model) // 2, "trials": trials, "spec": spec}

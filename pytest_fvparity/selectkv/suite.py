@@ -59,11 +59,10 @@ def fv_select_kv_run(request: pytest.FixtureRequest) -> Measured:
 
 def _made(config: Path, root: Path) -> Path:
     """Run the config, below the reports; its rows are those of today, whatever lies there."""
-    from fvcore.experiments.select_kv.run import run_phase2
-
     from fvcore.experiments.config import resolve
     from fvcore.experiments.errors import StepError
     from fvcore.experiments.select_kv.config import SelectKVConfig
+    from fvcore.experiments.select_kv.run import run_phase2
 
     settings = resolve(SelectKVConfig, {}, config).resolve().changed({"runtime.output_root": str(root)})
     try:

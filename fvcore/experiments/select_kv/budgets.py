@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fvcore.experiments.select_kv.compute import Chosen
 from fvcore.experiments.select_kv.metrics import is_hit, kl, p99, rel_kl
-from fvcore.experiments.select_kv.points import mean, share
+from fvcore.experiments.select_kv.points import clusters, mean, share
 from fvcore.experiments.select_kv.selection import recent, select
 from fvcore.fast.chunks import Advance, silent
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 WHOLE = 0
 """The budget that is the whole demo, however long."""
+
+OFF_STATES = 16
+"""States that are asked an OFF prompt, the first ones: such a prompt costs as much as ten queries."""
 
 METHODS = ("attention_diversity_span", "delimiter_span", "random_span", "recent")
 
@@ -57,7 +60,7 @@ def curve(
     off: Sequence[OffSample] = (),
     advance: Advance = silent,
 ) -> dict[str, Any]:
-    """Points of every method over the budgets; each state is asked its own query and one OFF prompt of another group."""
+    """Points of every method over the budgets; each state is asked its own query, the first ones an OFF prompt of another group."""
     asked = budgets(min(len(sample.demo.ids) for sample in samples))
     tried = {budget: _with_budget(bench.settings, budget) for budget in asked if budget != WHOLE}
     found = {(method, budget): _Gathered() for method in METHODS for budget in asked}
@@ -69,12 +72,12 @@ def curve(
         prefixes = [*built, bench.builder.full(chosen.demo, ids)]
         _gather(found, [*kept], bench, sample, chosen.cached, prefixes)
         others = [one for one in off if not one.group or one.group != sample.group]
-        if others:
+        if others and at < OFF_STATES:
             _disturb(found, [*kept], bench, others[at % len(others)], prefixes)
         advance(0, 1)
-    groups = [sample.group for sample in samples]
+    groups = clusters(samples)
     methods = {method: [found[method, budget].point(budget, groups) for budget in asked] for method in METHODS}
-    return {"n": len(samples), "off": bool(off), "methods": methods}
+    return {"n": len(samples), "n_off": len(found[METHODS[0], WHOLE].off), "methods": methods}
 
 
 Key = tuple[str, int]

@@ -304,9 +304,12 @@ class SelectKVConfig(Shared):
 
     moved: ClassVar[Mapping[str, str]] = {f"phase2.{name}": name for name in Shared.model_fields}
     phase2: Phase2Block = Phase2Block()
+    run: dict[str, Any] = Field(
+        default={}, exclude=True, description="What a run's own config says about that run; nothing reads it."
+    )
 
     def resolve(self) -> Phase2:
-        tree = self.model_dump(mode="json", include={*Shared.model_fields, "phase2"})
+        tree = self.model_dump(mode="json", exclude={"run"})
         return Phase2.model_validate_json(_json(tree.pop("phase2") | tree))
 
 

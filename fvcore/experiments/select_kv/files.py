@@ -28,6 +28,9 @@ STATES = "artifacts/states"
 MARKDOWN = "report.md"
 PAGE = "report.html"
 
+AT_TOP = (CONFIG, METRICS, REPORT, MARKDOWN, PAGE)
+"""All else lies in `artifacts/`."""
+
 
 def state(sample_id: str) -> str:
     return f"{STATES}/{sample_id}.safetensors"

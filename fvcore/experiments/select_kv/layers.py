@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fvcore.experiments.select_kv.compute import Chosen
 from fvcore.experiments.select_kv.metrics import is_hit, rel_kl
-from fvcore.experiments.select_kv.points import mean, share
+from fvcore.experiments.select_kv.points import clusters, mean, share
 from fvcore.experiments.select_kv.vector import vector_curve
 from fvcore.fast.chunks import Advance, silent
 
@@ -46,7 +46,7 @@ def curve(bench: Bench, samples: Sequence[OnSample], advance: Advance = silent) 
             hits[scope].append(is_hit(logits, sample.answer_ids))
             rel[scope].append(float(rel_kl(logits, chosen.cached, base)))
         advance(0, 1)
-    groups = [sample.group for sample in samples]
+    groups = clusters(samples)
     points = [
         {"layers": list(scope), "accuracy": share(hits[scope], groups), "rel_kl": mean(rel[scope], groups)}
         for scope in asked

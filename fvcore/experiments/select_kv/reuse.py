@@ -1,4 +1,4 @@
-"""Whether a state is of the relation or of the query it was chosen on: asked the queries of other samples of its group."""
+"""Whether a state is of the relation or of the query it was chosen on: asked the queries of other samples of its relation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def curve(bench: Bench, samples: Sequence[OnSample], advance: Advance = silent) 
 
     An answer that the state's own demo shows is left out: it could be copied.
     """
-    own, other, base, own_groups, groups = list[bool](), list[bool](), list[bool](), list[str](), list[str]()
+    own, other, base = list[bool](), list[bool](), list[bool]()
+    of_own, of_other = list[str](), list[str]()
     for sample in samples:
         others = [one for one in samples if _is_other(sample, one)]
         if others:
@@ -31,14 +32,14 @@ def curve(bench: Bench, samples: Sequence[OnSample], advance: Advance = silent) 
             own.append(is_hit(mine, sample.answer_ids))
             other += [is_hit(logits, one.answer_ids) for logits, one in zip(theirs, others, strict=True)]
             base += [is_hit(logits, one.answer_ids) for logits, one in zip(bare, others, strict=True)]
-            own_groups.append(sample.group)
-            groups += [sample.group] * len(others)
+            of_own.append(sample.relation)
+            of_other += [sample.relation] * len(others)
         advance(0, 1)
     if not own:
         return {}
-    return {"own": share(own, own_groups), "others": share(other, groups), "base": share(base, groups)}
+    return {"own": share(own, of_own), "others": share(other, of_other), "base": share(base, of_other)}
 
 
 def _is_other(chosen_on: OnSample, asked: OnSample) -> bool:
-    same = chosen_on.group and asked.group == chosen_on.group
+    same = chosen_on.relation and asked.relation == chosen_on.relation
     return bool(same and asked.index != chosen_on.index and asked.answer not in chosen_on.demo.text)

@@ -52,7 +52,7 @@ def load(path: Path, info: RuntimeInfo | None = None) -> Prefix:
     if info is not None:
         _require_model(path, model, info)
     layers = tuple((tensors[f"k.{layer}"], tensors[f"v.{layer}"]) for layer in range(model["n_layers"]))
-    named = {name: tuple(value) if isinstance(value, list) else value for name, value in slots.items()}
+    named: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in slots.items()}
     return Prefix(layers=_placed(layers, info), **named)
 
 

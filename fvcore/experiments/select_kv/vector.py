@@ -12,6 +12,7 @@ from fvcore.experiments.select_kv.data import OnSample
 from fvcore.experiments.select_kv.metrics import is_hit
 from fvcore.experiments.select_kv.points import share
 from fvcore.injection import inject_logits
+from fvcore.model.tokenizer import BosFacts
 from fvcore.pipeline import Settings, run
 from fvcore.trials.fixed import FixedTrials, Meta, TrialRecord, TrialsFile, WordPair, labelled, prompt_data
 
@@ -22,23 +23,24 @@ if TYPE_CHECKING:
 
 TOP_HEADS = 10
 LEAST = 2
-"""Samples of a group from which a vector is taken: of one trial, the mean activation is the activation."""
+"""Samples of a relation from which a vector is taken: of one trial, the mean activation is the activation."""
 
 
 def vector_curve(bench: Bench, samples: Sequence[OnSample]) -> dict[str, Any]:
-    """Accuracy of the bare query without a vector, and with the one of its group behind each layer; the heads by layer.
+    """Accuracy of the bare query without a vector, and with the one of its relation behind each layer; the heads by layer.
 
     Empty where there is no vector to speak of: episodes that share no relation, another template, a model of no stations.
     """
     lm: LanguageModel | None = getattr(bench.runtime, "lm", None)
-    groups = {name: list(some) for name, some in groupby(sorted(samples, key=_group), key=_group) if name}
-    made = {name: trials_of(some, bench.settings.seed) for name, some in groups.items() if len(some) >= LEAST}
+    adds_bos = BosFacts.of(bench.runtime.tokenizer).adds_bos
+    groups = {name: list(some) for name, some in groupby(sorted(samples, key=_relation), key=_relation) if name}
+    made = {name: trials_of(some, bench.settings.seed, adds_bos) for name, some in groups.items() if len(some) >= LEAST}
     if lm is None or not made or None in made.values():
         return {}
     hits, heads, names = list[list[bool]](), Counter[int](), list[str]()
     for name, trials in made.items():
         assert trials is not None
-        rows, layers = _of_group(bench, lm, groups[name], trials)
+        rows, layers = _of_one(bench, lm, groups[name], trials)
         hits += rows
         heads.update(layers)
         names += [name] * len(rows)
@@ -47,7 +49,7 @@ def vector_curve(bench: Bench, samples: Sequence[OnSample]) -> dict[str, Any]:
     return {"n": len(hits), "base": base, "layers": behind, "heads": by_layer, "top_heads": _n_heads(lm)}
 
 
-def _of_group(
+def _of_one(
     bench: Bench, lm: LanguageModel, samples: Sequence[OnSample], trials: FixedTrials
 ) -> tuple[list[list[bool]], list[int]]:
     """Of each sample whether it is answered without and behind each layer; and the layers of the vector's heads."""
@@ -63,15 +65,15 @@ def _n_heads(lm: LanguageModel) -> int:
     return min(TOP_HEADS, lm.n_layers * lm.n_heads)
 
 
-def _group(sample: OnSample) -> str:
-    return sample.group
+def _relation(sample: OnSample) -> str:
+    return sample.relation
 
 
-def trials_of(samples: Sequence[OnSample], seed: int) -> FixedTrials | None:
+def trials_of(samples: Sequence[OnSample], seed: int, adds_bos: bool = False) -> FixedTrials | None:
     """Samples of one relation as fixed trials, labels shuffled; None where their text is no trial's."""
     import numpy as np
 
-    meta = Meta(n_trials=len(samples), n_shots=len(pairs_of(samples[0].demo)))
+    meta = Meta(n_trials=len(samples), n_shots=len(pairs_of(samples[0].demo)), model_prepend_bos=adds_bos)
     records = []
     for idx, sample in enumerate(samples):
         rng = np.random.default_rng(np.random.SeedSequence([seed, 4, sample.index]))
@@ -79,7 +81,7 @@ def trials_of(samples: Sequence[OnSample], seed: int) -> FixedTrials | None:
         if record is None:
             return None
         records.append(record)
-    return FixedTrials(samples[0].group, "", TrialsFile(meta=meta, trials=records))
+    return FixedTrials(samples[0].relation, "", TrialsFile(meta=meta, trials=records))
 
 
 def _record(idx: int, sample: OnSample, meta: Meta, order: Sequence[int]) -> TrialRecord | None:
