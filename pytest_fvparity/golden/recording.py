@@ -80,10 +80,8 @@ def _rehearse(config: pytest.Config, options: ParityOptions, place: Path, root: 
     from pytest_fvparity.golden import golden
 
     keys = golden.rehearse(record, root / place)
-    written, rows = (
-        options.report_dir / place.parent / DIFF,
-        {key: diff.model_dump(mode="json") for key, diff in keys.items()},
-    )
+    written = options.report_dir / place.parent / DIFF
+    rows = {key: diff.model_dump(mode="json") for key, diff in keys.items()}
     write_json(written, {"golden": place.as_posix(), "keys": rows})
     changes = any(diff.state != "unchanged" for diff in keys.values())
     verdict = "would change" if changes else "would stay as it is"

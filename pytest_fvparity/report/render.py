@@ -160,14 +160,13 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters |= {"number": _number, "share": _share, "fence": _fence, "worst_first": _worst_first}
-    templates.filters |= {"grids": grids, "tojson_text": json_text, "ran_on": _ran_on}
+    templates.filters |= {"grids": grids, "colour": colour, "ran_on": _ran_on}
     # Text that cannot break out of a Markdown table.
     templates.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
     templates.filters["failing_first"] = lambda checks: sorted(checks, key=lambda check: check["status"] == "PASS")
     templates.filters["used"] = lambda tolerances: largest_of(row["used"] for row in tolerances)
     # A word is no finite number, and no tolerance allows that.
     templates.filters["over"] = lambda share: isinstance(share, str) or (share is not None and share > 1)
-    templates.filters["colour"] = colour
     templates.globals["largest_effect"] = largest_effect
     return templates
 
