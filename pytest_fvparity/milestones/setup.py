@@ -96,8 +96,7 @@ class Setup:
     n_eval: Annotated[int, typer.Option(min=1, help="Queries that M4 evaluates.")] = 50
     topk: Annotated[int, typer.Option(min=1, help="Heads in M4's vector.")] = 20
     relation_root: Annotated[
-        Path | None,
-        typer.Option(help="M7: the folder of a relation run, one folder a q_id.", resolve_path=True),
+        Path | None, typer.Option(help="M7: the folder of a relation run, one folder a q_id.", resolve_path=True)
     ] = None
     pytest_option: Annotated[
         list[str] | None,

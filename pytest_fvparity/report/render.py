@@ -93,17 +93,18 @@ def read_report(path: Path) -> Report:
     return validated(Report, value, path, "a parity report")
 
 
-def write_report(report: Report, folder: Path, comparison: Comparison | None = None) -> None:
-    _put({folder / name: text for name, text in _files(report, comparison).items()})
+def write_report(report: Report, folder: Path, comparison: Comparison | None = None) -> list[Path]:
+    return _put({folder / name: text for name, text in _files(report, comparison).items()})
 
 
-def _put(files: Mapping[Path, str | None]) -> None:
+def _put(files: Mapping[Path, str | None]) -> list[Path]:
     """What must not be there goes first: no file is left that speaks of another report than its neighbours."""
-    for path, text in sorted(files.items(), key=lambda file: file[1] is not None):
-        if text is None:
-            path.unlink(missing_ok=True)
-        else:
-            write_text(path, text)
+    for path in (path for path, text in files.items() if text is None):
+        path.unlink(missing_ok=True)
+    written = {path: text for path, text in files.items() if text is not None}
+    for path, text in written.items():
+        write_text(path, text)
+    return list(written)
 
 
 def _files(report: Report, comparison: Comparison | None) -> dict[str, str | None]:
@@ -129,14 +130,14 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | 
     trials = [_trial_row(row) for row in report.trials]
     page = templates.get_template("report.html.j2")
     return {
-        f"{REPORT}.json": json_text(value),
-        f"{REPORT}.md": markdown(report, STEP_SUMMARY, comparison),
-        f"{REPORT}.html": page.render(value, keys=CHECK_KEYS, comparison=comparison),
         "parity_suite_report.json": json_text(_suite_report(report, stages)),
         "parity_suite_stages.csv": csv_text(STAGE_COLUMNS, rows),
         "parity_suite.log": templates.get_template("suite.log.j2").render(value),
         "injection_parity_trials.csv": csv_text(TRIAL_COLUMNS, trials),
         "injection_parity_report.json": json_text(_injection_report(report, trials)),
+        f"{REPORT}.json": json_text(value),
+        f"{REPORT}.md": markdown(report, STEP_SUMMARY, comparison),
+        f"{REPORT}.html": page.render(value, keys=CHECK_KEYS, comparison=comparison),
         f"{COMPARISON}.json": json_text(comparison.model_dump(mode="json")) if comparison else None,
     }
 
