@@ -21,8 +21,6 @@ from pytest_fvparity.milestones import cli as milestones_cli
 from pytest_fvparity.report.markdown import LEAST
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from pytest_fvparity.report.render import Comparisons
     from pytest_fvparity.report.report import Report
     from pytest_fvparity.selftest.catalogue import Fault
@@ -52,6 +50,9 @@ def selftest(
     markdown: Annotated[Path | None, typer.Option(help="Write the table there, as Markdown.")] = None,
 ) -> None:
     """Plant every fault of the catalogue and check that the harness finds it at its key. Status 1 if it does not."""
+    from rich.markup import escape
+    from rich.table import Table
+
     from pytest_fvparity.selftest import run
 
     known = run.catalogue()
@@ -66,23 +67,16 @@ def selftest(
     for row in run.rows(asked, begin):
         rows.append(row)
         errors.print(row.verdict, style=COLOURS[row.verdict])
-    console.print(_fault_table(rows))
+    table = Table("id", "hazard", "expected", "seen", "verdict")
+    for row in rows:
+        verdict = f"[{COLOURS[row.verdict]}]{row.verdict}[/]"
+        table.add_row(row.fault.id, *map(escape, (row.fault.hazard, row.fault.expected, row.seen_words)), verdict)
+    console.print(table)
     console.print(run.counted(rows))
     if markdown:
         write_text(markdown, run.faults_markdown(rows, known) + "\n")
     if run.red(rows):
         raise typer.Exit(exits.FAILED)
-
-
-def _fault_table(rows: Sequence[Row]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("id", "hazard", "expected", "seen", "verdict")
-    for row in rows:
-        verdict = f"[{COLOURS[row.verdict]}]{row.verdict}[/]"
-        table.add_row(row.fault.id, *map(escape, (row.fault.hazard, row.fault.expected, row.seen_words)), verdict)
-    return table
 
 
 @app.command()

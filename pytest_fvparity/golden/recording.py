@@ -45,23 +45,19 @@ def before_tests(session: pytest.Session, options: ParityOptions) -> bool | None
 
     stages = {stage.path: stage for stage in parity_stages(session)}
     for stage in stages.values():
-        _require_own_model(session, stage)
+        # The reference loads --fv-model by itself: what a fixture put in its place would not be recorded.
+        definitions = session._fixturemanager.getfixturedefs("fv_model", stage) or ()
+        if definitions and definitions[-1].func.__module__ != fixtures.__name__:
+            raise pytest.UsageError(
+                "--fv-regen-golden records --fv-model, and fixture fv_model is overridden in "
+                f"{definitions[-1].baseid or '.'}: record without that override, with its model's directory as --fv-model"
+            )
     if options.regen_golden:
         _each("--fv-regen-golden", options, list(stages), partial(_record, session.config))
         return None
     if n_changed := sum(_each("--fv-golden-diff", options, list(stages), partial(_rehearse, session.config, options))):
         raise session.Failed(f"--fv-golden-diff: {n_changed} golden(s) would change")
     return True
-
-
-def _require_own_model(session: pytest.Session, stage: pytest.Item) -> None:
-    """The reference loads --fv-model by itself: what a fixture put in its place would not be recorded."""
-    definitions = session._fixturemanager.getfixturedefs("fv_model", stage) or ()
-    if definitions and definitions[-1].func.__module__ != fixtures.__name__:
-        raise pytest.UsageError(
-            f"--fv-regen-golden records --fv-model, and fixture fv_model is overridden in {definitions[-1].baseid or '.'}"
-            ": record without that override, with its model's directory as --fv-model"
-        )
 
 
 def _record(config: pytest.Config, place: Path, root: Path, record: Record) -> None:
