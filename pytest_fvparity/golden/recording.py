@@ -23,8 +23,6 @@ from pytest_fvparity.options import ParityOptions
 if TYPE_CHECKING:
     from pytest_fvparity.golden.golden import Record
 
-DIFF = "golden_diff.json"
-
 
 def require_allowed(config: pytest.Config, options: ParityOptions) -> None:
     """Raises pytest.UsageError where nothing may be recorded: on several workers, and unasked in CI."""
@@ -76,7 +74,7 @@ def _rehearse(config: pytest.Config, options: ParityOptions, place: Path, root: 
     from pytest_fvparity.golden import golden
 
     keys = golden.rehearse(record, root / place)
-    written = options.report_dir / place.parent / DIFF
+    written = options.report_dir / place.parent / "golden_diff.json"
     rows = {key: diff.model_dump(mode="json") for key, diff in keys.items()}
     write_json(written, {"golden": place.as_posix(), "keys": rows})
     changes = any(diff.state != "unchanged" for diff in keys.values())
@@ -86,9 +84,7 @@ def _rehearse(config: pytest.Config, options: ParityOptions, place: Path, root: 
     return changes
 
 
-def _each(
-    flag: str, options: ParityOptions, files: Sequence[Path], do: Callable[[Path, Path, Record], Any]
-) -> list[Any]:
+def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable[..., Any]) -> list[Any]:
     """Do something with every golden of the run: told its place, the folder of goldens, and what records it. Every file
     is read and checked before anything is recorded; a refusal ends the run and says what was done before it."""
     from fvcore.model.model import ModelError

@@ -67,7 +67,14 @@ def _summary(reports: Sequence[Report]) -> dict[str, str]:
     """The worst first, so that a cut takes the best."""
     ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.named))
     worst = ordered[0].overall_status if ordered else "PASS"
-    summary = {"overall_status": worst, "runs": [_summary_row(report) for report in ordered]}
+    names = ("dataset", "fixed_trials_id", "model", "overall_status", "headline", "repro_command")
+    runs = [
+        {name: getattr(report, name) for name in names}
+        | {"statuses": {key: check.status for key, check in report.by_key.items()}}
+        | {"report": "/".join([*report.named, f"{REPORT}.html"])}
+        for report in ordered
+    ]
+    summary = {"overall_status": worst, "runs": runs}
     texts = {kind: environment().get_template(f"summary.{kind}.j2").render(summary) for kind in ("md", "html")}
     texts["md"] = within(texts["md"], STEP_SUMMARY, "All runs are in `summary.html`.")
     return {"summary.json": json_text(summary), **{f"summary.{kind}": text for kind, text in texts.items()}}
@@ -247,15 +254,6 @@ def _injection_report(report: Report, trials: Sequence[Mapping[str, Any]]) -> di
             for way in ("clean", "with")
         },
         "trials_csv": "injection_parity_trials.csv",
-    }
-
-
-def _summary_row(report: Report) -> dict[str, Any]:
-    names = ("dataset", "fixed_trials_id", "model", "overall_status", "headline", "repro_command")
-    return {
-        **{name: getattr(report, name) for name in names},
-        "statuses": {check.key: check.status for check in report.checks},
-        "report": "/".join([*report.named, f"{REPORT}.html"]),
     }
 
 
