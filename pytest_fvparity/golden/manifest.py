@@ -26,7 +26,10 @@ AGAIN = "restore it from version control, or record it again with --fv-regen-gol
 
 
 class DamagedGolden(Refused):
-    """A golden's files are not what its manifest says."""
+    """A golden's files are not what its manifest says; the message ends with the way out."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(f"{told}; {AGAIN}")
 
 
 class OtherSchema(DamagedGolden):
@@ -34,7 +37,7 @@ class OtherSchema(DamagedGolden):
 
     def __init__(self, path: Path, found: object) -> None:
         told = f"manifest schema {found!r:.40}, this version reads {SCHEMA_VERSION}"
-        super().__init__(f"{path}: {told}: another version of pytest-fvparity recorded it; {AGAIN}")
+        super().__init__(f"{path}: {told}: another version of pytest-fvparity recorded it")
         self.found = found if type(found) is int else None
 
 
@@ -156,9 +159,9 @@ def read(path: Path) -> Manifest:
         manifest = Manifest.model_validate(written)
     except (FormatError, ValidationError) as error:
         reason = " ".join(str(error).split())[:300] if isinstance(error, FormatError) else sentence(error)
-        raise DamagedGolden(f"{path}: the golden's manifest cannot be read: {reason}; {AGAIN}") from None
+        raise DamagedGolden(f"{path}: the golden's manifest cannot be read: {reason}") from None
     if (actual := sealed(written)[DIGEST]) != manifest.digest:
         raise DamagedGolden(
-            f"{path / MANIFEST}: edited: digest {manifest.digest:.12}... expected, {actual:.12}... found; {AGAIN}"
+            f"{path / MANIFEST}: edited: digest {manifest.digest:.12}... expected, {actual:.12}... found"
         )
     return manifest
