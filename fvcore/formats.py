@@ -279,14 +279,32 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise FormatError(f"{path}: not a whole safetensors file ({error})") from error
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Bytes depend on names and values alone: tensors are stored contiguous, on the CPU, sorted by name.
 
-    Names may share one tensor; each gets a copy, because the format takes no shared memory.
+    Names may share one tensor; each gets a copy, because the format takes no shared memory. `metadata` is kept beside the
+    tensors as one text: the format's own writer brings several keys into another order each time.
     """
     from safetensors.torch import save
 
-    write_bytes(path, save({name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}))
+    about = None if metadata is None else {METADATA: json.dumps(dict(metadata), sort_keys=True)}
+    own = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
+    write_bytes(path, save(own, about))
+
+
+METADATA = "about"
+"""The entry of a safetensors header that `write_safetensors` keeps its metadata in."""
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """What `write_safetensors` kept beside the tensors; empty where it was given nothing."""
+    data = read_bytes(path)
+    length = int.from_bytes(data[:8], "little")
+    try:
+        about = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(METADATA, "{}")
+        return {str(name): str(value) for name, value in json.loads(about).items()}
+    except (ValueError, AttributeError) as error:
+        raise FormatError(f"{path}: not a whole safetensors file ({error})") from None
 
 
 def read_pt(path: Path) -> Any:

@@ -85,9 +85,9 @@ def fv_model(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
 def load_model(options: ParityOptions, device: str) -> LanguageModel:
     """The model that the options name, as they say. Every one of them counts: a spec's own defaults are told of and left."""
     from fvcore.model import model as models
-    from fvcore.model import spec_files
+    from fvcore.model import spec as specs
 
-    spec = None if options.spec is None else spec_files.spec_of(options.spec)
+    spec = None if options.spec is None else specs.spec_of(options.spec)
     if spec is not None and spec.defaults:
         said = ", ".join(f"{name} {value}" for name, value in spec.defaults.items())
         warnings.warn(f"{LEFT} of spec {spec.name!r} ({said}); the options decide", models.ModelWarning, stacklevel=2)

@@ -98,6 +98,7 @@ class ParityOptions:
     require_gpu: bool = _option("fail instead of skipping when there is no CUDA device")
     report_dir: Path = _option("where reports are written (default reports/)", default="reports")
     relation_root: Path | None = _option("folder of a relation run, one folder a q_id, for -m transfer")
+    select_kv: Path | None = _option("config or run folder of `fvcore select-kv`, for -m selectkv (default: tiny.yaml)")
     qid: tuple[str, ...] = _option("q_id of that run; may be given several times (default: all)", ini=False)
 
     @classmethod
@@ -252,8 +253,7 @@ def _spec(base: Path, name: str | None) -> str | None:
     if name is None:
         return None
     from fvcore.formats import FormatError
-    from fvcore.model.spec import ModelError
-    from fvcore.model.spec_files import is_file_name, spec_of
+    from fvcore.model.spec import ModelError, is_file_name, spec_of
 
     chosen = str(_path(base, name)) if is_file_name(name) else name
     try:
@@ -298,7 +298,17 @@ def _carried(words: Sequence[str]) -> list[str]:
 
 def _reproduce_options(config: pytest.Config) -> list[str]:
     """The options given on the command line that a stage's outcome depends on."""
-    dull = {"trials", "qid", "regen_golden", "regen_allow_ci", "report_dir", "keep_going", "require_gpu", "device"}
+    dull = {
+        "trials",
+        "qid",
+        "select_kv",
+        "regen_golden",
+        "regen_allow_ci",
+        "report_dir",
+        "keep_going",
+        "require_gpu",
+        "device",
+    }
     device = config.stash[OPTIONS_KEY].device
     words = [] if device == "cpu" else [f"--fv-device={device}"]
     for option in OPTIONS:

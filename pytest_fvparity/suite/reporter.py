@@ -81,7 +81,8 @@ class SuiteReporter:
             known = self.files.get((self.config.rootpath / file).resolve())
             if known is None or known.suite.name != name:
                 return None
-            self.runs[suite] = SuiteRun(suite, known.suite.keys, self.keep_going, known.declared)
+            keep_going = self.keep_going or known.suite.keep_going
+            self.runs[suite] = SuiteRun(suite, known.suite.keys, keep_going, known.declared)
         run = self.runs.get(suite)
         return (run, key) if run and key in run.keys else None
 

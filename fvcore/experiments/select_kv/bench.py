@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fvcore.experiments.select_kv.data import sink_ids
 from fvcore.experiments.select_kv.metrics import is_hit
-from fvcore.experiments.select_kv.prefix import PrefixBuilder
+from fvcore.experiments.select_kv.prefix import PrefixBuilder, last_quarter
 from fvcore.experiments.select_kv.selection import recent
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ class Bench:
     def scoring_layers(self) -> tuple[int, ...]:
         """top25: the last quarter, one layer at least."""
         n_layers = self.runtime.info.n_layers
-        n_scoring = n_layers if self.settings.layer_scope.selection == "all" else max(1, n_layers // 4)
-        return tuple(range(n_layers - n_scoring, n_layers))
+        return tuple(range(n_layers)) if self.settings.layer_scope.selection == "all" else last_quarter(n_layers)
 
     @property
     def other_source(self) -> str:

@@ -19,9 +19,17 @@ RECORD = "artifacts/run_record.json"
 TIMES = "artifacts/timings.json"
 """Seconds of each stage: of this machine and this moment, and so outside of every digest."""
 
+LAYER_CURVE = "artifacts/layer_curve.json"
+BUDGET_CURVE = "artifacts/budget_curve.json"
+REUSE = "artifacts/reuse.json"
+"""Each {} where it has nothing to say; not there where it was not asked for."""
+
 STATES = "artifacts/states"
 MARKDOWN = "report.md"
 PAGE = "report.html"
+
+AT_TOP = (CONFIG, METRICS, REPORT, MARKDOWN, PAGE)
+"""All else lies in `artifacts/`."""
 
 
 def state(sample_id: str) -> str:

@@ -13,7 +13,6 @@ from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fvcore.experiments.select_kv.bench import Bench, Prefixes
@@ -21,13 +20,11 @@ from fvcore.experiments.select_kv.compute import FIRST, topk
 from fvcore.experiments.select_kv.errors import OnTaskInvalid
 from fvcore.experiments.select_kv.metrics import is_hit, kl, p99
 from fvcore.experiments.select_kv.schemas import OffArm, OffRow, OnRow, finite, number
-from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
+from fvcore.fast.chunks import Advance, silent
 
 if TYPE_CHECKING:
     from fvcore.experiments.select_kv.data import OffSample, OnSample
     from fvcore.experiments.select_kv.prefix import Prefix
-
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 class Answered(NamedTuple):
@@ -63,23 +60,6 @@ def n_states(bench: Bench, n_on: int) -> int:
     return n_on if limit is None else min(n_on, limit)
 
 
-def batch_rows(bench: Bench, prompts: Sequence[OffSample]) -> int:
-    """Prompts of one pass: as many as the settings say, fewer where a bound of memory is set."""
-    settings = bench.settings.eval
-    if settings.max_memory is None:
-        return settings.off_batch_size
-    device = torch.device(bench.runtime.info.device)
-    return chunk_size(row_bytes(bench, prompts), device, settings.off_batch_size, settings.max_memory)
-
-
-def row_bytes(bench: Bench, prompts: Sequence[OffSample]) -> int:
-    """What a prompt takes in a pass: logits twice, its own and the prefix's keys and values, one layer's attention."""
-    info, longest = bench.runtime.info, max(len(prompt.ids) for prompt in prompts)
-    size, slots = BYTES.get(info.dtype, 4), bench.settings.prefix_len + longest + len(bench.sink)
-    cache = slots * info.n_layers * info.n_kv_heads * info.d_head * 2 * size
-    return info.vocab * (4 + size) + cache + info.n_heads * longest * slots * 4
-
-
 @dataclass
 class _Off:
     """Prompts that read the same are asked once; `alike` says which of the distinct ones each prompt is."""
@@ -93,8 +73,8 @@ class _Off:
 
     @cached_property
     def distinct(self) -> list[OffSample]:
-        """The first of each, the short ones first, so that a batch holds little padding."""
-        return sorted({(one.ids, one.group): one for one in reversed(self.prompts)}.values(), key=_length)
+        """The first of each."""
+        return list({(one.ids, one.group): one for one in self.prompts}.values())
 
     @cached_property
     def alike(self) -> dict[tuple[tuple[int, ...], str], int]:
@@ -114,11 +94,7 @@ class _Off:
     def _asked(self, which: Sequence[int], prefix: Prefix | None) -> Tensor:
         """(prompt, vocab) of some of the distinct prompts."""
         sink = self.bench.sink if prefix is None else ()
-
-        def run(chunk: Sequence[int]) -> Tensor:
-            return self.bench.runtime.next_logits([[*sink, *self.distinct[at].ids] for at in chunk], prefix)
-
-        return torch.cat(list(in_chunks(list(which), batch_rows(self.bench, self.prompts), run)))
+        return self.bench.runtime.next_logits([[*sink, *self.distinct[at].ids] for at in which], prefix)
 
     def rows(self) -> list[OffRow]:
         for sample, row in list(zip(self.samples, self.on, strict=True))[: n_states(self.bench, len(self.on))]:
@@ -174,10 +150,6 @@ class _Off:
         select = self.bench.runtime.next_logits([prompt.ids], prefix)[0]
         base = self.base[self.alike[prompt.ids, prompt.group]]
         return row.model_copy(update={"topk": topk(self.bench, {"base": base, "select": select})})
-
-
-def _length(prompt: OffSample) -> int:
-    return len(prompt.ids)
 
 
 def _unrelated(prompt: OffSample, sample: OnSample) -> bool:

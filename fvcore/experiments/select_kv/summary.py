@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fvcore.experiments.select_kv import gates
 from fvcore.experiments.select_kv.gates import REL_KL_EPS
-from fvcore.experiments.select_kv.schemas import Arm, Number, OffArm, OffRow, OnRow, number
+from fvcore.experiments.select_kv.schemas import Arm, Number, OffArm, OffRow, OnRow, finite, number
 from fvcore.experiments.statistics import Interval, bootstrap_interval, percentile, share_interval
 
 if TYPE_CHECKING:
@@ -160,9 +160,9 @@ class Summary:
         row: dict[str, Number] = {"accuracy": self.off_accuracy(arm)}
         for reduction in REDUCTIONS:
             deltas = self.off_deltas(arm, reduction)
-            row[f"p99_{reduction}"] = plain(nearest_rank(deltas))
-            row[f"p50_{reduction}"] = plain(nearest_rank(deltas, 50))
-            row[f"mean_{reduction}"] = plain(mean(deltas))
+            row[f"p99_{reduction}"] = finite(nearest_rank(deltas))
+            row[f"p50_{reduction}"] = finite(nearest_rank(deltas, 50))
+            row[f"mean_{reduction}"] = finite(mean(deltas))
         return row
 
     def intervals(self) -> dict[str, dict[str, Any]]:
@@ -192,7 +192,7 @@ class Summary:
             "repro_runs": self.settings.eval.repro_runs,
             "repro_acc_diff_full": self.repro_diff("full_hit", "full"),
             "repro_acc_diff_select": self.repro_diff("select_hit", "select"),
-            "repro_max_abs_logit_diff": plain(largest),
+            "repro_max_abs_logit_diff": finite(largest),
             "repro_selection_identical": all(one.same_selection for one in repeats),
         }
 
@@ -272,14 +272,10 @@ def nearest_rank(values: Sequence[float], percent: float = 99) -> float:
     return percentile(values, percent)
 
 
-def plain(value: float) -> Number:
-    return value if math.isfinite(value) else None
-
-
 def _means(arms: Sequence[Arm]) -> dict[str, Number]:
     of = ("hit", "kept", "kl_base", "kl_teacher", "rel_kl", "gain")
     named = {"hit": "accuracy"}
-    return {named.get(name, name): plain(mean(getattr(arm, name) for arm in arms)) for name in of}
+    return {named.get(name, name): finite(mean(getattr(arm, name) for arm in arms)) for name in of}
 
 
 def _interval(found: Interval) -> dict[str, Any]:
