@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fvcore.activations import mean_head_activations
 from fvcore.effects import TOKEN_CLASSES, probability_with_head_replaced, target_probability, tokens_of_class
-from fvcore.fast import screening, sweep
+from fvcore.fast import engines, screening, sweep
 from fvcore.heads import top_heads
 from fvcore.injection import inject, inject_logits
 from fvcore.model.model import LanguageModel
@@ -70,12 +70,12 @@ def ways(world: World) -> list[Way]:
         Way(
             f"mean head activations, {len(cases)} prompts",
             lambda: mean_head_activations(lm, clean),
-            lambda: sweep.mean_head_activations(lm, clean),
+            lambda: engines.mean_head_activations(lm, clean),
         ),
         Way(
             f"effects at all token classes, 1 trial, {len(classes)} classes",
             lambda: _exact_classes(world, heads, classes),
-            lambda: sweep.causal_indirect_effects(lm, cases[:1], world.means, all_token_classes=True),
+            lambda: engines.causal_indirect_effects(lm, cases[:1], world.means, all_token_classes=True),
             lambda found: found[0].flatten(0, 1)[: len(heads)][:, [list(TOKEN_CLASSES).index(c) for c in classes]],
             (lm.n_layers * lm.n_heads * len(classes) + 1) / (len(heads) * len(classes) + 1),
         ),
@@ -140,7 +140,7 @@ def screened(world: World) -> Screened:
     start = time.perf_counter()
     found = screening.screened_top_heads(world.lm, world.cases, world.means, K)
     taken = time.perf_counter() - start
-    effects = _timed(world.lm, lambda: sweep.causal_indirect_effects(world.lm, world.cases, world.means))
+    effects = _timed(world.lm, lambda: engines.causal_indirect_effects(world.lm, world.cases, world.means))
     best = {(head.layer, head.head) for head in top_heads(effects[1].mean(dim=0), K)}
     return Screened(
         k=K,
@@ -166,7 +166,7 @@ def parts(world: World) -> tuple[Part, ...]:
     from torch.profiler import ProfilerActivity, profile
 
     def run() -> Tensor:
-        return sweep.causal_indirect_effects(world.lm, world.cases[:1], world.means)
+        return engines.causal_indirect_effects(world.lm, world.cases[:1], world.means)
 
     run()
     gpu = world.lm.device.type == "cuda"

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fvcore import trials
 from fvcore.effects import probability_with_head_replaced, target_probability
-from fvcore.fast import sweep
+from fvcore.fast import engines, sweep
 from fvcore.fast.sweep import Case
 from fvcore.model.memory import peak_memory
 from fvcore.model.model import LanguageModel
@@ -66,7 +66,7 @@ class Library(ABC):
 
 class Fast(Library):
     def effects(self, n_trials: int, n_layers: int) -> Tensor:
-        return sweep.causal_indirect_effects(self.lm, self.cases[:n_trials], self.means)
+        return engines.causal_indirect_effects(self.lm, self.cases[:n_trials], self.means)
 
     def flops(self, n_trials: int, n_layers: int) -> int:
         return sum(product.flops for product in self.products(n_trials))

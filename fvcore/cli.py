@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
-from fvcore.experiments import exits
+from fvcore import exits
 from fvcore.experiments.antonym.cli import app as antonym_app
-from fvcore.experiments.evaluation.cli import register as add_eval
+from fvcore.experiments.config import add_command
+from fvcore.experiments.evaluation.cli import evaluate
+from fvcore.experiments.evaluation.config import EvaluationConfig
 from fvcore.experiments.relation.cli import app as relation_app
 from fvcore.model.commands import app as spec_app
 
@@ -24,8 +26,7 @@ COMMANDS = {
 
 for _name, _group in COMMANDS.items():
     app.add_typer(_group, name=_name, hidden=_name == "runtime")
-add_eval(app)
-
+add_command(app, "eval", EvaluationConfig, evaluate)
 
 DATASET = ("--dataset", "--dataset-json")
 
@@ -113,6 +114,6 @@ def main() -> None:
     """The console script: an expected error is one line and its exit status, not a traceback."""
     try:
         app()
-    except exits.EXPECTED as error:
+    except exits.Expected as error:
         exits.say(str(error))
-        raise SystemExit(exits.of(error)) from None
+        raise SystemExit(error.status) from None

@@ -8,6 +8,7 @@ the operations of the reference in its order (section 2.3 of Todd et al. 2023;
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -41,16 +42,23 @@ def target_probability(lm: LanguageModel, input_ids: Sequence[int], target_id: i
     return torch.softmax(lm.logits(lm.ids(input_ids))[0, -1], dim=-1)[target_id]
 
 
-def probability_with_head_replaced(
-    lm: LanguageModel, input_ids: Sequence[int], target_id: int, layer: int, head: int, means: Mapping[int, Tensor]
-) -> Tensor:
-    """The same with `head` of `layer` replaced at some tokens; `means` is token -> (d_head,)."""
+def head_replaced(
+    lm: LanguageModel, layer: int, head: int, means: Mapping[int, Tensor]
+) -> AbstractContextManager[None]:
+    """Replace `head` of `layer` at some tokens of one prompt; `means` is token -> (d_head,)."""
 
     def replace(heads: Tensor) -> None:  # (1, token, head, d_head)
         for token, mean in means.items():
             heads[-1, token, head] = mean.to(heads)
 
-    with edit_heads(lm, layer, replace):
+    return edit_heads(lm, layer, replace)
+
+
+def probability_with_head_replaced(
+    lm: LanguageModel, input_ids: Sequence[int], target_id: int, layer: int, head: int, means: Mapping[int, Tensor]
+) -> Tensor:
+    """`target_probability` with `head` of `layer` replaced at some tokens."""
+    with head_replaced(lm, layer, head, means):
         return target_probability(lm, input_ids, target_id)
 
 
@@ -87,11 +95,7 @@ def target_readings(
     ids, target = lm.ids(input_ids), torch.tensor(target_id)
     found = [read_targets(lm.logits(ids)[0, -1], target)]
     for layer, head in heads:
-
-        def replace(rows: Tensor, layer: int = layer, head: int = head) -> None:  # (1, token, head, d_head)
-            rows[-1, -1, head] = mean_activations[layer, head, slots.query_predictive_slot].to(rows)
-
-        with edit_heads(lm, layer, replace):
+        with head_replaced(lm, layer, head, {-1: mean_activations[layer, head, slots.query_predictive_slot]}):
             found.append(read_targets(lm.logits(ids)[0, -1], target))
         advance(layer, 1)
     return torch.stack(found).float().cpu()

@@ -16,9 +16,12 @@ import math
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from fvcore.exits import Expected
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 Valid = TypeVar("Valid")
 
 
-class FormatError(Exception):
+class FormatError(Expected):
     """A file is missing, truncated or not what its name says. Its text can be printed, whatever the file holds."""
 
     def __init__(self, text: str) -> None:
@@ -166,12 +169,14 @@ def read_json(path: Path, strict: bool = True) -> Any:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; of a key that stands twice, Python would keep the last."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in value if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r:.80} stands twice in one object")
-    return value
+    if (key := twice(key for key, _ in pairs)) is not None:
+        raise ValueError(f"key {key!r:.80} stands twice in one object")
+    return dict(pairs)
+
+
+def twice(values: Iterable[Any]) -> Any:
+    """The first value that stands there more than once, if there is one."""
+    return next((value for value, n in Counter(values).items() if n > 1), None)
 
 
 def _finite(number: str) -> float:
@@ -211,9 +216,8 @@ def read_yaml(path: Path, as_text: bool = False) -> Any:
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value]
-            if twice := next((key for key in keys if keys.count(key) > 1), None):
-                raise ValueError(f"key {twice!r:.80} stands twice in one mapping, line {node.start_mark.line + 1}")
+            if (key := twice(str(key.value) for key, _ in node.value)) is not None:
+                raise ValueError(f"key {key!r:.80} stands twice in one mapping, line {node.start_mark.line + 1}")
             return super().construct_mapping(node, deep)
 
     if as_text:
@@ -275,14 +279,32 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise FormatError(f"{path}: not a whole safetensors file ({error})") from error
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Bytes depend on names and values alone: tensors are stored contiguous, on the CPU, sorted by name.
 
-    Names may share one tensor; each gets a copy, because the format takes no shared memory.
+    Names may share one tensor; each gets a copy, because the format takes no shared memory. `metadata` is kept beside the
+    tensors as one text: the format's own writer brings several keys into another order each time.
     """
     from safetensors.torch import save
 
-    write_bytes(path, save({name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}))
+    about = None if metadata is None else {METADATA: json.dumps(dict(metadata), sort_keys=True)}
+    own = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
+    write_bytes(path, save(own, about))
+
+
+METADATA = "about"
+"""The entry of a safetensors header that `write_safetensors` keeps its metadata in."""
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """What `write_safetensors` kept beside the tensors; empty where it was given nothing."""
+    data = read_bytes(path)
+    length = int.from_bytes(data[:8], "little")
+    try:
+        about = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(METADATA, "{}")
+        return {str(name): str(value) for name, value in json.loads(about).items()}
+    except (ValueError, AttributeError) as error:
+        raise FormatError(f"{path}: not a whole safetensors file ({error})") from None
 
 
 def read_pt(path: Path) -> Any:

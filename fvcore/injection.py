@@ -10,6 +10,7 @@ at a time.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TypeVar
 
 import torch
@@ -177,17 +178,14 @@ def read_injected(
     parts = list(in_chunks(range(len(prompts)), size, run))
     moved = torch.stack([moved for _, moved in parts]).any(0).view(len(added), len(layers))
     for vector, of_layers in zip(vectors, moved.tolist(), strict=True):
-        _require_moved(vector, alpha, [layer for layer, has in zip(layers, of_layers, strict=True) if not has])
+        idle = [str(layer) for layer, has in zip(layers, of_layers, strict=True) if not has]
+        if idle and alpha and bool(vector.any()):
+            raise NothingMoved(
+                f"injection had no effect at layer {', '.join(idle)}: logits without and with the vector (norm "
+                f"{float(vector.float().norm()):.3g}, alpha {alpha:g}) are equal on every prompt; a hook that does nothing, "
+                "or an addition that rounds away"
+            )
     return [part for part, _ in parts]
-
-
-def _require_moved(vector: Tensor, alpha: float, idle: Sequence[int]) -> None:
-    if idle and alpha and bool(vector.any()):
-        raise NothingMoved(
-            f"injection had no effect at layer {', '.join(map(str, idle))}: logits without and with the vector (norm "
-            f"{float(vector.float().norm()):.3g}, alpha {alpha:g}) are equal on every prompt; a hook that does nothing, or "
-            "an addition that rounds away"
-        )
 
 
 def _fast(
@@ -196,15 +194,13 @@ def _fast(
     """Logits (prompt, arm, vocab), and whether each addition changed the residual stream: logits of rows that ran beside
     others differ by rounding alone."""
     prompt = SharedPrompt.run(lm, prompts)
-    rows, moved = [prompt.entered[-1][:, -1:]], list[bool]()
+    rows, left = [prompt.entered[-1][:, -1:]], [prompt.entered[layer + 1][:, -1] for layer in layers]
     if added and layers:
         suffix = prompt.suffix(1)
         rows += [rows_with_vector_added(suffix, layers, vector.to(lm.device)) for vector in added]
-        left = [prompt.entered[layer + 1][:, -1] for layer in layers]
-        moved = [bool((state + vector.to(state) != state).any()) for vector in added for state in left]
-    return prompt.logits(torch.cat([row.to(rows[0].device) for row in rows], dim=1)), torch.tensor(
-        moved, dtype=torch.bool
-    )
+    moved = [bool((state + vector.to(state) != state).any()) for vector in added for state in left]
+    logits = prompt.logits(torch.cat([row.to(rows[0].device) for row in rows], dim=1))
+    return logits, torch.tensor(moved, dtype=torch.bool)
 
 
 def _exact(
@@ -314,7 +310,9 @@ def generated_ids(
     def run(some: Sequence[Sequence[int]]) -> list[list[int]]:
         return _generate(lm, some, vector, edit_layer, alpha, n_tokens)
 
-    return [_until(ids, _end_ids(lm)) for part in in_chunks(prompts, size, run) for ids in part]
+    ends = _end_ids(lm)
+    found = [ids for part in in_chunks(prompts, size, run) for ids in part]
+    return [list(takewhile(lambda token: token not in ends, ids)) for ids in found]
 
 
 @torch.inference_mode()
@@ -340,10 +338,6 @@ def _generate(
 def _end_ids(lm: LanguageModel) -> list[int]:
     ends = lm.hf.generation_config.eos_token_id
     return [] if ends is None else [int(i) for i in (ends if isinstance(ends, list) else [ends])]
-
-
-def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
-    return ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))]
 
 
 @torch.inference_mode()

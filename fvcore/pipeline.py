@@ -4,10 +4,10 @@ The methods are named after the check keys. Each takes the artifacts of the earl
 its own (chained) or the golden's (isolated) is decided by who calls it.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
+from itertools import product
+from typing import Any
 
 import torch
 
@@ -113,8 +113,6 @@ class Pipeline:
     def _how(self) -> tuple[str, int | None]:
         return self.settings.engine, self.settings.max_memory
 
-    # ------------------------------------------------------------ the six check keys
-
     def prompt_boundary(self) -> Artifact:
         facts = require_bos_agreement(self.lm.tokenizer, self.trials.meta)
         leaves: dict[str, Leaf] = {
@@ -126,45 +124,43 @@ class Pipeline:
         for trial in self.trials.trials:
             prompts = {regime: self.prompt(trial, regime) for regime in REGIMES}
             for regime, prompt in prompts.items():
-                leaves[f"{trial.key}/{regime}/text"] = prompt.text
-                leaves[f"{trial.key}/{regime}/input_ids"] = list(prompt.input_ids)
-                leaves[f"{trial.key}/{regime}/boundary"] = prompt.boundary
-                leaves[f"{trial.key}/{regime}/answer_ids"] = list(prompt.answer_ids)
-                leaves[f"{trial.key}/{regime}/target_id"] = prompt.target_id
+                where = f"{trial.key}/{regime}"
+                leaves |= {
+                    f"{where}/text": prompt.text,
+                    f"{where}/input_ids": list(prompt.input_ids),
+                    f"{where}/boundary": prompt.boundary,
+                    f"{where}/answer_ids": list(prompt.answer_ids),
+                    f"{where}/target_id": prompt.target_id,
+                }
             upstream = self.settings.reference_profile == "todd_upstream"
             leaves[f"{trial.key}/target_id"] = prompts["corrupted"].target_id if upstream else trial.target_id
         return leaves
 
     def slot_map(self, prompts: Artifact) -> Artifact:
-        leaves: dict[str, Leaf] = {
-            "dummy_labels": [[i, label] for i, label in enumerate(self.dummy_labels)],
-        }
-        for trial, regime in _regimes(self.trials.trials):
-            slots = self.slots(trial, regime)
-            ids = _ids(prompts, trial.key, regime)
-            tokens = [self.lm.tokenizer.decode([i]) for i in ids]
-            leaves[f"{trial.key}/{regime}/labels"] = [
-                [i, token, label] for i, (token, label) in enumerate(zip(tokens, slots.labels, strict=True))
-            ]
-            leaves[f"{trial.key}/{regime}/idx_map"] = [[token, slot] for token, slot in slots.idx_map.items()]
-            leaves[f"{trial.key}/{regime}/idx_avg"] = [[label, *r] for label, r in slots.idx_avg.items()]
-            leaves[f"{trial.key}/{regime}/full_idx_map"] = [
-                [token, slot] for token, slot in sorted(slots.full_idx_map.items())
-            ]
-            leaves[f"{trial.key}/{regime}/query_predictive_slot"] = slots.query_predictive_slot
-            leaves[f"{trial.key}/{regime}/query_predictive_token"] = slots.query_predictive_token
+        leaves: dict[str, Leaf] = {"dummy_labels": [[i, label] for i, label in enumerate(self.dummy_labels)]}
+        for trial, regime in product(self.trials.trials, REGIMES):
+            slots, where = self.slots(trial, regime), f"{trial.key}/{regime}"
+            tokens = [self.lm.tokenizer.decode([i]) for i in _leaf(prompts, f"{where}/input_ids")]
+            labelled = enumerate(zip(tokens, slots.labels, strict=True))
+            leaves |= {
+                f"{where}/labels": [[i, token, label] for i, (token, label) in labelled],
+                f"{where}/idx_map": [[token, slot] for token, slot in slots.idx_map.items()],
+                f"{where}/idx_avg": [[label, *r] for label, r in slots.idx_avg.items()],
+                f"{where}/full_idx_map": [[token, slot] for token, slot in sorted(slots.full_idx_map.items())],
+                f"{where}/query_predictive_slot": slots.query_predictive_slot,
+                f"{where}/query_predictive_token": slots.query_predictive_token,
+            }
         return leaves
 
     def mean_activations(self, prompts: Artifact, slot_map: Artifact) -> Artifact:
-        clean = [(_ids(prompts, key, "clean"), slots_of(slot_map, key, "clean")) for key in trial_keys(prompts)]
+        clean = [
+            (_leaf(prompts, f"{key}/clean/input_ids"), slots_of(slot_map, key, "clean")) for key in trial_keys(prompts)
+        ]
         return {"mean_activations": engines.mean_head_activations(self.lm, clean, *self._how)}
 
     def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact) -> Artifact:
         means = tensor_leaf(mean_activations, "mean_activations")
-        cases = [
-            (_ids(prompts, key, "corrupted"), _int(prompts, f"{key}/target_id"), slots_of(slot_map, key, "corrupted"))
-            for key in trial_keys(prompts)
-        ]
+        cases = [(*_asked(prompts, key), slots_of(slot_map, key, "corrupted")) for key in trial_keys(prompts)]
         all_classes = self.settings.token_class_idx != -1
         if self.engine == "screened":
             screening = screened_top_heads(self.lm, cases, means, self.settings.n_top_heads)
@@ -182,24 +178,19 @@ class Pipeline:
         }
 
     def fv_vector(self, mean_activations: Artifact, top_heads: Artifact) -> Artifact:
-        means, heads = tensor_leaf(mean_activations, "mean_activations"), _heads(top_heads)
+        means, heads = tensor_leaf(mean_activations, "mean_activations"), _leaf(top_heads, "heads")
         vector = function_vector(self.lm, means, heads)
         terms = [head_term(self.lm, layer, head, means[layer, head, -1]).cpu() for layer, head in heads]
-        return {
-            "function_vector": vector.cpu(),
-            "norm": float(vector.float().norm()),
-            "head_terms": torch.stack(terms),
-        }
+        return {"function_vector": vector.cpu(), "norm": float(vector.float().norm()), "head_terms": torch.stack(terms)}
 
     def injection_output(self, prompts: Artifact, fv_vector: Artifact) -> Artifact:
         vector = tensor_leaf(fv_vector, "function_vector").to(self.lm.device)
         where = (self.settings.edit_layer, self.settings.alpha)
         leaves: dict[str, Leaf] = {}
         for key in trial_keys(prompts):
-            ids, target = _ids(prompts, key, "corrupted"), _int(prompts, f"{key}/target_id")
+            ids, target = _asked(prompts, key)
             injection = inject(self.lm, ids, target, vector, *where)
-            answer = cast("list[int]", prompts[f"{key}/corrupted/answer_ids"])
-            likelihood = inject_nll(self.lm, ids, answer, vector, *where)
+            likelihood = inject_nll(self.lm, ids, _leaf(prompts, f"{key}/corrupted/answer_ids"), vector, *where)
             generation = inject_generate(self.lm, ids, vector, *where)
             leaves |= {
                 f"{key}/target_id": target,
@@ -230,7 +221,7 @@ class Pipeline:
             return []  # what a subclass does at that key is not known here
         return [
             f"{note} (trial {trial.key}, {regime} prompt)"
-            for trial, regime in _regimes(self.trials.trials)
+            for trial, regime in product(self.trials.trials, REGIMES)
             for note in self.slots(trial, regime).notes
         ]
 
@@ -288,28 +279,20 @@ def trial_keys(artifact: Artifact) -> list[str]:
 def slots_of(slot_map: Artifact, key: str, regime: str) -> SlotMap:
     """A prompt's SlotMap from its leaves."""
 
-    def leaf(name: str) -> list[Any]:
-        return cast("list[Any]", slot_map[f"{key}/{regime}/{name}"])
-
+    labels, idx_map, idx_avg = (_leaf(slot_map, f"{key}/{regime}/{name}") for name in ("labels", "idx_map", "idx_avg"))
     return SlotMap(
-        labels=tuple(label for _, _, label in leaf("labels")),
-        idx_map=dict(leaf("idx_map")),
-        idx_avg={label: (first, last) for label, first, last in leaf("idx_avg")},
-        n_slots=len(cast("list[Any]", slot_map["dummy_labels"])),
+        labels=tuple(label for _, _, label in labels),
+        idx_map=dict(idx_map),
+        idx_avg={label: (first, last) for label, first, last in idx_avg},
+        n_slots=len(_leaf(slot_map, "dummy_labels")),
     )
 
 
-def _regimes(trials: Sequence[Trial]) -> Iterator[tuple[Trial, str]]:
-    return ((trial, regime) for trial in trials for regime in REGIMES)
+def _asked(prompts: Artifact, key: str) -> tuple[list[int], int]:
+    """A corrupted prompt's ids and its target."""
+    return _leaf(prompts, f"{key}/corrupted/input_ids"), _leaf(prompts, f"{key}/target_id")
 
 
-def _ids(prompts: Artifact, key: str, regime: str) -> list[int]:
-    return cast("list[int]", prompts[f"{key}/{regime}/input_ids"])
-
-
-def _int(artifact: Artifact, leaf: str) -> int:
-    return cast("int", artifact[leaf])
-
-
-def _heads(top_heads: Artifact) -> list[list[int]]:
-    return cast("list[list[int]]", top_heads["heads"])
+def _leaf(artifact: Artifact, leaf: str) -> Any:
+    """What was read or made here, and has the type that the station gives it."""
+    return artifact[leaf]

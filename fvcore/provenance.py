@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Collection
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fvcore.formats import read_json
 
@@ -45,6 +46,31 @@ def now() -> str:
     fixed = os.environ.get("SOURCE_DATE_EPOCH")
     at = datetime.now(UTC) if fixed is None else datetime.fromtimestamp(int(fixed), UTC)
     return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class GitState(NamedTuple):
+    """sha: the short one, empty outside of a checkout     dirty: whether files were changed since"""
+
+    sha: str = ""
+    dirty: bool = False
+
+
+@cache
+def git_state(room: Path = Path(__file__).parent) -> GitState:
+    """The commit that this code is of; nothing for an installed copy, even one inside another project's checkout."""
+    if _git(room, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return GitState()
+    sha, changes = _git(room, "rev-parse", "--short", "HEAD"), _git(room, "status", "--porcelain")
+    return GitState(sha or "", bool(changes))
+
+
+def _git(room: Path, *words: str) -> str | None:
+    """What git says, None where it fails or is not there."""
+    try:
+        done = subprocess.run(["git", "-C", str(room), *words], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
 
@@ -51,8 +51,7 @@ def _cached(request: pytest.FixtureRequest, make: Callable[[], Made], *key: str)
     cache = request.config.stash.setdefault(CACHE_KEY, {})
     if key not in cache:
         cache[key] = make()
-    made: Made = cache[key]
-    return made
+    return cast("Made", cache[key])
 
 
 @contextmanager
@@ -86,9 +85,9 @@ def fv_model(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
 def load_model(options: ParityOptions, device: str) -> LanguageModel:
     """The model that the options name, as they say. Every one of them counts: a spec's own defaults are told of and left."""
     from fvcore.model import model as models
-    from fvcore.model import spec_files
+    from fvcore.model import spec as specs
 
-    spec = None if options.spec is None else spec_files.spec_of(options.spec)
+    spec = None if options.spec is None else specs.spec_of(options.spec)
     if spec is not None and spec.defaults:
         said = ", ".join(f"{name} {value}" for name, value in spec.defaults.items())
         warnings.warn(f"{LEFT} of spec {spec.name!r} ({said}); the options decide", models.ModelWarning, stacklevel=2)
@@ -130,8 +129,7 @@ def fv_trials(request: pytest.FixtureRequest) -> FixedTrials:
 
 def _trials_path(request: pytest.FixtureRequest) -> Path:
     if not isinstance(request.node, StageItem):
-        path: Path = request.param
-        return path
+        return cast("Path", request.param)
     files = trials_files(request.config)
     if request.node.path.resolve() in files:
         return request.node.path
@@ -152,8 +150,7 @@ def trials_files(config: pytest.Config) -> list[Path]:
 @pytest.fixture
 def fv_check_key(request: pytest.FixtureRequest) -> str:
     """Runs the test once for each of the six check keys, in order."""
-    key: str = request.param
-    return key
+    return cast("str", request.param)
 
 
 @pytest.fixture
@@ -203,11 +200,7 @@ def settings_of(options: ParityOptions, defaults: Mapping[str, int] = RECORDING_
     """The options, then `defaults`: of a recording the plan's."""
     from fvcore.pipeline import Settings
 
-    given = {
-        "edit_layer": options.edit_layer,
-        "n_top_heads": options.top_heads,
-        "token_class_idx": options.token_class,
-    }
+    given = {"edit_layer": options.edit_layer, "n_top_heads": options.top_heads, "token_class_idx": options.token_class}
     chosen = {**defaults, **{name: value for name, value in given.items() if value is not None}}
     memory = None if options.max_memory is None else int(options.max_memory * 2**30)
     return Settings(**chosen, reference_profile=options.reference_profile, engine=options.engine, max_memory=memory)

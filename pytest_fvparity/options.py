@@ -25,33 +25,28 @@ NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
 
 @dataclass(frozen=True)
 class ParityOption:
-    """One option: `--fv-<name>` on the command line, `fv_<name>` in the ini file."""
+    """One option: `--fv-<name>` on the command line, `fv_<name>` in the ini file, there with `_` for `-`."""
 
-    name: str
-    help: str
+    field: str
     type: type
-    default: Any
     many: bool
-    choices: tuple[str, ...] | None
-    ini: bool
-    is_path: bool
-
-    @property
-    def field(self) -> str:
-        return self.name.replace("-", "_")
+    help: str
+    default: Any = None
+    choices: tuple[str, ...] | None = None
+    ini: bool = True
 
     @property
     def flag(self) -> str:
-        return f"--fv-{self.name}"
+        return f"--{self.dest.replace('_', '-')}"
 
     @property
     def dest(self) -> str:
         return f"fv_{self.field}"
 
 
-def _option(help: str, default: Any = None, choices: tuple[str, ...] | None = None, ini: bool = True) -> Any:
+def _option(help: str, **how: Any) -> Any:
     """A field of `ParityOptions` that is an option; its name and type are the field's."""
-    return field(metadata={"help": help, "default": default, "choices": choices, "ini": ini})
+    return field(metadata={"help": help, **how})
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class ParityOptions:
     rootdir: Path
     here: Path
     model: str = _option(
-        f"shipped model, directory or cached hub id (default {shipped.DEFAULT_MODEL})", shipped.DEFAULT_MODEL
+        f"shipped model, directory or cached hub id (default {shipped.DEFAULT_MODEL})", default=shipped.DEFAULT_MODEL
     )
     spec: str | None = _option(
         "where the model keeps its parts: a registered spec, an alias, or a YAML file (default: found)"
@@ -104,13 +99,14 @@ class ParityOptions:
     require_gpu: bool = _option("fail instead of skipping when there is no CUDA device")
     report_dir: Path = _option("where reports are written (default reports/)", default="reports")
     relation_root: Path | None = _option("folder of a relation run, one folder a q_id, for -m transfer")
+    select_kv: Path | None = _option("config or run folder of `fvcore select-kv`, for -m selectkv (default: tiny.yaml)")
     qid: tuple[str, ...] = _option("q_id of that run; may be given several times (default: all)", ini=False)
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> ParityOptions:
         """Read and check the options; raises pytest.UsageError before anything is collected."""
         given = {option.field: _value(config, option) for option in OPTIONS}
-        given["device"] = given["device"] or (None if not given["require_gpu"] else "cuda")
+        given["device"] = given["device"] or ("cuda" if given["require_gpu"] else None)
         for message in _contradictions(given):
             raise pytest.UsageError(message)
         for option in OPTIONS:
@@ -118,7 +114,7 @@ class ParityOptions:
                 given[option.field] = bool(given[option.field])
             elif option.many:
                 given[option.field] = tuple(given[option.field] or ())
-            elif option.is_path and given[option.field] is not None:
+            elif option.type is Path and given[option.field] is not None:
                 given[option.field] = _path(_base(config, option.field), given[option.field])
         given["device"] = given["device"] or "cpu"
         given["trials"] = tuple(_trials_file(_base(config, "trials"), name) for name in given["trials"])
@@ -200,12 +196,7 @@ def _options() -> Iterator[ParityOption]:
         if one.metadata:
             kind = hints[one.name]
             first = next(iter(get_args(kind) or [kind]))  # of `X | None` and of `tuple[X, ...]` that is X
-            how: dict[str, Any] = {
-                "type": str if first is Path else first,
-                "many": get_origin(kind) is tuple,
-                "is_path": first is Path,
-            }
-            yield ParityOption(one.name.replace("_", "-"), **how, **one.metadata)
+            yield ParityOption(one.name, first, get_origin(kind) is tuple, **one.metadata)
 
 
 OPTIONS = tuple(_options())
@@ -218,14 +209,15 @@ def register(parser: pytest.Parser) -> None:
         if option.type is bool:
             how["action"] = "store_true"
         else:
-            how |= {"type": option.type, "metavar": option.name.rpartition("-")[2].upper()}
+            kind = str if option.type is Path else option.type
+            how |= {"type": kind, "metavar": option.field.rpartition("_")[2].upper()}
             how |= {"action": "append"} if option.many else {}
             how |= {"choices": option.choices, "metavar": None} if option.choices else {}
         group.addoption(option.flag, **how)
         if option.ini:
             # Numbers too are read as text: pytest's own error for a wrong one does not name the option.
-            kind: Any = "linelist" if option.many else "bool" if option.type is bool else "string"
-            parser.addini(option.dest, option.help, type=kind, default=None)
+            ini: Any = "linelist" if option.many else "bool" if option.type is bool else "string"
+            parser.addini(option.dest, option.help, type=ini, default=None)
 
 
 def _value(config: pytest.Config, option: ParityOption) -> Any:
@@ -262,8 +254,7 @@ def _spec(base: Path, name: str | None) -> str | None:
     if name is None:
         return None
     from fvcore.formats import FormatError
-    from fvcore.model.spec import ModelError
-    from fvcore.model.spec_files import is_file_name, spec_of
+    from fvcore.model.spec import ModelError, is_file_name, spec_of
 
     chosen = str(_path(base, name)) if is_file_name(name) else name
     try:
@@ -308,13 +299,22 @@ def _carried(words: Sequence[str]) -> list[str]:
 
 def _reproduce_options(config: pytest.Config) -> list[str]:
     """The options given on the command line that a stage's outcome depends on."""
-    dull = {"trials", "qid", "regen-golden", "regen-allow-ci", "report-dir", "keep-going", "require-gpu", "device"}
+    dull = {
+        "trials",
+        "qid",
+        "select_kv",
+        "regen_golden",
+        "regen_allow_ci",
+        "report_dir",
+        "keep_going",
+        "require_gpu",
+        "device",
+    }
     device = config.stash[OPTIONS_KEY].device
     words = [] if device == "cpu" else [f"--fv-device={device}"]
     for option in OPTIONS:
         value = config.getoption(option.dest)
-        if option.name in dull or value is None:
-            continue
-        # With `=`: pytest takes an existing path that stands alone for a test path, and moves its rootdir there.
-        words.append(option.flag if option.type is bool else f"{option.flag}={value}")
+        if option.field not in dull and value is not None:
+            # With `=`: pytest takes an existing path that stands alone for a test path, and moves its rootdir there.
+            words.append(option.flag if option.type is bool else f"{option.flag}={value}")
     return words

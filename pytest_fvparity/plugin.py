@@ -14,6 +14,7 @@ from pytest_fvparity.parity import suite as parity
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.parity.place import title_of
 from pytest_fvparity.selection import DECLARED, select
+from pytest_fvparity.selectkv import suite as selectkv
 from pytest_fvparity.suite.collector import DataFile, in_module, in_order
 from pytest_fvparity.suite.declaration import FILES_KEY
 from pytest_fvparity.suite.item import ROOT_KEY, StageItem, status_of
@@ -38,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     """When this plugin is loaded: its own hooks become known, and the fixtures, before those of whoever overrides them."""
     pluginmanager.add_hookspecs(hookspecs)
-    for module in (fixtures, parity, transfer):
+    for module in (fixtures, parity, transfer, selectkv):
         pluginmanager.register(module)
 
 

@@ -1,4 +1,5 @@
-"""Which files of data are test files in this run: trials for parity, the q_ids of a relation run for transfer."""
+"""Which files of data are test files in this run: trials for parity, the q_ids of a relation run for transfer, a config or
+a run for selectkv."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,13 @@ from fvcore.formats import FormatError
 from pytest_fvparity.options import ParityOptions
 from pytest_fvparity.parity.place import place_of
 from pytest_fvparity.parity.suite import PARITY, parity_suite
+from pytest_fvparity.selectkv.runs import subject_file
+from pytest_fvparity.selectkv.suite import SELECTKV, select_kv_suite
 from pytest_fvparity.suite.declaration import SuiteFile
 from pytest_fvparity.transfer.runs import Q_IDS_KEY, QId, q_ids_of
 from pytest_fvparity.transfer.suite import TRANSFER, transfer_suite
 
-DECLARED = (PARITY, TRANSFER)
+DECLARED = (PARITY, TRANSFER, SELECTKV)
 
 
 def select(config: pytest.Config, options: ParityOptions) -> dict[Path, SuiteFile]:
@@ -21,14 +24,19 @@ def select(config: pytest.Config, options: ParityOptions) -> dict[Path, SuiteFil
     stages = _named(config, TRANSFER.name)
     q_ids = _q_ids(config, options, stages)
     config.stash[Q_IDS_KEY] = q_ids
-    frozen = [] if stages else _compared_with_reference(q_ids, options)
+    recorded_now = options.live or options.regen_golden or options.golden_diff
     trials = _trials_files(config, options, with_default=not q_ids)
     parity, transfer = parity_suite(), transfer_suite()
     found = {path: SuiteFile(parity, PARITY) for path in trials}
     for q_id in q_ids:
-        if q_id.trials_file in frozen:
+        # Its frozen trials, of which there is a golden, or of which one is recorded in this run.
+        frozen = not stages and q_id.state == "completed" and q_id.trials_file.is_file()
+        if frozen and (recorded_now or q_id.has_golden(options.golden_roots, options.reference_profile)):
             found[q_id.trials_file] = SuiteFile(parity, PARITY, markers=(TRANSFER.name,))
         found[q_id.status_file] = SuiteFile(transfer_suite(1) if q_id.state == "skipped" else transfer, TRANSFER)
+    if states := _select_kv(config, options):
+        suite = select_kv_suite()
+        found |= {path: SuiteFile(suite, SELECTKV) for path in states}
     given = [(config.invocation_params.dir / str(argument).partition("::")[0]).resolve() for argument in config.args]
     config.args += [str(path) for path in found if path not in given]
     return found
@@ -52,7 +60,8 @@ def marked(config: pytest.Config, marker: str) -> bool:
 def _named(config: pytest.Config, suite: str, alone: bool = False) -> list[Path]:
     """Files of data among the arguments: node ids of a suite's stages, and JSON files without one if `alone`."""
     parted = [str(argument).partition("::") for argument in config.args]
-    named = [name for name, _, rest in parted if name.endswith(".json") and (alone or rest.startswith(suite))]
+    data = [(name, rest) for name, _, rest in parted if name.endswith((".json", ".yaml"))]
+    named = [name for name, rest in data if rest.startswith(suite) or (alone and name.endswith(".json"))]
     return list(dict.fromkeys((config.invocation_params.dir / name).resolve() for name in named))
 
 
@@ -90,9 +99,12 @@ def _q_ids(config: pytest.Config, options: ParityOptions, stages: Sequence[Path]
         raise pytest.UsageError(f"--fv-relation-root: {error}") from None
 
 
-def _compared_with_reference(q_ids: Sequence[QId], options: ParityOptions) -> list[Path]:
-    """Frozen trials of which there is a golden, or of which one is recorded in this run."""
-    recorded_now = options.live or options.regen_golden or options.golden_diff
-    complete = [q_id for q_id in q_ids if q_id.state == "completed" and q_id.trials_file.is_file()]
-    profile = options.reference_profile
-    return [q.trials_file for q in complete if recorded_now or q.has_golden(options.golden_roots, profile)]
+def _select_kv(config: pytest.Config, options: ParityOptions) -> list[Path]:
+    """What the suite judges, if `-m` picks it by name or an argument is one of its stages."""
+    stages = _named(config, SELECTKV.name)
+    if stages or not marked(config, SELECTKV.name):
+        return stages
+    try:
+        return [subject_file(options.select_kv, options.rootdir).resolve()]
+    except FormatError as error:
+        raise pytest.UsageError(f"--fv-select-kv: {error}") from None

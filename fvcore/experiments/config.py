@@ -3,6 +3,8 @@
 A field is `name: Annotated[int, Option("plan_name")] = Field(default=20, ge=1, description="...")`: the description is
 the option's help, `Option` says what else the command line must know. What was given counts in the order command line,
 environment, `--set`, file, default; a 0 was given, too. An error names the option or the key that brought the value.
+
+A field may be a config itself: a mapping of the file, `--set group.key=value`, and `--group-key` for each setting in it.
 """
 
 import difflib
@@ -12,14 +14,18 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import Parameter, Signature, signature
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from textwrap import indent
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
-from fvcore.experiments import exits
+from fvcore import exits
+from fvcore.experiments.errors import StepError
 from fvcore.formats import read_yaml, sentence, write_text
 from fvcore.model.spec import ModelError
 
@@ -33,6 +39,7 @@ class Option:
 
     aliases: other spellings, of options, keys and `--set` alike; no help shows them     env: an environment variable
     alone: the value of an option that is given without one     positional: the field is an argument
+    flag: the option's own name, where it is not that of the field
     """
 
     def __init__(
@@ -42,26 +49,35 @@ class Option:
         alone: str = "",
         positional: bool = False,
         metavar: str | None = None,
+        flag: str = "",
     ) -> None:
         self.aliases, self.env, self.alone, self.positional = aliases, env, alone, positional
-        self.metavar = metavar
+        self.metavar, self.flag = metavar, flag
 
 
 class Config(BaseModel):
-    """Strict: no text for a number, no number for a truth value, no unknown key, no number that is not finite."""
+    """Strict: no text for a number, no number for a truth value, no unknown key, no number that is not finite.
+
+    moved: other places of a setting or a group, which win where both are given: `{"phase2.model": "model"}`
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+    moved: ClassVar[Mapping[str, str]] = {}
 
     def text(self) -> str:
         """The config as YAML, every key with what it means; read again it is the same."""
+        return "\n".join(self._entries())
+
+    def _entries(self) -> Iterator[str]:
         import yaml
 
-        parts = []
         for name, value in self.model_dump(mode="json").items():
             description = type(self).model_fields[name].description
-            entry = yaml.safe_dump({name: value}, default_flow_style=False, allow_unicode=True, width=1000)
-            parts.append(f"# {description}\n{entry}" if description else entry)
-        return "\n".join(parts)
+            if isinstance(group := getattr(self, name), Config):
+                entry = f"{yaml.safe_dump(name).splitlines()[0]}:\n{indent(''.join(group._entries()), '  ')}"
+            else:
+                entry = yaml.safe_dump({name: value}, default_flow_style=False, allow_unicode=True, width=1000)
+            yield f"# {description}\n{entry}" if description else entry
 
 
 SomeConfig = TypeVar("SomeConfig", bound=Config)
@@ -104,24 +120,39 @@ def resolve(
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for layer, origin in ((_of_file(file) if file else {}, f"{file}: "), (_of_sets(sets), "--set ")):
-        for key, value in layer.items():
-            name = _name_of(kind, key, origin)
-            values[name], origins[name] = value, f"{origin}{name}"
+    for layer, origin in (
+        *([(_of_file(file), f"{file}: ")] if file else []),
+        *((one, "--set ") for one in _of_sets(sets)),
+    ):
+        found = dict(_settings(kind, layer, origin))
+        values |= found
+        origins |= {name: f"{origin}{name}" for name in found}
     options = {name: value for name, value in given.items() if value is not None}
     values |= options
-    origins |= {name: f"--{_hyphens(name)}" for name in options}
+    origins |= {name: _flag(kind, name) for name in options}
     try:
         # As JSON a list may be a tuple, and a text a path; all else is as strict as before.
-        return kind.model_validate_json(json.dumps(values, default=str))
+        return kind.model_validate_json(json.dumps(_nested(values), default=str))
     except ValidationError as error:
-        raise ConfigError(sentence(error, named=lambda path: _origin(origins, path))) from None
+        raise ConfigError(sentence(error, named=lambda path: _origin(kind, origins, path))) from None
 
 
-def _origin(origins: Mapping[str, str], path: str) -> str:
+def _origin(kind: type[Config], origins: Mapping[str, str], path: str) -> str:
     """What brought the value at a key's path; of one that nothing brought, the option."""
-    name, dot, inside = path.partition(".")
-    return f"{origins.get(name, f'--{_hyphens(name)}')}{dot}{inside}"
+    name = next((name for name in leaves(kind) if f"{path}.".startswith(f"{name}.")), "")
+    return origins.get(name, _flag(kind, name) if name else path) + path.removeprefix(name)
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a.b": 1}` -> `{"a": {"b": 1}}`."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *groups, last = name.split(".")
+        branch = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        branch[last] = value
+    return tree
 
 
 def _of_file(path: Path) -> dict[str, Any]:
@@ -131,34 +162,83 @@ def _of_file(path: Path) -> dict[str, Any]:
     return value or {}
 
 
-def _of_sets(sets: Sequence[str]) -> dict[str, Any]:
-    """`key=value`, the value as YAML reads it."""
+def _of_sets(sets: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """`key=value` or `group.key=value`, the value as YAML reads it."""
     import yaml
 
-    found = {}
     for text in sets:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text!r}: expected key=value, such as --set seed=1")
         try:
-            found[key.strip()] = yaml.safe_load(value)
+            yield _nested({key.strip(): yaml.safe_load(value)})
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {text!r}: {' '.join(str(error).split())}") from None
+
+
+def _settings(kind: type[Config], layer: Mapping[Any, Any], origin: str) -> list[tuple[str, Any]]:
+    """The settings of a mapping by dotted name, moved ones last."""
+    found = _walk(kind, kind, layer, origin, "")
+    return [(name, value) for name, value, _ in sorted(found, key=itemgetter(2))]
+
+
+def _walk(
+    root: type[Config], kind: type[Config], layer: Mapping[Any, Any], origin: str, above: str
+) -> Iterator[tuple[str, Any, bool]]:
+    for key, value in layer.items():
+        name = _name_of(root, kind, key, origin, above)
+        found = _field(root, name)
+        if (group := _group(found)) is None:
+            yield name, value, not name.startswith(above)
+        elif not isinstance(value, Mapping):
+            raise ConfigError(f"{origin}{name}: expected a mapping of settings, found {type(value).__name__}")
+        else:
+            for inside, one, moved in _walk(root, group, value, origin, f"{name}."):
+                yield inside, one, moved or not name.startswith(above)
+
+
+def _name_of(root: type[Config], kind: type[Config], key: Any, origin: str, above: str) -> str:
+    """The setting or group that a key means; raises ConfigError for one that is none, with the one that it looks most like."""
+    # YAML takes the words on and off for truth values.
+    word = ("on" if key else "off") if isinstance(key, bool) else str(key)
+    plain = word.replace("-", "_")
+    known = {name: above + name for name in kind.model_fields}
+    known |= {old.removeprefix(above): new for old, new in root.moved.items() if old.rpartition(".")[0] == above[:-1]}
+    if not above:
+        known |= {alias: name for name in leaves(root) for alias in _option(root, name).aliases}
+    if plain in known:
+        return known[plain]
+    near = [known[name] for name in difflib.get_close_matches(plain, known, n=1)]
+    near += [name for name in leaves(root) if name.rpartition(".")[2] == plain]
+    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(kind.model_fields)}"
+    raise ConfigError(f"{origin}{above}{word}: unknown setting; {hint}")
+
+
+def leaves(kind: type[Config], above: str = "") -> dict[str, FieldInfo]:
+    """Every setting by its dotted name, those of groups in their place."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in kind.model_fields.items():
+        group = _group(field)
+        found |= {above + name: field} if group is None else leaves(group, f"{above}{name}.")
     return found
 
 
-def _name_of(kind: type[Config], key: Any, origin: str) -> str:
-    """The field that a key means; raises ConfigError for one that is none, with the one that looks most like it."""
-    known = {spelling: name for name in kind.model_fields for spelling in (name, *_option(kind, name).aliases)}
-    if (plain := str(key).replace("-", "_")) in known:
-        return known[plain]
-    near = difflib.get_close_matches(plain, known, n=1)
-    hint = f"did you mean {known[near[0]]!r}?" if near else f"expected one of {', '.join(kind.model_fields)}"
-    raise ConfigError(f"{origin}{key}: unknown setting; {hint}")
+def _group(field: FieldInfo) -> type[Config] | None:
+    """The config that a field is, if it is one."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Config) else None
+
+
+def _field(kind: type[Config], name: str) -> FieldInfo:
+    """The field of a dotted name."""
+    first, _, rest = name.partition(".")
+    field = kind.model_fields[first]
+    group = _group(field)
+    return field if group is None or not rest else _field(group, rest)
 
 
 def _option(kind: type[Config], name: str) -> Option:
-    return next((one for one in kind.model_fields[name].metadata if isinstance(one, Option)), Option())
+    return next((one for one in _field(kind, name).metadata if isinstance(one, Option)), Option())
 
 
 File = Annotated[Path | None, typer.Option("--config", help="YAML file of these settings.")]
@@ -174,24 +254,36 @@ def add_command(
     help: str | None = None,
     fixed: Mapping[str, Any] | None = None,
     only: Sequence[str] = (),
+    default: Path | None = None,
 ) -> None:
     """Give `app` a command that resolves a config and does `work` with it.
 
-    fixed: what the command itself says, and offers no option for     only: the fields it offers (default: all)
+    fixed: what the command itself says, and offers no option for     only: the settings it offers (default: all)
+    default: the file that is read where none is given
     """
 
     def called(config_file: File = None, sets: Sets = None, write_config: Write = None, **given: Any) -> None:
-        chosen = {name: value for name, value in given.items() if value != []}
-        config = resolve(kind, chosen | dict(fixed or {}), config_file, sets or ())
+        chosen = {_dotted(name): value for name, value in given.items() if value != []}
+        config = resolve(kind, chosen | dict(fixed or {}), config_file or default, sets or ())
         if write_config is not None:
             _write(write_config, config)
             return
-        with exits.told():
+        # An unusable setting, file or model is told by `fvcore.cli.main`, as it may come up before there is any work.
+        try:
             work(config)
+        except KeyboardInterrupt:
+            exits.say("interrupted; started again, it goes on where it stands")
+            raise typer.Exit(exits.INTERRUPTED) from None
+        except (StepError, RuntimeError) as error:  # torch says a wrong shape, and we a silent hook, by RuntimeError
+            exits.say(str(error))
+            raise typer.Exit(error.status if isinstance(error, StepError) else exits.FAILED) from None
 
     # typer reads options off a function's signature.
-    offered = [field for field in only or kind.model_fields if field not in (fixed or {})]
-    more = [Parameter(one, Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(kind, one)) for one in offered]
+    offered = {name: _parameter(name) for name in only or leaves(kind) if name not in (fixed or {})}
+    more = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(kind, one))
+        for one, name in offered.items()
+    ]
     own = list(signature(called, eval_str=True).parameters.values())[:-1]
     called.__signature__ = Signature([*(one.replace(kind=Parameter.KEYWORD_ONLY) for one in [*more, *own])])  # type: ignore[attr-defined]
     called.__annotations__ = {one.name: one.annotation for one in [*more, *own]}
@@ -238,7 +330,7 @@ class _Spelled(TyperCommand):
 
     def _words(self, args: Sequence[str]) -> Iterator[str]:
         spellings = dict(self._spellings())
-        alone = {f"--{_hyphens(name)}": _option(self.kind, name).alone for name in self.kind.model_fields}
+        alone = {_flag(self.kind, name): _option(self.kind, name).alone for name in leaves(self.kind)}
         for word, following in pairwise([*args, "--"]):
             name, equals, value = word.partition("=")
             name = spellings.get(name.replace("_", "-"), name) if name.startswith("--") else name
@@ -247,25 +339,42 @@ class _Spelled(TyperCommand):
                 yield alone[word]
 
     def _spellings(self) -> Iterator[tuple[str, str]]:
-        for name in self.kind.model_fields:
-            for spelling in (name, *_option(self.kind, name).aliases):
+        for name in leaves(self.kind):
+            flag = _flag(self.kind, name).removeprefix("--")
+            for spelling in (name, flag, *_option(self.kind, name).aliases):
                 for prefix in ("--", "--no-"):
-                    yield prefix + _hyphens(spelling), prefix + _hyphens(name)
+                    yield prefix + _hyphens(spelling), prefix + flag
+
+
+def _flag(kind: type[Config], name: str) -> str:
+    return f"--{_hyphens(_option(kind, name).flag or name)}"
 
 
 def _hyphens(name: str) -> str:
-    return name.replace("_", "-")
+    return name.replace("_", "-").replace(".", "-")
+
+
+def _parameter(name: str) -> str:
+    """A dotted name as a function's parameter; `_dotted` gives it back."""
+    return name.replace(".", "__")
+
+
+def _dotted(parameter: str) -> str:
+    return parameter.replace("__", ".")
 
 
 def _annotation(kind: type[Config], name: str) -> Any:
     """The field as typer takes it: a plain type, and an Option with help, default and environment variable."""
-    field, option, plain = kind.model_fields[name], _option(kind, name), _plain(kind.model_fields[name].annotation)
+    field, option = _field(kind, name), _option(kind, name)
+    plain = _plain(field.annotation)
     shown = "" if field.is_required() else _shown(field.get_default(call_default_factory=True))
     help = " ".join(filter(None, [field.description, f"(default: {shown})" if shown else ""]))
     more: dict[str, Any] = {"help": help, "metavar": option.metavar}
     if option.positional:
         return Annotated[plain | None, typer.Argument(**more)]
-    flag = f"--{_hyphens(name)}/--no-{_hyphens(name)}" if plain is bool else f"--{_hyphens(name)}"
+    flag = _flag(kind, name)
+    if plain is bool:
+        flag += f"/--no-{flag.removeprefix('--')}"
     return Annotated[plain | None, typer.Option(flag, envvar=option.env, **more)]
 
 

@@ -1,14 +1,16 @@
 """What stops a production step, and why a unit failed: one of six causes, read off the exception and its origins."""
 
 import errno
-from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
+from fvcore.exits import FAILED, USAGE, Expected
 from fvcore.formats import FormatError
 
 
-class StepError(Exception):
+class StepError(Expected):
     """A target id, a shape, a prompt or a number is not what the step's own files say."""
+
+    status = FAILED
 
 
 class TrialMismatch(StepError):
@@ -30,9 +32,13 @@ class NotFinite(StepError):
 class OtherSettings(StepError):
     """A folder holds results of other settings; they are never mixed."""
 
+    status = USAGE
+
 
 class FolderInUse(StepError):
     """Another process writes in the folder."""
+
+    status = USAGE
 
 
 Cause: TypeAlias = Literal["data", "tokenizer", "target boundary", "memory", "numeric", "code"]
@@ -42,36 +48,22 @@ FULL = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
 
 def cause_of(error: BaseException) -> Cause:
     """The first that fits the exception or one that it came from; what fits none is the code's fault."""
-    chain = list(_chain(error))
-    if any(_no_room(one) for one in chain):
-        return "memory"
-    return next((cause for cause, types in _causes() if any(isinstance(one, types) for one in chain)), "code")
-
-
-def _causes() -> tuple[tuple[Cause, tuple[type[BaseException], ...]], ...]:
+    from fvcore.model.memory import is_out_of_memory
     from fvcore.prompts import BosError, BoundaryError
     from fvcore.slots import SlotError
 
-    return (
-        ("numeric", (NotFinite, ArithmeticError)),
-        ("target boundary", (BoundaryError, TargetError)),
-        ("tokenizer", (BosError, SlotError, TokensError, UnicodeError)),
-        ("data", (TrialMismatch, FormatError, OSError)),
-    )
-
-
-def _no_room(error: BaseException) -> bool:
-    """A full disk, or a full memory."""
-    from fvcore.model.memory import is_out_of_memory
-
-    return error.errno in FULL if isinstance(error, OSError) else is_out_of_memory(error)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception and those that it was made from; a message that was said better keeps its origin."""
-    seen: set[int] = set()
+    # The exception and those that it was made from; a message that was said better keeps its origin.
+    chain: list[BaseException] = []
     one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
+    while one is not None and one not in chain:
+        chain.append(one)
         one = one.__cause__ or one.__context__
+    if any(one.errno in FULL if isinstance(one, OSError) else is_out_of_memory(one) for one in chain):
+        return "memory"
+    causes: dict[Cause, tuple[type[BaseException], ...]] = {
+        "numeric": (NotFinite, ArithmeticError),
+        "target boundary": (BoundaryError, TargetError),
+        "tokenizer": (BosError, SlotError, TokensError, UnicodeError),
+        "data": (TrialMismatch, FormatError, OSError),
+    }
+    return next((cause for cause, types in causes.items() if any(isinstance(one, types) for one in chain)), "code")

@@ -1,4 +1,4 @@
-"""HTML pages of experiments: one base with its style, everything that is put in escaped, an unknown name an error."""
+"""Pages of experiments: one base with its style, all that is put into HTML escaped, an unknown name an error."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ def write(path: Path, package: str, template: str, values: Mapping[str, Any]) ->
 
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("fvcore.experiments")]),
-        autoescape=True,
+        autoescape=".html." in template,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

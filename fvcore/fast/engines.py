@@ -9,19 +9,24 @@ and alone (without a mask: other kernels).
 The functions here take an engine by its name and give a station's numbers by the one that is chosen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fvcore import activations, effects
 from fvcore.fast import sweep
-from fvcore.fast.chunks import Advance, silent
+from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
 from fvcore.fast.shared_prompt import SharedPrompt
-from fvcore.model.hooks import add_to_residual, edit_heads
+from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.slots import SlotMap
+
+Trial = TypeVar("Trial", bound=tuple[Any, ...])
 
 ENGINES = ("exact", "fast", "screened")
 
@@ -40,18 +45,23 @@ def chosen(lm: LanguageModel, asked: str) -> str:
     return asked if asked == "exact" or not why_not_fast(lm) else "exact"
 
 
+@torch.inference_mode()
 def mean_head_activations(
     lm: LanguageModel,
     prompts: Sequence[tuple[Sequence[int], SlotMap]],
     engine: str = "fast",
     max_memory: int | None = None,
 ) -> Tensor:
-    """`activations.mean_head_activations` by an engine: (layer, head, slot, d_head), float32."""
-    if chosen(lm, engine) == "exact":
+    """`activations.mean_head_activations` by an engine: (layer, head, slot, d_head), float32.
+
+    max_memory: bytes beside the weights, here and below; half of what is free by default
+    """
+    if chosen(lm, engine) == "exact" or not prompts:
         return activations.mean_head_activations(lm, prompts)
-    return sweep.mean_head_activations(lm, prompts, max_memory)
+    return _by_trial(lm, prompts, max_memory, lambda some: sweep.head_activations(lm, some)).mean(dim=0)
 
 
+@torch.inference_mode()
 def causal_indirect_effects(
     lm: LanguageModel,
     cases: Sequence[sweep.Case],
@@ -64,9 +74,19 @@ def causal_indirect_effects(
     if chosen(lm, engine) == "exact":
         each = [effects.causal_indirect_effect(lm, *case, mean_activations, all_token_classes) for case in cases]
         return torch.stack(each)
-    return sweep.causal_indirect_effects(lm, cases, mean_activations, all_token_classes, max_memory)
+    classes = list(effects.TOKEN_CLASSES) if all_token_classes else ["query_predictive"]
+    share = None if max_memory is None else max_memory // 2
+    heads = list(product(range(lm.n_layers), range(lm.n_heads)))
+
+    def run(some: Sequence[sweep.Case]) -> Tensor:
+        probabilities = sweep.target_readings(lm, some, mean_activations, heads, classes, share)[:, :, 0]
+        return (probabilities[:, 1:] - probabilities[:, :1]).float().cpu()
+
+    found = _by_trial(lm, cases, share, run).view(len(cases), lm.n_layers, lm.n_heads, -1)
+    return found if all_token_classes else found.squeeze(-1)
 
 
+@torch.inference_mode()
 def target_readings(
     lm: LanguageModel,
     cases: Sequence[sweep.Case],
@@ -78,23 +98,38 @@ def target_readings(
 ) -> Tensor:
     """`effects.target_readings` of every prompt by an engine: (trial, 1 + len(heads), 3), float32.
 
-    heads: in order of layer
+    heads: in order of layer     advance: is told after each pass
     """
     if chosen(lm, engine) == "exact":
         each = [effects.target_readings(lm, *case, mean_activations, heads, advance) for case in cases]
         return torch.stack(each)
-    return sweep.target_readings(lm, cases, mean_activations, heads, max_memory, advance)
+    share = None if max_memory is None else max_memory // 2
+
+    def run(some: Sequence[sweep.Case]) -> Tensor:
+        found = sweep.target_readings(lm, some, mean_activations, heads, max_memory=share, advance=advance)
+        return found[..., 0].float().cpu()
+
+    return _by_trial(lm, cases, share, run)
+
+
+def _by_trial(
+    lm: LanguageModel, trials: Sequence[Trial], max_memory: int | None, run: Callable[[Sequence[Trial]], Tensor]
+) -> Tensor:
+    """What `run` gives of as many trials at a time as fit the memory."""
+    each = sweep.trial_bytes(lm, max(len(ids) for ids, *_ in trials))
+    return torch.cat(list(in_chunks(trials, chunk_size(each, lm.device, len(trials), max_memory), run)))
 
 
 def why_not_fast(lm: LanguageModel) -> str:
     """Why engine `fast` does not hold for this model, or nothing. Asked of the model once for each attention."""
-    name = f"fast engine, {lm.attn_implementation}"
-    if name not in lm.known:
+
+    def find() -> str:
         try:
-            lm.known[name] = _difference(lm)
+            return _difference(lm)
         except Exception as error:  # whatever a model's code says to rows it did not expect
-            lm.known[name] = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
-    return lm.known[name]
+            return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+
+    return lm.once(f"fast engine, {lm.attn_implementation}", find)
 
 
 @torch.inference_mode()
@@ -108,12 +143,11 @@ def _difference(lm: LanguageModel) -> str:
     vector = 3 * torch.randn(lm.d_model, generator=draw).to(lm.device)
     # Two at once from the first layer on: every block sees rows of more than one variant.
     heads = sorted({(0, 0), (0, lm.n_heads - 1), (lm.n_layers // 2, lm.n_heads // 2), (lm.n_layers - 1, 0)})
-    layers = sorted({0, lm.n_layers - 1})
-    exact = [list(_exact(lm, prompt, heads, means, layers, vector)) for prompt in prompts]
+    probe = _Probe(lm, heads, means, sorted({0, lm.n_layers - 1}), vector)
+    exact = [list(probe.exact(prompt)) for prompt in prompts]
     for together in (prompts, prompts[:1]):
-        found = _fast(lm, together, heads, means, layers, vector)
-        for fast, rows in zip(found, exact, strict=False):
-            for what, row, wanted in zip(_names(heads, layers), fast, rows, strict=True):
+        for fast, rows in zip(probe.fast(together), exact, strict=False):
+            for (what, wanted), row in zip(rows, fast, strict=True):
                 allowed = ROUNDING.get(wanted.dtype, HALF) * float(wanted.abs().max())
                 off = float((row - wanted).abs().max())
                 if not off <= allowed:
@@ -121,47 +155,32 @@ def _difference(lm: LanguageModel) -> str:
     return ""
 
 
-def _names(heads: Sequence[sweep.Head], layers: Sequence[int]) -> Iterator[str]:
-    yield "the prompt itself"
-    yield from (f"layer {layer}, head {head} replaced" for layer, head in heads)
-    yield from (f"a vector added behind layer {layer}" for layer in layers)
+@dataclass(frozen=True)
+class _Probe:
+    """What is computed both ways: a prompt as it is, with heads replaced, with a vector behind layers."""
 
+    lm: LanguageModel
+    heads: Sequence[sweep.Head]
+    means: Tensor
+    layers: Sequence[int]
+    vector: Tensor
 
-def _fast(
-    lm: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    heads: Sequence[sweep.Head],
-    means: Tensor,
-    layers: Sequence[int],
-    vector: Tensor,
-) -> Tensor:
-    """(prompt, row, vocab)"""
-    prompt = SharedPrompt.run(lm, prompts)
-    suffix, last = prompt.suffix(1), torch.ones(len(prompts), 1, dtype=torch.bool, device=lm.device)
-    replacement = sweep.Replacement(means.to(lm.device), torch.zeros_like(last, dtype=torch.long), last)
-    replaced = sweep.rows_with_heads_replaced(suffix, heads, replacement)
-    injected = sweep.rows_with_vector_added(suffix, layers, vector)
-    return prompt.logits(torch.cat([prompt.entered[-1][:, -1:], replaced, injected], dim=1))
+    def fast(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """(prompt, row, vocab)"""
+        prompt = SharedPrompt.run(self.lm, prompts)
+        suffix, last = prompt.suffix(1), torch.ones(len(prompts), 1, dtype=torch.bool, device=self.lm.device)
+        replacement = sweep.Replacement(self.means.to(self.lm.device), torch.zeros_like(last, dtype=torch.long), last)
+        replaced = sweep.rows_with_heads_replaced(suffix, self.heads, replacement)
+        injected = sweep.rows_with_vector_added(suffix, self.layers, self.vector)
+        return prompt.logits(torch.cat([prompt.entered[-1][:, -1:], replaced, injected], dim=1))
 
-
-def _exact(
-    lm: LanguageModel,
-    prompt: Sequence[int],
-    heads: Sequence[sweep.Head],
-    means: Tensor,
-    layers: Sequence[int],
-    vector: Tensor,
-) -> Iterator[Tensor]:
-    """The same rows, each from a pass of its own."""
-    ids = lm.ids(prompt)
-    yield lm.logits(ids)[0, -1]
-    for layer, head in heads:
-
-        def replace(rows: Tensor, layer: int = layer, head: int = head) -> None:
-            rows[-1, -1, head] = means[layer, head, 0].to(rows)
-
-        with edit_heads(lm, layer, replace):
-            yield lm.logits(ids)[0, -1]
-    for layer in layers:
-        with add_to_residual(lm, layer, vector):
-            yield lm.logits(ids)[0, -1]
+    def exact(self, prompt: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
+        """The same rows of one prompt, each from a pass of its own, and what they are."""
+        ids = self.lm.ids(prompt)
+        yield "the prompt itself", self.lm.logits(ids)[0, -1]
+        for layer, head in self.heads:
+            with effects.head_replaced(self.lm, layer, head, {-1: self.means[layer, head, 0]}):
+                yield f"layer {layer}, head {head} replaced", self.lm.logits(ids)[0, -1]
+        for layer in self.layers:
+            with add_to_residual(self.lm, layer, self.vector):
+                yield f"a vector added behind layer {layer}", self.lm.logits(ids)[0, -1]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fvcore.activations import by_slot
-from fvcore.effects import TOKEN_CLASSES, read_targets, tokens_of_class
+from fvcore.effects import read_targets, tokens_of_class
 from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
 from fvcore.fast.shared_prompt import Batch, SharedPrompt, Suffix
 from fvcore.model.hooks import edit_heads, read_heads
@@ -103,80 +103,31 @@ def rows_with_vector_added(suffix: Suffix, layers: Sequence[int], vector: Tensor
     return suffix.through(enter)
 
 
-@torch.inference_mode()
-def causal_indirect_effects(
+def target_readings(
     lm: LanguageModel,
     cases: Sequence[Case],
-    mean_activations: Tensor,
-    all_token_classes: bool = False,
+    means: Tensor,
+    heads: Sequence[Head],
+    classes: Sequence[str] = ("query_predictive",),
     max_memory: int | None = None,
+    advance: Advance = silent,
 ) -> Tensor:
-    """CIE of every head on every prompt: what `effects.causal_indirect_effect` gives, one prompt after the other.
+    """`effects.target_readings` of trials that run together, at several token classes, in the model's dtype.
 
-    mean_activations: (layer, head, slot, d_head)
-    max_memory: bytes beside the weights; half of what is free by default
-    returns: (trial, layer, head), or (trial, layer, head, class) with `all_token_classes`
+    means: (layer, head, slot, d_head)     heads: in order of layer     returns: (trial, 1 + len(heads), 3, class)
     """
-    classes = list(TOKEN_CLASSES) if all_token_classes else ["query_predictive"]
-    share = None if max_memory is None else max_memory // 2
-    longest = max(len(ids) for ids, _, _ in cases)
-    size = chunk_size(trial_bytes(lm, longest), lm.device, len(cases), share)
-    parts = in_chunks(cases, size, lambda some: _effects(lm, some, mean_activations, classes, share))
-    found = torch.cat(list(parts))
-    return found if all_token_classes else found.squeeze(-1)
-
-
-def _effects(
-    lm: LanguageModel, cases: Sequence[Case], means: Tensor, classes: Sequence[str], max_memory: int | None
-) -> Tensor:
-    """(trial, layer, head, class) of trials that run together; float32 on the CPU."""
     replacements = [Replacement.of(name, cases, means, lm.device) for name in classes]
     prompt = SharedPrompt.run(lm, [ids for ids, _, _ in cases], max(r.n_tokens for r in replacements))
     targets = torch.tensor([target for _, target, _ in cases], device=lm.device)
     base = _readings(prompt, prompt.entered[-1][:, -1:], targets)
-    heads = [(layer, head) for layer in range(lm.n_layers) for head in range(lm.n_heads)]
-    effects = []
+    found = []
     for replacement in replacements:
-        patched = _patched(prompt.suffix(replacement.n_tokens), heads, replacement, targets, max_memory)
-        changed = (patched - base)[..., 0]  # probabilities
+        suffix = prompt.suffix(replacement.n_tokens)
+        patched = _patched(suffix, heads, replacement, targets, max_memory, advance)
         # A class that a prompt has no token of has no effect there; a difference in rounding would be one.
-        effects.append(torch.where(replacement.at.any(dim=1)[:, None], changed, 0.0).float().cpu())
-    return torch.stack(effects, dim=-1).view(len(cases), lm.n_layers, lm.n_heads, -1)
-
-
-def effects_of_heads(
-    lm: LanguageModel, cases: Sequence[Case], mean_activations: Tensor, heads: Sequence[Head]
-) -> Tensor:
-    """CIE at the last token of some heads, in order of layer: (trial, len(heads)), float32 on the CPU."""
-    probabilities = target_readings(lm, cases, mean_activations, heads)[..., 0]
-    return probabilities[:, 1:] - probabilities[:, :1]
-
-
-@torch.inference_mode()
-def target_readings(
-    lm: LanguageModel,
-    cases: Sequence[Case],
-    mean_activations: Tensor,
-    heads: Sequence[Head],
-    max_memory: int | None = None,
-    advance: Advance = silent,
-) -> Tensor:
-    """What `effects.target_readings` gives, of many prompts: (trial, 1 + len(heads), 3), float32 on the CPU.
-
-    heads: in order of layer     advance: is told after each pass
-    """
-    share = None if max_memory is None else max_memory // 2
-    size = chunk_size(trial_bytes(lm, max(len(ids) for ids, _, _ in cases)), lm.device, len(cases), share)
-
-    def run(some: Sequence[Case]) -> Tensor:
-        replacement = Replacement.of("query_predictive", some, mean_activations, lm.device)
-        prompt = SharedPrompt.run(lm, [ids for ids, _, _ in some])
-        targets = torch.tensor([target for _, target, _ in some], device=lm.device)
-        base = _readings(prompt, prompt.entered[-1][:, -1:], targets)
-        patched = _patched(prompt.suffix(1), heads, replacement, targets, share, advance)
-        return torch.cat([base, patched], dim=1).float().cpu()
-
-    return torch.cat(list(in_chunks(cases, size, run)))
+        patched = torch.where(replacement.at.any(dim=1)[:, None, None], patched, base)
+        found.append(torch.cat([base, patched], dim=1))
+    return torch.stack(found, dim=-1)
 
 
 def _patched(
@@ -185,7 +136,7 @@ def _patched(
     replacement: Replacement,
     targets: Tensor,
     max_memory: int | None,
-    advance: Advance = silent,
+    advance: Advance,
 ) -> Tensor:
     """Readings with each of the heads replaced: (trial, head, 3)."""
     lm, n_trials = suffix.prompt.lm, len(targets)
@@ -215,21 +166,8 @@ def _readings(prompt: SharedPrompt, rows: Tensor, targets: Tensor) -> Tensor:
     return read_targets(prompt.logits(rows), targets[:, None].expand(-1, rows.shape[1])).to(targets.device)
 
 
-@torch.inference_mode()
-def mean_head_activations(
-    lm: LanguageModel, prompts: Sequence[tuple[Sequence[int], SlotMap]], max_memory: int | None = None
-) -> Tensor:
-    """`activations.mean_head_activations` with prompts in padded batches: (layer, head, slot, d_head), float32."""
-    if not prompts:
-        raise ValueError("no prompts to average over; at least one trial is needed")
-    longest = max(len(ids) for ids, _ in prompts)
-    size = chunk_size(trial_bytes(lm, longest), lm.device, len(prompts), max_memory)
-    parts = in_chunks(prompts, size, lambda some: _head_activations(lm, some))
-    return torch.cat(list(parts)).mean(dim=0)
-
-
-def _head_activations(lm: LanguageModel, prompts: Sequence[tuple[Sequence[int], SlotMap]]) -> Tensor:
-    """(prompt, layer, head, slot, d_head), float32 on the CPU."""
+def head_activations(lm: LanguageModel, prompts: Sequence[tuple[Sequence[int], SlotMap]]) -> Tensor:
+    """`activations.head_activations` of prompts in a padded batch: (prompt, layer, head, slot, d_head), float32 on the CPU."""
     batch = Batch.of([ids for ids, _ in prompts], lm.device)
     with read_heads(lm) as heads:
         lm.hf.base_model(**batch.inputs(), use_cache=False)

@@ -5,58 +5,34 @@ The BOS audit needs the tokenizer alone. The resolver's smoke test loads the mod
 """
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 
 from fvcore.formats import read_json, write_json
 from fvcore.model.anatomy import BLOCKS, require_parts
-from fvcore.model.hooks import HookNeverFired, read_heads
+from fvcore.model.hooks import read_heads
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError, ModelSpec, PartMissing
 from fvcore.model.tokenizer import BosFacts
-from fvcore.profile import Strict
 
-FOLDER = Path("reports", "model_spec_audit")
-PLAN_FOLDER = Path("artifacts", "model_spec_audit")
 TOKENIZER_ONLY, LOADED = "L1_tokenizer_only", "L2_model_loaded"
 PROBE = "Hello"
 
 
-class BosAudit(Strict):
-    """`bos_audit_<key>.json`: what the tokenizer does, and what follows from it."""
-
-    spec_key: str
-    hf_model_id: str
-    tokenizer_class: str
-    tokenizer_name_or_path: str
-    bos_token_id: int | None
-    eos_token_id: int | None
-    pad_token_id: int | None
-    first_token_is_bos_add_special_tokens_true: bool
-    first_token_is_bos_add_special_tokens_false: bool
-    decision_bos_policy: str
-    decision_pad_policy: str
-    decision_prepend_bos: bool
-    requires_manual_bos_injection: bool
-    first_ids: list[int]
-    spec_prepend_bos: bool | None = None
-    agrees_with_spec: bool = True
-
-
-class ResolverSmoke(Strict):
+@dataclass
+class ResolverSmoke:
     """`resolver_smoke_<key>.json`: the spec's paths walked in the loaded model; None is what was not looked at."""
 
     spec_key: str
     hf_model_id: str
     smoke_level: str
-    negative: bool = False
+    negative: bool
     blocks_path: str
-    checked_layer_indices: list[int] = Field(default=[])
-    derived_out_proj_paths: list[str] = Field(default=[])
+    checked_layer_indices: list[int]
+    derived_out_proj_paths: list[str]
     blocks_ok: bool | None = None
     out_proj_ok: bool | None = None
     hook_ok: bool | None = None
@@ -75,6 +51,12 @@ class ResolverSmoke(Strict):
         if self.negative:
             return self.exception_type == PartMissing.__name__ and self.failed_segment == ABSENT
         return self.exception_type is None and False not in (self.blocks_ok, self.out_proj_ok, self.hook_ok)
+
+    def failed(self, error: Exception) -> None:
+        self.exception_type, self.message = type(error).__name__, str(error)
+        if isinstance(error, PartMissing):
+            self.failed_segment, self.blocks_ok = error.part, error.label != BLOCKS
+            self.out_proj_ok = False if self.blocks_ok else None
 
 
 ABSENT = "no_such_part"
@@ -95,80 +77,63 @@ def pad_policy(pad: int | None, eos: int | None) -> str:
     return "pad_token" if pad is not None else "eos_token" if eos is not None else "none"
 
 
-def bos_audit(tokenizer: Any, spec: ModelSpec, name: str) -> BosAudit:
+def bos_audit(tokenizer: Any, spec: ModelSpec, name: str) -> dict[str, Any]:
+    """`bos_audit_<key>.json`: what the tokenizer does, and what follows from it."""
     facts = BosFacts.of(tokenizer)
     bos, eos, pad = (getattr(tokenizer, f"{token}_token_id", None) for token in ("bos", "eos", "pad"))
     policy = bos_policy(bos, eos, facts.adds_bos)
-    return BosAudit(
-        spec_key=spec.name,
-        hf_model_id=name,
-        tokenizer_class=type(tokenizer).__name__,
-        tokenizer_name_or_path=str(getattr(tokenizer, "name_or_path", "")),
-        bos_token_id=bos,
-        eos_token_id=eos,
-        pad_token_id=pad,
-        first_token_is_bos_add_special_tokens_true=facts.adds_bos,
-        first_token_is_bos_add_special_tokens_false=facts.bos_without_special_tokens,
-        decision_bos_policy=policy,
-        decision_pad_policy=pad_policy(pad, eos),
+    return {
+        "spec_key": spec.name,
+        "hf_model_id": name,
+        "tokenizer_class": type(tokenizer).__name__,
+        "tokenizer_name_or_path": str(getattr(tokenizer, "name_or_path", "")),
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": pad,
+        "first_token_is_bos_add_special_tokens_true": facts.adds_bos,
+        "first_token_is_bos_add_special_tokens_false": facts.bos_without_special_tokens,
+        "decision_bos_policy": policy,
+        "decision_pad_policy": pad_policy(pad, eos),
         # A BOS that nobody inserts is not prepended, whatever the model was trained with.
-        decision_prepend_bos=policy == "tokenizer",
-        requires_manual_bos_injection=policy == "manual",
-        first_ids=list(facts.first_ids),
-        spec_prepend_bos=spec.prepend_bos,
-        agrees_with_spec=spec.prepend_bos in (None, facts.adds_bos),
-    )
+        "decision_prepend_bos": policy == "tokenizer",
+        "requires_manual_bos_injection": policy == "manual",
+        "first_ids": list(facts.first_ids),
+        "spec_prepend_bos": spec.prepend_bos,
+        "agrees_with_spec": spec.prepend_bos in (None, facts.adds_bos),
+    }
 
 
-def not_loaded(spec: ModelSpec, name: str) -> ResolverSmoke:
-    """The smoke test of a model that is left on disk: paths as the spec derives them, nothing looked at."""
-    return ResolverSmoke(
-        spec_key=spec.name,
-        hf_model_id=name,
-        smoke_level=TOKENIZER_ONLY,
-        blocks_path=spec.blocks_path,
-        derived_out_proj_paths=[spec.out_proj_path(0)],
-        deferred_to_m5b=True,
-    )
+def not_loaded(spec: ModelSpec, name: str, error: ModelError | None = None) -> ResolverSmoke:
+    """The smoke test of a model that is left on disk: paths as the spec derives them, nothing looked at.
 
-
-def failed_to_load(spec: ModelSpec, name: str, error: ModelError) -> ResolverSmoke:
-    """The smoke test of a model that the spec does not fit, or that cannot be loaded as asked."""
-    return _failed(not_loaded(spec, name).model_copy(update={"smoke_level": LOADED, "deferred_to_m5b": False}), error)
+    error: why, of one that the spec does not fit, or that cannot be loaded as asked
+    """
+    level, path = LOADED if error else TOKENIZER_ONLY, spec.out_proj_path(0)
+    smoke = ResolverSmoke(spec.name, name, level, False, spec.blocks_path, [], [path], deferred_to_m5b=not error)
+    if error:
+        smoke.failed(error)
+    return smoke
 
 
 def resolver_smoke(lm: LanguageModel, name: str, negative: bool = False) -> ResolverSmoke:
     """Walk the paths, run "Hello", look at what enters the projection. `negative` looks for a part that is not there."""
-    spec = replace(lm.spec, out_proj_path_in_attn=ABSENT) if negative else lm.spec
+    spec = lm.spec.changed(out_proj_path_in_attn=ABSENT) if negative else lm.spec
     layers = sorted({0, lm.n_layers // 2, lm.n_layers - 1})
-    begun = ResolverSmoke(
-        spec_key=lm.spec.name,
-        hf_model_id=name,
-        smoke_level=LOADED,
-        negative=negative,
-        blocks_path=spec.blocks_path,
-        checked_layer_indices=layers,
-        derived_out_proj_paths=[spec.out_proj_path(layer) for layer in layers],
-    )
+    paths = [spec.out_proj_path(layer) for layer in layers]
+    smoke = ResolverSmoke(spec.name, name, LOADED, negative, spec.blocks_path, layers, paths)
     try:
         require_parts(lm.hf, spec)
-    except ModelError as error:
-        return _failed(begun, error)
-    o_proj: Any = lm.o_proj(0)
-    bias = getattr(o_proj, "bias", None)
-    resolved = begun.model_copy(
-        update={
-            "blocks_ok": True,
-            "out_proj_ok": True,
-            "out_proj_class": type(o_proj).__name__,
-            "out_proj_weight_shape": list(o_proj.weight.shape),
-            "out_proj_bias_shape": None if bias is None else list(bias.shape),
-        }
-    )
-    try:
-        return resolved.model_copy(update={"last_dim": last_dim(lm), "hook_ok": True})
-    except (ModelError, HookNeverFired, RuntimeError) as error:
-        return _failed(resolved, error).model_copy(update={"hook_ok": False})
+        smoke.blocks_ok = smoke.out_proj_ok = True
+        o_proj: Any = lm.o_proj(0)
+        bias = getattr(o_proj, "bias", None)
+        smoke.out_proj_class, smoke.out_proj_weight_shape = type(o_proj).__name__, list(o_proj.weight.shape)
+        smoke.out_proj_bias_shape = None if bias is None else list(bias.shape)
+        smoke.hook_ok = False
+        smoke.last_dim = last_dim(lm)
+        smoke.hook_ok = True
+    except (ModelError, RuntimeError) as error:  # a hook that never fired is one
+        smoke.failed(error)
+    return smoke
 
 
 @torch.inference_mode()
@@ -186,37 +151,8 @@ def last_dim(lm: LanguageModel) -> int:
     return int(width)
 
 
-def _failed(smoke: ResolverSmoke, error: Exception) -> ResolverSmoke:
-    said: dict[str, Any] = {"exception_type": type(error).__name__, "message": str(error)}
-    if isinstance(error, PartMissing):
-        blocks_found = error.label != BLOCKS
-        said |= {"failed_segment": error.part, "blocks_ok": blocks_found}
-        said |= {"out_proj_ok": False} if blocks_found else {}
-    return smoke.model_copy(update=said)
-
-
-def summary(bos: BosAudit, smoke: ResolverSmoke, warnings: list[str]) -> dict[str, Any]:
-    """A row of `summary.json`, which has one for each model that was audited into the folder."""
-    return {
-        "spec_key": bos.spec_key,
-        "hf_model_id": bos.hf_model_id,
-        "smoke_level": smoke.smoke_level,
-        "bos_policy": bos.decision_bos_policy,
-        "pad_policy": bos.decision_pad_policy,
-        "prepend_bos": bos.decision_prepend_bos,
-        "resolver_ok": smoke.ok,
-        "warnings": warnings,
-        "files": [file_name("bos_audit", bos.spec_key), file_name("resolver_smoke", bos.spec_key)],
-    }
-
-
 SUMMARY = "summary.json"
-
-
-def _with_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a summary with that of one spec made anew: its files have the spec's name, and speak of one model."""
-    rows = read_json(path) if path.is_file() else []
-    return [other for other in rows if other["spec_key"] != row["spec_key"]] + [row]
+"""Has a row for each model that was audited into the folder."""
 
 
 def file_name(what: str, key: str) -> str:
@@ -224,16 +160,27 @@ def file_name(what: str, key: str) -> str:
 
 
 def write(
-    folder: Path, bos: BosAudit, smoke: ResolverSmoke, warnings: list[str], diagnostics: Any = None
+    folder: Path, bos: dict[str, Any], smoke: ResolverSmoke, diagnostics: dict[str, Any] | None = None
 ) -> list[Path]:
     """The files of an audit; diagnostics of a loaded model stand beside them."""
-    values: dict[str, Any] = {
-        file_name("bos_audit", bos.spec_key): bos.model_dump(),
-        file_name("resolver_smoke", bos.spec_key): smoke.model_dump(),
-        SUMMARY: _with_row(folder / SUMMARY, summary(bos, smoke, warnings)),
+    key, summary = bos["spec_key"], folder / SUMMARY
+    names = [file_name(what, key) for what in ("bos_audit", "resolver_smoke")]
+    row = {
+        "spec_key": key,
+        "hf_model_id": bos["hf_model_id"],
+        "smoke_level": smoke.smoke_level,
+        "bos_policy": bos["decision_bos_policy"],
+        "pad_policy": bos["decision_pad_policy"],
+        "prepend_bos": bos["decision_prepend_bos"],
+        "resolver_ok": smoke.ok,
+        "warnings": [] if diagnostics is None else diagnostics["warnings"],
+        "files": names,
     }
+    # Files have the spec's name and speak of one model, so the row of that name is made anew.
+    others = [row for row in (read_json(summary) if summary.is_file() else []) if row["spec_key"] != key]
+    values: dict[str, Any] = {names[0]: bos, names[1]: vars(smoke), SUMMARY: [*others, row]}
     if diagnostics is not None:
-        values[file_name("diagnostics", bos.spec_key)] = diagnostics
+        values[file_name("diagnostics", key)] = diagnostics
     for name, value in values.items():
         write_json(folder / name, value)
     return [folder / name for name in values]

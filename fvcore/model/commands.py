@@ -10,14 +10,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fvcore import exits
 from fvcore.model.spec import ALIASES, MODEL_SPECS, ModelError
 
 if TYPE_CHECKING:
-    from fvcore.model.audit import BosAudit, ResolverSmoke
+    from fvcore.model.audit import ResolverSmoke
 
 app = typer.Typer(no_args_is_help=True, help="Model specs: list them, audit a model, smoke-test its paths.")
 console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+
+FOLDERS = {"own": Path("reports", "model_spec_audit"), "plan": Path("artifacts", "model_spec_audit")}
 
 Model = Annotated[str, typer.Argument(help="Shipped model, directory or cached hub id.")]
 Spec = Annotated[str | None, typer.Option(help="Registered name, alias or YAML file (default: found).")]
@@ -53,19 +55,16 @@ def spec_audit(
 ) -> None:
     """BOS and padding as the tokenizer does them; with --loaded also the parts, sizes and dtypes of the model."""
     from fvcore.model import audit
-    from fvcore.model.diagnostics import caveats, diagnostics
-    from fvcore.model.model import doubts, load, load_tokenizer, spec_on_disk
-    from fvcore.model.spec_files import spec_of
+    from fvcore.model.diagnostics import diagnostics
+    from fvcore.model.model import load
 
     folder = _folder(out, layout)
     if not loaded:
-        found = spec_on_disk(model) if spec is None else spec_of(spec)
-        bos, smoke = audit.bos_audit(load_tokenizer(model), found, model), audit.not_loaded(found, model)
-        _tell(audit.write(folder, bos, smoke, []), bos, smoke)
+        _write(folder, *_on_disk(model, spec))
         return
     lm = load(model, device, dtype, spec=spec, quant=quant, device_map=device_map)
-    bos, smoke, facts = audit.bos_audit(lm.tokenizer, lm.spec, model), audit.resolver_smoke(lm, model), diagnostics(lm)
-    _tell(audit.write(folder, bos, smoke, [*doubts(lm), *caveats(lm)], facts), bos, smoke, facts)
+    bos, smoke = audit.bos_audit(lm.tokenizer, lm.spec, model), audit.resolver_smoke(lm, model)
+    _write(folder, bos, smoke, diagnostics(lm))
 
 
 @app.command("smoke")
@@ -84,22 +83,17 @@ def spec_smoke(
 ) -> None:
     """Load the model, walk the spec's paths, run "Hello" past a hook on the output projection. Exit 1 if that fails."""
     from fvcore.model import audit
-    from fvcore.model.model import load, load_tokenizer, spec_on_disk
-    from fvcore.model.spec_files import spec_of
+    from fvcore.model.model import load
 
     try:
         lm = load(model, device, dtype, spec=spec, quant=quant, device_map=device_map)
     except ModelError as error:
-        found = spec_on_disk(model) if spec is None else spec_of(spec)
-        bos, smoke = (
-            audit.bos_audit(load_tokenizer(model), found, model),
-            audit.failed_to_load(found, model, error),
-        )
+        bos, smoke = _on_disk(model, spec, error)
     else:
         bos, smoke = audit.bos_audit(lm.tokenizer, lm.spec, model), audit.resolver_smoke(lm, model, negative)
-    _tell(audit.write(_folder(out, layout), bos, smoke, []), bos, smoke)
+    _write(_folder(out, layout), bos, smoke)
     if not smoke.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(exits.FAILED)
 
 
 @app.command(
@@ -110,27 +104,37 @@ def spec_smoke(
 )
 def spec_parity() -> None:
     """Reduced parity is a run of the harness, which the library does not know."""
-    errors.print("fvcore spec: parity is the harness's: run `fvparity spec parity` with the same words", soft_wrap=True)
-    raise typer.Exit(2)
+    typer.echo("fvcore spec: parity is the harness's: run `fvparity spec parity` with the same words", err=True)
+    raise typer.Exit(exits.USAGE)
 
 
 def _folder(out: Path | None, layout: str) -> Path:
+    if layout not in FOLDERS:
+        raise ModelError(f"--layout: expected {' or '.join(FOLDERS)}, found {layout!r}")
+    return FOLDERS[layout] if out is None else out
+
+
+def _on_disk(model: str, spec: str | None, error: ModelError | None = None) -> tuple[dict[str, Any], ResolverSmoke]:
+    """The audit without the weights; `error` says why they could not be loaded."""
+    from fvcore.model import audit
+    from fvcore.model.model import load_tokenizer, spec_on_disk
+    from fvcore.model.spec import spec_of
+
+    found = spec_on_disk(model) if spec is None else spec_of(spec)
+    return audit.bos_audit(load_tokenizer(model), found, model), audit.not_loaded(found, model, error)
+
+
+def _write(folder: Path, bos: dict[str, Any], smoke: ResolverSmoke, facts: dict[str, Any] | None = None) -> None:
+    """The audit's files; what they say as tables, and where they lie."""
     from fvcore.model import audit
 
-    folders = {"own": audit.FOLDER, "plan": audit.PLAN_FOLDER}
-    if layout not in folders:
-        raise ModelError(f"--layout: expected {' or '.join(folders)}, found {layout!r}")
-    return folders[layout] if out is None else out
-
-
-def _tell(files: list[Path], bos: BosAudit, smoke: ResolverSmoke, facts: dict[str, Any] | None = None) -> None:
-    """The audit as tables, and where its files lie."""
-    _print("tokenizer", bos.model_dump())
-    _print("resolver", smoke.model_dump() | {"ok": smoke.ok})
+    files = audit.write(folder, bos, smoke, facts)
+    _print("tokenizer", bos)
+    _print("resolver", vars(smoke) | {"ok": smoke.ok})
     if facts is not None:
         _print("model", facts)
     for file in files:
-        console.print(f"wrote {file}", soft_wrap=True, markup=False)
+        typer.echo(f"wrote {file}")
 
 
 def _print(title: str, facts: dict[str, Any]) -> None:

@@ -8,15 +8,19 @@ does have blocks with an output projection. Wrapped models and the text towers o
 under a longer path.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from fvcore.formats import read_yaml
+from pydantic import AfterValidator, Field, ValidationError
+
+from fvcore.exits import Expected
+from fvcore.formats import FormatError, read_yaml, sentence
+from fvcore.profile import Strict
 
 
-class ModelError(Exception):
+class ModelError(Expected):
     """A model or tokenizer cannot be loaded, or has no part where its spec says."""
 
 
@@ -28,27 +32,44 @@ class PartMissing(ModelError):
         self.part, self.label = part, label
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """Dotted paths, as `torch.nn.Module.get_submodule` reads them, and what a user may state beside them.
+def _names(path: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", path):
+        raise ValueError("expected names joined by dots")
+    return path
+
+
+Dotted = Annotated[str, AfterValidator(_names)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class SpecFile(Strict):
+    """A user's own spec, a YAML file: dotted paths, as `torch.nn.Module.get_submodule` reads them, and what may stand beside.
 
     Sizes are compared with the model's and never used in their place, `prepend_bos` with what the tokenizer does.
     `dtype`, `device_map` and `quantization` are defaults of loading, below options and above the library's.
     """
 
-    name: str
-    blocks_path: str
-    attn_path_in_block: str
-    out_proj_path_in_attn: str
+    name: str = ""
+    blocks_path: Dotted
+    attn_path_in_block: Dotted
+    out_proj_path_in_attn: Dotted
     prepend_bos: bool | None = None
-    n_layers: int | None = None
-    n_heads: int | None = None
-    head_dim: int | None = None
-    hidden_size: int | None = None
-    dtype: str | None = None
-    device_map: str | Mapping[str, Any] | None = None
-    quantization: str | None = None
+    n_layers: Count | None = None
+    n_heads: Count | None = None
+    head_dim: Count | None = None
+    hidden_size: Count | None = None
+    dtype: Literal["fp32", "fp16", "bf16"] | None = None
+    device_map: str | dict[str, int | str] | None = None
+    quantization: Literal["none", "8bit", "4bit"] | None = None
+
+
+class ModelSpec(SpecFile):
+    """What is known of a family or a model, and by what it was found."""
+
     found_by: str = "model_type"
+
+    def changed(self, **values: Any) -> Self:
+        return self.model_copy(update=values)
 
     def out_proj_path(self, layer: int) -> str:
         return f"{self.block_path(layer)}.{self.attn_path_in_block}.{self.out_proj_path_in_attn}"
@@ -63,8 +84,7 @@ class ModelSpec:
     @property
     def defaults(self) -> dict[str, Any]:
         """What it says about loading, if anything."""
-        said = {"dtype": self.dtype, "device_map": self.device_map, "quantization": self.quantization}
-        return {name: value for name, value in said.items() if value is not None}
+        return self.model_dump(include={"dtype", "device_map", "quantization"}, exclude_none=True)
 
 
 LIKE_LLAMA = (
@@ -72,19 +92,20 @@ LIKE_LLAMA = (
     "starcoder2", "granite", "cohere", "stablelm",
 )  # fmt: skip
 
+PATHS = {
+    "gpt2": ("transformer.h", "attn", "c_proj"),
+    "gpt_neo": ("transformer.h", "attn.attention", "out_proj"),
+    "gptj": ("transformer.h", "attn", "out_proj"),
+    "gpt_neox": ("gpt_neox.layers", "attention", "dense"),
+    **dict.fromkeys(LIKE_LLAMA, ("model.layers", "self_attn", "o_proj")),
+    "phi": ("model.layers", "self_attn", "dense"),
+    "opt": ("model.decoder.layers", "self_attn", "out_proj"),
+    "falcon": ("transformer.h", "self_attention", "dense"),
+    "bloom": ("transformer.h", "self_attention", "dense"),
+}
 MODEL_SPECS = {
-    spec.name: spec
-    for spec in (
-        ModelSpec("gpt2", "transformer.h", "attn", "c_proj"),
-        ModelSpec("gpt_neo", "transformer.h", "attn.attention", "out_proj"),
-        ModelSpec("gptj", "transformer.h", "attn", "out_proj"),
-        ModelSpec("gpt_neox", "gpt_neox.layers", "attention", "dense"),
-        *(ModelSpec(model_type, "model.layers", "self_attn", "o_proj") for model_type in LIKE_LLAMA),
-        ModelSpec("phi", "model.layers", "self_attn", "dense"),
-        ModelSpec("opt", "model.decoder.layers", "self_attn", "out_proj"),
-        ModelSpec("falcon", "transformer.h", "self_attention", "dense"),
-        ModelSpec("bloom", "transformer.h", "self_attention", "dense"),
-    )
+    name: ModelSpec(name=name, blocks_path=blocks, attn_path_in_block=attention, out_proj_path_in_attn=projection)
+    for name, (blocks, attention, projection) in PATHS.items()
 }
 
 _NAMES = read_yaml(Path(__file__).with_name("names.yaml"))
@@ -108,10 +129,10 @@ def spec_named(name: str) -> ModelSpec:
     """The spec a person names: by key, by alias in lower case, by an id of the hub. `<name>_wrapped` is its wrapped form."""
     key = name if name in MODEL_SPECS else ALIASES.get(name.lower(), HF_IDS.get(name, name.lower()))
     if key in MODEL_SPECS:
-        return replace(MODEL_SPECS[key], found_by="name")
+        return MODEL_SPECS[key].changed(found_by="name")
     if key.endswith(WRAPPED):
         bare = spec_named(name[: -len(WRAPPED)])
-        return replace(bare, name=f"{bare.name}{WRAPPED}", blocks_path=f"{WRAPPERS[0]}.{bare.blocks_path}")
+        return bare.changed(name=f"{bare.name}{WRAPPED}", blocks_path=f"{WRAPPERS[0]}.{bare.blocks_path}")
     raise ModelError(f"Unsupported model spec: {name!r}; supported: {known()}; or a YAML file with the paths")
 
 
@@ -125,7 +146,7 @@ def places(blocks_path: str) -> Iterator[str]:
 
 def placed(spec: ModelSpec, modules: Collection[str]) -> list[ModelSpec]:
     """The spec at every place where `modules`, the dotted names in a model, have such a block with such a projection."""
-    specs = (replace(spec, blocks_path=path) for path in dict.fromkeys(places(spec.blocks_path)))
+    specs = (spec.changed(blocks_path=path) for path in dict.fromkeys(places(spec.blocks_path)))
     return [spec for spec in specs if spec.out_proj_path(0) in modules]
 
 
@@ -145,10 +166,44 @@ def spec_found(model_types: Collection[str], modules: Collection[str]) -> ModelS
     like = {spec.paths: spec for spec in MODEL_SPECS.values()}.values()
     found = {place.paths: place for spec in like for place in placed(spec, modules)}
     if len(found) == 1:
-        return replace(next(iter(found.values())), name=f"{name} (by structure)", found_by="structure")
+        return next(iter(found.values())).changed(name=f"{name} (by structure)", found_by="structure")
     fits = "; ".join(" / ".join(paths) for paths in found) or "none"
     raise ModelError(
         f"no ModelSpec for model_type {name!r}; known: {known()}. By structure exactly one known place must fit, and of those "
         f"these do: {fits}. Write the three paths into a YAML file and name it as the model's spec (in code: spec=), or "
         "add one line to fvcore/model/spec.py."
     )
+
+
+SUFFIXES = (".yaml", ".yml")
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """The spec of a file; raises FormatError naming the file and every field that is wrong."""
+    value = read_yaml(path)
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: expected a mapping of a ModelSpec's fields, found {type(value).__name__}")
+    try:
+        fields = SpecFile.model_validate(value).model_dump()
+    except ValidationError as error:
+        wrong = sentence(error, most=len(error.errors()))
+        raise FormatError(f"{path}: no ModelSpec: {wrong}. Fields: {', '.join(SpecFile.model_fields)}") from None
+    return ModelSpec(**fields | {"name": fields["name"] or path.stem, "found_by": f"file {path.name}"})
+
+
+def spec_of(name: str | ModelSpec) -> ModelSpec:
+    """What a person names: a registered spec, an alias, or a file; one that is given is itself."""
+    if isinstance(name, ModelSpec):
+        return name
+    if is_file_name(name):
+        return read_spec(Path(name).expanduser())
+    try:
+        return spec_named(name)
+    except ModelError:
+        if Path(name).is_file():
+            raise ModelError(f"spec {name!r}: a spec file ends in {' or '.join(SUFFIXES)}; known: {known()}") from None
+        raise
+
+
+def is_file_name(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
-from fvcore.formats import FormatError, json_text, read_json, read_text, sha256, validated, write_text
+from fvcore.formats import FormatError, json_text, read_json, read_text, sha256, twice, validated, write_text
 from fvcore.trials.draws import Splits, draws, split
 
 
@@ -126,6 +126,20 @@ class Trial:
     clean_prompt: str
     corrupted_prompt: str
 
+    @classmethod
+    def of(cls, record: Any, idx: int, clean: list[WordPair], corrupted: list[WordPair], query: WordPair) -> Trial:
+        """Of a file's record, words with their leading space."""
+        return cls(
+            trial_id=record.trial_id,
+            trial_idx=idx,
+            demos=tuple(clean),
+            query=query,
+            corrupted_labels=tuple(pair.output for pair in corrupted),
+            target_id=record.target_first_token_id,
+            clean_prompt=record.clean_prompt_str,
+            corrupted_prompt=record.corrupted_prompt_str,
+        )
+
     @property
     def key(self) -> str:
         """`<trial_id>:<trial_idx>`: trials are matched by both and by nothing else."""
@@ -160,20 +174,10 @@ class FixedTrials:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        return tuple(_trial(record, idx) for idx, record in enumerate(self.file.trials))
-
-
-def _trial(record: TrialRecord, idx: int) -> Trial:
-    return Trial(
-        trial_id=record.trial_id,
-        trial_idx=idx,
-        demos=tuple(record.demos_clean),
-        query=record.query,
-        corrupted_labels=tuple(pair.output for pair in record.demos_corrupted),
-        target_id=record.target_first_token_id,
-        clean_prompt=record.clean_prompt_str,
-        corrupted_prompt=record.corrupted_prompt_str,
-    )
+        return tuple(
+            Trial.of(record, idx, record.demos_clean, record.demos_corrupted, record.query)
+            for idx, record in enumerate(self.file.trials)
+        )
 
 
 MAX_NAME = 100  # characters of a dataset's name: file systems take 255 bytes
@@ -206,10 +210,8 @@ def parse(value: Any, name: str) -> TrialsFile:
     if len(file.trials) != file.meta.n_trials:
         n = len(file.trials)
         raise TrialsError(f"{name}: holds {n} trials, meta.n_trials says {file.meta.n_trials}; is the file truncated?")
-    keys = [record.trial_id for record in file.trials]
-    if len(set(keys)) != len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise TrialsError(f"{name}: trial_id {twice} stands twice; trials are matched by their ids")
+    if (key := twice(record.trial_id for record in file.trials)) is not None:
+        raise TrialsError(f"{name}: trial_id {key} stands twice; trials are matched by their ids")
     return file
 
 

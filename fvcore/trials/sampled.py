@@ -11,7 +11,7 @@ from urllib.parse import quote
 from pydantic import BeforeValidator, model_validator
 
 from fvcore import trials
-from fvcore.formats import parting, read_json, sha256, validated, write_json
+from fvcore.formats import parting, read_json, sha256, twice, validated, write_json
 from fvcore.model.tokenizer import Tokenizer
 from fvcore.prompts import PromptTemplate
 from fvcore.trials.fixed import (
@@ -113,17 +113,7 @@ class SampledTrial(FileRecord):
 
     def as_trial(self, prepend_space: bool) -> Trial:
         """The trial as the stations take it, words with their leading space."""
-        clean, corrupted, query = self.words(prepend_space)
-        return Trial(
-            trial_id=self.trial_id,
-            trial_idx=self.trial_idx,
-            demos=tuple(clean),
-            query=query,
-            corrupted_labels=tuple(pair.output for pair in corrupted),
-            target_id=self.target_first_token_id,
-            clean_prompt=self.clean_prompt_str,
-            corrupted_prompt=self.corrupted_prompt_str,
-        )
+        return Trial.of(self, self.trial_idx, *self.words(prepend_space))
 
 
 class SampledTrials(FileRecord):
@@ -142,12 +132,10 @@ def read(path: Path) -> SampledTrials:
 
 def parse(value: Any, name: str) -> SampledTrials:
     found = validated(SampledTrials, value, name, raises=TrialsError)
-    keys = [(trial.trial_id, trial.trial_idx) for trial in found.trials]
-    if len(set(keys)) != len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise TrialsError(f"{name}: (trial_id, trial_idx) {twice} stands twice; trials are matched by them")
-    if not keys or len(keys) != found.meta.n_trials:
-        raise TrialsError(f"{name}: holds {len(keys)} trials, meta.n_trials says {found.meta.n_trials}")
+    if (key := twice((trial.trial_id, trial.trial_idx) for trial in found.trials)) is not None:
+        raise TrialsError(f"{name}: (trial_id, trial_idx) {key} stands twice; trials are matched by them")
+    if not found.trials or len(found.trials) != found.meta.n_trials:
+        raise TrialsError(f"{name}: holds {len(found.trials)} trials, meta.n_trials says {found.meta.n_trials}")
     return found
 
 
@@ -163,15 +151,10 @@ def read_trials(path: Path | str) -> FixedTrials:
     """The trials of a file, which is a fixed-trials file or a run's sampled_trials.json."""
     path = Path(path)
     value = read_json(path)
-    if not is_sampled(value):
-        return trials.read(path)
-    return as_fixed(parse(value, str(path)), path)
-
-
-def is_sampled(value: Any) -> bool:
-    """Whether a JSON file's content is of this kind: its meta says where the trials come from."""
     meta = value.get("meta") if isinstance(value, dict) else None
-    return isinstance(meta, dict) and "source" in meta
+    if isinstance(meta, dict) and "source" in meta:  # it says where the trials come from
+        return as_fixed(parse(value, str(path)), path)
+    return trials.read(path)
 
 
 def as_fixed(sampled: SampledTrials, path: Path | None = None) -> FixedTrials:
@@ -204,7 +187,7 @@ def _record(stored: SampledTrial, idx: int, meta: SampledMeta, file_meta: trials
     rebuilt["corrupted_full_str"] = rebuilt["corrupted_prompt_str"] + rebuilt["target_str"]
     for field, text in rebuilt.items():
         if getattr(stored, field) != text:
-            raise TrialsError(f"{where}: {field} is not what its words give{_parting(text, getattr(stored, field))}")
+            raise TrialsError(f"{where}: {field} is not what its words give: {_parting(text, getattr(stored, field))}")
 
     return trials.TrialRecord(
         trial_id=stored.trial_id,
@@ -226,7 +209,7 @@ SHOWN = 20  # characters on either side of where two texts part
 def _parting(expected: str, found: str) -> str:
     at = parting(expected, found)
     first, last = max(0, at - SHOWN), at + SHOWN
-    return f": from character {at} on expected {expected[first:last]!r}, found {found[first:last]!r}"
+    return f"from character {at} on expected {expected[first:last]!r}, found {found[first:last]!r}"
 
 
 def _id(sampled: SampledTrials, name: str) -> str:

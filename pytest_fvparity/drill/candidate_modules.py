@@ -10,8 +10,7 @@ block, the block itself `block`. What enters the output projection is needed, al
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ from fvcore.artifacts import Artifact, limited_to
 from fvcore.gates import NotProvided
 from fvcore.model.hooks import hooks_left, watch_modules
 from fvcore.model.model import LanguageModel
-from pytest_fvparity.drill.differences import INPUT, OUTPUT, Difference, Point, Values, by_token, difference
+from pytest_fvparity.drill.differences import INPUT, OUTPUT, Difference, Point, Values, difference
 from pytest_fvparity.drill.passes import Batch, Passes, Window, nearest, window
 from pytest_fvparity.parity.implementation import Implementation, copied
 
@@ -46,6 +45,7 @@ class CandidateModules(ABC):
 
     def __init__(self, candidate: Any, inputs: Sequence[Artifact]) -> None:
         self.candidate, self.inputs = candidate, inputs
+        self.fed: dict[str, dict[str, Any]] = {}  # how it ran a trial, as the report shows it
 
     @abstractmethod
     def heads(self, lm: LanguageModel, layer: int, prompts: Mapping[str, list[int]]) -> dict[str, Tensor]:
@@ -59,30 +59,19 @@ class CandidateModules(ABC):
         """The candidate's mean activations, of the run that was looked at if there was one."""
         return cast("Tensor", self.candidate.mean_activations(*map(copied, self.inputs))["mean_activations"])
 
-    def fed(self, trial: str) -> dict[str, Any]:
-        """How the candidate ran a trial, as the report shows it."""
-        return {}
-
 
 def modules_of(
     candidate: Implementation, model: nn.Module | None, lm: LanguageModel, inputs: Sequence[Artifact]
 ) -> CandidateModules:
-    """What the candidate offers itself comes first. `lm` is the reference's model."""
+    """What the candidate offers itself comes first; else it may run the model it was given, and those it keeps, if their
+    modules have our names. `lm` is the reference's model."""
     if callable(getattr(candidate, METHOD, None)):
         return Asked(candidate, lm, inputs)
-    return Watched(candidate, _models(candidate, model, lm), inputs)
-
-
-def _models(candidate: Any, model: nn.Module | None, lm: LanguageModel) -> list[nn.Module]:
-    """The models that the candidate may run: the one it was given, and those it keeps, if their modules have our names."""
     kept = [getattr(value, "hf", value) for value in getattr(candidate, "__dict__", {}).values()]
-    fits = [root for root in (model, *kept) if isinstance(root, nn.Module) and _is_such(root, lm)]
-    return list({id(root): root for root in fits}.values())
-
-
-def _is_such(root: nn.Module, lm: LanguageModel) -> bool:
-    names = {name for name, _ in root.named_modules()}
-    return hasattr(root, "get_input_embeddings") and lm.spec.out_proj_path(lm.n_layers - 1) in names
+    models = [root for root in (model, *kept) if isinstance(root, nn.Module) and hasattr(root, "get_input_embeddings")]
+    last = lm.spec.out_proj_path(lm.n_layers - 1)
+    fits = {id(root): root for root in models if last in dict(root.named_modules())}
+    return Watched(candidate, list(fits.values()), inputs)
 
 
 class Watched(CandidateModules):
@@ -92,13 +81,12 @@ class Watched(CandidateModules):
         super().__init__(candidate, inputs)
         self.models = models
         self._means: Tensor | None = None
-        self._fed: dict[str, dict[str, Any]] = {}
 
     def heads(self, lm: LanguageModel, layer: int, prompts: Mapping[str, list[int]]) -> dict[str, Tensor]:
         """One run: every prompt's heads, which are small; a model that no tokens entered was not run."""
         module = lm.spec.out_proj_path(layer)
         looks = [_Heads(root, module) for root in self.models]
-        self._run([look.see for look in looks])
+        self._run(looks)
         ran = next((look for look in looks if look.batches), None)
         if ran is None or not ran.entering:
             name = type(self.candidate).__name__
@@ -112,7 +100,7 @@ class Watched(CandidateModules):
             if place is None:
                 continue
             n_rows, width = batch.size
-            self._fed[trial] = {
+            self.fed[trial] = {
                 "n_rows": n_rows,
                 "row_length": width,
                 "row": place.row,
@@ -144,65 +132,55 @@ class Watched(CandidateModules):
         """One run, compared on the fly: of the candidate's tensors none is kept."""
         (root,) = self.models
         look = _Differences(root, ids, want, share)
-        self._run([look.see])
+        self._run([look])
         return [look.differences[point] for point in want if point in look.differences]
 
     def means(self) -> Tensor:
         assert self._means is not None
         return self._means
 
-    def fed(self, trial: str) -> dict[str, Any]:
-        return self._fed.get(trial, {})
-
-    def _run(self, sees: Sequence[Callable[..., None]]) -> None:
+    def _run(self, looks: Sequence[Passes]) -> None:
         with ExitStack() as stack:
-            for root, see in zip(self.models, sees, strict=True):
-                stack.enter_context(hooks_left(root))  # what the candidate leaves behind goes too
-                stack.enter_context(watch_modules(root, see))
+            for look in looks:
+                stack.enter_context(hooks_left(look.root))  # what the candidate leaves behind goes too
+                stack.enter_context(watch_modules(look.root, look.see))
             self._means = super().means()
 
 
-class _Heads:
+class _Heads(Passes):
     """Keeps what enters one module, pass by pass."""
 
     def __init__(self, root: nn.Module, module: str) -> None:
-        self.root, self.module, self.passes = root, module, Passes(root)
+        super().__init__(root)
+        self.module = module
         self.batches: list[Batch] = []
         self.entering: list[tuple[Batch, Tensor]] = []
 
-    def see(self, name: str, side: str, tensor: Tensor | None, named: Mapping[str, Any]) -> None:
-        if self.passes.begins(name, side, tensor, named):
-            assert self.passes.batch is not None
-            self.batches.append(self.passes.batch)
-        batch = self.passes.batch
-        if (name, side) == (self.module, INPUT) and batch is not None and by_token(tensor, batch.size):
-            assert tensor is not None
+    def begun(self, batch: Batch) -> None:
+        self.batches.append(batch)
+
+    def computed(self, batch: Batch, point: Point, tensor: Tensor) -> None:
+        if (point.module, point.side) == (self.module, INPUT):
             self.entering.append((batch, tensor.detach().cpu().clone()))
 
 
-class _Differences:
+class _Differences(Passes):
     """Compares what goes on at a prompt's tokens with the reference's values, in the first pass that has the prompt."""
 
     def __init__(self, root: nn.Module, ids: Sequence[int], want: Values, share: float) -> None:
-        self.passes, self.ids, self.want, self.share = Passes(root), ids, want, share
+        super().__init__(root)
+        self.ids, self.want, self.share = ids, want, share
         self.differences: dict[Point, Difference] = {}
-        self.seen: Counter[tuple[str, str]] = Counter()
         self.done = False
         self.place: Window | None = None
 
-    def see(self, name: str, side: str, tensor: Tensor | None, named: Mapping[str, Any]) -> None:
-        if self.passes.begins(name, side, tensor, named):
-            assert self.passes.batch is not None
-            self.done = self.done or self.place is not None
-            self.place = None if self.done else window(self.passes.batch, self.ids)
-        batch, place = self.passes.batch, self.place
-        if batch is None or place is None or self.done or not by_token(tensor, batch.size):
-            return
-        assert tensor is not None
-        point = Point(name, side, self.seen[name, side])
-        self.seen[name, side] += 1
-        if point in self.want:
-            self.differences[point] = difference(point, self.want[point], place.of(tensor), self.share)
+    def begun(self, batch: Batch) -> None:
+        self.done = self.done or self.place is not None
+        self.place = None if self.done else window(batch, self.ids)
+
+    def computed(self, batch: Batch, point: Point, tensor: Tensor) -> None:
+        if self.place and point in self.want:
+            self.differences[point] = difference(point, self.want[point], self.place.of(tensor), self.share)
 
 
 class Asked(CandidateModules):

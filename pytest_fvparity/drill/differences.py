@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -36,7 +36,6 @@ def values_until(lm: LanguageModel, ids: Sequence[int], layer: int) -> Values:
     def see(name: str, side: str, tensor: Tensor | None, named: Mapping[str, Any]) -> None:
         if last in values or not by_token(tensor, (1, len(ids))):
             return
-        assert tensor is not None
         values[Point(name, side, seen[name, side])] = tensor[0].detach().clone()
         seen[name, side] += 1
 
@@ -45,7 +44,7 @@ def values_until(lm: LanguageModel, ids: Sequence[int], layer: int) -> Values:
     return values
 
 
-def by_token(tensor: Tensor | None, size: tuple[int, ...]) -> bool:
+def by_token(tensor: Tensor | None, size: tuple[int, ...]) -> TypeGuard[Tensor]:
     """Whether a tensor holds numbers for every token of a batch of this (row, token) size.
 
     Ids are no such numbers, and what is made of positions alone has one row for all.

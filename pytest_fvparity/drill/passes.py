@@ -4,12 +4,16 @@ A candidate runs its prompts as it likes: one at a time or in a batch, padded on
 its token ids.
 """
 
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
+
+from pytest_fvparity.drill.differences import INPUT, Point, by_token
 
 UNREAD = "unread"
 
@@ -61,28 +65,39 @@ class Window:
         return f"the attention mask hides {hidden} of the prompt's own tokens" if hidden else ""
 
 
-class Passes:
+class Passes(ABC):
     """Follows a model from one forward pass to the next, told of every module's inputs and outputs."""
 
     def __init__(self, root: nn.Module) -> None:
+        self.root = root
         tokens: Any = root.get_input_embeddings()  # type: ignore[operator]
         self.embedding = next(name for name, module in root.named_modules() if module is tokens)
         self.batch: Batch | None = None
         self._mask: Any = None
+        self._calls: Counter[tuple[str, str]] = Counter()  # of this pass
 
-    def begins(self, name: str, side: str, tensor: Tensor | None, named: Mapping[str, Any]) -> bool:
-        """Whether ids enter the embedding just now: then a new pass is under way, and `batch` is what it was given."""
-        if side == "input" and "attention_mask" in named and self._holds_embedding(name):
+    @abstractmethod
+    def begun(self, batch: Batch) -> None:
+        """A new pass is under way, and this is what it was given."""
+
+    @abstractmethod
+    def computed(self, batch: Batch, point: Point, tensor: Tensor) -> None:
+        """Numbers (row, token, ...) for every token of the pass under way."""
+
+    def see(self, name: str, side: str, tensor: Tensor | None, named: Mapping[str, Any]) -> None:
+        """What `watch_modules` tells. A pass begins when ids enter the embedding."""
+        holds_embedding = not name or self.embedding.startswith(f"{name}.")
+        if side == INPUT and "attention_mask" in named and holds_embedding:
             self._mask = named["attention_mask"]
             if self._mask is None and named.get("position_ids") is not None:
                 self._mask = UNREAD
-        if side != "input" or name != self.embedding or tensor is None or tensor.ndim != 2:
-            return False
-        self.batch = Batch(tensor.tolist(), _mask_of(self._mask, tensor))
-        return True
-
-    def _holds_embedding(self, name: str) -> bool:
-        return not name or self.embedding.startswith(f"{name}.")
+        if (name, side) == (self.embedding, INPUT) and tensor is not None and tensor.ndim == 2:
+            self.batch = Batch(tensor.tolist(), _mask_of(self._mask, tensor))
+            self._calls.clear()
+            self.begun(self.batch)
+        if self.batch is not None and by_token(tensor, self.batch.size):
+            self.computed(self.batch, Point(name, side, self._calls[name, side]), tensor)
+            self._calls[name, side] += 1
 
 
 def _mask_of(mask: Any, ids: Tensor) -> list[list[bool]] | str | None:
@@ -90,8 +105,7 @@ def _mask_of(mask: Any, ids: Tensor) -> list[list[bool]] | str | None:
         return None
     if not isinstance(mask, Tensor) or mask.shape != ids.shape:
         return UNREAD
-    rows: list[list[bool]] = mask.bool().tolist()
-    return rows
+    return cast("list[list[bool]]", mask.bool().tolist())
 
 
 def window(batch: Batch, prompt: Sequence[int]) -> Window | None:

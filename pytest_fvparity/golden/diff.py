@@ -4,13 +4,14 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact
 from fvcore.compare import changes, compare
 from fvcore.formats import FormatError, json_text, read_json, read_safetensors
 from fvcore.gates import Verdict
+from fvcore.profile import Strict
 from pytest_fvparity.golden import manifest as manifests
 from pytest_fvparity.golden.manifest import DIGEST, FULL, MANIFEST, DamagedGolden
 from pytest_fvparity.golden.part import Part
@@ -25,11 +26,7 @@ KEYS = (*CHECK_KEYS, "manifest")
 STORAGE = {"files", "full", DIGEST}
 
 
-class _DiffPart(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LeafChange(_DiffPart):
+class LeafChange(Strict):
     """One leaf: the first place where it changes, both values there, how many of its values change and by how much."""
 
     leaf: str
@@ -41,14 +38,14 @@ class LeafChange(_DiffPart):
     max_abs_diff: float | str | None = None
 
 
-class KeyDiff(_DiffPart):
+class KeyDiff(Strict):
     """One check key, or the manifest beside its hashes. The first leaves that change are listed, the rest counted."""
 
     state: Literal["unchanged", "changed", "new", "unreadable"]
     n_changed: int = 0
     n_compared: int = 0
     max_abs_diff: float | str | None = None
-    leaves: list[LeafChange] = []
+    leaves: list[LeafChange] = Field(default=[])
     n_leaves_left_out: int = 0
 
     def __str__(self) -> str:
@@ -61,7 +58,7 @@ class KeyDiff(_DiffPart):
         return f"{self.n_changed} of {self.n_compared} values change{by}"
 
 
-class GoldenDiff(_DiffPart):
+class GoldenDiff(Strict):
     """One golden. `golden` is its place under a folder of goldens."""
 
     golden: str

@@ -9,11 +9,10 @@ from __future__ import annotations
 import filecmp
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact, Leaf
@@ -75,7 +74,11 @@ class Golden(Answers):
         if unlisted := sorted((needed | {file.name for file in path.glob("*.safetensors")}) - digests.keys()):
             raise DamagedGolden(f"{path}: the manifest says nothing of {', '.join(unlisted)}; {AGAIN}")
         for name, expected in digests.items():
-            _require_digest(path / name, expected)
+            if not (file := path / name).is_file():
+                raise DamagedGolden(f"{file}: missing, the manifest lists it; {AGAIN}")
+            if (actual := sha256_file(file)) != expected:
+                told = f"sha256 {expected[:12]}... expected, {actual[:12]}... found"
+                raise DamagedGolden(f"{file}: damaged: {told}; {AGAIN}")
         # Read now, before any candidate is asked: what it writes over the files later is not compared with.
         held: dict[str, Artifact]
         held = {key: artifacts.load(path / key) if f"{key}.json" in digests else {} for key in CHECK_KEYS}
@@ -91,16 +94,6 @@ class Golden(Answers):
     @property
     def noise(self) -> Noise:
         return Noise(tuple(self.manifest.variations), self.manifest.noise)
-
-    def stored(self, key: str) -> Artifact:
-        return self.artifacts[key]
-
-
-def _require_digest(file: Path, expected: str) -> None:
-    if not file.is_file():
-        raise DamagedGolden(f"{file}: missing, the manifest lists it; {AGAIN}")
-    if (actual := sha256_file(file)) != expected:
-        raise DamagedGolden(f"{file}: damaged: sha256 {expected[:12]}... expected, {actual[:12]}... found; {AGAIN}")
 
 
 def _with_slices(path: Path, key: str, held: Artifact, pieces: Mapping[str, Slice], is_here: bool) -> dict[str, Leaf]:
@@ -118,11 +111,11 @@ def _with_slices(path: Path, key: str, held: Artifact, pieces: Mapping[str, Slic
 
 def require_comparable(golden: Profile, candidate: Profile) -> None:
     """Refuse, naming the fields, when the two are not the same experiment; StaleGolden when they were once."""
-    different = golden.diff_identity(candidate)
-    if not different:
+    if not (different := golden.diff_identity(candidate)):
         return
-    pairs = {name: [_shown(name, value) for value in pair] for name, pair in different.items()}
-    fields = "; ".join(f"{name}: golden {want}, this run {have}" for name, (want, have) in pairs.items())
+    # Of a digest its head is enough to tell two apart.
+    shown = {n: [f"{v:.12}..." if n in DIGESTS else repr(v) for v in pair] for n, pair in different.items()}
+    fields = "; ".join(f"{name}: golden {want}, this run {have}" for name, (want, have) in shown.items())
     if changed := _changed_content(golden, candidate, set(different)):
         raise StaleGolden(
             f"stale golden, nothing was compared. {' and '.join(changed)} changed since it was recorded. {fields}. "
@@ -131,11 +124,6 @@ def require_comparable(golden: Profile, candidate: Profile) -> None:
     raise Refused(
         f"profile mismatch, nothing was compared. {fields}. Use the golden's settings, or record a golden of these"
     )
-
-
-def _shown(name: str, value: Any) -> str:
-    """Of a digest its head is enough to tell two apart."""
-    return f"{value:.12}..." if name in DIGESTS else repr(value)
 
 
 DIGESTS = {"weights_sha", "tokenizer_sha", "trials_sha256"}
@@ -175,8 +163,11 @@ def locate(roots: Iterable[Path], relative: Path) -> Path:
     )
 
 
-def write(recording: Recording, path: Path) -> None:
-    """Write a recording as a golden directory; its bytes depend on nothing but what was recorded."""
+def write(recording: Recording, path: Path, how: str = "", complete: Collection[str] = CHECK_KEYS) -> None:
+    """Write a recording as a golden directory; its bytes depend on nothing but what was recorded.
+
+    `how` is the command that makes it again, if not `command`'s; of other keys than `complete` there are more leaves.
+    """
     for key, artifact in recording.artifacts.items():
         artifacts.save(artifact, path / key)
     known = recording.provenance
@@ -184,11 +175,11 @@ def write(recording: Recording, path: Path) -> None:
         schema_version=SCHEMA_VERSION,
         profile=recording.profile,
         reference=Provenance.model_validate({name: known[name] for name in Provenance.model_fields if name in known}),
-        command=command(recording.profile),
+        command=how or command(recording.profile),
         variations=list(recording.noise.variations),
         noise={key: dict(leaves) for key, leaves in recording.noise.largest.items()},
         files=manifests.digests(path),
-        incomplete=[key for key in CHECK_KEYS if key not in recording.artifacts],
+        incomplete=[key for key in CHECK_KEYS if key not in recording.artifacts or key not in complete],
     )
     manifests.write(manifest, path)
 

@@ -10,10 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from fvcore.formats import FormatError, sha256_file
 from fvcore.gates import StageError
+from fvcore.profile import Strict
 from fvcore.trials.sampled import NAME as SAMPLED
 from fvcore.trials.sampled import read_trials
 from pytest_fvparity.golden import golden
@@ -27,14 +26,12 @@ Trials = Mapping[str, set[str]]
 """Fixed-trials id -> sha256 of every file of that name."""
 
 
-class GoldenRow(BaseModel):
+class GoldenRow(Strict):
     """One golden, or what a recording that was killed left behind. Sizes are in bytes.
 
     `current` says that the trials file is the one the golden was recorded from; whether the model is, only a run can
     tell. `remove` is a line for a person to run.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     path: str
     state: State

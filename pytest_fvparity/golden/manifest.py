@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fvcore.formats import FormatError, read_json, sentence, sha256, sha256_file, write_json
 from fvcore.gates import Refused
-from fvcore.profile import Profile
+from fvcore.profile import Profile, Strict
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 
 MANIFEST = "manifest.json"
@@ -46,11 +46,7 @@ def _known(key: str) -> str:
 CheckKey = Annotated[str, AfterValidator(_known)]
 
 
-class _Sealed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Provenance(_Sealed):
+class Provenance(Strict):
     """What was run to record a golden. `applied` normalisations changed the checkout's behaviour, `already` were so.
 
     Of an imported golden `sources` are the files it was read from, and nothing is known of what wrote them.
@@ -64,7 +60,7 @@ class Provenance(_Sealed):
     versions: dict[str, str]
 
 
-class Slice(_Sealed):
+class Slice(Strict):
     """The part of a tensor that a golden's core holds: some `indices` along one `axis` of its `shape`."""
 
     axis: int = Field(ge=0)
@@ -80,14 +76,14 @@ class Slice(_Sealed):
         return self
 
 
-class Stored(_Sealed):
+class Stored(Strict):
     """A file that lies elsewhere."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     n_bytes: int = Field(ge=0)
 
 
-class Full(_Sealed):
+class Full(Strict):
     """The tier that need not be here: whole tensors, one file a check key, and what the core holds in their place."""
 
     url: str | None = None
@@ -101,7 +97,7 @@ class Full(_Sealed):
         return self
 
 
-class Manifest(_Sealed):
+class Manifest(Strict):
     schema_version: int
     profile: Profile
     reference: Provenance
@@ -111,7 +107,7 @@ class Manifest(_Sealed):
     noise: dict[CheckKey, dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]]
     files: dict[str, str]
     # Check keys of which not every leaf is known: what a candidate says beside them is not compared.
-    incomplete: list[CheckKey] = []
+    incomplete: list[CheckKey] = Field(default=[])
     full: Full | None = None
     digest: str = ""
 
@@ -164,8 +160,7 @@ def read(path: Path) -> Manifest:
     except (FormatError, ValidationError) as error:
         reason = " ".join(str(error).split())[:300] if isinstance(error, FormatError) else sentence(error)
         raise DamagedGolden(f"{path}: the golden's manifest cannot be read: {reason}; {AGAIN}") from None
-    actual = sealed(written)[DIGEST]
-    if actual != manifest.digest:
+    if (actual := sealed(written)[DIGEST]) != manifest.digest:
         raise DamagedGolden(
             f"{path / MANIFEST}: edited: digest {manifest.digest:.12}... expected, {actual:.12}... found; {AGAIN}"
         )

@@ -6,7 +6,7 @@ others there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fvcore.artifacts import Artifact, Leaf
+    from fvcore.compare import AxesOf
 
 NOT_COMPARED = "not compared: "
 """How the warning of a key begins of which a part was not compared; such a run is PARTIAL at best."""
-
-AxesOf = Callable[[str], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -61,20 +60,19 @@ class Part:
 
     def placed(self, key: str, verdict: Verdict, axes: AxesOf) -> Verdict:
         """Findings in a slice, at the places in the whole tensor."""
-        if not self.slices.get(key):
-            return verdict
-        return replace(verdict, findings=tuple(self._placed(key, finding, axes) for finding in verdict.findings))
 
-    def _placed(self, key: str, finding: Finding, axes: AxesOf) -> Finding:
-        leaf = finding.where.partition("[")[0]
-        piece, names = self.slices[key].get(leaf), axes(leaf)
-        axis = names[piece.axis] if piece is not None and piece.axis < len(names) else None
-        at = finding.coordinate.get(axis) if axis else None
-        if piece is None or axis is None or not isinstance(at, int):
-            return finding
-        index = piece.indices[at]
-        where = finding.where.replace(f"{axis} {at}", f"{axis} {index}")
-        return replace(finding, where=where, coordinate={**finding.coordinate, axis: index})
+        def placed(finding: Finding) -> Finding:
+            leaf = finding.where.partition("[")[0]
+            piece = self.slices.get(key, {}).get(leaf)
+            axis = "" if piece is None else "".join(axes(leaf)[piece.axis : piece.axis + 1])
+            at = finding.coordinate.get(axis)
+            if piece is None or not isinstance(at, int):
+                return finding
+            index = piece.indices[at]
+            where = finding.where.replace(f"{axis} {at}", f"{axis} {index}")
+            return replace(finding, where=where, coordinate={**finding.coordinate, axis: index})
+
+        return replace(verdict, findings=tuple(map(placed, verdict.findings)))
 
 
 WHOLE = Part()

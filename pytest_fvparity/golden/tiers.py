@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,14 +36,6 @@ class TierError(FormatError):
     """A golden cannot be split, or its full tier cannot be had."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes of the files of either tier."""
-
-    core: int
-    full: int
-
-
 def slices_of(key: str, artifact: Artifact) -> dict[str, Slice]:
     """The leaves of a key that the core holds a slice of, and which.
 
@@ -69,17 +60,16 @@ def _slice(key: str, leaf: str, artifact: Artifact, value: Tensor) -> Slice | No
     return None
 
 
-def split(path: Path, full_to: str, url: str | None = None) -> Sizes:
-    """Store the full tier at `full_to`, a folder or URL, and leave the core in the golden's place.
+def split(path: Path, full_to: str, url: str | None = None) -> tuple[int, int]:
+    """Store the full tier at `full_to`, a folder or URL, and leave the core in the golden's place; return their bytes,
+    those of the core first.
 
     `url` is what the core says of where the full tier lies (by default `full_to`, if it is a URL). The full files are
     read back before the golden is changed.
     """
-    golden = Golden.open(path)
-    if golden.manifest.full is not None:
+    if (golden := Golden.open(path)).manifest.full is not None:
         raise TierError(f"{path}: is split already; fetch its full tier and record it again to split it anew")
-    slices = {key: found for key in CHECK_KEYS if (found := slices_of(key, golden.stored(key)))}
-    if not slices:
+    if not (slices := {key: found for key in CHECK_KEYS if (found := slices_of(key, golden.stored(key)))}):
         raise TierError(f"{path}: has no tensor that is large enough to lie elsewhere")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=STAGING) as scratch:
         core, files = Path(scratch) / "core", dict[str, Stored]()
@@ -93,7 +83,7 @@ def split(path: Path, full_to: str, url: str | None = None) -> Sizes:
         _write_core(golden, Full(url=where, files=files, slices=slices), core)
         in_core = sum(file.stat().st_size for file in core.iterdir())
         swap(core, path)
-    return Sizes(in_core, sum(stored.n_bytes for stored in files.values()))
+    return in_core, sum(stored.n_bytes for stored in files.values())
 
 
 def _write_core(golden: Golden, full: Full, core: Path) -> None:
@@ -124,13 +114,11 @@ def fetch(path: Path, url: str | None = None) -> list[Path]:
 
     Returns the files it wrote; a golden of one tier has none.
     """
-    manifest = manifests.read(path)
-    if manifest.full is None:
+    if (manifest := manifests.read(path)).full is None:
         return []
     base, fetched = url or manifest.full.url, []
     for key, stored in manifest.full.files.items():
-        file = path / f"{key}{FULL}"
-        if file.is_file() and sha256_file(file) == stored.sha256:
+        if (file := path / f"{key}{FULL}").is_file() and sha256_file(file) == stored.sha256:
             continue
         if base is None:
             raise TierError(f"{path}: its manifest does not say where the full tier lies; name it with --url")

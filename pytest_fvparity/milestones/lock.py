@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict
 
 from fvcore.formats import FormatError, read_yaml, validated
+from fvcore.profile import Strict
 from fvcore.trials import Meta, TemplatePart
 
 SHIPPED = {path.stem: path for path in Path(__file__).parent.glob("*.yaml")}
@@ -17,11 +15,7 @@ class Locked(FormatError):
     """A run differs from its lock profile."""
 
 
-class _LockPart(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class Fixed(_LockPart):
+class Fixed(Strict):
     """Fields that a run must not change."""
 
     seed: int
@@ -32,14 +26,14 @@ class Fixed(_LockPart):
     reference_profile: str
 
 
-class Defaults(_LockPart):
+class Defaults(Strict):
     n_top_heads: int
     token_class_idx: int
     edit_layer: int
     max_trials: int
 
 
-class Lock(_LockPart):
+class Lock(Strict):
     name: str
     locked: Fixed
     defaults: Defaults
@@ -47,26 +41,18 @@ class Lock(_LockPart):
     @classmethod
     def load(cls, name: str) -> Lock:
         """A shipped profile by name, or a file. Raises FormatError naming the field that is wrong."""
-        path = SHIPPED.get(name, Path(name).expanduser())
-        if not path.is_file():
+        if not (path := SHIPPED.get(name, Path(name).expanduser())).is_file():
             raise FormatError(f"--profile {name}: no such file, and none ships under that name ({', '.join(SHIPPED)})")
         return validated(cls, read_yaml(path), path, "a lock profile")
 
     def require(self, meta: Meta, n_trials: int, reference_profile: str) -> None:
         """Refuse trials or a target rule of another plan, naming every field that differs."""
-        beside = {"n_trials": n_trials, "reference_profile": reference_profile}
-        found = {name: beside.get(name, getattr(meta, name, None)) for name in Fixed.model_fields}
-        wrong = [
-            f"{name}: {_shown(wanted)} is locked, found {_shown(found[name])}"
-            for name, wanted in self.locked
-            if found[name] != wanted
-        ]
-        if wrong:
+        found = meta.model_dump() | {"n_trials": n_trials, "reference_profile": reference_profile}
+        locked = self.locked.model_dump().items()
+        if wrong := [
+            f"{name}: {value!r} is locked, found {found[name]!r}" for name, value in locked if found[name] != value
+        ]:
             raise Locked(
                 f"profile {self.name} refuses this run: {'; '.join(wrong)}. Another value is another plan, whose results "
                 "are not comparable; give that plan a profile of its own (--profile FILE)"
             )
-
-
-def _shown(value: Any) -> str:
-    return str(value.model_dump()) if isinstance(value, BaseModel) else repr(value)

@@ -20,8 +20,7 @@ def run(setup: Setup) -> MilestoneOutcome:
     has_golden = setup.find_golden() is not None
     options = setup.comparing(len(setup.fixed.trials)) if has_golden else ["--fv-live", *setup.recording()]
     report = setup.parity(folder, options, WORDS)
-    checks = {check.key: check for check in report.checks}
-    log = setup.layout.runs / "m0_prompt_slot_parity.log"
+    checks, log = report.by_key, setup.layout.runs / "m0_prompt_slot_parity.log"
     write_text(log, _log(setup, problems, report))
     agree = all(key in checks and checks[key].status == "PASS" for key in WORDS)
     counts = ", ".join(f"{key} mismatch_count {_count(checks.get(key))}" for key in WORDS)

@@ -15,8 +15,7 @@ RECORD = "m6_reverify.json"
 
 def run(setup: Setup) -> MilestoneOutcome:
     """The keys from the one that failed on; when they pass, all six, two times."""
-    last = setup.layout.runs / f"{REPORT}.json"
-    if not last.is_file():
+    if not (last := setup.layout.runs / f"{REPORT}.json").is_file():
         raise Failed("M6 verifies a repair of what M2 found, and M2 was not run here: fvparity milestone m2")
     failed = earliest_failure(read_report(last).checks)
     repaired = failed.key if failed else CHECK_KEYS[0]
@@ -30,8 +29,7 @@ def run(setup: Setup) -> MilestoneOutcome:
     first, second = map(numbers, runs)
     if different := [name for name in first if changes(first[name], second.get(name))]:
         return _ended(setup, repaired, runs, f"a second run gave other numbers: {', '.join(different)}")
-    suite = deliver(setup, runs[1])
-    if not suite.passed:
+    if not (suite := deliver(setup, runs[1])).passed:
         return _ended(setup, repaired, runs, suite.message)
     done = _ended(setup, repaired, runs, f"{suite.message}; from {repaired} on, then twice in full, the same numbers")
     return MilestoneOutcome(True, done.message, [*done.files, *suite.files])
@@ -45,9 +43,6 @@ def _ended(setup: Setup, repaired: str, runs: list[Report], message: str) -> Mil
 
 def numbers(report: Report) -> dict[str, Any]:
     """What two runs of one profile must share: everything but times, memory and the machine's own words."""
-    checks = {
-        check.key: [check.status, check.n_compared, check.mismatch_count, check.max_abs_diff, check.max_rel_diff]
-        for check in report.checks
-    }
-    identity = (report.profile or {}).get("identity")
-    return {**checks, "trials": report.trials, "heads": report.heads, "identity": identity}
+    compared = ("status", "n_compared", "mismatch_count", "max_abs_diff", "max_rel_diff")
+    checks = {key: [getattr(check, name) for name in compared] for key, check in report.by_key.items()}
+    return {**checks, "trials": report.trials, "heads": report.heads, "identity": report.of_profile("identity") or None}

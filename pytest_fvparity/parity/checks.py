@@ -8,9 +8,10 @@ earlier keys.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fvcore.gates import Finding, NotHeld, NotProvided, Stage, StageError, Verdict, merge
@@ -19,8 +20,6 @@ from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_
 from pytest_fvparity.parity.refinements import REFINEMENTS, Continuation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from torch import nn
 
     from fvcore.artifacts import Artifact
@@ -47,7 +46,6 @@ AXES: dict[str, tuple[str, ...]] = {
     "base_logits": ("token_id",),
     "with_logits": ("token_id",),
 }
-
 
 PROVES_NOTHING = "the tolerance is as large as the golden's own values, so that zeros would pass"
 
@@ -108,10 +106,6 @@ class ParityRun:
             inputs = [self._chained_input(name) for name in names]
             self.memory.actual[key] = self._ask(key, inputs)
         return self.memory.actual[key]
-
-    def can_isolate(self, key: str) -> bool:
-        """Whether the golden has this key's inputs, and all of each."""
-        return all(map(self.part.whole, INPUTS[key]))
 
     def isolated(self, key: str) -> Artifact:
         """The candidate's artifact on the golden's inputs."""
@@ -189,8 +183,9 @@ class ParityRun:
         return copied(self.expected(key) if key in self.memory.tied else actual)
 
     def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
-        method = getattr(self.candidate, key, None)
-        if method is None:
+        from fvcore.model.memory import peak_memory
+
+        if (method := getattr(self.candidate, key, None)) is None:
             raise NotProvided(f"the candidate {type(self.candidate).__name__} has no method {key!r}")
         if key == "injection_output" and inputs:
             inputs = [self._limited(inputs[0]), *inputs[1:]]
@@ -202,8 +197,12 @@ class ParityRun:
             _require_leaves(key, artifact)
             return artifact
 
-        with self._measured(key):
-            return answer(inputs) if self.repeat == 1 else self._asked_again(key, answer, inputs)
+        # Memory that the candidate takes beside its weights; nobody's who only looks up what was recorded.
+        with nullcontext() if isinstance(self.candidate, Answers) else peak_memory() as peak:
+            given = answer(inputs) if self.repeat == 1 else self._asked_again(key, answer, inputs)
+        if peak is not None:
+            self.memory.peak[key] = max(peak.n_bytes, self.memory.peak.get(key, 0))
+        return given
 
     def _asked_again(
         self, key: str, answer: Callable[[Sequence[Artifact]], Artifact], inputs: Sequence[Artifact]
@@ -225,18 +224,6 @@ class ParityRun:
                 self.memory.unsteady.setdefault(key, replace(changed, message=message))
                 break
         return first
-
-    @contextmanager
-    def _measured(self, key: str) -> Iterator[None]:
-        """Memory that the candidate takes beside its weights; nobody's who only looks up what was recorded."""
-        if isinstance(self.candidate, Answers):
-            yield
-            return
-        from fvcore.model.memory import peak_memory
-
-        with peak_memory() as peak:
-            yield
-        self.memory.peak[key] = max(peak.n_bytes, self.memory.peak.get(key, 0))
 
     def _limited(self, artifact: Artifact) -> Artifact:
         """The leaves of the trials that are compared: the golden's first ones."""
@@ -294,43 +281,40 @@ def _foreign(value: Any) -> Iterator[Any]:
         yield value
 
 
-def check(key: str) -> Callable[[ParityRun], Verdict]:
+def check(run: ParityRun, key: str) -> Verdict:
     """The check of one key: chained first; if that fails, isolated, to say whose fault it is."""
+    from fvcore.model.hooks import hooks_left
 
-    def check_key(run: ParityRun) -> Verdict:
-        from fvcore.model.hooks import hooks_left
-
-        with hooks_left(run.model) as left:
-            try:
-                verdict = _judge(run, key)
-            except Exception as error:
-                if not isinstance(error, NotProvided):
-                    run.memory.failed.add(key)
-                raise
-        if left:
-            behind = Finding(key, f"the candidate left {len(left)} hook(s) on the model, at {', '.join(left)}; removed")
-            verdict = merge(Verdict((behind,), mismatch_count=1), verdict)
-        if not verdict.passed:
-            run.memory.failed.add(key)
-            verdict = drilled(run, key, verdict)
-        return verdict
-
-    return check_key
+    with hooks_left(run.model) as left:
+        try:
+            verdict = _judge(run, key)
+        except Exception as error:
+            if not isinstance(error, NotProvided):
+                run.memory.failed.add(key)
+            raise
+    if left:
+        behind = Finding(key, f"the candidate left {len(left)} hook(s) on the model, at {', '.join(left)}; removed")
+        verdict = merge(Verdict((behind,), mismatch_count=1), verdict)
+    if not verdict.passed:
+        run.memory.failed.add(key)
+        verdict = drilled(run, key, verdict)
+    return verdict
 
 
 def _judge(run: ParityRun, key: str) -> Verdict:
+    can_isolate = all(map(run.part.whole, INPUTS[key]))  # the golden has this key's inputs, and all of each
     try:
         chained = run.chained(key)
     except NotProvided:
         raise
     except Exception as error:
         # A broken earlier artifact can make this key's code fail: only then is the error not its own.
-        if not INPUTS[key] or not run.can_isolate(key) or not run.compare(key, run.isolated(key)).passed:
+        if not INPUTS[key] or not can_isolate or not run.compare(key, run.isolated(key)).passed:
             raise
         broken = Finding(key, f"fails on the candidate's own inputs: {type(error).__name__}: {error}")
         return Verdict((broken,), compared=1, mismatch_count=1, details={"fault": _origin(run, key)})
     # Where it cannot be told whose fault it is, it is not guessed.
-    if (chained.passed and not run.memory.failed) or not run.can_isolate(key):
+    if (chained.passed and not run.memory.failed) or not can_isolate:
         return chained
     try:
         isolated = run.compare(key, run.isolated(key)) if INPUTS[key] else chained
@@ -348,8 +332,7 @@ def _judge(run: ParityRun, key: str) -> Verdict:
 
 def _origin(run: ParityRun, key: str) -> str:
     """Why a key differs that agrees on golden inputs."""
-    earlier = CHECK_KEYS[: CHECK_KEYS.index(key)]
-    return "accumulated" if all(run.agrees(name) for name in earlier if name in _feeding(key)) else "inherited"
+    return "accumulated" if all(run.agrees(name) for name in CHECK_KEYS if name in _feeding(key)) else "inherited"
 
 
 def _feeding(key: str) -> set[str]:
@@ -357,7 +340,7 @@ def _feeding(key: str) -> set[str]:
     return {name for direct in INPUTS[key] for name in (direct, *_feeding(direct))}
 
 
-STAGES: tuple[Stage[ParityRun], ...] = tuple(Stage(key, TITLES[key], check(key)) for key in CHECK_KEYS)
+STAGES: tuple[Stage[ParityRun], ...] = tuple(Stage(key, TITLES[key], partial(check, key=key)) for key in CHECK_KEYS)
 
 
 def _axes(leaf: str) -> Sequence[str]:

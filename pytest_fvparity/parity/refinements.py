@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -10,8 +10,6 @@ from fvcore.gates import Finding, Verdict, merge
 from pytest_fvparity.parity.ties import may_swap, tied_heads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from torch import Tensor
 
     from fvcore.artifacts import Artifact
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 
 OWN_LOGPROB = 1e-4
 """How far (nats) a log-probability may be from the candidate's own logits: fp32 is within 1e-6, fp16 is off by 1e-3."""
-
 
 Continuation: TypeAlias = "Callable[[str, str, Sequence[int]], Tensor]"
 """(trial key, "base" or "with", ids generated so far) -> logits (vocab,) of the next token."""
@@ -76,29 +73,19 @@ def _doubled_bos(expected: Artifact, actual: Artifact) -> list[Finding]:
 
 def _named_slots(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """A slot's number says little: its label joins the coordinate."""
-    labels = dict(cast("list[list[Any]]", run.expected("slot_map")["dummy_labels"]))
+    labels = cast("list[list[Any]]", run.expected("slot_map")["dummy_labels"])
+    return _named(verdict, "slot", {slot: {"slot_label": label} for slot, label in labels})
+
+
+def _named(verdict: Verdict, axis: str, names: Mapping[Any, Mapping[str, int | str]]) -> Verdict:
+    """What a place along an axis is known by joins the coordinate; a label stands beside the number."""
 
     def named(finding: Finding) -> Finding:
-        slot = finding.coordinate.get("slot")
-        if slot is None or slot not in labels:
-            return finding
-        where = finding.where.replace(f"slot {slot}", f"slot {slot} ({labels[slot]})")
-        return replace(finding, where=where, coordinate={**finding.coordinate, "slot_label": labels[slot]})
-
-    return replace(verdict, findings=tuple(map(named, verdict.findings)))
-
-
-def _named_trials(run: ParityRun, verdict: Verdict) -> Verdict:
-    """A row of the CIE tensor is a trial: its key joins the coordinate."""
-    from fvcore.pipeline import trial_keys
-
-    keys = trial_keys(run.expected("prompt_boundary"))
-
-    def named(finding: Finding) -> Finding:
-        row = finding.coordinate.get("trial")
-        if not isinstance(row, int) or row >= len(keys):
-            return finding
-        return replace(finding, coordinate={**finding.coordinate, **_trial(keys[row])})
+        at = finding.coordinate.get(axis)
+        known = names.get(at, {})
+        label = f" ({known['slot_label']})" if "slot_label" in known else ""
+        where = finding.where.replace(f"{axis} {at}", f"{axis} {at}{label}")
+        return replace(finding, where=where, coordinate={**finding.coordinate, **known})
 
     return replace(verdict, findings=tuple(map(named, verdict.findings)))
 
@@ -111,7 +98,10 @@ def _trial(key: str) -> dict[str, int | str]:
 def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """Heads in another order are a tie if the golden's own effects leave the order open, and a fault otherwise."""
     from fvcore.compare import compare
+    from fvcore.pipeline import trial_keys
 
+    # A row of the CIE tensor is a trial.
+    verdict = _named(verdict, "trial", dict(enumerate(map(_trial, trial_keys(run.expected("prompt_boundary"))))))
     details = {
         **verdict.details,
         "aie_expected": _rows(expected, "aie", 2),
@@ -120,7 +110,7 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
         "heads_actual": _pairs(actual),
         "scores_actual": _rows(actual, "scores", 1),
     }
-    verdict = replace(_named_trials(run, verdict), details=details)
+    verdict = replace(verdict, details=details)
     at_heads = [f for f in verdict.findings if f.where.startswith("heads[")]
     if not at_heads or not _are_tied(run, expected, actual):
         return verdict
@@ -159,7 +149,8 @@ def _measured_vector(run: ParityRun, verdict: Verdict, expected: Artifact, actua
         "norm_actual": float(have.norm()),
     }
     verdict = replace(verdict, measurements={**verdict.measurements, **measured})
-    return _with_faults(_not_its_terms(actual), verdict)
+    faults = _not_its_terms(actual)
+    return merge(Verdict(tuple(faults), mismatch_count=len(faults)), verdict)
 
 
 def _numbers(value: Any) -> Tensor | None:
@@ -167,10 +158,6 @@ def _numbers(value: Any) -> Tensor | None:
     import torch
 
     return value.detach().double().cpu() if isinstance(value, torch.Tensor) else None
-
-
-def _with_faults(found: Sequence[Finding], verdict: Verdict) -> Verdict:
-    return merge(Verdict(tuple(found), mismatch_count=len(found)), verdict) if found else verdict
 
 
 def _not_its_terms(actual: Artifact) -> list[Finding]:
@@ -205,22 +192,22 @@ def _moved_logits(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
 
     from fvcore.pipeline import trial_keys
 
-    idle = []
+    idle, found = [], list[Finding]()
     for key in trial_keys(actual):
         base, injected = (actual.get(f"{key}/{name}_logits") for name in ("base", "with"))
         if isinstance(base, torch.Tensor) and isinstance(injected, torch.Tensor) and torch.equal(base, injected):
             idle.append(key)
+        found += _not_its_logits(key, actual)
     table = [_trial_row(key, expected, actual) for key in trial_keys(expected)]
     verdict = _generation_ties(run, verdict, expected, actual)
     verdict = replace(verdict, details={**verdict.details, "trials": table})
-    found = [f for key in trial_keys(actual) for f in _not_its_logits(key, actual)]
     if idle:
         message = (
             f"injection had no effect: no logit moved on trial(s) {', '.join(idle)}; the vector is zero, or what was edited "
             f"is not what the block hands on{_block_output(run)}"
         )
         found.insert(0, Finding("with_logits", message))
-    return _with_faults(found, verdict)
+    return merge(Verdict(tuple(found), mismatch_count=len(found)), verdict)
 
 
 def _block_output(run: ParityRun) -> str:
@@ -307,8 +294,7 @@ def _not_its_logits(key: str, actual: Artifact) -> list[Finding]:
         if type(target) is not int or not 0 <= target < len(logits):
             continue
         own = float(logits.log_softmax(dim=-1)[target])
-        off = abs(own - logprob)
-        if off > OWN_LOGPROB:
+        if (off := abs(own - logprob)) > OWN_LOGPROB:
             message = f"differs by {off:.3g} from that of the candidate's own logits: taken in half precision?"
             found.append(Finding(f"{key}/{name}_logprob", message, own, logprob, _trial(key), off))
     return found
@@ -317,7 +303,8 @@ def _not_its_logits(key: str, actual: Artifact) -> list[Finding]:
 def _trial_row(key: str, expected: Artifact, actual: Artifact) -> dict[str, Any]:
     row: dict[str, Any] = {**_trial(key), "target_id": expected.get(f"{key}/target_id")}
     for name in ("base", "with", "delta"):
-        src, fv = (_float(side.get(f"{key}/{name}_logprob")) for side in (expected, actual))
+        pair = [side.get(f"{key}/{name}_logprob") for side in (expected, actual)]
+        src, fv = (float(value) if isinstance(value, int | float) else None for value in pair)
         row[f"{name}_logprob_src"], row[f"{name}_logprob_fv"] = src, fv
         row[f"{name}_logprob_abs_diff"] = None if src is None or fv is None else abs(src - fv)
     for name in ("base", "with"):
@@ -341,10 +328,6 @@ def _pairs(artifact: Mapping[str, Any]) -> list[list[int]] | None:
     heads = artifact.get("heads")
     fit = isinstance(heads, list) and all(isinstance(h, list) and [type(i) for i in h] == [int, int] for h in heads)
     return cast("list[list[int]]", heads) if fit else None
-
-
-def _float(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
 
 
 REFINEMENTS: dict[str, Callable[[ParityRun, Verdict, Artifact, Artifact], Verdict]] = {

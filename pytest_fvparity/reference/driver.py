@@ -114,10 +114,10 @@ class Checkout:
                 return getattr(module, name)
         raise RecordingRefused(f"the checkout has no function {name!r}; is {self.root} a copy of the reference?")
 
-    def wrap(self, name: str, wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Put what `wrapped` makes of a function in its place, in every module that holds it: star imports copy names."""
+    def wrap(self, name: str, around: Callable[..., Any]) -> None:
+        """Put `around`, told the function and its arguments, in its place in every module: star imports copy names."""
         old = getattr(self, name)
-        new = wrapped(old)
+        new = partial(around, old)
         for module in self.modules:
             if getattr(module, name, None) is old:
                 setattr(module, name, new)
@@ -157,14 +157,11 @@ def injection_edits_bare_tensors(src: Checkout) -> Normalisation:
     def holds() -> bool:
         return bool(src.add_function_vector(0, torch.ones(1, 2), "cpu")(torch.zeros(1, 1, 2), "a.b.0").any())
 
-    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
-        def add_function_vector(*args: Any, **options: Any) -> Callable[[Any, str], Any]:
-            edit = original(*args, **options)
-            return lambda output, name: edit(output, name) if isinstance(output, tuple) else edit((output,), name)[0]
+    def around(original: Callable[..., Any], *args: Any, **options: Any) -> Callable[[Any, str], Any]:
+        edit = original(*args, **options)
+        return lambda output, name: edit(output, name) if isinstance(output, tuple) else edit((output,), name)[0]
 
-        return add_function_vector
-
-    return Normalisation("injection_edits_bare_tensors", holds, partial(src.wrap, "add_function_vector", wrapped))
+    return Normalisation("injection_edits_bare_tensors", holds, partial(src.wrap, "add_function_vector", around))
 
 
 def injection_casts_vector(src: Checkout) -> Normalisation:
@@ -179,17 +176,14 @@ def injection_casts_vector(src: Checkout) -> Normalisation:
         (edited,) = src.add_function_vector(0, vector, "cpu")((hidden,), "a.b.0")
         return bool((edited == 1).all())
 
-    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
-        def add_function_vector(edit_layer: int, fv_vector: Any, *args: Any, **options: Any) -> Callable[..., Any]:
-            def edit(output: Any, layer_name: str) -> Any:
-                hidden = output[0] if isinstance(output, tuple) else output
-                return original(edit_layer, fv_vector.to(hidden.dtype), *args, **options)(output, layer_name)
+    def around(original: Any, edit_layer: int, fv_vector: Any, *args: Any, **options: Any) -> Callable[..., Any]:
+        def edit(output: Any, layer_name: str) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            return original(edit_layer, fv_vector.to(hidden.dtype), *args, **options)(output, layer_name)
 
-            return edit
+        return edit
 
-        return add_function_vector
-
-    return Normalisation("injection_casts_vector", holds, partial(src.wrap, "add_function_vector", wrapped))
+    return Normalisation("injection_casts_vector", holds, partial(src.wrap, "add_function_vector", around))
 
 
 def bos_from_tokenizer_only(src: Checkout) -> Normalisation:
@@ -200,10 +194,10 @@ def bos_from_tokenizer_only(src: Checkout) -> Normalisation:
     def holds() -> bool:
         return not src.word_pairs_to_prompt_data(**words, query_target_pair=query)["prefixes"]["instructions"]
 
-    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **options: original(*args, **{**options, "prepend_bos_token": False})
+    def around(original: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return original(*args, **{**options, "prepend_bos_token": False})
 
-    return Normalisation("bos_from_tokenizer_only", holds, partial(src.wrap, "word_pairs_to_prompt_data", wrapped))
+    return Normalisation("bos_from_tokenizer_only", holds, partial(src.wrap, "word_pairs_to_prompt_data", around))
 
 
 class StoredTarget:
@@ -217,10 +211,10 @@ class StoredTarget:
             with self.of(-7):
                 return bool(src.get_answer_id("Q: a\nA:", " a", tokenizer) == [-7])
 
-        def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda *args, **named: original(*args, **named) if self.target_id is None else [self.target_id]
+        def around(original: Callable[..., Any], *args: Any, **options: Any) -> Any:
+            return original(*args, **options) if self.target_id is None else [self.target_id]
 
-        return Normalisation("effect_uses_stored_target", holds, partial(src.wrap, "get_answer_id", wrapped))
+        return Normalisation("effect_uses_stored_target", holds, partial(src.wrap, "get_answer_id", around))
 
     @contextmanager
     def of(self, target_id: int) -> Iterator[None]:
@@ -305,8 +299,6 @@ class Recorder:
         """What a function of the reference takes that runs the model."""
         return {"model": self.model, "model_config": self.config, "tokenizer": self.tokenizer}
 
-    # ------------------------------------------------------------ prompts and slots
-
     def prompt_data(self, trial: dict[str, Any], regime: str) -> Any:
         return self.src.word_pairs_to_prompt_data(
             words(trial[regime]),
@@ -346,10 +338,9 @@ class Recorder:
                 leaves[f"{trial['key']}/target_id"] = self.target_id(trial)
         return leaves
 
-    def dummy_labels(self) -> list[Any]:
+    def dummy_labels(self) -> Any:
         known = {"tokenizer": self.tokenizer, "model_config": self.config}
-        labels: list[Any] = self.src.get_dummy_token_labels(self.job["n_shots"], **known, **self.template)
-        return labels
+        return self.src.get_dummy_token_labels(self.job["n_shots"], **known, **self.template)
 
     def slot_map(self) -> dict[str, Any]:
         dummy = self.dummy_labels()
@@ -381,8 +372,6 @@ class Recorder:
             raise RecordingRefused(f"{where}: {n_tokens} tokens, {n_labels} labels, the last one {labels[-1][2]!r}")
         if len(filled) != len(dummy):
             raise RecordingRefused(f"{where}: the prompt fills {len(filled)} slots, the dummy prompt has {len(dummy)}")
-
-    # ------------------------------------------------------------ numbers
 
     def mean_activations(self) -> dict[str, Any]:
         trials = self.job["trials"]
@@ -416,8 +405,7 @@ class Recorder:
                     last_token_only=self.job["token_class_idx"] == -1,
                 )
             effects.append(effect.squeeze(-1) if effect.shape[-1] == 1 else effect)
-        cie = torch.stack(effects).cpu()
-        if not cie.any():
+        if not (cie := torch.stack(effects).cpu()).any():
             raise RecordingRefused("the indirect effect is zero everywhere: no head was replaced, or no slot was found")
         _, heads = self.function_vector(mean, cie)
         aie = cie.mean(dim=0) if cie.ndim == 3 else cie[:, :, :, self.job["token_class_idx"]].mean(dim=0)
@@ -497,24 +485,25 @@ class Recorder:
         self.model.generate = original_generate
         return leaves
 
-    # ------------------------------------------------------------ all of it
-
     def record(self) -> dict[str, Any]:
         import torch
 
         if "recorded" in self.job:  # by another process
-            return {"varied": self.all_varied(torch.load(self.job["recorded"], weights_only=True)["artifacts"])}
-        artifacts = {"prompt_boundary": self.prompt_boundary(), "slot_map": self.slot_map()}
-        if not self.job["words_only"]:
-            artifacts |= self.numbers()
-        provenance = {
+            artifacts, said = torch.load(self.job["recorded"], weights_only=True)["artifacts"], {}
+        else:
+            artifacts = {"prompt_boundary": self.prompt_boundary(), "slot_map": self.slot_map()}
+            artifacts |= {} if self.job["words_only"] else self.numbers()
+            said = {"artifacts": artifacts, "provenance": self.provenance()}
+        return said | {"varied": {change["name"]: self.varied(change, artifacts) for change in self.job["variations"]}}
+
+    def provenance(self) -> dict[str, Any]:
+        return {
             "sources": self.src.sources(),
             "normalisations": self.normalisations,
             "weights_sha": weights_digest(self.model),
             "attn_implementation": self.model.config._attn_implementation,
             "versions": versions(),
         }
-        return {"artifacts": artifacts, "provenance": provenance, "varied": self.all_varied(artifacts)}
 
     def numbers(self, recorded_heads: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
         """The keys that need a pass of the model; the vector is that of recorded heads, where there are some."""
@@ -525,9 +514,6 @@ class Recorder:
         numbers = {"mean_activations": means, "top_heads": heads, "fv_vector": vector, "injection_output": injected}
         require_finite(numbers)
         return numbers
-
-    def all_varied(self, recorded: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        return {change["name"]: self.varied(change, recorded) for change in self.job["variations"]}
 
     def varied(self, change: dict[str, Any], recorded: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """The numeric keys again, on other kernels or threads; the recorded heads count, or a tie would look like noise."""

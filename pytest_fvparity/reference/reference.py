@@ -57,9 +57,6 @@ class Recording(Answers):
     profile: Profile
     noise: Noise = field(default_factory=Noise)
 
-    def stored(self, key: str) -> Artifact:
-        return self.artifacts[key]
-
 
 def require_checkout(path: Path | None) -> Path:
     """The checkout's root; raises with the way to get one."""
@@ -120,6 +117,7 @@ def _job(root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings)
             "another part there; only models whose blocks lie at <a>.<b>.<layer> can be recorded"
         )
     template = PromptTemplate.of(trials.meta, lm.tokenizer)
+    chosen = ("n_top_heads", "token_class_idx", "edit_layer", "alpha", "reference_profile")
     return {
         "checkout": str(root),
         "model_dir": str(lm.source),
@@ -129,11 +127,10 @@ def _job(root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings)
         "branch": BRANCHES[lm.spec.name],
         "attn_hook_names": [lm.spec.out_proj_path(layer) for layer in range(lm.n_layers)],
         "layer_hook_names": paths,
-        "reference_profile": settings.reference_profile,
         "prefixes": template.prefixes.model_dump(),
         "separators": template.separators.model_dump(),
-        **{name: getattr(trials.meta, name) for name in ("seed", "n_shots")},
-        **{name: getattr(settings, name) for name in ("n_top_heads", "token_class_idx", "edit_layer", "alpha")},
+        **trials.meta.model_dump(include={"seed", "n_shots"}),
+        **{name: getattr(settings, name) for name in chosen},
         "trials": [
             {
                 "key": trial.key,
@@ -169,13 +166,13 @@ def _start(python: str, job: Path, more: Mapping[str, str]) -> None:
         raise RecordingError(f"cannot start {python!r} ({error.strerror}); see --fv-src-python") from error
     if done.returncode == 0:
         return
-    last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-    if "No module named" in last[0]:
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if "No module named" in last:
         raise RecordingError(
-            f"the reference cannot be imported: {last[0]}. Install what it needs with `pip install "
+            f"the reference cannot be imported: {last}. Install what it needs with `pip install "
             "'pytest-fvparity[reference]'`, or name an interpreter that has it with --fv-src-python"
         )
-    raise RecordingError(f"the reference was not recorded: {last[0]}\n{done.stderr.strip()[-3000:]}")
+    raise RecordingError(f"the reference was not recorded: {last}\n{done.stderr.strip()[-3000:]}")
 
 
 def commit_of(root: Path) -> str:

@@ -34,28 +34,21 @@ class GridCell:
 
 
 @dataclass(frozen=True)
-class GridRow:
-    label: str
-    cells: tuple[GridCell | None, ...]
-
-
-@dataclass(frozen=True)
 class Grid:
-    """What a template draws; `sentence` says the same in words."""
+    """What a template draws, rows by their labels; `sentence` says the same in words."""
 
     leaf: str
     sentence: str
     columns: tuple[str, ...]
-    rows: tuple[GridRow, ...]
+    rows: dict[str, list[GridCell | None]]
 
 
 def grids(errors: Sequence[Mapping[str, Any]]) -> list[Grid]:
     """The error tables of a check, the worst first: most that is not finite, then most that is off by its own size."""
 
-    def badness(table: Mapping[str, Any]) -> tuple[float, ...]:
+    def badness(table: Mapping[str, Any]) -> list[float]:
         counts = table["counts"]
-        kinds = ([row for row in counts if kind(row)] for kind in (_not_finite, _much, _differs))
-        return tuple(-_n(rows) / max(1, _n(counts)) for rows in kinds)
+        return [-_n(filter(kind, counts)) / max(1, _n(counts)) for kind in (_not_finite, _much, _differs)]
 
     return [grid(table["leaf"], table["counts"]) for table in sorted(errors, key=badness)]
 
@@ -76,8 +69,7 @@ def grid(leaf: str, counts: Counts) -> Grid:
         title = f"{n:,} expected {_said(row, rows, *RANGE)}, off by {_said(column, columns, *RANGE)}"
         return GridCell(n, (row, column) in much, column == ZERO, math.log1p(n) / math.log1p(most), title)
 
-    cells = {row: tuple(cell(row, column) for column in columns) for row in reversed(rows)}
-    drawn = tuple(GridRow(_said(row, rows, "0", *LABEL), cells[row]) for row in cells)
+    drawn = {_said(row, rows, "0", *LABEL): [cell(row, column) for column in columns] for row in reversed(rows)}
     return Grid(leaf, _sentence(counts), tuple(_said(column, columns, "equal", *LABEL) for column in columns), drawn)
 
 
@@ -94,7 +86,7 @@ def _much(row: Mapping[str, int]) -> bool:
     return _differs(row) and row["error"] >= row["magnitude"]
 
 
-def _n(counts: Counts) -> int:
+def _n(counts: Iterable[Mapping[str, int]]) -> int:
     return sum(row["count"] for row in counts)
 
 

@@ -35,8 +35,7 @@ def merge(named: Sequence[Named]) -> list[Report]:
         group = groups.setdefault((_dataset(report, named), report.fixed_trials_id), [])
         if all(report != other for _, other in group):
             group.append((name, report))
-    problems = [problem for group in groups.values() for problem in _contradictions(group)]
-    if problems:
+    if problems := [problem for group in groups.values() for problem in _contradictions(group)]:
         raise Contradiction("these reports contradict each other:\n" + "\n".join(f"- {line}" for line in problems))
     return [_merged([report for _, report in groups[key]], key[0]) for key in sorted(groups)]
 
@@ -76,7 +75,7 @@ def _facts(report: Report) -> dict[str, Any]:
     candidate, golden = (path if path and not PurePath(path).is_absolute() else None for path in places)
     loosened = ", ".join(report.tolerance_sources) or "the defaults"
     return {
-        **{f"profile {name}": value for name, value in (report.profile or {}).get("identity", {}).items()},
+        **{f"profile {name}": value for name, value in report.of_profile("identity").items()},
         **{name: getattr(report, name) for name in ("n_trials", "n_compared_trials", "mode")},
         "candidate": candidate,
         "tolerances": None if report.profile is None else loosened,
@@ -89,8 +88,8 @@ def _facts(report: Report) -> dict[str, Any]:
 def _merged(reports: Sequence[Report], dataset: str) -> Report:
     if len(reports) == 1:
         return reports[0]
-    sources = {key: _source(key, reports) for key in CHECK_KEYS if any(_check(key, r) for r in reports)}
-    checks = _judged({key: _check(key, report) for key, report in sources.items()}, reports[0].mode)
+    sources = {key: _source(key, reports) for key in CHECK_KEYS if any(key in report.by_key for report in reports)}
+    checks = _judged({key: report.by_key[key] for key, report in sources.items()}, reports[0].mode)
     known = next((report for report in reports if report.profile), reports[0])
     values = {name: [getattr(report, name) for report in reports] for name in Report.model_fields}
     # Of each field the first report's value that is not empty.
@@ -114,38 +113,30 @@ def _merged(reports: Sequence[Report], dataset: str) -> Report:
     return Report(**(fields | conclusion(checks, context)))
 
 
-def _check(key: str, report: Report) -> Check | None:
-    return next((check for check in report.checks if check.key == key), None)
-
-
 def _source(key: str, reports: Sequence[Report]) -> Report:
     """The report that says most about a key: a verdict before none, then more mismatches, then larger differences."""
 
-    def weight(report: Report) -> tuple[bool, bool, int, float]:
-        check = _check(key, report)
-        if check is None:
-            return False, False, 0, 0.0
+    def weight(report: Report) -> tuple[bool, int, float]:
+        check = report.by_key[key]
         largest = check.max_abs_diff
         size = math.inf if isinstance(largest, str) else largest or 0.0
-        return True, check.status not in SAYS_NOTHING, check.mismatch_count or 0, size
+        return check.status not in SAYS_NOTHING, check.mismatch_count or 0, size
 
-    return max(reports, key=weight)
+    return max((report for report in reports if key in report.by_key), key=weight)
 
 
-def _judged(checks: Mapping[str, Check | None], mode: str) -> list[Check]:
+def _judged(checks: dict[str, Check], mode: str) -> list[Check]:
     """The checks, blocked where they stand behind a failure: of such a one what it was given is kept, and no verdict."""
-    found = {key: check for key, check in checks.items() if check is not None}
-    blocked = {} if mode == "keep-going" else blocked_behind({key: check.status for key, check in found.items()})
-    kept = ("key", "golden_path", "candidate_path", "stdout", "stderr", "repro_command")
-    for key, by in blocked.items():
-        given = {name: getattr(found[key], name) for name in kept}
-        found[key] = Check(status=Status.BLOCKED, blocked_by=by, **given)
-    return list(found.values())
+    blocked = {} if mode == "keep-going" else blocked_behind({key: check.status for key, check in checks.items()})
+    kept = {"key", "golden_path", "candidate_path", "stdout", "stderr", "repro_command"}
+    given = {key: checks[key].model_dump(include=kept) for key in blocked}
+    behind = {key: Check(status=Status.BLOCKED, blocked_by=by, **given[key]) for key, by in blocked.items()}
+    return list((checks | behind).values())
 
 
 def _shards(report: Report, sources: Mapping[str, Report]) -> list[Shard]:
     """What this report gave; of a merged one, what its own shards gave."""
     given = [key for key, source in sources.items() if source is report]
-    conditions = (report.profile or {}).get("conditions", {})
+    conditions = report.of_profile("conditions")
     own = report.shards or [Shard(created_at=report.created_at, keys=given, conditions=conditions)]
     return [shard.model_copy(update={"keys": [key for key in shard.keys if key in given]}) for shard in own]

@@ -22,7 +22,6 @@ from pytest_fvparity.report.report import (
     Report,
     earliest_failure,
     largest_of,
-    overall,
 )
 
 if TYPE_CHECKING:
@@ -44,12 +43,13 @@ TRIAL_COLUMNS = (
     *(f"{WAYS[name]}_{LOGITS}" for name in ("base", "with")),
 )
 
-
 Comparisons = Mapping[tuple[str, str], "Comparison"]
 """(dataset, fixed_trials_id) -> the report beside an earlier one."""
 
 
-def write_all(reports: Sequence[Report], report_dir: Path, comparisons: Comparisons | None = None) -> None:
+def write_all(
+    reports: Sequence[Report], report_dir: Path, comparisons: Comparisons | None = None, summarised: bool = True
+) -> None:
     """Every report into `<report dir>/<dataset>/<fixed_trials_id>/`, and a summary above them.
 
     All texts are rendered before the first file is written: no file says PASS beside one that says FAIL.
@@ -60,20 +60,13 @@ def write_all(reports: Sequence[Report], report_dir: Path, comparisons: Comparis
         for name, text in _files(report, (comparisons or {}).get(report.named)).items()
         for folder in folders(report, report_dir)
     }
-    _put(files | {report_dir / name: text for name, text in _summary(reports).items()})
-
-
-def write_reports(reports: Sequence[Report], report_dir: Path) -> None:
-    """The reports alone, without the summary over all of them."""
-    for report in reports:
-        for folder in folders(report, report_dir):
-            write_report(report, folder)
+    _put(files | {report_dir / name: text for name, text in (_summary(reports) if summarised else {}).items()})
 
 
 def _summary(reports: Sequence[Report]) -> dict[str, str]:
     """The worst first, so that a cut takes the best."""
     ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.named))
-    worst = overall([report.overall_status for report in reports])
+    worst = ordered[0].overall_status if ordered else "PASS"
     summary = {"overall_status": worst, "runs": [_summary_row(report) for report in ordered]}
     texts = {kind: environment().get_template(f"summary.{kind}.j2").render(summary) for kind in ("md", "html")}
     texts["md"] = within(texts["md"], STEP_SUMMARY, "All runs are in `summary.html`.")
@@ -134,12 +127,11 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | 
     ]
     rows = [row | {"duration_sec": f"{row['duration_sec']:.6f}"} for row in stages]
     trials = [_trial_row(row) for row in report.trials]
+    page = templates.get_template("report.html.j2")
     return {
         f"{REPORT}.json": json_text(value),
         f"{REPORT}.md": markdown(report, STEP_SUMMARY, comparison),
-        f"{REPORT}.html": templates.get_template("report.html.j2").render(
-            value, keys=CHECK_KEYS, comparison=comparison
-        ),
+        f"{REPORT}.html": page.render(value, keys=CHECK_KEYS, comparison=comparison),
         "parity_suite_report.json": json_text(_suite_report(report, stages)),
         "parity_suite_stages.csv": csv_text(STAGE_COLUMNS, rows),
         "parity_suite.log": templates.get_template("suite.log.j2").render(value),
@@ -210,8 +202,7 @@ def _ran_on(conditions: Mapping[str, Any]) -> str:
 
 
 def _names(report: Report) -> dict[str, Any]:
-    names = {"dataset_name": report.dataset, "fixed_trials_id": report.fixed_trials_id}
-    return {**names, "model_name": report.model}
+    return {"dataset_name": report.dataset, "fixed_trials_id": report.fixed_trials_id, "model_name": report.model}
 
 
 def _suite_report(report: Report, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -220,18 +211,13 @@ def _suite_report(report: Report, stages: Sequence[Mapping[str, Any]]) -> dict[s
     return {
         "status": report.overall_status,
         **_names(report),
-        "seed": _identity(report).get("seed"),
+        "seed": report.of_profile("identity").get("seed"),
         "earliest_failed_stage": failed.key if failed else None,
         "stages": list(stages),
         "paths": files,
         "first_divergence": report.model_dump(mode="json")["first_divergence"],
         "reproduce": report.repro_command,
     }
-
-
-def _identity(report: Report) -> Mapping[str, Any]:
-    identity: Mapping[str, Any] = (report.profile or {}).get("identity", {})
-    return identity
 
 
 def _trial_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,12 +231,11 @@ def _trial_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _injection_report(report: Report, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    identity, check = _identity(report), next((c for c in report.checks if c.key == "injection_output"), None)
-
+    identity, check = report.of_profile("identity"), report.by_key.get("injection_output")
     heads, scores = report.heads.get("heads_actual") or [], report.heads.get("scores_actual") or []
     return {
         **_names(report),
-        "device": (report.profile or {}).get("conditions", {}).get("device"),
+        "device": report.of_profile("conditions").get("device"),
         "seed": identity.get("seed"),
         "status": check.status if check else "not selected",
         "checked_trials": len(trials),

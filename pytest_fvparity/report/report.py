@@ -4,7 +4,7 @@ The field names are those of the milestone plans' diff report; the schema is pub
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -159,22 +159,32 @@ class Report(ReportPart):
         """The trials it is of: dataset and id."""
         return self.dataset, self.fixed_trials_id
 
+    @property
+    def by_key(self) -> dict[str, Check]:
+        return {check.key: check for check in self.checks}
+
+    def of_profile(self, part: str) -> dict[str, Any]:
+        """Its `identity` or its `conditions`; nothing of a run that did not come to have a profile."""
+        found: dict[str, Any] = (self.profile or {}).get(part, {})
+        return found
+
 
 def assemble(
     results: Mapping[str, StageResult],
     rows: Mapping[str, Mapping[str, Any]],
     context: Mapping[str, Any],
-    reproduce: Callable[[str], str],
+    commands: Mapping[str, str],
     keep_going: bool,
     place: tuple[str | None, str],
 ) -> Report:
     """Build the report of one trials file.
 
     `results` are of every selected key, in order; `rows` what came back, by key, with its output; `context` what the rows
-    say of the run; `reproduce` gives a key's command; `place` is dataset and id where no row tells them.
+    say of the run; `commands` reproduce a key; `place` is dataset and id where no row tells them.
     """
-    checks = [_check(result, rows.get(key, {}), reproduce(key), context) for key, result in results.items()]
+    checks = [_check(result, rows.get(key, {}), commands[key], context) for key, result in results.items()]
     said: dict[str, Any] = {name: context.get(name) for name in SAID_BY_STAGES}
+    details = {key: result.verdict.details for key, result in results.items()}
     return Report(
         created_at=now(),
         **conclusion(checks, context),
@@ -188,8 +198,8 @@ def assemble(
         conditions=context.get("conditions", {}),
         tolerance_sources=context.get("tolerances", []),
         checks=checks,
-        trials=_words(_details(results, "injection_output").get("trials", [])),
-        heads={k: _words(v) for k, v in _details(results, "top_heads").items() if k in HEADS},
+        trials=_words(details.get("injection_output", {}).get("trials", [])),
+        heads={k: _words(v) for k, v in details.get("top_heads", {}).items() if k in HEADS},
     )
 
 
@@ -221,19 +231,12 @@ AGREEING = frozenset({Status.PASS, Status.NOT_HELD})
 def left_out(checks: Sequence[Check]) -> list[str]:
     """What was not compared because the golden does not hold it: keys, and parts of others."""
     parts = [(check.key, w.message) for check in checks for w in check.warnings if w.message.startswith(NOT_COMPARED)]
-    return [check.key for check in checks if check.status == Status.NOT_HELD] + [
-        f"of {key} {message.removeprefix(NOT_COMPARED)}" for key, message in parts
-    ]
-
-
-def overall(statuses: Collection[str]) -> str:
-    """The worst of several reports."""
-    return next((status for status in OVERALL if status in statuses), "PASS")
+    keys = [check.key for check in checks if check.status == Status.NOT_HELD]
+    return keys + [f"of {key} {message.removeprefix(NOT_COMPARED)}" for key, message in parts]
 
 
 OVERALL = ("FAIL", "NOT_RUN", "PARTIAL", "PASS")
 """Overall statuses, the worst first."""
-
 
 GREEN = frozenset({"PASS", "PARTIAL", "NOT_RUN"})
 """Overall statuses that do not turn a session red. NOT_RUN is none of them under --fv-require-gpu: there it is an error."""
@@ -246,10 +249,6 @@ def earliest_failure(checks: Sequence[Check]) -> Check | None:
         return None
     open_ones = [check for check in checks if check.status != Status.PASS]
     return min(open_ones, key=lambda check: ranks.get(Status(check.status), 0), default=None)
-
-
-def _details(results: Mapping[str, StageResult], key: str) -> Mapping[str, Any]:
-    return results[key].verdict.details if key in results else {}
 
 
 def _words(value: Any) -> Any:
@@ -317,15 +316,15 @@ def _divergence(check: Check) -> Divergence:
     artifact = check.golden_path
     if artifact and first and "[" in first.where and "position" not in coordinate:
         artifact = artifact.removesuffix(".json") + ".safetensors"
+    same = ("json_pointer", "expected", "got", "abs_diff", "rel_diff")
+    values: dict[str, Any] = {name: getattr(first, name, None) for name in same}
     trial = {name: coordinate.get(name) for name in ("trial_id", "trial_idx")}
-    values: dict[str, Any] = {name: getattr(first, name, None) for name in ("expected", "got", "abs_diff", "rel_diff")}
+    values |= {name: number if isinstance(number, int) else None for name, number in trial.items()}
     return Divergence(
         check_key=check.key,
         status=check.status,
         artifact=artifact,
         leaf=first.where if first else None,
-        json_pointer=first.json_pointer if first else None,
-        **{name: value if isinstance(value, int) else None for name, value in trial.items()},
         coordinate=coordinate,
         **values,
         message=first.message if first else (check.message.strip().splitlines() or [check.status])[-1],

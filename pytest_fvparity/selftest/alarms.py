@@ -29,7 +29,9 @@ from pytest_fvparity import shipped
 from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.manifest import MANIFEST
 from pytest_fvparity.parity.checks import STAGES, ParityRun
+from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS
 from pytest_fvparity.parity.noise import is_number, measured, other_attention
+from pytest_fvparity.report.render import environment
 from pytest_fvparity.selftest.mean_heads import batched, padded_logits
 from pytest_fvparity.selftest.rig import FAMILIES, TRIALS, Rig, changed, rig_of
 
@@ -37,45 +39,23 @@ SEEDS = tuple(range(10))
 HALF_SEEDS = SEEDS[:2]  # half precision is slow on a CPU, and two show what there is to see
 
 
-def family_rigs(families: Sequence[str] = FAMILIES, seeds: Sequence[int] = SEEDS) -> Iterator[Rig]:
-    return (seeded(rig_of(family).lm, seed) for family in families for seed in seeds)
-
-
 def seeded(lm: LanguageModel, seed: int) -> Rig:
     fixed = trials_for(lm, **{**TRIALS, "seed": seed, "pairs": AWKWARD_PAIRS})
     return Rig.recorded(lm, fixed, Settings(edit_layer=1, n_top_heads=3, engine="exact"))
 
 
-def half_rigs(families: Sequence[str] = FAMILIES, seeds: Sequence[int] = HALF_SEEDS) -> Iterator[Rig]:
-    """The families in bf16, where the reference has two attention implementations to differ in."""
-    for family in families:
-        if other_attention(rig_of(family).lm):
-            lm = changed(rig_of(family).lm, lambda hf: hf.to(torch.bfloat16))
-            yield from (seeded(lm, seed) for seed in seeds)
-
-
 def with_noise(rig: Rig) -> Rig:
     """The same rig with what a recording would have measured, engine `exact` in the reference's place."""
-    seen = {}
+    seen: dict[str, dict[str, Artifact]] = {}
     for variation in (EAGER, TWO_THREADS):
+        given = dict(rig.artifacts)
+        found = seen[variation.name] = dict(given)
         with varied(rig.lm, variation):
-            seen[variation.name] = _numbers(rig)
+            # The numeric keys again, with the recorded heads, as the reference's driver runs a variation.
+            for key in CHECK_KEYS[2:]:
+                found[key] = getattr(rig.candidate(), key)(*(given[name] for name in INPUTS[key]))
+                given |= {} if key == "top_heads" else {key: found[key]}
     return replace(rig, noise=measured(rig.artifacts, seen))
-
-
-def _numbers(rig: Rig) -> dict[str, Artifact]:
-    """The numeric keys again, with the recorded heads, as the reference's driver runs a variation."""
-    recorded, stations = rig.artifacts, rig.candidate()
-    prompts, slots = recorded["prompt_boundary"], recorded["slot_map"]
-    means = stations.mean_activations(prompts, slots)
-    vector = stations.fv_vector(means, recorded["top_heads"])
-    return {
-        **recorded,
-        "mean_activations": means,
-        "top_heads": stations.top_heads(prompts, slots, means),
-        "fv_vector": vector,
-        "injection_output": stations.injection_output(prompts, vector),
-    }
 
 
 def shipped_rigs() -> Iterator[Rig]:
@@ -98,9 +78,6 @@ class Variation:
     threads: int = 1
     engine: str = "exact"
     stations: Mapping[str, Any] = field(default_factory=dict)
-
-    def fits(self, lm: LanguageModel) -> bool:
-        return not self.attention or bool(other_attention(lm))
 
 
 BATCHED = {"mean_activations": batched(padded_logits)}
@@ -180,16 +157,6 @@ class Row:
         """The key of every alarm."""
         return [key for run in self.seen for key in run.alarm]
 
-    @property
-    def largest(self) -> Seen:
-        return max(self.seen, key=lambda run: run.ratio)
-
-    def __str__(self) -> str:
-        keys = ", ".join(f"{key} {self.alarms.count(key)}" for key in dict.fromkeys(self.alarms))
-        alarms = f"{len(self.alarms)} ({keys})" if keys else "0"
-        where = f"`{self.largest.where}`" if self.largest.where else "-"
-        return f"| {self.rigs} | {self.variation} | {len(self.seen)} | {alarms} | {self.largest.ratio:.1g} | {where} |"
-
 
 def rows(
     families: Sequence[str] = FAMILIES,
@@ -199,14 +166,17 @@ def rows(
 ) -> Iterator[Row]:
     """The table, row by row."""
     name = f"{len(families)} families x {len(seeds)} trial seeds, floors alone"
-    yield from rows_of(name, family_rigs(families, seeds), variations)
+    yield from rows_of(name, (seeded(rig_of(family).lm, seed) for family in families for seed in seeds), variations)
     if with_shipped:
         yield from rows_of("shipped models, their goldens", shipped_rigs(), variations)
 
 
-def half_rows(families: Sequence[str] = FAMILIES, seeds: Sequence[int] = HALF_SEEDS) -> Iterator[Row]:
-    """bf16, where the kernels' difference is large: with the floors alone, and with the noise of each golden."""
-    rigs = list(half_rigs(families, seeds))
+def half_rows() -> Iterator[Row]:
+    """bf16, where the kernels' difference is large: with the floors alone, and with the noise of each golden. Of the families
+    in which the reference has two attention implementations to differ in."""
+    both = [rig_of(family).lm for family in FAMILIES if other_attention(rig_of(family).lm)]
+    halves = [changed(lm, lambda hf: hf.to(torch.bfloat16)) for lm in both]
+    rigs = [seeded(lm, seed) for lm in halves for seed in HALF_SEEDS]
     yield from rows_of("bf16, floors alone", rigs, [EAGER])
     yield from rows_of("bf16, noise of the golden", map(with_noise, rigs), [EAGER])
 
@@ -215,38 +185,19 @@ def rows_of(name: str, rigs: Iterable[Rig], variations: Sequence[Variation]) -> 
     seen: dict[str, list[Seen]] = {variation.name: [] for variation in variations}
     for rig in rigs:
         for variation in variations:
-            if variation.fits(rig.lm):
+            if not variation.attention or other_attention(rig.lm):
                 seen[variation.name].append(judge(rig, variation))
     return [Row(name, variation, tuple(runs)) for variation, runs in seen.items() if runs]
 
 
-HEAD = """# False alarms
-
-What is legal must be green. Here the same method is run in ways that need not give the same last bits, each against a
-golden of the usual way (one thread, sdpa where the family has it, one prompt at a time), at default tolerances. Written by
-`python -m pytest_fvparity.selftest.alarms docs/alarms.md`. Differences are relative to the tolerance: 1 is the edge.
-"""
-
-HALF = """
-## Half precision
-
-In bf16 two attention implementations differ by more than the fixed floors on random models, whose weights are large.
-These rows are no promise: they show what the floors alone say, and what the noise stored in a golden makes of it.
-"""
-
-COLUMNS = "| golden | what was varied | runs | alarms | largest difference | at |\n|---|---|---|---|---|---|\n"
-
-
-def table(rows: Iterable[Row]) -> str:
-    return COLUMNS + "".join(f"{row}\n" for row in rows)
+def page(strict: Sequence[Row], half: Sequence[Row]) -> str:
+    return environment().get_template("alarms.md.j2").render(strict=strict, half=half)
 
 
 def main(path: Path) -> int:
     strict = list(rows())
-    n_runs, n_alarms = sum(len(row.seen) for row in strict), sum(len(row.alarms) for row in strict)
-    total = f"\n**{n_runs} runs, {n_alarms} alarms.**\n\n"
-    write_text(path, HEAD + total + table(strict) + HALF + "\n" + table(half_rows()))
-    return 1 if n_alarms else 0
+    write_text(path, page(strict, list(half_rows())))
+    return 1 if any(row.alarms for row in strict) else 0
 
 
 if __name__ == "__main__":

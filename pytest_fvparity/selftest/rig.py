@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -69,8 +69,7 @@ class Rig:
 
     @property
     def family(self) -> str:
-        name: str = self.lm.hf.config.model_type
-        return name
+        return cast("str", self.lm.hf.config.model_type)
 
     @property
     def artifacts(self) -> dict[str, Artifact]:
@@ -85,18 +84,18 @@ class Rig:
         lm: LanguageModel | None = None,
         trials: FixedTrials | None = None,
         settings: Settings | None = None,
+        base: type[Pipeline] = Pipeline,
         **stations: Any,
     ) -> Pipeline:
         """fvcore's pipeline with some methods replaced: `candidate(slot_map=lambda self, prompts: ...)`."""
-        planted: type[Pipeline] = type("Planted", (Pipeline,), stations)
+        planted: type[Pipeline] = type("Planted", (base,), stations)
         return planted(lm or self.lm, trials or self.trials, settings or self.settings)
 
     def run(self, candidate: Implementation, repeat: int = 1) -> ParityRun:
         """What the six checks look at, as the plugin makes it."""
         tolerances = Tolerances.read(None, (), self.lm.dtype, self.lm.device.type, self.noise)
-        continuation = continuation_of(self.lm, self.golden, self.settings)
-        how = {"model": self.lm.hf, "continuation": continuation, "repeat": repeat}
-        return ParityRun(candidate, self.golden, tolerances, **how)
+        how = {"model": self.lm.hf, "continuation": continuation_of(self.lm, self.golden, self.settings)}
+        return ParityRun(candidate, self.golden, tolerances, repeat=repeat, **how)
 
     def judge(self, candidate: Implementation, profile: Profile | None = None, repeat: int = 1) -> list[StageResult]:
         """The six checks, as the plugin runs them; `profile` is what the candidate says of itself."""

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 from pytest_fvparity.report.render import environment
 from pytest_fvparity.selftest.catalogue import Fault, Observed, Outcome, faults_of
+from pytest_fvparity.selftest.faults import activations, effects, injection, prompts, sampling, slots, suite, vectors
 from pytest_fvparity.selftest.rig import rig_of
+
+ROOMS = (prompts, sampling, slots, activations, effects, vectors, injection, suite)
 
 VERDICTS = ("caught", "not run here", "wrong key", "missed")  # from good to bad
 COUNTED = ("caught", "wrong key", "missed", "not run here")
@@ -44,29 +47,13 @@ class Row:
 
 def catalogue() -> dict[str, Fault]:
     """All faults by id, in order."""
-    from pytest_fvparity.selftest.faults import (
-        activations,
-        effects,
-        injection,
-        prompts,
-        relation,
-        sampling,
-        slots,
-        suite,
-        vectors,
-    )
-
-    rooms = (prompts, sampling, slots, activations, effects, vectors, injection, suite, relation)
-    return faults_of({id: plants for room in rooms for id, plants in room.PLANTS.items()})
+    return faults_of({id: plants for room in ROOMS for id, plants in room.PLANTS.items()})
 
 
 def rows(ids: Sequence[str] = (), began: Callable[[Fault], None] | None = None) -> Iterator[Row]:
     """Run the faults of the catalogue, or some of them by id."""
     known = catalogue()
-    for id in ids or known:
-        if id not in known:
-            raise KeyError(f"no fault {id} in the catalogue; known: {', '.join(known)}")
-        fault = known[id]
+    for fault in map(known.__getitem__, ids or known):
         if began:
             began(fault)
         yield Row(fault, {family: fault.observe(rig_of(family)) for family in fault.families})

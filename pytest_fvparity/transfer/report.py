@@ -1,11 +1,10 @@
 """transfer_report.json: every q_id of the run, both suites of each, and what failed by its cause."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from fvcore.gates import UNHARMED, StageResult, Status
+from fvcore.gates import UNHARMED, Finding, StageResult, Status
 from fvcore.provenance import now
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.transfer.runs import QId
@@ -82,11 +81,8 @@ def assemble(
         for result in results[q_id].values()
         if result.status not in harmless
     ]
-    compared = [
-        name
-        for name, row in rows.items()
-        if row.reference and set(row.reference.values()) == {Status.PASS} and set(row.reference) == set(CHECK_KEYS)
-    ]
+    agreeing = dict.fromkeys(CHECK_KEYS, str(Status.PASS))
+    compared = [name for name, row in rows.items() if row.reference == agreeing]
     status, headline = _conclusion(rows, failures, compared)
     loosened = f" under tolerances of {' and '.join(tolerances)}" if tolerances else ""
     return TransferReport(
@@ -105,20 +101,18 @@ def assemble(
 
 def by_cause(failures: Iterable[StageFailure]) -> dict[str, list[str]]:
     """Cause -> the q_ids that have such a failure, in order."""
-    q_ids: dict[str, dict[str, None]] = {}
-    for failure in failures:
-        q_ids.setdefault(failure.cause, {})[failure.q_id] = None
-    return {cause: list(names) for cause, names in q_ids.items()}
+    pairs = dict.fromkeys((failure.cause, failure.q_id) for failure in failures)
+    return {cause: [q_id for other, q_id in pairs if other == cause] for cause, _ in pairs}
 
 
 def _notes(files: Mapping[str, Results]) -> dict[str, list[str]]:
     """What is worth knowing and is no difference, by q_id."""
-    notes: dict[str, dict[str, None]] = {}
+    notes: dict[str, list[str]] = {}
     for q_id, results in sorted(files.items()):
-        for key, result in results.items():
-            for finding in (f for f in result.verdict.findings if not f.blocking):
-                notes.setdefault(q_id, {})[f"{key} {finding.where}: {finding.message}"] = None
-    return {q_id: list(texts) for q_id, texts in notes.items()}
+        found = [(key, f) for key, result in results.items() for f in result.verdict.findings if not f.blocking]
+        if found:
+            notes[q_id] = list(dict.fromkeys(f"{key} {finding.where}: {finding.message}" for key, finding in found))
+    return notes
 
 
 def _statuses(results: Mapping[str, Results], q_id: str) -> dict[str, str] | None:
@@ -142,10 +136,8 @@ def _conclusion(rows: Mapping[str, QRow], failures: Sequence[StageFailure], comp
         return "PARTIAL", f"PARTIAL: not every stage of {', '.join(partial)} was selected; what was compared agrees"
     if not compared:
         return "PARTIAL", f"PARTIAL: the files of {told} hold what the stations give; there is no golden of any of them"
-    return (
-        "PASS",
-        f"PASS: the files of {told} hold what the stations give; {', '.join(compared)} agree with the reference",
-    )
+    agree = f"{', '.join(compared)} agree with the reference"
+    return "PASS", f"PASS: the files of {told} hold what the stations give; {agree}"
 
 
 BY_KEY = {"prompt_boundary": "target boundary", "slot_map": "tokenizer", "qid_status": "data", "sampled_trials": "data"}
@@ -159,19 +151,19 @@ WORDS = (
 
 
 def _failure(q_id: str, suite: str, result: StageResult, q_ids: Sequence[QId]) -> StageFailure:
-    first = result.verdict.first_mismatch
-    message = first.message if first else (result.message.strip().splitlines() or [str(result.status)])[-1]
+    last_line = (result.message.strip().splitlines() or [str(result.status)])[-1]
+    first = result.verdict.first_mismatch or Finding("", last_line)
     own = next((q.cause for q in q_ids if q.name == q_id), None)
     return StageFailure(
         q_id=q_id,
         suite=suite,
         key=result.key,
         status=str(result.status),
-        cause=own if own and result.key == "qid_status" else _cause(result, message),
-        where=first.where if first else "",
-        message=message,
-        expected=_shown(first.expected) if first else None,
-        actual=_shown(first.actual) if first else None,
+        cause=own if own and result.key == "qid_status" else _cause(result, first.message),
+        where=first.where,
+        message=first.message,
+        expected=None if first.expected is None else f"{first.expected!r:.200}",
+        actual=None if first.actual is None else f"{first.actual!r:.200}",
     )
 
 
@@ -182,7 +174,3 @@ def _cause(result: StageResult, message: str) -> str:
     if result.status is Status.CRASHED or result.message.startswith("Traceback"):
         return "code"
     return BY_KEY.get(result.key, "numeric" if result.status is Status.FAIL else "data")
-
-
-def _shown(value: Any) -> str | None:
-    return None if value is None else f"{value!r:.200}"

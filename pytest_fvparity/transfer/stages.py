@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from fvcore.experiments.steps import layout
+from fvcore.formats import read_json, read_jsonl
 from fvcore.gates import Finding, NotProvided, Refused, Stage, Verdict, merge
 from pytest_fvparity.fixtures import in_one_sentence
 from pytest_fvparity.parity.ties import tied_heads
@@ -61,8 +64,6 @@ def _require_same_model(run: Transfer) -> None:
 
 def _missing(run: Transfer) -> Iterator[str]:
     """Of the files that a completed q_id must have, those that it neither names nor holds."""
-    from fnmatch import fnmatchcase
-
     from fvcore.experiments.relation import gates
 
     for pattern in gates.required(run.status.config["model"], run.lm.n_layers, run.status.q_id):
@@ -96,8 +97,6 @@ def mean_activations(run: Transfer) -> Verdict:
 def stepd_scores(run: Transfer) -> Verdict:
     """Every trial's effect, their mean in cie_scores.csv, and aie_scores.csv, which of one q_id is the same."""
     import torch
-
-    from fvcore.experiments.steps import layout
 
     cie, aie = (run.top_heads[leaf] for leaf in ("cie", "aie"))
     assert isinstance(cie, torch.Tensor)
@@ -138,7 +137,8 @@ def stepe_heads(run: Transfer) -> Verdict:
     """The same heads in the same order; where the stations' own effects leave the order open, that is a tie."""
     from fvcore.artifacts import tensor_leaf
 
-    _require_score(run)
+    if (score := run.status.config["score_key"]) != SCORE:
+        raise NotProvided(f"heads were chosen by {score}; the stations know {SCORE} alone")
     own, found = [list(head) for head in run.top_heads["heads"]], run.heads  # type: ignore[union-attr]
     if problem := _not_heads(run, found):
         return _same("top_heads.json", problem, None, None, holds=False)
@@ -168,17 +168,9 @@ def stepe_vector(run: Transfer) -> Verdict:
     return _compared(run, "fv_vector", "function_vector", own.float(), run.vector.float(), ("dim",))
 
 
-def _require_score(run: Transfer) -> None:
-    if (score := run.status.config["score_key"]) != SCORE:
-        raise NotProvided(f"heads were chosen by {score}; the stations know {SCORE} alone")
-
-
 def step6_summary(run: Transfer) -> Verdict:
     """No layer missing, each one's score the mean of its own rows, the best one the first of the largest; and the first
     example of each layer as the station injects."""
-    from fvcore.experiments.steps import layout
-    from fvcore.formats import read_json
-
     value, layers = read_json(run.folder / layout.ALL_LAYERS), list(range(run.lm.n_layers))
     verdicts = [
         _same("expected_layers", "are others", layers, value["expected_layers"]),
@@ -191,7 +183,7 @@ def step6_summary(run: Transfer) -> Verdict:
     scores = []
     for layer in layers:
         entry = value["per_layer"][str(layer)]
-        rows = run.evaluated(entry["layer_dir"])
+        rows = read_jsonl(run.folder / entry["layer_dir"] / "eval_trials.jsonl")
         own = fmean(row[entry["score_key"].removeprefix("mean_")] for row in rows)
         verdicts.append(_at(f"layer {layer}", _injected(run, layer, rows[0])))
         scores.append(entry["score_value"])

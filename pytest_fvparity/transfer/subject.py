@@ -32,8 +32,6 @@ class Transfer:
     lm: LanguageModel
     tolerances: Tolerances
 
-    # ------------------------------------------------------------ what the run says
-
     @cached_property
     def status(self) -> QIdStatus:
         found = QIdStatus.read(self.folder)
@@ -64,14 +62,7 @@ class Transfer:
     @cached_property
     def metrics(self) -> list[Row]:
         """A row for each trial and head."""
-        return self._lines(layout.TRIAL_METRICS)
-
-    def evaluated(self, layer_dir: str) -> list[Row]:
-        """Step6's rows behind one layer."""
-        return self._lines(f"{layer_dir}/eval_trials.jsonl")
-
-    def _lines(self, name: str) -> list[Row]:
-        return read_jsonl(self.folder / name)
+        return read_jsonl(self.folder / layout.TRIAL_METRICS)
 
     @cached_property
     def delta_p(self) -> Tensor:
@@ -90,38 +81,32 @@ class Transfer:
     def vector(self) -> Tensor:
         return read_vector(self.folder / layout.FV)
 
-    # ------------------------------------------------------------ what the stations give
-
     @cached_property
     def stations(self) -> Pipeline:
         topk = len(self.heads)
         return Pipeline(self.lm, self.fixed, Settings(edit_layer=0, n_top_heads=topk, engine="exact"))
 
     @cached_property
-    def _prompts(self) -> Artifact:
-        return self.stations.prompt_boundary()
-
-    @cached_property
-    def _slots(self) -> Artifact:
-        return self.stations.slot_map(self._prompts)
+    def prompts(self) -> tuple[Artifact, Artifact]:
+        """What the stations say, as all below: prompts and their slots."""
+        prompts = self.stations.prompt_boundary()
+        return prompts, self.stations.slot_map(prompts)
 
     @cached_property
     def means(self) -> Artifact:
-        return self.stations.mean_activations(self._prompts, self._slots)
+        return self.stations.mean_activations(*self.prompts)
 
     @cached_property
     def top_heads(self) -> Artifact:
-        return self.stations.top_heads(self._prompts, self._slots, self.means)
+        return self.stations.top_heads(*self.prompts, self.means)
 
     def injected(self, layer: int, row: Row) -> Artifact:
         """What the station gives for one of Step6's examples, with the run's own vector; fp32 as Step6."""
         ids, target = self.lm.tokenizer(row["prompt"]).input_ids, row["target_id"]
         vector = self.vector.to(self.lm.device, next(self.lm.hf.parameters()).dtype)
         found = inject(self.lm, ids, target, vector, layer, float(self.status.config["alpha"]))
-        each = {"base_logprob": found.base_logits, "with_logprob": found.with_logits}
-        return {leaf: float(torch.log_softmax(logits.float(), dim=-1)[target]) for leaf, logits in each.items()}
+        return {"base_logprob": found.base_logprob, "with_logprob": found.with_logprob}
 
     def vector_of(self, heads: Sequence[Sequence[int]]) -> Tensor:
         """The stations' vector of these heads, (d_model,)."""
-        pairs = [(layer, head) for layer, head in heads]
-        return function_vector(self.lm, tensor_leaf(self.means, "mean_activations"), pairs).cpu()
+        return function_vector(self.lm, tensor_leaf(self.means, "mean_activations"), heads).cpu()

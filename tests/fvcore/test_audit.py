@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +70,8 @@ def test_a_bos_that_is_also_the_eos_and_is_prepended_counts() -> None:
     tokenizer.eos_token = "<s>"
     found = audit.bos_audit(tokenizer, LLAMA, "opt-like")
 
-    assert found.bos_token_id == found.eos_token_id == found.first_ids[0]
-    assert (found.decision_bos_policy, found.decision_prepend_bos) == ("tokenizer", True)
+    assert found["bos_token_id"] == found["eos_token_id"] == found["first_ids"][0]
+    assert (found["decision_bos_policy"], found["decision_prepend_bos"]) == ("tokenizer", True)
 
 
 @pytest.mark.parametrize(
@@ -82,16 +81,16 @@ def test_a_bos_that_is_also_the_eos_and_is_prepended_counts() -> None:
 def test_a_bos_that_nobody_inserts_is_not_prepended(kind: str, policy: str, prepends: bool, manual: bool) -> None:
     found = audit.bos_audit(toy_tokenizer(kind), LLAMA, kind)
 
-    assert (found.decision_bos_policy, found.decision_prepend_bos) == (policy, prepends)
-    assert found.requires_manual_bos_injection == manual
-    assert found.first_token_is_bos_add_special_tokens_true == prepends
-    assert not found.first_token_is_bos_add_special_tokens_false
+    assert (found["decision_bos_policy"], found["decision_prepend_bos"]) == (policy, prepends)
+    assert found["requires_manual_bos_injection"] == manual
+    assert found["first_token_is_bos_add_special_tokens_true"] == prepends
+    assert not found["first_token_is_bos_add_special_tokens_false"]
 
 
 def test_a_spec_is_compared_with_what_the_tokenizer_does() -> None:
     for says, agrees in ((True, True), (False, False), (None, True)):
-        found = audit.bos_audit(toy_tokenizer("bos"), replace(LLAMA, prepend_bos=says), "x")
-        assert found.agrees_with_spec == agrees
+        found = audit.bos_audit(toy_tokenizer("bos"), LLAMA.changed(prepend_bos=says), "x")
+        assert found["agrees_with_spec"] == agrees
 
 
 # ---------------------------------------------------------------- audit

@@ -217,3 +217,20 @@ def test_an_error_can_be_printed_whatever_the_file_holds() -> None:
 
     assert str(error) == "leaf is described as \\udfff\\ud800, found float32"
     assert str(error).encode()
+
+
+def test_what_stands_beside_tensors_comes_back_and_bytes_are_the_same_each_time(tmp_path: Path) -> None:
+    import torch
+
+    about = {name: name * 2 for name in ("model", "positions", "dtype", "source", "kept")}
+    files = [tmp_path / f"{n}.safetensors" for n in range(4)]
+    for path in files:
+        formats.write_safetensors(path, {"k": torch.arange(3)}, about)
+
+    assert formats.safetensors_metadata(files[0]) == about
+    assert len({path.read_bytes() for path in files}) == 1
+    formats.write_safetensors(files[0], {"k": torch.arange(3)})
+    assert formats.safetensors_metadata(files[0]) == {}
+    files[0].write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
+    with pytest.raises(FormatError, match="not a whole safetensors file"):
+        formats.safetensors_metadata(files[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +158,7 @@ def test_an_unknown_family_names_the_known_ones() -> None:
 def test_a_wrong_path_names_the_missing_part_and_what_is_there(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, str], message: str
 ) -> None:
-    monkeypatch.setitem(MODEL_SPECS, "llama", replace(MODEL_SPECS["llama"], **change))
+    monkeypatch.setitem(MODEL_SPECS, "llama", MODEL_SPECS["llama"].changed(**change))
     with pytest.raises(ModelError) as error:
         LanguageModel.wrap(random_model("llama", 20))
     assert "Spec 'llama'" in str(error.value)
@@ -176,7 +175,7 @@ def test_a_path_wrong_in_a_later_layer_is_found() -> None:
 
 
 def test_paths_are_the_dotted_names_of_modules() -> None:
-    spec = ModelSpec("x", "a.b", "c", "d.e")
+    spec = ModelSpec(name="x", blocks_path="a.b", attn_path_in_block="c", out_proj_path_in_attn="d.e")
     assert (spec.block_path(3), spec.out_proj_path(3)) == ("a.b.3", "a.b.3.c.d.e")
 
 

@@ -17,7 +17,7 @@ if RUNNING:
 
     from fvcore.activations import head_activations
     from fvcore.artifacts import tensor_leaf
-    from fvcore.fast import sweep
+    from fvcore.fast import engines
     from fvcore.fast.screening import first_order_effects, screened_top_heads
     from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Pipeline, Settings, profile_of
@@ -33,7 +33,7 @@ def test_an_estimate_is_the_effect_of_a_small_step_towards_the_mean(family: str)
         own = head_activations(lm, ids, slots)
         near = own + small * (means - own)
         (estimate,) = first_order_effects(lm, [(ids, target, slots)], near)
-        (effect,) = sweep.causal_indirect_effects(lm, [(ids, target, slots)], near)
+        (effect,) = engines.causal_indirect_effects(lm, [(ids, target, slots)], near)
         largest = float(estimate.abs().max())
         assert largest > 0
         torch.testing.assert_close(effect, estimate, rtol=0, atol=2e-2 * largest)
@@ -48,7 +48,7 @@ def test_no_gradient_is_left_on_the_model() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_screened_heads_are_the_top_heads_and_their_effects_are_computed(family: str) -> None:
     lm, cases, means = world(family)
-    full = sweep.causal_indirect_effects(lm, cases, means).mean(dim=0)
+    full = engines.causal_indirect_effects(lm, cases, means).mean(dim=0)
 
     found = screened_top_heads(lm, cases, means, 2)
 

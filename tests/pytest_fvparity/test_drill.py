@@ -73,7 +73,7 @@ class Ground:
         reference = None if loaded is None else (lambda: self.lm if loaded == "sound" else loaded())
         tolerances = Tolerances.read(None, (), "fp32", "cpu")
         run = ParityRun(candidate, self.golden, tolerances, model=model, reference=reference)
-        return check(key)(run)
+        return check(run, key)
 
     def drill(self, candidate: Any, model: Any = None, **how: Any) -> dict[str, Any]:
         verdict = self.judge(candidate, model, **how)
@@ -706,7 +706,7 @@ def shipped_judge(name: str) -> Callable[..., dict[str, Any]]:
         wrong = replace(changed(lm, scaled(path, by)), source=lm.source)
         candidate = make(wrong, fixed, SETTINGS)
         run = ParityRun(candidate, golden, tolerances, model=wrong.hf, reference=lambda: models.load(name))
-        return dict(check(KEY)(run).details["drill"])
+        return dict(check(run, KEY).details["drill"])
 
     return judge
 
@@ -732,7 +732,7 @@ def test_what_only_adds_up_blames_no_module_and_says_where_it_begins() -> None:
     candidate = Pipeline(wrong, fixed, SETTINGS)
     run = ParityRun(candidate, recorded(lm, fixed), tolerances, model=wrong.hf, reference=lambda: lm)
 
-    found = dict(check(KEY)(run).details["drill"])
+    found = dict(check(run, KEY).details["drill"])
 
     assert found["kind"] == "accumulated"
     assert not any(row["differs"] for row in found["modules"])

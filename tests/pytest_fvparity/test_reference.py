@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fvcore.embedded.random_models import random_lm, trials_for
-from fvcore.model.spec import MODEL_SPECS, ModelSpec
+from fvcore.model.spec import MODEL_SPECS
 from fvcore.profile import REFERENCE_PROFILES
 from fvcore.trials import FixedTrials
 from pytest_fvparity.reference import driver
@@ -179,8 +179,10 @@ def test_generation_that_samples_is_made_greedy() -> None:
 def test_a_function_is_replaced_in_every_module_that_holds_it(tmp_path: Path) -> None:
     with checkout_at(plant(tmp_path)) as src:
         holders = {module.__name__ for module in src.modules if hasattr(module, "get_answer_id")}
-        src.wrap("get_answer_id", lambda _: len)
-        replaced = {module.__name__ for module in src.modules if getattr(module, "get_answer_id", None) is len}
+        original = src.get_answer_id
+        src.wrap("get_answer_id", lambda given, *_: given)
+        answers = {module.__name__: module.get_answer_id("a") for module in src.modules if module.__name__ in holders}
+        replaced = {name for name, answer in answers.items() if answer is original}
 
     assert replaced == holders == {"utils.eval_utils", "utils.extract_utils", "compute_indirect_effect"}
 
@@ -371,7 +373,7 @@ def test_heads_that_do_not_fill_the_hidden_state_are_refused(tmp_path: Path) -> 
 def test_a_family_the_reference_does_not_know_is_refused(
     llama: LanguageModel, fixed: FixedTrials, tmp_path: Path
 ) -> None:
-    unknown = replace(llama, spec=ModelSpec("new_family", "model.layers", "self_attn", "o_proj"))
+    unknown = replace(llama, spec=llama.spec.changed(name="new_family"))
 
     with pytest.raises(RecordingError, match="the reference has no branch for 'new_family'; known: gpt2, "):
         reference.run(plant(tmp_path), unknown, fixed, SRC)

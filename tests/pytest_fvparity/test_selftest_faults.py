@@ -35,7 +35,7 @@ QUICK = (
     ),
     *("F59", "F66", "F71", "F72", "F74"),
 )
-ROOMS = ("prompts", "sampling", "slots", "activations", "effects", "vectors", "injection", "suite", "relation")
+ROOMS = ("prompts", "sampling", "slots", "activations", "effects", "vectors", "injection", "suite")
 WORDS = {
     "F09": "splits differ",
     "F10": "trial 0: demos_corrupted",
@@ -114,18 +114,9 @@ def test_a_row_without_plants_or_plants_without_a_row_are_an_error(tmp_path, row
 def controls() -> dict[str, Plant]:
     import torch
 
-    from fvcore.effects import target_probability
     from pytest_fvparity.selftest import mean_heads
     from pytest_fvparity.selftest.catalogue import replacing
     from pytest_fvparity.selftest.faults import activations, effects, injection, slots, vectors
-
-    def right_effect(lm, ids, target, slots, means) -> Tensor:
-        return effects.patched_runs(lm, ids, target, slots, means) - target_probability(lm, ids, target)
-
-    def right_term(lm, layer, head, activation) -> Tensor:
-        x = torch.zeros(lm.n_heads, lm.d_head)
-        x[head] = activation
-        return vectors.projected(lm, layer, x)
 
     def right_projection(module, heads) -> Tensor:
         bias = getattr(module, "bias", None)
@@ -137,9 +128,11 @@ def controls() -> dict[str, Plant]:
         "words averaged": activations.station(mean_heads.pooled_by(mean_heads.average)),
         "batched with mask and positions": activations.station(mean_heads.batched(mean_heads.padded_logits)),
         "first pass of kept references": activations.station(mean_heads.mean_of(activations.UnclonedHeads())),
-        "each head replaced": effects.with_effect(right_effect),
+        "each head replaced": effects.with_effect(lambda base, runs: runs - base),
         "projection recomputed": effects.recomputing(right_projection),
-        "each head's term": vectors.with_term(right_term),
+        "each head's term": vectors.with_term(
+            lambda lm, layer, head, activation: vectors.projected(lm, layer, {head: activation})
+        ),
         "last slot": vectors.from_slot(lambda own: -1),
         "block output edited": injection.hooked(),
         "edited at the end of a padded batch": injection.in_a_batch(lambda mask: torch.full((2,), mask.shape[1] - 1)),

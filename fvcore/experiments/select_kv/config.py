@@ -21,6 +21,7 @@ CONFIGS = Path(__file__).parent / "configs"
 TINY, WIRED, PLAN = (CONFIGS / f"{name}.yaml" for name in ("tiny", "wired", "plan"))
 
 SelectMode = Literal["attention_diversity_span", "delimiter_span", "random_span", "causal_drop_span"]
+Dtype = Literal["auto", "float16", "bfloat16", "float32"]
 DTYPES = {"auto": None, "float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 """The plan's names of dtypes -> the project's; None is what the checkpoint has."""
 
@@ -46,7 +47,7 @@ def _unless(*names: str) -> Any:
 
 
 class ModelSettings(Config):
-    id: str = Field(
+    id: Annotated[str, Option(flag="phase2_model_id")] = Field(
         default_factory=_planned_model, min_length=1, description="Shipped model, directory or cached hub id."
     )
     revision: str | None = Field(default=None, description="Of a hub id (default: the cached one).")
@@ -107,10 +108,10 @@ class MetricsSettings(Config):
 class RuntimeSettings(Config):
     backend: Literal["hf", "mock"] = Field(default="hf", description="hf alone; mock is refused.")
     allow_mock_fallback: bool = Field(default=False, description="true is refused.")
-    device: str = Field(
+    device: Annotated[str, Option(flag="phase2_device")] = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (cuda if there), cpu, cuda or cuda:K."
     )
-    torch_dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
+    torch_dtype: Annotated[Dtype, Option(flag="phase2_dtype")] = Field(
         default="auto", description="auto: the checkpoint's."
     )
     attn_implementation: Literal["eager", "sdpa"] = Field(default="eager", description="Scores are always eager's.")
@@ -130,8 +131,12 @@ class TokenizationSettings(Config):
 
 
 class EvalSettings(Config):
-    on_samples: int = Field(default=64, ge=1, description="Queries that need their demonstration.")
-    off_samples: int = Field(default=256, ge=1, description="Prompts that do not.")
+    on_samples: Annotated[int, Option(flag="phase2_max_on")] = Field(
+        default=64, ge=1, description="Queries that need their demonstration."
+    )
+    off_samples: Annotated[int, Option(flag="phase2_max_off")] = Field(
+        default=256, ge=1, description="Prompts that do not."
+    )
     repro_runs: int = Field(default=2, ge=1, description="Times that the ON side is computed.")
     n_random_trials: int = Field(default=RANDOM_TRIALS, ge=1, description="Selections by chance beside each.")
     decoding: Literal["greedy"] = "greedy"
@@ -216,7 +221,7 @@ class Phase2Block(Config):
 
     tokenization: TokenizationSettings = TokenizationSettings()
     eval: EvalSettings = EvalSettings()
-    prefix_len: Annotated[int, Option()] = Field(default=32, ge=0, description="Slots behind the sink.")
+    prefix_len: int = Field(default=32, ge=0, description="Slots behind the sink.")
     prefix: PrefixSettings = PrefixSettings()
     injection: InjectionSettings = InjectionSettings()
     select: SelectSettings = SelectSettings()
@@ -297,10 +302,14 @@ class Phase2(Phase2Block, Shared):
 class SelectKVConfig(Shared):
     """A file. `phase2.seed`, `phase2.model`, ... are spellings of the keys at its top, and win over them."""
 
+    moved: ClassVar[Mapping[str, str]] = {f"phase2.{name}": name for name in Shared.model_fields}
     phase2: Phase2Block = Phase2Block()
+    run: dict[str, Any] = Field(
+        default={}, exclude=True, description="What a run's own config says about that run; nothing reads it."
+    )
 
     def resolve(self) -> Phase2:
-        tree = self.model_dump(mode="json", include={*Shared.model_fields, "phase2"})
+        tree = self.model_dump(mode="json", exclude={"run"})
         return Phase2.model_validate_json(_json(tree.pop("phase2") | tree))
 
 

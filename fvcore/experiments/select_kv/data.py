@@ -1,53 +1,37 @@
 """What Select-KV asks: demonstrations with queries that need them (ON), and prompts that do not (OFF)."""
 
-from dataclasses import dataclass
+from typing import Any
+
+from fvcore.experiments.select_kv import key_value, off_prompts, relations
+from fvcore.experiments.select_kv.config import Phase2
+from fvcore.experiments.select_kv.samples import Demo as Demo
+from fvcore.experiments.select_kv.samples import OffSample as OffSample
+from fvcore.experiments.select_kv.samples import OnSample as OnSample
+from fvcore.experiments.select_kv.tokens import require_fast
+from fvcore.model.tokenizer import BosFacts
 
 
-@dataclass(frozen=True, slots=True)
-class Demo:
-    """A demonstration as the model reads it; entries of `ids`, `offsets` and `roles` are those of its tokens.
-
-    offsets: characters [start, end) of `text`     roles: header, key, arrow, newline or value
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    offsets: tuple[tuple[int, int], ...]
-    roles: tuple[str, ...]
+def on_samples(settings: Phase2, tokenizer: Any) -> list[OnSample]:
+    """As many as were asked for; the same for the same settings. Raises OnTaskInvalid where there are none such."""
+    require_fast(tokenizer)
+    source = relations.on_samples if settings.data.on.source == "relation" else key_value.samples
+    return source(settings, tokenizer)
 
 
-@dataclass(frozen=True, slots=True)
-class OnSample:
-    """A query and the demonstration that answers it.
-
-    group: what its words have in common with others' ("": nothing)     answer_ids: tokens that an answer may begin with
-    full_answer_ids: the answer's tokens behind the query     boundary_mismatch: demonstration and query read together
-    make other tokens than side by side
-    """
-
-    index: int
-    sample_id: str
-    episode_id: str
-    group: str
-    demo: Demo
-    query_text: str
-    query_ids: tuple[int, ...]
-    answer: str
-    answer_ids: tuple[int, ...]
-    full_answer_ids: tuple[int, ...]
-    boundary_mismatch: bool
+def off_samples(settings: Phase2, tokenizer: Any) -> list[OffSample]:
+    """As many as were asked for; the same for the same settings. Raises OnTaskInvalid where there are none such."""
+    require_fast(tokenizer)
+    source = relations.off_samples if settings.data.off.source == "relation" else off_prompts.samples
+    return source(settings, tokenizer)
 
 
-@dataclass(frozen=True, slots=True)
-class OffSample:
-    """A prompt that no demonstration should move. With a group it is asked on states of other groups alone.
+def sink_ids(settings: Phase2, tokenizer: Any) -> tuple[int, ...]:
+    """The BOS that stands before every condition, or nothing."""
+    asked = settings.tokenization.add_bos
+    if not (BosFacts.of(tokenizer).adds_bos if asked == "auto" else asked):
+        return ()
+    if tokenizer.bos_token_id is None:
+        from fvcore.experiments.config import ConfigError
 
-    answer_ids: of a prompt that has an answer, the tokens that it may begin with
-    """
-
-    index: int
-    sample_id: str
-    group: str
-    text: str
-    ids: tuple[int, ...]
-    answer_ids: tuple[int, ...] = ()
+        raise ConfigError("tokenization.add_bos: expected a tokenizer with a BOS token, found one without; use false")
+    return (int(tokenizer.bos_token_id),)

@@ -1,10 +1,13 @@
 """Why a run of Select-KV could not be judged; every one ends the command with its own status, never with a substitute."""
 
+from fvcore.exits import UNJUDGED
 from fvcore.experiments.errors import StepError
 
 
 class SelectKVError(StepError):
     """The run has no verdict."""
+
+    status = UNJUDGED
 
 
 class HFBackendUnavailable(SelectKVError):

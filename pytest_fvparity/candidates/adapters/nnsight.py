@@ -6,7 +6,7 @@ Needs the extra `nnsight`.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class NNsight(Stations):
         self.net = self.nnsight.NNsight(self.hf)
 
     def heads(self, ids: Tensor) -> Tensor:
-        projections = [self.part(self.lm.spec.out_proj_path(layer)) for layer in range(self.lm.n_layers)]
+        projections = [self.net.get(self.lm.spec.out_proj_path(layer)) for layer in range(self.lm.n_layers)]
         with self.net.trace(ids, use_cache=False):
             seen = self.nnsight.save([projection.input for projection in projections])
         return self.split(torch.cat(seen))
@@ -36,17 +36,13 @@ class NNsight(Stations):
     def logits(self, ids: Tensor, edit: Edit | None = None) -> Tensor:
         with self.net.trace(ids, use_cache=False):
             if isinstance(edit, HeadPatch):
-                projection = self.part(self.lm.spec.out_proj_path(edit.layer))
+                projection = self.net.get(self.lm.spec.out_proj_path(edit.layer))
                 projection.input = edit.apply(self.split(projection.input)).flatten(2)
             if isinstance(edit, Addition):
-                block = self.part(self.lm.spec.block_path(edit.layer))
+                block = self.net.get(self.lm.spec.block_path(edit.layer))
                 block.output = edit.to_block(block.output)
             logits = self.net.output.logits.save()
-        found: Tensor = logits[0]
-        return found
-
-    def part(self, path: str) -> Any:
-        return self.net.get(path)
+        return cast("Tensor", logits[0])
 
 
 make = NNsight

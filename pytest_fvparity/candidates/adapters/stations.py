@@ -72,7 +72,8 @@ class Stations(ABC):
 
     def __init__(self, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> None:
         self.lm, self.settings = lm, settings
-        self.text = Pipeline(lm, trials, settings)
+        text = Pipeline(lm, trials, settings)
+        self.prompt_boundary, self.slot_map = text.prompt_boundary, text.slot_map
 
     @abstractmethod
     def heads(self, ids: Tensor) -> Tensor:
@@ -81,14 +82,6 @@ class Stations(ABC):
     @abstractmethod
     def logits(self, ids: Tensor, edit: Edit | None = None) -> Tensor:
         """(token, vocab), of the model as it is or edited."""
-
-    # ------------------------------------------------------------ the six check keys
-
-    def prompt_boundary(self) -> Artifact:
-        return self.text.prompt_boundary()
-
-    def slot_map(self, prompts: Artifact) -> Artifact:
-        return self.text.slot_map(prompts)
 
     @torch.no_grad()
     def mean_activations(self, prompts: Artifact, slot_map: Artifact) -> Artifact:
@@ -178,9 +171,10 @@ class Stations(ABC):
             return self.logits(self.ids(ids), edit)
 
         following = logits([*prompt, *answer], last + 1)[last:-1].float().log_softmax(dim=-1)
-        ids = list(prompt)
+        ids, eos = list(prompt), self.lm.hf.generation_config.eos_token_id
+        ends = set(eos) if isinstance(eos, list) else {eos}
         # Without a cache the vector is added again where it was added before.
-        while len(ids) < len(prompt) + N_GENERATED and not (len(ids) > len(prompt) and ids[-1] in self.ends()):
+        while len(ids) < len(prompt) + N_GENERATED and not ends & set(ids[len(prompt) :]):
             ids.append(int(logits(ids)[-1].argmax()))
         now = logits(prompt)[-1].cpu()
         return {
@@ -190,19 +184,12 @@ class Stations(ABC):
             "generated": ids[len(prompt) :],
         }
 
-    # ------------------------------------------------------------ small things
-
     def split(self, x: Tensor) -> Tensor:
         """(..., n_heads * d_head) -> (..., head, d_head); n_heads * d_head need not be d_model."""
         return x.view(*x.shape[:-1], self.lm.n_heads, self.lm.d_head)
 
     def ids(self, ids: Any) -> Tensor:
         return torch.tensor([ids], device=self.lm.device)
-
-    def ends(self) -> set[int]:
-        """The ids that end a generation."""
-        eos = self.lm.hf.generation_config.eos_token_id
-        return set(eos) if isinstance(eos, list) else {eos}
 
 
 def listed(artifact: Artifact, leaf: str) -> list[Any]:

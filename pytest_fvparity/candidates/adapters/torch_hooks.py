@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -33,8 +33,7 @@ class TorchHooks(Stations):
 
     def logits(self, ids: Tensor, edit: Edit | None = None) -> Tensor:
         with kept(*self.editing(edit)):
-            logits: Tensor = self.lm.hf(ids, use_cache=False).logits[0]
-        return logits
+            return cast("Tensor", self.lm.hf(ids, use_cache=False).logits[0])
 
     def editing(self, edit: Edit | None) -> Iterator[RemovableHandle]:
         if isinstance(edit, HeadPatch):

@@ -7,13 +7,13 @@ weights). `hook_result`, which some take for a head's activation, lies behind th
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from fvcore.pipeline import trial_keys
-from pytest_fvparity.candidates.adapters.stations import Addition, Edit, HeadPatch, Stations, library
+from pytest_fvparity.candidates.adapters.stations import Edit, HeadPatch, Stations, library
 
 if TYPE_CHECKING:
     from fvcore.artifacts import Artifact, Leaf
@@ -40,19 +40,15 @@ class TransformerLens(Stations):
         return torch.cat([cache[name] for name in names])
 
     def logits(self, ids: Tensor, edit: Edit | None = None) -> Tensor:
-        hooks = [] if edit is None else [(self.place(edit), lambda value, hook: edit.apply(value))]
-        logits: Any = self.bridge.run_with_hooks(ids, fwd_hooks=hooks)
-        found: Tensor = logits[0]
-        return found
-
-    def place(self, edit: HeadPatch | Addition) -> str:
-        return f"blocks.{edit.layer}." + ("attn.hook_z" if isinstance(edit, HeadPatch) else "hook_out")
-
-    # ------------------------------------------------------------ for --fv-drill
+        hooks = []
+        if edit is not None:
+            place = "attn.hook_z" if isinstance(edit, HeadPatch) else "hook_out"
+            hooks = [(f"blocks.{edit.layer}.{place}", lambda value, hook: edit.apply(value))]
+        return cast("Tensor", self.bridge.run_with_hooks(ids, fwd_hooks=hooks)[0])
 
     @torch.no_grad()
     def block_outputs(self, prompts: Artifact, layer: int) -> Artifact:
-        """What enters and what leaves the modules of a block, under Hugging Face's names."""
+        """For --fv-drill: what enters and what leaves the modules of a block, under Hugging Face's names."""
         block = f"blocks.{layer}."
         leaves: dict[str, Leaf] = {}
         for key in trial_keys(prompts):

@@ -3,9 +3,10 @@
 import importlib.util
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial, reduce
 from typing import Any
 from unittest.mock import patch
 
@@ -20,24 +21,8 @@ from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, profile_of
 from fvcore.slots import SlotMap
 from pytest_fvparity.candidates.adapters.torch_hooks import kept
-from pytest_fvparity.selftest.catalogue import (
-    Observed,
-    Outcome,
-    Plant,
-    Plants,
-    observed,
-    patching,
-    replacing,
-    varied,
-)
-from pytest_fvparity.selftest.mean_heads import (
-    Station,
-    average,
-    batched,
-    mean_of,
-    mean_over,
-    pooled_by,
-)
+from pytest_fvparity.selftest.catalogue import Observed, Outcome, Plant, Plants, observed, patching, replacing, varied
+from pytest_fvparity.selftest.mean_heads import Station, average, batched, mean_of, pooled_by
 from pytest_fvparity.selftest.rig import Rig, changed
 
 
@@ -46,36 +31,34 @@ def read_outputs(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
     """`read_heads` with a hook on what leaves the projection instead of one on what enters it."""
     heads: dict[int, Tensor] = {}
 
-    def read(layer: int, output: Tensor) -> None:
+    def read(layer: int, module: Any, args: Any, output: Tensor) -> None:
         heads[layer] = output.detach().clone().view(*output.shape[:-1], lm.n_heads, -1)
 
-    def hook_for(layer: int) -> Callable[..., None]:
-        return lambda module, args, output: read(layer, output)
-
-    with kept(*(lm.o_proj(layer).register_forward_hook(hook_for(layer)) for layer in range(lm.n_layers))):
+    with kept(*(lm.o_proj(layer).register_forward_hook(partial(read, layer)) for layer in range(lm.n_layers))):
         yield heads
 
 
 def tiled_key_value_heads(rig: Rig) -> Observed:
     # sdpa groups heads inside torch; only an attention written out in Python can have them in the wrong order.
-    lm = with_attention(rig.lm, "eager")
-
-    def repeat(heads: Tensor, n_repeats: int) -> Tensor:
-        return heads.repeat(1, n_repeats, 1, 1)
-
-    with patch.object(sys.modules[type(lm.hf).__module__], "repeat_kv", repeat):
+    lm = eager(rig.lm)
+    with patch.object(sys.modules[type(lm.hf).__module__], "repeat_kv", lambda heads, n: heads.repeat(1, n, 1, 1)):
         return observed(rig.judge(rig.candidate(lm)))
 
 
-def with_attention(lm: LanguageModel, implementation: str) -> LanguageModel:
-    return changed(lm, lambda hf: hf.set_attn_implementation(implementation))
+def eager(lm: LanguageModel) -> LanguageModel:
+    return changed(lm, lambda hf: hf.set_attn_implementation("eager"))
 
 
-def load_checkpoint(directory: str, like: LanguageModel, **options: Any) -> LanguageModel:
+def reloaded(lm: LanguageModel, **options: Any) -> LanguageModel:
+    """The model from a checkpoint that was stored as it is."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
-    hf = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, **options)
-    return LanguageModel.wrap(hf, like.tokenizer, like.name)
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as directory:
+        lm.hf.save_pretrained(directory)
+        hf = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, **options)
+    return LanguageModel.wrap(hf, lm.tokenizer, lm.name)
 
 
 def refusal(rig: Rig, lm: LanguageModel, field: str) -> Observed:
@@ -88,21 +71,16 @@ def refusal(rig: Rig, lm: LanguageModel, field: str) -> Observed:
 
 def loaded_without_dtype(rig: Rig) -> Observed:
     """A checkpoint stored in bf16: the golden is recorded in fp32, the candidate does not say a dtype."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as directory:
-        rig.in_dtype(torch.bfloat16).lm.hf.save_pretrained(directory)
-        golden = rig.on(load_checkpoint(directory, rig.lm, dtype=torch.float32))
-        return refusal(golden, load_checkpoint(directory, rig.lm), "dtype")
+    stored = changed(rig.lm, in_bf16)
+    return refusal(rig.on(reloaded(stored, dtype=torch.float32)), reloaded(stored), "dtype")
 
 
-def undeclared_bf16(rig: Rig) -> Observed:
-    return observed(rig.judge(rig.candidate(changed(rig.lm, lambda hf: hf.to(torch.bfloat16)))))
+def in_bf16(hf: Any) -> None:
+    hf.to(torch.bfloat16)
 
 
 def eager_attention(rig: Rig) -> Observed:
-    lm = with_attention(rig.lm, "eager")
+    lm = eager(rig.lm)
     return varied(rig.judge(rig.candidate(lm), profile_of(lm, rig.trials, rig.settings)))
 
 
@@ -131,9 +109,7 @@ def quantised_nf4(rig: Rig) -> Observed:
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-    with tempfile.TemporaryDirectory() as directory:
-        rig.lm.hf.save_pretrained(directory)
-        return refusal(rig, load_checkpoint(directory, rig.lm, quantization_config=config), "quant")
+    return refusal(rig, reloaded(rig.lm, quantization_config=config), "quant")
 
 
 def training_mode(rig: Rig) -> Observed:
@@ -151,23 +127,13 @@ def running_mean(heads: list[Tensor]) -> Tensor:
     return mean
 
 
-def accumulated_in_half(heads: list[Tensor]) -> Tensor:
-    total = torch.zeros_like(heads[0], dtype=torch.float16)
-    for one in heads:
-        total += one.half()
-    return total.float() / len(heads)
-
-
-class UnclonedHeads:
-    """Heads by layer, the very tensors that entered the projections, kept for every prompt it has seen."""
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[int, ...], list[Tensor]] = {}
+class UnclonedHeads(dict[tuple[int, ...], list[Tensor]]):
+    """By prompt, for every one it has seen: layer for layer the very tensors that entered the projections."""
 
     def __call__(self, lm: LanguageModel, ids: list[int], slots: SlotMap) -> Tensor:
-        if tuple(ids) not in self.kept:
-            self.kept[tuple(ids)] = self._read(lm, ids)
-        layers = self.kept[tuple(ids)]
+        if tuple(ids) not in self:
+            self[tuple(ids)] = self._read(lm, ids)
+        layers = self[tuple(ids)]
         for heads in layers:  # (1, token, head, d_head)
             for first, last in slots.idx_avg.values():
                 heads[:, first] = heads[:, first : last + 1].mean(dim=1)
@@ -201,7 +167,7 @@ def station(mean_activations: Station, look: Any = observed) -> Plant:
 
 
 PLANTS: dict[str, Plants] = {
-    "F24": station(mean_of(head_activations, regime="corrupted")),
+    "F24": station(mean_of(regime="corrupted")),
     "F25": station(mean_of(lambda lm, ids, slots: head_activations(lm, ids, replace(slots, idx_avg={})))),
     "F26": station(pooled_by(lambda word: word.sum(dim=2))),
     "F26-last": station(pooled_by(lambda word: word[:, :, -1])),
@@ -210,14 +176,16 @@ PLANTS: dict[str, Plants] = {
     "F28": patching(hooks, "split_heads", lambda x, lm: x.view(*x.shape[:-1], lm.n_heads, lm.d_model // lm.n_heads)),
     "F29": tiled_key_value_heads,
     "F30": loaded_without_dtype,
-    "F30-undeclared": undeclared_bf16,
+    "F30-undeclared": lambda rig: observed(rig.judge(rig.candidate(changed(rig.lm, in_bf16)))),
     "F31": eager_attention,
     "F32": tf32,
     "F33": lambda rig: refusal(rig, changed(rig.lm, to_four_bits), "quant"),
     "F33-nf4": quantised_nf4,
     "F34": training_mode,
-    "F35": station(mean_over(running_mean), varied),
-    "F35-fp16": station(mean_over(accumulated_in_half)),
+    "F35": station(mean_of(mean=running_mean), varied),
+    "F35-fp16": station(
+        mean_of(mean=lambda heads: reduce(torch.add, [one.half() for one in heads]).float() / len(heads))
+    ),
     "F36": (references_kept, lambda rig: observed(rig.judge(keeping_references(rig), repeat=2))),
     "F37": station(batched(lambda lm, ids, mask: lm.logits(ids))),
     "F37-positions": station(

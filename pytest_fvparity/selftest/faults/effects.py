@@ -1,9 +1,8 @@
 """Faults of station 4, indirect effects and top heads."""
 
-import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,78 +10,34 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fvcore import effects, pipeline
 from fvcore.artifacts import Artifact
-from fvcore.effects import average_indirect_effect, probability_with_head_replaced
+from fvcore.effects import average_indirect_effect
+from fvcore.experiments.steps.scores import ranked, read_scores
+from fvcore.formats import write_csv
 from fvcore.heads import Head, top_heads
 from fvcore.model.hooks import edit_heads, split_heads
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.pipeline import Pipeline, trial_keys
 from fvcore.slots import SlotMap
-from pytest_fvparity.candidates.adapters.torch_hooks import kept
 from pytest_fvparity.reference import reference
-from pytest_fvparity.selftest.catalogue import (
-    Observed,
-    Outcome,
-    Plant,
-    Plants,
-    error_of,
-    on,
-    patching,
-    replacing,
-)
+from pytest_fvparity.selftest.catalogue import Observed, Outcome, Plant, Plants, error_of, on, patching, replacing
 from pytest_fvparity.selftest.mean_heads import ids_of
 from pytest_fvparity.selftest.rig import Rig, changed, deep_rig_of, rig_of
 
-Effect = Callable[[LanguageModel, list[int], int, SlotMap, Tensor], Tensor]
-"""Model, ids, target, slots and means -> (layer, head)."""
 
+def with_effect(effect: Callable[[Tensor, Tensor], Tensor], width: int = 0) -> Plant:
+    """A candidate that makes a trial's effects (layer, head) by `effect` of the target's probability () and of those with
+    each head replaced at the last token (layer, head). Prompts are padded behind to `width`, and then that is padding."""
 
-def with_effect(effect: Effect) -> Plant:
-    """A candidate that computes each trial's effect by `effect`."""
-    return patching(effects, "causal_indirect_effect", lambda *inputs: effect(*inputs[:5]))  # without all classes
-
-
-def every_head(lm: LanguageModel, value: Callable[[int, int], Tensor]) -> Tensor:
-    """(layer, head)"""
-    return torch.tensor([[float(value(layer, head)) for head in range(lm.n_heads)] for layer in range(lm.n_layers)])
-
-
-def patched_runs(lm: LanguageModel, ids: list[int], target: int, slots: SlotMap, means: Tensor) -> Tensor:
-    """The target's probability with each head replaced at the last token."""
-    last, slot = slots.query_predictive_token, slots.query_predictive_slot
-
-    def replaced(layer: int, head: int) -> Tensor:
-        return probability_with_head_replaced(lm, ids, target, layer, head, {last: means[layer, head, slot]})
-
-    return every_head(lm, replaced)
-
-
-def clean(artifact: Artifact) -> Artifact:
-    return {leaf: artifact.get(leaf.replace("/corrupted/", "/clean/"), value) for leaf, value in artifact.items()}
-
-
-def previous_run_as_baseline(lm: LanguageModel, ids: list[int], target: int, slots: SlotMap, means: Tensor) -> Tensor:
-    base = effects.target_probability(lm, ids, target)
-    runs = patched_runs(lm, ids, target, slots, means).flatten()
-    return (runs - torch.cat([base.reshape(1), runs[:-1]])).view(lm.n_layers, lm.n_heads)
-
-
-def sign_reversed(lm: LanguageModel, ids: list[int], target: int, slots: SlotMap, means: Tensor) -> Tensor:
-    return effects.target_probability(lm, ids, target) - patched_runs(lm, ids, target, slots, means)
-
-
-def padding_replaced(rig: Rig) -> Observed:
-    prompts = rig.golden.prompt_boundary()
-    width = max(len(ids_of(prompts, key, "corrupted")) for key in trial_keys(prompts))
-
-    def effect(lm: LanguageModel, ids: list[int], target: int, slots: SlotMap, means: Tensor) -> Tensor:
-        row, last = lm.ids([*ids, *[0] * (width - len(ids))]), len(ids) - 1
+    def effects_of(lm: LanguageModel, ids: list[int], target: int, slots: SlotMap, means: Tensor, *_: Any) -> Tensor:
+        row = lm.ids([*ids, *[0] * (width - len(ids))])
 
         def probability() -> Tensor:
-            return torch.softmax(lm.logits(row)[0, last], dim=-1)[target]
+            return torch.softmax(lm.logits(row)[0, len(ids) - 1], dim=-1)[target]
 
         def replaced(layer: int, head: int) -> Tensor:
             def edit(heads: Tensor) -> None:
@@ -91,9 +46,20 @@ def padding_replaced(rig: Rig) -> Observed:
             with edit_heads(lm, layer, edit):
                 return probability()
 
-        return every_head(lm, replaced) - probability()
+        runs = [[replaced(layer, head) for head in range(lm.n_heads)] for layer in range(lm.n_layers)]
+        return effect(probability(), torch.tensor(runs))
 
-    return with_effect(effect)(rig)
+    return patching(effects, "causal_indirect_effect", effects_of)
+
+
+def padding_replaced(rig: Rig) -> Observed:
+    prompts = rig.golden.prompt_boundary()
+    width = max(len(ids_of(prompts, key, "corrupted")) for key in trial_keys(prompts))
+    return with_effect(lambda base, runs: runs - base, width)(rig)
+
+
+def clean(artifact: Artifact) -> Artifact:
+    return {leaf: artifact.get(leaf.replace("/corrupted/", "/clean/"), value) for leaf, value in artifact.items()}
 
 
 def diluted(cie: Tensor, token_class_idx: int = -1) -> Tensor:
@@ -109,54 +75,59 @@ def ranked_by(rank: Callable[[Tensor, int], list[Head]], made: Callable[[Rig], R
     return on(made, patching(pipeline, "top_heads", rank))
 
 
-def rounded(aie: Tensor, digits: int) -> Tensor:
-    return torch.tensor([[round(float(value), digits) for value in row] for row in aie], dtype=torch.float64)
-
-
 def flat_topk(aie: Tensor, k: int, head_of: Callable[[int], tuple[int, int]]) -> list[Head]:
     """In the order of torch.topk over all heads."""
     best = aie.flatten().topk(k)
     return [Head(*head_of(i), value) for value, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
 
-def column_by_column(aie: Tensor, k: int) -> list[Head]:
-    return flat_topk(aie, k, lambda i: divmod(i, aie.shape[0])[::-1])
-
-
-def in_backend_order(aie: Tensor, k: int) -> list[Head]:
-    return flat_topk(aie, k, lambda i: divmod(i, aie.shape[1]))
-
-
 def tied(rig: Rig) -> Rig:
     """Every other layer's heads write nothing, so the effect of each is exactly 0."""
-    rig = deep(rig)
-    silent = changed(rig.lm)
-    for layer in range(0, silent.n_layers, 2):
-        cast("Tensor", silent.o_proj(layer).weight).zero_()
-    return rig.on(silent, n_top_heads=rig.settings.n_top_heads // 2)
+    return deep(rig).on(writing(0, deep(rig), step=2), n_top_heads=deep(rig).settings.n_top_heads // 2)
+
+
+def damped(rig: Rig) -> Rig:
+    """What heads write is so much smaller that effects are: of large ones six decimals keep the order."""
+    return deep(rig).on(writing(1e-3, deep(rig)))
+
+
+def writing(factor: float, rig: Rig, step: int = 1) -> LanguageModel:
+    """A copy of the rig's model in which the heads of every `step`-th layer write `factor` times as much."""
+    lm = changed(rig.lm)
+    for layer in range(0, lm.n_layers, step):
+        cast("Tensor", lm.o_proj(layer).weight).mul_(factor)
+    return lm
+
+
+def ranked_from_file(aie: Tensor, k: int) -> list[Head]:
+    rows = [
+        {"layer": layer, "head": head, "mean_delta_p": f"{float(aie[layer, head]):.6f}"}
+        for layer in range(aie.shape[0])
+        for head in range(aie.shape[1])
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "aie_scores.csv"
+        write_csv(path, tuple(rows[0]), rows)
+        best = ranked(read_scores(path, "mean_delta_p"), "mean_delta_p", k)
+    return [Head(row["layer"], row["head"], float(aie[row["layer"], row["head"]])) for row in best]
 
 
 def averaging_class(taken: int) -> Plant:
     """The rank-4 effect's class `taken` is averaged in place of class 1."""
-
-    def average(cie: Tensor, _: int) -> Tensor:
-        return average_indirect_effect(cie, taken)
-
-    return on(lambda rig: rig_of(rig.family, token_class_idx=1), patching(pipeline, "average_indirect_effect", average))
+    average = patching(pipeline, "average_indirect_effect", lambda cie, _: average_indirect_effect(cie, taken))
+    return on(lambda rig: rig_of(rig.family, token_class_idx=1), average)
 
 
 def recomputing(project: Callable[[Any, Tensor], Tensor]) -> Plant:
     """What leaves the projection is replaced by `project(module, edited heads)`."""
 
-    @contextmanager
-    def edit_and_recompute(lm: LanguageModel, layer: int, edit: Callable[[Tensor], None]) -> Iterator[None]:
+    def edit_and_recompute(lm: LanguageModel, layer: int, edit: Callable[[Tensor], None]) -> RemovableHandle:
         def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             heads = args[0].clone()
             edit(split_heads(heads, lm))
             return project(module, heads)
 
-        with kept(lm.o_proj(layer).register_forward_hook(hook)):
-            yield
+        return lm.o_proj(layer).register_forward_hook(hook)
 
     return patching(effects, "edit_heads", edit_and_recompute)
 
@@ -166,27 +137,12 @@ def without_bias(module: Any, heads: Tensor) -> Tensor:
     return nn.functional.linear(heads, weight)
 
 
-class ReferenceStarted(Exception):
-    """The reference's process would have begun with this job."""
-
-
 def job_of(lm: LanguageModel, rig: Rig) -> dict[str, Any]:
     """What the reference is told of a model; nothing of a checkout is run. Raises RecordingError as `run` does."""
-
-    def start(python: str, job: Path, environment: Any) -> None:
-        raise ReferenceStarted(job.read_text())
-
-    with tempfile.TemporaryDirectory() as directory, patch.object(reference, "_start", start):
-        checkout = Path(directory)
-        for name in ("src/utils/extract_utils.py", "src/compute_indirect_effect.py"):
-            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-            (checkout / name).touch()
-        try:
-            reference.run(checkout, lm, rig.trials, rig.settings)
-        except ReferenceStarted as started:
-            job: dict[str, Any] = json.loads(str(started))
-            return job
-    raise AssertionError("reference.run ended without starting the reference")
+    told = patch.object(reference, "_answer", side_effect=EOFError)
+    with patch.object(reference, "require_checkout", Path), told as answer, suppress(EOFError):
+        reference.run(Path(), lm, rig.trials, rig.settings)
+    return cast("dict[str, Any]", answer.call_args.args[2])
 
 
 def misleading_names(rig: Rig) -> Observed:
@@ -198,7 +154,7 @@ def misleading_names(rig: Rig) -> Observed:
 
 
 def no_branch(rig: Rig) -> Observed:
-    lm = replace(rig.lm, spec=replace(rig.lm.spec, name="new_family"), source=Path("/models/new"))
+    lm = replace(rig.lm, spec=rig.lm.spec.changed(name="new_family"), source=Path("/models/new"))
     otherwise = "the reference would be started without a branch"
     return error_of(reference.RecordingError, lambda: job_of(lm, rig), otherwise)
 
@@ -212,7 +168,7 @@ class Wrapper(nn.Module):
 
 
 def layer_number_from_third_part(rig: Rig) -> Observed:
-    deeper = replace(rig.lm.spec, blocks_path=f"inner.{rig.lm.spec.blocks_path}")
+    deeper = rig.lm.spec.changed(blocks_path=f"inner.{rig.lm.spec.blocks_path}")
     lm = replace(rig.lm, hf=Wrapper(rig.lm.hf), spec=deeper, source=Path("/models/wrapped"))
     otherwise = "the reference would be started, and read no layer number in {!r}"
     return error_of(reference.RecordingError, lambda: job_of(lm, rig)["attn_hook_names"][0], otherwise)
@@ -233,16 +189,16 @@ PLANTS: dict[str, Plants] = {
         lambda lm, ids, target: torch.log_softmax(lm.logits(lm.ids(ids))[0, -1], dim=-1)[target],
     ),
     "F39-logit": patching(effects, "target_probability", lambda lm, ids, target: lm.logits(lm.ids(ids))[0, -1, target]),
-    "F40": with_effect(previous_run_as_baseline),
-    "F40-sign": with_effect(sign_reversed),
+    "F40": with_effect(lambda base, runs: runs - torch.cat([base[None], runs.flatten()[:-1]]).view_as(runs)),
+    "F40-sign": with_effect(lambda base, runs: base - runs),
     "F41": padding_replaced,
     "F42": patching(pipeline, "average_indirect_effect", diluted),
-    "F43": ranked_by(lambda aie, k: top_heads(rounded(aie, 4), k)),
+    "F43": ranked_by(lambda aie, k: top_heads(aie.double().round(decimals=4), k)),
     "F43-digits": ranked_by(lambda aie, k: [head._replace(aie=round(head.aie, 3)) for head in top_heads(aie, k)]),
-    "F44": ranked_by(column_by_column),
+    "F44": ranked_by(lambda aie, k: flat_topk(aie, k, lambda i: divmod(i, aie.shape[0])[::-1])),
     "F45": ranked_by(lambda aie, k: [h._replace(aie=float(aie[h.layer, h.head])) for h in top_heads(aie.abs(), k)]),
     "F45-smallest": ranked_by(lambda aie, k: [head._replace(aie=-head.aie) for head in top_heads(-aie, k)]),
-    "F46": ranked_by(in_backend_order, tied),
+    "F46": ranked_by(lambda aie, k: flat_topk(aie, k, lambda i: divmod(i, aie.shape[1])), tied),
     "F47": averaging_class(-1),
     "F47-off-by-one": averaging_class(0),
     "F48": recomputing(lambda module, heads: nn.functional.linear(heads, module.weight, module.bias)),
@@ -251,4 +207,5 @@ PLANTS: dict[str, Plants] = {
     "F50-family": no_branch,
     "F51": layer_number_from_third_part,
     "F51-spec": wrapped_model,
+    "F52": ranked_by(ranked_from_file, damped),
 }

@@ -1,6 +1,5 @@
 """Faults of station 6, injection."""
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -8,6 +7,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fvcore import injection, pipeline
 from fvcore.gates import StageResult
@@ -15,18 +15,7 @@ from fvcore.injection import Injection, Likelihood
 from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import trial_keys
-from pytest_fvparity.candidates.adapters.torch_hooks import kept
-from pytest_fvparity.selftest.catalogue import (
-    Look,
-    Observed,
-    Outcome,
-    Plant,
-    Plants,
-    choosing,
-    observed,
-    on,
-    patching,
-)
+from pytest_fvparity.selftest.catalogue import Look, Observed, Outcome, Plant, Plants, choosing, observed, on, patching
 from pytest_fvparity.selftest.mean_heads import ids_of, left_padded, padded_logits
 from pytest_fvparity.selftest.rig import Rig, changed
 
@@ -36,14 +25,20 @@ Edit = Callable[[Any, Tensor, Any], Any]
 """A block's output, the vector and where to add it -> the edited output."""
 
 
-def with_adding(adding: Callable[..., AbstractContextManager[None]], look: Look = observed) -> Plant:
+def with_adding(adding: Callable[..., AbstractContextManager[Any]], look: Look = observed) -> Plant:
     """`adding` in place of `add_to_residual`: model, layer, vector, token -> while the model runs.
 
     Nobody asks whether something moved: a candidate has no such guard, and the comparison must see it.
     """
 
+    @torch.inference_mode()
+    def inject(lm: LanguageModel, ids: list[int], target: int, vector: Tensor, layer: int, alpha: float) -> Injection:
+        base = lm.logits(lm.ids(ids))[0, -1]
+        with adding(lm, layer, alpha * vector):
+            return Injection(target, base, lm.logits(lm.ids(ids))[0, -1])
+
     def plant(rig: Rig) -> Observed:
-        with patch.object(injection, "_require_moved", lambda *_: None):
+        with patch.object(pipeline, "inject", inject):
             return patching(injection, "add_to_residual", adding, look)(rig)
 
     return plant
@@ -56,16 +51,14 @@ def added(output: Any, vector: Tensor, at: Any) -> Any:
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
-def block(lm: LanguageModel, layer: int) -> nn.Module:
-    return lm.blocks[layer]
-
-
-def hooked(module_of: Callable[[LanguageModel, int], nn.Module] = block, edit: Edit = added) -> Plant:
+def hooked(
+    module_of: Callable[[LanguageModel, int], nn.Module] = lambda lm, layer: lm.blocks[layer], edit: Edit = added
+) -> Plant:
     """A hook of the candidate's own on what leaves a module."""
 
-    def adding(lm: LanguageModel, layer: int, vector: Tensor, token: int = -1) -> AbstractContextManager[None]:
+    def adding(lm: LanguageModel, layer: int, vector: Tensor, token: int = -1) -> RemovableHandle:
         at = (slice(None), token)
-        return kept(module_of(lm, layer).register_forward_hook(lambda module, args, output: edit(output, vector, at)))
+        return module_of(lm, layer).register_forward_hook(lambda module, args, output: edit(output, vector, at))
 
     return with_adding(adding)
 
@@ -85,14 +78,9 @@ def these_leaves_alone(*expected: str) -> Look:
     return look
 
 
-def into_a_copy(rig: Rig) -> Observed:
-    other = changed(rig.lm)
-    return with_adding(lambda lm, *where: add_to_residual(other, *where))(rig)
-
-
-def silently_into_a_copy(rig: Rig) -> Observed:
-    blocks = copy.deepcopy(rig.lm.blocks)
-    return hooked(lambda lm, layer: blocks[layer])(rig)
+def beside_a_copy(planted: Callable[[LanguageModel], Plant]) -> Plant:
+    """Planted with a copy of the model at hand, which is not the one that is run."""
+    return lambda rig: planted(changed(rig.lm))(rig)
 
 
 def not_returned(output: Any, vector: Tensor, at: Any) -> None:
@@ -126,15 +114,13 @@ def likelihood_of_all_tokens(
         return Likelihood(base, nll())
 
 
-def in_the_first_step_only(
-    lm: LanguageModel, layer: int, vector: Tensor, token: int = -1
-) -> AbstractContextManager[None]:
+def in_the_first_step_only(lm: LanguageModel, layer: int, vector: Tensor, token: int = -1) -> RemovableHandle:
     passes = iter([True])
 
     def hook(module: Any, args: Any, output: Any) -> Any:
         return added(output, vector, (slice(None), token)) if next(passes, False) else output
 
-    return kept(lm.blocks[layer].register_forward_hook(hook))
+    return lm.blocks[layer].register_forward_hook(hook)
 
 
 def in_a_batch(position: Callable[[Tensor], Tensor]) -> Plant:
@@ -150,8 +136,7 @@ def in_a_batch(position: Callable[[Tensor], Tensor]) -> Plant:
         ) -> Injection:
             rows, mask = left_padded([longest, ids])
             base, at = padded_logits(lm, rows, mask)[1, -1], (torch.arange(2), position(mask))
-            adding = lm.blocks[layer].register_forward_hook(lambda _, args, output: added(output, alpha * vector, at))
-            with kept(adding):
+            with lm.blocks[layer].register_forward_hook(lambda _, args, output: added(output, alpha * vector, at)):
                 return Injection(target, base, padded_logits(lm, rows, mask)[1, -1])
 
         return patching(pipeline, "inject", inject)(rig)
@@ -161,10 +146,6 @@ def in_a_batch(position: Callable[[Tensor], Tensor]) -> Plant:
 
 def logprob_in_dtype_of(logits: Tensor, target: int) -> float:
     return float(torch.log_softmax(logits, dim=-1)[target])
-
-
-def in_fp16(rig: Rig) -> Rig:
-    return rig.in_dtype(torch.float16)
 
 
 PLANTS: dict[str, Plants] = {
@@ -182,12 +163,12 @@ PLANTS: dict[str, Plants] = {
     ),
     "F66": with_adding(in_the_first_step_only, these_leaves_alone("with_generated")),
     "F67": in_a_batch(lambda mask: mask.sum(dim=1) - 1),
-    "F68": on(in_fp16, patching(injection, "_logprob", logprob_in_dtype_of)),
+    "F68": on(lambda rig: rig.in_dtype(torch.float16), patching(injection, "_logprob", logprob_in_dtype_of)),
     "F68-fp32": patching(injection, "_logprob", lambda logits, target: logprob_in_dtype_of(logits.half(), target)),
     "F69": choosing(alpha=2.0),
     "F69-normalised": with_adding(
         lambda lm, layer, vector, *rest: add_to_residual(lm, layer, vector / vector.norm(), *rest)
     ),
-    "F74": into_a_copy,
-    "F74-silent": silently_into_a_copy,
+    "F74": beside_a_copy(lambda other: with_adding(lambda lm, *where: add_to_residual(other, *where))),
+    "F74-silent": beside_a_copy(lambda other: hooked(lambda lm, layer: other.blocks[layer])),
 }

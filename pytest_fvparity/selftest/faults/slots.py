@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact
@@ -91,11 +91,7 @@ class Unguarded(Pipeline):
 
 
 def unguarded(**changes: Any) -> Plant:
-    def plant(rig: Rig) -> Observed:
-        planted: type[Unguarded] = type("Planted", (Unguarded,), changes)
-        return observed(rig.judge(planted(rig.lm, rig.trials, rig.settings)))
-
-    return plant
+    return replacing(base=Unguarded, **changes)
 
 
 def shared_label_list(rig: Rig) -> Observed:
@@ -178,17 +174,12 @@ def through_json_objects(self: Pipeline, prompts: Artifact) -> Artifact:
             leaves[leaf] = dict(leaves[leaf])
         if leaf.endswith("idx_avg"):
             leaves[leaf] = {label: [first, last] for label, first, last in leaves[leaf]}
-    read_back: dict[str, Any] = json.loads(json.dumps(leaves))
-    return read_back
+    return cast("dict[str, Any]", json.loads(json.dumps(leaves)))
 
 
 def worded_otherwise(rig: Rig) -> Rig:
     other = TemplatePart(input="Input:", output="Output:", instructions="")
     return Rig.recorded(rig.lm, trials_for(rig.lm, prefixes=other, **TRIALS), rig.settings)
-
-
-def of_upstream(rig: Rig) -> Rig:
-    return rig.on(rig.lm, reference_profile="todd_upstream")
 
 
 PLANTS: dict[str, Plants] = {
@@ -202,7 +193,7 @@ PLANTS: dict[str, Plants] = {
     "F21": (replacing(slot_map=through_a_file), replacing(slot_map=through_json_objects)),
     "F22": on(worded_otherwise, unguarded(dummy_template=PromptTemplate(PREFIXES, SEPARATORS))),
     "F75": on(
-        of_upstream,
+        lambda rig: rig.on(rig.lm, reference_profile="todd_upstream"),
         unguarded(dummy_template=property(lambda self: PromptTemplate.of(self.trials.meta, self.lm.tokenizer))),
     ),
 }

@@ -1,29 +1,19 @@
 """Faults of station 5, the function vector."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from fvcore import pipeline
+from fvcore import pipeline, vectors
 from fvcore.artifacts import Artifact, tensor_leaf
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline
 from fvcore.slots import dummy_labels
 from fvcore.vectors import function_vector, head_term
-from pytest_fvparity.selftest.catalogue import (
-    Look,
-    Observed,
-    Plant,
-    Plants,
-    observed,
-    on,
-    patching,
-    replacing,
-    varied,
-)
+from pytest_fvparity.selftest.catalogue import Look, Observed, Plant, Plants, observed, on, patching, replacing, varied
 from pytest_fvparity.selftest.rig import Rig
 
 Heads = Sequence[Sequence[int]]
@@ -41,44 +31,32 @@ def with_vector(vector_of: VectorOf, look: Look = observed) -> Plant:
 def with_term(term_of: TermOf) -> Plant:
     """A candidate whose heads write `term_of`, and whose vector is their sum."""
 
-    def vector_of(lm: LanguageModel, means: Tensor, heads: Heads) -> Tensor:
-        return torch.stack([term_of(lm, layer, head, means[layer, head, -1]) for layer, head in heads]).sum(dim=0)
-
     def plant(rig: Rig) -> Observed:
-        with patch.object(pipeline, "head_term", term_of):
-            return with_vector(vector_of)(rig)
+        with patch.object(vectors, "head_term", term_of):
+            return patching(pipeline, "head_term", term_of)(rig)
 
     return plant
 
 
 def bias_of(lm: LanguageModel, layer: int) -> Tensor:
-    bias: Any = lm.o_proj(layer).bias
-    assert isinstance(bias, Tensor)
-    return bias
+    return cast("Tensor", lm.o_proj(layer).bias)
 
 
 def without_bias(lm: LanguageModel, means: Tensor, heads: Heads) -> Tensor:
     return function_vector(lm, means, heads) - sum(bias_of(lm, layer) for layer, _ in heads)
 
 
-def bias_once_per_layer(lm: LanguageModel, means: Tensor, heads: Heads) -> Tensor:
-    return without_bias(lm, means, heads) + sum(bias_of(lm, layer) for layer in {layer for layer, _ in heads})
-
-
 def grouped_by_layer(lm: LanguageModel, means: Tensor, heads: Heads) -> Tensor:
     """All of a layer's top heads go through its projection together."""
-    total = torch.zeros(lm.d_model)
-    for layer in sorted({layer for layer, _ in heads}):
-        x = torch.zeros(lm.n_heads, lm.d_head)
-        for head in (head for at, head in heads if at == layer):
-            x[head] = means[layer, head, -1]
-        total += projected(lm, layer, x)
-    return total
+    by_layer = {layer: {head: means[layer, head, -1] for at, head in heads if at == layer} for layer, _ in heads}
+    return torch.stack([projected(lm, layer, by_layer[layer]) for layer in sorted(by_layer)]).sum(dim=0)
 
 
-def projected(lm: LanguageModel, layer: int, heads: Tensor) -> Tensor:
-    term: Tensor = lm.o_proj(layer)(heads.reshape(1, 1, -1))
-    return term.reshape(-1)
+def projected(lm: LanguageModel, layer: int, heads: Mapping[int, Tensor]) -> Tensor:
+    x = torch.zeros(1, 1, lm.n_heads, lm.d_head)
+    for head, activation in heads.items():
+        x[0, 0, head] = activation
+    return cast("Tensor", lm.o_proj(layer)(x.flatten(2))).flatten()
 
 
 def summed_in_model_dtype(lm: LanguageModel, means: Tensor, heads: Heads) -> Tensor:
@@ -93,11 +71,6 @@ def in_half_precision(dtype: torch.dtype) -> Plant:
         return rig.in_dtype(dtype, n_top_heads=rig.lm.n_layers * rig.lm.n_heads)
 
     return on(half, with_vector(summed_in_model_dtype))
-
-
-def terms_rounded(lm: LanguageModel, means: Tensor, heads: Heads) -> Tensor:
-    terms = [head_term(lm, layer, head, means[layer, head, -1]).bfloat16() for layer, head in heads]
-    return torch.stack(terms).float().sum(dim=0)
 
 
 def in_head_space(lm: LanguageModel, means: Tensor, heads: Heads) -> Tensor:
@@ -122,33 +95,29 @@ def last_slot_of_a_shorter_dummy(own: Pipeline) -> int:
     return len(dummy_labels(own.lm.tokenizer, own.template, meta.n_shots - 1, meta.model_prepend_bos)) - 1
 
 
-def slice_off_by_one(lm: LanguageModel, layer: int, head: int, activation: Tensor) -> Tensor:
-    x = torch.zeros(lm.n_heads, lm.d_head)
-    x[head - 1] = activation  # head 0 becomes the last one
-    return projected(lm, layer, x)
-
-
 def width_from_hidden_size(lm: LanguageModel, layer: int, head: int, activation: Tensor) -> Tensor:
     width = lm.d_model // lm.n_heads
-    x = torch.zeros(lm.n_heads * lm.d_head)
-    x[head * width : (head + 1) * width] = activation
-    return projected(lm, layer, x)
+    x = torch.zeros(1, 1, lm.n_heads * lm.d_head)
+    x[0, 0, head * width : (head + 1) * width] = activation
+    return cast("Tensor", lm.o_proj(layer)(x)).flatten()
 
 
 PLANTS: dict[str, Plants] = {
     "F53": with_term(lambda lm, layer, head, activation: head_term(lm, layer, head, activation) - bias_of(lm, layer)),
-    "F53-per-layer": with_vector(bias_once_per_layer),
+    "F53-per-layer": with_vector(
+        lambda lm, means, heads: without_bias(lm, means, heads) + sum(bias_of(lm, at) for at in {at for at, _ in heads})
+    ),
     "F53-once": with_vector(lambda lm, means, heads: without_bias(lm, means, heads) + bias_of(lm, heads[-1][0])),
     "F54": with_vector(grouped_by_layer),
     "F54-no-bias": with_vector(grouped_by_layer, varied),
     "F55": in_half_precision(torch.bfloat16),
     "F55-fp16": in_half_precision(torch.float16),
-    "F55-fp32": with_vector(terms_rounded),
+    "F55-fp32": patching(vectors, "head_term", lambda *of: head_term(*of).bfloat16()),  # of the vector's sum alone
     "F56": with_vector(in_head_space),
     "F57": from_slot(lambda own: -2),
     "F57-query": from_slot(lambda own: own.dummy_labels.index("query_demonstration_token")),
     "F57-dummy": from_slot(last_slot_of_a_shorter_dummy),
-    "F58": with_term(slice_off_by_one),
+    "F58": with_term(lambda lm, layer, head, activation: projected(lm, layer, {head - 1: activation})),  # 0 is the last
     "F58-width": with_term(width_from_hidden_size),
     "F59": with_vector(lambda lm, means, heads: function_vector(lm, means, heads) / len(heads)),
 }

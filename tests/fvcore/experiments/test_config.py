@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 import typer
@@ -12,7 +13,17 @@ from typer.testing import CliRunner, Result
 
 from fvcore.cli import app as fvcore
 from fvcore.experiments.antonym.config import AntonymConfig
-from fvcore.experiments.config import Config, ConfigError, LayerOrAll, Numbers, Option, Words, experiment, resolve
+from fvcore.experiments.config import (
+    Config,
+    ConfigError,
+    LayerOrAll,
+    Numbers,
+    Option,
+    Words,
+    add_command,
+    experiment,
+    resolve,
+)
 from fvcore.experiments.errors import NotFinite, OtherSettings
 from fvcore.experiments.relation.config import RelationConfig
 
@@ -150,3 +161,118 @@ def test_an_exit_status_says_what_went_wrong(error: BaseException, status: int) 
     app: typer.Typer = experiment(Small, fail, "Small.", {})
 
     assert CliRunner().invoke(app, ["run"]).exit_code == status
+
+
+class Inner(Config):
+    on: int = Field(default=1, ge=0, description="A word that YAML takes for true.")
+    names: Words = ()
+    loud: bool = False
+
+
+class Group(Config):
+    inner: Inner = Inner()
+    most: Annotated[int, Option(flag="at_most")] = Field(default=5, ge=1)
+
+
+class Deep(Config):
+    """Groups in groups, and one that may stand in two places."""
+
+    moved: ClassVar[Mapping[str, str]] = {"group.shared": "shared"}
+    shared: Inner = Field(default=Inner(), description="For all.")
+    group: Group = Group()
+
+
+def deep(*words: object, default: Path | None = None) -> Deep:
+    seen: list[Deep] = []
+    app = typer.Typer()
+    add_command(app, "run", Deep, seen.append, "Run.", default=default)
+    done = CliRunner().invoke(app, [*map(str, words)])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return seen.pop()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--group-inner-on", 0],
+        ["--group_inner_on=0"],
+        ["--set", "group.inner.on=0"],
+        ["--set", "group={inner: {on: 0}}"],
+    ],
+)
+def test_a_setting_in_a_group_is_set_from_everywhere(words: list[object]) -> None:
+    assert deep(*words) == Deep(group=Group(inner=Inner(on=0)))
+
+
+def test_groups_of_a_file_and_of_the_command_line_are_laid_over_each_other(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("group:\n  inner:\n    on: 3\n    names: [a]\n  most: 4\n")
+
+    laid = deep("--config", file, "--set", "group.inner.names=[b]", "--at-most=2", "--group-inner-loud")
+
+    assert laid == Deep(group=Group(inner=Inner(on=3, names=("b",), loud=True), most=2))
+    assert deep(default=file).group.most == 4
+    assert deep("--group-most=3", default=file).group.most == 3
+    assert deep("--config", file, default=tmp_path / "none.yaml").group.most == 4
+
+
+def test_what_stands_in_two_places_counts_where_it_stands_inside_and_the_command_line_before_both(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("group: {shared: {on: 2}}\nshared: {on: 1, names: [a]}\n")
+
+    assert deep("--config", file).shared == Inner(on=2, names=("a",))
+    assert deep("--config", file, "--set", "shared.on=0").shared.on == 0
+    assert deep("--config", file, "--set", "group.shared.on=4", "--shared-on=0").shared.on == 0
+
+
+def test_groups_are_written_with_what_they_mean_and_read_again(tmp_path: Path) -> None:
+    config = Deep(group=Group(inner=Inner(names=("a", "b"))))
+    (file := tmp_path / "c.yaml").write_text(config.text())
+
+    assert resolve(Deep, {}, file) == config
+    assert "# For all.\nshared:\n  # A word that YAML takes for true.\n  'on': 1\n" in config.text()
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "message"),
+    [
+        (
+            ["--set", "group.inner.nams=1"],
+            "",
+            "--set group.inner.nams: unknown setting; did you mean 'group.inner.names'?",
+        ),
+        (["--set", "gruop.inner.on=1"], "", "--set gruop: unknown setting; did you mean 'group'?"),
+        (["--set", "most=1"], "", "--set most: unknown setting; did you mean 'group.most'?"),
+        (["--set", "group.zzz=1"], "", "expected one of inner, most"),
+        (["--set", "group.inner=1"], "", "--set group.inner: expected a mapping of settings, found int"),
+        (
+            ["--set", "group.inner.on=-1"],
+            "",
+            "--set group.inner.on: input should be greater than or equal to 0 (found -1)",
+        ),
+        (["--group-most=0"], "", "--at-most: input should be greater than or equal to 1 (found 0)"),
+        (["--group-inner-on=-1"], "", "--group-inner-on: input should be greater"),
+        ([], "group: {inner: {on: no}}", "c.yaml: group.inner.on: input should be a valid integer (found False)"),
+        ([], "group: {inner: {off: 1}}", "c.yaml: group.inner.off: unknown setting"),
+        ([], "group:", "c.yaml: group: expected a mapping of settings, found NoneType"),
+        (
+            [],
+            "group: {inner: {names: [a, 1]}}",
+            "c.yaml: group.inner.names.1: input should be a valid string (found 1)",
+        ),
+        ([], "group: {shraed: {on: 1}}", "c.yaml: group.shraed: unknown setting; did you mean 'shared'?"),
+    ],
+)
+def test_an_error_in_a_group_names_the_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], text: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(text)
+
+    with pytest.raises(ConfigError) as caught:
+        deep(*words, *(["--config=c.yaml"] if text else []))
+
+    assert message in str(caught.value)

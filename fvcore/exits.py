@@ -1,0 +1,23 @@
+"""What a command's exit status says, in one table, and which errors are one line of its own."""
+
+PASSED = 0
+FAILED = 1
+"""A gate or a step failed."""
+USAGE = 2
+"""Wrong use, a wrong config, an unusable file or model, or a folder that holds results of other settings."""
+UNJUDGED = 3
+"""It could not be judged."""
+INTERRUPTED = 130
+
+
+class Expected(Exception):
+    """One line and no traceback: it says what is wrong outside of the program. `status` is what a command ends with."""
+
+    status = USAGE
+
+
+def say(text: str) -> None:
+    """One red line, whatever the text holds."""
+    import typer
+
+    typer.secho(f"fvcore: {' '.join(text.split())}", fg="red", err=True)
