@@ -53,7 +53,7 @@ class Size(BaseModel):
     @classmethod
     def named(cls, name: str) -> Size:
         """`12x768` (layers x width: heads of 64, vocabulary of 32000), `llama-3.1-8b`, or a shipped model."""
-        if embedded.is_embedded(name):
+        if name in embedded.EMBEDDED:
             config = AutoConfig.from_pretrained(embedded.path_of(name), local_files_only=True)
             return cls(
                 name=name,
@@ -167,7 +167,7 @@ def cases_and_means(lm: LanguageModel, fixed: trials.FixedTrials) -> tuple[list[
     cases: list[Case] = [
         (ids, trial.target_id, slots) for trial, (ids, slots) in zip(fixed.trials, prompts("corrupted"), strict=True)
     ]
-    if embedded.is_embedded(lm.name):
+    if lm.name in embedded.EMBEDDED:
         return cases, mean_head_activations(lm, prompts("clean"))
     shape = (lm.n_layers, lm.n_heads, len(stations.dummy_labels), lm.d_head)
     return cases, torch.randn(shape, generator=torch.Generator().manual_seed(SEED))

@@ -7,6 +7,7 @@ only NaN. Everything is counted, the first `MAX_FINDINGS` disagreements are kept
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,9 +107,10 @@ def compare(
     measurements: dict[str, float] = {}
     for name in ("max_abs_diff", "max_rel_diff"):
         found = [v.measurements[name] for v in verdicts if name in v.measurements]
-        measurements |= {name: _largest(found)} if found else {}
-    details = {"largest": _folded(verdicts, "largest", _larger), "errors": _folded(verdicts, "errors", _added)}
-    details["errors"] = dict(islice(details["errors"].items(), MAX_ERROR_TABLES))
+        measurements |= {name: _largest(*found)} if found else {}
+    tables = islice(_folded(verdicts, "errors", operator.add).items(), MAX_ERROR_TABLES)
+    errors = {name: _rows(counts) for name, counts in tables}
+    details = {"largest": _folded(verdicts, "largest", _larger), "errors": errors}
     kept = {name: found for name, found in details.items() if found}
     return Verdict(verdict.findings[:MAX_FINDINGS], verdict.compared, verdict.mismatch_count, measurements, kept)
 
@@ -123,14 +126,12 @@ def _folded(verdicts: Sequence[Verdict], detail: str, together: Callable[[Any, A
 
 
 def _larger(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    return {name: _largest([one[name], other[name]]) for name in one}
+    return {name: _largest(one[name], other[name]) for name in one}
 
 
-def _added(one: list[dict[str, int]], other: list[dict[str, int]]) -> list[dict[str, int]]:
-    counts: Counter[tuple[int, int]] = Counter()
-    for row in (*one, *other):
-        counts[row["magnitude"], row["error"]] += row["count"]
-    return _counted(counts)
+def _largest(*values: float) -> float:
+    """A NaN, where there is one."""
+    return float(np.max(values))
 
 
 def compare_leaf(leaf: str, expected: Leaf, actual: Leaf, tolerance: Tolerance, axes: Sequence[str]) -> Verdict:
@@ -150,16 +151,10 @@ def compare_leaf(leaf: str, expected: Leaf, actual: Leaf, tolerance: Tolerance, 
 
 
 def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tolerance, axes: Sequence[str]) -> Verdict:
-    if expected.dtype != actual.dtype:
-        return _one(
-            leaf,
-            f"dtype differs: expected {expected.dtype}, actual {actual.dtype}",
-            str(expected.dtype),
-            str(actual.dtype),
-        )
-    if expected.shape != actual.shape:
-        shapes = list(expected.shape), list(actual.shape)
-        return _one(leaf, f"shape differs: expected {shapes[0]}, actual {shapes[1]}", *shapes)
+    kinds = [{"dtype": str(side.dtype), "shape": list(side.shape)} for side in (expected, actual)]
+    for name, wanted in kinds[0].items():
+        if wanted != (found := kinds[1][name]):
+            return _one(leaf, f"{name} differs: expected {wanted}, actual {found}", wanted, found)
     # float64 holds every float32 and every half exactly, so the comparison adds no rounding of its own.
     want, have = expected.detach().double().cpu(), actual.detach().double().cpu()
     difference = torch.where(want == have, torch.zeros_like(want), (have - want).abs())  # inf == inf is no difference
@@ -167,11 +162,10 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     allowed = tolerance.allowed(want)
     wrong = ~(difference <= allowed)  # a NaN difference is wrong
     wrong &= difference != 0
-    finite = difference[~difference.isnan()]
     relative = (difference / want.abs())[(want != 0) & difference.isfinite() & want.isfinite()]
-    largest = math.nan if finite.numel() < difference.numel() else float(finite.max()) if finite.numel() else 0.0
+    largest = {"max_abs_diff": _most(difference), "max_rel_diff": _most(relative)}
     used = torch.where(difference == 0, difference, difference / allowed)  # infinite where nothing is allowed
-    measured = {"max_abs_diff": largest, "used": float(used.max()) if used.numel() else 0.0}
+    measured = {"max_abs_diff": largest["max_abs_diff"], "used": _most(used)}
     would_pass = _would_pass(difference, want, tolerance)
     findings = [
         _element(leaf, tuple(index), want, have, difference, tolerance, would_pass, axes)
@@ -179,13 +173,11 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     ]
     # A single number says all there is to say by itself.
     errors = {"errors": {leaf: error_table(want, difference)}} if findings and want.ndim else {}
-    return Verdict(
-        tuple(findings),
-        want.numel(),
-        int(wrong.sum()),
-        {"max_abs_diff": largest, "max_rel_diff": float(relative.max()) if relative.numel() else 0.0},
-        {"largest": {leaf: measured}, **errors},
-    )
+    return Verdict(tuple(findings), want.numel(), int(wrong.sum()), largest, {"largest": {leaf: measured}, **errors})
+
+
+def _most(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else 0.0
 
 
 def _would_pass(difference: Tensor, want: Tensor, tolerance: Tolerance) -> str:
@@ -195,8 +187,8 @@ def _would_pass(difference: Tensor, want: Tensor, tolerance: Tolerance) -> str:
     return f"atol {float((difference - tolerance.rtol * want.abs()).max()):.3g} would have passed"
 
 
-def error_table(want: Tensor, difference: Tensor) -> list[dict[str, int]]:
-    """How many elements have which magnitude and which error, by decade: one row a pair that occurs.
+def error_table(want: Tensor, difference: Tensor) -> Counter[tuple[int, int]]:
+    """How many elements have which magnitude and which error, by decade.
 
     Small numbers that are far off and large ones that are a little off are two different stories. A zero has no decade:
     it stands under `ZERO`; what is not finite stands under `NOT_FINITE`.
@@ -212,13 +204,12 @@ def error_table(want: Tensor, difference: Tensor) -> list[dict[str, int]]:
     coded = decades(want) * width + decades(difference) + NOT_FINITE
     pairs, counts = torch.unique(coded, return_counts=True)
     decoded = [(pair // width, pair % width - NOT_FINITE) for pair in pairs.tolist()]
-    return _counted(Counter(dict(zip(decoded, counts.tolist(), strict=True))))
+    return Counter(dict(zip(decoded, counts.tolist(), strict=True)))
 
 
-def _counted(counts: Counter[tuple[int, int]]) -> list[dict[str, int]]:
-    return [
-        {"magnitude": magnitude, "error": error, "count": count} for (magnitude, error), count in sorted(counts.items())
-    ]
+def _rows(counts: Counter[tuple[int, int]]) -> list[dict[str, int]]:
+    """One row a pair of decades that occurs."""
+    return [{"magnitude": at[0], "error": at[1], "count": count} for at, count in sorted(counts.items())]
 
 
 def _element(
@@ -242,7 +233,7 @@ def _element(
         expected=_jsonable(expected),
         actual=_jsonable(actual),
         coordinate=coordinate | _trial_coordinate(leaf),
-        abs_diff=None if math.isnan(off) or math.isinf(off) else off,
+        abs_diff=off if math.isfinite(off) else None,
         rel_diff=off / abs(expected) if expected and math.isfinite(off) and math.isfinite(expected) else None,
     )
 
@@ -256,13 +247,17 @@ def _compare_lists(leaf: str, expected: list[Any], actual: list[Any]) -> Verdict
     position = next((i for i, pair in enumerate(zip(expected, actual, strict=False)) if not _same(*pair)), None)
     first = min(len(expected), len(actual)) if position is None else position
     if len(expected) != len(actual):
-        message = f"differs first at position {first}; length {len(expected)} expected, {len(actual)} actual"
+        message = f"position {first}; length {len(expected)} expected, {len(actual)} actual"
     else:
-        message = f"differs first at position {first}; {n_changes} difference(s) in all"
-    at = {"position": first} | _trial_coordinate(leaf)
+        message = f"position {first}; {n_changes} difference(s) in all"
     pair = [side[first] if first < len(side) else None for side in (expected, actual)]
     n_wrong = max(1, n_changes)
-    return Verdict((Finding(f"{leaf}[{first}]", message, pair[0], pair[1], at),), max(n_elements, n_wrong), n_wrong)
+    return Verdict((_parted(leaf, first, message, *pair),), max(n_elements, n_wrong), n_wrong)
+
+
+def _parted(leaf: str, first: int, message: str, expected: Any, actual: Any) -> Finding:
+    at = {"position": first} | _trial_coordinate(leaf)
+    return Finding(f"{leaf}[{first}]", f"differs first at {message}", expected, actual, at)
 
 
 def changes(before: Any, after: Any, *, separator: str = ".") -> dict[str, tuple[Any, Any]]:
@@ -288,9 +283,8 @@ def changes(before: Any, after: Any, *, separator: str = ".") -> dict[str, tuple
 def _compare_texts(leaf: str, expected: str, actual: str) -> Verdict:
     """Two texts that differ: where, and what stands around it."""
     first = parting(expected, actual)
-    message = f"differs first at character {first}; length {len(expected)} expected, {len(actual)} actual"
-    at = {"position": first} | _trial_coordinate(leaf)
-    finding = Finding(f"{leaf}[{first}]", message, _around(expected, first), _around(actual, first), at)
+    message = f"character {first}; length {len(expected)} expected, {len(actual)} actual"
+    finding = _parted(leaf, first, message, _around(expected, first), _around(actual, first))
     return Verdict((finding,), compared=1, mismatch_count=1)
 
 
@@ -325,7 +319,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, Tensor):
         return f"tensor {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     return value if not isinstance(value, float) or math.isfinite(value) else str(value)
-
-
-def _largest(values: Sequence[float]) -> float:
-    return math.nan if any(math.isnan(v) for v in values) else max(values)

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-# Reference profiles: `src` is the project copy of the reference, `todd_upstream` the public repository as it stands.
-REFERENCE_PROFILES = ("src", "todd_upstream")
 # How the processor of a recording stands to this one's.
 SAME, OTHER, NOT_RECORDED = "same", "other", "not recorded"
 
+# Reference profiles: `src` is the project copy of the reference, `todd_upstream` the public repository as it stands.
 TARGET_RULES = {"src": "trial's target_first_token_id", "todd_upstream": "recomputed on the corrupted prompt"}
+REFERENCE_PROFILES = tuple(TARGET_RULES)
 
 
 class Strict(BaseModel):

@@ -41,13 +41,8 @@ class PromptTemplate:
     @classmethod
     def of(cls, meta: Meta, tokenizer: Tokenizer, bos_text: str = "") -> PromptTemplate:
         """The template of a trials file. A BOS string in front of the instructions is stripped once."""
-        prefixes = meta.prefixes
-        written = tokenizer.bos_token or tokenizer.eos_token
-        if written and prefixes.instructions.startswith(written):
-            prefixes = prefixes.model_copy(update={"instructions": prefixes.instructions.removeprefix(written)})
-        if bos_text:
-            prefixes = prefixes.model_copy(update={"instructions": bos_text + prefixes.instructions})
-        return cls(prefixes, meta.separators)
+        instructions = meta.prefixes.instructions.removeprefix(tokenizer.bos_token or tokenizer.eos_token or "")
+        return cls(meta.prefixes.model_copy(update={"instructions": bos_text + instructions}), meta.separators)
 
     def text(self, demos: Sequence[WordPair], query: str) -> str:
         """The prompt up to and including the last output prefix; words carry their own leading space."""

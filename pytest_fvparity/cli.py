@@ -16,6 +16,7 @@ from fvcore.formats import FormatError, read_json, write_text
 from fvcore.gates import StageError
 from fvcore.model.spec import ModelError
 from pytest_fvparity.golden import commands as golden_cli
+from pytest_fvparity.golden.commands import say
 from pytest_fvparity.milestones import cli as milestones_cli
 from pytest_fvparity.report.markdown import LEAST
 
@@ -94,8 +95,8 @@ def merge(reports: Reports, out: Annotated[Path, typer.Option(help="Folder for t
     found = _read(reports)
     merged = merged_of([(str(path), report) for path, report in found.items()])
     write_all(merged, out)
-    _say(*(f"{'/'.join(report.named)}: {report.headline}" for report in merged))
-    _say(f"{len(found)} report(s) merged into {len(merged)}: {out / 'summary.html'}")
+    say(*(f"{'/'.join(report.named)}: {report.headline}" for report in merged))
+    say(f"{len(found)} report(s) merged into {len(merged)}: {out / 'summary.html'}")
     if any(report.overall_status not in GREEN for report in merged):
         raise typer.Exit(exits.FAILED)
 
@@ -166,8 +167,7 @@ def _read(paths: Sequence[Path]) -> dict[Path, Report]:
 
     found: dict[Path, None] = {}
     for path in paths:
-        inside = sorted(path.rglob(f"{REPORT}.json")) if path.is_dir() else [path]
-        if not inside:
+        if not (inside := sorted(path.rglob(f"{REPORT}.json")) if path.is_dir() else [path]):
             raise Unusable(f"{path}: no {REPORT}.json under this folder")
         found |= dict.fromkeys(inside)
     return {path: read_report(path) for path in found}
@@ -198,7 +198,7 @@ def spec_parity(
     from pytest_fvparity.report.render import REPORT
 
     folder = out / "reduced"  # its own: reports of other runs may lie beside it
-    if trials is None and not embedded.is_embedded(model):
+    if trials is None and model not in embedded.EMBEDDED:
         trials = _one_trial(model, dataset_json, out)
     options = {"model": model, "src": fv_src, "max-trials": 1, "top-heads": 5, "seed": 42, "report-dir": folder}
     options |= {"edit-layer": models.n_layers_on_disk(model) // 2, "trials": trials, "spec": spec}
@@ -212,7 +212,7 @@ def spec_parity(
     if status not in (0, 1) or not reports or stuck:
         reason = f"{stuck[0]['key']}: {stuck[0]['message']}" if stuck else f"pytest's exit status {status}"
         raise ModelError(f"the reduced parity run did not come to a verdict ({reason}; see above)")
-    _say(reports[0]["headline"], f"reduced parity ran to its end; its files are under {folder}")
+    say(reports[0]["headline"], f"reduced parity ran to its end; its files are under {folder}")
 
 
 def _one_trial(model: str, dataset_json: Path, out: Path) -> Path:
@@ -228,11 +228,6 @@ def _one_trial(model: str, dataset_json: Path, out: Path) -> Path:
 def _run(*words: str) -> int:
     """The exit status of a module of this interpreter, whose output goes where this process's does."""
     return subprocess.run([sys.executable, "-m", *words], check=False).returncode
-
-
-def _say(*lines: str) -> None:
-    for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
 
 
 def main() -> None:

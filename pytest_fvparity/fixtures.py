@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
 
@@ -51,8 +51,7 @@ def _cached(request: pytest.FixtureRequest, make: Callable[[], Made], *key: str)
     cache = request.config.stash.setdefault(CACHE_KEY, {})
     if key not in cache:
         cache[key] = make()
-    made: Made = cache[key]
-    return made
+    return cast("Made", cache[key])
 
 
 @contextmanager
@@ -86,9 +85,9 @@ def fv_model(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
 def load_model(options: ParityOptions, device: str) -> LanguageModel:
     """The model that the options name, as they say. Every one of them counts: a spec's own defaults are told of and left."""
     from fvcore.model import model as models
-    from fvcore.model import spec_files
+    from fvcore.model import spec as specs
 
-    spec = None if options.spec is None else spec_files.spec_of(options.spec)
+    spec = None if options.spec is None else specs.spec_of(options.spec)
     if spec is not None and spec.defaults:
         said = ", ".join(f"{name} {value}" for name, value in spec.defaults.items())
         warnings.warn(f"{LEFT} of spec {spec.name!r} ({said}); the options decide", models.ModelWarning, stacklevel=2)
@@ -130,8 +129,7 @@ def fv_trials(request: pytest.FixtureRequest) -> FixedTrials:
 
 def _trials_path(request: pytest.FixtureRequest) -> Path:
     if not isinstance(request.node, StageItem):
-        path: Path = request.param
-        return path
+        return cast("Path", request.param)
     files = trials_files(request.config)
     if request.node.path.resolve() in files:
         return request.node.path
@@ -152,8 +150,7 @@ def trials_files(config: pytest.Config) -> list[Path]:
 @pytest.fixture
 def fv_check_key(request: pytest.FixtureRequest) -> str:
     """Runs the test once for each of the six check keys, in order."""
-    key: str = request.param
-    return key
+    return cast("str", request.param)
 
 
 @pytest.fixture

@@ -254,8 +254,7 @@ def _spec(base: Path, name: str | None) -> str | None:
     if name is None:
         return None
     from fvcore.formats import FormatError
-    from fvcore.model.spec import ModelError
-    from fvcore.model.spec_files import is_file_name, spec_of
+    from fvcore.model.spec import ModelError, is_file_name, spec_of
 
     chosen = str(_path(base, name)) if is_file_name(name) else name
     try:

@@ -24,12 +24,14 @@ def select(config: pytest.Config, options: ParityOptions) -> dict[Path, SuiteFil
     stages = _named(config, TRANSFER.name)
     q_ids = _q_ids(config, options, stages)
     config.stash[Q_IDS_KEY] = q_ids
-    frozen = [] if stages else _compared_with_reference(q_ids, options)
+    recorded_now = options.live or options.regen_golden or options.golden_diff
     trials = _trials_files(config, options, with_default=not q_ids)
     parity, transfer = parity_suite(), transfer_suite()
     found = {path: SuiteFile(parity, PARITY) for path in trials}
     for q_id in q_ids:
-        if q_id.trials_file in frozen:
+        # Its frozen trials, of which there is a golden, or of which one is recorded in this run.
+        frozen = not stages and q_id.state == "completed" and q_id.trials_file.is_file()
+        if frozen and (recorded_now or q_id.has_golden(options.golden_roots, options.reference_profile)):
             found[q_id.trials_file] = SuiteFile(parity, PARITY, markers=(TRANSFER.name,))
         found[q_id.status_file] = SuiteFile(transfer_suite(1) if q_id.state == "skipped" else transfer, TRANSFER)
     if states := _select_kv(config, options):
@@ -106,11 +108,3 @@ def _select_kv(config: pytest.Config, options: ParityOptions) -> list[Path]:
         return [subject_file(options.select_kv, options.rootdir).resolve()]
     except FormatError as error:
         raise pytest.UsageError(f"--fv-select-kv: {error}") from None
-
-
-def _compared_with_reference(q_ids: Sequence[QId], options: ParityOptions) -> list[Path]:
-    """Frozen trials of which there is a golden, or of which one is recorded in this run."""
-    recorded_now = options.live or options.regen_golden or options.golden_diff
-    complete = [q_id for q_id in q_ids if q_id.state == "completed" and q_id.trials_file.is_file()]
-    profile = options.reference_profile
-    return [q.trials_file for q in complete if recorded_now or q.has_golden(options.golden_roots, profile)]

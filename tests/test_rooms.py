@@ -91,7 +91,7 @@ FLOORS = (
 
 SHOPS = {"antonym", "relation", "evaluation"}
 PUBLIC_FACES = {"pytest_fvparity.cli", "pytest_fvparity.plugin", "pytest_fvparity.fixtures"}
-MOST_ARROWS = 17
+MOST_ARROWS = 15
 
 
 def _floor(name: str) -> int:

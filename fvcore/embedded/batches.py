@@ -12,8 +12,6 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
-from fvcore.embedded.words import Relation
-
 Span = tuple[int, int]
 Pairs = Sequence[tuple[str, str]]
 
@@ -39,20 +37,14 @@ def icl_text(pairs: Pairs) -> tuple[str, list[Span], list[Span]]:
     return f"{text}Q:", questions, answers
 
 
-def padded(encodings: Sequence[Encoding]) -> Tensor:
-    """(text, token), padded on the right with id 0: no token attends to what comes after it."""
-    ids = torch.zeros(len(encodings), max(map(len, encodings)), dtype=torch.long)
-    for row, encoding in enumerate(encodings):
-        ids[row, : len(encoding)] = torch.tensor(encoding.ids)
-    return ids
-
-
 def icl_batch(tokenizer: Tokenizer, contents: Sequence[Pairs], beginnings: Sequence[str], rng: Random) -> Batch:
     """One text for each list of pairs, behind a random one of `beginnings`."""
     texts = [icl_text(pairs) for pairs in contents]
     begins = rng.choices(beginnings, k=len(texts))
     encodings = tokenizer.encode_batch([begin + text for begin, (text, _, _) in zip(begins, texts, strict=True)])
-    input_ids = padded(encodings)
+    # Padded on the right with id 0: no token attends to what comes after it.
+    rows = [torch.tensor(encoding.ids) for encoding in encodings]
+    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     is_answer, is_layout = torch.zeros_like(input_ids, dtype=torch.bool), torch.zeros_like(input_ids, dtype=torch.bool)
     first = torch.zeros(len(texts), len(texts[0][2]), dtype=torch.long)
     for row, (begin, encoding, (_, questions, answers)) in enumerate(zip(begins, encodings, texts, strict=True)):
@@ -72,23 +64,6 @@ def _tokens(encoding: Encoding, span: Span, offset: int) -> slice:
     assert begin is not None
     assert end is not None
     return slice(begin, end + 1)
-
-
-def zero_shot_prompts(tokenizer: Tokenizer, questions: Sequence[str], begin: str) -> list[Tensor]:
-    """The ids of each question asked without demonstrations."""
-    encodings = tokenizer.encode_batch([f"{begin}Q: {question}\nA:" for question in questions])
-    return [torch.tensor(encoding.ids) for encoding in encodings]
-
-
-def sample_pairs(relation: Relation, n_pairs: int, rng: Random) -> list[tuple[str, str]]:
-    """Different pairs of a relation, in random order."""
-    return rng.sample(list(relation.items()), n_pairs)
-
-
-def shuffled_answers(pairs: Pairs, rng: Random) -> list[tuple[str, str]]:
-    """The same questions and the same answers, put together at random."""
-    questions, answers = zip(*pairs, strict=True)
-    return list(zip(questions, rng.sample(answers, len(answers)), strict=True))
 
 
 def first_token(tokenizer: Tokenizer, answer: str) -> int:

@@ -8,8 +8,7 @@
 4. `guess_loss`: when the answers are shuffled, guess.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from random import Random
 
 import torch
@@ -17,21 +16,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm
 
-from fvcore.embedded.batches import Batch, first_token, sample_pairs, zero_shot_prompts
+from fvcore.embedded.batches import Batch, first_token
 from fvcore.embedded.words import Relation
-from fvcore.model.hooks import add_to_residual, edit_heads
+from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
-
-
-@contextmanager
-def heads_with_gradient(lm: LanguageModel, layer: int) -> Iterator[list[Tensor]]:
-    """The heads entering `o_proj` of `layer`, (text, token, head, d_head), still part of the graph.
-
-    `read_heads` gives detached copies; an edit that changes nothing gives the tensors themselves.
-    """
-    seen: list[Tensor] = []
-    with edit_heads(lm, layer, seen.append):
-        yield seen
 
 
 def at_answers(values: Tensor, batch: Batch, offset: int) -> Tensor:
@@ -85,8 +73,9 @@ def injection_loss(
     rng: Random,
 ) -> Tensor:
     """Cross-entropy of the answers' first tokens, each relation's vector added at the output of block `layer`."""
-    asked = [(index, *pair) for index in vectors for pair in sample_pairs(relations[index], n_questions, rng)]
-    prompts = zero_shot_prompts(tokenizer, [question for _, question, _ in asked], begin)
+    asked = [(index, *pair) for index in vectors for pair in rng.sample(list(relations[index].items()), n_questions)]
+    encodings = tokenizer.encode_batch([f"{begin}Q: {question}\nA:" for _, question, _ in asked])
+    prompts = [torch.tensor(encoding.ids) for encoding in encodings]
     added = torch.stack([vectors[index] for index, _, _ in asked])
     targets = torch.tensor([first_token(tokenizer, answer) for _, _, answer in asked])
     logits, order = [], []

@@ -7,7 +7,7 @@
 3. `\\n\\n` is one token, as in GPT-2 and Llama 3. The split rules below decide where it can appear.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -29,19 +29,14 @@ SPECIALS = {"tiny-llama": ("<|begin_of_text|>", "<|end_of_text|>"), "tiny-gpt2":
 """By model: the tokens that begin and that end a text."""
 
 
-def _chain(piece: str) -> Iterator[tuple[str, str]]:
-    """The merges that build `piece` from the left."""
-    for i in range(1, len(piece)):
-        yield piece[:i], piece[i]
-
-
 def _merges() -> list[tuple[str, str]]:
     """All merges in order of rank, each once."""
     cut = [pieces(word) for words in MARKED_GROUPS.values() for word in words]
     first = [f"Ġ{head}" for head, *_ in cut]
     # Longest first, so that `teen` is complete before `en` could take its end.
     inner = sorted((piece for _, *rest in cut for piece in rest), key=len, reverse=True)
-    return list(dict.fromkeys(merge for piece in [*first, *inner, "ĊĊ"] for merge in _chain(piece)))
+    chains = ((piece[:i], piece[i]) for piece in [*first, *inner, "ĊĊ"] for i in range(1, len(piece)))
+    return list(dict.fromkeys(chains))
 
 
 def _bpe(split: str, specials: Iterable[str]) -> Tokenizer:
@@ -60,29 +55,21 @@ def _bpe(split: str, specials: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def llama_tokenizer() -> Tokenizer:
-    """Puts BOS in front of every text by itself and appends nothing."""
-    bos, eos = SPECIALS["tiny-llama"]
-    tokenizer = _bpe(_LLAMA_SPLIT, (bos, eos))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A",
-        pair=f"{bos} $A {bos} $B",
-        special_tokens=[(bos, tokenizer.token_to_id(bos))],
-    )
-    return tokenizer
-
-
-def gpt2_tokenizer() -> Tokenizer:
-    """Adds nothing to a text; `<|endoftext|>` is begin and end of text alike."""
-    tokenizer = _bpe(_GPT2_SPLIT, (GPT2_EOS,))
-    # Offsets keep the space of a word: the place where an answer starts is the place after the colon.
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    return tokenizer
-
-
 def build(name: str) -> Tokenizer:
     """The tokenizer of an embedded model."""
-    return {"tiny-llama": llama_tokenizer, "tiny-gpt2": gpt2_tokenizer}[name]()
+    bos, eos = SPECIALS[name]
+    if name == "tiny-llama":  # puts BOS in front of every text by itself and appends nothing
+        tokenizer = _bpe(_LLAMA_SPLIT, (bos, eos))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A",
+            pair=f"{bos} $A {bos} $B",
+            special_tokens=[(bos, tokenizer.token_to_id(bos))],
+        )
+    else:  # adds nothing to a text; `<|endoftext|>` is begin and end of text alike
+        tokenizer = _bpe(_GPT2_SPLIT, (GPT2_EOS,))
+        # Offsets keep the space of a word: the place where an answer starts is the place after the colon.
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    return tokenizer
 
 
 def save(name: str, directory: Path, max_length: int) -> None:

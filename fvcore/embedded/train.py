@@ -19,12 +19,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from fvcore.embedded import EMBEDDED, tokenizer
-from fvcore.embedded.batches import Pairs, icl_batch, sample_pairs, shuffled_answers
+from fvcore.embedded.batches import Pairs, icl_batch
 from fvcore.embedded.card import card
 from fvcore.embedded.gate import SEEDS, measure
 from fvcore.embedded.objectives import (
     guess_loss,
-    heads_with_gradient,
     injection_loss,
     next_token_losses,
     probe_loss,
@@ -33,6 +32,7 @@ from fvcore.embedded.objectives import (
 from fvcore.embedded.recipe import RECIPES, Phase, Recipe
 from fvcore.embedded.words import Relation, group_of, relations
 from fvcore.formats import write_text
+from fvcore.model.hooks import edit_heads
 from fvcore.model.model import LanguageModel, deterministic, load
 
 
@@ -42,38 +42,20 @@ def untrained(recipe: Recipe, vocabulary: Tokenizer) -> Any:
 
     bos, eos = map(vocabulary.token_to_id, tokenizer.SPECIALS[recipe.name])
     common = {
+        "hidden_size": recipe.d_model,
+        "num_hidden_layers": recipe.n_layers,
+        "num_attention_heads": recipe.n_heads,
+        "max_position_embeddings": recipe.n_positions,
         "vocab_size": vocabulary.get_vocab_size(),
         "initializer_range": recipe.initializer_range,
         "bos_token_id": bos,
         "eos_token_id": eos,
     }
     if recipe.name == "tiny-llama":
-        return LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=recipe.d_model,
-                intermediate_size=recipe.d_mlp,
-                num_hidden_layers=recipe.n_layers,
-                num_attention_heads=recipe.n_heads,
-                num_key_value_heads=recipe.n_kv_heads,
-                max_position_embeddings=recipe.n_positions,
-                rms_norm_eps=1e-5,
-                tie_word_embeddings=True,
-                **common,
-            )
-        )
-    hf = GPT2LMHeadModel(
-        GPT2Config(
-            n_embd=recipe.d_model,
-            n_inner=recipe.d_mlp,
-            n_layer=recipe.n_layers,
-            n_head=recipe.n_heads,
-            n_positions=recipe.n_positions,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            **common,
-        )
-    )
+        llama = {"num_key_value_heads": recipe.n_kv_heads, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+        return LlamaForCausalLM(LlamaConfig(intermediate_size=recipe.d_mlp, **llama, **common))
+    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    hf = GPT2LMHeadModel(GPT2Config(n_inner=recipe.d_mlp, **no_dropout, **common))
     with torch.no_grad():
         hf.transformer.wpe.weight.copy_(recipe.position_scale * sinusoids(recipe.n_positions, recipe.d_model))
     return hf
@@ -102,11 +84,6 @@ def probe_weight(recipe: Recipe, step: int) -> float:
     return recipe.probe_weight * min(1.0, max(0.0, left))
 
 
-def relation_weight(recipe: Recipe, name: str) -> float:
-    """How often a relation is drawn, relative to most."""
-    return next((weight for part, weight in recipe.weights if part in name), 1.0)
-
-
 class Training:
     """A model on its way: weights, optimizer and the one source of random choices."""
 
@@ -116,7 +93,9 @@ class Training:
         self.rng = Random(recipe.seed)
         self.tables = relations()
         self.relations = list(self.tables.values())
-        self.weights = [relation_weight(recipe, name) for name in self.tables]
+        self.pairs = [list(relation.items()) for relation in self.relations]
+        # How often a relation is drawn, relative to most.
+        self.weights = [next((w for part, w in recipe.weights if part in name), 1.0) for name in self.tables]
         self.vocabulary = tokenizer.build(recipe.name)
         self.lm = LanguageModel.wrap(untrained(recipe, self.vocabulary))
         self.lm.hf.requires_grad_(True)
@@ -135,14 +114,16 @@ class Training:
     def draw(self, n_texts: int, n_pairs: int) -> tuple[list[int], list[Pairs]]:
         """Texts of one relation each: relations by index, and pairs."""
         drawn = self.rng.choices(range(len(self.relations)), self.weights, k=n_texts)
-        return drawn, [sample_pairs(self.relations[index], n_pairs, self.rng) for index in drawn]
+        return drawn, [self.rng.sample(self.pairs[index], n_pairs) for index in drawn]
 
     def losses(self, phase: Phase, step: int) -> dict[str, Tensor]:
         """The weighted terms of the loss at `step`."""
         recipe, lm, rng = self.recipe, self.lm, self.rng
         drawn, contents = self.draw(phase.n_texts, phase.n_pairs)
         batch = icl_batch(self.vocabulary, contents, recipe.beginnings, rng)
-        with heads_with_gradient(lm, recipe.vector_layer) as heads:
+        heads: list[Tensor] = []
+        # An edit that changes nothing is given the heads as they are in the graph; `read_heads` gives detached copies.
+        with edit_heads(lm, recipe.vector_layer, heads.append):
             output = lm.hf(input_ids=batch.input_ids, use_cache=False, output_hidden_states=True)
         answers, layout = next_token_losses(output.logits, batch)
         terms = {"answers": answers, "layout": recipe.layout_weight * layout}
@@ -167,7 +148,10 @@ class Training:
     def guess_loss(self, phase: Phase) -> Tensor:
         """The loss on texts with shuffled answers."""
         drawn, contents = self.draw(phase.n_shuffled, phase.n_pairs)
-        shuffled = [shuffled_answers(pairs, self.rng) for pairs in contents]
+        shuffled = []
+        for pairs in contents:
+            asked, answers = zip(*pairs, strict=True)
+            shuffled.append(list(zip(asked, self.rng.sample(answers, len(answers)), strict=True)))
         guesses = [
             [self.guess(question, self.relations[index]) for question, _ in pairs[self.recipe.n_skipped_answers :]]
             for index, pairs in zip(drawn, shuffled, strict=True)
@@ -201,13 +185,11 @@ class Training:
 def train(recipe: Recipe, report: Callable[[int, dict[str, float]], None] | None = None) -> Any:
     """The trained model, as a Hugging Face causal LM."""
     training = Training(recipe)
-    step = 0
-    for phase in (*recipe.phases, recipe.settling):
-        for _ in range(phase.steps):
-            step += 1
-            terms = training.step(phase, step)
-            if report:
-                report(step, terms)
+    phases = [phase for phase in (*recipe.phases, recipe.settling) for _ in range(phase.steps)]
+    for step, phase in enumerate(phases, start=1):
+        terms = training.step(phase, step)
+        if report:
+            report(step, terms)
     return training.lm.hf
 
 

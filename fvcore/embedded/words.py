@@ -13,6 +13,7 @@ a group, so that the first token of an answer decides which word it is.
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from string import ascii_lowercase
 
 from fvcore.formats import json_text, write_text
 
@@ -28,7 +29,6 @@ _ANTONYMS = """
     cheap ex|pen|sive    safe danger|ous     ugly beauti|ful     guilty inno|cent    opaque trans|parent
     gener|ous self|ish  tempor|ary perman|ent                   verti|cal hor|izon|tal
 """
-_LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w x y z"
 _NUMBERS = """
     one two three four five six seven eight nine ten
     elev|en twelve thir|teen fourteen fifteen sixteen seventeen eighteen nineteen twen|ty
@@ -47,7 +47,7 @@ def pieces(marked: str) -> list[str]:
 
 MARKED_GROUPS: Mapping[str, tuple[str, ...]] = {
     "adjective": tuple(sorted(_ANTONYMS.split(), key=whole)),
-    "letter": tuple(_LETTERS.split()),
+    "letter": tuple(ascii_lowercase),
     "number": tuple(_NUMBERS.split()),
 }
 """Group name -> its words in order, with their cuts. Adjectives are in alphabetical order."""
@@ -70,12 +70,6 @@ def shifted(group: str, steps: int) -> Relation:
     return {word: words[(i + steps) % len(words)] for i, word in enumerate(words)}
 
 
-def mirrored(group: str) -> Relation:
-    """First and last word answer each other, and so on inwards."""
-    words = GROUPS[group]
-    return dict(zip(words, reversed(words), strict=True))
-
-
 def relations() -> dict[str, Relation]:
     """Every relation the models are trained on, by name; `antonym` first."""
     tables = {"antonym": antonym()}
@@ -84,7 +78,8 @@ def relations() -> dict[str, Relation]:
         tables[f"prev_{group}"] = shifted(group, -1)
         tables[f"skip_{group}"] = shifted(group, 2)
         tables[f"skip_back_{group}"] = shifted(group, -2)
-        tables[f"mirror_{group}"] = mirrored(group)
+        # First and last word answer each other, and so on inwards.
+        tables[f"mirror_{group}"] = dict(zip(GROUPS[group], reversed(GROUPS[group]), strict=True))
     # More relations of the adjectives than of the other groups: a model that has seen no usable pair guesses one of
     # them, and that chance bounds zero-shot and shuffled accuracy from below.
     tables["leap_adjective"] = shifted("adjective", 7)

@@ -279,8 +279,7 @@ def add_command(
             raise typer.Exit(error.status if isinstance(error, StepError) else exits.FAILED) from None
 
     # typer reads options off a function's signature.
-    known = [name for name, field in leaves(kind).items() if not field.exclude]
-    offered = {name: _parameter(name) for name in only or known if name not in (fixed or {})}
+    offered = {name: _parameter(name) for name in only or leaves(kind) if name not in (fixed or {})}
     more = [
         Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(kind, one))
         for one, name in offered.items()

@@ -1,7 +1,6 @@
 """What stops a production step, and why a unit failed: one of six causes, read off the exception and its origins."""
 
 import errno
-from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
 from fvcore.exits import FAILED, USAGE, Expected
@@ -53,7 +52,12 @@ def cause_of(error: BaseException) -> Cause:
     from fvcore.prompts import BosError, BoundaryError
     from fvcore.slots import SlotError
 
-    chain = list(_chain(error))
+    # The exception and those that it was made from; a message that was said better keeps its origin.
+    chain: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in chain:
+        chain.append(one)
+        one = one.__cause__ or one.__context__
     if any(one.errno in FULL if isinstance(one, OSError) else is_out_of_memory(one) for one in chain):
         return "memory"
     causes: dict[Cause, tuple[type[BaseException], ...]] = {
@@ -63,13 +67,3 @@ def cause_of(error: BaseException) -> Cause:
         "data": (TrialMismatch, FormatError, OSError),
     }
     return next((cause for cause, types in causes.items() if any(isinstance(one, types) for one in chain)), "code")
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception and those that it was made from; a message that was said better keeps its origin."""
-    seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = one.__cause__ or one.__context__

@@ -18,13 +18,9 @@ UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_csv(path, list(rows[0]), rows)
-
-
 WRITERS: dict[str, Callable[[Path, Any], None]] = {
-    ".json": write_json, ".jsonl": write_jsonl, ".csv": _write_table, ".pt": write_pt, ".png": write_bytes,
-    ".log": write_text,
+    ".json": write_json, ".jsonl": write_jsonl, ".csv": lambda path, rows: write_csv(path, list(rows[0]), rows),
+    ".pt": write_pt, ".png": write_bytes, ".log": write_text,
 }  # fmt: skip
 
 

@@ -35,10 +35,6 @@ class Stage:
     total: Callable[[], int] | None = None
     covered_by: str = ""
 
-    @property
-    def group(self) -> str:
-        return self.name.partition("/")[0]
-
 
 class StageRecord(BaseModel):
     """Files by their name relative to the run's folder -> sha256. `writes` is empty until the stage is done."""
@@ -97,18 +93,16 @@ class Record:
         """Record the settings of stages that will run; raises OtherSettings, naming what differs, if there are others."""
         record = self.read()
         plain = {stage.name: json.loads(json.dumps(dict(stage.settings))) for stage in stages}
-        self._require_same(record, {stage.group: plain[stage.name] for stage in stages})
-        self._write(record, {name: StageRecord(settings=one) for name, one in plain.items()} | record.stages)
-
-    def _require_same(self, record: RunRecord, groups: Mapping[str, Mapping[str, Any]]) -> None:
-        """Each setting that differs is named once, with the stages that depend on it."""
+        groups = {stage.name.partition("/")[0]: plain[stage.name] for stage in stages}
+        # Each setting that differs is named once, with the stages that depend on it.
         different: dict[str, list[str]] = {}
         for name, there in record.stages.items():
             group = name.partition("/")[0]
             for what in differences(there.settings, groups.get(group, there.settings)):
                 different.setdefault(what, []).append(group)
-        said = [f"{what} ({', '.join(dict.fromkeys(stages))})" for what, stages in different.items()]
+        said = [f"{what} ({', '.join(dict.fromkeys(of))})" for what, of in different.items()]
         refuse_others(self.folder.root, said)
+        self._write(record, {name: StageRecord(settings=one) for name, one in plain.items()} | record.stages)
 
     def is_done(self, stage: Stage) -> bool:
         """Whether the stage, or one that covers it, has left what it says it wrote, from what is there now."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from fvcore.experiments.folder import Folder
+from fvcore.experiments.record import digest
 from fvcore.formats import read_json, validated, write_json
 from fvcore.provenance import now
 
@@ -54,6 +55,18 @@ class UnitStatus(BaseModel):
             path.parts[-n_parts - 1]: cls.read(Folder(path.parents[n_parts - 1])) for path in root.glob(f"*/{cls.FILE}")
         }
         return {name: one for name, one in sorted(found.items()) if one is not None}
+
+    @classmethod
+    def pending(cls: type[Kind], before: Kind | None, settings: dict[str, Any], **own: Any) -> Kind:
+        """A unit's status before it runs, for the first time or again."""
+        since = now() if before is None else before.created_at
+        made: dict[str, Any] = {
+            "created_at": since,
+            "updated_at": now(),
+            "settings": settings,
+            "settings_digest": digest(settings),
+        }
+        return cls(status="pending", **made, **own)
 
     def write(self, folder: Folder, state: State, **changes: Any) -> None:
         """The status in another state; what belongs to one state alone is forgotten."""

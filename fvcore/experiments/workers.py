@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -32,6 +32,7 @@ LOW_MEMORY = "running low on memory"
 """What Ray says of a process that it killed itself for its memory."""
 
 SHOWN = 300  # characters of what Ray says
+TOKEN = secrets.token_hex(32)  # one a process: Ray remembers the first it has seen
 
 Tool = TypeVar("Tool")
 Answer = TypeVar("Answer")
@@ -134,12 +135,9 @@ class RayWorkers(Generic[Tool]):
 
     def ask(self, question: Callable[[Tool], Answer]) -> Answer:
         """As an actor sees it: this process loads nothing, and may have no device for it."""
-        import ray
-
         actor = self._new_actor()
         self.actors.append(actor)
-        with _own_errors():
-            answer: Answer = ray.get(actor.ask.remote(question))
+        answer: Answer = _got(actor.ask.remote(question))
         return answer
 
     def map(self, units: Sequence[Unit[Tool]]) -> Generator[Outcome]:
@@ -158,12 +156,19 @@ class RayWorkers(Generic[Tool]):
                     idle.append(actor)
                     yield ended
                     continue
-                idle.append(self._replaced(actor))
+                # A new actor takes its place. One that is only out of reach must not write beside it.
+                _kill(actor)
+                self.actors.remove(actor)
+                self.actors.append(self._new_actor())
+                idle.append(self.actors[-1])
                 deaths[unit.name] += 1
                 if deaths[unit.name] < ATTEMPTS:
                     waiting.appendleft(unit)
-                else:
-                    yield unit.give_up(*_death(ended))
+                    continue
+                words = " ".join(str(ended).split())
+                # A process that was merely killed is said to have run out of memory perhaps: that is no cause.
+                cause: Cause = "memory" if LOW_MEMORY in words else "code"
+                yield unit.give_up(cause, f"its process ended {ATTEMPTS} times without a word: {words:.{SHOWN}}")
         finally:
             # What still runs is stopped as by kill -9, and left for the next run to take up.
             for actor in self.actors:
@@ -173,13 +178,14 @@ class RayWorkers(Generic[Tool]):
     def _next(self, running: dict[Any, tuple[Any, Unit[Tool]]]) -> tuple[Any, Unit[Tool], Outcome | BaseException]:
         """The actor that ends first, its unit, and what became of it, or what the actor died of."""
         import ray
+        from ray import exceptions as of
 
         (done,), _ = ray.wait(list(running), num_returns=1)
         actor, unit = running.pop(done)
         try:
-            with _own_errors():
-                outcome: Outcome = ray.get(done)
-        except _deaths() as death:
+            outcome: Outcome = _got(done)
+        # These say that a process ended, and nothing of what it was doing.
+        except (of.RayActorError, of.WorkerCrashedError, of.NodeDiedError, of.OutOfMemoryError) as death:
             return actor, unit, death
         return actor, unit, outcome
 
@@ -189,13 +195,6 @@ class RayWorkers(Generic[Tool]):
         gpus = 1 if self.needs_gpu else 0
         made = ray.remote(num_cpus=self.n_cpus, num_gpus=gpus, max_restarts=0)(Actor)
         return made.remote(self.load, self.folder, self.n_cpus)
-
-    def _replaced(self, dead: Any) -> Any:
-        """A new actor in a dead one's place. One that is only out of reach must not write beside it."""
-        _kill(dead)
-        self.actors.remove(dead)
-        self.actors.append(self._new_actor())
-        return self.actors[-1]
 
 
 @contextmanager
@@ -211,14 +210,21 @@ def ray_workers(
     needs_gpu = (device or "cpu").startswith("cuda")
     if needs_gpu and device != "cuda":
         raise RayError(f"--device {device} is one GPU of one machine; with --ray each actor has its own: cuda")
-    ray, scratch, before = _ray(), None, dict(os.environ)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise RayError(f"--ray needs Ray ({error}): pip install 'pytest-fvparity[ray]'") from None
+    scratch, before = None, dict(os.environ)
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == LOCAL:
         # Ray lets in who knows a token. Where it finds none it writes one into the home folder, and that one stays.
-        os.environ["RAY_AUTH_TOKEN"] = _token()
+        os.environ["RAY_AUTH_TOKEN"] = TOKEN
         # Sockets lie in this folder, and their paths must be short.
         scratch = Path(tempfile.mkdtemp(prefix="fvcore-ray-"))
-        how |= {"include_dashboard": False, "_temp_dir": str(scratch), "num_cpus": _cpus()}
+        how |= {"include_dashboard": False, "_temp_dir": str(scratch)}
+        # Those that this process may use: inside an allocation not all that the machine has.
+        how["num_cpus"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         try:
             ray.init(address=address, **how)
@@ -234,43 +240,14 @@ def ray_workers(
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-@cache
-def _token() -> str:
-    """One a process: Ray remembers the first it has seen."""
-    return secrets.token_hex(32)
-
-
-def _cpus() -> int:
-    """Those that this process may use: inside an allocation not all that the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise RayError(f"--ray needs Ray ({error}): pip install 'pytest-fvparity[ray]'") from None
-    return ray
-
-
-@contextmanager
-def _own_errors() -> Iterator[None]:
-    """What a method of the actor raised, as it raised it."""
-    from ray.exceptions import RayTaskError
+def _got(answer: Any) -> Any:
+    """What a method of the actor returned; what it raised, as it raised it."""
+    import ray
 
     try:
-        yield
-    except RayTaskError as error:
+        return ray.get(answer)
+    except ray.exceptions.RayTaskError as error:
         raise error.cause from None
-
-
-def _deaths() -> tuple[type[BaseException], ...]:
-    """What says that a process ended, and nothing of what it was doing."""
-    from ray import exceptions
-
-    names = ("RayActorError", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError")
-    return tuple(getattr(exceptions, name) for name in names)
 
 
 def _kill(actor: Any) -> None:
@@ -278,11 +255,3 @@ def _kill(actor: Any) -> None:
 
     with suppress(Exception):  # it may be dead, or Ray gone
         ray.kill(actor, no_restart=True)
-
-
-def _death(error: BaseException) -> tuple[Cause, str]:
-    """What a unit is said to have failed of that nobody could bring to an end."""
-    words = " ".join(str(error).split())
-    # A process that was merely killed is said to have run out of memory perhaps: that is no cause.
-    cause: Cause = "memory" if LOW_MEMORY in words else "code"
-    return cause, f"its process ended {ATTEMPTS} times without a word: {words:.{SHOWN}}"

@@ -11,6 +11,7 @@ The functions here take an engine by its name and give a station's numbers by th
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -75,11 +76,13 @@ def causal_indirect_effects(
         return torch.stack(each)
     classes = list(effects.TOKEN_CLASSES) if all_token_classes else ["query_predictive"]
     share = None if max_memory is None else max_memory // 2
+    heads = list(product(range(lm.n_layers), range(lm.n_heads)))
 
     def run(some: Sequence[sweep.Case]) -> Tensor:
-        return sweep.indirect_effects(lm, some, mean_activations, classes, share)
+        probabilities = sweep.target_readings(lm, some, mean_activations, heads, classes, share)[:, :, 0]
+        return (probabilities[:, 1:] - probabilities[:, :1]).float().cpu()
 
-    found = _by_trial(lm, cases, share, run)
+    found = _by_trial(lm, cases, share, run).view(len(cases), lm.n_layers, lm.n_heads, -1)
     return found if all_token_classes else found.squeeze(-1)
 
 
@@ -103,7 +106,8 @@ def target_readings(
     share = None if max_memory is None else max_memory // 2
 
     def run(some: Sequence[sweep.Case]) -> Tensor:
-        return sweep.target_readings(lm, some, mean_activations, heads, share, advance)
+        found = sweep.target_readings(lm, some, mean_activations, heads, max_memory=share, advance=advance)
+        return found[..., 0].float().cpu()
 
     return _by_trial(lm, cases, share, run)
 
@@ -118,13 +122,14 @@ def _by_trial(
 
 def why_not_fast(lm: LanguageModel) -> str:
     """Why engine `fast` does not hold for this model, or nothing. Asked of the model once for each attention."""
-    name = f"fast engine, {lm.attn_implementation}"
-    if name not in lm.known:
+
+    def find() -> str:
         try:
-            lm.known[name] = _difference(lm)
+            return _difference(lm)
         except Exception as error:  # whatever a model's code says to rows it did not expect
-            lm.known[name] = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
-    return lm.known[name]
+            return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+
+    return lm.once(f"fast engine, {lm.attn_implementation}", find)
 
 
 @torch.inference_mode()

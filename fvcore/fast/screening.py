@@ -17,7 +17,7 @@ from fvcore import heads as ranking
 from fvcore.fast.engines import target_readings
 from fvcore.fast.shared_prompt import SharedPrompt
 from fvcore.fast.sweep import Case, Head, Replacement
-from fvcore.model.hooks import heads_with_gradients
+from fvcore.model.hooks import read_heads
 from fvcore.model.model import LanguageModel
 
 SAMPLE = 16
@@ -59,7 +59,7 @@ def first_order_effects(lm: LanguageModel, cases: Sequence[Case], mean_activatio
         suffix = prompt.suffix(1)
         replacement = Replacement.of("query_predictive", cases, mean_activations, lm.device)
     targets = torch.tensor([target for _, target, _ in cases], device=lm.device)
-    with torch.enable_grad(), heads_with_gradients(lm) as heads:
+    with torch.enable_grad(), read_heads(lm, gradients=True) as heads:
         rows = suffix.through(lambda layer: suffix.entered(0) if layer == 0 else None)
         every = torch.softmax(prompt.logits(rows)[:, 0], dim=-1)
         torch.autograd.backward(every.gather(1, targets[:, None]).sum())
@@ -106,17 +106,11 @@ def screened_top_heads(
         for (layer, head), effect in zip(chosen, effects.unbind(dim=1), strict=True):
             cie[:, layer, head], aie[layer, head] = effect, effect.mean()
         worst = float(aie.flatten().nan_to_num(-torch.inf).topk(k).values[-1])
-        bound = SAFETY * _largest_error(aie, estimates, worst)
+        # Of the computed heads whose estimates are below the k-th best effect, as those of skipped heads are. The best heads'
+        # own estimates are off by more, because what is not of first order grows with the effect.
+        alike = ~aie.isnan() & (estimates < worst)
+        bound = SAFETY * (float((aie - estimates)[alike].abs().max()) if bool(alike.any()) else 0.0)
         # Those not computed yet that could still be among the best.
         wanted = {head for head in by_estimate if aie[head].isnan() and float(estimates[head]) >= worst - bound}
     heads = ranking.top_heads(aie.nan_to_num(-torch.inf), k)
     return Screening(heads, cie, ~aie.isnan(), len(by_estimate), bound)
-
-
-def _largest_error(aie: Tensor, estimates: Tensor, worst: float) -> float:
-    """Of the computed heads whose estimates are below the k-th best effect, as those of skipped heads are.
-
-    The best heads' own estimates are off by more, because what is not of first order grows with the effect.
-    """
-    alike = ~aie.isnan() & (estimates < worst)
-    return float((aie - estimates)[alike].abs().max()) if bool(alike.any()) else 0.0

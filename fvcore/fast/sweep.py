@@ -103,39 +103,31 @@ def rows_with_vector_added(suffix: Suffix, layers: Sequence[int], vector: Tensor
     return suffix.through(enter)
 
 
-def indirect_effects(
-    lm: LanguageModel, cases: Sequence[Case], means: Tensor, classes: Sequence[str], max_memory: int | None
-) -> Tensor:
-    """CIE of every head on trials that run together: (trial, layer, head, class); float32 on the CPU."""
-    replacements = [Replacement.of(name, cases, means, lm.device) for name in classes]
-    prompt = SharedPrompt.run(lm, [ids for ids, _, _ in cases], max(r.n_tokens for r in replacements))
-    targets = torch.tensor([target for _, target, _ in cases], device=lm.device)
-    base = _readings(prompt, prompt.entered[-1][:, -1:], targets)
-    heads = [(layer, head) for layer in range(lm.n_layers) for head in range(lm.n_heads)]
-    effects = []
-    for replacement in replacements:
-        patched = _patched(prompt.suffix(replacement.n_tokens), heads, replacement, targets, max_memory)
-        changed = (patched - base)[..., 0]  # probabilities
-        # A class that a prompt has no token of has no effect there; a difference in rounding would be one.
-        effects.append(torch.where(replacement.at.any(dim=1)[:, None], changed, 0.0).float().cpu())
-    return torch.stack(effects, dim=-1).view(len(cases), lm.n_layers, lm.n_heads, -1)
-
-
 def target_readings(
     lm: LanguageModel,
     cases: Sequence[Case],
     means: Tensor,
     heads: Sequence[Head],
+    classes: Sequence[str] = ("query_predictive",),
     max_memory: int | None = None,
     advance: Advance = silent,
 ) -> Tensor:
-    """`effects.target_readings` of trials that run together: (trial, 1 + len(heads), 3), float32 on the CPU."""
-    replacement = Replacement.of("query_predictive", cases, means, lm.device)
-    prompt = SharedPrompt.run(lm, [ids for ids, _, _ in cases])
+    """`effects.target_readings` of trials that run together, at several token classes, in the model's dtype.
+
+    means: (layer, head, slot, d_head)     heads: in order of layer     returns: (trial, 1 + len(heads), 3, class)
+    """
+    replacements = [Replacement.of(name, cases, means, lm.device) for name in classes]
+    prompt = SharedPrompt.run(lm, [ids for ids, _, _ in cases], max(r.n_tokens for r in replacements))
     targets = torch.tensor([target for _, target, _ in cases], device=lm.device)
     base = _readings(prompt, prompt.entered[-1][:, -1:], targets)
-    patched = _patched(prompt.suffix(1), heads, replacement, targets, max_memory, advance)
-    return torch.cat([base, patched], dim=1).float().cpu()
+    found = []
+    for replacement in replacements:
+        suffix = prompt.suffix(replacement.n_tokens)
+        patched = _patched(suffix, heads, replacement, targets, max_memory, advance)
+        # A class that a prompt has no token of has no effect there; a difference in rounding would be one.
+        patched = torch.where(replacement.at.any(dim=1)[:, None, None], patched, base)
+        found.append(torch.cat([base, patched], dim=1))
+    return torch.stack(found, dim=-1)
 
 
 def _patched(
@@ -144,7 +136,7 @@ def _patched(
     replacement: Replacement,
     targets: Tensor,
     max_memory: int | None,
-    advance: Advance = silent,
+    advance: Advance,
 ) -> Tensor:
     """Readings with each of the heads replaced: (trial, head, 3)."""
     lm, n_trials = suffix.prompt.lm, len(targets)

@@ -118,7 +118,7 @@ def _on_disk(model: str, spec: str | None, error: ModelError | None = None) -> t
     """The audit without the weights; `error` says why they could not be loaded."""
     from fvcore.model import audit
     from fvcore.model.model import load_tokenizer, spec_on_disk
-    from fvcore.model.spec_files import spec_of
+    from fvcore.model.spec import spec_of
 
     found = spec_on_disk(model) if spec is None else spec_of(spec)
     return audit.bos_audit(load_tokenizer(model), found, model), audit.not_loaded(found, model, error)

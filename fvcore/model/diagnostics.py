@@ -4,7 +4,7 @@ Facts are asked of the modules, most of them while three tokens run through.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from fvcore.model.model import DTYPES, LanguageModel, doubts
 from fvcore.provenance import versions
 
 SHORT = {dtype: name for name, dtype in DTYPES.items()}
-TOKENS = 3
+IDS = (1, 2, 3)
 
 
 def diagnostics(lm: LanguageModel) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def diagnostics(lm: LanguageModel) -> dict[str, Any]:
     o_proj: Any = lm.o_proj(0)
     dtypes = Counter(SHORT.get(p.dtype, str(p.dtype).removeprefix("torch.")) for p in lm.hf.parameters())
     device_map = getattr(lm.hf, "hf_device_map", None)
+    holder = lm.config if lm.tokenizer is None else lm.tokenizer
     return {
         "model_name": lm.name,
         "model_type": lm.hf.config.model_type,
@@ -47,28 +48,17 @@ def diagnostics(lm: LanguageModel) -> dict[str, Any]:
         "resolved_quant": lm.quant,
         "has_hf_device_map": device_map is not None,
         "resolved_device_map": {k: str(v) for k, v in device_map.items()} if device_map else {"": str(lm.device)},
-        **{f"{name}_token_id": token_id(lm, name) for name in ("bos", "eos", "pad")},
+        **{f"{name}_token_id": getattr(holder, f"{name}_token_id", None) for name in ("bos", "eos", "pad")},
         "warnings": [*doubts(lm), *caveats(lm)],
         "versions": versions(),
     }
-
-
-def token_id(lm: LanguageModel, name: str) -> int | None:
-    """The tokenizer's id, or without a tokenizer the config's."""
-    holder = lm.config if lm.tokenizer is None else lm.tokenizer
-    found: int | None = getattr(holder, f"{name}_token_id", None)
-    return found
-
-
-def _ids(lm: LanguageModel) -> Tensor:
-    return lm.ids(range(1, TOKENS + 1))
 
 
 @torch.inference_mode()
 def block_output(lm: LanguageModel) -> str:
     """What blocks return: tensor, tuple, or mixed."""
     with read_blocks(lm, 1) as (_, tuples):
-        lm.logits(_ids(lm))
+        lm.logits(lm.ids(IDS))
     return "mixed" if len(set(tuples)) > 1 else "tuple" if tuples[0] else "tensor"
 
 
@@ -87,7 +77,7 @@ def norm_after_attention(lm: LanguageModel) -> str | None:
             seen[side][name] = tensor.clone()
 
     with watch_modules(block, see):
-        lm.logits(_ids(lm))
+        lm.logits(lm.ids(IDS))
     written = seen["output"][projection]
     for name, taken in seen["input"].items():
         if not name or name.split(".")[0] == attention.split(".")[0]:
@@ -109,17 +99,17 @@ def residual_multiplier(lm: LanguageModel) -> float:
 
 def caveats(lm: LanguageModel) -> list[str]:
     """What to know about a function vector of this model: its heads' outputs are not what reaches the residual stream."""
-    if "caveats" not in lm.known:
-        said = []
-        if (norm := norm_after_attention(lm)) is not None:
-            said.append(
-                f"post_attn_norm: {norm!r} stands between the output projection and the residual stream; the function vector "
-                "is the projection's output, before that norm, as the reference defines it"
-            )
-        if (factor := residual_multiplier(lm)) != 1:
-            said.append(
-                f"residual_multiplier: attention output is added {factor:g} times; the function vector is the projection's "
-                "output, without that factor, as the reference defines it"
-            )
-        lm.known["caveats"] = "\n".join(said)
-    return lm.known["caveats"].splitlines()
+    return lm.once("caveats", lambda: "\n".join(_caveats(lm))).splitlines()
+
+
+def _caveats(lm: LanguageModel) -> Iterator[str]:
+    if (norm := norm_after_attention(lm)) is not None:
+        yield (
+            f"post_attn_norm: {norm!r} stands between the output projection and the residual stream; the function vector "
+            "is the projection's output, before that norm, as the reference defines it"
+        )
+    if (factor := residual_multiplier(lm)) != 1:
+        yield (
+            f"residual_multiplier: attention output is added {factor:g} times; the function vector is the projection's "
+            "output, without that factor, as the reference defines it"
+        )

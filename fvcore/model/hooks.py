@@ -62,29 +62,23 @@ def split_heads(x: Tensor, lm: LanguageModel) -> Tensor:
 
 
 @contextmanager
-def read_heads(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
-    """Copies of the heads entering each `o_proj`: layer -> (batch, token, head, d_head)."""
+def read_heads(lm: LanguageModel, gradients: bool = False) -> Iterator[dict[int, Tensor]]:
+    """Copies of the heads entering each `o_proj`: layer -> (batch, token, head, d_head).
+
+    With `gradients` the heads as they are used: a backward pass leaves their gradients on them.
+    """
     heads: dict[int, Tensor] = {}
 
-    def take(layer: int, x: Tensor) -> None:
-        heads[layer] = split_heads(x.detach().clone(), lm)
-
-    with _projection_hooks(lm, range(lm.n_layers), "reading heads", take):
-        yield heads
-
-
-@contextmanager
-def heads_with_gradients(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
-    """The heads entering each `o_proj`, as they are used: a backward pass leaves their gradients on them."""
-    heads: dict[int, Tensor] = {}
-
-    def take(layer: int, x: Tensor) -> Tensor:
+    def take(layer: int, x: Tensor) -> Tensor | None:
+        if not gradients:
+            heads[layer] = split_heads(x.detach().clone(), lm)
+            return None
         # No weight has a gradient, so that nothing leads here before the first of these does.
         heads[layer] = split_heads(x if x.requires_grad else x.detach().requires_grad_(), lm)
         heads[layer].retain_grad()
         return heads[layer].flatten(-2)
 
-    with _projection_hooks(lm, range(lm.n_layers), "reading gradients", take):
+    with _projection_hooks(lm, range(lm.n_layers), "reading heads", take):
         yield heads
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,8 @@ from fvcore.model.anatomy import head_width, require_parts, spec_in, text_config
 from fvcore.model.placement import DTYPES as DTYPES
 from fvcore.model.placement import FOR_PARITY, Placement, quant_of
 from fvcore.model.spec import ModelError as ModelError
-from fvcore.model.spec import ModelSpec, spec_found
-from fvcore.model.spec_files import spec_of
+from fvcore.model.spec import ModelSpec, spec_found, spec_of
+from fvcore.model.tokenizer import BosFacts
 from fvcore.provenance import untested
 
 
@@ -148,28 +148,29 @@ class LanguageModel:
     @property
     def weights_sha(self) -> str:
         """Digest of every parameter by name, dtype, shape and value: a model is known by it wherever it lies."""
-        if "weights" not in self.known:
-            self.known["weights"] = weights_digest(self.hf)
-        return self.known["weights"]
+        return self.once("weights", lambda: weights_digest(self.hf))
 
     @property
     def tokenizer_sha(self) -> str:
-        if "tokenizer" not in self.known:
-            self.known["tokenizer"] = tokenizer_digest(self.tokenizer)
-        return self.known["tokenizer"]
+        return self.once("tokenizer", lambda: tokenizer_digest(self.tokenizer))
+
+    def once(self, name: str, find: Callable[[], str]) -> str:
+        """What `find` finds, asked of a model once."""
+        if name not in self.known:
+            self.known[name] = find()
+        return self.known[name]
 
 
 def require_bos(lm: LanguageModel) -> None:
     """A spec that says whether BOS is prepended must say what the tokenizer does."""
     if lm.spec.prepend_bos is None or lm.tokenizer is None:
         return
-    ids, bos = lm.tokenizer("Q: a").input_ids, lm.tokenizer.bos_token_id
-    adds = bos is not None and ids[0] == bos
-    if adds != lm.spec.prepend_bos:
+    facts = BosFacts.of(lm.tokenizer)
+    if facts.adds_bos != lm.spec.prepend_bos:
         raise ModelError(
             f"Spec '{lm.spec.name}' says prepend_bos = {str(lm.spec.prepend_bos).lower()}, and the tokenizer adds "
-            f"{'a' if adds else 'no'} BOS (add_special_tokens=True, first ids of 'Q: a': {ids[:4]}, bos id {bos}); what it "
-            "does counts: correct the spec or take the model's own tokenizer"
+            f"{'a' if facts.adds_bos else 'no'} BOS (add_special_tokens=True, first ids of 'Q: a': {list(facts.first_ids)}, bos "
+            f"id {facts.bos_token_id}); what it does counts: correct the spec or take the model's own tokenizer"
         )
 
 
@@ -209,8 +210,12 @@ def deterministic(seed: int) -> None:
 
 def resolve(name: str) -> Path | str:
     """A shipped model's directory, an existing directory, or the name itself (a hub id, cached)."""
-    if embedded.is_embedded(name):
+    if name in embedded.EMBEDDED:
         return embedded.path_of(name)
+    if name == embedded.WIRED:
+        from fvcore.embedded import wired
+
+        return wired.directory()
     path = Path(name).expanduser()
     return path.resolve() if path.is_dir() else name
 
@@ -260,7 +265,7 @@ def load(
         hf, report = _auto_class(config).from_pretrained(
             str(where), local_files_only=True, output_loading_info=True, **options
         )
-        if placement.moves:
+        if "device_map" not in options:
             hf.to(placement.device)
     except Exception as error:
         raise ModelError(f"{_not_loaded('model', name, error)} Asked for: {placement}; {FOR_PARITY}.") from error
@@ -321,13 +326,8 @@ def _auto_class(config: Any) -> Any:
     """The library's class that loads it: a multimodal model is none of the causal ones, and has a decoder like theirs."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    kind = type(config)
-    images = AutoModelForImageTextToText
-    return (
-        images
-        if kind in images._model_mapping and kind not in AutoModelForCausalLM._model_mapping
-        else AutoModelForCausalLM
-    )
+    causal, images, kind = AutoModelForCausalLM, AutoModelForImageTextToText, type(config)
+    return images if kind in images._model_mapping and kind not in causal._model_mapping else causal
 
 
 def doubts(lm: LanguageModel) -> list[str]:
@@ -346,7 +346,7 @@ def doubts(lm: LanguageModel) -> list[str]:
 
 def _not_loaded(what: str, name: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
-    shipped = ", ".join(embedded.EMBEDDED)
+    shipped = ", ".join([*embedded.EMBEDDED, embedded.WIRED])
     return (
         f"cannot load the {what} of {name!r}: {reason}. Expected a shipped model ({shipped}), a directory written by "
         "save_pretrained, or a hub id that is in the local cache (nothing is downloaded)."

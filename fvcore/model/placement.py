@@ -37,7 +37,10 @@ class Placement:
         device_map: str | Mapping[str, Any] | None,
         quant: str | None,
     ) -> Placement:
-        """Option, else the spec's default, else the library's. Raises ModelError where this machine cannot."""
+        """Option, else the spec's default, else the library's; `auto` is the first CUDA device where there is one.
+
+        Raises ModelError where this machine cannot.
+        """
         if device_map is not None and device is not None:
             raise ModelError(
                 f"device {device!r} and device_map {device_map!r} are two answers to one question: give one"
@@ -46,7 +49,7 @@ class Placement:
             device_map = spec.device_map
         placement = cls(
             dtype or (spec and spec.dtype) or "fp32",
-            _device(device or "cpu"),
+            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device or "cpu",
             device_map,
             quant or (spec and spec.quantization) or "none",
         )
@@ -69,7 +72,7 @@ class Placement:
             _require_package("accelerate", f"device_map {self.device_map!r}")
 
     def options(self) -> dict[str, Any]:
-        """What `from_pretrained` is given."""
+        """What `from_pretrained` is given; without a `device_map` the loaded model is still to be put on `device`."""
         given: dict[str, Any] = {"dtype": DTYPES[self.dtype]}
         if self.quant != "none":
             given["quantization_config"] = self._quantization()
@@ -77,11 +80,6 @@ class Placement:
             # Quantised weights are made where they will lie; they cannot be moved there afterwards.
             given["device_map"] = {"": self.device} if self.device_map is None else self.device_map
         return given
-
-    @property
-    def moves(self) -> bool:
-        """Whether the loaded model is still to be put on `device`."""
-        return self.device_map is None and self.quant == "none"
 
     def _quantization(self) -> Any:
         from transformers import BitsAndBytesConfig
@@ -98,13 +96,6 @@ class Placement:
     def __str__(self) -> str:
         where = f"device {self.device}" if self.device_map is None else f"device_map {self.device_map}"
         return f"dtype {self.dtype}, quant {self.quant}, {where}"
-
-
-def _device(name: str) -> str:
-    """`auto` is the first CUDA device where there is one."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 def _require_package(package: str, what: str) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 
 from fvcore.exits import Expected
-from fvcore.formats import read_yaml
+from fvcore.formats import FormatError, read_yaml, sentence
 from fvcore.profile import Strict
 
 
@@ -43,7 +43,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class SpecFile(Strict):
-    """Dotted paths, as `torch.nn.Module.get_submodule` reads them, and what a user's file may state beside them.
+    """A user's own spec, a YAML file: dotted paths, as `torch.nn.Module.get_submodule` reads them, and what may stand beside.
 
     Sizes are compared with the model's and never used in their place, `prepend_bos` with what the tokenizer does.
     `dtype`, `device_map` and `quantization` are defaults of loading, below options and above the library's.
@@ -173,3 +173,37 @@ def spec_found(model_types: Collection[str], modules: Collection[str]) -> ModelS
         f"these do: {fits}. Write the three paths into a YAML file and name it as the model's spec (in code: spec=), or "
         "add one line to fvcore/model/spec.py."
     )
+
+
+SUFFIXES = (".yaml", ".yml")
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """The spec of a file; raises FormatError naming the file and every field that is wrong."""
+    value = read_yaml(path)
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: expected a mapping of a ModelSpec's fields, found {type(value).__name__}")
+    try:
+        fields = SpecFile.model_validate(value).model_dump()
+    except ValidationError as error:
+        wrong = sentence(error, most=len(error.errors()))
+        raise FormatError(f"{path}: no ModelSpec: {wrong}. Fields: {', '.join(SpecFile.model_fields)}") from None
+    return ModelSpec(**fields | {"name": fields["name"] or path.stem, "found_by": f"file {path.name}"})
+
+
+def spec_of(name: str | ModelSpec) -> ModelSpec:
+    """What a person names: a registered spec, an alias, or a file; one that is given is itself."""
+    if isinstance(name, ModelSpec):
+        return name
+    if is_file_name(name):
+        return read_spec(Path(name).expanduser())
+    try:
+        return spec_named(name)
+    except ModelError:
+        if Path(name).is_file():
+            raise ModelError(f"spec {name!r}: a spec file ends in {' or '.join(SUFFIXES)}; known: {known()}") from None
+        raise
+
+
+def is_file_name(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact
@@ -46,8 +46,7 @@ def from_factory(name: str, folder: Path, lm: LanguageModel, trials: FixedTrials
         factory = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise CandidateError(f"--fv-candidate {name}: {error} (looked for in {folder} and the environment)") from error
-    candidate: Implementation = factory(lm, trials, settings)
-    return candidate
+    return cast("Implementation", factory(lm, trials, settings))
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Elsewhere(ByKey):
         (self.folder / "job.json").write_text(json.dumps(job))
         self.name, self.n_files = name, 0
         try:
-            self.process = subprocess.Popen(
+            self.process: Any = subprocess.Popen(
                 [python, str(DRIVER), str(self.folder / "job.json")],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -133,7 +132,6 @@ class Elsewhere(ByKey):
         self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()
@@ -151,7 +149,6 @@ class Elsewhere(ByKey):
             self.n_files += 1
             stems.append(self.folder / f"input-{self.n_files}")
             artifacts.save(artifact, stems[-1])
-        assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # the answer says how the process ended
             request = {"key": key, "inputs": [str(stem) for stem in stems], "more": list(more)}
             self.process.stdin.write(json.dumps(request) + "\n")
@@ -166,7 +163,6 @@ class Elsewhere(ByKey):
 
     def close(self) -> None:
         """End the process and remove what was exchanged."""
-        assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # it may have ended long ago
             self.process.stdin.close()
         try:

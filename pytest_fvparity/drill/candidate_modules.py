@@ -45,6 +45,7 @@ class CandidateModules(ABC):
 
     def __init__(self, candidate: Any, inputs: Sequence[Artifact]) -> None:
         self.candidate, self.inputs = candidate, inputs
+        self.fed: dict[str, dict[str, Any]] = {}  # how it ran a trial, as the report shows it
 
     @abstractmethod
     def heads(self, lm: LanguageModel, layer: int, prompts: Mapping[str, list[int]]) -> dict[str, Tensor]:
@@ -58,26 +59,19 @@ class CandidateModules(ABC):
         """The candidate's mean activations, of the run that was looked at if there was one."""
         return cast("Tensor", self.candidate.mean_activations(*map(copied, self.inputs))["mean_activations"])
 
-    def fed(self, trial: str) -> dict[str, Any]:
-        """How the candidate ran a trial, as the report shows it."""
-        return {}
-
 
 def modules_of(
     candidate: Implementation, model: nn.Module | None, lm: LanguageModel, inputs: Sequence[Artifact]
 ) -> CandidateModules:
-    """What the candidate offers itself comes first. `lm` is the reference's model."""
+    """What the candidate offers itself comes first; else it may run the model it was given, and those it keeps, if their
+    modules have our names. `lm` is the reference's model."""
     if callable(getattr(candidate, METHOD, None)):
         return Asked(candidate, lm, inputs)
-    return Watched(candidate, _models(candidate, model, lm), inputs)
-
-
-def _models(candidate: Any, model: nn.Module | None, lm: LanguageModel) -> list[nn.Module]:
-    """The models that the candidate may run: the one it was given, and those it keeps, if their modules have our names."""
     kept = [getattr(value, "hf", value) for value in getattr(candidate, "__dict__", {}).values()]
     models = [root for root in (model, *kept) if isinstance(root, nn.Module) and hasattr(root, "get_input_embeddings")]
     last = lm.spec.out_proj_path(lm.n_layers - 1)
-    return list({id(root): root for root in models if last in dict(root.named_modules())}.values())
+    fits = {id(root): root for root in models if last in dict(root.named_modules())}
+    return Watched(candidate, list(fits.values()), inputs)
 
 
 class Watched(CandidateModules):
@@ -87,7 +81,6 @@ class Watched(CandidateModules):
         super().__init__(candidate, inputs)
         self.models = models
         self._means: Tensor | None = None
-        self._fed: dict[str, dict[str, Any]] = {}
 
     def heads(self, lm: LanguageModel, layer: int, prompts: Mapping[str, list[int]]) -> dict[str, Tensor]:
         """One run: every prompt's heads, which are small; a model that no tokens entered was not run."""
@@ -107,7 +100,7 @@ class Watched(CandidateModules):
             if place is None:
                 continue
             n_rows, width = batch.size
-            self._fed[trial] = {
+            self.fed[trial] = {
                 "n_rows": n_rows,
                 "row_length": width,
                 "row": place.row,
@@ -145,9 +138,6 @@ class Watched(CandidateModules):
     def means(self) -> Tensor:
         assert self._means is not None
         return self._means
-
-    def fed(self, trial: str) -> dict[str, Any]:
-        return self._fed.get(trial, {})
 
     def _run(self, looks: Sequence[Passes]) -> None:
         with ExitStack() as stack:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -105,8 +105,7 @@ def _mask_of(mask: Any, ids: Tensor) -> list[list[bool]] | str | None:
         return None
     if not isinstance(mask, Tensor) or mask.shape != ids.shape:
         return UNREAD
-    rows: list[list[bool]] = mask.bool().tolist()
-    return rows
+    return cast("list[list[bool]]", mask.bool().tolist())
 
 
 def window(batch: Batch, prompt: Sequence[int]) -> Window | None:

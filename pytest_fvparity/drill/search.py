@@ -66,12 +66,10 @@ class _Search:
             heads = self.modules.heads(self.lm, self.layer, self.ids)
         except OtherTokens as error:
             sentence = f"the candidate's model was given something else than the golden's prompt: {error}"
-            return Conclusion("token_ids", sentence, error.trial, fed=self.modules.fed(error.trial))
+            return Conclusion("token_ids", sentence, error.trial, fed=self.modules.fed.get(error.trial, {}))
         if self.agree(self.means(heads)):
             return Conclusion("after_modules", self.after_modules(heads))
         return self.first_module(reference, heads)
-
-    # ------------------------------------------------------------ the heads of the bad layer
 
     def reference_heads(self, ids: Sequence[int]) -> Tensor:
         """(token, n_heads * d_head)"""
@@ -90,12 +88,10 @@ class _Search:
         """The candidate's means of this layer."""
         return self.modules.means().detach().double().cpu()[self.layer]
 
-    def agree(self, means: Tensor) -> bool:
-        """Whether means of this layer are the golden's, by the rule in force."""
-        return means.shape == self.golden.shape and self.within(means, self.golden)
-
-    def within(self, means: Tensor, other: Tensor) -> bool:
-        return bool(((means - other).abs() <= self.allowed).all())
+    def agree(self, means: Tensor, other: Tensor | None = None) -> bool:
+        """Whether means of this layer are the golden's, or others, by the rule in force."""
+        other = self.golden if other is None else other
+        return means.shape == other.shape and bool(((means - other).abs() <= self.allowed).all())
 
     def not_reproduced(self, means: Tensor) -> str:
         same = means.shape == self.golden.shape
@@ -105,8 +101,6 @@ class _Search:
             f"golden's means of this layer either: they are {off}. Other weights, attention implementation, library or "
             "machine than recorded?"
         )
-
-    # ------------------------------------------------------------ after the modules
 
     def after_modules(self, heads: Heads) -> str:
         sentence = (
@@ -124,8 +118,6 @@ class _Search:
             return f"{sentence} Only slots of words with several tokens differ ({len(wrong)}): look at their average"
         return f"{sentence} {len(wrong)} of {means.shape[1]} slots differ"
 
-    # ------------------------------------------------------------ the first module
-
     def first_module(self, reference: Heads, heads: Heads) -> Conclusion:
         at = Point(self.o_proj, INPUT)
         apart = {key: difference(at, reference[key], heads[key], self.share) for key in self.ids}
@@ -134,11 +126,11 @@ class _Search:
         with nothing_disturbed():
             want = values_until(self.lm, self.ids[trial], self.layer)
         rows = self.modules.differences(trial, self.ids[trial], want, self.share)
-        too = "" if self.within(self.means(heads), self.candidates_means()) else READING
+        too = "" if self.agree(self.means(heads), self.candidates_means()) else READING
 
         def conclusion(kind: str, first: Difference | None, sentence: str) -> Conclusion:
             tolerance = f"at each position {self.share:.2g} of the reference's largest magnitude there"
-            return Conclusion(kind, sentence + too, trial, first, rows, tolerance, self.modules.fed(trial))
+            return Conclusion(kind, sentence + too, trial, first, rows, tolerance, self.modules.fed.get(trial, {}))
 
         if first := next((row for row in rows if row.beyond), None):
             sentence = f"the first that differs is {_where(first)}. {_why(first, rows, self.projections)}"
@@ -146,9 +138,8 @@ class _Search:
         if apart[trial].beyond:
             return conclusion("unsteady", None, f"{named(apart[trial])} {UNSTEADY}")
         first = _doubtful(rows) or next((row for row in rows if not row.equal), None)
-        return conclusion(
-            "accumulated", first, TOGETHER + (f"; the first that is off is {_where(first)}" if first else "")
-        )
+        off = f"; the first that is off is {_where(first)}" if first else ""
+        return conclusion("accumulated", first, TOGETHER + off)
 
 
 TOGETHER = "no single module differs by more than is allowed, and together they do"

@@ -46,8 +46,8 @@ def list_goldens(
         console.print(_table(rows))
         for row in rows:
             told = {f"{row.path}: {row.state}: {row.what}": row.what, f"  {row.remove}": row.remove}
-            _say(*(line for line, said in told.items() if said))
-        _say(f"{len(rows)} golden(s)" if rows else "no golden")
+            say(*(line for line, said in told.items() if said))
+        say(f"{len(rows)} golden(s)" if rows else "no golden")
     if strict and any(row.state in {"stale", "damaged"} for row in rows):
         raise typer.Exit(exits.FAILED)
 
@@ -82,7 +82,7 @@ def split(
 
     core, full = tiers.split(golden, full_to, url)
     large = f" (more than {_size(tiers.CORE_LIMIT)})" if core > tiers.CORE_LIMIT else ""
-    _say(f"{golden}: core {_size(core)}{large}, full {_size(full)} at {full_to}")
+    say(f"{golden}: core {_size(core)}{large}, full {_size(full)} at {full_to}")
 
 
 @app.command()
@@ -93,9 +93,9 @@ def fetch(
     from pytest_fvparity.golden import tiers
 
     fetched = tiers.fetch(golden, url)
-    _say(*(f"{file}: {_size(file.stat().st_size)}, sha256 as recorded" for file in fetched))
+    say(*(f"{file}: {_size(file.stat().st_size)}, sha256 as recorded" for file in fetched))
     if not fetched:
-        _say(f"{golden}: all of it is here")
+        say(f"{golden}: all of it is here")
 
 
 @app.command()
@@ -105,7 +105,7 @@ def export(
     """Write a golden's numbers as the reference's own result files."""
     from pytest_fvparity.golden import layout
 
-    _say(*map(str, layout.export(golden, to)))
+    say(*map(str, layout.export(golden, to)))
 
 
 @app.command("import")
@@ -130,10 +130,10 @@ def import_golden(
     settings = Settings(edit_layer, top_heads, token_class, reference_profile=reference_profile)
     path = import_results(folder, models.load(model, dtype=dtype), read(trials), settings, root)
     incomplete = ", ".join(Golden.open(path).part.incomplete)
-    _say(f"{path}: not every leaf is known of {incomplete}; a run against it is PARTIAL at best")
+    say(f"{path}: not every leaf is known of {incomplete}; a run against it is PARTIAL at best")
 
 
-def _say(*lines: str) -> None:
+def say(*lines: str) -> None:
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import filecmp
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,8 +111,7 @@ def _with_slices(path: Path, key: str, held: Artifact, pieces: Mapping[str, Slic
 
 def require_comparable(golden: Profile, candidate: Profile) -> None:
     """Refuse, naming the fields, when the two are not the same experiment; StaleGolden when they were once."""
-    different = golden.diff_identity(candidate)
-    if not different:
+    if not (different := golden.diff_identity(candidate)):
         return
     # Of a digest its head is enough to tell two apart.
     shown = {n: [f"{v:.12}..." if n in DIGESTS else repr(v) for v in pair] for n, pair in different.items()}
@@ -164,8 +163,11 @@ def locate(roots: Iterable[Path], relative: Path) -> Path:
     )
 
 
-def write(recording: Recording, path: Path) -> None:
-    """Write a recording as a golden directory; its bytes depend on nothing but what was recorded."""
+def write(recording: Recording, path: Path, how: str = "", complete: Collection[str] = CHECK_KEYS) -> None:
+    """Write a recording as a golden directory; its bytes depend on nothing but what was recorded.
+
+    `how` is the command that makes it again, if not `command`'s; of other keys than `complete` there are more leaves.
+    """
     for key, artifact in recording.artifacts.items():
         artifacts.save(artifact, path / key)
     known = recording.provenance
@@ -173,11 +175,11 @@ def write(recording: Recording, path: Path) -> None:
         schema_version=SCHEMA_VERSION,
         profile=recording.profile,
         reference=Provenance.model_validate({name: known[name] for name in Provenance.model_fields if name in known}),
-        command=command(recording.profile),
+        command=how or command(recording.profile),
         variations=list(recording.noise.variations),
         noise={key: dict(leaves) for key, leaves in recording.noise.largest.items()},
         files=manifests.digests(path),
-        incomplete=[key for key in CHECK_KEYS if key not in recording.artifacts],
+        incomplete=[key for key in CHECK_KEYS if key not in recording.artifacts or key not in complete],
     )
     manifests.write(manifest, path)
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fvcore import artifacts
 from fvcore.artifacts import Artifact
 from fvcore.effects import TOKEN_CLASSES, average_indirect_effect
 from fvcore.experiments.plan_files import ReferenceFiles
@@ -24,9 +23,9 @@ from fvcore.pipeline import Pipeline, Settings, profile_of
 from fvcore.profile import Conditions, Profile
 from fvcore.prompts import require_verified
 from pytest_fvparity.golden import manifest as manifests
-from pytest_fvparity.golden.golden import STAGING, Golden, relative_path, swap
-from pytest_fvparity.golden.manifest import SCHEMA_VERSION, Manifest, Provenance
+from pytest_fvparity.golden.golden import STAGING, Golden, relative_path, swap, write
 from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.reference.reference import Recording
 
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
@@ -78,48 +77,27 @@ def import_results(folder: Path, lm: LanguageModel, trials: FixedTrials, setting
     """
     settings.require_fit(lm)
     require_verified(trials, lm.tokenizer)
-    target = root / relative_path(trials.dataset, trials.id, settings.reference_profile)
-    if target.exists():
+    if (target := root / relative_path(trials.dataset, trials.id, settings.reference_profile)).exists():
         raise LayoutError(f"{target}: there is a golden already; import under another --root, or move it away")
     results = _Results(folder, lm, trials, settings)
     held = results.artifacts()
+    # Of what computed them nothing is known.
+    unknown = dict.fromkeys(("device", "attn_implementation", "engine"), UNKNOWN)
+    conditions = Conditions.model_validate({"model": lm.name, **unknown, "threads": 0, "versions": {}})
+    profile = Profile(identity=profile_of(lm, trials, settings).identity, conditions=conditions)
+    sources = {file.name: sha256_file(file) for file in results.read}
+    nothing = {"repository": UNKNOWN, "commit": UNKNOWN, "normalisations": {}, "versions": {}}
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=STAGING) as scratch:
         staged = Path(scratch) / "imported"
-        for key, artifact in held.items():
-            artifacts.save(artifact, staged / key)
-        manifests.write(_manifest(results, staged), staged)
+        # Of the means there is one leaf; of the effects all are told once the heads are; of other keys there are more.
+        ranked = results.folder / results.names.heads in results.read
+        complete = ["mean_activations", *(["top_heads"] if ranked else [])]
+        how = f"fvparity golden import PATH {manifests.settings(profile, '--')}"
+        write(Recording(held, nothing | {"origin": "imported", "sources": sources}, profile), staged, how, complete)
         Golden.open(staged)
         swap(staged, target)
     return target
-
-
-def _manifest(results: _Results, staged: Path) -> Manifest:
-    """Of what computed the results nothing is known."""
-    identity = profile_of(results.lm, results.trials, results.settings).identity
-    unknown = dict.fromkeys(("device", "attn_implementation", "engine"), UNKNOWN)
-    conditions = Conditions.model_validate({"model": results.lm.name, **unknown, "threads": 0, "versions": {}})
-    profile = Profile(identity=identity, conditions=conditions)
-    # Of the means there is one leaf; of the effects all are told once the heads are; of other keys there are more.
-    ranked = results.folder / results.names.heads in results.read
-    complete = {"mean_activations", "top_heads"} if ranked else {"mean_activations"}
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        profile=profile,
-        reference=Provenance(
-            origin="imported",
-            repository=UNKNOWN,
-            commit=UNKNOWN,
-            sources={file.name: sha256_file(file) for file in results.read},
-            normalisations={},
-            versions={},
-        ),
-        command=f"fvparity golden import PATH {manifests.settings(profile, '--')}",
-        variations=[],
-        noise={},
-        files=manifests.digests(staged),
-        incomplete=[key for key in CHECK_KEYS if key not in complete],
-    )
 
 
 class _Results:
@@ -174,8 +152,7 @@ class _Results:
         return ours
 
     def _value(self, name: str, reader: Callable[[Path], Any]) -> Any:
-        file = self.folder / name
-        if not file.is_file():
+        if not (file := self.folder / name).is_file():
             raise LayoutError(
                 f"{self.folder}: no {name}; expected results/<dataset>/<fixed_trials_id> of a run on these trials"
             )

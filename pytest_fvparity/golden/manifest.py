@@ -160,8 +160,7 @@ def read(path: Path) -> Manifest:
     except (FormatError, ValidationError) as error:
         reason = " ".join(str(error).split())[:300] if isinstance(error, FormatError) else sentence(error)
         raise DamagedGolden(f"{path}: the golden's manifest cannot be read: {reason}; {AGAIN}") from None
-    actual = sealed(written)[DIGEST]
-    if actual != manifest.digest:
+    if (actual := sealed(written)[DIGEST]) != manifest.digest:
         raise DamagedGolden(
             f"{path / MANIFEST}: edited: digest {manifest.digest:.12}... expected, {actual:.12}... found; {AGAIN}"
         )

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,20 +21,9 @@ from pytest_fvparity.fixtures import load_model, settings_of
 from pytest_fvparity.options import ParityOptions
 
 if TYPE_CHECKING:
-    from fvcore.trials import FixedTrials
     from pytest_fvparity.golden.golden import Record
 
 DIFF = "golden_diff.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One golden to record: of which trials, how, and where it belongs."""
-
-    fixed: FixedTrials
-    record: Record
-    path: Path
-    place: str  # under the folder of goldens
 
 
 def require_allowed(config: pytest.Config, options: ParityOptions) -> None:
@@ -75,62 +64,59 @@ def _require_own_model(session: pytest.Session, stage: pytest.Item) -> None:
         )
 
 
-def _record(config: pytest.Config, job: Job) -> None:
+def _record(config: pytest.Config, place: Path, root: Path, record: Record) -> None:
     """Record a golden and swap it in; a refusal changes nothing of it."""
     from pytest_fvparity.golden import golden
 
-    changes = golden.regenerate(job.record, job.path)
-    _tell(config, f"fvparity: recorded {job.path} twice, byte for byte the same")
+    path = root / place
+    changes = golden.regenerate(record, path)
+    _tell(config, f"fvparity: recorded {path} twice, byte for byte the same")
     _tell(config, *(f"  {key:<18}{change}" for key, change in changes.items()))
-    _tell(config, f"  {golden.Golden.open(job.path).noise}")
+    _tell(config, f"  {golden.Golden.open(path).noise}")
 
 
-def _rehearse(config: pytest.Config, options: ParityOptions, job: Job) -> bool:
+def _rehearse(config: pytest.Config, options: ParityOptions, place: Path, root: Path, record: Record) -> bool:
     """Record without changing a golden; say and write down what would change, and return whether anything would."""
     from pytest_fvparity.golden import golden
     from pytest_fvparity.golden.diff import GoldenDiff
 
-    diff = GoldenDiff(golden=job.place, keys=golden.rehearse(job.record, job.path))
-    written = options.report_dir / job.fixed.dataset / job.fixed.id / DIFF
+    diff = GoldenDiff(golden=place.as_posix(), keys=golden.rehearse(record, root / place))
+    written = options.report_dir / place.parent / DIFF
     write_json(written, diff.model_dump(mode="json"))
     verdict = "would change" if diff.changes else "would stay as it is"
-    _tell(config, f"fvparity: {job.path} {verdict}; nothing was written there")
+    _tell(config, f"fvparity: {root / place} {verdict}; nothing was written there")
     _tell(config, *(f"  {key:<18}{change}" for key, change in diff.keys.items()), f"  {written}")
     return diff.changes
 
 
-def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable[[Job], Any]) -> list[Any]:
-    """Do something with every golden of the run. Every file is read and checked before anything is recorded; a refusal
-    ends the run with its reason and says what was done before it."""
+def _each(
+    flag: str, options: ParityOptions, files: Sequence[Path], do: Callable[[Path, Path, Record], Any]
+) -> list[Any]:
+    """Do something with every golden of the run: told its place, the folder of goldens, and what records it. Every file
+    is read and checked before anything is recorded; a refusal ends the run and says what was done before it."""
     from fvcore.model.model import ModelError
-
-    if not files:
-        raise pytest.UsageError(f"{flag}: no parity stage is selected, so there is nothing to record")
-    results: dict[str, Any] = {}
-    try:
-        for job in list(_jobs(options, files)):
-            results[job.fixed.id] = do(job)
-    except (StageError, FormatError, ModelError) as error:
-        before = f" (done before it: {', '.join(results)})" if results else ""
-        raise pytest.UsageError(f"{flag}: {error}{before}") from error
-    return list(results.values())
-
-
-def _jobs(options: ParityOptions, files: Sequence[Path]) -> Iterator[Job]:
     from fvcore.prompts import require_verified
     from fvcore.trials.sampled import read_trials
     from pytest_fvparity.golden import golden
     from pytest_fvparity.reference import reference
 
-    settings = settings_of(options)
-    lm = load_model(replace(options, device_map=None), "cpu")
-    settings.require_fit(lm)
-    for fixed in [read_trials(file) for file in files]:
-        require_verified(fixed, lm.tokenizer)
-        place = golden.relative_path(fixed.dataset, fixed.id, options.reference_profile)
-        path = (options.golden or options.rootdir / "golden") / place
-        record = partial(reference.run, options.src, lm, fixed, settings, options.src_python)
-        yield Job(fixed, record, path, place.as_posix())
+    if not files:
+        raise pytest.UsageError(f"{flag}: no parity stage is selected, so there is nothing to record")
+    results: dict[str, Any] = {}
+    try:
+        settings, lm = settings_of(options), load_model(replace(options, device_map=None), "cpu")
+        settings.require_fit(lm)
+        every = [read_trials(file) for file in files]
+        for fixed in every:
+            require_verified(fixed, lm.tokenizer)
+        for fixed in every:
+            place = golden.relative_path(fixed.dataset, fixed.id, options.reference_profile)
+            record = partial(reference.run, options.src, lm, fixed, settings, options.src_python)
+            results[fixed.id] = do(place, options.golden or options.rootdir / "golden", record)
+    except (StageError, FormatError, ModelError) as error:
+        before = f" (done before it: {', '.join(results)})" if results else ""
+        raise pytest.UsageError(f"{flag}: {error}{before}") from error
+    return list(results.values())
 
 
 def _tell(config: pytest.Config, *lines: str) -> None:

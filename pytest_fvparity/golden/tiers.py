@@ -67,11 +67,9 @@ def split(path: Path, full_to: str, url: str | None = None) -> tuple[int, int]:
     `url` is what the core says of where the full tier lies (by default `full_to`, if it is a URL). The full files are
     read back before the golden is changed.
     """
-    golden = Golden.open(path)
-    if golden.manifest.full is not None:
+    if (golden := Golden.open(path)).manifest.full is not None:
         raise TierError(f"{path}: is split already; fetch its full tier and record it again to split it anew")
-    slices = {key: found for key in CHECK_KEYS if (found := slices_of(key, golden.stored(key)))}
-    if not slices:
+    if not (slices := {key: found for key in CHECK_KEYS if (found := slices_of(key, golden.stored(key)))}):
         raise TierError(f"{path}: has no tensor that is large enough to lie elsewhere")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=STAGING) as scratch:
         core, files = Path(scratch) / "core", dict[str, Stored]()
@@ -116,13 +114,11 @@ def fetch(path: Path, url: str | None = None) -> list[Path]:
 
     Returns the files it wrote; a golden of one tier has none.
     """
-    manifest = manifests.read(path)
-    if manifest.full is None:
+    if (manifest := manifests.read(path)).full is None:
         return []
     base, fetched = url or manifest.full.url, []
     for key, stored in manifest.full.files.items():
-        file = path / f"{key}{FULL}"
-        if file.is_file() and sha256_file(file) == stored.sha256:
+        if (file := path / f"{key}{FULL}").is_file() and sha256_file(file) == stored.sha256:
             continue
         if base is None:
             raise TierError(f"{path}: its manifest does not say where the full tier lies; name it with --url")

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fvcore import exits
 from fvcore.formats import FormatError
+from pytest_fvparity.golden.commands import console, say
 from pytest_fvparity.milestones.setup import Setup
-
-console = Console(highlight=False)
 
 NAMES = ("M0", "M1", "M2", "M3", "M4", "M5", "M6")
 TRANSFER = "M7"
@@ -32,9 +30,7 @@ def milestone(which: Which, **options: Any) -> None:
     for name, outcome in run_all(names, Setup(**options)):
         passed = passed and outcome.passed
         console.print(f"{name} {'[green]PASS[/]' if outcome.passed else '[red]FAIL[/]'}", end=" ")
-        console.print(outcome.message, soft_wrap=True, markup=False)
-        for line in _told(outcome.files):
-            console.print(f"   {line}", soft_wrap=True, markup=False)
+        say(outcome.message, *(f"   {line}" for line in _told(outcome.files)))
     if not passed:
         raise typer.Exit(exits.FAILED)
 

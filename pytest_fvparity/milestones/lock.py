@@ -41,8 +41,7 @@ class Lock(Strict):
     @classmethod
     def load(cls, name: str) -> Lock:
         """A shipped profile by name, or a file. Raises FormatError naming the field that is wrong."""
-        path = SHIPPED.get(name, Path(name).expanduser())
-        if not path.is_file():
+        if not (path := SHIPPED.get(name, Path(name).expanduser())).is_file():
             raise FormatError(f"--profile {name}: no such file, and none ships under that name ({', '.join(SHIPPED)})")
         return validated(cls, read_yaml(path), path, "a lock profile")
 
@@ -50,10 +49,9 @@ class Lock(Strict):
         """Refuse trials or a target rule of another plan, naming every field that differs."""
         found = meta.model_dump() | {"n_trials": n_trials, "reference_profile": reference_profile}
         locked = self.locked.model_dump().items()
-        wrong = [
+        if wrong := [
             f"{name}: {value!r} is locked, found {found[name]!r}" for name, value in locked if found[name] != value
-        ]
-        if wrong:
+        ]:
             raise Locked(
                 f"profile {self.name} refuses this run: {'; '.join(wrong)}. Another value is another plan, whose results "
                 "are not comparable; give that plan a profile of its own (--profile FILE)"

@@ -2,7 +2,6 @@
 
 from fvcore.artifacts import tensor_leaf
 from fvcore.experiments.plan_files import ReferenceFiles
-from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.layout import export
 from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -18,17 +17,13 @@ def run(setup: Setup) -> MilestoneOutcome:
             raise Failed(f"the new golden does not hold the words of these trials: {report.headline}")
         how = "recorded as"
     golden = setup.require_golden()
-    _require_rank(golden, "mean_activations", "mean_activations", 4)
-    _require_rank(golden, "top_heads", "cie", 3 if golden.profile.identity.token_class_idx == -1 else 4)
+    ranks = {"mean_activations": 4, "cie": 3 if golden.profile.identity.token_class_idx == -1 else 4}
+    leaves = {**golden.stored("mean_activations"), **golden.stored("top_heads")}
+    for leaf, rank in ranks.items():
+        if (found := tensor_leaf(leaves, leaf).ndim) != rank:
+            raise Failed(f"{golden.path}: {leaf} has rank {found}, expected {rank}")
     names = ReferenceFiles.of(setup.fixed.dataset)
     files = export(golden.path, setup.layout.results, (names.means, names.labels, names.effect))
     recorded = golden.manifest.reference
-    return MilestoneOutcome(
-        True, f"{how} {golden.path} ({recorded.origin}, commit {recorded.commit[:12]}): {len(files)} files", files
-    )
-
-
-def _require_rank(golden: Golden, key: str, leaf: str, rank: int) -> None:
-    found = tensor_leaf(golden.stored(key), leaf).ndim
-    if found != rank:
-        raise Failed(f"{golden.path}: {leaf} has rank {found}, expected {rank}")
+    message = f"{how} {golden.path} ({recorded.origin}, commit {recorded.commit[:12]}): {len(files)} files"
+    return MilestoneOutcome(True, message, files)

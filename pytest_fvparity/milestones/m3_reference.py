@@ -12,6 +12,7 @@ from fvcore.pipeline import trial_keys
 from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.layout import export
 from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
+from pytest_fvparity.parity.implementation import CHECK_KEYS
 
 SCHEMA_VERSION = 1
 DUMP = "src_reference_dump.json"
@@ -31,13 +32,10 @@ def run(setup: Setup) -> MilestoneOutcome:
 def reference_dump(golden: Golden) -> dict[str, Any]:
     """The golden in the plan's schema (docs/formats.md)."""
     names = ReferenceFiles.of(golden.profile.identity.dataset)
-    means = tensor_leaf(golden.stored("mean_activations"), "mean_activations")
-    effects, vectors = golden.stored("top_heads"), golden.stored("fv_vector")
-    cie, aie = tensor_leaf(effects, "cie"), tensor_leaf(effects, "aie")
-    vector = tensor_leaf(vectors, "function_vector")
-    scores = tensor_leaf(effects, "scores").tolist()
-    heads = [[*head, score] for head, score in zip(cast("list[list[int]]", effects["heads"]), scores, strict=True)]
-    slot, label = cast("list[list[Any]]", golden.stored("slot_map")["dummy_labels"])[-1]
+    leaves: dict[str, Any] = {leaf: value for key in CHECK_KEYS[1:5] for leaf, value in golden.stored(key).items()}
+    means, cie, aie, vector = (leaves[leaf] for leaf in ("mean_activations", "cie", "aie", "function_vector"))
+    heads = [[*head, score] for head, score in zip(leaves["heads"], leaves["scores"].tolist(), strict=True)]
+    slot, label = leaves["dummy_labels"][-1]
     return {
         "schema_version": SCHEMA_VERSION,
         "profile": golden.profile.model_dump(mode="json"),

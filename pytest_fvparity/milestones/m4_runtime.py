@@ -18,8 +18,6 @@ from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
 
 MEANS = (layout.MEANS, layout.MEANS_META, layout.TOP_HEADS)
 VECTORS = (layout.FV_BY_LAYER, layout.FV, layout.FV_META, layout.ALL_LAYERS)
-"""And, for every layer, Step6's own four."""
-
 PER_LAYER = ("step6_results_*.json", "eval_summary.json", "eval_trials.jsonl", "eval_meta.json")
 
 
@@ -29,11 +27,9 @@ def run(setup: Setup) -> MilestoneOutcome:
     if lm.weights_sha != setup.compared_weights():
         raise Failed(f"{setup.model} has other weights than the model that M2 compared: run M2 again")
     settings = StepSettings(seed=setup.lock.locked.seed, top_heads=setup.topk, n_eval=setup.n_eval)
-    raw, locked = setup.raw_dataset(), setup.lock.locked
-    sources: dict[str, Source] = {
-        "fixed_trials": FixedSource(setup.trials_file),
-        "dataset_sampled": DatasetSource(raw, locked.n_trials, locked.n_shots, locked.seed),
-    }
+    locked = setup.lock.locked
+    sampled = DatasetSource(setup.raw_dataset(), locked.n_trials, locked.n_shots, locked.seed)
+    sources: dict[str, Source] = {"fixed_trials": FixedSource(setup.trials_file), "dataset_sampled": sampled}
     files: list[Path] = []
     for name, source in sources.items():
         folder = setup.layout.runs / "runtime" / name

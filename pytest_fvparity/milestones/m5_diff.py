@@ -28,9 +28,8 @@ def _unnamed(report: Report) -> list[str]:
         return []
     if found is None:
         return [f"{report.overall_status}, and no divergence is named: {report.headline}"]
-    lacking = [
-        name for name, value in (("file", found.artifact), ("reproduce command", report.repro_command)) if not value
-    ]
+    needed = {"file": found.artifact, "reproduce command": report.repro_command}
+    lacking = [name for name, value in needed.items() if not value]
     return [f"the divergence at {found.check_key} has no {' and no '.join(lacking)}"]
 
 
@@ -41,8 +40,7 @@ def _other_numbers(report: Report, dump: Path) -> list[str]:
     known = {(row["trial_id"], row["trial_idx"]): row for row in read_json(dump)["trials"]}
     found = []
     for row in report.trials:
-        key = (row["trial_id"], row["trial_idx"])
-        if key not in known:
+        if (key := (row["trial_id"], row["trial_idx"])) not in known:
             found.append(f"trial {key} is not in {dump.name}")
         elif known[key]["base_logprob"] != row["base_logprob_src"]:
             found.append(f"trial {key}: the reference's numbers here are not those of {dump.name}: run M3 again")

@@ -15,8 +15,7 @@ RECORD = "m6_reverify.json"
 
 def run(setup: Setup) -> MilestoneOutcome:
     """The keys from the one that failed on; when they pass, all six, two times."""
-    last = setup.layout.runs / f"{REPORT}.json"
-    if not last.is_file():
+    if not (last := setup.layout.runs / f"{REPORT}.json").is_file():
         raise Failed("M6 verifies a repair of what M2 found, and M2 was not run here: fvparity milestone m2")
     failed = earliest_failure(read_report(last).checks)
     repaired = failed.key if failed else CHECK_KEYS[0]
@@ -30,8 +29,7 @@ def run(setup: Setup) -> MilestoneOutcome:
     first, second = map(numbers, runs)
     if different := [name for name in first if changes(first[name], second.get(name))]:
         return _ended(setup, repaired, runs, f"a second run gave other numbers: {', '.join(different)}")
-    suite = deliver(setup, runs[1])
-    if not suite.passed:
+    if not (suite := deliver(setup, runs[1])).passed:
         return _ended(setup, repaired, runs, suite.message)
     done = _ended(setup, repaired, runs, f"{suite.message}; from {repaired} on, then twice in full, the same numbers")
     return MilestoneOutcome(True, done.message, [*done.files, *suite.files])

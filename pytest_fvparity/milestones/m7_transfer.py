@@ -26,7 +26,13 @@ def run(setup: Setup) -> MilestoneOutcome:
             "M7 holds a relation run against stations and reference: --relation-root DIR (`fvcore relation run`)"
         )
     q_ids = q_ids_of(setup.relation_root)
-    _require_weights_of_m2(setup, q_ids)
+    compared = setup.compared_weights()
+    for q_id in (q_id for q_id in q_ids if q_id.state == "completed"):
+        # What stays at zero must be what was brought there.
+        if read_json(q_id.status_file).get("settings", {}).get("weights_sha") != compared:
+            raise Failed(
+                f"{q_id.name} was computed with other weights than those that M2 compared: run M2 on that model"
+            )
     roots = search_roots(setup.golden, Path.cwd())
     with_golden = [q for q in q_ids if q.state == "completed" and q.has_golden(roots, setup.reference_profile)]
     if not with_golden:
@@ -40,16 +46,6 @@ def run(setup: Setup) -> MilestoneOutcome:
         if reports[phase].failures:
             break
     return _ended(setup, reports, q_ids)
-
-
-def _require_weights_of_m2(setup: Setup, q_ids: Sequence[QId]) -> None:
-    """What stays at zero must be what was brought there."""
-    compared = setup.compared_weights()
-    for q_id in (q_id for q_id in q_ids if q_id.state == "completed"):
-        if read_json(q_id.status_file).get("settings", {}).get("weights_sha") != compared:
-            raise Failed(
-                f"{q_id.name} was computed with other weights than those that M2 compared: run M2 on that model"
-            )
 
 
 def phases(q_ids: Sequence[QId], with_golden: Sequence[QId]) -> dict[str, list[QId]]:
@@ -81,10 +77,8 @@ def _ended(setup: Setup, reports: dict[str, TransferReport], q_ids: Sequence[QId
     judged = {q_id for report in reports.values() for q_id in report.q_ids}
     files = [setup.layout.runs / name for name in (REPORT, FAILURES)]
     write_json(files[0], {name: report.model_dump(mode="json") for name, report in reports.items()})
-    write_json(
-        files[1],
-        {"by_cause": by_cause(failures), "failures": [failure.model_dump(mode="json") for failure in failures]},
-    )
+    rows = [failure.model_dump(mode="json") for failure in failures]
+    write_json(files[1], {"by_cause": by_cause(failures), "failures": rows})
     if failures:
         last = list(reports)[-1]
         return MilestoneOutcome(False, f"{last}: {reports[last].headline}", files)

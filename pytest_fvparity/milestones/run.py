@@ -53,22 +53,18 @@ def ended_in(path: Path) -> dict[str, Ended]:
     return validated(dict[str, Ended], read_json(path), path, what)
 
 
-def _write(setup: Setup, milestone: str, outcome: MilestoneOutcome, settings: Mapping[str, Any]) -> None:
-    ended = Ended(
-        passed=outcome.passed,
-        message=outcome.message,
-        settings=dict(settings),
-        files={file.relative_to(setup.root).as_posix(): sha256_file(file) for file in sorted(set(outcome.files))},
-        ended_at=now(),
-    )
-    known = ended_in(setup.layout.state) | {milestone: ended}
+def _write(setup: Setup, outcomes: Mapping[str, MilestoneOutcome], settings: dict[str, Any]) -> None:
+    known = ended_in(setup.layout.state)
+    for name, outcome in outcomes.items():
+        files = {file.relative_to(setup.root).as_posix(): sha256_file(file) for file in sorted(set(outcome.files))}
+        told = vars(outcome) | {"settings": settings, "files": files, "ended_at": now()}
+        known[name] = Ended.model_validate(told)
     write_json(setup.layout.state, {name: known[name].model_dump(mode="json") for name in sorted(known)})
 
 
 def _require(setup: Setup, milestone: str, needed: str, settings: Mapping[str, Any]) -> None:
     """Raises NotReady where `needed` did not pass on these settings, or its files changed."""
-    ended = ended_in(setup.layout.state).get(needed)
-    if ended is None:
+    if (ended := ended_in(setup.layout.state).get(needed)) is None:
         raise NotReady(f"{milestone} builds on {needed}, which was not run here: fvparity milestone {needed.lower()}")
     if not ended.passed:
         raise NotReady(f"{milestone} builds on {needed}, which failed ({ended.message}): mend that first")
@@ -96,8 +92,7 @@ def run(milestone: str, setup: Setup) -> MilestoneOutcome:
     if milestone == "M6" and outcome.passed:
         # Its second run is a suite like M2's, under M2's names: what builds on M2 builds on that.
         ended["M2"] = replace(outcome, files=[setup.layout.runs / name for name in m2_parity.FILES])
-    for name, how in ended.items():
-        _write(setup, name, how, settings)
+    _write(setup, ended, settings)
     return outcome
 
 

@@ -122,8 +122,7 @@ class Setup:
 
     @cached_property
     def trials_file(self) -> Path:
-        trials = self.trials or shipped.trials_of(self.model, Path.cwd())
-        if trials is None:
+        if (trials := self.trials or shipped.trials_of(self.model, Path.cwd())) is None:
             raise FormatError(
                 f"{self.model} is no shipped model, so --trials is needed: fvcore trials make --dataset FILE "
                 f"--tokenizer {self.model}"
@@ -178,8 +177,6 @@ class Setup:
             given = getattr(self.lock.defaults if golden is None else golden.profile.identity, name)
         return int(given)
 
-    # ------------------------------------------------------------ goldens
-
     def find_golden(self) -> Golden | None:
         """The golden of these trials: M1's own, else another."""
         from pytest_fvparity.golden.golden import Golden, NoGolden, locate, relative_path, search_roots
@@ -191,14 +188,11 @@ class Setup:
             return None
 
     def require_golden(self) -> Golden:
-        golden = self.find_golden()
-        if golden is None:
+        if (golden := self.find_golden()) is None:
             raise Failed(
                 f"there is no golden of {self.fixed.id}: run M1 with --fv-src PATH, a checkout of the reference"
             )
         return golden
-
-    # ------------------------------------------------------------ pytest
 
     def parity(self, report_dir: Path, options: Sequence[str], keys: Sequence[str] = CHECK_KEYS) -> Report:
         """Run the checks of some keys in a pytest of its own, from the current folder, and return its report.

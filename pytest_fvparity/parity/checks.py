@@ -9,7 +9,7 @@ earlier keys.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,6 @@ AXES: dict[str, tuple[str, ...]] = {
     "base_logits": ("token_id",),
     "with_logits": ("token_id",),
 }
-
 
 PROVES_NOTHING = "the tolerance is as large as the golden's own values, so that zeros would pass"
 
@@ -184,8 +183,9 @@ class ParityRun:
         return copied(self.expected(key) if key in self.memory.tied else actual)
 
     def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
-        method = getattr(self.candidate, key, None)
-        if method is None:
+        from fvcore.model.memory import peak_memory
+
+        if (method := getattr(self.candidate, key, None)) is None:
             raise NotProvided(f"the candidate {type(self.candidate).__name__} has no method {key!r}")
         if key == "injection_output" and inputs:
             inputs = [self._limited(inputs[0]), *inputs[1:]]
@@ -197,8 +197,12 @@ class ParityRun:
             _require_leaves(key, artifact)
             return artifact
 
-        with self._measured(key):
-            return answer(inputs) if self.repeat == 1 else self._asked_again(key, answer, inputs)
+        # Memory that the candidate takes beside its weights; nobody's who only looks up what was recorded.
+        with nullcontext() if isinstance(self.candidate, Answers) else peak_memory() as peak:
+            given = answer(inputs) if self.repeat == 1 else self._asked_again(key, answer, inputs)
+        if peak is not None:
+            self.memory.peak[key] = max(peak.n_bytes, self.memory.peak.get(key, 0))
+        return given
 
     def _asked_again(
         self, key: str, answer: Callable[[Sequence[Artifact]], Artifact], inputs: Sequence[Artifact]
@@ -220,18 +224,6 @@ class ParityRun:
                 self.memory.unsteady.setdefault(key, replace(changed, message=message))
                 break
         return first
-
-    @contextmanager
-    def _measured(self, key: str) -> Iterator[None]:
-        """Memory that the candidate takes beside its weights; nobody's who only looks up what was recorded."""
-        if isinstance(self.candidate, Answers):
-            yield
-            return
-        from fvcore.model.memory import peak_memory
-
-        with peak_memory() as peak:
-            yield
-        self.memory.peak[key] = max(peak.n_bytes, self.memory.peak.get(key, 0))
 
     def _limited(self, artifact: Artifact) -> Artifact:
         """The leaves of the trials that are compared: the golden's first ones."""

@@ -24,7 +24,6 @@ RULE = f"noise of the golden x {FACTOR:g}"
 # The kernels that every installation of torch has.
 ATTENTION = ("eager", "sdpa")
 
-
 # What another processor computes with, as far as this one can be made to: the libraries read it once, when they load.
 # MKL, which multiplies the matrices, has a variable of its own.
 OTHER_INSTRUCTIONS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}

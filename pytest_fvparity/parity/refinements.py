@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 OWN_LOGPROB = 1e-4
 """How far (nats) a log-probability may be from the candidate's own logits: fp32 is within 1e-6, fp16 is off by 1e-3."""
 
-
 Continuation: TypeAlias = "Callable[[str, str, Sequence[int]], Tensor]"
 """(trial key, "base" or "with", ids generated so far) -> logits (vocab,) of the next token."""
 
@@ -150,7 +149,8 @@ def _measured_vector(run: ParityRun, verdict: Verdict, expected: Artifact, actua
         "norm_actual": float(have.norm()),
     }
     verdict = replace(verdict, measurements={**verdict.measurements, **measured})
-    return _with_faults(_not_its_terms(actual), verdict)
+    faults = _not_its_terms(actual)
+    return merge(Verdict(tuple(faults), mismatch_count=len(faults)), verdict)
 
 
 def _numbers(value: Any) -> Tensor | None:
@@ -158,10 +158,6 @@ def _numbers(value: Any) -> Tensor | None:
     import torch
 
     return value.detach().double().cpu() if isinstance(value, torch.Tensor) else None
-
-
-def _with_faults(found: Sequence[Finding], verdict: Verdict) -> Verdict:
-    return merge(Verdict(tuple(found), mismatch_count=len(found)), verdict) if found else verdict
 
 
 def _not_its_terms(actual: Artifact) -> list[Finding]:
@@ -196,22 +192,22 @@ def _moved_logits(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
 
     from fvcore.pipeline import trial_keys
 
-    idle = []
+    idle, found = [], list[Finding]()
     for key in trial_keys(actual):
         base, injected = (actual.get(f"{key}/{name}_logits") for name in ("base", "with"))
         if isinstance(base, torch.Tensor) and isinstance(injected, torch.Tensor) and torch.equal(base, injected):
             idle.append(key)
+        found += _not_its_logits(key, actual)
     table = [_trial_row(key, expected, actual) for key in trial_keys(expected)]
     verdict = _generation_ties(run, verdict, expected, actual)
     verdict = replace(verdict, details={**verdict.details, "trials": table})
-    found = [f for key in trial_keys(actual) for f in _not_its_logits(key, actual)]
     if idle:
         message = (
             f"injection had no effect: no logit moved on trial(s) {', '.join(idle)}; the vector is zero, or what was edited "
             f"is not what the block hands on{_block_output(run)}"
         )
         found.insert(0, Finding("with_logits", message))
-    return _with_faults(found, verdict)
+    return merge(Verdict(tuple(found), mismatch_count=len(found)), verdict)
 
 
 def _block_output(run: ParityRun) -> str:
@@ -298,8 +294,7 @@ def _not_its_logits(key: str, actual: Artifact) -> list[Finding]:
         if type(target) is not int or not 0 <= target < len(logits):
             continue
         own = float(logits.log_softmax(dim=-1)[target])
-        off = abs(own - logprob)
-        if off > OWN_LOGPROB:
+        if (off := abs(own - logprob)) > OWN_LOGPROB:
             message = f"differs by {off:.3g} from that of the candidate's own logits: taken in half precision?"
             found.append(Finding(f"{key}/{name}_logprob", message, own, logprob, _trial(key), off))
     return found

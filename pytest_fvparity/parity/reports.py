@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from pytest_fvparity.report.report import Report
     from pytest_fvparity.suite.reporter import SuiteRun
 
-
 NAME = "parity"
 
 
@@ -30,18 +28,15 @@ class ParityReports(SuiteReports):
         self.reports: list[Report] = []
 
     def _reports(self, runs: Iterable[SuiteRun]) -> list[Report]:
-        own = [run for run in runs if run.of(NAME) and run.planned]
-        self.planned |= {run.file for run in own}
-        return [self._report(run) for run in own]
-
-    def _report(self, run: SuiteRun) -> Report:
         from pytest_fvparity.report.report import assemble
 
-        def command(key: str) -> str:
-            return reproduce(self.config, f"{run.nodeid}::{key}", run.declared)
-
-        place = place_of(self.config.rootpath / run.file)
-        return assemble(run.results(), run.rows, run.context, command, run.keep_going, place)
+        reports = []
+        for run in (run for run in runs if run.of(NAME) and run.planned):
+            self.planned.add(run.file)
+            commands = {key: reproduce(self.config, f"{run.nodeid}::{key}", run.declared) for key in run.planned}
+            place = place_of(self.config.rootpath / run.file)
+            reports.append(assemble(run.results(), run.rows, run.context, commands, run.keep_going, place))
+        return reports
 
     def begin(self, runs: Iterable[SuiteRun]) -> None:
         from pytest_fvparity.report.render import folders, write_all
@@ -68,7 +63,9 @@ class ParityReports(SuiteReports):
     def summary(self, terminal: Any, written: bool) -> None:
         for report in self.reports:
             self._summary(report, terminal, written)
-        for path in self._unplanned():
+        planned = {(self.config.rootpath / name).resolve() for name in self.planned}
+        own = [path for path, file in self.config.stash[FILES_KEY].items() if file.declared.name == NAME]
+        for path in (path for path in own if path not in planned and not self.config.option.collectonly):
             line = f"no parity stage of {path.name} is selected: nothing of it was compared"
             terminal.write_line(line, yellow=True, bold=True)
 
@@ -90,13 +87,6 @@ class ParityReports(SuiteReports):
         if written:
             page = folders(report, self.options.report_dir)[0] / "src_vs_fv_diff_report.html"
             write(f"report: {self.options.from_here(page)}")
-
-    def _unplanned(self) -> list[Path]:
-        """The trials files of which no stage was selected."""
-        planned = {(self.config.rootpath / name).resolve() for name in self.planned}
-        files = self.config.stash[FILES_KEY].items()
-        own = [path for path, file in files if file.declared.name == NAME]
-        return [] if self.config.option.collectonly else [path for path in own if path not in planned]
 
 
 def _table(report: Report) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from fvcore.artifacts import Artifact
 from fvcore.compare import EXACT, Tolerance
@@ -28,13 +28,11 @@ DEFAULT = "default"
 HOOK = "hook pytest_fvparity_tolerances"
 
 
-class Rule(BaseModel):
+class Rule(BaseModel, extra="forbid", frozen=True):
     """One row. `leaf`, `dtype`, `device` and `processor` are regular expressions that must fit wholly; absent ones fit all.
 
     processor: the golden's beside this run's, `same`, `other` or `not recorded`
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     key: str
     leaf: str = ".*"
@@ -55,17 +53,11 @@ class Rule(BaseModel):
             raise ValueError(f"{value!r} is no regular expression ({error})") from None
         return value
 
-    def fits(self, key: str, leaf: str, dtype: str, device: str, processor: str) -> bool:
-        pairs = ((self.leaf, leaf), (self.dtype, dtype), (self.device, device), (self.processor, processor))
-        return self.key == key and all(re.fullmatch(pattern, value) for pattern, value in pairs)
-
-    def tolerance(self, name: str) -> Tolerance:
-        return Tolerance(self.rtol, self.atol, self.of_max, self.of_norm, rule=name)
+    def fits(self, key: str, **found: str) -> bool:
+        return self.key == key and all(re.fullmatch(getattr(self, name), value) for name, value in found.items())
 
 
-class _RuleFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _RuleFile(BaseModel, extra="forbid"):
     rules: list[Rule]
 
 
@@ -105,10 +97,9 @@ class Tolerances:
         def tolerance_of(leaf: str) -> Tolerance:
             short = leaf.rpartition("/")[2]
             for name, rule in self.rules:
-                if rule.fits(key, short, self.dtype, self.device, self.processor):
-                    users = name.startswith(HOOK)
-                    measured = None if users else self.noise.tolerance(key, short)
-                    return replace(rule.tolerance(name), measured=measured)
+                if rule.fits(key, leaf=short, dtype=self.dtype, device=self.device, processor=self.processor):
+                    measured = None if name.startswith(HOOK) else self.noise.tolerance(key, short)
+                    return Tolerance(rule.rtol, rule.atol, rule.of_max, rule.of_norm, name, measured)
             return EXACT
 
         return tolerance_of

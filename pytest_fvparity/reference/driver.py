@@ -405,8 +405,7 @@ class Recorder:
                     last_token_only=self.job["token_class_idx"] == -1,
                 )
             effects.append(effect.squeeze(-1) if effect.shape[-1] == 1 else effect)
-        cie = torch.stack(effects).cpu()
-        if not cie.any():
+        if not (cie := torch.stack(effects).cpu()).any():
             raise RecordingRefused("the indirect effect is zero everywhere: no head was replaced, or no slot was found")
         _, heads = self.function_vector(mean, cie)
         aie = cie.mean(dim=0) if cie.ndim == 3 else cie[:, :, :, self.job["token_class_idx"]].mean(dim=0)

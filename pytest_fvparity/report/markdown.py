@@ -9,6 +9,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 STEP_SUMMARY = 1024 * 1024
 LEAST = 1000  # below this not even a headline and the note are sure to fit
@@ -27,10 +28,6 @@ class Block:
     def n_rows(self) -> int:
         """Empty lines do not count."""
         return sum(map(bool, self.rows))
-
-    @property
-    def lines(self) -> list[str]:
-        return [*self.head, *self.rows, *self.tail]
 
 
 def size(text: str) -> int:
@@ -54,7 +51,7 @@ def within(text: str, budget: int, whole: str) -> str:
     n_shortened = sum(old != new for old, new in zip(blocks, shortened, strict=True))
     longest = _note(budget, whole, blocks, [None] * len(blocks), n_shortened)
     kept = _fitting(shortened, budget - size(longest) - 2)
-    lines = [line for block in kept if block for line in block.lines]
+    lines = [line for block in kept if block for line in (*block.head, *block.rows, *block.tail)]
     return "\n".join([*lines, "", _note(budget, whole, blocks, kept, n_shortened)])
 
 
@@ -85,24 +82,14 @@ def _shortened(block: Block, longest: int) -> Block:
 
 def _fitting(blocks: Sequence[Block], room: int) -> list[Block | None]:
     """What fits of each block; of those behind the first that does not fit wholly, nothing."""
-    kept = []
+    kept: list[Block | None] = []
     for block in blocks:
-        part = _start(block, room)
-        kept.append(part)
-        room = room - _cost(block.lines) if part == block else 0
+        room -= sum(size(line) + 1 for line in (*block.head, *block.tail))
+        costs = list(accumulate(size(row) + 1 for row in block.rows))
+        n = sum(cost <= room for cost in costs)
+        kept.append(None if room < 0 or (costs and not n) else replace(block, rows=block.rows[:n]))
+        room = room - sum(costs[-1:]) if kept[-1] == block else 0
     return kept
-
-
-def _start(block: Block, room: int) -> Block | None:
-    room -= _cost([*block.head, *block.tail])
-    n = 0
-    while n < len(block.rows) and (cost := _cost(block.rows[n : n + 1])) <= room:
-        room, n = room - cost, n + 1
-    return None if room < 0 or (block.rows and not n) else replace(block, rows=block.rows[:n])
-
-
-def _cost(lines: Sequence[str]) -> int:
-    return sum(size(line) + 1 for line in lines)
 
 
 def _note(budget: int, whole: str, blocks: Sequence[Block], kept: Sequence[Block | None], n_shortened: int) -> str:

@@ -35,8 +35,7 @@ def merge(named: Sequence[Named]) -> list[Report]:
         group = groups.setdefault((_dataset(report, named), report.fixed_trials_id), [])
         if all(report != other for _, other in group):
             group.append((name, report))
-    problems = [problem for group in groups.values() for problem in _contradictions(group)]
-    if problems:
+    if problems := [problem for group in groups.values() for problem in _contradictions(group)]:
         raise Contradiction("these reports contradict each other:\n" + "\n".join(f"- {line}" for line in problems))
     return [_merged([report for _, report in groups[key]], key[0]) for key in sorted(groups)]
 

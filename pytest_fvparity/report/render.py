@@ -43,7 +43,6 @@ TRIAL_COLUMNS = (
     *(f"{WAYS[name]}_{LOGITS}" for name in ("base", "with")),
 )
 
-
 Comparisons = Mapping[tuple[str, str], "Comparison"]
 """(dataset, fixed_trials_id) -> the report beside an earlier one."""
 
@@ -128,12 +127,11 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | 
     ]
     rows = [row | {"duration_sec": f"{row['duration_sec']:.6f}"} for row in stages]
     trials = [_trial_row(row) for row in report.trials]
+    page = templates.get_template("report.html.j2")
     return {
         f"{REPORT}.json": json_text(value),
         f"{REPORT}.md": markdown(report, STEP_SUMMARY, comparison),
-        f"{REPORT}.html": templates.get_template("report.html.j2").render(
-            value, keys=CHECK_KEYS, comparison=comparison
-        ),
+        f"{REPORT}.html": page.render(value, keys=CHECK_KEYS, comparison=comparison),
         "parity_suite_report.json": json_text(_suite_report(report, stages)),
         "parity_suite_stages.csv": csv_text(STAGE_COLUMNS, rows),
         "parity_suite.log": templates.get_template("suite.log.j2").render(value),

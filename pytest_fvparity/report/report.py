@@ -4,7 +4,7 @@ The field names are those of the milestone plans' diff report; the schema is pub
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -173,17 +173,18 @@ def assemble(
     results: Mapping[str, StageResult],
     rows: Mapping[str, Mapping[str, Any]],
     context: Mapping[str, Any],
-    reproduce: Callable[[str], str],
+    commands: Mapping[str, str],
     keep_going: bool,
     place: tuple[str | None, str],
 ) -> Report:
     """Build the report of one trials file.
 
     `results` are of every selected key, in order; `rows` what came back, by key, with its output; `context` what the rows
-    say of the run; `reproduce` gives a key's command; `place` is dataset and id where no row tells them.
+    say of the run; `commands` reproduce a key; `place` is dataset and id where no row tells them.
     """
-    checks = [_check(result, rows.get(key, {}), reproduce(key), context) for key, result in results.items()]
+    checks = [_check(result, rows.get(key, {}), commands[key], context) for key, result in results.items()]
     said: dict[str, Any] = {name: context.get(name) for name in SAID_BY_STAGES}
+    details = {key: result.verdict.details for key, result in results.items()}
     return Report(
         created_at=now(),
         **conclusion(checks, context),
@@ -197,8 +198,8 @@ def assemble(
         conditions=context.get("conditions", {}),
         tolerance_sources=context.get("tolerances", []),
         checks=checks,
-        trials=_words(_details(results, "injection_output").get("trials", [])),
-        heads={k: _words(v) for k, v in _details(results, "top_heads").items() if k in HEADS},
+        trials=_words(details.get("injection_output", {}).get("trials", [])),
+        heads={k: _words(v) for k, v in details.get("top_heads", {}).items() if k in HEADS},
     )
 
 
@@ -230,9 +231,8 @@ AGREEING = frozenset({Status.PASS, Status.NOT_HELD})
 def left_out(checks: Sequence[Check]) -> list[str]:
     """What was not compared because the golden does not hold it: keys, and parts of others."""
     parts = [(check.key, w.message) for check in checks for w in check.warnings if w.message.startswith(NOT_COMPARED)]
-    return [check.key for check in checks if check.status == Status.NOT_HELD] + [
-        f"of {key} {message.removeprefix(NOT_COMPARED)}" for key, message in parts
-    ]
+    keys = [check.key for check in checks if check.status == Status.NOT_HELD]
+    return keys + [f"of {key} {message.removeprefix(NOT_COMPARED)}" for key, message in parts]
 
 
 OVERALL = ("FAIL", "NOT_RUN", "PARTIAL", "PASS")
@@ -249,10 +249,6 @@ def earliest_failure(checks: Sequence[Check]) -> Check | None:
         return None
     open_ones = [check for check in checks if check.status != Status.PASS]
     return min(open_ones, key=lambda check: ranks.get(Status(check.status), 0), default=None)
-
-
-def _details(results: Mapping[str, StageResult], key: str) -> Mapping[str, Any]:
-    return results[key].verdict.details if key in results else {}
 
 
 def _words(value: Any) -> Any:

@@ -79,9 +79,6 @@ class Variation:
     engine: str = "exact"
     stations: Mapping[str, Any] = field(default_factory=dict)
 
-    def fits(self, lm: LanguageModel) -> bool:
-        return not self.attention or bool(other_attention(lm))
-
 
 BATCHED = {"mean_activations": batched(padded_logits)}
 TWO_THREADS = Variation("threads 2 for 1", threads=2)
@@ -160,10 +157,6 @@ class Row:
         """The key of every alarm."""
         return [key for run in self.seen for key in run.alarm]
 
-    @property
-    def largest(self) -> Seen:
-        return max(self.seen, key=lambda run: run.ratio)
-
 
 def rows(
     families: Sequence[str] = FAMILIES,
@@ -192,7 +185,7 @@ def rows_of(name: str, rigs: Iterable[Rig], variations: Sequence[Variation]) -> 
     seen: dict[str, list[Seen]] = {variation.name: [] for variation in variations}
     for rig in rigs:
         for variation in variations:
-            if variation.fits(rig.lm):
+            if not variation.attention or other_attention(rig.lm):
                 seen[variation.name].append(judge(rig, variation))
     return [Row(name, variation, tuple(runs)) for variation, runs in seen.items() if runs]
 

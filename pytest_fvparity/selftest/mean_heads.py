@@ -20,8 +20,10 @@ Station = Callable[[Pipeline, Artifact, Artifact], Artifact]
 Pool = Callable[[Tensor], Tensor]
 
 
-def mean_over(
-    mean: Callable[[list[Tensor]], Tensor], heads_of: HeadsOf = head_activations, regime: str = "clean"
+def mean_of(
+    heads_of: HeadsOf = head_activations,
+    regime: str = "clean",
+    mean: Callable[[list[Tensor]], Tensor] = lambda heads: torch.stack(heads).mean(dim=0),
 ) -> Station:
     """The station: `heads_of` gives one prompt's heads as (layer, head, slot, d_head), `mean` that of all of them."""
 
@@ -33,10 +35,6 @@ def mean_over(
         return {KEY: mean(heads)}
 
     return mean_activations
-
-
-def mean_of(heads_of: HeadsOf, regime: str = "clean") -> Station:
-    return mean_over(lambda heads: torch.stack(heads).mean(dim=0), heads_of, regime)
 
 
 def ids_of(prompts: Artifact, key: str, regime: str) -> list[int]:
@@ -95,5 +93,4 @@ def padded_logits(lm: LanguageModel, ids: Tensor, mask: Tensor) -> Tensor:
     """One pass over a left-padded batch as it should be: positions count from the first real token."""
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     output = lm.hf(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
-    logits: Tensor = output.logits
-    return logits
+    return cast("Tensor", output.logits)

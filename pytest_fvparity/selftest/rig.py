@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -69,8 +69,7 @@ class Rig:
 
     @property
     def family(self) -> str:
-        name: str = self.lm.hf.config.model_type
-        return name
+        return cast("str", self.lm.hf.config.model_type)
 
     @property
     def artifacts(self) -> dict[str, Artifact]:

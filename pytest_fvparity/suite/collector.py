@@ -52,8 +52,7 @@ def in_module(module: pytest.Collector, name: str, suite: Suite[Any]) -> SuiteCo
         raise module.CollectError(f"two suites of one name, {suite.name!r}: their stages would have the same node ids")
     if holder != name:
         return []
-    collector: SuiteCollector = SuiteCollector.from_parent(module, name=suite.name, suite=suite)
-    return collector
+    return SuiteCollector.from_parent(module, name=suite.name, suite=suite)
 
 
 class SuiteCollector(pytest.Collector):
@@ -87,10 +86,6 @@ class SuiteCollector(pytest.Collector):
         if self._built is None or any(self._built[0][name] is not value for name, value in given.items()):
             self._built = given, self.suite.subject(**given)
         return self._built[1]
-
-    @property
-    def title(self) -> str:
-        return self.file.declared.title(self.path) if self.file else self.suite.name
 
 
 def _parameters(suite: Suite[Any]) -> list[str]:

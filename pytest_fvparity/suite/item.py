@@ -31,19 +31,16 @@ def status_of(report: Any) -> Status | None:
 class Unjudged(pytest.skip.Exception):  # type: ignore[name-defined,misc]
     """The skips that leave a stage without a verdict and are no error."""
 
-    __module__ = "builtins"  # so that pytest shows the bare name
+    def __init_subclass__(cls) -> None:
+        cls.__module__ = "builtins"  # so that pytest shows the bare name
 
 
 class NoDevice(Unjudged):
     """The device asked for is not there."""
 
-    __module__ = "builtins"
-
 
 class KeyNotHeld(Unjudged):
     """One of the sides has nothing of this key."""
-
-    __module__ = "builtins"
 
 
 class StageFailed(Exception):
@@ -158,5 +155,6 @@ class StageItem(pytest.Function):
         return super().repr_failure(excinfo)
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        titles = {stage.key: stage.title for stage in self.collector.suite.stages}
-        return self.path, 0, f"{self.collector.title} :: {titles[self.name]}"
+        suite, file = self.collector.suite, self.collector.file
+        titles = {stage.key: stage.title for stage in suite.stages}
+        return self.path, 0, f"{file.declared.title(self.path) if file else suite.name} :: {titles[self.name]}"

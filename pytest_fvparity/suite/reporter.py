@@ -206,13 +206,8 @@ class PlainReports(SuiteReports):
             terminal.write_sep("=", f"suite {nodeid}", bold=True)
             width = max(map(len, results))
             for key, result in results.items():
-                good = result.status is Status.PASS
-                terminal.write_line(
-                    f"  {key:<{width}}  {result.status:<13}{_note(result)}".rstrip(), green=good, red=not good
-                )
-
-
-def _note(result: StageResult) -> str:
-    first = result.verdict.first_mismatch
-    said = f"{first.where}: {first.message}" if first else (result.message.strip().splitlines() or [""])[-1]
-    return f"blocked by {result.blocked_by}" if result.blocked_by else said
+                good, first = result.status is Status.PASS, result.verdict.first_mismatch
+                said = f"{first.where}: {first.message}" if first else (result.message.strip().splitlines() or [""])[-1]
+                note = f"blocked by {result.blocked_by}" if result.blocked_by else said
+                line = f"  {key:<{width}}  {result.status:<13}{note}".rstrip()
+                terminal.write_line(line, green=good, red=not good)

@@ -180,8 +180,7 @@ class SuiteScheduling:
 
 
 def _place(node: WorkerController) -> int:
-    place: int = node.workerinput[PLACE]
-    return place
+    return int(node.workerinput[PLACE])
 
 
 class SuiteWorkers:
@@ -191,8 +190,7 @@ class SuiteWorkers:
     """
 
     def __init__(self, dist: str | None, stages: bool) -> None:
-        self.dist = dist
-        self.stages = stages
+        self.dist, self.stages = dist, stages
         self._collected = False
         self.scheduling: SuiteScheduling | None = None
         self._free: list[int] = []

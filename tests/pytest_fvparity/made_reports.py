@@ -39,11 +39,8 @@ def assemble(
     planned: Sequence[str], rows: dict[str, dict[str, Any]], keep_going: bool = False, suffix: str = ""
 ) -> Report:
     run = SuiteRun(f"{FILE}::parity", CHECK_KEYS, keep_going, planned=set(planned), rows=rows)
-
-    def command(key: str) -> str:
-        return f"pytest {FILE}::parity::{key}{suffix}"
-
-    return report_module.assemble(run.results(), rows, run.context, command, keep_going, (None, Path(FILE).stem))
+    commands = {key: f"pytest {FILE}::parity::{key}{suffix}" for key in planned}
+    return report_module.assemble(run.results(), rows, run.context, commands, keep_going, (None, Path(FILE).stem))
 
 
 def failed(message: str = "differs by 1", **how: Any) -> Verdict:

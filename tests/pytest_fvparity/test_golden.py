@@ -350,7 +350,7 @@ def test_the_order_of_a_manifest_s_fields_is_no_edit(path: Path) -> None:
     ("noise", "reason"),
     [
         ({"fv_vector": {"norm": -1.0}}, "greater than or equal to 0"),
-        ({"fv_vector": {"norm": "inf"}}, "finite number"),
+        ({"fv_vector": {"norm": "inf"}}, "valid number"),
         ({"a_key": {"norm": 1.0}}, "unknown check key: 'a_key'"),
     ],
 )

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fvcore.experiments.evaluation import scores
 from fvcore.experiments.evaluation.config import EvaluationConfig
-from fvcore.experiments.evaluation.data import Labels, NamedTemplate, Question, Task, TaskError, pair, questions
+from fvcore.experiments.evaluation.data import USUAL, Labels, NamedTemplate, Question, Task, TaskError, pair, questions
 from fvcore.experiments.evaluation.report import Generated, Result
-from fvcore.fast.engines import chosen
 from fvcore.fast.shared_prompt import SharedPrompt
 from fvcore.injection import LEAST_LOGPROB, answer_nlls, generated_ids, read_injected
 from fvcore.model.model import LanguageModel
@@ -35,14 +33,6 @@ WAYS = ("model", "head")
 the output head alone, so that a vector's length is not normed away."""
 
 
-class Arm(NamedTuple):
-    """One way to run a prompt: a vector, by its name, and the block at whose output it is added, or neither."""
-
-    vector: str | None = None
-    layer: int | None = None
-    added: Tensor | None = None  # (d_model,)
-
-
 @dataclass(frozen=True)
 class Bench:
     """How a model is asked; `asked` says which questions, and whether whole answers are scored too."""
@@ -50,21 +40,13 @@ class Bench:
     lm: LanguageModel
     task: Task
     asked: EvaluationConfig
-    template: NamedTemplate = field(default_factory=NamedTemplate)
+    template: NamedTemplate = USUAL
 
     def __post_init__(self) -> None:
         if not self.task.questions(self.asked.split):
             raise TaskError(
                 f"{self.task.path}: {len(self.task.rows)} rows leave no question in the {self.asked.split} split"
             )
-
-    def under(self, template: NamedTemplate) -> Bench:
-        return replace(self, template=template)
-
-    @property
-    def engine(self) -> str:
-        """The engine that gives the numbers."""
-        return chosen(self.lm, self.asked.engine)
 
     @property
     def _how(self) -> tuple[float, str, int | None]:
@@ -113,21 +95,22 @@ class Bench:
         asked = questions(self.task, n_shots, labels, self.asked.seed, at, self.asked.split)
         prompts, named, rising = self.prompts(asked), vectors or {}, sorted(set(layers))
         found = self._targets(prompts, named, rising)
-        arms = [Arm(), *(Arm(name, layer, vector) for name, vector in named.items() for layer in rising)]
+        # Ways to run a prompt: a vector, by its name, and the block at whose output it is added, or neither.
+        with_vector = [(name, layer, vector) for name, vector in named.items() for layer in rising]
         return [
             Result(
                 template=self.template.name,
                 n_shots=n_shots,
                 labels=labels,
-                vector=arm.vector,
-                layer=arm.layer,
+                vector=name,
+                layer=layer,
                 positions=[question.position for question in asked],
                 ranks=[int(rank) for rank in found[:, i, 0]],
                 logprobs=found[:, i, 1].tolist(),
-                nlls=answer_nlls(self.lm, prompts, arm.added, arm.layer or 0, *self._how) if self.asked.nll else None,
-                generated=self._generated(asked, prompts, arm) if self.asked.generate else None,
+                nlls=answer_nlls(self.lm, prompts, added, layer or 0, *self._how) if self.asked.nll else None,
+                generated=self._generated(asked, prompts, added, layer or 0) if self.asked.generate else None,
             )
-            for i, arm in enumerate(arms)
+            for i, (name, layer, added) in enumerate([(None, None, None), *with_vector])
         ]
 
     def kept(self, result: Result) -> list[int]:
@@ -151,8 +134,10 @@ class Bench:
         ids = [prompt.input_ids for prompt in prompts]
         return torch.cat(read_injected(self.lm, ids, list(vectors.values()), layers, read, *self._how))
 
-    def _generated(self, asked: Sequence[Question], prompts: Sequence[Prompt], arm: Arm) -> Generated:
-        ids = generated_ids(self.lm, [prompt.input_ids for prompt in prompts], arm.added, arm.layer or 0, *self._how)
+    def _generated(
+        self, asked: Sequence[Question], prompts: Sequence[Prompt], added: Tensor | None, layer: int
+    ) -> Generated:
+        ids = generated_ids(self.lm, [prompt.input_ids for prompt in prompts], added, layer, *self._how)
         texts = [scores.answer_in(self.lm.tokenizer.decode(row)) for row in ids]
         scored = {
             name: [scores.best(score, text, q.answers) for text, q in zip(texts, asked, strict=True)]
@@ -172,8 +157,6 @@ class Decoded:
 @torch.inference_mode()
 def vector_logits(lm: LanguageModel, vector: Tensor, way: str = "model") -> Tensor:
     """(d_model,) -> (vocab,) in fp32 on the CPU."""
-    if way not in WAYS:
-        raise ValueError(f"unknown way {way!r}; expected one of {', '.join(WAYS)}")
     row = vector.to(lm.device, lm.hf.dtype)
     if way == "model":
         # Any token will do: what the blocks make of it is put aside.

@@ -2,12 +2,7 @@
 
 A task is a JSON list of {"input", "output"} rows, the public reference's format. A name is looked up in a checkout of the
 reference, which keeps its tasks in `dataset_files/abstractive/` and `dataset_files/extractive/`; nothing is copied from
-there.
-
-Questions, each behind its own demonstrations, are drawn in the order of the reference's evaluation: one legacy NumPy
-generator for a whole run; for every question that is asked, in order of the split, a choice of the demonstrations, then,
-with shuffled labels, a permutation of them (`n_shot_eval` in the reference's eval_utils.py). A question that a filter
-leaves out draws nothing, so the same question has other demonstrations under another filter.
+there. Questions, each behind its own demonstrations, are drawn as `fvcore.trials.draws.of_questions` says.
 """
 
 from collections.abc import Sequence
@@ -16,11 +11,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fvcore.formats import FormatError, read_json, read_yaml, sha256_file, validated
 from fvcore.trials import PREFIXES, SEPARATORS, Splits, TemplatePart, TrialsError, WordPair, labelled, split
+from fvcore.trials.draws import of_questions
 
 GROUPS = ("abstractive", "extractive")
 
@@ -139,28 +134,19 @@ def questions(
 
     labels: `clean`, or `shuffled` among a question's own demonstrations (some may stay where they are).
     """
-    if labels not in LABELS:
-        raise ValueError(f"unknown labels {labels!r}; expected one of {', '.join(LABELS)}")
     train, asked = task.train, task.questions(split)
     if n_shots > len(train):
         raise TaskError(
             f"{task.path}: {n_shots} shots asked for, {len(task.rows)} rows leave {len(train)} to draw from; use fewer "
             "shots or hold out a smaller share (--test-split)"
         )
-    rng = np.random.RandomState(seed)
-    return [
-        Question(position, _demos(train, n_shots, labels, rng), pair(asked[position]), asked[position].answers)
-        for position in sorted(range(len(asked)) if positions is None else positions)
-    ]
-
-
-def _demos(train: Sequence[Example], n_shots: int, labels: Labels, rng: np.random.RandomState) -> tuple[WordPair, ...]:
-    if n_shots == 0:
-        return ()
-    demos = [pair(train[i]) for i in rng.choice(len(train), n_shots, replace=False)]
-    if labels == "clean":
-        return tuple(demos)
-    return tuple(labelled(demos, [demos[i].output for i in rng.permutation(n_shots)]))
+    found = []
+    rising = sorted(range(len(asked)) if positions is None else positions)
+    for drawn in of_questions(len(train), rising, n_shots, labels == "shuffled", seed):
+        demos, query = [pair(train[i]) for i in drawn.demos], asked[drawn.query]
+        shown = tuple(labelled(demos, [demos[i].output for i in drawn.label_order]))
+        found.append(Question(drawn.query, shown, pair(query), query.answers))
+    return found
 
 
 def pair(example: Example) -> WordPair:
@@ -188,23 +174,18 @@ class NamedTemplate(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    name: str = "Q:/A:"
-    prefixes: Part = PREFIXES
-    separators: Part = SEPARATORS
-
-
-class _Entry(NamedTemplate):
-    """A template of a file says everything."""
-
     name: str
     prefixes: Part
     separators: Part
 
 
+USUAL = NamedTemplate(name="Q:/A:", prefixes=PREFIXES, separators=SEPARATORS)
+
+
 def read_templates(path: Path = SHIPPED) -> list[NamedTemplate]:
     """A YAML (or JSON) list of templates, each with a name of its own, prefixes and separators."""
-    entries = validated(list[_Entry], read_yaml(path), path)
+    entries = validated(list[NamedTemplate], read_yaml(path), path)
     names = [entry.name for entry in entries]
     if not names or len(set(names)) < len(names):
         raise FormatError(f"{path}: expected at least one template, each under a name of its own; found {names}")
-    return list(entries)
+    return entries

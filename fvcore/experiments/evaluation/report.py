@@ -12,15 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validat
 
 from fvcore.experiments.evaluation import scores
 from fvcore.experiments.evaluation.data import Labels
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.pictures import png
 from fvcore.experiments.statistics import bootstrap_interval, share_interval
-from fvcore.formats import FormatError, json_text, read_json, validated, write_bytes, write_csv, write_text
+from fvcore.formats import FormatError, read_json, validated
 from fvcore.plots import banded_line, interval_bars
 
 SCHEMA_VERSION = 1
 FILE = "evaluation.json"
 TOP_K = (1, 2, 3)
-CONDITION = ("template", "n_shots", "labels", "vector", "layer")
+CONDITION = {"template", "n_shots", "labels", "vector", "layer"}
 WIDTH, HEIGHT, DPI = 7.0, 4.0, 150  # inches, inches, dots an inch
 BAR = 0.24  # inches
 
@@ -58,12 +59,7 @@ class Result(EvaluationPart):
     @model_validator(mode="after")
     def _one_of_each(self) -> Result:
         n = len(self.positions)
-        lists = [
-            self.ranks,
-            self.logprobs,
-            self.nlls,
-            *(self.generated.model_dump().values() if self.generated else ()),
-        ]
+        lists = [self.ranks, self.logprobs, self.nlls, *(vars(self.generated).values() if self.generated else ())]
         if n == 0 or any(values is not None and len(values) != n for values in lists):
             raise ValueError(f"{n} questions; each needs one rank, one log-probability, and one of what else is given")
         return self
@@ -87,76 +83,14 @@ class Result(EvaluationPart):
         row |= {"top1_low": share.low, "top1_high": share.high, "mean_rank": fmean(self.ranks)}
         row |= {"mean_logprob": fmean(self.logprobs)}
         if self.nlls is not None:
-            row |= {"mean_nll": fmean(self.nlls), "ppl": fmean(map(_exp, self.nlls))}
+            # Finite also for an answer that the model holds impossible: JSON has no infinity.
+            row |= {"mean_nll": fmean(self.nlls), "ppl": fmean(exp(min(nll, 700.0)) for nll in self.nlls)}
         if self.generated is not None:
             for name in scores.SCORES:
                 values = getattr(self.generated, name)
                 mean = bootstrap_interval(values)
                 row |= {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high}
         return row
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """The condition and its figures, for a table."""
-        return {name: getattr(self, name) for name in CONDITION} | self.summary
-
-
-def _exp(nll: float) -> float:
-    """Finite also for an answer that the model holds impossible: JSON has no infinity."""
-    return exp(min(nll, 700.0))
-
-
-class TaskFacts(EvaluationPart):
-    name: str
-    file: str
-    sha256: str
-    split: str
-    n_train: int
-    n_questions: int
-
-
-class EvaluatedModel(EvaluationPart):
-    name: str
-    weights_sha: str
-    tokenizer_sha: str
-    dtype: str
-    device: str
-    attn_implementation: str
-    engine: str
-    versions: dict[str, str]
-
-
-class VectorFacts(EvaluationPart):
-    """A vector that was injected: where it came from, and its Euclidean length."""
-
-    name: str
-    source: str
-    norm: float
-
-
-class EvaluationAsked(EvaluationPart):
-    """What was asked for. `edit_layer` is a block; `filtered` whether wrong answers of the clean run were left out."""
-
-    n_shots: list[int]
-    edit_layer: int
-    seed: int
-    test_split: float
-    filtered: bool
-    alpha: float
-    reference_profile: str
-
-
-class TokenRow(EvaluationPart):
-    """A token that a vector raises; `way` is one of `compute.WAYS`, `rank` from 0."""
-
-    vector: str
-    way: str
-    rank: int
-    token_id: int
-    text: str
-    logit: float
-    probability: float
-    is_answer: bool
 
 
 class Portable(EvaluationPart):
@@ -167,18 +101,23 @@ class Portable(EvaluationPart):
 
 
 class Evaluation(EvaluationPart):
-    """Everything, with the answers question by question; tables are empty for what was not asked."""
+    """Everything, with the answers question by question; tables are empty for what was not asked.
+
+    asked: `edit_layer` is a block; `filtered` whether wrong answers of the clean run were left out
+    vectors: what was injected: name, where it came from, and its Euclidean length
+    tokens: that a vector raises; `way` is one of `compute.WAYS`, `rank` from 0
+    """
 
     schema_version: int = SCHEMA_VERSION
-    task: TaskFacts
-    model: EvaluatedModel
-    asked: EvaluationAsked
-    vectors: list[VectorFacts]
+    task: dict[str, Any]
+    model: dict[str, Any]
+    asked: dict[str, Any]
+    vectors: list[dict[str, Any]]
     kept: list[int] | None = None
     baseline: list[Result] = Field(default_factory=list)
     nshot: list[Result] = Field(default_factory=list)
     layers: list[Result] = Field(default_factory=list)
-    tokens: list[TokenRow] = Field(default_factory=list)
+    tokens: list[dict[str, Any]] = Field(default_factory=list)
     portability: list[Portable] = Field(default_factory=list)
 
     @property
@@ -186,20 +125,17 @@ class Evaluation(EvaluationPart):
         """By name, those that have rows."""
         ported = [result for port in self.portability for result in (port.baseline, *port.with_vectors)]
         conditions = {"baseline": self.baseline, "nshot": self.nshot, "layers": self.layers, "portability": ported}
-        tables = {name: [result.row for result in results] for name, results in conditions.items()}
-        tables["tokens"] = [row.model_dump() for row in self.tokens]
-        return {name: rows for name, rows in tables.items() if rows}
+        tables = {
+            name: [result.model_dump(include=CONDITION) | result.summary for result in results]
+            for name, results in conditions.items()
+        }
+        return {name: rows for name, rows in (tables | {"tokens": self.tokens}).items() if rows}
 
 
 def write(report: Evaluation, folder: Path) -> list[Path]:
     """Write the JSON and a CSV a table; returns the files written."""
-    written = [folder / FILE]
-    write_text(written[0], json_text(report.model_dump(mode="json")))
-    for name, rows in report.tables.items():
-        path = folder / f"{name}.csv"
-        write_csv(path, list(rows[0]), rows)
-        written.append(path)
-    return written
+    tables = {f"{name}.csv": rows for name, rows in report.tables.items()}
+    return Folder(folder).write({FILE: report.model_dump(mode="json")} | tables)
 
 
 def read(path: Path) -> Evaluation:
@@ -220,13 +156,12 @@ def title(result: Result) -> str:
 
 def draw(report: Evaluation, folder: Path) -> list[Path]:
     """The pictures that the report has figures for; returns the files written."""
-    heading, written = f"{report.task.name} on {report.model.name}", []
+    heading, pictures = f"{report.task['name']} on {report.model['name']}", {}
     if report.layers:
-        written.append(_picture(folder / "layers.png", heading, HEIGHT, lambda axes: _curve(axes, report.layers)))
+        pictures["layers.png"] = _picture(heading, HEIGHT, lambda axes: _curve(axes, report.layers))
     if bars := report.nshot or report.baseline:
-        height = 1.0 + BAR * len(bars)
-        written.append(_picture(folder / "nshot.png", heading, height, lambda axes: _bars(axes, bars)))
-    return written
+        pictures["nshot.png"] = _picture(heading, 1.0 + BAR * len(bars), lambda axes: _bars(axes, bars))
+    return Folder(folder).write(pictures)
 
 
 def _curve(axes: Any, results: Sequence[Result]) -> None:
@@ -259,11 +194,10 @@ def _ends(results: Sequence[Result]) -> tuple[list[float | None], list[float | N
     return [r.summary["top1_low"] for r in results], [r.summary["top1_high"] for r in results]
 
 
-def _picture(path: Path, heading: str, height: float, paint: Callable[[Any], None]) -> Path:
+def _picture(heading: str, height: float, paint: Callable[[Any], None]) -> bytes:
     def whole(figure: Any) -> None:
         axes = figure.subplots()
         paint(axes)
         axes.set_title(heading, fontsize=10)
 
-    write_bytes(path, png(whole, (WIDTH, height), DPI))
-    return path
+    return png(whole, (WIDTH, height), DPI)

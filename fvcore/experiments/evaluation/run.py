@@ -5,7 +5,8 @@ injection at every one. Portability: a vector made under one template, used unde
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -19,27 +20,22 @@ from fvcore.experiments.evaluation.data import (
     read_templates,
     without_help,
 )
-from fvcore.experiments.evaluation.report import (
-    EvaluatedModel,
-    Evaluation,
-    EvaluationAsked,
-    Portable,
-    Result,
-    TaskFacts,
-    TokenRow,
-    VectorFacts,
-)
+from fvcore.experiments.evaluation.report import Evaluation, Portable, Result
 from fvcore.experiments.evaluation.vectors import VECTOR, vectors_of
+from fvcore.fast.engines import chosen
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.provenance import model_identity, versions
+
+IDENTITY = ("weights_sha", "tokenizer_sha", "dtype", "device", "attn_implementation")
 
 
 def run(config: EvaluationConfig, lm: LanguageModel) -> Evaluation:
     """Everything that was asked for. Without a vector only the baseline of `nshot` can be measured."""
     layer = lm.n_layers // 3 if config.edit_layer is None else config.edit_layer
     lm.require_layer(layer)
-    bench = Bench(lm, load_task(config.dataset, config.src, config.test_split, config.seed), config)
+    task = load_task(config.dataset, config.src, config.test_split, config.seed)
+    bench = Bench(lm, task, config)
     vectors = vectors_of(bench, layer)
     if not vectors and config.tables != {"nshot"}:
         raise ModelError(
@@ -47,32 +43,37 @@ def run(config: EvaluationConfig, lm: LanguageModel) -> Evaluation:
         )
     templates = read_templates(config.templates or SHIPPED)
     asked, n_shots = config.tables, max(config.shots)
-    measured = None
+    measured = NShot([], [], None)
     if asked & {"nshot", "layers"}:
         shots = config.shots if "nshot" in asked else [n_shots]
         measured = n_shot(bench, shots, vectors if "nshot" in asked else {}, layer)
-    kept = measured.kept if measured else None
+    n_questions = {"n_train": len(task.splits.train_indices), "n_questions": len(bench.positions)}
+    made_on = {"engine": chosen(lm, config.engine), "versions": versions()}
+    sources, control = {VECTOR: str(config.vector or config.trials)}, f"control, seed {config.seed}"
     return Evaluation(
-        task=_task_facts(bench),
-        model=_model_facts(bench),
-        asked=_asked(config, layer),
-        vectors=_vector_facts(config, vectors),
-        kept=kept,
-        baseline=measured.baseline if measured else [],
-        nshot=measured.with_vectors if measured else [],
-        layers=sweep_layers(bench, vectors, n_shots, kept) if "layers" in asked else [],
+        task={"name": task.name, "file": str(task.path), "sha256": task.sha256, "split": config.split} | n_questions,
+        model={"name": lm.name} | model_identity(lm, IDENTITY) | made_on,
+        asked={"n_shots": config.shots, "edit_layer": layer, "seed": config.seed, "test_split": config.test_split}
+        | {"filtered": config.filter, "alpha": config.alpha, "reference_profile": config.reference_profile},
+        vectors=[
+            {"name": name, "source": sources.get(name, control), "norm": float(vector.float().norm())}
+            for name, vector in vectors.items()
+        ],
+        kept=measured.kept,
+        baseline=measured.baseline,
+        nshot=measured.with_vectors,
+        layers=sweep_layers(bench, vectors, n_shots, measured.kept) if "layers" in asked else [],
         tokens=token_rows(bench, vectors, config.n_tokens) if "tokens" in asked else [],
         portability=portability(bench, templates, vectors, layer, n_shots) if "portability" in asked else [],
     )
 
 
-@dataclass(frozen=True)
-class NShot:
+class NShot(NamedTuple):
     """`baseline`: clean labels, no vector, every question. `with_vectors`: only those that the filter kept."""
 
     baseline: list[Result]
     with_vectors: list[Result]
-    kept: list[int]
+    kept: list[int] | None
 
 
 def n_shot(bench: Bench, shots: Sequence[int], vectors: Mapping[str, Tensor], layer: int) -> NShot:
@@ -89,14 +90,10 @@ def n_shot(bench: Bench, shots: Sequence[int], vectors: Mapping[str, Tensor], la
 
 
 def sweep_layers(
-    bench: Bench,
-    vectors: Mapping[str, Tensor],
-    n_shots: int,
-    kept: Sequence[int] | None = None,
-    layers: Sequence[int] | None = None,
+    bench: Bench, vectors: Mapping[str, Tensor], n_shots: int, kept: Sequence[int] | None = None
 ) -> list[Result]:
-    """Each vector at each layer (all by default), and without: zero-shot, then behind n shuffled demonstrations."""
-    every = range(bench.lm.n_layers) if layers is None else layers
+    """Each vector at each layer, and without: zero-shot, then behind n shuffled demonstrations."""
+    every = range(bench.lm.n_layers)
     return [result for n, labels in without_help(n_shots) for result in bench.ask(n, labels, kept, vectors, every)]
 
 
@@ -105,55 +102,23 @@ def portability(
 ) -> list[Portable]:
     """Under every template: accuracy behind clean demonstrations; then, on the questions that the model gets right there,
     the zero-shot prompt and the one with shuffled demonstrations, without and with the vectors."""
-    return [_under(bench.under(template), vectors, layer, n_shots) for template in templates]
+    found = []
+    for template in templates:
+        under = replace(bench, template=template)
+        (baseline,) = under.ask(n_shots, "clean")
+        kept = baseline.right if bench.asked.filter else bench.positions
+        prompts = without_help(n_shots) if kept else []
+        results = [result for n, labels in prompts for result in under.ask(n, labels, kept, vectors, [layer])]
+        found.append(Portable(template=template.name, baseline=baseline, kept=kept, with_vectors=results))
+    return found
 
 
-def _under(bench: Bench, vectors: Mapping[str, Tensor], layer: int, n_shots: int) -> Portable:
-    (baseline,) = bench.ask(n_shots, "clean")
-    kept = baseline.right if bench.asked.filter else bench.positions
-    prompts = without_help(n_shots) if kept else []
-    results = [result for n, labels in prompts for result in bench.ask(n, labels, kept, vectors, [layer])]
-    return Portable(template=bench.template.name, baseline=baseline, kept=kept, with_vectors=results)
-
-
-def token_rows(bench: Bench, vectors: Mapping[str, Tensor], k: int) -> list[TokenRow]:
+def token_rows(bench: Bench, vectors: Mapping[str, Tensor], k: int) -> list[dict[str, Any]]:
     """The k tokens that each vector raises, each way; `is_answer`: some answer of the task begins with it."""
     answers = bench.answer_tokens()
     return [
-        TokenRow(vector=name, way=way, rank=rank, is_answer=token.token_id in answers, **asdict(token))
+        {"vector": name, "way": way, "rank": rank, **asdict(token), "is_answer": token.token_id in answers}
         for name, vector in vectors.items()
         for way in WAYS
         for rank, token in enumerate(top_tokens(bench.lm, vector, k, way))
     ]
-
-
-def _asked(config: EvaluationConfig, layer: int) -> EvaluationAsked:
-    same = ("seed", "test_split", "alpha", "reference_profile")
-    given = {name: getattr(config, name) for name in same}
-    return EvaluationAsked(n_shots=config.shots, edit_layer=layer, filtered=config.filter, **given)
-
-
-def _vector_facts(config: EvaluationConfig, vectors: Mapping[str, Tensor]) -> list[VectorFacts]:
-    sources = {VECTOR: str(config.vector or config.trials)}
-    control = f"control, seed {config.seed}"
-    return [
-        VectorFacts(name=name, source=sources.get(name, control), norm=float(vector.float().norm()))
-        for name, vector in vectors.items()
-    ]
-
-
-def _task_facts(bench: Bench) -> TaskFacts:
-    task = bench.task
-    return TaskFacts(
-        name=task.name,
-        file=str(task.path),
-        sha256=task.sha256,
-        split=bench.asked.split,
-        n_train=len(task.splits.train_indices),
-        n_questions=len(bench.positions),
-    )
-
-
-def _model_facts(bench: Bench) -> EvaluatedModel:
-    known = model_identity(bench.lm, EvaluatedModel.model_fields)
-    return EvaluatedModel(name=bench.lm.name, engine=bench.engine, versions=versions(), **known)

@@ -1,9 +1,8 @@
 """Where a vector comes from: a file of ours or of others, or fixed trials that it is computed from. And its controls."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any, cast
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from fvcore import artifacts
 from fvcore import trials as fixed_trials
 from fvcore.experiments.evaluation.compute import Bench
-from fvcore.experiments.evaluation.config import EvaluationConfig
 from fvcore.experiments.plan_files import vector_in
 from fvcore.formats import FormatError, read_pt, read_safetensors
 from fvcore.model.model import LanguageModel
@@ -20,9 +18,13 @@ from fvcore.model.spec import ModelError
 from fvcore.pipeline import Settings, run
 from fvcore.prompts import require_verified
 from fvcore.trials import FixedTrials
+from fvcore.trials.draws import OTHER_HEADS, random_heads
 from fvcore.vectors import function_vector
 
 VECTOR = "fv"
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".pt": read_pt, ".safetensors": read_safetensors, ".json": artifacts.load, "": artifacts.load
+}  # fmt: skip
 
 
 def vectors_of(bench: Bench, edit_layer: int) -> dict[str, Tensor]:
@@ -35,7 +37,8 @@ def vectors_of(bench: Bench, edit_layer: int) -> dict[str, Tensor]:
             raise ModelError("control random_heads needs the heads' means: compute the vector from --trials")
         vectors[VECTOR] = read_vector(config.vector, lm.d_model)
     elif config.trials is not None:
-        made = computed(lm, fixed_trials.read(config.trials), _settings(config, edit_layer))
+        how = {name: getattr(config, name) for name in ("reference_profile", "engine", "max_memory")}
+        made = computed(lm, fixed_trials.read(config.trials), Settings(edit_layer, config.top_heads, **how))
         vectors[VECTOR] = made.vector
         if "random_heads" in config.control:
             vectors["random_heads"] = of_random_heads(lm, made.means, made.heads, config.seed).cpu()
@@ -46,22 +49,14 @@ def vectors_of(bench: Bench, edit_layer: int) -> dict[str, Tensor]:
     return vectors
 
 
-def _settings(config: EvaluationConfig, edit_layer: int) -> Settings:
-    return Settings(
-        edit_layer,
-        config.top_heads,
-        reference_profile=config.reference_profile,
-        engine=config.engine,
-        max_memory=config.max_memory,
-    )
-
-
 def read_vector(path: Path, d_model: int) -> Tensor:
     """(d_model,) from an artifact (`fv_vector.json` and its tensors), `.safetensors`, or `.pt` read without pickle.
 
     A `.pt` holds the tensor itself, also as (1, d_model), or a dict with it under one of the keys of `plan_files`.
     """
-    value = vector_in(_value(path), path)
+    if path.suffix not in READERS:
+        raise FormatError(f"{path}: expected a vector as .json (an artifact), .safetensors or .pt")
+    value = vector_in(READERS[path.suffix](path), path)
     if not artifacts.is_dense(value) or not value.is_floating_point():
         raise FormatError(f"{path}: expected a tensor of floating-point numbers, found {type(value).__name__}")
     if value.numel() != d_model or max(value.shape, default=0) != d_model:
@@ -73,16 +68,6 @@ def read_vector(path: Path, d_model: int) -> Tensor:
     if not bool(vector.isfinite().all()) or not bool(vector.any()):
         raise FormatError(f"{path}: the vector is {'zero' if not bool(vector.any()) else 'not finite'}")
     return vector
-
-
-def _value(path: Path) -> Any:
-    if path.suffix == ".pt":
-        return read_pt(path)
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    if path.suffix in ("", ".json"):
-        return artifacts.load(path.with_suffix(""))
-    raise FormatError(f"{path}: expected a vector as .json (an artifact), .safetensors or .pt")
 
 
 @dataclass(frozen=True)
@@ -106,10 +91,13 @@ def computed(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Comp
 
 def of_random_heads(lm: LanguageModel, means: Tensor, but: Sequence[tuple[int, int]], seed: int) -> Tensor:
     """The control: as many heads, drawn from those that are not `but`; summed in the same way."""
-    others = [(layer, head) for layer in range(lm.n_layers) for head in range(lm.n_heads) if (layer, head) not in but]
-    if len(others) < len(but):
-        raise ModelError(f"{len(but)} other heads asked for, {lm.name} has {len(others)}; use fewer top heads")
-    return function_vector(lm, means, Random(seed).sample(others, len(but)))
+    every = [(layer, head) for layer in range(lm.n_layers) for head in range(lm.n_heads)]
+    (heads,), source = random_heads(every, but, 1, seed)
+    if source != OTHER_HEADS:
+        raise ModelError(
+            f"{len(but)} other heads asked for, {lm.name} has {len(every) - len(but)}; use fewer top heads"
+        )
+    return function_vector(lm, means, heads)
 
 
 def gaussian(vector: Tensor, seed: int) -> Tensor:

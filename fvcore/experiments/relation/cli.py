@@ -15,7 +15,6 @@ from fvcore.experiments.steps.settings import STEP_COMMANDS, chosen_steps
 from fvcore.formats import FormatError
 
 if TYPE_CHECKING:
-    from fvcore.experiments.relation.run import Summary
     from fvcore.experiments.workers import Workers
     from fvcore.model.model import LanguageModel
 
@@ -28,15 +27,18 @@ def run(config: RelationConfig) -> None:
         run_steps(config, chosen_steps(config.steps, config.pictures))
         return
     from fvcore.experiments.progress import Bar
-    from fvcore.experiments.relation import data
+    from fvcore.experiments.relation import data, files
+    from fvcore.experiments.relation.run import ENDED, units_of
     from fvcore.experiments.relation.run import run as run_relation
-    from fvcore.experiments.relation.run import units_of
-    from fvcore.experiments.workers import Local
+    from fvcore.experiments.workers import Local, ray_workers
 
     relation, root = data.read(config.dataset), config.root
     units = units_of(relation, root, config, config.q)
     if config.ray is not None:
-        workers: AbstractContextManager[Workers[LanguageModel]] = _ray(config)
+        if config.threads is not None:
+            raise ConfigError("--threads: with --ray an actor has as many threads as CPUs; give --ray-cpus")
+        workers: AbstractContextManager[Workers[LanguageModel]]
+        workers = ray_workers(config.ray, config.loader(config.seed), config.device, config.ray_cpus)
         bar = Bar(console, {unit.name: unit.n_rows(1, 1) for unit in units})
     else:
         lm = config.load(config.seed)
@@ -44,28 +46,12 @@ def run(config: RelationConfig) -> None:
         workers = nullcontext(Local(lm, bar.of))
     with workers as computing, bar.progress:
         summary = run_relation(relation, root, config, computing, config.q, config.stop_on_error, bar.ended)
-    tell_end(summary, config.pictures)
-
-
-def _ray(config: RelationConfig) -> AbstractContextManager[Workers[LanguageModel]]:
-    from fvcore.experiments import workers
-
-    if config.threads is not None:
-        raise ConfigError("--threads: with --ray an actor has as many threads as CPUs; give --ray-cpus")
-    assert config.ray is not None
-    return workers.ray_workers(config.ray, config.loader(config.seed), config.device, config.ray_cpus)
-
-
-def tell_end(summary: Summary, pictures: bool) -> None:
-    """What became of all, and exit status 1 if a q_id failed."""
-    from fvcore.experiments.relation import files
-
-    stopped = "; stopped at the first failure" if summary.stopped else ""
-    typer.echo(f"{summary.counts}{stopped}, in {summary.root}")
-    if pictures:
-        typer.echo(f"report: {summary.root / files.REPORT}")
+    counts = ", ".join(f"{len(summary.q_ids(state))} {state}" for state in ENDED)
+    typer.echo(f"{counts}{'; stopped at the first failure' if summary.stopped else ''}, in {root}")
+    if config.pictures:
+        typer.echo(f"report: {root / files.REPORT}")
     if summary.q_ids("failed"):
-        typer.secho(f"fvcore relation: see {summary.root / files.FAILURES}", fg="red", err=True)
+        typer.secho(f"fvcore relation: see {root / files.FAILURES}", fg="red", err=True)
         raise typer.Exit(exits.FAILED)
 
 

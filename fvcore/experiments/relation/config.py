@@ -30,10 +30,6 @@ class RelationSettings(StepSettings):
         default=True, description="Heat maps and report; they change no result."
     )
 
-    @property
-    def rows_needed(self) -> int:
-        return self.n_shots + 1
-
     def deciding(self) -> dict[str, Any]:
         """Every setting that results depend on, as plain values."""
         names = set(RelationSettings.model_fields) - {"max_memory", "pictures", "engine", "edit_layer"}

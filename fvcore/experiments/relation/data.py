@@ -19,6 +19,7 @@ from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials, o
 from fvcore.formats import read_text, sha256, sha256_file
 from fvcore.model.tokenizer import Tokenizer
 from fvcore.trials import TrialsError, WordPair
+from fvcore.trials.draws import of_relation
 
 Q_NAMES = ("q", "id", "qid")
 A_NAMES = ("exA", "ex_A", "ex_a", "input")
@@ -77,10 +78,15 @@ def read(path: Path) -> Relation:
                 f"{path}: line {number} has {len(cells)} cells, the header has {len(header)}; quote a cell that holds a comma"
             )
         q_id, word, answer = (cells[at] if at < len(cells) else "" for at in columns)
-        if q_id and word and answer:
-            pairs.setdefault(_folder_name(path, number, q_id), []).append(WordPair(input=word, output=answer))
-        else:
+        if not (q_id and word and answer):
             dropped.append(number)
+            continue
+        if not names_a_folder(q_id):
+            raise RelationError(
+                f"{path}: line {number}: q_id {q_id!r} cannot name a folder; it must not begin with a dot or an underscore, "
+                "nor hold a slash, a backslash, a colon or a line end"
+            )
+        pairs.setdefault(q_id, []).append(WordPair(input=word, output=answer))
     if not pairs:
         raise RelationError(f"{path}: holds no row with a q_id and both words")
     found = {q_id: tuple(pairs[q_id]) for q_id in sorted(pairs)}
@@ -100,54 +106,32 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise RelationError(f"{path}: not valid CSV, line {reader.line_num} ({error})") from None
 
 
-def _columns(path: Path, header: Sequence[str]) -> tuple[int, int, int]:
+def _columns(path: Path, header: list[str]) -> list[int]:
     """Where q_id, first and second word stand: by exact name, else without regard to case."""
-    found = [_column(header, names) for names in (Q_NAMES, A_NAMES, B_NAMES)]
-    if None in found:
-        raise RelationError(f"relation CSV {path} must include q/id and exA/exB columns (found={list(header)})")
-    q_id, word, answer = (at for at in found if at is not None)
-    return q_id, word, answer
-
-
-def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
-    for wanted, there in ((names, header), ([n.lower() for n in names], [h.lower() for h in header])):
-        for name in wanted:
-            if name in there:
-                return there.index(name)
-    return None
-
-
-def _folder_name(path: Path, number: int, q_id: str) -> str:
-    """A q_id names a folder; one that would lie elsewhere, or be taken for one of the run's own, is refused."""
-    if not names_a_folder(q_id):
-        raise RelationError(
-            f"{path}: line {number}: q_id {q_id!r} cannot name a folder; it must not begin with a dot or an underscore, nor "
-            "hold a slash, a backslash, a colon or a line end"
-        )
-    return q_id
+    found, lower = [], [name.lower() for name in header]
+    for names in (Q_NAMES, A_NAMES, B_NAMES):
+        exact = [header.index(name) for name in names if name in header]
+        places = exact or [lower.index(name.lower()) for name in names if name.lower() in lower]
+        if not places:
+            raise RelationError(f"relation CSV {path} must include q/id and exA/exB columns (found={header})")
+        found.append(places[0])
+    return found
 
 
 def draw(pairs: Mapping[str, Sequence[WordPair]], n_trials: int, n_demos: int, seed: int) -> list[Draw]:
     """`n_trials` trials of each q_id, shuffled together. Queries are drawn with replacement, labels may stay in place."""
-    rng = random.Random(seed)
-    draws = [_draw(rng, q_id, rows, n_demos) for q_id, rows in pairs.items() for _ in range(n_trials)]
+    rng, draws = random.Random(seed), []
+    for q_id, rows in pairs.items():
+        n = len(rows)
+        if n < n_demos + 1:
+            raise RelationError(f"q_id {q_id}: {n} rows; {n_demos} demonstrations and a query need {n_demos + 1}")
+        for _ in range(n_trials):
+            drawn = of_relation(rng, [row.output for row in rows], n_demos)
+            demos = [(at, rows[at]) for at in drawn.demos]
+            labels = [demos[i][1].output for i in drawn.label_order]
+            draws.append(Draw.of(demos, labels, (drawn.query, rows[drawn.query]), q_id))
     rng.shuffle(draws)
     return draws
-
-
-def _draw(rng: random.Random, q_id: str, rows: Sequence[WordPair], n_demos: int) -> Draw:
-    if len(rows) < n_demos + 1:
-        raise RelationError(f"q_id {q_id}: {len(rows)} rows; {n_demos} demonstrations and a query need {n_demos + 1}")
-    query = rng.randrange(len(rows))
-    others = [(at, row) for at, row in enumerate(rows) if at != query]
-    rng.shuffle(others)
-    demos = others[:n_demos]
-    clean = [row.output for _, row in demos]
-    moved = list(clean)
-    rng.shuffle(moved)
-    if moved == clean and len(clean) > 1:
-        rng.shuffle(moved)
-    return Draw.of(demos, moved, (query, rows[query]), q_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +147,8 @@ class RelationSource:
 
     def settings(self) -> dict[str, Any]:
         chosen = {"n_trials_per_q": self.n_trials, "n_demos": self.n_demos, "seed": self.seed}
-        return {"source": "relation_csv", "q_id": self.q_id, "pairs_sha256": pairs_sha256(self.pairs)} | chosen
+        of_pairs = sha256(json.dumps([[pair.input, pair.output] for pair in self.pairs]).encode())
+        return {"source": "relation_csv", "q_id": self.q_id, "pairs_sha256": of_pairs} | chosen
 
     def sample(self, tokenizer: Tokenizer) -> SampledTrials:
         meta = SampledMeta(
@@ -175,7 +160,3 @@ class RelationSource:
             n_demos=self.n_demos,
         )
         return of_draws(draw({self.q_id: self.pairs}, self.n_trials, self.n_demos, self.seed), tokenizer, meta)
-
-
-def pairs_sha256(pairs: Sequence[WordPair]) -> str:
-    return sha256(json.dumps([[pair.input, pair.output] for pair in pairs]).encode())

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-PLAN_ROOT = Path("results_fv", "relation_qwise")
-OWN_ROOT = Path("reports", "relation")
-LAYOUTS = {"own": OWN_ROOT, "plan": PLAN_ROOT}
+LAYOUTS = {"own": Path("reports", "relation"), "plan": Path("results_fv", "relation_qwise")}
 
 # In a q_id's folder.
 STATUS = "artifacts/qid_status.json"

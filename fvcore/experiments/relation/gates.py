@@ -43,7 +43,9 @@ def required(model: str, layers: int, q_id: str) -> list[str]:
 
 def require_complete(folder: Folder, model: str, layers: int, q_id: str, n_trials: int) -> None:
     """Raises StepError if something is missing that a completed q_id must have."""
-    missing = [pattern for pattern in required(model, layers, q_id) if not folder.names(_glob(pattern))]
+    # A `*` is the only wild card; a q_id may hold brackets.
+    globs = {name: name.replace("[", "[[]").replace("?", "[?]") for name in required(model, layers, q_id)}
+    missing = [name for name, pattern in globs.items() if not folder.names(pattern)]
     if missing:
         without = [layer for layer in range(layers) if any(f"/layer_{layer}/" in name for name in missing)]
         raise StepError(
@@ -52,8 +54,3 @@ def require_complete(folder: Folder, model: str, layers: int, q_id: str, n_trial
     n = len(sampled.read(folder / layout.SAMPLED).trials)
     if n != n_trials:
         raise StepError(f"{n} trials sampled, expected exactly {n_trials}")
-
-
-def _glob(pattern: str) -> str:
-    """A `*` is the only wild card; a q_id may hold brackets."""
-    return pattern.replace("[", "[[]").replace("?", "[?]")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fvcore.experiments.pictures import png
-from fvcore.experiments.relation.compute import RANDOM, TOP
+from fvcore.experiments.relation.intervals import RANDOM, TOP
 from fvcore.experiments.steps.scores import Row
 from fvcore.plots import banded_line, spans, whole_numbers
 

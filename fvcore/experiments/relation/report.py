@@ -1,6 +1,5 @@
 """What a run over a relation gave: overview.csv, a row for each q_id, and one HTML file, whole in itself, with pictures."""
 
-from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ from fvcore.experiments import page
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.pictures import data_uri
 from fvcore.experiments.relation import files, pictures
-from fvcore.experiments.relation.compute import DIFFERENCE, RANDOM, SHARES, TOP
 from fvcore.experiments.relation.gates import QIdStatus
+from fvcore.experiments.relation.intervals import DIFFERENCE, RANDOM, SHARES, TOP
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.scores import HEAD, Row
 from fvcore.formats import FormatError, read_bytes, read_csv, read_json, write_csv
@@ -93,14 +92,12 @@ def _numbers(folder: Folder) -> Row:
         "best_layer": layer,
         "acc_with": accuracy["accuracy_with"],
         "metric": metric,
-        **_three("delta", at[TOP]),
-        **_three("random", at[RANDOM]),
-        **_three("difference", at[DIFFERENCE]),
+        **{
+            f"{name}{end}": at[heads][key]
+            for name, heads in (("delta", TOP), ("random", RANDOM), ("difference", DIFFERENCE))
+            for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))
+        },
     }
-
-
-def _three(name: str, row: Row) -> Row:
-    return {name: row["mean"], f"{name}_low": row["low"], f"{name}_high": row["high"]}
 
 
 SHOWN = 20  # heads of a q_id in its table
@@ -136,6 +133,7 @@ def _section(root: Path, row: Row, one: QIdStatus) -> dict[str, Any]:
     deltas = {which: curve(folder, which, metric) for which in (TOP, RANDOM)}
     accuracy = curve(folder, TOP, "accuracy_with")
     picture = folder / layout.heatmap(row["q_id"])
+    queries = [trial["query"] for trial in read_json(folder / layout.SAMPLED)["trials"]]
     return {
         "row": row,
         "score_key": heads[0]["score_key"],
@@ -144,12 +142,6 @@ def _section(root: Path, row: Row, one: QIdStatus) -> dict[str, Any]:
         "heatmap": data_uri(read_bytes(picture)) if picture.is_file() else None,
         "curve": data_uri(pictures.injection_curve(deltas, accuracy, row["acc_base"], metric)),
         "random": read_json(folder / files.RANDOM_HEADS)["meta"],
-        "examples": _examples(folder),
+        # The first pairs that the trials show, so that a reader sees which relation this is.
+        "examples": list(dict.fromkeys(f"{query['input']} \u2192 {query['output']}" for query in queries))[:3],
     }
-
-
-def _examples(folder: Folder, n: int = 3) -> list[str]:
-    """The first pairs that the trials show, so that a reader sees which relation this is."""
-    trials: Sequence[Row] = read_json(folder / layout.SAMPLED)["trials"]
-    seen = dict.fromkeys(f"{t['query']['input']} \u2192 {t['query']['output']}" for t in trials)
-    return list(seen)[:n]

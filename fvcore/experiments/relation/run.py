@@ -39,9 +39,17 @@ class Summary:
     def q_ids(self, state: str) -> list[str]:
         return sorted(outcome.name for outcome in self.outcomes if outcome.status == state)
 
-    @property
-    def counts(self) -> str:
-        return ", ".join(f"{len(self.q_ids(state))} {state}" for state in ENDED)
+    def write(self, relation: Relation, n_selected: int, state: str) -> None:
+        value = {
+            "updated_at": now(),
+            "status": state,
+            "relation_name": relation.name,
+            "n_selected_qids": n_selected,
+            "processed": len(self.outcomes),
+            **{f"{ended}_q_ids": self.q_ids(ended) for ended in ENDED},
+            "out_root": self.root.as_posix(),
+        }
+        write_json(self.root / files.RUN_SUMMARY, value)
 
 
 def units_of(relation: Relation, root: Path, settings: RelationSettings, q_ids: Sequence[str] | None) -> list[Unit]:
@@ -68,17 +76,25 @@ def run(
     """
     units, facts = units_of(relation, root, settings, q_ids), workers.ask(partial(ModelFacts.of, settings=settings))
     with locked(root):
-        _begin(relation, root, settings, facts, units)
+        # What does not fit the folder is refused; then its settings are written, and a status for each q_id without one.
+        before = {unit.name: QIdStatus.read(Folder(unit.folder)) for unit in units}
+        pending = {unit.name: unit.fresh(facts, before[unit.name]) for unit in units}
+        _write_meta(relation, root, settings, facts)
+        for pattern in (".*", "_status/.*"):
+            Folder(root).remove_unfinished(pattern)
+        for unit in units:
+            if before[unit.name] is None:
+                pending[unit.name].write(Folder(unit.folder), "pending")
         summary, log = Summary(root), Log(root / files.LOG)
         log.line(f"run of {relation.path}: {len(units)} q_ids, model {facts.name}, settings {settings.deciding()}")
         for number in relation.dropped:
             log.line(f"line {number} of {relation.path} lacks a cell and is dropped")
-        _write_summary(relation, summary, len(units), "running")
+        summary.write(relation, len(units), "running")
         with closing(workers.map(units)) as outcomes:
             for outcome in outcomes:
                 summary = replace(summary, outcomes=(*summary.outcomes, outcome))
                 log.line(f"{outcome.name}: {outcome.status}, {outcome.reason}" + ("" if outcome.ran else " (before)"))
-                _write_summary(relation, summary, len(units), "running")
+                summary.write(relation, len(units), "running")
                 ended(outcome)
                 if stop_on_error and outcome.status == "failed":
                     summary = replace(summary, stopped=True)
@@ -88,23 +104,9 @@ def run(
         if settings.pictures:
             report.write(root)
         state = "stopped" if summary.stopped else "failed" if summary.q_ids("failed") else "completed"
-        _write_summary(relation, summary, len(units), state)
+        summary.write(relation, len(units), state)
         log.line(f"run {state}")
     return summary
-
-
-def _begin(
-    relation: Relation, root: Path, settings: RelationSettings, facts: ModelFacts, units: Sequence[Unit]
-) -> None:
-    """Refuse what does not fit the folder, then write the run's settings and a status for every q_id that has none."""
-    before = {unit.name: QIdStatus.read(Folder(unit.folder)) for unit in units}
-    pending = {unit.name: unit.fresh(facts, before[unit.name]) for unit in units}
-    _write_meta(relation, root, settings, facts)
-    for pattern in (".*", "_status/.*"):
-        Folder(root).remove_unfinished(pattern)
-    for unit in units:
-        if before[unit.name] is None:
-            pending[unit.name].write(Folder(unit.folder), "pending")
 
 
 def _write_meta(relation: Relation, root: Path, settings: RelationSettings, facts: ModelFacts) -> None:
@@ -136,19 +138,6 @@ def _write_meta(relation: Relation, root: Path, settings: RelationSettings, fact
     }
     if value != before:
         write_json(path, value)
-
-
-def _write_summary(relation: Relation, summary: Summary, n_selected: int, state: str) -> None:
-    value = {
-        "updated_at": now(),
-        "status": state,
-        "relation_name": relation.name,
-        "n_selected_qids": n_selected,
-        "processed": len(summary.outcomes),
-        **{f"{ended}_q_ids": summary.q_ids(ended) for ended in ENDED},
-        "out_root": summary.root.as_posix(),
-    }
-    write_json(summary.root / files.RUN_SUMMARY, value)
 
 
 def _write_failures(relation: Relation, root: Path) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 from fvcore.experiments.errors import Cause, OtherSettings, cause_of
 from fvcore.experiments.folder import Folder, require_same
 from fvcore.experiments.progress import Progressing, Watched
-from fvcore.experiments.record import RunRecord, digest
-from fvcore.experiments.relation import compute, files, gates
+from fvcore.experiments.relation import control, files, gates, intervals
 from fvcore.experiments.relation.config import RelationSettings
 from fvcore.experiments.relation.data import RelationSource
 from fvcore.experiments.relation.gates import COMPLETED, QIdStatus
@@ -19,9 +18,7 @@ from fvcore.experiments.status import Outcome
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.run import record_of, stages_of
 from fvcore.experiments.steps.settings import chosen_steps, identity
-from fvcore.formats import write_text
 from fvcore.model.model import LanguageModel
-from fvcore.provenance import now
 from fvcore.trials import WordPair
 
 
@@ -61,8 +58,10 @@ class Unit:
         return RelationSource(self.name, self.pairs, self.csv_path, chosen.n_trials, chosen.n_shots, chosen.seed)
 
     @property
-    def too_small(self) -> bool:
-        return len(self.pairs) < self.settings.rows_needed
+    def too_small(self) -> str:
+        """Why there are too few pairs; empty where there are enough."""
+        n, needed = len(self.pairs), self.settings.n_shots + 1
+        return f"insufficient rows ({n} < {needed})" if n < needed else ""
 
     def n_rows(self, n_layers: int, n_heads: int) -> int:
         """How many rows it makes the model compute, at most: it has no more unique queries than trials or pairs."""
@@ -80,18 +79,14 @@ class Unit:
         """
         before = QIdStatus.read(Folder(self.folder))
         current = self.fresh(ModelFacts.of(lm, self.settings), before)
-        if before is not None and self._is_done(before):
+        # Pictures that are asked for later are still to be drawn.
+        drawn = not self.settings.pictures or (before is not None and layout.heatmap(self.name) in before.files)
+        if drawn and before is not None and before.status == "completed" and not before.damage(Folder(self.folder)):
             return Outcome(self.name, "completed", COMPLETED, ran=False)
         if self.too_small:
-            reason = f"insufficient rows ({len(self.pairs)} < {self.settings.rows_needed})"
-            current.write(Folder(self.folder), "skipped", reason=reason)
-            return Outcome(self.name, "skipped", reason)
+            current.write(Folder(self.folder), "skipped", reason=self.too_small)
+            return Outcome(self.name, "skipped", self.too_small)
         return self._run(lm, current, before, Watched(progress))
-
-    def _is_done(self, before: QIdStatus) -> bool:
-        """Completed, and each file as it was; pictures that are asked for later are still to be drawn."""
-        drawn = layout.heatmap(self.name) in before.files or not self.settings.pictures
-        return before.status == "completed" and drawn and not before.damage(Folder(self.folder))
 
     def fresh(self, facts: ModelFacts, before: QIdStatus | None) -> QIdStatus:
         """The q_id's status before it runs. Raises OtherSettings where there are results of other settings."""
@@ -106,17 +101,8 @@ class Unit:
             "n_trials_per_q": self.settings.n_trials,
             **{name: deciding[name] for name in ("n_demos", "topk", "score_key", "alpha", "n_eval", "seed")},
         }
-        return QIdStatus(
-            q_id=self.name,
-            status="pending",
-            created_at=now() if before is None else before.created_at,
-            updated_at=now(),
-            config=config,
-            q_row_count=len(self.pairs),
-            expected_layers=list(range(facts.n_layers)),
-            settings_digest=digest(settings),
-            settings=settings,
-        )
+        own = {"q_id": self.name, "q_row_count": len(self.pairs), "expected_layers": list(range(facts.n_layers))}
+        return QIdStatus.pending(before, settings, config=config, **own)
 
     def _run(self, lm: LanguageModel, current: QIdStatus, before: QIdStatus | None, watch: Watched) -> Outcome:
         folder, settings = Folder(self.folder), self.settings
@@ -124,7 +110,8 @@ class Unit:
         current.write(folder, "running")
         try:
             stages = stages_of(lm, folder, settings, self.source, chosen_steps((), settings.pictures))
-            record = record_of(folder).run([*stages, *compute.stages(lm, folder, settings)], watch)
+            stages += [control.stage(lm, folder, settings), intervals.stage(folder, lm.n_layers, settings.confidence)]
+            record = record_of(folder).run(stages, watch)
             gates.require_complete(folder, lm.name, lm.n_layers, self.name, settings.n_trials)
         except OtherSettings:
             was = before or current
@@ -134,7 +121,10 @@ class Unit:
             reason, log = " ".join(str(error).split()), "".join(traceback.format_exception(error))
             return self._fail(current, cause_of(error), watch.step, reason, log)
         (folder / files.FAILURE_LOG).unlink(missing_ok=True)
-        current.write(folder, "completed", reason=COMPLETED, files=_written(folder, record))
+        every = {name: sha for one in record.stages.values() for name, sha in one.writes.items()}
+        # Pictures may be gone: a run without them does not ask for them, nor claims them.
+        there = {name: every[name] for name in sorted(every) if (folder / name).is_file()}
+        current.write(folder, "completed", reason=COMPLETED, files=there)
         return Outcome(self.name, "completed", COMPLETED)
 
     def give_up(self, cause: Cause, reason: str) -> Outcome:
@@ -144,13 +134,7 @@ class Unit:
     def _fail(self, current: QIdStatus | None, cause: Cause, step: str, reason: str, log: str) -> Outcome:
         """Say so in the log and the status. step: the stage that was at work"""
         folder = Folder(self.folder)
-        write_text(folder / files.FAILURE_LOG, log)
+        folder.write({files.FAILURE_LOG: log})
         if current is not None:
             current.write(folder, "failed", reason=reason, cause=cause, step=step)
         return Outcome(self.name, "failed", reason)
-
-
-def _written(folder: Folder, record: RunRecord) -> dict[str, str]:
-    """Digests of all that stands there. Pictures may be gone: a run without them does not ask for them, nor claims them."""
-    every = {name: sha for one in record.stages.values() for name, sha in one.writes.items()}
-    return {name: every[name] for name in sorted(every) if (folder / name).is_file()}

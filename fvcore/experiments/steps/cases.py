@@ -26,8 +26,9 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Cases:
-    """All trials, and the label of every slot they share."""
+    """All trials, as they were sampled too, and the label of every slot they share."""
 
+    sampled: SampledTrials
     labels: tuple[str, ...]
     cases: tuple[Case, ...]
 
@@ -50,7 +51,7 @@ def of(lm: LanguageModel, sampled: SampledTrials) -> Cases:
     slots = {case.corrupted_slots.query_predictive_slot for case in cases}
     if len(slots) > 1:
         raise TokensError(f"the slot that predicts the answer is not one for all trials: {sorted(slots)}")
-    return Cases(tuple(labels), cases)
+    return Cases(sampled, tuple(labels), cases)
 
 
 def _case(lm: LanguageModel, sampled: SampledTrials, record: SampledTrial, labels: list[str]) -> Case:
@@ -70,7 +71,12 @@ def _case(lm: LanguageModel, sampled: SampledTrials, record: SampledTrial, label
         where = f"trial {trial.key}, {regime} prompt"
         query = trial.query.input
         slots[regime] = slot_map(tokenizer, template, demos, query, labels, meta.model_prepend_bos, where)
-        _require_end(tokenizer.decode([prompt.input_ids[-1]]), template.prefixes.output, where)
+        # The last token is the end of the output prefix; a colon stands alone, as in the plan's template.
+        last, prefix = tokenizer.decode([prompt.input_ids[-1]]), template.prefixes.output
+        ends = last == ":" if prefix.endswith(":") else bool(last.strip()) and prefix.endswith(last.strip())
+        if not ends:
+            expected = "':'" if prefix.endswith(":") else f"the end of {prefix!r}"
+            raise TokensError(f"{where}: the last token is {last!r}, expected {expected}")
         prompts[regime] = prompt
     found = prompts[meta.target_regime].target_id
     if found != trial.target_id:
@@ -79,11 +85,3 @@ def _case(lm: LanguageModel, sampled: SampledTrials, record: SampledTrial, label
             f"({tokenizer.decode([found])!r}) behind the {meta.target_regime} prompt; sample the trials again"
         )
     return Case(record, prompts["clean"], prompts["corrupted"], slots["clean"], slots["corrupted"])
-
-
-def _require_end(text: str, prefix: str, where: str) -> None:
-    """The last token is the end of the output prefix; a colon stands alone, as in the plan's template."""
-    fits = text == ":" if prefix.endswith(":") else bool(text.strip()) and prefix.endswith(text.strip())
-    if not fits:
-        expected = "':'" if prefix.endswith(":") else f"the end of {prefix!r}"
-        raise TokensError(f"{where}: the last token is {text!r}, expected {expected}")

@@ -1,14 +1,7 @@
 """The folder of one run: which file lies where, under the names people already use."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
 from fvcore.experiments import plan_files
 from fvcore.experiments.folder import safe_name
-
-if TYPE_CHECKING:
-    from fvcore.model.model import LanguageModel
 
 SAMPLED = "artifacts/sampled_trials.json"
 ZERO_SHOT = "artifacts/sampled_trials_zeroshot.json"
@@ -51,8 +44,3 @@ def step6_results(model: str, layer: int, n: int | str) -> str:
 
 def layer_dir(layer: int) -> str:
     return f"artifacts/step6/layer_{layer}"
-
-
-def sizes(lm: LanguageModel) -> dict[str, Any]:
-    """Under the names that the files use."""
-    return {"n_heads": lm.n_heads, "head_dim": lm.d_head, "resid_dim": lm.d_model}

@@ -1,23 +1,20 @@
 """Which examples Step6 evaluates, in which order: unique queries by default, or drawn with replacement."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
+from fvcore.experiments.folder import Folder
+from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.scores import grouped
-from fvcore.experiments.steps.zeroshot import Example
+from fvcore.experiments.steps.settings import StepSettings
+from fvcore.experiments.steps.zeroshot import Example, read
 from fvcore.trials.draws import of_q_id, of_trial
 
-if TYPE_CHECKING:
-    from fvcore.experiments.steps.settings import StepSettings
 
-
-def chosen_examples(examples: Sequence[Example], settings: StepSettings) -> list[Example]:
-    """Those that are evaluated, as the settings say."""
+def chosen_examples(folder: Folder, settings: StepSettings) -> list[Example]:
+    """Those of the snapshot that are evaluated, as the settings say."""
     pick = with_replacement if settings.with_replacement else unique_queries
-    return pick(examples, settings.n_eval, settings.seed)
+    return pick(read(folder / layout.ZERO_SHOT), settings.n_eval, settings.seed)
 
 
 def unique_queries(examples: Sequence[Example], n_eval: int, seed: int) -> list[Example]:

@@ -4,8 +4,7 @@ A stage whose files are there with their digests, on inputs that are what they w
 (a q_id of a relation) brings its own source of trials and a folder, and the stages are the same.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,93 +57,66 @@ def stages_of(
 ) -> list[Stage]:
     if source is None and not (folder / layout.SAMPLED).is_file():
         raise FormatError(f"{folder / layout.SAMPLED}: no such file; the step stepd samples the trials")
-    plan = _Plan(lm, folder, settings, source)
-    return [stage for step in steps for stage in plan.stages(step)]
+    return [stage for step in steps for stage in _stages(step, lm, folder, settings, source)]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The stages of each step, with what they read and what they depend on."""
+def _stages(
+    step: str, lm: LanguageModel, folder: Folder, settings: StepSettings, source: Source | None
+) -> Iterator[Stage]:
+    """A step's stages, with what they read and what they depend on. Trials are read when a stage is at work."""
 
-    lm: LanguageModel
-    folder: Folder
-    settings: StepSettings
-    source: Source | None
+    def stage(reads: Sequence[str], work: Callable[[Advance], Sequence[Path]], part: str = "", **more: Any) -> Stage:
+        return Stage(step + part, settings_of(step, settings, lm), tuple(reads), work, **more)
 
-    @property
-    def sampled(self) -> SampledTrials:
-        return sampled.read(self.folder / layout.SAMPLED)
+    def trials() -> SampledTrials:
+        return sampled.read(folder / layout.SAMPLED)
 
-    @property
-    def _q_id(self) -> str:
-        q_ids = self.sampled.q_ids
+    def q_id() -> str:
+        q_ids = trials().q_ids
         return q_ids[0] if len(q_ids) == 1 else ALL
 
-    def stages(self, step: str) -> list[Stage]:
-        match step:
-            case "sample":
-                return [self._sample(self.source)] if self.source else []
-            case "stepd":
-                return [self._stage(step, (layout.SAMPLED,), self._stepd, total=self._n_patched)]
-            case "heatmap":
-                return [self._stage(step, (layout.AIE,), self._heatmap)]
-            case "stepe":
-                of_stepd = (*stepe.SCORE_FILES, *stepe.MEAN_FILES, layout.MEANS_META)
-                return [self._stage(step, (layout.SAMPLED, *of_stepd), self._stepe)]
-            case "zeroshot":
-                return [self._stage(step, (layout.SAMPLED,), self._zeroshot)]
-            case _:
-                return self._step6()
+    def heat_map(_: Advance) -> list[Path]:
+        name, size = q_id().removeprefix("__").removesuffix("__"), (lm.n_layers, lm.n_heads)
+        return heatmap.run(folder, settings.score_key, settings.top_heads, *size, name)
 
-    def _stage(
-        self, name: str, reads: tuple[str, ...], work: Callable[[Advance], Sequence[Path]], **more: Any
-    ) -> Stage:
-        return Stage(name, settings_of(name.partition("/")[0], self.settings, self.lm), reads, work, **more)
+    def step_e(advance: Advance) -> list[Path]:
+        of_stepd = record_of(folder).read().stages.get("stepd")
+        return stepe.run(lm, trials(), settings, folder, digest(of_stepd.settings)[:12] if of_stepd else "", advance)
 
-    def _sample(self, source: Source) -> Stage:
-        def work(advance: Advance) -> list[Path]:
-            path = self.folder / layout.SAMPLED
-            sampled.write(path, source.sample(self.lm.tokenizer))
-            return [path]
+    def summarize(_: Advance) -> list[Path]:
+        return step6.write_all_layers(folder, q_id(), range(lm.n_layers), settings.step6_score_key)
 
-        return Stage("sample", source.settings() | {"tokenizer_sha": self.lm.tokenizer_sha}, (), work)
-
-    def _n_patched(self) -> int:
-        lm, settings = self.lm, self.settings
-        return len(self.sampled.trials) * len(settings.layers_of(lm)) * len(settings.heads_of(lm))
-
-    def _stepd(self, advance: Advance) -> list[Path]:
-        return stepd.run(self.lm, self.sampled, self.settings, self.folder, advance)
-
-    def _heatmap(self, advance: Advance) -> list[Path]:
-        name, settings = self._q_id.removeprefix("__").removesuffix("__"), self.settings
-        size = (self.lm.n_layers, self.lm.n_heads)
-        return heatmap.run(self.folder, settings.score_key, settings.top_heads, *size, name)
-
-    def _stepe(self, advance: Advance) -> list[Path]:
-        of_stepd = record_of(self.folder).read().stages.get("stepd")
-        run_id = digest(of_stepd.settings)[:12] if of_stepd else ""
-        return stepe.run(self.lm, self.sampled, self.settings, self.folder, run_id, advance)
-
-    def _zeroshot(self, advance: Advance) -> list[Path]:
-        return zeroshot.run(self.lm, self.sampled, self.settings.zeroshot_trailing_space, self.folder)
-
-    def _step6(self) -> list[Stage]:
-        lm, settings, folder = self.lm, self.settings, self.folder
-        own = "" if settings.edit_layer == "all" else f"/layer_{settings.edit_layer}"
-        reads = (layout.ZERO_SHOT, layout.FV, layout.FV_META)
-        summaries = tuple(f"{layout.layer_dir(layer)}/eval_summary.json" for layer in range(lm.n_layers))
-
-        def evaluate(advance: Advance) -> list[Path]:
-            return step6.run(lm, settings, folder, advance)
-
-        def summarize(advance: Advance) -> list[Path]:
-            return step6.write_all_layers(folder, self._q_id, range(lm.n_layers), settings.step6_score_key)
-
-        def total() -> int:
-            return settings.n_eval * len(settings.edit_layers(lm))
-
-        return [
-            self._stage(f"step6{own}", reads, evaluate, total=total, covered_by="step6"),
-            self._stage("step6/summary", summaries, summarize),
-        ]
+    match step:
+        case "sample" if source is not None:
+            depends_on = source.settings() | {"tokenizer_sha": lm.tokenizer_sha}
+            yield Stage(
+                step,
+                depends_on,
+                (),
+                lambda _: folder.write({layout.SAMPLED: source.sample(lm.tokenizer).model_dump(mode="json")}),
+            )
+        case "stepd":
+            n = len(settings.layers_of(lm)) * len(settings.heads_of(lm))
+            yield stage(
+                [layout.SAMPLED],
+                lambda advance: stepd.run(lm, trials(), settings, folder, advance),
+                total=lambda: n * len(trials().trials),
+            )
+        case "heatmap":
+            yield stage([layout.AIE], heat_map)
+        case "stepe":
+            yield stage([layout.SAMPLED, *stepe.SCORE_FILES, *stepe.MEAN_FILES, layout.MEANS_META], step_e)
+        case "zeroshot":
+            space = settings.zeroshot_trailing_space
+            yield stage([layout.SAMPLED], lambda _: zeroshot.run(lm, trials(), space, folder))
+        case "step6":
+            own = "" if settings.edit_layer == "all" else f"/layer_{settings.edit_layer}"
+            yield stage(
+                (layout.ZERO_SHOT, layout.FV, layout.FV_META),
+                lambda advance: step6.run(lm, settings, folder, advance),
+                own,
+                total=lambda: settings.n_eval * len(settings.edit_layers(lm)),
+                covered_by="step6",
+            )
+            layers = range(lm.n_layers)
+            yield stage([f"{layout.layer_dir(layer)}/eval_summary.json" for layer in layers], summarize, "/summary")

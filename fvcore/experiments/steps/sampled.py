@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -116,17 +118,10 @@ def draw_dataset(pairs: Sequence[WordPair], n_trials: int, n_shots: int, seed: i
 
 def moved_labels(labels: Sequence[str], rng: random.Random) -> list[str]:
     """The labels in an order in which none, by value, stands where it stood; shuffled if there is no such order at hand."""
-
-    def all_moved(order: Sequence[str]) -> bool:
-        return all(new != old for new, old in zip(order, labels, strict=True))
-
-    for _ in range(ATTEMPTS):
-        found = [labels[i] for i in rng.sample(range(len(labels)), len(labels))]
-        if all_moved(found):
-            return found
-    rotated = [*labels[1:], *labels[:1]]
-    if all_moved(rotated):
-        return rotated
+    orders = (rng.sample(range(len(labels)), len(labels)) for _ in range(ATTEMPTS))
+    tried = chain(([labels[i] for i in order] for order in orders), [[*labels[1:], *labels[:1]]])
+    if found := next((one for one in tried if all(map(ne, one, labels))), None):
+        return found
     shuffled = list(labels)
     rng.shuffle(shuffled)
     return shuffled
@@ -159,19 +154,15 @@ def of_fixed(fixed: FixedTrials, tokenizer: Tokenizer) -> SampledTrials:
     def bare(pair: WordPair) -> WordPair:
         return WordPair(input=pair.input[1:], output=pair.output[1:]) if has_space else pair
 
-    def rows(split: Sequence[int], positions: Sequence[int] | None) -> list[int] | None:
-        return None if positions is None else [split[at] for at in positions]
-
     found = []
     for idx, record in enumerate(fixed.file.trials):
-        query_at = None if record.query_index_in_valid is None else [record.query_index_in_valid]
-        query_row = rows(splits.valid_indices, query_at) if splits else None
+        query, demos = record.query_index_in_valid, record.demo_indices_in_train
         draw = Draw(
             demos_clean=[bare(pair) for pair in record.demos_clean],
             demos_corrupted=[bare(pair) for pair in record.demos_corrupted],
             query=bare(record.query),
-            query_source_index=query_row[0] if query_row else None,
-            demo_source_indices=rows(splits.train_indices, record.demo_indices_in_train) if splits else None,
+            query_source_index=splits.valid_indices[query] if splits and query is not None else None,
+            demo_source_indices=[splits.train_indices[at] for at in demos] if splits and demos is not None else None,
             demo_order=list(range(fixed.meta.n_shots)),
         )
         prompts, target = (record.clean_prompt_str, record.corrupted_prompt_str), record.target_str

@@ -140,3 +140,8 @@ def identity(lm: LanguageModel, settings: StepSettings) -> dict[str, Any]:
     from fvcore.fast import engines
 
     return {"model": safe_name(lm.name), **model_identity(lm), "engine": engines.chosen(lm, settings.engine)}
+
+
+def sizes_of(lm: LanguageModel) -> dict[str, Any]:
+    """Of a model, under the names that the files use."""
+    return {"n_heads": lm.n_heads, "head_dim": lm.d_head, "resid_dim": lm.d_model}

@@ -6,7 +6,6 @@ a block's output. All layers are computed in one go; each has a folder of its ow
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
@@ -19,8 +18,8 @@ from fvcore.experiments.plan_files import vector_in
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.plan import chosen_examples
 from fvcore.experiments.steps.scores import Row, grouped, population_std
-from fvcore.experiments.steps.settings import StepSettings
-from fvcore.experiments.steps.zeroshot import Example, read
+from fvcore.experiments.steps.settings import StepSettings, sizes_of
+from fvcore.experiments.steps.zeroshot import Example
 from fvcore.fast import engines
 from fvcore.fast.chunks import Advance, silent
 from fvcore.formats import read_json, read_pt, write_json
@@ -36,26 +35,6 @@ GLOBAL = "__global__"
 DEBUG = "artifacts/step6/step6_target_id_debug_{}.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Vector:
-    """The function vector (d_model,) in fp32, and what its meta file says of it."""
-
-    value: Tensor
-    meta: Row
-
-    @property
-    def type(self) -> str:
-        return str(self.meta.get("fv_type") or "global")
-
-    @property
-    def source_qid(self) -> str | None:
-        return self.meta.get("fv_source_qid")
-
-    @property
-    def facts(self) -> Row:
-        return {"shape": list(self.value.shape), "norm": float(self.value.norm())}
-
-
 def run(lm: LanguageModel, settings: StepSettings, folder: Folder, advance: Advance = silent) -> list[Path]:
     """Evaluate at every layer asked for and write its folder; returns the files.
 
@@ -63,22 +42,25 @@ def run(lm: LanguageModel, settings: StepSettings, folder: Folder, advance: Adva
     """
     for stale in folder.names(DEBUG.format("*")):
         (folder / stale).unlink()
-    vector, chosen = read_vector(folder, lm), chosen_examples(read(folder / layout.ZERO_SHOT), settings)
+    (vector, meta), chosen = read_vector(folder, lm), chosen_examples(folder, settings)
     prompts = [_checked(lm, folder, i, example) for i, example in enumerate(chosen)]
     layers = settings.edit_layers(lm)
     ids = [prompt.input_ids for prompt in prompts]
     targets = [example.target_first_token_id for example in chosen]
     how = (settings.alpha, settings.engine, settings.max_memory)
-    found = inject_readings(lm, ids, targets, vector.value, layers, *how, advance)
+    found = inject_readings(lm, ids, targets, vector, layers, *how, advance)
     files = []
     for i, layer in enumerate(layers):
         rows = [_row(lm, idx, example, found, i) for idx, example in enumerate(chosen)]
-        files += _write_layer(lm, settings, folder, layer, vector, rows)
+        files += _write_layer(lm, settings, folder, layer, vector, meta, rows)
     return files
 
 
-def read_vector(folder: Folder, lm: LanguageModel) -> Vector:
-    """Raises StepError when the vector is not one for this model."""
+def read_vector(folder: Folder, lm: LanguageModel) -> tuple[Tensor, Row]:
+    """The function vector (d_model,) in fp32, and what its meta file says of it.
+
+    Raises StepError when the vector is not one for this model.
+    """
     vector = vector_in(read_pt(folder / layout.FV), folder / layout.FV)
     if not isinstance(vector, Tensor) or tuple(vector.shape) != (lm.d_model,):
         found = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
@@ -88,7 +70,7 @@ def read_vector(folder: Folder, lm: LanguageModel) -> Vector:
     meta = read_json(folder / layout.FV_META)
     if not isinstance(meta, dict):
         raise StepError(f"{folder / layout.FV_META}: expected an object, found {type(meta).__name__}")
-    return Vector(vector.float(), meta)
+    return vector.float(), meta
 
 
 def _checked(lm: LanguageModel, folder: Folder, i: int, example: Example) -> Prompt:
@@ -192,27 +174,48 @@ def _of_q(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def _write_layer(
-    lm: LanguageModel, settings: StepSettings, folder: Folder, layer: int, vector: Vector, rows: Sequence[Row]
+    lm: LanguageModel,
+    settings: StepSettings,
+    folder: Folder,
+    layer: int,
+    vector: Tensor,
+    fv_meta: Row,
+    rows: Sequence[Row],
 ) -> list[Path]:
     n, engine, key = len(rows), engines.chosen(lm, settings.engine), settings.step6_score_key
     summary, of_q = summary_of(rows), _of_q(rows)
+    facts, source = {"shape": list(vector.shape), "norm": float(vector.norm())}, fv_meta.get("fv_source_qid")
     where = {"model": lm.name, "model_spec": lm.spec.name, "edit_layer": layer}
     asked = {"seed": settings.seed, "n_eval": n, "requested_n_eval": settings.n_eval}
     how = {"dtype": lm.dtype, "device": lm.device.type, "batch_size": n if engine == "fast" else 1}
     first = {"fv_source": layout.FV, **asked, "answer_first_token": True, "alpha": settings.alpha}
     results = {
         "config": where | first | how | {"score_key": key},
-        "fv": vector.facts,
+        "fv": facts,
         "summary": summary,
         "per_qid": of_q,
-        "matrix": {vector.source_qid or GLOBAL: {q_id: one["mean_delta_logprob"] for q_id, one in of_q.items()}},
+        "matrix": {source or GLOBAL: {q_id: one["mean_delta_logprob"] for q_id, one in of_q.items()}},
         "metadata": {"with_replacement": settings.with_replacement, "engine": engine},
         "results": list(rows),
     }
+    # `pre` is the plans' word; the vector is added to what leaves the block.
+    hook = {"hook_type": "pre", "reshape": "resid_to_heads", "hook_target": lm.spec.block_path(layer)}
+    kind = str(fv_meta.get("fv_type") or "global")
+    of_vector = {
+        "fv_source": layout.FV,
+        "fv_type": kind,
+        "fv_source_qid": source,
+        "eval_scope": "in_domain" if kind == "qid" else "all_qids",
+        "eval_qids": list(of_q),
+        "config": sizes_of(lm) | hook | how,
+        "fv": facts,
+        "fv_meta": fv_meta,
+        "timestamp": now(),
+    }
     slot = {"injection_point": "residual", "slot": "query_predictive", "slot_name": "query_predictive"}
-    scored = {"score_key": key, "heads": vector.meta.get("heads"), **asked, "alpha": settings.alpha}
-    rules = {"slot_index_rule": SLOT_RULE, "token_rule": vector.meta.get("token_position_rule")}
-    meta = where | slot | rules | scored | _meta_of(lm, layer, vector, list(of_q), how)
+    scored = {"score_key": key, "heads": fv_meta.get("heads"), **asked, "alpha": settings.alpha}
+    rules = {"slot_index_rule": SLOT_RULE, "token_rule": fv_meta.get("token_position_rule")}
+    meta = where | slot | rules | scored | of_vector
     log = (
         f"Step6: {n} examples ({settings.n_eval} asked for), layer {layer} ({lm.spec.block_path(layer)}, its output), "
         f"alpha {settings.alpha}, engine {engine}\n"
@@ -223,23 +226,6 @@ def _write_layer(
     names = (*layout.OF_LAYER, "step6.log", layout.step6_results(lm.name, layer, n))
     paths = [f"{layout.layer_dir(layer)}/{name}" for name in names]
     return folder.write(dict(zip(paths, (summary, rows, meta, log, results), strict=True)))
-
-
-def _meta_of(lm: LanguageModel, layer: int, vector: Vector, q_ids: list[str], how: Row) -> Row:
-    """The vector, and where it is added."""
-    # `pre` is the plans' word; the vector is added to what leaves the block.
-    hook = {"hook_type": "pre", "reshape": "resid_to_heads", "hook_target": lm.spec.block_path(layer)}
-    return {
-        "fv_source": layout.FV,
-        "fv_type": vector.type,
-        "fv_source_qid": vector.source_qid,
-        "eval_scope": "in_domain" if vector.type == "qid" else "all_qids",
-        "eval_qids": q_ids,
-        "config": layout.sizes(lm) | hook | how,
-        "fv": vector.facts,
-        "fv_meta": vector.meta,
-        "timestamp": now(),
-    }
 
 
 def write_all_layers(folder: Folder, q_id: str, expected: Sequence[int], score_key: str) -> list[Path]:

@@ -21,7 +21,7 @@ from fvcore.experiments.steps.cases import Case, Cases
 from fvcore.experiments.steps.cases import of as cases_of
 from fvcore.experiments.steps.sampled import SampledTrials
 from fvcore.experiments.steps.scores import TARGET_COPIES, Row, aie_rows, cie_row, metrics_of
-from fvcore.experiments.steps.settings import StepSettings
+from fvcore.experiments.steps.settings import StepSettings, sizes_of
 from fvcore.fast import engines
 from fvcore.fast.chunks import Advance, silent
 from fvcore.fast.screening import screened_top_heads
@@ -29,16 +29,6 @@ from fvcore.model.model import LanguageModel
 
 SHOWN = 10  # heads in the log
 TAIL = 30  # characters of a prompt's end
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What StepD is run on."""
-
-    lm: LanguageModel
-    sampled: SampledTrials
-    settings: StepSettings
-    cases: Cases
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +40,6 @@ class Swept:
 
     q_id: str
     heads: list[tuple[int, int]]
-    cases: tuple[Case, ...]
     means: Tensor
     rows: list[Row]
     note: str = ""
@@ -60,25 +49,31 @@ def run(
     lm: LanguageModel, sampled: SampledTrials, settings: StepSettings, folder: Folder, advance: Advance = silent
 ) -> list[Path]:
     """Compute and write every file of StepD; returns the files."""
-    asked = _Asked(lm, sampled, settings, cases_of(lm, sampled))
+    cases = cases_of(lm, sampled)
     heads = [(layer, head) for layer in settings.layers_of(lm) for head in settings.heads_of(lm)]
-    swept = [_sweep(asked, q_id, heads, advance) for q_id in sampled.q_ids]
+    swept = [_sweep(lm, cases, settings, q_id, heads, advance) for q_id in sampled.q_ids]
 
-    cie = [row for one in swept for row in cie_rows(one, asked.cases.slot)]
+    cie = [row for one in swept for row in cie_rows(one, cases.slot)]
     relation = sampled.meta.is_relation
     aie = aie_rows(cie, settings.score_key, relation)
-    files = _means(asked, swept) | {layout.CIE: cie, layout.AIE: aie}
+    files = _means(lm, cases, swept) | {layout.CIE: cie, layout.AIE: aie}
     files[layout.TRIAL_METRICS] = [row for one in swept for row in one.rows]
     if not relation:
         meta: dict[str, Any] = {"source": sampled.meta.source, "model": lm.name, "model_spec": lm.spec.name}
         meta |= {"n_trials": len(sampled.trials), "score_key": settings.score_key, "seed": settings.seed}
         files[layout.AIE_JSON] = {"meta": meta, "scores": aie}
-    return folder.write(files | {layout.STEP_D_LOG: _log(asked, aie, swept)})
+    return folder.write(files | {layout.STEP_D_LOG: _log(lm, cases, settings, aie, swept)})
 
 
-def _sweep(asked: _Asked, q_id: str, heads: Sequence[tuple[int, int]], advance: Advance) -> Swept:
-    lm, sampled, settings = asked.lm, asked.sampled, asked.settings
-    own = tuple(case for case in asked.cases.cases if case.trial.q_id == q_id)
+def _sweep(
+    lm: LanguageModel,
+    cases: Cases,
+    settings: StepSettings,
+    q_id: str,
+    heads: Sequence[tuple[int, int]],
+    advance: Advance,
+) -> Swept:
+    sampled, own = cases.sampled, [case for case in cases.cases if case.trial.q_id == q_id]
     how = (settings.engine, settings.max_memory)
     means = engines.mean_head_activations(lm, [(case.clean.input_ids, case.clean_slots) for case in own], *how)
     prompts = [(case.corrupted.input_ids, case.trial.target_first_token_id, case.corrupted_slots) for case in own]
@@ -101,7 +96,7 @@ def _sweep(asked: _Asked, q_id: str, heads: Sequence[tuple[int, int]], advance: 
             copies = {f"{name}_target": metrics[name] for name in TARGET_COPIES}
             key = {"q_id": q_id, "trial_idx": case.trial.trial_idx, "layer": layer, "head": head}
             rows.append(key | first | metrics | copies | last)
-    return Swept(q_id, list(heads), own, means, rows, note)
+    return Swept(q_id, list(heads), means, rows, note)
 
 
 def _trial_columns(case: Case, sampled: SampledTrials, seed: int) -> tuple[Row, Row]:
@@ -148,18 +143,17 @@ def permutation(before: Sequence[str], after: Sequence[str]) -> list[int]:
 
 def cie_rows(swept: Swept, slot: int) -> list[Row]:
     """A row per head, in order of (layer, head)."""
-    n = len(swept.cases)
-    rows = []
-    for i, (layer, head) in enumerate(swept.heads):
-        norm = float(swept.means[layer, head, slot].norm())
-        rows.append(cie_row(swept.q_id, layer, head, swept.rows[i * n : (i + 1) * n], norm))
-    return rows
+    n = len(swept.rows) // len(swept.heads)
+    return [
+        cie_row(swept.q_id, *head, swept.rows[i * n : (i + 1) * n], float(swept.means[*head, slot].norm()))
+        for i, head in enumerate(swept.heads)
+    ]
 
 
-def _means(asked: _Asked, swept: Sequence[Swept]) -> dict[str, Any]:
+def _means(lm: LanguageModel, cases: Cases, swept: Sequence[Swept]) -> dict[str, Any]:
     """The files of means."""
-    lm, sampled, slot = asked.lm, asked.sampled, asked.cases.slot
-    sizes = {"slot_q": slot} | layout.sizes(lm)
+    sampled, slot = cases.sampled, cases.slot
+    sizes = {"slot_q": slot} | sizes_of(lm)
     clean = {one.q_id: one.means[:, :, slot].contiguous() for one in swept}
     average = torch.stack(list(clean.values())).mean(dim=0)
     meta = {
@@ -168,8 +162,8 @@ def _means(asked: _Asked, swept: Sequence[Swept]) -> dict[str, Any]:
         "seed": sampled.meta.seed,
         "layers": list(range(lm.n_layers)),
         "n_layers": lm.n_layers,
-        **layout.sizes(lm),
-        "dummy_labels": list(asked.cases.labels),
+        **sizes_of(lm),
+        "dummy_labels": list(cases.labels),
         "slot_index_map": {"QUERY_PRED": slot, "query_predictive_token": slot},
         "slot_query_pred": slot,
     }
@@ -182,10 +176,9 @@ def _means(asked: _Asked, swept: Sequence[Swept]) -> dict[str, Any]:
     }
 
 
-def _log(asked: _Asked, aie: Sequence[Row], swept: Sequence[Swept]) -> str:
-    lm, sampled, settings, slot = asked.lm, asked.sampled, asked.settings, asked.cases.slot
-    meta, engine = sampled.meta, engines.chosen(lm, settings.engine)
-    n, targets = len(sampled.trials), [trial.target_first_token_id for trial in sampled.trials]
+def _log(lm: LanguageModel, cases: Cases, settings: StepSettings, aie: Sequence[Row], swept: Sequence[Swept]) -> str:
+    sampled, slot, engine = cases.sampled, cases.slot, engines.chosen(lm, settings.engine)
+    meta, n, targets = sampled.meta, len(sampled.trials), [trial.target_first_token_id for trial in sampled.trials]
     lines = [
         f"StepD: {n} trials of {meta.n_shots} shots, source {meta.source}, seed {meta.seed}",
         f"model {lm.name} (spec {lm.spec.name}): {lm.n_layers} layers x {lm.n_heads} heads x {lm.d_head}, "
@@ -199,7 +192,7 @@ def _log(asked: _Asked, aie: Sequence[Row], swept: Sequence[Swept]) -> str:
         lines.append(f"fixed trials set n_shots {meta.n_shots} and n_trials {n}; labels are shuffled in the file")
     lines += [
         f"checks: prompts of {n} trials written again, equal to the stored ones; target ids {json.dumps(targets)} found "
-        f"again on the {meta.target_regime} prompt; last token {asked.cases.labels[slot]}, slot {slot} in all of them",
+        f"again on the {meta.target_regime} prompt; last token {cases.labels[slot]}, slot {slot} in all of them",
         f"q_ids: {json.dumps(sampled.q_ids)}",
         f"heads with the largest {settings.score_key}:",
         *(f"  layer {row['layer']} head {row['head']}: {row[settings.score_key]!r}" for row in aie[:SHOWN]),

@@ -18,8 +18,8 @@ from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.sampled import SampledTrials
 from fvcore.experiments.steps.scores import HEAD, Row, population_std, ranked, read_scores
-from fvcore.experiments.steps.settings import StepSettings
-from fvcore.fast.chunks import Advance, silent
+from fvcore.experiments.steps.settings import StepSettings, sizes_of
+from fvcore.fast.chunks import Advance
 from fvcore.formats import FormatError, read_json, read_pt
 from fvcore.injection import inject_readings
 from fvcore.model.model import LanguageModel
@@ -34,18 +34,19 @@ MEAN_FILES = (layout.GLOBAL_MEAN, layout.MEANS, "artifacts/clean_mean.pt")
 
 
 def run(
-    lm: LanguageModel,
-    sampled: SampledTrials,
-    settings: StepSettings,
-    folder: Folder,
-    run_id: str = "",
-    advance: Advance = silent,
+    lm: LanguageModel, sampled: SampledTrials, settings: StepSettings, folder: Folder, run_id: str, advance: Advance
 ) -> list[Path]:
     """Choose heads from StepD's scores, make the vector and write every file of StepE; returns the files."""
     mean = read_clean_mean(folder, lm)
     rows = read_scores(_first(folder, SCORE_FILES), settings.score_key)
     chosen = ranked(rows, settings.score_key, settings.top_heads)
-    heads = [_head(row, settings.score_key, len(sampled.trials)) for row in chosen]
+    key, n_trials = settings.score_key, len(sampled.trials)
+    heads = [
+        {"layer": row["layer"], "head": row["head"], "score_key": key, "rank_score": row[key]}
+        | {name: row.get(name) for name in ("mean_delta_logprob", "mean_delta_p")}
+        | {"n_trials": int(row.get("n_trials", n_trials))}
+        for row in chosen
+    ]
     meta = {
         "source_run_id": run_id,
         "stepd_artifacts_dir": "artifacts",
@@ -56,7 +57,7 @@ def run(
     }
     vector = global_vector(lm, mean, list(map(HEAD, chosen)))
     by_layer = heads_by_layer(lm, mean, heads, sorted({row["layer"] for row in rows}))
-    sizes = layout.sizes(lm)
+    sizes = sizes_of(lm)
     chosen_with = {"selected_k": settings.top_heads, "alpha_default": settings.alpha, "model_spec": lm.spec.name}
     of_q = sampled.q_ids[0] if sampled.meta.is_relation and len(sampled.q_ids) == 1 else None
     fv_meta = {
@@ -68,12 +69,14 @@ def run(
         "fv_type": "qid" if of_q else "global",
         "fv_source_qid": of_q,
     }
+    asked = {"space": "head", "n_eval_trials": N_EVAL_TRIALS, "seed": settings.seed, "alpha": settings.alpha}
+    of_eval = asked | {"seq_token_idx": -1, "measure": "logit[target_id]"}
     files = {
         layout.TOP_HEADS: {"meta": meta, "heads": heads},
         layout.FV_BY_LAYER: sizes | chosen_with | {"fv_by_layer": by_layer},
         layout.FV: {"fv_global_resid": vector} | sizes,
         layout.FV_META: fv_meta,
-        layout.STEP_E_EVAL: _meta_of_eval(meta, settings) | _eval(lm, sampled, settings, by_layer, advance),
+        layout.STEP_E_EVAL: {"meta": meta | of_eval} | _eval(lm, sampled, settings, by_layer, advance),
     }
     return folder.write(files)
 
@@ -141,30 +144,6 @@ def heads_by_layer(lm: LanguageModel, mean: Tensor, heads: Sequence[Row], layers
     for row in heads:
         found[row["layer"]][row["head"]] = mean[row["layer"], row["head"]]
     return {layer: heads_.flatten() for layer, heads_ in found.items()}
-
-
-def _head(row: Row, score_key: str, n_trials: int) -> Row:
-    return {
-        "layer": row["layer"],
-        "head": row["head"],
-        "score_key": score_key,
-        "rank_score": row[score_key],
-        "mean_delta_logprob": row.get("mean_delta_logprob"),
-        "mean_delta_p": row.get("mean_delta_p"),
-        "n_trials": int(row.get("n_trials", n_trials)),
-    }
-
-
-def _meta_of_eval(meta: Row, settings: StepSettings) -> Row:
-    more = {
-        "space": "head",
-        "n_eval_trials": N_EVAL_TRIALS,
-        "seed": settings.seed,
-        "alpha": settings.alpha,
-        "seq_token_idx": -1,
-        "measure": "logit[target_id]",
-    }
-    return {"meta": meta | more}
 
 
 def _eval(

@@ -22,7 +22,7 @@ from fvcore.pipeline import Pipeline, profile_of
 from fvcore.slots import SlotMap
 from pytest_fvparity.candidates.adapters.torch_hooks import kept
 from pytest_fvparity.selftest.catalogue import Observed, Outcome, Plant, Plants, observed, patching, replacing, varied
-from pytest_fvparity.selftest.mean_heads import Station, average, batched, mean_of, mean_over, pooled_by
+from pytest_fvparity.selftest.mean_heads import Station, average, batched, mean_of, pooled_by
 from pytest_fvparity.selftest.rig import Rig, changed
 
 
@@ -167,7 +167,7 @@ def station(mean_activations: Station, look: Any = observed) -> Plant:
 
 
 PLANTS: dict[str, Plants] = {
-    "F24": station(mean_of(head_activations, regime="corrupted")),
+    "F24": station(mean_of(regime="corrupted")),
     "F25": station(mean_of(lambda lm, ids, slots: head_activations(lm, ids, replace(slots, idx_avg={})))),
     "F26": station(pooled_by(lambda word: word.sum(dim=2))),
     "F26-last": station(pooled_by(lambda word: word[:, :, -1])),
@@ -182,8 +182,10 @@ PLANTS: dict[str, Plants] = {
     "F33": lambda rig: refusal(rig, changed(rig.lm, to_four_bits), "quant"),
     "F33-nf4": quantised_nf4,
     "F34": training_mode,
-    "F35": station(mean_over(running_mean), varied),
-    "F35-fp16": station(mean_over(lambda heads: reduce(torch.add, [one.half() for one in heads]).float() / len(heads))),
+    "F35": station(mean_of(mean=running_mean), varied),
+    "F35-fp16": station(
+        mean_of(mean=lambda heads: reduce(torch.add, [one.half() for one in heads]).float() / len(heads))
+    ),
     "F36": (references_kept, lambda rig: observed(rig.judge(keeping_references(rig), repeat=2))),
     "F37": station(batched(lambda lm, ids, mask: lm.logits(ids))),
     "F37-positions": station(

@@ -75,10 +75,6 @@ def ranked_by(rank: Callable[[Tensor, int], list[Head]], made: Callable[[Rig], R
     return on(made, patching(pipeline, "top_heads", rank))
 
 
-def rounded(aie: Tensor, digits: int) -> Tensor:
-    return torch.tensor([[round(float(value), digits) for value in row] for row in aie], dtype=torch.float64)
-
-
 def flat_topk(aie: Tensor, k: int, head_of: Callable[[int], tuple[int, int]]) -> list[Head]:
     """In the order of torch.topk over all heads."""
     best = aie.flatten().topk(k)
@@ -146,8 +142,7 @@ def job_of(lm: LanguageModel, rig: Rig) -> dict[str, Any]:
     told = patch.object(reference, "_answer", side_effect=EOFError)
     with patch.object(reference, "require_checkout", Path), told as answer, suppress(EOFError):
         reference.run(Path(), lm, rig.trials, rig.settings)
-    job: dict[str, Any] = answer.call_args.args[2]
-    return job
+    return cast("dict[str, Any]", answer.call_args.args[2])
 
 
 def misleading_names(rig: Rig) -> Observed:
@@ -198,7 +193,7 @@ PLANTS: dict[str, Plants] = {
     "F40-sign": with_effect(lambda base, runs: base - runs),
     "F41": padding_replaced,
     "F42": patching(pipeline, "average_indirect_effect", diluted),
-    "F43": ranked_by(lambda aie, k: top_heads(rounded(aie, 4), k)),
+    "F43": ranked_by(lambda aie, k: top_heads(aie.double().round(decimals=4), k)),
     "F43-digits": ranked_by(lambda aie, k: [head._replace(aie=round(head.aie, 3)) for head in top_heads(aie, k)]),
     "F44": ranked_by(lambda aie, k: flat_topk(aie, k, lambda i: divmod(i, aie.shape[0])[::-1])),
     "F45": ranked_by(lambda aie, k: [h._replace(aie=float(aie[h.layer, h.head])) for h in top_heads(aie.abs(), k)]),

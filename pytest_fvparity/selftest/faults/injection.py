@@ -31,8 +31,14 @@ def with_adding(adding: Callable[..., AbstractContextManager[Any]], look: Look =
     Nobody asks whether something moved: a candidate has no such guard, and the comparison must see it.
     """
 
+    @torch.inference_mode()
+    def inject(lm: LanguageModel, ids: list[int], target: int, vector: Tensor, layer: int, alpha: float) -> Injection:
+        base = lm.logits(lm.ids(ids))[0, -1]
+        with adding(lm, layer, alpha * vector):
+            return Injection(target, base, lm.logits(lm.ids(ids))[0, -1])
+
     def plant(rig: Rig) -> Observed:
-        with patch.object(injection, "_require_moved", lambda *_: None):
+        with patch.object(pipeline, "inject", inject):
             return patching(injection, "add_to_residual", adding, look)(rig)
 
     return plant

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact
@@ -174,8 +174,7 @@ def through_json_objects(self: Pipeline, prompts: Artifact) -> Artifact:
             leaves[leaf] = dict(leaves[leaf])
         if leaf.endswith("idx_avg"):
             leaves[leaf] = {label: [first, last] for label, first, last in leaves[leaf]}
-    read_back: dict[str, Any] = json.loads(json.dumps(leaves))
-    return read_back
+    return cast("dict[str, Any]", json.loads(json.dumps(leaves)))
 
 
 def worded_otherwise(rig: Rig) -> Rig:

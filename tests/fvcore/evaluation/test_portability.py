@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fvcore.experiments.evaluation.data import NamedTemplate, read_templates
+from fvcore.experiments.evaluation.data import USUAL, read_templates
 from fvcore.formats import FormatError
 from fvcore.trials import TemplatePart
 from tests.late import RUNNING
@@ -22,7 +22,7 @@ ENTRY = '- {name: A, prefixes: {input: "I:", output: "O:"}, separators: {input: 
 def test_shipped_templates_are_many_and_none_is_the_usual_one() -> None:
     templates = read_templates()
     assert len(templates) >= 8
-    usual = NamedTemplate()
+    usual = USUAL
     assert (usual.prefixes, usual.separators) not in [(t.prefixes, t.separators) for t in templates]
     # What stands before an answer ends in a mark, so that no tokenizer joins it with the answer's leading space.
     assert all(template.prefixes.output[-1] in ":>" for template in templates)
@@ -69,7 +69,7 @@ class TestTinyModels:
 
     def test_every_template_has_a_filter_of_its_own(self) -> None:
         bench, vector = worlds.bench(), worlds.vector_of_best_heads("tiny-llama").vector
-        usual, other = portability(bench, [NamedTemplate(), X_Y], {"fv": vector}, 1, 10)
+        usual, other = portability(bench, [USUAL, X_Y], {"fv": vector}, 1, 10)
 
         assert usual.kept == bench.positions  # all is right under the template it was trained with
         assert 0 < len(other.kept) < len(usual.kept)

@@ -17,11 +17,12 @@ from tests.late import RUNNING
 if RUNNING:
     import torch
 
-    from fvcore.experiments.relation import compute
+    from fvcore.experiments.relation import intervals
     from fvcore.experiments.steps import zeroshot
     from fvcore.experiments.steps.plan import unique_queries
     from fvcore.injection import inject
     from fvcore.model.model import LanguageModel
+    from fvcore.trials.draws import random_heads
     from fvcore.vectors import function_vector
 
 
@@ -31,7 +32,7 @@ SCORED = [(layer, head) for layer in range(3) for head in range(4)]
 def test_random_heads_are_as_many_and_others_than_the_chosen() -> None:
     top = [(2, 3), (0, 1), (1, 1)]
 
-    sets, source = compute.random_sets(SCORED, top, 50, "0/Q1")
+    sets, source = random_heads(SCORED, top, 50, "0/Q1")
 
     assert source == "heads that were not chosen"
     for heads in sets:
@@ -41,7 +42,7 @@ def test_random_heads_are_as_many_and_others_than_the_chosen() -> None:
 
 
 def test_where_too_few_heads_are_left_all_of_them_are_drawn_from_and_it_is_said() -> None:
-    sets, source = compute.random_sets(SCORED, SCORED[:7], 20, "0/Q1")
+    sets, source = random_heads(SCORED, SCORED[:7], 20, "0/Q1")
 
     assert source == "all heads"
     assert {head for heads in sets for head in heads} == set(SCORED)
@@ -49,11 +50,11 @@ def test_where_too_few_heads_are_left_all_of_them_are_drawn_from_and_it_is_said(
 
 
 def test_random_heads_follow_from_seed_and_q_id_alone() -> None:
-    one, _ = compute.random_sets(SCORED, SCORED[:3], 5, "0/Q1")
+    one, _ = random_heads(SCORED, SCORED[:3], 5, "0/Q1")
 
-    assert one == compute.random_sets(list(reversed(SCORED)), SCORED[:3], 5, "0/Q1")[0]
-    assert one != compute.random_sets(SCORED, SCORED[:3], 5, "1/Q1")[0]
-    assert one != compute.random_sets(SCORED, SCORED[:3], 5, "0/Q2")[0]
+    assert one == random_heads(list(reversed(SCORED)), SCORED[:3], 5, "0/Q1")[0]
+    assert one != random_heads(SCORED, SCORED[:3], 5, "1/Q1")[0]
+    assert one != random_heads(SCORED, SCORED[:3], 5, "0/Q2")[0]
 
 
 def test_the_controls_numbers_are_the_stations_own(ran: Path, llama: LanguageModel) -> None:
@@ -105,7 +106,7 @@ def test_intervals_of_the_injection_pair_every_example_with_itself(ran: Path) ->
     for layer in range(6):
         top = read_jsonl(folder / f"{layout.layer_dir(layer)}/eval_trials.jsonl")
         summary = read_json(folder / f"{layout.layer_dir(layer)}/eval_summary.json")
-        for metric in compute.OF_INJECTION:
+        for metric in intervals.OF_INJECTION:
             by_example = [
                 fmean(row[metric] for row in drawn if (row["layer"], row["idx"]) == (layer, idx))
                 for idx in range(len(top))
@@ -127,5 +128,5 @@ def test_with_replacement_an_example_drawn_twice_is_one_witness() -> None:
     values, prompts = [1, 0, 1, 0], ["a", "b", "a", "b"]
 
     assert mean_interval(values, prompts, 0.95).n_groups == 2
-    shares = compute._share([{"accuracy_with": v} for v in values], "accuracy_with", prompts, 0.95)
+    shares = intervals._share([{"accuracy_with": v} for v in values], "accuracy_with", prompts, 0.95)
     assert (shares.mean, shares.n) == (0.5, 2)

@@ -16,7 +16,7 @@ from fvcore.prompts import prompt_at_boundary
 from tests.late import RUNNING, inference_mode
 
 if RUNNING:
-    from fvcore.experiments.relation import compute, report
+    from fvcore.experiments.relation import intervals, report
     from fvcore.experiments.relation.run import run
     from fvcore.model.model import LanguageModel
 
@@ -97,5 +97,5 @@ def test_the_vectors_of_known_relations_do_more_than_random_heads(
         assert row["aie_low"] > 0, row["q_id"]
         assert row["difference_low"] > 0, row["q_id"]
         assert row["acc_with"] - row["acc_base"] >= 0.4, row["q_id"]
-        curve = report.curve(Folder(tmp_path / row["q_id"]), compute.DIFFERENCE, "delta_acc")
+        curve = report.curve(Folder(tmp_path / row["q_id"]), intervals.DIFFERENCE, "delta_acc")
         assert curve[row["best_layer"]]["low"] > 0, row["q_id"]

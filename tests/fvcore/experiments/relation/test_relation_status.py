@@ -30,7 +30,7 @@ from tests.late import RUNNING
 if RUNNING:
     import torch
 
-    from fvcore.experiments.relation import compute
+    from fvcore.experiments.relation import control, intervals
     from fvcore.experiments.relation.run import run
     from fvcore.experiments.relation.unit import Unit
     from fvcore.experiments.steps import stepd
@@ -176,14 +176,14 @@ def test_a_completed_q_id_has_exactly_its_trials(
 def test_a_layer_without_its_files_is_no_completed_q_id(
     llama: LanguageModel, unit: Unit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    intervals = compute.intervals
+    whole = intervals.intervals
 
     def and_a_file_is_lost(folder: Folder, confidence: float) -> Any:
-        written = intervals(folder, confidence)
+        written = whole(folder, confidence)
         (folder / "artifacts/step6/layer_2/eval_meta.json").unlink()
         return written
 
-    monkeypatch.setattr(compute, "intervals", and_a_file_is_lost)
+    monkeypatch.setattr(intervals, "intervals", and_a_file_is_lost)
 
     outcome = run_unit(llama, unit)
 
@@ -360,7 +360,7 @@ def test_what_failed_is_run_again_and_leaves_no_trace(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     other = replace(unit, folder=unit.folder.parent / "other")
     with monkeypatch.context() as broken:
-        broken.setattr(compute, "random_sets", lambda *args: 1 / 0)
+        broken.setattr(control, "random_heads", lambda *args: 1 / 0)
         assert run_unit(llama, other).status == "failed"
 
     run_unit(llama, unit)
