@@ -267,6 +267,8 @@ def add_command(
         # An unusable setting, file or model is told by `fvcore.cli.main`, as it may come up before there is any work.
         try:
             work(config)
+        except typer.Exit:  # which is a RuntimeError, too
+            raise
         except KeyboardInterrupt:
             exits.say("interrupted; started again, it goes on where it stands")
             raise typer.Exit(exits.INTERRUPTED) from None

@@ -18,7 +18,7 @@ from fvcore.formats import FormatError, read_json, read_jsonl, read_pt
 from fvcore.injection import inject
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, Settings
-from fvcore.trials import FixedTrials
+from fvcore.trials.fixed import FixedTrials
 from fvcore.trials.sampled import SampledTrials, as_fixed, read
 from fvcore.vectors import function_vector
 from pytest_fvparity.parity.tolerances import Tolerances

@@ -27,7 +27,7 @@ from fvcore.prompts import (
     prompt_at_boundary,
     require_bos_agreement,
 )
-from fvcore.trials import Meta, WordPair
+from fvcore.trials.fixed import Meta, WordPair
 
 WAYS = ("model", "head")
 """From a vector to tokens: through all that the model does behind its last block, its final norm included; or through

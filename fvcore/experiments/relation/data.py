@@ -18,8 +18,8 @@ from fvcore.experiments.folder import names_a_folder
 from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials, of_draws
 from fvcore.formats import read_text, sha256, sha256_file
 from fvcore.model.tokenizer import Tokenizer
-from fvcore.trials import TrialsError, WordPair
 from fvcore.trials.draws import of_relation
+from fvcore.trials.fixed import TrialsError, WordPair
 
 Q_NAMES = ("q", "id", "qid")
 A_NAMES = ("exA", "ex_A", "ex_a", "input")

@@ -19,7 +19,7 @@ from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.run import record_of, stages_of
 from fvcore.experiments.steps.settings import chosen_steps, identity
 from fvcore.model.model import LanguageModel
-from fvcore.trials import WordPair
+from fvcore.trials.fixed import WordPair
 
 
 @dataclass(frozen=True, slots=True)

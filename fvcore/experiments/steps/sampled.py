@@ -14,13 +14,13 @@ from operator import ne
 from pathlib import Path
 from typing import Any
 
-from fvcore import trials
 from fvcore.experiments.errors import StepError
 from fvcore.formats import sha256_file
 from fvcore.model.tokenizer import BosFacts, Tokenizer
 from fvcore.prompts import prompt_at_boundary, require_verified
-from fvcore.trials import FixedTrials, TrialsError, WordPair, labelled, model_tag
+from fvcore.trials import fixed as trials
 from fvcore.trials.draws import of_trial
+from fvcore.trials.fixed import FixedTrials, TrialsError, WordPair, labelled, model_tag
 from fvcore.trials.sampled import ALL, QId, SampledMeta, SampledTrial, SampledTrials, read, spaced, write
 
 __all__ = ["ALL", "QId", "SampledMeta", "SampledTrial", "SampledTrials", "read", "write"]

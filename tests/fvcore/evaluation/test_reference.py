@@ -13,7 +13,7 @@ import pytest
 from fvcore.embedded import EMBEDDED
 from fvcore.experiments.evaluation.data import NamedTemplate
 from fvcore.formats import read_json, sha256_file
-from fvcore.trials import TemplatePart
+from fvcore.trials.fixed import TemplatePart
 from tests.late import RUNNING
 
 if RUNNING:
