@@ -11,6 +11,7 @@ from fvcore.experiments.config import add_command
 from fvcore.experiments.evaluation.cli import evaluate
 from fvcore.experiments.evaluation.config import EvaluationConfig
 from fvcore.experiments.relation.cli import app as relation_app
+from fvcore.experiments.select_kv import cli as select_kv
 from fvcore.model.commands import app as spec_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Function vectors: data and experiments.")
@@ -27,6 +28,7 @@ COMMANDS = {
 for _name, _group in COMMANDS.items():
     app.add_typer(_group, name=_name, hidden=_name == "runtime")
 add_command(app, "eval", EvaluationConfig, evaluate)
+select_kv.register(app)
 
 DATASET = ("--dataset", "--dataset-json")
 
@@ -52,9 +54,10 @@ def trials_make(
     ] = False,
 ) -> None:
     """Sample trials and write them, with the draws and the bytes of the format."""
-    from fvcore import prompts, trials
+    from fvcore import prompts
     from fvcore.model.model import load_tokenizer
     from fvcore.model.tokenizer import BosFacts
+    from fvcore.trials import fixed as trials
 
     if prepend_bos_token_used:
         raise trials.TrialsError(
@@ -89,8 +92,9 @@ def trials_verify(
     ] = None,
 ) -> None:
     """Check a trials file: format, prompts, boundary and target under its tokenizer, and its draws from the raw data."""
-    from fvcore import prompts, trials
+    from fvcore import prompts
     from fvcore.model.model import load_tokenizer
+    from fvcore.trials import fixed as trials
 
     fixed = trials.read(file)
     n = len(fixed.trials)

@@ -19,7 +19,6 @@ REFERENCE_PROFILES = ("src", "todd_upstream")
 QUANTS = ("none", "8bit", "4bit")
 DEVICES = "cpu, cuda, cuda:N or auto"
 
-
 NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
 
 

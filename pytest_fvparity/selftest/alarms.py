@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from fvcore import trials
 from fvcore.artifacts import Artifact
 from fvcore.compare import Tolerance
 from fvcore.embedded.random_models import AWKWARD_PAIRS, trials_for
@@ -25,6 +24,7 @@ from fvcore.gates import Status, Suite, run_suite
 from fvcore.model import model as models
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Settings
+from fvcore.trials import fixed as trials
 from pytest_fvparity import shipped
 from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.manifest import MANIFEST

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from fvcore import trials
 from fvcore.embedded.random_models import PAIRS
 from fvcore.formats import FormatError, read_pt
+from fvcore.trials import fixed as trials
 from pytest_fvparity.milestones.lock import SHIPPED, Lock, Locked
 from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
 from pytest_fvparity.report.report import Check

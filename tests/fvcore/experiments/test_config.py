@@ -151,7 +151,13 @@ def test_an_error_names_what_brought_the_value(
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(NotFinite("x"), 1), (OtherSettings("x"), 2), (RuntimeError("shapes"), 1), (KeyboardInterrupt(), 130)],
+    [
+        (NotFinite("x"), 1),
+        (OtherSettings("x"), 2),
+        (RuntimeError("shapes"), 1),
+        (KeyboardInterrupt(), 130),
+        (typer.Exit(3), 3),
+    ],
 )
 def test_an_exit_status_says_what_went_wrong(error: BaseException, status: int) -> None:
     def fail(config: Small) -> None:
