@@ -18,7 +18,7 @@ from rich.console import Console
 from fvcore.compare import compare
 from fvcore.model.model import load
 from fvcore.pipeline import Settings
-from fvcore.trials import FixedTrials
+from fvcore.trials.fixed import FixedTrials
 from fvcore.trials.sampled import NAME as SAMPLED
 from fvcore.trials.sampled import read_trials
 from pytest_fvparity import shipped

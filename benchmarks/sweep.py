@@ -28,8 +28,8 @@ from sweep_lanes import Failed, Lane, Task
 from sweep_results import LIBRARIES, About, Curve, Figures, Machine, Run
 from sweep_world import Size, fixed_trials
 
-from fvcore import trials
 from fvcore.model.model import DTYPES
+from fvcore.trials import fixed as trials
 from pytest_fvparity.reference.reference import RecordingError, require_checkout
 
 PEERS = ("transformer_lens", "nnsight")

@@ -25,7 +25,7 @@ from sweep_world import Size
 from torch import Tensor
 
 from fvcore.activations import mean_head_activations
-from fvcore.effects import TOKEN_CLASSES, probability_with_head_replaced, target_probability, tokens_of_class
+from fvcore.effects import TOKEN_CLASSES, head_replaced, target_probability, tokens_of_class
 from fvcore.fast import engines, screening, sweep
 from fvcore.heads import top_heads
 from fvcore.injection import inject, inject_logits
@@ -99,7 +99,8 @@ def _exact_classes(world: World, heads: Sequence[sweep.Head], classes: Sequence[
     for layer, head in heads:
         for name in classes:
             means = {token: world.means[layer, head, slot_of[token]] for token in tokens_of_class(slots, name)}
-            rows.append(probability_with_head_replaced(world.lm, ids, target, layer, head, means) - base)
+            with head_replaced(world.lm, layer, head, means):
+                rows.append(target_probability(world.lm, ids, target) - base)
     return torch.stack(rows).view(len(heads), len(classes))
 
 

@@ -19,7 +19,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ import sweep_world
 import torch
 from torch import Tensor
 
-from fvcore import trials
-from fvcore.effects import probability_with_head_replaced, target_probability
+from fvcore.effects import head_replaced, target_probability
 from fvcore.fast import engines, sweep
 from fvcore.fast.sweep import Case
 from fvcore.model.memory import peak_memory
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Settings
+from fvcore.trials import fixed as trials
 
 ENOUGH_S = 0.2
 """A measurement is repeated until this long was measured: small models take milliseconds."""
@@ -99,9 +99,8 @@ class OnePassPerHead(Library):
 class Exact(OnePassPerHead):
     def probability(self, case: Case, head: sweep.Head | None = None) -> Tensor:
         ids, target, _ = case
-        if head is None:
+        with nullcontext() if head is None else head_replaced(self.lm, *head, self.mean(case, *head)):
             return target_probability(self.lm, ids, target)
-        return probability_with_head_replaced(self.lm, ids, target, *head, self.mean(case, *head))
 
 
 class Adapter(OnePassPerHead):

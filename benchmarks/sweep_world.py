@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fvcore import embedded, trials
+from fvcore import embedded
 from fvcore.activations import mean_head_activations
 from fvcore.fast.engines import why_not_fast
 from fvcore.fast.sweep import Case
@@ -27,6 +27,7 @@ from fvcore.model.model import DTYPES, LanguageModel
 from fvcore.pipeline import Pipeline, Settings
 from fvcore.prompts import sample_trials
 from fvcore.slots import SlotMap
+from fvcore.trials import fixed as trials
 
 TOKENIZER = "tiny-llama"
 PAIRS = Path(__file__).parents[1] / "datasets/tiny_antonym/raw/tiny_antonym.json"

@@ -37,7 +37,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "model.model": ("LanguageModel", "load"),
-    "trials": ("read_trials",),
+    "trials.fixed": ("read_trials",),
     "prompts": ("PromptTemplate", "trial_prompt"),
     "slots": ("dummy_labels", "slot_map"),
     "activations": ("mean_head_activations",),

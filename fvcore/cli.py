@@ -54,9 +54,10 @@ def trials_make(
     ] = False,
 ) -> None:
     """Sample trials and write them, with the draws and the bytes of the format."""
-    from fvcore import prompts, trials
+    from fvcore import prompts
     from fvcore.model.model import load_tokenizer
     from fvcore.model.tokenizer import BosFacts
+    from fvcore.trials import fixed as trials
 
     if prepend_bos_token_used:
         raise trials.TrialsError(
@@ -91,8 +92,9 @@ def trials_verify(
     ] = None,
 ) -> None:
     """Check a trials file: format, prompts, boundary and target under its tokenizer, and its draws from the raw data."""
-    from fvcore import prompts, trials
+    from fvcore import prompts
     from fvcore.model.model import load_tokenizer
+    from fvcore.trials import fixed as trials
 
     fixed = trials.read(file)
     n = len(fixed.trials)

@@ -80,14 +80,13 @@ class Tolerance:
 
 EXACT = Tolerance()
 
-ToleranceOf = Callable[[str], Tolerance]
 AxesOf = Callable[[str], Sequence[str]]
 
 
 def compare(
     expected: Artifact,
     actual: Artifact,
-    tolerance: Tolerance | ToleranceOf = EXACT,
+    tolerance: Tolerance | Callable[[str], Tolerance] = EXACT,
     axes: AxesOf = lambda leaf: (),
 ) -> Verdict:
     """Compare all leaves. `axes(leaf)` names a tensor's axes, so that a coordinate reads `layer 2, head 1`.
@@ -110,7 +109,8 @@ def compare(
         measurements |= {name: _largest(*found)} if found else {}
     tables = islice(_folded(verdicts, "errors", operator.add).items(), MAX_ERROR_TABLES)
     errors = {name: _rows(counts) for name, counts in tables}
-    details = {"largest": _folded(verdicts, "largest", _larger), "errors": errors}
+    largest = _folded(verdicts, "largest", lambda one, other: {name: _largest(one[name], other[name]) for name in one})
+    details = {"largest": largest, "errors": errors}
     kept = {name: found for name, found in details.items() if found}
     return Verdict(verdict.findings[:MAX_FINDINGS], verdict.compared, verdict.mismatch_count, measurements, kept)
 
@@ -123,10 +123,6 @@ def _folded(verdicts: Sequence[Verdict], detail: str, together: Callable[[Any, A
             name = leaf.rpartition("/")[2]
             folded[name] = together(folded[name], value) if name in folded else value
     return folded
-
-
-def _larger(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    return {name: _largest(one[name], other[name]) for name in one}
 
 
 def _largest(*values: float) -> float:

@@ -54,14 +54,6 @@ def head_replaced(
     return edit_heads(lm, layer, replace)
 
 
-def probability_with_head_replaced(
-    lm: LanguageModel, input_ids: Sequence[int], target_id: int, layer: int, head: int, means: Mapping[int, Tensor]
-) -> Tensor:
-    """`target_probability` with `head` of `layer` replaced at some tokens."""
-    with head_replaced(lm, layer, head, means):
-        return target_probability(lm, input_ids, target_id)
-
-
 def read_targets(logits: Tensor, targets: Tensor) -> Tensor:
     """Probability, logit and log-probability of a target, in the dtype of the logits.
 
@@ -126,8 +118,8 @@ def causal_indirect_effect(
             for i, at in enumerate(tokens):
                 if at:
                     means = {token: mean_activations[layer, head, slot_of[token]] for token in at}
-                    patched = probability_with_head_replaced(lm, input_ids, target_id, layer, head, means)
-                    effect[layer, head, i] = patched - base
+                    with head_replaced(lm, layer, head, means):
+                        effect[layer, head, i] = target_probability(lm, input_ids, target_id) - base
     return effect if all_token_classes else effect.squeeze(-1)
 
 

@@ -18,7 +18,6 @@ from itertools import dropwhile
 from typing import Any, Generic, TypeVar
 
 Subject = TypeVar("Subject")
-Coordinate = Mapping[str, int | str]
 
 
 class Status(StrEnum):
@@ -76,7 +75,7 @@ class Finding:
     message: str
     expected: Any = None
     actual: Any = None
-    coordinate: Coordinate = field(default_factory=dict)
+    coordinate: Mapping[str, int | str] = field(default_factory=dict)
     abs_diff: float | None = None
     rel_diff: float | None = None
     blocking: bool = True

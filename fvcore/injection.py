@@ -10,7 +10,7 @@ at a time.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import product, takewhile
 from typing import TypeVar
 
 import torch
@@ -209,10 +209,9 @@ def _exact(
     """The same of one prompt, each row from a pass of its own; what did not move shows in the logits."""
     ids = lm.ids(prompts[0])
     rows = [lm.logits(ids)[0, -1]]
-    for vector in added:
-        for layer in layers:
-            with add_to_residual(lm, layer, vector):
-                rows.append(lm.logits(ids)[0, -1])
+    for vector, layer in product(added, layers):
+        with add_to_residual(lm, layer, vector):
+            rows.append(lm.logits(ids)[0, -1])
     return torch.stack(rows)[None], torch.ones(len(rows) - 1, dtype=torch.bool)
 
 

@@ -25,7 +25,7 @@ from fvcore.profile import REFERENCE_PROFILES, TARGET_RULES, Conditions, Identit
 from fvcore.prompts import REGIMES, UPSTREAM_BOS_TEXT, Prompt, PromptTemplate, require_bos_agreement, trial_prompt
 from fvcore.provenance import model_identity, processor, versions
 from fvcore.slots import SlotMap, dummy_labels, slot_map
-from fvcore.trials import FixedTrials, Trial
+from fvcore.trials.fixed import FixedTrials, Trial
 from fvcore.vectors import function_vector, head_term
 
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from fvcore.formats import parting
 from fvcore.model.tokenizer import BosFacts, Tokenizer
-from fvcore.trials import FixedTrials, Meta, TemplatePart, Trial, TrialsError, TrialsFile, WordPair, sample
+from fvcore.trials.fixed import FixedTrials, Meta, TemplatePart, Trial, TrialsError, TrialsFile, WordPair, sample
 
 # The text the public reference puts in front of a prompt when the tokenizer adds no BOS by itself
 # (its prompt_utils.py writes it out). Used by the `todd_upstream` profile alone.
@@ -147,11 +147,7 @@ def sample_trials(tokenizer: Tokenizer, pairs: Sequence[WordPair], meta: Meta) -
     """Trials drawn from `pairs`, with prompts and target ids as this tokenizer makes them."""
     require_bos_agreement(tokenizer, meta)
     template = PromptTemplate.of(meta, tokenizer)
-
-    def answer_ids(prompt: str, answer: str) -> list[int]:
-        return list(prompt_at_boundary(tokenizer, prompt, answer).answer_ids)
-
-    return sample(pairs, meta, answer_ids, template.text)
+    return sample(pairs, meta, lambda *words: list(prompt_at_boundary(tokenizer, *words).answer_ids), template.text)
 
 
 def require_verified(trials: FixedTrials, tokenizer: Tokenizer) -> None:

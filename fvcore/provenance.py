@@ -142,10 +142,10 @@ def processor(device: str = "cpu") -> Processor:
 
 
 @cache
-def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+def _cpuinfo() -> dict[str, str]:
     """What Linux says of its first processor; nothing elsewhere."""
     try:
-        lines = path.read_text().partition("\n\n")[0].splitlines()
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:
         return {}
     pairs = (line.partition(":") for line in lines)

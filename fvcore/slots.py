@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from fvcore.model.tokenizer import Tokenizer
 from fvcore.prompts import Part, PromptTemplate
-from fvcore.trials import WordPair
+from fvcore.trials.fixed import WordPair
 
 QUERY_PREDICTIVE = "query_predictive_token"
 DUMMY_WORD = " a"
@@ -133,8 +133,9 @@ def slot_map(
     _require_alignment(labels, len(tokenizer(template.text(demos, query)).input_ids), template, where)
     kept, ranges = words_of(labels)
     if len(kept) != len(slots):
-        gone = _missing(labels, slots)
-        raise SlotAlignmentError(f"{where}: {len(slots)} slots expected, the prompt fills {len(kept)}{gone}")
+        gone = [label for label in slots if "demo" in label and label not in set(labels)]
+        lost = f"; no token is left of {', '.join(gone)} (a word swallowed by its neighbour)" if gone else ""
+        raise SlotAlignmentError(f"{where}: {len(slots)} slots expected, the prompt fills {len(kept)}{lost}")
     idx_map = dict(zip(kept, range(len(slots)), strict=True))
     return SlotMap(tuple(labels), idx_map, ranges, len(slots), tuple(notes))
 
@@ -151,11 +152,6 @@ def words_of(labels: Sequence[str]) -> tuple[list[int], dict[str, tuple[int, int
         ranges[label] = (ranges.get(label, (token, token))[0], token)
     kept = [token for token in range(len(labels)) if token not in later_tokens]
     return kept, {label: r for label, r in sorted(ranges.items()) if r[1] > r[0]}
-
-
-def _missing(labels: Sequence[str], slots: Sequence[str]) -> str:
-    gone = [label for label in slots if "demo" in label and label not in set(labels)]
-    return f"; no token is left of {', '.join(gone)} (a word swallowed by its neighbour)" if gone else ""
 
 
 def _require_alignment(labels: Sequence[str], n_tokens: int, template: PromptTemplate, where: str) -> None:

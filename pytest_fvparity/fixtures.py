@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings
     from fvcore.profile import Profile
-    from fvcore.trials import FixedTrials
+    from fvcore.trials.fixed import FixedTrials
     from pytest_fvparity.golden.golden import Golden
     from pytest_fvparity.parity.implementation import Implementation
     from pytest_fvparity.parity.noise import Noise

@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings
-    from fvcore.trials import FixedTrials
+    from fvcore.trials.fixed import FixedTrials
     from pytest_fvparity.parity.implementation import Implementation
 
 

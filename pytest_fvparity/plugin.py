@@ -25,7 +25,7 @@ from pytest_fvparity.transfer import suite as transfer
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings
-    from fvcore.trials import FixedTrials
+    from fvcore.trials.fixed import FixedTrials
     from pytest_fvparity.parity.implementation import Implementation
 
 _DIST_KEY = pytest.StashKey[str | None]()

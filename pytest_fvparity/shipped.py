@@ -9,7 +9,6 @@ TRIALS = {
 }
 DEFAULT_MODEL = "tiny-llama"
 
-
 PACKAGED = Path(__file__).parent / "shipped"
 
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from random import Random
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from fvcore import trials
 from fvcore.activations import mean_head_activations
 from fvcore.effects import average_indirect_effect, causal_indirect_effect
 from fvcore.embedded.words import Relation, relations
@@ -31,7 +31,8 @@ from fvcore.model.model import LanguageModel, load
 from fvcore.model.tokenizer import BosFacts
 from fvcore.prompts import Prompt, PromptTemplate, prompt_at_boundary
 from fvcore.slots import SlotMap, dummy_labels, slot_map
-from fvcore.trials import WordPair, labelled
+from fvcore.trials import fixed as trials
+from fvcore.trials.fixed import WordPair, labelled
 from fvcore.vectors import function_vector
 
 SEEDS = (0, 1)
@@ -108,18 +109,12 @@ class Asker:
 
 def with_moved_labels(ask: Asker, n: int, rng: Random, fixed_points: bool) -> list[tuple[list[WordPair], WordPair]]:
     """Trials whose labels stand beside other questions; some in their place where `fixed_points` may be."""
-    return [
-        (labelled(demos, [demos[i].output for i in permutation(N_SHOTS, rng, fixed_points)]), query)
-        for demos, query in (ask.draw(rng) for _ in range(n))
-    ]
-
-
-def permutation(n: int, rng: Random, fixed_points: bool) -> list[int]:
-    """A random order of range(n); without fixed points no element stays in its place."""
-    while True:
-        order = rng.sample(range(n), n)
-        if fixed_points or all(i != at for at, i in enumerate(order)):
-            return order
+    moved = []
+    for demos, query in (ask.draw(rng) for _ in range(n)):
+        orders = (rng.sample(range(N_SHOTS), N_SHOTS) for _ in count())
+        order = next(order for order in orders if fixed_points or all(i != at for at, i in enumerate(order)))
+        moved.append((labelled(demos, [demos[i].output for i in order]), query))
+    return moved
 
 
 def accuracies(
@@ -131,10 +126,10 @@ def accuracies(
     return [n / len(prompts) for n in right.sum(dim=0).tolist()]
 
 
-def measure(lm: LanguageModel, seed: int, relation: str = "antonym") -> GateResult:
-    """All figures of one relation. The same model and seed give the same figures."""
+def measure(lm: LanguageModel, seed: int) -> GateResult:
+    """All figures of the antonyms. The same model and seed give the same figures."""
     rng = Random(seed)
-    ask = Asker.of(lm, relations()[relation])
+    ask = Asker.of(lm, relations()["antonym"])
 
     clean = [ask.draw(rng) for _ in range(N_CLEAN)]
     shuffled = with_moved_labels(ask, N_CLEAN, rng, fixed_points=False)
@@ -155,7 +150,7 @@ def measure(lm: LanguageModel, seed: int, relation: str = "antonym") -> GateResu
     layer = max(range(lm.n_layers), key=lambda at: by_layer[at])
     random_sets = [function_vector(lm, means, rng.sample(others, N_TOP_HEADS)) for _ in range(N_RANDOM_SETS)]
     return GateResult(
-        relation=relation,
+        relation="antonym",
         seed=seed,
         ten_shot=accuracies(lm, [ask.prompt(*trial) for trial in clean])[0],
         zero_shot=zero_shot,

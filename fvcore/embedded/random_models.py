@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fvcore.formats import read_yaml, sha256
 from fvcore.prompts import sample_trials
-from fvcore.trials import PREFIXES, FixedTrials, Meta, TemplatePart, WordPair, text_of
+from fvcore.trials.fixed import PREFIXES, FixedTrials, Meta, TemplatePart, WordPair, text_of
 
 # The lists below are read where nothing else of a model is: torch and transformers come with the first model.
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ bytes. One thread: on small matrices more threads are slower, and they change th
 import argparse
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,8 +21,7 @@ from torch import Tensor, nn
 
 from fvcore.embedded import EMBEDDED, tokenizer
 from fvcore.embedded.batches import Pairs, icl_batch
-from fvcore.embedded.card import card
-from fvcore.embedded.gate import SEEDS, measure
+from fvcore.embedded.gate import SEEDS, GateResult, measure
 from fvcore.embedded.objectives import (
     guess_loss,
     injection_loss,
@@ -30,10 +30,12 @@ from fvcore.embedded.objectives import (
     relation_vectors,
 )
 from fvcore.embedded.recipe import RECIPES, Phase, Recipe
-from fvcore.embedded.words import Relation, group_of, relations
-from fvcore.formats import write_text
+from fvcore.embedded.words import GROUPS, Relation, group_of, relations
+from fvcore.formats import sha256_file, write_text
 from fvcore.model.hooks import edit_heads
 from fvcore.model.model import LanguageModel, deterministic, load
+
+WEIGHTS = "model.safetensors"
 
 
 def untrained(recipe: Recipe, vocabulary: Tokenizer) -> Any:
@@ -193,11 +195,34 @@ def train(recipe: Recipe, report: Callable[[int, dict[str, float]], None] | None
     return training.lm.hf
 
 
-def save(hf: Any, recipe: Recipe, directory: Path) -> None:
-    """Write weights, configuration and tokenizer."""
-    directory.mkdir(parents=True, exist_ok=True)
-    hf.save_pretrained(directory)
-    tokenizer.save(recipe.name, directory, recipe.n_positions)
+def card(hf: Any, recipe: Recipe, directory: Path, results: Sequence[GateResult]) -> str:
+    """The text of `README.md`, its words in `card.md.j2`: what the model is, how it was made, what it can do.
+
+    `directory` already holds the weights.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    words = Environment(loader=PackageLoader("fvcore.embedded", "."), undefined=StrictUndefined, trim_blocks=True)
+    words.filters["figure"] = _figure
+    return words.get_template("card.md.j2").render(
+        recipe=recipe,
+        architecture={"llama": "Llama architecture", "gpt2": "GPT-2 architecture"}[hf.config.model_type],
+        n_parameters=hf.num_parameters(),
+        n_vocabulary=hf.config.vocab_size,
+        relations=relations(),
+        groups=", ".join(f"{len(words)} {group}s" for group, words in GROUPS.items()),
+        probe_end=round(recipe.probe_fade[1] * recipe.n_steps),
+        version=version,
+        weights=WEIGHTS,
+        sha256=sha256_file(directory / WEIGHTS),
+        results=results,
+    )
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(str(item) if isinstance(item, tuple) else _figure(item) for item in value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
@@ -216,7 +241,9 @@ def main() -> None:
 
     recipe = RECIPES[options.name](options.seed)
     hf = train(recipe, report)
-    save(hf, recipe, options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    hf.save_pretrained(options.out)
+    tokenizer.save(recipe.name, options.out, recipe.n_positions)
     lm = load(str(options.out))
     write_text(options.out / "README.md", card(hf, recipe, options.out, [measure(lm, seed) for seed in SEEDS]))
 

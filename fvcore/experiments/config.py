@@ -120,8 +120,11 @@ def resolve(
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    of_file = read_yaml(file) if file else {}
+    if not isinstance(of_file or {}, dict):
+        raise ConfigError(f"{file}: expected a mapping of settings, found {type(of_file).__name__}")
     for layer, origin in (
-        *([(_of_file(file), f"{file}: ")] if file else []),
+        (of_file or {}, f"{file}: "),
         *((one, "--set ") for one in _of_sets(sets)),
     ):
         found = dict(_settings(kind, layer, origin))
@@ -153,13 +156,6 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
             branch = branch.setdefault(group, {})
         branch[last] = value
     return tree
-
-
-def _of_file(path: Path) -> dict[str, Any]:
-    value = read_yaml(path)
-    if not isinstance(value or {}, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, found {type(value).__name__}")
-    return value or {}
 
 
 def _of_sets(sets: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -263,7 +259,7 @@ def add_command(
     """
 
     def called(config_file: File = None, sets: Sets = None, write_config: Write = None, **given: Any) -> None:
-        chosen = {_dotted(name): value for name, value in given.items() if value != []}
+        chosen = {name.replace("__", "."): value for name, value in given.items() if value != []}
         config = resolve(kind, chosen | dict(fixed or {}), config_file or default, sets or ())
         if write_config is not None:
             _write(write_config, config)
@@ -280,11 +276,11 @@ def add_command(
             exits.say(str(error))
             raise typer.Exit(error.status if isinstance(error, StepError) else exits.FAILED) from None
 
-    # typer reads options off a function's signature.
-    offered = {name: _parameter(name) for name in only or leaves(kind) if name not in (fixed or {})}
+    # typer reads options off a function's signature; a parameter's name holds no dot.
     more = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(kind, one))
-        for one, name in offered.items()
+        Parameter(name.replace(".", "__"), Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(kind, name))
+        for name in only or leaves(kind)
+        if name not in (fixed or {})
     ]
     own = list(signature(called, eval_str=True).parameters.values())[:-1]
     called.__signature__ = Signature([*(one.replace(kind=Parameter.KEYWORD_ONLY) for one in [*more, *own])])  # type: ignore[attr-defined]
@@ -331,21 +327,20 @@ class _Spelled(TyperCommand):
         return super().parse_args(ctx, list(self._words(args)))
 
     def _words(self, args: Sequence[str]) -> Iterator[str]:
-        spellings = dict(self._spellings())
-        alone = {_flag(self.kind, name): _option(self.kind, name).alone for name in leaves(self.kind)}
+        options = {name: (_flag(self.kind, name), _option(self.kind, name)) for name in leaves(self.kind)}
+        alone = {flag: option.alone for flag, option in options.values()}
+        spellings = {
+            prefix + _hyphens(spelling): prefix + flag.removeprefix("--")
+            for name, (flag, option) in options.items()
+            for spelling in (name, flag.removeprefix("--"), *option.aliases)
+            for prefix in ("--", "--no-")
+        }
         for word, following in pairwise([*args, "--"]):
             name, equals, value = word.partition("=")
             name = spellings.get(name.replace("_", "-"), name) if name.startswith("--") else name
             yield name + equals + value
             if alone.get(word) and following.startswith("-"):
                 yield alone[word]
-
-    def _spellings(self) -> Iterator[tuple[str, str]]:
-        for name in leaves(self.kind):
-            flag = _flag(self.kind, name).removeprefix("--")
-            for spelling in (name, flag, *_option(self.kind, name).aliases):
-                for prefix in ("--", "--no-"):
-                    yield prefix + _hyphens(spelling), prefix + flag
 
 
 def _flag(kind: type[Config], name: str) -> str:
@@ -354,15 +349,6 @@ def _flag(kind: type[Config], name: str) -> str:
 
 def _hyphens(name: str) -> str:
     return name.replace("_", "-").replace(".", "-")
-
-
-def _parameter(name: str) -> str:
-    """A dotted name as a function's parameter; `_dotted` gives it back."""
-    return name.replace(".", "__")
-
-
-def _dotted(parameter: str) -> str:
-    return parameter.replace("__", ".")
 
 
 def _annotation(kind: type[Config], name: str) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvcore.formats import FormatError, read_json, read_pt
+from fvcore.formats import FormatError, read_pt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,10 +58,6 @@ def heads_in(value: Any, path: Path) -> list[list[int]]:
     if others := [number for head in heads for number in head if type(number) is not int]:
         raise FormatError(f"{path}: expected layer and head to be whole numbers, found {others[0]!r:.80}")
     return heads
-
-
-def read_heads(path: Path) -> list[list[int]]:
-    return heads_in(read_json(path), path)
 
 
 def vector_in(value: Any, path: Path) -> Any:

@@ -60,13 +60,8 @@ class UnitStatus(BaseModel):
     def pending(cls: type[Kind], before: Kind | None, settings: dict[str, Any], **own: Any) -> Kind:
         """A unit's status before it runs, for the first time or again."""
         since = now() if before is None else before.created_at
-        made: dict[str, Any] = {
-            "created_at": since,
-            "updated_at": now(),
-            "settings": settings,
-            "settings_digest": digest(settings),
-        }
-        return cls(status="pending", **made, **own)
+        made: dict[str, Any] = {"created_at": since, "updated_at": now(), "settings": settings}
+        return cls(status="pending", settings_digest=digest(settings), **made, **own)
 
     def write(self, folder: Folder, state: State, **changes: Any) -> None:
         """The status in another state; what belongs to one state alone is forgotten."""

@@ -72,21 +72,12 @@ def first_order_effects(lm: LanguageModel, cases: Sequence[Case], mean_activatio
     return torch.stack(found, dim=1).float().cpu()
 
 
-def effects_of_heads(
-    lm: LanguageModel, cases: Sequence[Case], mean_activations: Tensor, heads: Sequence[Head]
-) -> Tensor:
-    """CIE at the last token of some heads, in order of layer: (trial, len(heads)), float32 on the CPU."""
-    probabilities = target_readings(lm, cases, mean_activations, heads)[..., 0]
-    return probabilities[:, 1:] - probabilities[:, :1]
-
-
 def screened_top_heads(
     lm: LanguageModel,
     cases: Sequence[Case],
     mean_activations: Tensor,
     k: int,
     among: Sequence[Head] | None = None,
-    seed: int = 0,
 ) -> Screening:
     """The k heads with the largest average indirect effect, computing as few effects as the estimates allow.
 
@@ -96,13 +87,14 @@ def screened_top_heads(
     estimates = cie.mean(dim=0)
     by_estimate = [divmod(int(i), lm.n_heads) for i in estimates.flatten().argsort(descending=True)]
     by_estimate = [head for head in by_estimate if among is None or head in set(among)]
-    drawn = torch.randperm(len(by_estimate), generator=torch.Generator().manual_seed(seed))[:SAMPLE].tolist()
+    drawn = torch.randperm(len(by_estimate), generator=torch.Generator().manual_seed(0))[:SAMPLE].tolist()
     aie = torch.full_like(estimates, torch.nan)
     wanted = {*by_estimate[: 2 * k], *(by_estimate[i] for i in drawn)}
     bound = 0.0
     while wanted:
         chosen = sorted(wanted)
-        effects = effects_of_heads(lm, cases, mean_activations, chosen)
+        probabilities = target_readings(lm, cases, mean_activations, chosen)[..., 0]
+        effects = probabilities[:, 1:] - probabilities[:, :1]
         for (layer, head), effect in zip(chosen, effects.unbind(dim=1), strict=True):
             cie[:, layer, head], aie[layer, head] = effect, effect.mean()
         worst = float(aie.flatten().nan_to_num(-torch.inf).topk(k).values[-1])

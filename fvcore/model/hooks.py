@@ -7,7 +7,7 @@ is the field's most expensive mistake. `watch_modules` alone may see nothing: wh
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -24,16 +24,12 @@ class HookNeverFired(RuntimeError):
 @contextmanager
 def _hooks(register: Callable[[int, set[int]], RemovableHandle], layers: Iterable[int], what: str) -> Iterator[None]:
     """Hooks on some layers; each adds its layer to the set that `register` is given when it runs."""
-    handles: dict[int, RemovableHandle] = {}
-    fired: set[int] = set()
-    try:
-        for layer in layers:
-            handles[layer] = register(layer, fired)
+    hooked, fired = set(layers), set[int]()
+    with ExitStack() as handles:
+        for layer in sorted(hooked):
+            handles.enter_context(register(layer, fired))
         yield
-    finally:
-        for handle in handles.values():
-            handle.remove()
-    if silent := sorted(handles.keys() - fired):
+    if silent := sorted(hooked - fired):
         raise HookNeverFired(
             f"{what} at layer {', '.join(map(str, silent))}: the hook never fired; was the model run, and is the module "
             "the one it runs through?"
@@ -150,11 +146,8 @@ def one_token_per_row(lm: LanguageModel, tokens: Tensor) -> Iterator[None]:
         rows = torch.arange(len(tokens), device=args[0].device)
         return (args[0][rows, tokens.to(args[0].device)][:, None], *args[1:])
 
-    handle = lm.hf.get_output_embeddings().register_forward_pre_hook(hook)
-    try:
+    with lm.hf.get_output_embeddings().register_forward_pre_hook(hook):
         yield
-    finally:
-        handle.remove()
     if not fired:
         raise HookNeverFired("reading one token per row: the output head never ran; was the whole model run?")
 
@@ -169,7 +162,6 @@ def watch_modules(root: nn.Module, see: See) -> Iterator[None]:
     `see(name, side, tensor, named)`: `side` is "input" or "output", `tensor` the first one on that side (not a copy; None
     if there is none), `named` the keyword arguments of an input. Set last, it sees what hooks set before have changed.
     """
-    handles: list[RemovableHandle] = []
 
     def watch(name: str, module: nn.Module) -> None:
         def entering(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -178,16 +170,13 @@ def watch_modules(root: nn.Module, see: See) -> Iterator[None]:
         def leaving(module: Any, args: Any, output: Any) -> None:
             see(name, "output", _first_tensor(output if isinstance(output, tuple) else [output]), {})
 
-        handles.append(module.register_forward_pre_hook(entering, with_kwargs=True))
-        handles.append(module.register_forward_hook(leaving))
+        handles.enter_context(module.register_forward_pre_hook(entering, with_kwargs=True))
+        handles.enter_context(module.register_forward_hook(leaving))
 
-    try:
+    with ExitStack() as handles:
         for name, module in root.named_modules():
             watch(name, module)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _first_tensor(values: Iterable[Any]) -> Tensor | None:

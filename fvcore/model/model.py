@@ -6,7 +6,8 @@ import hashlib
 import json
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -223,11 +224,8 @@ def resolve(name: str) -> Path | str:
 def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
-    try:
+    with _loading("tokenizer", name):
         return AutoTokenizer.from_pretrained(str(resolve(name)), local_files_only=True)
-    except Exception as error:
-        # Whatever the library raises (OSError, ValueError, its own types), the person needs the name and a way out.
-        raise ModelError(_not_loaded("tokenizer", name, error)) from error
 
 
 def load(
@@ -261,14 +259,12 @@ def load(
     config = _config_on_disk(name)
     attn = _attention(config, attn)
     options = placement.options() | ({"attn_implementation": attn} if attn else {})
-    try:
+    with _loading("model", name, f" Asked for: {placement}; {FOR_PARITY}."):
         hf, report = _auto_class(config).from_pretrained(
             str(where), local_files_only=True, output_loading_info=True, **options
         )
         if "device_map" not in options:
             hf.to(placement.device)
-    except Exception as error:
-        raise ModelError(f"{_not_loaded('model', name, error)} Asked for: {placement}; {FOR_PARITY}.") from error
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{name!r} lacks {len(missing)} weight(s) of a {hf.config.model_type} model, which would be drawn at random: "
@@ -300,10 +296,8 @@ def dtype_on_disk(name: str) -> str:
 def _config_on_disk(name: str) -> Any:
     from transformers import AutoConfig
 
-    try:
+    with _loading("config", name):
         return AutoConfig.from_pretrained(str(resolve(name)), local_files_only=True)
-    except Exception as error:
-        raise ModelError(_not_loaded("config", name, error)) from error
 
 
 def _attention(config: Any, asked: str | None) -> str | None:
@@ -344,10 +338,14 @@ def doubts(lm: LanguageModel) -> list[str]:
     return said
 
 
-def _not_loaded(what: str, name: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
-    shipped = ", ".join([*embedded.EMBEDDED, embedded.WIRED])
-    return (
-        f"cannot load the {what} of {name!r}: {reason}. Expected a shipped model ({shipped}), a directory written by "
-        "save_pretrained, or a hub id that is in the local cache (nothing is downloaded)."
-    )
+@contextmanager
+def _loading(what: str, name: str, more: str = "") -> Iterator[None]:
+    """Whatever the library raises (OSError, ValueError, its own types), the person needs the name and a way out."""
+    try:
+        yield
+    except Exception as error:
+        shipped = ", ".join([*embedded.EMBEDDED, embedded.WIRED])
+        raise ModelError(
+            f"cannot load the {what} of {name!r}: {' '.join(str(error).split())[:300]}. Expected a shipped model ({shipped}), a "
+            f"directory written by save_pretrained, or a hub id that is in the local cache (nothing is downloaded).{more}"
+        ) from error

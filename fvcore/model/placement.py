@@ -57,10 +57,9 @@ class Placement:
         return placement
 
     def _require(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ModelError(f"unknown dtype {self.dtype!r}; expected one of {', '.join(DTYPES)}")
-        if self.quant not in QUANTS:
-            raise ModelError(f"unknown quant {self.quant!r}; expected one of {', '.join(QUANTS)}")
+        for what, value, known in (("dtype", self.dtype, DTYPES), ("quant", self.quant, QUANTS)):
+            if value not in known:
+                raise ModelError(f"unknown {what} {value!r}; expected one of {', '.join(known)}")
         if self.quant != "none":
             _require_package("bitsandbytes", f"quant {self.quant}")
             _require_package("accelerate", f"quant {self.quant}")
@@ -75,23 +74,19 @@ class Placement:
         """What `from_pretrained` is given; without a `device_map` the loaded model is still to be put on `device`."""
         given: dict[str, Any] = {"dtype": DTYPES[self.dtype]}
         if self.quant != "none":
-            given["quantization_config"] = self._quantization()
+            from transformers import BitsAndBytesConfig
+
+            four = {
+                "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_use_double_quant": True,
+                "bnb_4bit_compute_dtype": given["dtype"],
+            }
+            how = {"load_in_8bit": True} if self.quant == "8bit" else {"load_in_4bit": True, **four}
+            given["quantization_config"] = BitsAndBytesConfig(**how)
         if self.device_map is not None or self.quant != "none":
             # Quantised weights are made where they will lie; they cannot be moved there afterwards.
             given["device_map"] = {"": self.device} if self.device_map is None else self.device_map
         return given
-
-    def _quantization(self) -> Any:
-        from transformers import BitsAndBytesConfig
-
-        if self.quant == "8bit":
-            return BitsAndBytesConfig(load_in_8bit=True)
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=DTYPES[self.dtype],
-        )
 
     def __str__(self) -> str:
         where = f"device {self.device}" if self.device_map is None else f"device_map {self.device_map}"

@@ -9,7 +9,7 @@ under a longer path.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -136,17 +136,12 @@ def spec_named(name: str) -> ModelSpec:
     raise ModelError(f"Unsupported model spec: {name!r}; supported: {known()}; or a YAML file with the paths")
 
 
-def places(blocks_path: str) -> Iterator[str]:
-    """Where a family's blocks may lie: as the table says, in a wrapper, in the text tower of a multimodal model."""
-    yield blocks_path
-    yield from (f"{wrapper}.{blocks_path}" for wrapper in WRAPPERS)
-    below = blocks_path.partition(".")[2]
-    yield from (f"{tower}.{below}" for tower in TOWERS)
-
-
 def placed(spec: ModelSpec, modules: Collection[str]) -> list[ModelSpec]:
     """The spec at every place where `modules`, the dotted names in a model, have such a block with such a projection."""
-    specs = (spec.changed(blocks_path=path) for path in dict.fromkeys(places(spec.blocks_path)))
+    path, below = spec.blocks_path, spec.blocks_path.partition(".")[2]
+    # As the table says, in a wrapper, in the text tower of a multimodal model.
+    paths = [path, *(f"{wrapper}.{path}" for wrapper in WRAPPERS), *(f"{tower}.{below}" for tower in TOWERS)]
+    specs = (spec.changed(blocks_path=path) for path in dict.fromkeys(paths))
     return [spec for spec in specs if spec.out_proj_path(0) in modules]
 
 

@@ -268,13 +268,10 @@ def read_pairs(path: Path) -> list[WordPair]:
     return validated(list[WordPair], rows, path, raises=TrialsError)
 
 
-AnswerIds = Callable[[str, str], list[int]]
-
-
 def sample(
     pairs: Sequence[WordPair],
     meta: Meta,
-    answer_ids: AnswerIds,
+    answer_ids: Callable[[str, str], list[int]],
     prompt_text: Callable[[Sequence[WordPair], str], str],
 ) -> TrialsFile:
     """Sample a whole trials file.

@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 from pydantic import BeforeValidator, model_validator
 
-from fvcore import trials
 from fvcore.formats import parting, read_json, sha256, twice, validated, write_json
 from fvcore.model.tokenizer import Tokenizer
 from fvcore.prompts import PromptTemplate
+from fvcore.trials import fixed as trials
 from fvcore.trials.fixed import (
     MAX_NAME,
     PREFIXES,
@@ -30,6 +30,7 @@ ALL = "__all__"
 """The q_id of trials that belong to no relation."""
 
 NAME = "sampled_trials.json"
+SHOWN = 20  # characters on either side of where two texts part
 
 Source: TypeAlias = Literal["relation_csv", "fixed_trials_override", "dataset_sampled"]
 QId = Annotated[str, BeforeValidator(lambda value: ALL if value is None else value)]
@@ -189,8 +190,13 @@ def _record(stored: SampledTrial, idx: int, meta: SampledMeta, file_meta: trials
     }
     rebuilt["corrupted_full_str"] = rebuilt["corrupted_prompt_str"] + rebuilt["target_str"]
     for field, text in rebuilt.items():
-        if getattr(stored, field) != text:
-            raise TrialsError(f"{where}: {field} is not what its words give: {_parting(text, getattr(stored, field))}")
+        if (found := getattr(stored, field)) != text:
+            at = parting(text, found)
+            around = slice(max(0, at - SHOWN), at + SHOWN)
+            raise TrialsError(
+                f"{where}: {field} is not what its words give: from character {at} on expected {text[around]!r}, found "
+                f"{found[around]!r}"
+            )
 
     return trials.TrialRecord(
         trial_id=stored.trial_id,
@@ -204,15 +210,6 @@ def _record(stored: SampledTrial, idx: int, meta: SampledMeta, file_meta: trials
         target_str=stored.target_str,
         target_first_token_id=stored.target_first_token_id,
     )
-
-
-SHOWN = 20  # characters on either side of where two texts part
-
-
-def _parting(expected: str, found: str) -> str:
-    at = parting(expected, found)
-    first, last = max(0, at - SHOWN), at + SHOWN
-    return f"from character {at} on expected {expected[first:last]!r}, found {found[first:last]!r}"
 
 
 def _id(sampled: SampledTrials, name: str) -> str:

@@ -26,7 +26,7 @@ from pytest_fvparity.parity.implementation import Answers, ByKey, Implementation
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings
-    from fvcore.trials import FixedTrials
+    from fvcore.trials.fixed import FixedTrials
 
 DRIVER = Path(__file__).with_name("driver.py")
 

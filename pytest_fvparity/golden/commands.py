@@ -123,7 +123,7 @@ def import_golden(
     """Make a golden of the reference's own result files. A run against it is PARTIAL at best: it knows no prompts."""
     from fvcore.model import model as models
     from fvcore.pipeline import Settings
-    from fvcore.trials import read
+    from fvcore.trials.fixed import read
     from pytest_fvparity.golden.golden import Golden
     from pytest_fvparity.golden.layout import import_results
 

@@ -58,17 +58,6 @@ class KeyDiff(Strict):
         return f"{self.n_changed} of {self.n_compared} values change{by}"
 
 
-class GoldenDiff(Strict):
-    """One golden. `golden` is its place under a folder of goldens."""
-
-    golden: str
-    keys: dict[str, KeyDiff]
-
-    @property
-    def changes(self) -> bool:
-        return any(key.state != "unchanged" for key in self.keys.values())
-
-
 def differences(old: Path, new: Path) -> dict[str, KeyDiff]:
     """Check key -> what it changes from the golden in `old`, if there is one, to the recording in `new`."""
     if not (old / MANIFEST).is_file():

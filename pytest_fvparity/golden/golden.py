@@ -22,16 +22,7 @@ from fvcore.profile import Profile
 from pytest_fvparity import shipped
 from pytest_fvparity.golden import manifest as manifests
 from pytest_fvparity.golden.diff import KeyDiff, differences
-from pytest_fvparity.golden.manifest import (
-    AGAIN,
-    FULL,
-    MANIFEST,
-    SCHEMA_VERSION,
-    DamagedGolden,
-    Manifest,
-    Provenance,
-    Slice,
-)
+from pytest_fvparity.golden.manifest import FULL, MANIFEST, SCHEMA_VERSION, DamagedGolden, Manifest, Provenance, Slice
 from pytest_fvparity.golden.part import WHOLE, Part, taken
 from pytest_fvparity.parity.implementation import CHECK_KEYS, Answers
 from pytest_fvparity.parity.noise import Noise
@@ -72,13 +63,12 @@ class Golden(Answers):
         digests = manifest.files | {f"{key}{FULL}": full[key].sha256 for key in here}
         needed = {f"{key}.json" for key in CHECK_KEYS if key not in manifest.incomplete}
         if unlisted := sorted((needed | {file.name for file in path.glob("*.safetensors")}) - digests.keys()):
-            raise DamagedGolden(f"{path}: the manifest says nothing of {', '.join(unlisted)}; {AGAIN}")
+            raise DamagedGolden(f"{path}: the manifest says nothing of {', '.join(unlisted)}")
         for name, expected in digests.items():
             if not (file := path / name).is_file():
-                raise DamagedGolden(f"{file}: missing, the manifest lists it; {AGAIN}")
+                raise DamagedGolden(f"{file}: missing, the manifest lists it")
             if (actual := sha256_file(file)) != expected:
-                told = f"sha256 {expected[:12]}... expected, {actual[:12]}... found"
-                raise DamagedGolden(f"{file}: damaged: {told}; {AGAIN}")
+                raise DamagedGolden(f"{file}: damaged: sha256 {expected[:12]}... expected, {actual[:12]}... found")
         # Read now, before any candidate is asked: what it writes over the files later is not compared with.
         held: dict[str, Artifact]
         held = {key: artifacts.load(path / key) if f"{key}.json" in digests else {} for key in CHECK_KEYS}
@@ -105,7 +95,7 @@ def _with_slices(path: Path, key: str, held: Artifact, pieces: Mapping[str, Slic
         wanted = [len(piece.indices) if axis == piece.axis else size for axis, size in enumerate(piece.shape)]
         fits = found == wanted and (not is_here or (full is not None and list(full.shape) == piece.shape))
         if not fits or (full is not None and not taken(piece, full).equal(artifacts.tensor_leaf(held, leaf))):
-            raise DamagedGolden(f"{path}: the core's slice of {key} {leaf!r} is none of the recorded tensor; {AGAIN}")
+            raise DamagedGolden(f"{path}: the core's slice of {key} {leaf!r} is none of the recorded tensor")
     return {leaf: whole.get(leaf, value) for leaf, value in held.items()}
 
 

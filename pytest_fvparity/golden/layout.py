@@ -29,7 +29,7 @@ from pytest_fvparity.reference.reference import Recording
 
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
-    from fvcore.trials import FixedTrials
+    from fvcore.trials.fixed import FixedTrials
 
 UNKNOWN = "unknown"
 

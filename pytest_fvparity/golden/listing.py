@@ -84,14 +84,15 @@ def _is_leftover(folder: str) -> bool:
 
 
 def _row(path: Path, trials: Trials) -> GoldenRow:
+    remove = shlex.join(["rm", "-r", "--", str(path)])
     if _is_leftover(path.name):
-        return _leftover(path)
+        return _leftover(path, remove)
     sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
     here = sum(size for name, size in sizes.items() if name.endswith(FULL))
     known = {"path": str(path), "state": "current", **_told(path, trials.get(path.parent.name, set()))}
     if path.parent.name not in trials and known["state"] != "damaged":
         what = f"there is no trials file {path.parent.name}.json"
-        known |= {"state": "unused", "what": what, "remove": _removal(path)}
+        known |= {"state": "unused", "what": what, "remove": remove}
     return GoldenRow(**known, core_bytes=sum(sizes.values()) - here, full_bytes_here=here)
 
 
@@ -121,9 +122,9 @@ def _told(path: Path, digests: set[str]) -> dict[str, Any]:
     return told
 
 
-def _leftover(path: Path) -> GoldenRow:
+def _leftover(path: Path, remove: str | None) -> GoldenRow:
     """An old golden that waits for its name to be given back is all there is of it: no line to remove that one."""
-    what, remove = "of a recording that was killed, unless one is running now", _removal(path)
+    what = "of a recording that was killed, unless one is running now"
     if path.name.endswith(PREVIOUS):
         target = path.with_name(path.name.removeprefix(".").removesuffix(PREVIOUS))
         what = f"what {target.name} was before its last recording, which was killed"
@@ -131,7 +132,3 @@ def _leftover(path: Path) -> GoldenRow:
             what = f"all there is of {target.name}: the next run or recording of it gives it back its name"
             remove = None
     return GoldenRow(path=str(path), state="leftover", what=what, remove=remove)
-
-
-def _removal(path: Path) -> str | None:
-    return shlex.join(["rm", "-r", "--", str(path)])

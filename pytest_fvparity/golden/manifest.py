@@ -26,14 +26,18 @@ AGAIN = "restore it from version control, or record it again with --fv-regen-gol
 
 
 class DamagedGolden(Refused):
-    """A golden's files are not what its manifest says."""
+    """A golden's files are not what its manifest says; the message ends with the way out."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(f"{told}; {AGAIN}")
 
 
 class OtherSchema(DamagedGolden):
     """Another version of this project wrote the manifest; `found` is its version, if that is a number."""
 
-    def __init__(self, message: str, found: object) -> None:
-        super().__init__(message)
+    def __init__(self, path: Path, found: object) -> None:
+        told = f"manifest schema {found!r:.40}, this version reads {SCHEMA_VERSION}"
+        super().__init__(f"{path}: {told}: another version of pytest-fvparity recorded it")
         self.found = found if type(found) is int else None
 
 
@@ -151,17 +155,13 @@ def read(path: Path) -> Manifest:
         # Asked first: a manifest of another schema has other fields.
         found = written.get("schema_version", SCHEMA_VERSION) if isinstance(written, dict) else SCHEMA_VERSION
         if found != SCHEMA_VERSION:
-            raise OtherSchema(
-                f"{path}: manifest schema {found!r:.40}, this version reads {SCHEMA_VERSION}: another version of "
-                f"pytest-fvparity recorded it; {AGAIN}",
-                found,
-            )
+            raise OtherSchema(path, found)
         manifest = Manifest.model_validate(written)
     except (FormatError, ValidationError) as error:
         reason = " ".join(str(error).split())[:300] if isinstance(error, FormatError) else sentence(error)
-        raise DamagedGolden(f"{path}: the golden's manifest cannot be read: {reason}; {AGAIN}") from None
+        raise DamagedGolden(f"{path}: the golden's manifest cannot be read: {reason}") from None
     if (actual := sealed(written)[DIGEST]) != manifest.digest:
         raise DamagedGolden(
-            f"{path / MANIFEST}: edited: digest {manifest.digest:.12}... expected, {actual:.12}... found; {AGAIN}"
+            f"{path / MANIFEST}: edited: digest {manifest.digest:.12}... expected, {actual:.12}... found"
         )
     return manifest

@@ -23,8 +23,6 @@ from pytest_fvparity.options import ParityOptions
 if TYPE_CHECKING:
     from pytest_fvparity.golden.golden import Record
 
-DIFF = "golden_diff.json"
-
 
 def require_allowed(config: pytest.Config, options: ParityOptions) -> None:
     """Raises pytest.UsageError where nothing may be recorded: on several workers, and unasked in CI."""
@@ -45,23 +43,19 @@ def before_tests(session: pytest.Session, options: ParityOptions) -> bool | None
 
     stages = {stage.path: stage for stage in parity_stages(session)}
     for stage in stages.values():
-        _require_own_model(session, stage)
+        # The reference loads --fv-model by itself: what a fixture put in its place would not be recorded.
+        definitions = session._fixturemanager.getfixturedefs("fv_model", stage) or ()
+        if definitions and definitions[-1].func.__module__ != fixtures.__name__:
+            raise pytest.UsageError(
+                "--fv-regen-golden records --fv-model, and fixture fv_model is overridden in "
+                f"{definitions[-1].baseid or '.'}: record without that override, with its model's directory as --fv-model"
+            )
     if options.regen_golden:
         _each("--fv-regen-golden", options, list(stages), partial(_record, session.config))
         return None
     if n_changed := sum(_each("--fv-golden-diff", options, list(stages), partial(_rehearse, session.config, options))):
         raise session.Failed(f"--fv-golden-diff: {n_changed} golden(s) would change")
     return True
-
-
-def _require_own_model(session: pytest.Session, stage: pytest.Item) -> None:
-    """The reference loads --fv-model by itself: what a fixture put in its place would not be recorded."""
-    definitions = session._fixturemanager.getfixturedefs("fv_model", stage) or ()
-    if definitions and definitions[-1].func.__module__ != fixtures.__name__:
-        raise pytest.UsageError(
-            f"--fv-regen-golden records --fv-model, and fixture fv_model is overridden in {definitions[-1].baseid or '.'}"
-            ": record without that override, with its model's directory as --fv-model"
-        )
 
 
 def _record(config: pytest.Config, place: Path, root: Path, record: Record) -> None:
@@ -78,20 +72,19 @@ def _record(config: pytest.Config, place: Path, root: Path, record: Record) -> N
 def _rehearse(config: pytest.Config, options: ParityOptions, place: Path, root: Path, record: Record) -> bool:
     """Record without changing a golden; say and write down what would change, and return whether anything would."""
     from pytest_fvparity.golden import golden
-    from pytest_fvparity.golden.diff import GoldenDiff
 
-    diff = GoldenDiff(golden=place.as_posix(), keys=golden.rehearse(record, root / place))
-    written = options.report_dir / place.parent / DIFF
-    write_json(written, diff.model_dump(mode="json"))
-    verdict = "would change" if diff.changes else "would stay as it is"
+    keys = golden.rehearse(record, root / place)
+    written = options.report_dir / place.parent / "golden_diff.json"
+    rows = {key: diff.model_dump(mode="json") for key, diff in keys.items()}
+    write_json(written, {"golden": place.as_posix(), "keys": rows})
+    changes = any(diff.state != "unchanged" for diff in keys.values())
+    verdict = "would change" if changes else "would stay as it is"
     _tell(config, f"fvparity: {root / place} {verdict}; nothing was written there")
-    _tell(config, *(f"  {key:<18}{change}" for key, change in diff.keys.items()), f"  {written}")
-    return diff.changes
+    _tell(config, *(f"  {key:<18}{diff}" for key, diff in keys.items()), f"  {written}")
+    return changes
 
 
-def _each(
-    flag: str, options: ParityOptions, files: Sequence[Path], do: Callable[[Path, Path, Record], Any]
-) -> list[Any]:
+def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable[..., Any]) -> list[Any]:
     """Do something with every golden of the run: told its place, the folder of goldens, and what records it. Every file
     is read and checked before anything is recorded; a refusal ends the run and says what was done before it."""
     from fvcore.model.model import ModelError

@@ -79,18 +79,14 @@ def split(path: Path, full_to: str, url: str | None = None) -> tuple[int, int]:
             write_safetensors(file, {leaf: artifacts.tensor_leaf(whole, leaf) for leaf in pieces})
             files[key] = Stored(sha256=sha256_file(file), n_bytes=file.stat().st_size)
             _store(file, files[key], full_to)
-        where = url or (full_to if "://" in full_to else None)
-        _write_core(golden, Full(url=where, files=files, slices=slices), core)
+        for key in (key for key in CHECK_KEYS if f"{key}.json" in golden.manifest.files):
+            cut = {leaf: taken(piece, golden.stored(key)[leaf]) for leaf, piece in slices.get(key, {}).items()}
+            artifacts.save({**golden.stored(key), **cut}, core / key, compact=True)
+        full = Full(url=url or (full_to if "://" in full_to else None), files=files, slices=slices)
+        manifests.write(golden.manifest.model_copy(update={"files": manifests.digests(core), "full": full}), core)
         in_core = sum(file.stat().st_size for file in core.iterdir())
         swap(core, path)
     return in_core, sum(stored.n_bytes for stored in files.values())
-
-
-def _write_core(golden: Golden, full: Full, core: Path) -> None:
-    for key in (key for key in CHECK_KEYS if f"{key}.json" in golden.manifest.files):
-        cut = {leaf: taken(piece, golden.stored(key)[leaf]) for leaf, piece in full.slices.get(key, {}).items()}
-        artifacts.save({**golden.stored(key), **cut}, core / key, compact=True)
-    manifests.write(golden.manifest.model_copy(update={"files": manifests.digests(core), "full": full}), core)
 
 
 def _place(base: str, stored: Stored) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fvcore.formats import FormatError, read_yaml, validated
 from fvcore.profile import Strict
-from fvcore.trials import Meta, TemplatePart
+from fvcore.trials.fixed import Meta, TemplatePart
 
 SHIPPED = {path.stem: path for path in Path(__file__).parent.glob("*.yaml")}
 

@@ -1,10 +1,10 @@
 """M0: fixed trials that are what they say, and prompts and slots that are the reference's."""
 
-from fvcore import trials
 from fvcore.formats import write_text
 from fvcore.model import model as models
 from fvcore.prompts import verify
 from fvcore.provenance import now
+from fvcore.trials import fixed as trials
 from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.report import Check, Report

@@ -1,19 +1,8 @@
 """M2: the six checks."""
 
 from pytest_fvparity.milestones.setup import MilestoneOutcome, Setup
-from pytest_fvparity.report.render import REPORT, write_report
+from pytest_fvparity.report.render import write_report
 from pytest_fvparity.report.report import Report
-
-FILES = (
-    "parity_suite_report.json",
-    "parity_suite_stages.csv",
-    "parity_suite.log",
-    "injection_parity_trials.csv",
-    "injection_parity_report.json",
-    f"{REPORT}.json",
-    f"{REPORT}.md",
-    f"{REPORT}.html",
-)
 
 
 def run(setup: Setup) -> MilestoneOutcome:
@@ -29,6 +18,5 @@ def told(report: Report) -> str:
 
 def deliver(setup: Setup, report: Report) -> MilestoneOutcome:
     """The suite's files in the milestones' folder."""
-    write_report(report, setup.layout.runs)
-    files = [setup.layout.runs / name for name in FILES]
+    files = write_report(report, setup.layout.runs)
     return MilestoneOutcome(report.overall_status == "PASS", told(report), files)

@@ -1,11 +1,10 @@
 """M3: what the reference says of every trial, as one file, with its vector and its heads."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
-from fvcore.artifacts import tensor_leaf
 from fvcore.experiments.plan_files import ReferenceFiles
 from fvcore.formats import pt_bytes, sha256, write_json
 from fvcore.pipeline import trial_keys
@@ -58,28 +57,26 @@ def _described(tensor: Tensor) -> dict[str, Any]:
 
 
 def _trials(golden: Golden) -> list[dict[str, Any]]:
-    prompts, injected = golden.stored("prompt_boundary"), golden.stored("injection_output")
+    prompts: Mapping[str, Any] = golden.stored("prompt_boundary")
+    injected: Mapping[str, Any] = golden.stored("injection_output")
     rows = []
     for key in trial_keys(injected):
-        target = cast("int", injected[f"{key}/target_id"])
-        logits = {way: tensor_leaf(injected, f"{key}/{way}_logits").float() for way in ("base", "with")}
+        target = injected[f"{key}/target_id"]
+        logits = {way: injected[f"{key}/{way}_logits"].float() for way in ("base", "with")}
         row: dict[str, Any] = dict(zip(("trial_id", "trial_idx"), map(int, key.split(":")), strict=True))
-        row |= {"target_id": target, "prompt": _prompt(prompts, key)}
+        clean, corrupted = (prompts[f"{key}/{regime}/input_ids"] for regime in ("clean", "corrupted"))
+        prompt = {
+            "clean_n_tokens": len(clean),
+            "corrupted_n_tokens": len(corrupted),
+            "boundary_len": prompts[f"{key}/corrupted/boundary"],
+            "last_token_id": corrupted[-1],
+            "ids_sha256": sha256(" ".join(map(str, corrupted)).encode()),
+        }
+        row |= {"target_id": target, "prompt": prompt}
         row |= {f"{way}_logprob": injected[f"{key}/{way}_logprob"] for way in ("base", "with", "delta")}
         row |= {f"{way}_logprob_fp32": float(of.log_softmax(dim=-1)[target]) for way, of in logits.items()}
         rows.append(row)
     return rows
-
-
-def _prompt(prompts: Mapping[str, Any], key: str) -> dict[str, Any]:
-    clean, corrupted = (cast("list[int]", prompts[f"{key}/{regime}/input_ids"]) for regime in ("clean", "corrupted"))
-    return {
-        "clean_n_tokens": len(clean),
-        "corrupted_n_tokens": len(corrupted),
-        "boundary_len": prompts[f"{key}/corrupted/boundary"],
-        "last_token_id": corrupted[-1],
-        "ids_sha256": sha256(" ".join(map(str, corrupted)).encode()),
-    }
 
 
 def require_whole(dump: Mapping[str, Any], wanted: set[tuple[int, int]]) -> None:

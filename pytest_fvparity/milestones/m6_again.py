@@ -10,8 +10,6 @@ from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.render import REPORT, read_report
 from pytest_fvparity.report.report import Report, earliest_failure
 
-RECORD = "m6_reverify.json"
-
 
 def run(setup: Setup) -> MilestoneOutcome:
     """The keys from the one that failed on; when they pass, all six, two times."""
@@ -36,7 +34,7 @@ def run(setup: Setup) -> MilestoneOutcome:
 
 
 def _ended(setup: Setup, repaired: str, runs: list[Report], message: str) -> MilestoneOutcome:
-    path = setup.layout.runs / RECORD
+    path = setup.layout.runs / "m6_reverify.json"
     write_json(path, {"from": repaired, "message": message, "runs": [numbers(run) for run in runs]})
     return MilestoneOutcome(False, message, [path])
 

@@ -15,8 +15,6 @@ from pytest_fvparity.transfer.report import NAME, TransferReport, by_cause
 from pytest_fvparity.transfer.runs import QId, q_ids_of
 
 SEVERAL = 3
-REPORT = "m7_transfer_report.json"
-FAILURES = "m7_failures.json"
 
 
 def run(setup: Setup) -> MilestoneOutcome:
@@ -75,7 +73,7 @@ def _ended(setup: Setup, reports: dict[str, TransferReport], q_ids: Sequence[QId
     failures = [failure for report in reports.values() for failure in report.failures]
     compared = sorted({q_id for report in reports.values() for q_id in report.compared_with_reference})
     judged = {q_id for report in reports.values() for q_id in report.q_ids}
-    files = [setup.layout.runs / name for name in (REPORT, FAILURES)]
+    files = [setup.layout.runs / name for name in ("m7_transfer_report.json", "m7_failures.json")]
     write_json(files[0], {name: report.model_dump(mode="json") for name, report in reports.items()})
     rows = [failure.model_dump(mode="json") for failure in failures]
     write_json(files[1], {"by_cause": by_cause(failures), "failures": rows})

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fvcore.formats import FormatError, sha256_file
-from fvcore.trials import FixedTrials
-from fvcore.trials import read as read_trials
+from fvcore.trials.fixed import FixedTrials
+from fvcore.trials.fixed import read as read_trials
 from pytest_fvparity import shipped
 from pytest_fvparity.milestones.lock import Lock
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -52,16 +52,6 @@ class Layout:
     diff: Path  # M5's report
     goldens: Path  # goldens that M1 records
     state: Path
-
-    @classmethod
-    def under(cls, root: Path, kind: str, trials: FixedTrials) -> Layout:
-        plan, place = kind == "plan", Path(trials.dataset, trials.id)
-        ours, results = root / ("results_fv" if plan else "milestones"), root / ("results" if plan else "milestones")
-        runs, diff = ours / place, ours / trials.dataset if plan else ours / place / "diff"
-        return cls(runs, results, results / place, diff, root / "golden", runs / "milestones.json")
-
-
-LAYOUTS = ("own", "plan")
 
 
 @dataclass(frozen=True)
@@ -106,8 +96,7 @@ class Setup:
     n_eval: Annotated[int, typer.Option(min=1, help="Queries that M4 evaluates.")] = 50
     topk: Annotated[int, typer.Option(min=1, help="Heads in M4's vector.")] = 20
     relation_root: Annotated[
-        Path | None,
-        typer.Option(help="M7: the folder of a relation run, one folder a q_id.", resolve_path=True),
+        Path | None, typer.Option(help="M7: the folder of a relation run, one folder a q_id.", resolve_path=True)
     ] = None
     pytest_option: Annotated[
         list[str] | None,
@@ -116,8 +105,8 @@ class Setup:
 
     def __post_init__(self) -> None:
         """What is wrong whatever runs is said before anything does."""
-        if self.layout_kind not in LAYOUTS:
-            raise FormatError(f"--layout: expected one of {', '.join(LAYOUTS)}, found {self.layout_kind!r}")
+        if self.layout_kind not in {"own", "plan"}:
+            raise FormatError(f"--layout: expected one of own, plan, found {self.layout_kind!r}")
         self.trials_file, self.lock  # noqa: B018
 
     @cached_property
@@ -146,7 +135,10 @@ class Setup:
 
     @cached_property
     def layout(self) -> Layout:
-        return Layout.under(self.root, self.layout_kind, self.fixed)
+        plan, place = self.layout_kind == "plan", Path(self.fixed.dataset, self.fixed.id)
+        ours, results = (self.root / (name if plan else "milestones") for name in ("results_fv", "results"))
+        runs, diff = ours / place, ours / self.fixed.dataset if plan else ours / place / "diff"
+        return Layout(runs, results, results / place, diff, self.root / "golden", runs / "milestones.json")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -164,10 +156,10 @@ class Setup:
     def raw_dataset(self) -> Path:
         """What the trials were drawn from: as given, else where the file says, else as it ships."""
         named = self.dataset_json or Path(self.fixed.meta.dataset_json)
-        found = next((place for place in (named, shipped.root() / named) if place.is_file()), None)
-        if found is None:
-            raise Failed(f"the raw dataset {named} is not here: --dataset-json FILE")
-        return found
+        for place in (named, shipped.root() / named):
+            if place.is_file():
+                return place
+        raise Failed(f"the raw dataset {named} is not here: --dataset-json FILE")
 
     def chosen(self, name: str) -> int:
         """As given, else as the golden has it, else the lock's."""

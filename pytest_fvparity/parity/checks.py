@@ -190,8 +190,10 @@ class ParityRun:
         if key == "injection_output" and inputs:
             inputs = [self._limited(inputs[0]), *inputs[1:]]
 
-        def answer(inputs: Sequence[Artifact]) -> Artifact:
-            artifact: Artifact = method(*inputs)
+        def answer() -> Artifact:
+            # Copies, for a candidate may edit them, or know them again.
+            given = inputs if self.repeat == 1 else [copied(artifact) for artifact in inputs]
+            artifact: Artifact = method(*given)
             if key == "slot_map" and isinstance(artifact, Mapping):
                 artifact = {leaf: _as_rows(value) for leaf, value in artifact.items()}
             _require_leaves(key, artifact)
@@ -199,26 +201,22 @@ class ParityRun:
 
         # Memory that the candidate takes beside its weights; nobody's who only looks up what was recorded.
         with nullcontext() if isinstance(self.candidate, Answers) else peak_memory() as peak:
-            given = answer(inputs) if self.repeat == 1 else self._asked_again(key, answer, inputs)
+            given = answer() if self.repeat == 1 else self._asked_again(key, answer)
         if peak is not None:
             self.memory.peak[key] = max(peak.n_bytes, self.memory.peak.get(key, 0))
         return given
 
-    def _asked_again(
-        self, key: str, answer: Callable[[Sequence[Artifact]], Artifact], inputs: Sequence[Artifact]
-    ) -> Artifact:
+    def _asked_again(self, key: str, answer: Callable[[], Artifact]) -> Artifact:
         """The first answer; where a later one is another is remembered, for then no comparison says anything.
 
-        Each time the inputs are copies, for a candidate may edit them, or know them again; and the first answer is copied
-        before the next is asked for, for a candidate may keep what it gave, and edit that. Two answers are the same if
-        every value is, to the last bit, but that 0.0 and -0.0 are one value, and all NaN are.
+        The first answer is copied before the next is asked for, for a candidate may keep what it gave, and edit that. Two
+        are the same if every value is, to the last bit, but that 0.0 and -0.0 are one value, and all NaN are.
         """
         from fvcore.compare import compare
 
-        first = copied(answer([copied(artifact) for artifact in inputs]))
+        first = copied(answer())
         for _ in range(self.repeat - 1):
-            again = answer([copied(artifact) for artifact in inputs])
-            if changed := compare(first, again, axes=_axes).first_mismatch:
+            if changed := compare(first, answer(), axes=_axes).first_mismatch:
                 by = "" if changed.abs_diff is None else f": differs by {changed.abs_diff:.3g}"
                 message = f"is not the same when asked again (asked {self.repeat} times){by}"
                 self.memory.unsteady.setdefault(key, replace(changed, message=message))

@@ -40,12 +40,9 @@ class Implementation(Protocol):
 
 def copied(artifact: Artifact) -> Artifact:
     """The same leaves in tensors and lists of their own."""
-
+    leaves: Mapping[str, Any] = artifact
     # A tensor made in inference mode cannot be edited or deep-copied elsewhere; its clone can.
-    def own(value: Any) -> Any:
-        return value.clone() if hasattr(value, "clone") else deepcopy(value)
-
-    return {leaf: own(value) for leaf, value in artifact.items()}
+    return {leaf: value.clone() if hasattr(value, "clone") else deepcopy(value) for leaf, value in leaves.items()}
 
 
 def _method(key: str) -> Callable[..., Artifact]:

@@ -97,22 +97,27 @@ def _trial(key: str) -> dict[str, int | str]:
 
 def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """Heads in another order are a tie if the golden's own effects leave the order open, and a fault otherwise."""
+    import torch
+
     from fvcore.compare import compare
     from fvcore.pipeline import trial_keys
 
+    want, have, aie, own = _pairs(expected), _pairs(actual), expected.get("aie"), actual.get("aie")
     # A row of the CIE tensor is a trial.
     verdict = _named(verdict, "trial", dict(enumerate(map(_trial, trial_keys(run.expected("prompt_boundary"))))))
     details = {
         **verdict.details,
         "aie_expected": _rows(expected, "aie", 2),
         "aie_actual": _rows(actual, "aie", 2),
-        "heads_expected": _pairs(expected),
-        "heads_actual": _pairs(actual),
+        "heads_expected": want,
+        "heads_actual": have,
         "scores_actual": _rows(actual, "scores", 1),
     }
     verdict = replace(verdict, details=details)
     at_heads = [f for f in verdict.findings if f.where.startswith("heads[")]
-    if not at_heads or not _are_tied(run, expected, actual):
+    if want is None or have is None or not (isinstance(aie, torch.Tensor) and isinstance(own, torch.Tensor)):
+        return verdict
+    if not at_heads or not tied_heads(want, have, aie, own, run.tolerances.of("top_heads")("aie")):
         return verdict
     run.memory.tied.add("top_heads")
     findings = []
@@ -120,19 +125,9 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
         message = f"tie: {found.message}; their effects differ by less than the tolerance"
         findings.append(replace(found, blocking=False, message=message) if found in at_heads else found)
     n_swapped = compare({"heads": expected["heads"]}, {"heads": actual["heads"]}).mismatch_count
-    n_ranks = sum(w != h for w, h in zip(_pairs(expected) or (), _pairs(actual) or (), strict=True))
-    measurements = {**verdict.measurements, "tied_ranks": n_ranks}
+    measurements = {**verdict.measurements, "tied_ranks": sum(w != h for w, h in zip(want, have, strict=True))}
     n_left = verdict.mismatch_count - n_swapped
     return replace(verdict, findings=tuple(findings), mismatch_count=n_left, measurements=measurements)
-
-
-def _are_tied(run: ParityRun, expected: Artifact, actual: Artifact) -> bool:
-    import torch
-
-    want, have, aie, own = _pairs(expected), _pairs(actual), expected.get("aie"), actual.get("aie")
-    if want is None or have is None or not (isinstance(aie, torch.Tensor) and isinstance(own, torch.Tensor)):
-        return False
-    return tied_heads(want, have, aie, own, run.tolerances.of("top_heads")("aie"))
 
 
 def _measured_vector(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:

@@ -21,7 +21,7 @@ from pytest_fvparity.suite.item import StageItem
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
     from fvcore.profile import Profile
-    from fvcore.trials import FixedTrials
+    from fvcore.trials.fixed import FixedTrials
     from pytest_fvparity.golden.golden import Golden
     from pytest_fvparity.parity.checks import ParityRun
     from pytest_fvparity.parity.implementation import Implementation
@@ -78,19 +78,17 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context: dict[str, Any] = collector.context
     options = options_of(request)
     trials: FixedTrials = request.getfixturevalue("fv_trials")
-    context |= {"dataset": trials.dataset, "fixed_trials_id": trials.id, "n_trials": len(trials.trials)}
+    n = len(trials.trials)
+    context |= {"dataset": trials.dataset, "fixed_trials_id": trials.id, "n_trials": n}
     lm: LanguageModel = request.getfixturevalue("fv_model")
     context |= {"model": lm.name, "n_layers": lm.n_layers, "n_heads": lm.n_heads}
     require_verified(trials, lm.tokenizer)
-    if options.max_trials is not None and options.max_trials > len(trials.trials):
-        n = len(trials.trials)
+    if (options.max_trials or 0) > n:
         raise StageError(f"--fv-max-trials {options.max_trials}: {trials.id} has {n} trials; ask for 1 to {n}")
-    context["n_compared_trials"] = options.max_trials or len(trials.trials)
+    context["n_compared_trials"] = options.max_trials or n
     golden: Golden = request.getfixturevalue("fv_golden")
-    context |= {
-        "golden": golden.profile.model_dump(),
-        "golden_path": "(live)" if options.live else options.shown(golden.path),
-    }
+    context["golden"] = golden.profile.model_dump()
+    context["golden_path"] = "(live)" if options.live else options.shown(golden.path)
     context["reference"] = golden.manifest.reference.model_dump(include={"commit", "repository"})
     profile: Profile = request.getfixturevalue("fv_profile")
     context["profile"] = profile.model_dump()

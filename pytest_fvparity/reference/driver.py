@@ -41,12 +41,7 @@ class TraceDict(OrderedDict):  # type: ignore[type-arg]
     """
 
     def __init__(
-        self,
-        module: Any,
-        layers: Any,
-        retain_input: bool = False,
-        retain_output: bool = True,
-        edit_output: Callable[..., Any] | None = None,
+        self, module: Any, layers: Any, retain_input: bool = False, retain_output: bool = True, edit_output: Any = None
     ) -> None:
         super().__init__((layer, types.SimpleNamespace(input=None, output=None)) for layer in layers)
         self.fired: set[str] = set()

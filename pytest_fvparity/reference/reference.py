@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from fvcore.model.model import DTYPES, LanguageModel
 from fvcore.pipeline import Settings, profile_of
 from fvcore.profile import Profile
 from fvcore.prompts import PromptTemplate, require_bos_agreement
-from fvcore.trials import FixedTrials
+from fvcore.trials.fixed import FixedTrials
 from pytest_fvparity.parity.implementation import Answers
 from pytest_fvparity.parity.noise import Noise, measured, variations
 
@@ -161,7 +161,8 @@ def _start(python: str, job: Path, more: Mapping[str, str]) -> None:
     environment["OMP_WAIT_POLICY"] = "PASSIVE"  # two threads that spin on one core take minutes for a second's work
     environment |= more
     try:
-        done = _captured([python, str(DRIVER), str(job)], env=environment, cwd=job.parent)
+        words = [python, str(DRIVER), str(job)]
+        done = subprocess.run(words, env=environment, cwd=job.parent, capture_output=True, text=True, check=False)
     except OSError as error:
         raise RecordingError(f"cannot start {python!r} ({error.strerror}); see --fv-src-python") from error
     if done.returncode == 0:
@@ -177,13 +178,10 @@ def _start(python: str, job: Path, more: Mapping[str, str]) -> None:
 
 def commit_of(root: Path) -> str:
     """The checkout's commit, or "unknown" for a copy without history (its files are digested either way)."""
-    done = _captured(["git", "-C", str(root), "rev-parse", "HEAD", "--show-toplevel"])
+    words = ["git", "-C", str(root), "rev-parse", "HEAD", "--show-toplevel"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     commit, _, top = done.stdout.strip().partition("\n")
     return commit if done.returncode == 0 and Path(top).resolve() == root else "unknown"
-
-
-def _captured(words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, check=False, **options)
 
 
 def _profile(lm: LanguageModel, trials: FixedTrials, settings: Settings, provenance: Mapping[str, Any]) -> Profile:

@@ -30,10 +30,8 @@ def _annotation(report: Report) -> str:
 
 
 def _command(kind: str, properties: dict[str, str | None], message: str) -> str:
-    escaped = {
-        name: _data(value).replace(":", "%3A").replace(",", "%2C") for name, value in properties.items() if value
-    }
-    given = ",".join(f"{name}={value}" for name, value in escaped.items())
+    texts = {name: _data(value) for name, value in properties.items() if value}
+    given = ",".join(f"{name}={text.replace(':', '%3A').replace(',', '%2C')}" for name, text in texts.items())
     return f"::{kind} {given}::{_data(cut(message, LONGEST))}"
 
 

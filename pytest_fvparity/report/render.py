@@ -67,7 +67,14 @@ def _summary(reports: Sequence[Report]) -> dict[str, str]:
     """The worst first, so that a cut takes the best."""
     ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.named))
     worst = ordered[0].overall_status if ordered else "PASS"
-    summary = {"overall_status": worst, "runs": [_summary_row(report) for report in ordered]}
+    names = ("dataset", "fixed_trials_id", "model", "overall_status", "headline", "repro_command")
+    runs = [
+        {name: getattr(report, name) for name in names}
+        | {"statuses": {key: check.status for key, check in report.by_key.items()}}
+        | {"report": "/".join([*report.named, f"{REPORT}.html"])}
+        for report in ordered
+    ]
+    summary = {"overall_status": worst, "runs": runs}
     texts = {kind: environment().get_template(f"summary.{kind}.j2").render(summary) for kind in ("md", "html")}
     texts["md"] = within(texts["md"], STEP_SUMMARY, "All runs are in `summary.html`.")
     return {"summary.json": json_text(summary), **{f"summary.{kind}": text for kind, text in texts.items()}}
@@ -93,17 +100,18 @@ def read_report(path: Path) -> Report:
     return validated(Report, value, path, "a parity report")
 
 
-def write_report(report: Report, folder: Path, comparison: Comparison | None = None) -> None:
-    _put({folder / name: text for name, text in _files(report, comparison).items()})
+def write_report(report: Report, folder: Path, comparison: Comparison | None = None) -> list[Path]:
+    return _put({folder / name: text for name, text in _files(report, comparison).items()})
 
 
-def _put(files: Mapping[Path, str | None]) -> None:
+def _put(files: Mapping[Path, str | None]) -> list[Path]:
     """What must not be there goes first: no file is left that speaks of another report than its neighbours."""
-    for path, text in sorted(files.items(), key=lambda file: file[1] is not None):
-        if text is None:
-            path.unlink(missing_ok=True)
-        else:
-            write_text(path, text)
+    for path in (path for path, text in files.items() if text is None):
+        path.unlink(missing_ok=True)
+    written = {path: text for path, text in files.items() if text is not None}
+    for path, text in written.items():
+        write_text(path, text)
+    return list(written)
 
 
 def _files(report: Report, comparison: Comparison | None) -> dict[str, str | None]:
@@ -129,14 +137,14 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | 
     trials = [_trial_row(row) for row in report.trials]
     page = templates.get_template("report.html.j2")
     return {
-        f"{REPORT}.json": json_text(value),
-        f"{REPORT}.md": markdown(report, STEP_SUMMARY, comparison),
-        f"{REPORT}.html": page.render(value, keys=CHECK_KEYS, comparison=comparison),
         "parity_suite_report.json": json_text(_suite_report(report, stages)),
         "parity_suite_stages.csv": csv_text(STAGE_COLUMNS, rows),
         "parity_suite.log": templates.get_template("suite.log.j2").render(value),
         "injection_parity_trials.csv": csv_text(TRIAL_COLUMNS, trials),
         "injection_parity_report.json": json_text(_injection_report(report, trials)),
+        f"{REPORT}.json": json_text(value),
+        f"{REPORT}.md": markdown(report, STEP_SUMMARY, comparison),
+        f"{REPORT}.html": page.render(value, keys=CHECK_KEYS, comparison=comparison),
         f"{COMPARISON}.json": json_text(comparison.model_dump(mode="json")) if comparison else None,
     }
 
@@ -160,14 +168,13 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters |= {"number": _number, "share": _share, "fence": _fence, "worst_first": _worst_first}
-    templates.filters |= {"grids": grids, "tojson_text": json_text, "ran_on": _ran_on}
+    templates.filters |= {"grids": grids, "colour": colour, "ran_on": _ran_on}
     # Text that cannot break out of a Markdown table.
     templates.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
     templates.filters["failing_first"] = lambda checks: sorted(checks, key=lambda check: check["status"] == "PASS")
     templates.filters["used"] = lambda tolerances: largest_of(row["used"] for row in tolerances)
     # A word is no finite number, and no tolerance allows that.
     templates.filters["over"] = lambda share: isinstance(share, str) or (share is not None and share > 1)
-    templates.filters["colour"] = colour
     templates.globals["largest_effect"] = largest_effect
     return templates
 
@@ -247,15 +254,6 @@ def _injection_report(report: Report, trials: Sequence[Mapping[str, Any]]) -> di
             for way in ("clean", "with")
         },
         "trials_csv": "injection_parity_trials.csv",
-    }
-
-
-def _summary_row(report: Report) -> dict[str, Any]:
-    names = ("dataset", "fixed_trials_id", "model", "overall_status", "headline", "repro_command")
-    return {
-        **{name: getattr(report, name) for name in names},
-        "statuses": {check.key: check.status for check in report.checks},
-        "report": "/".join([*report.named, f"{REPORT}.html"]),
     }
 
 

@@ -17,8 +17,6 @@ from pytest_fvparity.parity.implementation import CHECK_KEYS
 SCHEMA_VERSION = 1
 UNKNOWN = "unknown"
 LARGEST = ("max_abs_diff", "max_rel_diff")
-SAID_BY_STAGES = ("candidate", "n_trials", "n_compared_trials", "profile", "golden_path", "reference")
-"""Fields of a report that the stages' context tells under their own names."""
 HEADS = ("aie_expected", "aie_actual", "heads_expected", "heads_actual", "scores_actual")
 
 
@@ -183,7 +181,8 @@ def assemble(
     say of the run; `commands` reproduce a key; `place` is dataset and id where no row tells them.
     """
     checks = [_check(result, rows.get(key, {}), commands[key], context) for key, result in results.items()]
-    said: dict[str, Any] = {name: context.get(name) for name in SAID_BY_STAGES}
+    same = ("candidate", "n_trials", "n_compared_trials", "profile", "golden_path", "reference")
+    said: dict[str, Any] = {name: context.get(name) for name in same}
     details = {key: result.verdict.details for key, result in results.items()}
     return Report(
         created_at=now(),
@@ -236,10 +235,7 @@ def left_out(checks: Sequence[Check]) -> list[str]:
 
 
 OVERALL = ("FAIL", "NOT_RUN", "PARTIAL", "PASS")
-"""Overall statuses, the worst first."""
-
-GREEN = frozenset({"PASS", "PARTIAL", "NOT_RUN"})
-"""Overall statuses that do not turn a session red. NOT_RUN is none of them under --fv-require-gpu: there it is an error."""
+"""Overall statuses, the worst first. FAIL alone turns a session red; under --fv-require-gpu it is what others call NOT_RUN."""
 
 
 def earliest_failure(checks: Sequence[Check]) -> Check | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fvcore import trials
+from fvcore import Settings, read_trials
 from fvcore.artifacts import Artifact
 from fvcore.compare import Tolerance
 from fvcore.embedded.random_models import AWKWARD_PAIRS, trials_for
@@ -24,7 +24,6 @@ from fvcore.formats import write_text
 from fvcore.gates import Status, Suite, run_suite
 from fvcore.model import model as models
 from fvcore.model.model import LanguageModel
-from fvcore.pipeline import Settings
 from pytest_fvparity import shipped
 from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.manifest import MANIFEST
@@ -63,7 +62,7 @@ def shipped_rigs() -> Iterator[Rig]:
         golden = Golden.open(manifest.parent)
         identity, conditions = golden.profile.identity, golden.profile.conditions
         chosen = {name: getattr(identity, name) for name in ("edit_layer", "n_top_heads", "token_class_idx", "alpha")}
-        fixed = trials.read(shipped.root() / shipped.FIXED_TRIALS / f"{identity.fixed_trials_id}.json")
+        fixed = read_trials(shipped.root() / shipped.FIXED_TRIALS / f"{identity.fixed_trials_id}.json")
         lm = models.load(conditions.model, dtype=identity.dtype, attn=conditions.attn_implementation)
         settings = Settings(**chosen, reference_profile=identity.reference_profile, engine="exact")
         yield Rig(lm, fixed, settings, golden, golden.noise)

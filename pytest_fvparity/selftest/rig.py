@@ -21,7 +21,7 @@ from fvcore.gates import StageResult, Suite, run_suite
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, Settings, profile_of, run
 from fvcore.profile import Profile
-from fvcore.trials import FixedTrials
+from fvcore.trials.fixed import FixedTrials
 from pytest_fvparity.golden.golden import require_comparable
 from pytest_fvparity.parity.checks import STAGES, ParityRun
 from pytest_fvparity.parity.implementation import CHECK_KEYS, Answers, Implementation

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from fvcore.artifacts import Artifact, tensor_leaf
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.plan_files import read_heads, read_vector
+from fvcore.experiments.plan_files import heads_in, read_vector
 from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.scores import Row, read_scores
-from fvcore.formats import FormatError, read_jsonl, read_pt
+from fvcore.formats import FormatError, read_json, read_jsonl, read_pt
 from fvcore.injection import inject
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, Settings
-from fvcore.trials import FixedTrials
+from fvcore.trials.fixed import FixedTrials
 from fvcore.trials.sampled import SampledTrials, as_fixed, read
 from fvcore.vectors import function_vector
 from pytest_fvparity.parity.tolerances import Tolerances
@@ -75,7 +75,8 @@ class Transfer:
     @cached_property
     def heads(self) -> list[list[int]]:
         """In rank order."""
-        return read_heads(self.folder / layout.TOP_HEADS)
+        path = self.folder / layout.TOP_HEADS
+        return heads_in(read_json(path), path)
 
     @cached_property
     def vector(self) -> Tensor:

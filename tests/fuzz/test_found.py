@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fvcore import trials
 from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.formats import FormatError, read_json
+from fvcore.trials import fixed as trials
 from tests.late import RUNNING
 
 if RUNNING:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from fvcore import __version__, cli, trials
+from fvcore import __version__, cli
 from fvcore.embedded.random_models import PAIRS, toy_tokenizer
+from fvcore.trials import fixed as trials
 
 
 @dataclass

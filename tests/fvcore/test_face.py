@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import fvcore
-from fvcore.trials import read
+from fvcore.trials.fixed import read
 
 HEAVY = ("torch", "transformers", "numpy", "pydantic", "scipy", "matplotlib")
 

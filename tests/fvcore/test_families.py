@@ -26,7 +26,7 @@ if RUNNING:
     from fvcore.model.hooks import add_to_residual, edit_heads, read_heads
     from fvcore.model.model import LanguageModel, ModelError, doubts, load
     from fvcore.pipeline import Pipeline, Settings, run
-    from fvcore.trials import FixedTrials
+    from fvcore.trials.fixed import FixedTrials
     from fvcore.vectors import head_term
 
 TEXT = "Q: hot\nA: cold\n\nQ: unhappy\nA: glad\n\nQ: sunny\nA:"

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from fvcore import trials
 from fvcore.embedded.random_models import toy_tokenizer, trials_for
 from fvcore.model.tokenizer import BosFacts
 from fvcore.prompts import (
@@ -21,7 +20,8 @@ from fvcore.prompts import (
     trial_prompt,
     verify,
 )
-from fvcore.trials import PREFIXES, SEPARATORS, FixedTrials, Meta, TrialsFile, WordPair
+from fvcore.trials import fixed as trials
+from fvcore.trials.fixed import PREFIXES, SEPARATORS, FixedTrials, Meta, TrialsFile, WordPair
 from tests.late import RUNNING
 
 if RUNNING:

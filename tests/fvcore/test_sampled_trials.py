@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from fvcore import trials
 from fvcore.experiments.steps.sampled import Draw, FixedSource, of_draws
 from fvcore.formats import write_json
 from fvcore.model.tokenizer import Tokenizer
 from fvcore.prompts import verify
-from fvcore.trials import TrialsError, WordPair
+from fvcore.trials import fixed as trials
+from fvcore.trials.fixed import TrialsError, WordPair
 from fvcore.trials.sampled import ALL, SampledMeta, SampledTrials, as_fixed, read, read_trials, write
 from tests.late import RUNNING
 

@@ -65,8 +65,10 @@ def test_few_heads_are_computed_where_few_matter(monkeypatch: pytest.MonkeyPatch
     cases, means = cases_on(lm)
     exact = first_order_effects(lm, cases, means)  # a world in which the estimates are right
     monkeypatch.setattr(
-        "fvcore.fast.screening.effects_of_heads",
-        lambda lm, cases, means, heads: torch.stack([exact[:, layer, head] for layer, head in heads], dim=1),
+        "fvcore.fast.screening.target_readings",
+        lambda lm, cases, means, heads: torch.stack(
+            [torch.zeros(len(cases)), *(exact[:, layer, head] for layer, head in heads)], dim=1
+        )[..., None],
     )
 
     found = screened_top_heads(lm, cases, means, 1)

@@ -21,7 +21,7 @@ from fvcore.slots import (
     dummy_labels,
     slot_map,
 )
-from fvcore.trials import PREFIXES, SEPARATORS, TrialsError, WordPair, parse
+from fvcore.trials.fixed import PREFIXES, SEPARATORS, TrialsError, WordPair, parse
 
 TEMPLATE = PromptTemplate(PREFIXES, SEPARATORS)
 T1 = r"\n\n|\n| ?[A-Za-z]{1,4}|[^A-Za-z\s]|\s"

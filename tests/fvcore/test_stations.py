@@ -13,7 +13,7 @@ from fvcore.embedded.random_models import FAMILIES, random_lm, trials_for
 from fvcore.heads import top_heads
 from fvcore.prompts import Prompt
 from fvcore.slots import SlotMap
-from fvcore.trials import FixedTrials, WordPair
+from fvcore.trials.fixed import FixedTrials, WordPair
 from tests.late import RUNNING, inference_mode
 
 if RUNNING:
@@ -27,7 +27,7 @@ if RUNNING:
         TOKEN_CLASSES,
         average_indirect_effect,
         causal_indirect_effect,
-        probability_with_head_replaced,
+        head_replaced,
         target_probability,
         tokens_of_class,
     )
@@ -236,7 +236,8 @@ def test_every_token_of_a_class_gets_the_mean_of_its_own_slot(llama: Bench) -> N
     tokens = tokens_of_class(slots, "label")
     assert len(tokens) > 2  # two labels of several tokens each
     by_token = {token: means[0, 2, slots.full_idx_map[token]] for token in tokens}
-    patched = probability_with_head_replaced(llama.lm, llama.ids, llama.target, 0, 2, by_token)
+    with head_replaced(llama.lm, 0, 2, by_token):
+        patched = target_probability(llama.lm, llama.ids, llama.target)
     assert effect[0, 2, 1] == patched - target_probability(llama.lm, llama.ids, llama.target) != 0
 
 
@@ -610,7 +611,7 @@ def test_a_setting_that_does_not_fit_is_refused_before_anything_runs(
 def test_reading_heads_while_another_head_is_replaced_shows_later_layers_change(llama: Bench) -> None:
     with read_heads(llama.lm) as clean:
         target_probability(llama.lm, llama.ids, llama.target)
-    with read_heads(llama.lm) as patched:
-        probability_with_head_replaced(llama.lm, llama.ids, llama.target, 0, 1, {3: torch.ones(8)})
+    with read_heads(llama.lm) as patched, head_replaced(llama.lm, 0, 1, {3: torch.ones(8)}):
+        target_probability(llama.lm, llama.ids, llama.target)
     assert torch.equal(patched[1][:, :3], clean[1][:, :3])
     assert not torch.equal(patched[1][:, 3:], clean[1][:, 3:])

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from fvcore import trials
 from fvcore.embedded.random_models import PAIRS
 from fvcore.formats import FormatError, sha256, sha256_file
 from fvcore.prompts import PromptTemplate
-from fvcore.trials import Meta, TemplatePart, TrialsError, TrialsFile, WordPair
+from fvcore.trials import fixed as trials
+from fvcore.trials.fixed import Meta, TemplatePart, TrialsError, TrialsFile, WordPair
 
 WORDS = [WordPair(input=a, output=b) for a, b in PAIRS]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,6 +38,14 @@ def transfer_world(tmp_path_factory: pytest.TempPathFactory) -> TransferWorld:
     return TransferWorld.below(made_once(session_root(tmp_path_factory), "relation", make_transfer_world))
 
 
+@pytest.fixture(scope="session")
+def select_kv_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small Select-KV run that passes; read only."""
+    from tests.select_kv_run import RUN_ID, make_select_kv_run
+
+    return made_once(session_root(tmp_path_factory), "select_kv", make_select_kv_run) / RUN_ID
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _libraries() -> None:
     """pytester forgets what a run in this process imported, and torch cannot be imported twice: all that a run needs of it
@@ -47,6 +56,8 @@ def _libraries() -> None:
 
     for name in (
         "fvcore.experiments.relation.run",
+        "fvcore.experiments.select_kv.model_runtime",
+        "fvcore.experiments.select_kv.run",
         "pytest_fvparity.golden.golden",
         "pytest_fvparity.reference.reference",
     ):

@@ -9,10 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fvcore import trials
 from fvcore.embedded.random_models import AWKWARD_PAIRS, random_lm, trials_for
 from fvcore.model.model import LanguageModel, load
 from fvcore.pipeline import Settings
+from fvcore.trials import fixed as trials
 from pytest_fvparity.golden import golden
 from pytest_fvparity.reference import reference
 from tests.pytest_fvparity.family_goldens import FAMILIES, FOLDER

@@ -8,12 +8,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from fvcore import trials
 from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.formats import sha256_file
 from fvcore.model import model as models
 from fvcore.model.model import LanguageModel
-from fvcore.trials import FixedTrials
+from fvcore.trials import fixed as trials
+from fvcore.trials.fixed import FixedTrials
 
 TREE = Path(__file__).with_name("stand_in")
 

@@ -99,9 +99,10 @@ def test_plain_hooks_agree_on_other_families(pytester: pytest.Pytester, tmp_path
 def test_plain_hooks_agree_in_every_token_class(world: World) -> None:
     import dataclasses
 
-    from fvcore import pipeline, trials
+    from fvcore import pipeline
     from fvcore.compare import Tolerance, compare
     from fvcore.model.model import load
+    from fvcore.trials import fixed as trials
     from pytest_fvparity.candidates.adapters.torch_hooks import make
     from tests.pytest_fvparity.worlds import SETTINGS
 
@@ -114,9 +115,9 @@ def test_plain_hooks_agree_in_every_token_class(world: World) -> None:
 
 
 def test_no_hook_is_left_on_the_sessions_model(world: World) -> None:
-    from fvcore import trials
     from fvcore.model.hooks import hooks_left
     from fvcore.model.model import load
+    from fvcore.trials import fixed as trials
     from pytest_fvparity.candidates.adapters.torch_hooks import TorchHooks
     from tests.pytest_fvparity.worlds import SETTINGS
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from fvcore import trials
 from fvcore.embedded.random_models import toy_tokenizer
+from fvcore.trials import fixed as trials
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.late import RUNNING
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fvcore import trials
+from fvcore.trials import fixed as trials
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.late import RUNNING
 
@@ -38,7 +38,7 @@ ELSEWHERE = """
 import os
 from pathlib import Path
 from fvcore.model import model as models
-from fvcore import trials
+from fvcore.trials import fixed as trials
 from fvcore.pipeline import Pipeline, Settings
 
 class Mine(Pipeline):

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fvcore import trials
 from fvcore.embedded.random_models import PAIRS, random_lm, trials_for
 from fvcore.gates import Status
+from fvcore.trials import fixed as trials
 from pytest_fvparity import cli
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.render import write_all

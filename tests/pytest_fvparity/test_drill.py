@@ -15,9 +15,9 @@ from typing import Any, cast
 
 import pytest
 
-from fvcore import trials
 from fvcore.embedded.random_models import RIG_TOKENIZERS, random_model, toy_tokenizer, trials_for
 from fvcore.gates import StageError, Verdict
+from fvcore.trials import fixed as trials
 from pytest_fvparity import shipped
 from pytest_fvparity.drill.conclusion import lines
 from pytest_fvparity.parity.checks import ParityRun, check
@@ -621,7 +621,7 @@ ELSEWHERE = """
 import torch
 from pathlib import Path
 from fvcore.model import model as models
-from fvcore import trials
+from fvcore.trials import fixed as trials
 from fvcore.pipeline import Pipeline, Settings
 
 class There(Pipeline):

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from fvcore import trials
 from fvcore.formats import read_json, read_pt, sha256_file
-from fvcore.trials import FixedTrials
+from fvcore.trials import fixed as trials
+from fvcore.trials.fixed import FixedTrials
 from pytest_fvparity import cli
 from pytest_fvparity.golden.manifest import MANIFEST
 from pytest_fvparity.parity.implementation import CHECK_KEYS

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from fvcore import trials
 from fvcore.embedded.random_models import PAIRS
 from fvcore.formats import FormatError, read_pt
+from fvcore.trials import fixed as trials
 from pytest_fvparity.milestones.lock import SHIPPED, Lock, Locked
 from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
 from pytest_fvparity.report.report import Check
@@ -280,7 +280,7 @@ def test_draws_that_cannot_be_checked_are_no_pass(setup: Setup, monkeypatch: pyt
 
 def _words_agree(fixed: trials.FixedTrials) -> Any:
     checks = [Check(key=key, status="PASS", n_compared=1, mismatch_count=0) for key in m0_trials.WORDS]
-    return SimpleNamespace(checks=checks, golden_path="golden")
+    return SimpleNamespace(checks=checks, by_key={check.key: check for check in checks}, golden_path="golden")
 
 
 def test_a_model_that_does_not_load_is_a_failed_milestone(setup: Setup) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from fvcore import trials
+from fvcore.trials import fixed as trials
 from fvcore.trials.sampled import read_trials, write
 from pytest_fvparity.parity.place import place_of, title_of
 from tests.fvcore.test_sampled_trials import FIXED, sampled_of

@@ -20,7 +20,7 @@ import pytest
 from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.model.spec import MODEL_SPECS
 from fvcore.profile import REFERENCE_PROFILES
-from fvcore.trials import FixedTrials
+from fvcore.trials.fixed import FixedTrials
 from pytest_fvparity.reference import driver
 from tests.late import RUNNING
 from tests.slow import slow_but

@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_cut_as_the_reference_cuts_it(
 
     from fvcore.embedded.random_models import toy_tokenizer
     from fvcore.prompts import PromptTemplate
-    from fvcore.trials import PREFIXES, SEPARATORS, WordPair
+    from fvcore.trials.fixed import PREFIXES, SEPARATORS, WordPair
     from pytest_fvparity.selftest.faults.slots import Unguarded
 
     lm = SimpleNamespace(tokenizer=toy_tokenizer(tokenizer))

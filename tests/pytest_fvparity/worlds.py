@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings
-    from fvcore.trials import FixedTrials
+    from fvcore.trials.fixed import FixedTrials
 
     SETTINGS: Settings
 
@@ -63,9 +63,9 @@ class World:
 
 
 def make_world(folder: Path, family: str = "llama", seeds: tuple[int, ...] = (0,)) -> World:
-    from fvcore import trials
     from fvcore.embedded.random_models import random_lm, trials_for
     from fvcore.model import model as models
+    from fvcore.trials import fixed as trials
 
     directory = folder / f"random-{family}"
     random_lm(family, directory=directory)

@@ -23,7 +23,7 @@ def evaluate(config: EvaluationConfig) -> None:
     """Measure what a function vector does for a task: evaluation.json, a CSV a table, and plots."""
     from fvcore.experiments.evaluation import report
     from fvcore.experiments.evaluation.run import run
-    from fvcore.trials import model_tag
+    from fvcore.trials.fixed import model_tag
 
     lm = config.load(config.seed)
     found = run(config, lm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from fvcore.prompts import (
     prompt_at_boundary,
     require_bos_agreement,
 )
-from fvcore.trials import Meta, WordPair
+from fvcore.trials.fixed import Meta, WordPair
 
 WAYS = ("model", "head")
 """From a vector to tokens: through all that the model does behind its last block, its final norm included; or through
@@ -146,14 +147,6 @@ class Bench:
         return Generated(texts=texts, **scored)
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    token_id: int
-    text: str
-    logit: float
-    probability: float
-
-
 @torch.inference_mode()
 def vector_logits(lm: LanguageModel, vector: Tensor, way: str = "model") -> Tensor:
     """(d_model,) -> (vocab,) in fp32 on the CPU."""
@@ -168,9 +161,12 @@ def vector_logits(lm: LanguageModel, vector: Tensor, way: str = "model") -> Tens
     return found.float().cpu()
 
 
-def top_tokens(lm: LanguageModel, vector: Tensor, k: int = 10, way: str = "model") -> list[Decoded]:
-    """The k tokens with the largest logits, largest first."""
+def top_tokens(lm: LanguageModel, vector: Tensor, k: int = 10, way: str = "model") -> list[dict[str, Any]]:
+    """The k tokens with the largest logits, largest first: token_id, text, logit and probability of each."""
     logits = vector_logits(lm, vector, way)
-    probabilities = torch.softmax(logits, dim=-1)
+    shares = torch.softmax(logits, dim=-1)
     best = torch.topk(logits, min(k, len(logits))).indices.tolist()
-    return [Decoded(i, lm.tokenizer.decode([i]), float(logits[i]), float(probabilities[i])) for i in best]
+    return [
+        {"token_id": i, "text": lm.tokenizer.decode([i]), "logit": float(logits[i]), "probability": float(shares[i])}
+        for i in best
+    ]

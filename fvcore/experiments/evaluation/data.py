@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fvcore.formats import FormatError, read_json, read_yaml, sha256_file, validated
-from fvcore.trials import PREFIXES, SEPARATORS, Splits, TemplatePart, TrialsError, WordPair, labelled, split
-from fvcore.trials.draws import of_questions
+from fvcore.trials.draws import Splits, of_questions, split
+from fvcore.trials.fixed import PREFIXES, SEPARATORS, TemplatePart, TrialsError, WordPair, labelled
 
 GROUPS = ("abstractive", "extractive")
 

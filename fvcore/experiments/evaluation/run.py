@@ -5,21 +5,14 @@ injection at every one. Portability: a vector made under one template, used unde
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from fvcore.experiments.evaluation.compute import WAYS, Bench, top_tokens
 from fvcore.experiments.evaluation.config import EvaluationConfig
-from fvcore.experiments.evaluation.data import (
-    LABELS,
-    SHIPPED,
-    NamedTemplate,
-    load_task,
-    read_templates,
-    without_help,
-)
+from fvcore.experiments.evaluation.data import LABELS, SHIPPED, NamedTemplate, load_task, read_templates, without_help
 from fvcore.experiments.evaluation.report import Evaluation, Portable, Result
 from fvcore.experiments.evaluation.vectors import VECTOR, vectors_of
 from fvcore.fast.engines import chosen
@@ -117,7 +110,7 @@ def token_rows(bench: Bench, vectors: Mapping[str, Tensor], k: int) -> list[dict
     """The k tokens that each vector raises, each way; `is_answer`: some answer of the task begins with it."""
     answers = bench.answer_tokens()
     return [
-        {"vector": name, "way": way, "rank": rank, **asdict(token), "is_answer": token.token_id in answers}
+        {"vector": name, "way": way, "rank": rank, **token, "is_answer": token["token_id"] in answers}
         for name, vector in vectors.items()
         for way in WAYS
         for rank, token in enumerate(top_tokens(bench.lm, vector, k, way))

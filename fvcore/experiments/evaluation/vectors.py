@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fvcore import artifacts
-from fvcore import trials as fixed_trials
 from fvcore.experiments.evaluation.compute import Bench
 from fvcore.experiments.plan_files import vector_in
 from fvcore.formats import FormatError, read_pt, read_safetensors
@@ -17,8 +16,9 @@ from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.pipeline import Settings, run
 from fvcore.prompts import require_verified
-from fvcore.trials import FixedTrials
+from fvcore.trials import fixed as fixed_trials
 from fvcore.trials.draws import OTHER_HEADS, random_heads
+from fvcore.trials.fixed import FixedTrials
 from fvcore.vectors import function_vector
 
 VECTOR = "fv"

@@ -18,8 +18,8 @@ from fvcore.experiments.folder import names_a_folder
 from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials, of_draws
 from fvcore.formats import read_text, sha256, sha256_file
 from fvcore.model.tokenizer import Tokenizer
-from fvcore.trials import TrialsError, WordPair
 from fvcore.trials.draws import of_relation
+from fvcore.trials.fixed import TrialsError, WordPair
 
 Q_NAMES = ("q", "id", "qid")
 A_NAMES = ("exA", "ex_A", "ex_a", "input")
@@ -42,22 +42,14 @@ class Relation:
     dropped: tuple[int, ...]
     sha256: str
 
-    @property
-    def name(self) -> str:
-        return self.path.stem
-
-    @property
-    def q_ids(self) -> list[str]:
-        return list(self.pairs)
-
     def chosen(self, q_ids: Sequence[str] | None) -> list[str]:
         """The q_ids asked for, sorted as strings; all of them if None. Raises RelationError for one that is not there."""
         if q_ids is None:
-            return self.q_ids
+            return list(self.pairs)
         if missing := [q_id for q_id in q_ids if q_id not in self.pairs]:
-            raise RelationError(f"{self.path}: no q_id {missing[0]!r} (--q); there are {', '.join(self.q_ids)}")
+            raise RelationError(f"{self.path}: no q_id {missing[0]!r} (--q); there are {', '.join(self.pairs)}")
         if not q_ids:
-            raise RelationError(f"{self.path}: no q_id asked for (--q); there are {', '.join(self.q_ids)}")
+            raise RelationError(f"{self.path}: no q_id asked for (--q); there are {', '.join(self.pairs)}")
         return sorted(set(q_ids))
 
 

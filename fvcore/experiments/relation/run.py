@@ -43,7 +43,7 @@ class Summary:
         value = {
             "updated_at": now(),
             "status": state,
-            "relation_name": relation.name,
+            "relation_name": relation.path.stem,
             "n_selected_qids": n_selected,
             "processed": len(self.outcomes),
             **{f"{ended}_q_ids": self.q_ids(ended) for ended in ENDED},
@@ -86,7 +86,7 @@ def run(
             if before[unit.name] is None:
                 pending[unit.name].write(Folder(unit.folder), "pending")
         summary, log = Summary(root), Log(root / files.LOG)
-        log.line(f"run of {relation.path}: {len(units)} q_ids, model {facts.name}, settings {settings.deciding()}")
+        log.line(f"run of {relation.path}: {len(units)} q_ids, model {facts.model}, settings {settings.deciding()}")
         for number in relation.dropped:
             log.line(f"line {number} of {relation.path} lacks a cell and is dropped")
         summary.write(relation, len(units), "running")
@@ -123,15 +123,12 @@ def _write_meta(relation: Relation, root: Path, settings: RelationSettings, fact
     value = {
         "schema_version": 1,
         "created_at": before.get("created_at") or now(),
-        "relation_name": relation.name,
+        "relation_name": relation.path.stem,
         "relation_csv_path": relation.path.as_posix(),
         "relation_csv_sha256": relation.sha256,
         "q_ids": {q_id: len(pairs) for q_id, pairs in relation.pairs.items()},
         "dropped_lines": list(relation.dropped),
-        "model": facts.name,
-        "model_spec": facts.spec,
-        "n_layers": facts.n_layers,
-        "n_heads": facts.n_heads,
+        **{name: getattr(facts, name) for name in ("model", "model_spec", "n_layers", "n_heads")},
         "settings_digest": digest(deciding),
         "settings": deciding,
         "versions": versions(),
@@ -149,5 +146,5 @@ def _write_failures(relation: Relation, root: Path) -> None:
             by_cause.setdefault(one.cause or "code", []).append(q_id)
             log = f"{q_id}/{files.FAILURE_LOG}"
             rows.append({"q_id": q_id, "cause": one.cause, "step": one.step, "message": one.reason, "traceback": log})
-    value = {"generated_at": now(), "relation_name": relation.name, "by_cause": by_cause, "failures": rows}
+    value = {"generated_at": now(), "relation_name": relation.path.stem, "by_cause": by_cause, "failures": rows}
     write_json(root / files.FAILURES, value)

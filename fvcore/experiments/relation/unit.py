@@ -19,15 +19,15 @@ from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.run import record_of, stages_of
 from fvcore.experiments.steps.settings import chosen_steps, identity
 from fvcore.model.model import LanguageModel
-from fvcore.trials import WordPair
+from fvcore.trials.fixed import WordPair
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What a run must know of the model, wherever it is loaded."""
 
-    name: str
-    spec: str
+    model: str
+    model_spec: str
     n_layers: int
     n_heads: int
     identity: dict[str, Any]
@@ -95,8 +95,8 @@ class Unit:
         if before is not None and before.status in ("running", "completed", "failed"):
             require_same(self.folder, before.settings, settings)
         config = {
-            "model": facts.name,
-            "model_spec": facts.spec,
+            "model": facts.model,
+            "model_spec": facts.model_spec,
             "relation_csv_path": self.csv_path,
             "n_trials_per_q": self.settings.n_trials,
             **{name: deciding[name] for name in ("n_demos", "topk", "score_key", "alpha", "n_eval", "seed")},

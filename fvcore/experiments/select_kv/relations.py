@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from fvcore import trials
 from fvcore.embedded.words import GROUPS, group_of, relations
 from fvcore.experiments.select_kv.config import Phase2
 from fvcore.experiments.select_kv.errors import OnTaskInvalid
@@ -16,7 +15,9 @@ from fvcore.experiments.select_kv.samples import OffSample, OnSample
 from fvcore.experiments.select_kv.tokens import Segment, candidates, ids_of, on_sample
 from fvcore.formats import read_json
 from fvcore.prompts import PromptTemplate
-from fvcore.trials import PREFIXES, SEPARATORS, WordPair, sampled
+from fvcore.trials import fixed as trials
+from fvcore.trials import sampled
+from fvcore.trials.fixed import PREFIXES, SEPARATORS, WordPair
 
 ON_DRAW, OFF_DRAW = 1, 3
 """Which draws of the seed these are."""

@@ -16,6 +16,7 @@ from fvcore.experiments.select_kv.schemas import number
 from fvcore.formats import read_json, read_jsonl
 
 SHOWN = 3  # demos
+SIGNS = {"<=": "\u2264", ">=": "\u2265"}
 ARMS = ("base", "null", "random", "recent", "select", "full", "teacher")
 """In the order of a table; what else was measured stands behind `select`."""
 
@@ -51,7 +52,9 @@ def values_of(folder: Path) -> dict[str, Any]:
     return {
         "report": report,
         "headline": headline(report),
+        "verdict": verdict(report),
         "gates": list(gate_rows(report)),
+        "signs": SIGNS,
         "arms": list(arm_rows(report)),
         "sources": list(source_rows(report)),
         "demos": [demo_view(row) for row in shown_demos(on)],
@@ -72,7 +75,7 @@ def _curve(path: Path) -> Row:
 
 
 def headline(report: Row) -> str:
-    """The finding in a sentence: what the state brings, what it costs, and whether that passes."""
+    """The finding in a sentence: what the state brings, and what it costs."""
     on, off = report["on"], report["off"]
     reduction = report["thresholds"]["off_delta_reduction"]
     cost, whole = (number(off[arm][f"p99_{reduction}"]) for arm in ("select", "full"))
@@ -80,9 +83,8 @@ def headline(report: Row) -> str:
     tokens, of = ("token", number(on["teacher"]["kept"])) if kept == 1 else ("tokens", number(on["teacher"]["kept"]))
     ratio = f", {cost / whole:.0%} of what the whole demo does" if whole and math.isfinite(cost) else ""
     return (
-        f"{kept:.3g} {tokens} of {of:.3g} answer {brought[0]:.0%} of the queries, against {brought[1]:.0%} without and "
-        f"{brought[2]:.0%} with the whole demo; unrelated prompts move by {cost:.3g} nats at the 99th percentile{ratio}. "
-        f"{verdict(report)}"
+        f"{kept:.3g} {tokens} of {of:.0f} answer {brought[0]:.0%} of the queries, against {brought[1]:.0%} without and "
+        f"{brought[2]:.0%} with the whole demo; unrelated prompts move by {cost:.3g} nats at the 99th percentile{ratio}."
     )
 
 
@@ -95,7 +97,7 @@ def verdict(report: Row) -> str:
         return f"No pass: {report['failure_reason']}."
     value = "not finite" if failed["value"] is None else f"{failed['value']:.3g}"
     limit = "not finite" if failed["threshold"] is None else f"{failed['threshold']:.3g}"
-    return f"Gate {failed['gate']} fails: {failed['name']} is {value}, allowed is {failed['op']} {limit}."
+    return f"Gate {failed['gate']} fails: {failed['name']} is {value}, allowed is {SIGNS[failed['op']]} {limit}."
 
 
 def gate_rows(report: Row) -> Iterator[Row]:
@@ -200,16 +202,15 @@ def _pictures(
     report: Row, on: Sequence[Row], off: Sequence[Row], curves: Mapping[str, Row]
 ) -> Iterator[tuple[str, str]]:
     """Name -> the picture for an <img>; those for which there are numbers."""
-    groups = [row["group"] or row["sample_id"] for row in on]
     gains = {arm: [row["arms"][arm]["gain"] for row in on] for arm in ("select", "recent", "full")}
     gains["random"] = [row["random"][0]["gain"] for row in on]
     if all(_finite(values) for values in gains.values()):
-        means = {arm: mean(values, groups) for arm, values in gains.items()}
+        means = {arm: _mean(values) for arm, values in gains.items()}
         yield "gain", data_uri(pictures.spread(gains, means, "gain of the answer's log-probability, nats"))
     reduction, limits = report["thresholds"]["off_delta_reduction"], report["thresholds"]
     deltas = {arm: [row["arms"][arm][reduction] for row in off if arm in row["arms"]] for arm in report["off"]}
     if all(_finite(values) for values in deltas.values()):
-        each = {arm: mean(values, [str(at) for at in range(len(values))]) for arm, values in deltas.items()}
+        each = {arm: _mean(values) for arm, values in deltas.items()}
         marks = {arm: number(report["off"][arm][f"p99_{reduction}"]) for arm in deltas}
         limit = limits["off_delta_p99_max"]
         how = {"marks": marks, "limit": limit, "logarithmic": True}
@@ -223,6 +224,10 @@ def _pictures(
         yield "layers", data_uri(pictures.layer_accuracy(layers["scopes"], layers["n_layers"]))
         if layers["vector"]:
             yield "vector", data_uri(pictures.vector_accuracy(layers["vector"]))
+
+
+def _mean(values: Sequence[float]) -> Row:
+    return mean(values, [str(at) for at in range(len(values))])
 
 
 def _finite(values: Sequence[float | None]) -> bool:

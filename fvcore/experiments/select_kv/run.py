@@ -185,7 +185,8 @@ class _Run:
             found.append(self._stage("layers", (files.ON_ROWS,), self._layers))
         if reporting.budget_curve:
             found.append(self._stage("budgets", both, self._budgets))
-        return [*found, self._stage("verdict", (*both, files.RUNTIME_META), self._judge)]
+        found.append(self._stage("verdict", (*both, files.RUNTIME_META), self._judge))
+        return [*found, self._stage("pages", (files.REPORT, *both, *self._curves), self._draw)]
 
     def _stage(
         self, name: str, reads: tuple[str, ...], work: Callable[[Advance], Sequence[Path]], total: int | None = None
@@ -259,15 +260,23 @@ class _Run:
             self.run_id, self.settings.seed, began["start_time"], runtime["model_id"], self.settings.prefix_len
         )
         write_jsonl(self.folder / files.METRICS, records.rows(records.records(header, summary)))
-        report = verdict.report(self.run_id, self.settings, summary, runtime, times, self._artifacts)
+        report = verdict.report(
+            self.run_id, self.settings, summary, runtime, times, [*verdict.ARTIFACTS, *self._curves]
+        )
         write_json(self.folder / files.REPORT, report.model_dump(mode="json"))
         return [self.folder / files.METRICS, self.folder / files.REPORT]
 
+    def _draw(self, advance: Advance) -> list[Path]:
+        from fvcore.experiments.select_kv import report
+
+        return report.write(self.folder.root)
+
     @property
-    def _artifacts(self) -> list[str]:
-        """Files that the report points to, those that were asked for among them."""
-        asked = (files.LAYER_CURVE, files.REUSE, files.BUDGET_CURVE)
-        return [*verdict.ARTIFACTS, *(name for name in asked if (self.folder / name).is_file())]
+    def _curves(self) -> tuple[str, ...]:
+        """The files of those that were asked for."""
+        reporting = self.settings.reporting
+        layers = (files.LAYER_CURVE, files.REUSE) if reporting.layer_curve else ()
+        return (*layers, files.BUDGET_CURVE) if reporting.budget_curve else layers
 
     def _runtime_meta(self, first: OnRow) -> dict[str, Any]:
         """The model as it ran, and how the first sample met it."""

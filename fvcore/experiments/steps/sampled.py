@@ -14,13 +14,13 @@ from operator import ne
 from pathlib import Path
 from typing import Any
 
-from fvcore import trials
 from fvcore.experiments.errors import StepError
 from fvcore.formats import sha256_file
 from fvcore.model.tokenizer import BosFacts, Tokenizer
 from fvcore.prompts import prompt_at_boundary, require_verified
-from fvcore.trials import FixedTrials, TrialsError, WordPair, labelled, model_tag
+from fvcore.trials import fixed as trials
 from fvcore.trials.draws import of_trial
+from fvcore.trials.fixed import FixedTrials, TrialsError, WordPair, labelled, model_tag
 from fvcore.trials.sampled import ALL, QId, SampledMeta, SampledTrial, SampledTrials, read, spaced, write
 
 __all__ = ["ALL", "QId", "SampledMeta", "SampledTrial", "SampledTrials", "read", "write"]
@@ -134,13 +134,8 @@ def of_fixed(fixed: FixedTrials, tokenizer: Tokenizer) -> SampledTrials:
     except TrialsError as error:
         raise StepError(str(error)) from None
     splits = fixed.file.splits
-    words = [
-        word
-        for record in fixed.file.trials
-        for pair in (*record.demos_clean, *record.demos_corrupted, record.query)
-        for word in (pair.input, pair.output)
-    ]
-    has_space = all(word.startswith(" ") for word in words)
+    pairs = [pair for one in fixed.file.trials for pair in (*one.demos_clean, *one.demos_corrupted, one.query)]
+    has_space = all(word.startswith(" ") for pair in pairs for word in (pair.input, pair.output))
     meta = SampledMeta(
         source="fixed_trials_override",
         fixed_trials_path=None if fixed.path is None else fixed.path.as_posix(),

@@ -174,13 +174,7 @@ def _of_q(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def _write_layer(
-    lm: LanguageModel,
-    settings: StepSettings,
-    folder: Folder,
-    layer: int,
-    vector: Tensor,
-    fv_meta: Row,
-    rows: Sequence[Row],
+    lm: LanguageModel, settings: StepSettings, folder: Folder, layer: int, vector: Tensor, fv_meta: Row, rows: list[Row]
 ) -> list[Path]:
     n, engine, key = len(rows), engines.chosen(lm, settings.engine), settings.step6_score_key
     summary, of_q = summary_of(rows), _of_q(rows)
@@ -196,7 +190,7 @@ def _write_layer(
         "per_qid": of_q,
         "matrix": {source or GLOBAL: {q_id: one["mean_delta_logprob"] for q_id, one in of_q.items()}},
         "metadata": {"with_replacement": settings.with_replacement, "engine": engine},
-        "results": list(rows),
+        "results": rows,
     }
     # `pre` is the plans' word; the vector is added to what leaves the block.
     hook = {"hook_type": "pre", "reshape": "resid_to_heads", "hook_target": lm.spec.block_path(layer)}

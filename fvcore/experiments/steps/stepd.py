@@ -33,7 +33,7 @@ TAIL = 30  # characters of a prompt's end
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """One q_id: its means (layer, head, slot, d_head) and a row per head and trial, in that order.
+    """One q_id: its means (layer, head, slot, d_head) and for each head a row per trial.
 
     note: what a screened sweep left out
     """
@@ -41,7 +41,7 @@ class Swept:
     q_id: str
     heads: list[tuple[int, int]]
     means: Tensor
-    rows: list[Row]
+    rows: list[list[Row]]
     note: str = ""
 
 
@@ -53,11 +53,15 @@ def run(
     heads = [(layer, head) for layer in settings.layers_of(lm) for head in settings.heads_of(lm)]
     swept = [_sweep(lm, cases, settings, q_id, heads, advance) for q_id in sampled.q_ids]
 
-    cie = [row for one in swept for row in cie_rows(one, cases.slot)]
+    cie = [
+        cie_row(one.q_id, *head, rows, float(one.means[*head, cases.slot].norm()))
+        for one in swept
+        for head, rows in zip(one.heads, one.rows, strict=True)
+    ]
     relation = sampled.meta.is_relation
     aie = aie_rows(cie, settings.score_key, relation)
     files = _means(lm, cases, swept) | {layout.CIE: cie, layout.AIE: aie}
-    files[layout.TRIAL_METRICS] = [row for one in swept for row in one.rows]
+    files[layout.TRIAL_METRICS] = [row for one in swept for rows in one.rows for row in rows]
     if not relation:
         meta: dict[str, Any] = {"source": sampled.meta.source, "model": lm.name, "model_spec": lm.spec.name}
         meta |= {"n_trials": len(sampled.trials), "score_key": settings.score_key, "seed": settings.seed}
@@ -66,12 +70,7 @@ def run(
 
 
 def _sweep(
-    lm: LanguageModel,
-    cases: Cases,
-    settings: StepSettings,
-    q_id: str,
-    heads: Sequence[tuple[int, int]],
-    advance: Advance,
+    lm: LanguageModel, cases: Cases, settings: StepSettings, q_id: str, heads: list[tuple[int, int]], advance: Advance
 ) -> Swept:
     sampled, own = cases.sampled, [case for case in cases.cases if case.trial.q_id == q_id]
     how = (settings.engine, settings.max_memory)
@@ -87,7 +86,7 @@ def _sweep(
         heads, note = [head for head in heads if bool(screening.computed[head])], f"engine screened: {screening}"
     readings = engines.target_readings(lm, prompts, means, heads, *how, advance)
     fixed = [_trial_columns(case, sampled, settings.seed) for case in own]
-    rows = []
+    rows: list[list[Row]] = [[] for _ in heads]
     for i, (layer, head) in enumerate(heads):
         for case, (first, last), without, replaced in zip(
             own, fixed, readings[:, 0].tolist(), readings[:, 1 + i].tolist(), strict=True
@@ -95,8 +94,8 @@ def _sweep(
             metrics = metrics_of(without, replaced)
             copies = {f"{name}_target": metrics[name] for name in TARGET_COPIES}
             key = {"q_id": q_id, "trial_idx": case.trial.trial_idx, "layer": layer, "head": head}
-            rows.append(key | first | metrics | copies | last)
-    return Swept(q_id, list(heads), means, rows, note)
+            rows[i].append(key | first | metrics | copies | last)
+    return Swept(q_id, heads, means, rows, note)
 
 
 def _trial_columns(case: Case, sampled: SampledTrials, seed: int) -> tuple[Row, Row]:
@@ -139,15 +138,6 @@ def permutation(before: Sequence[str], after: Sequence[str]) -> list[int]:
         left.remove(at)
         found.append(at)
     return found
-
-
-def cie_rows(swept: Swept, slot: int) -> list[Row]:
-    """A row per head, in order of (layer, head)."""
-    n = len(swept.rows) // len(swept.heads)
-    return [
-        cie_row(swept.q_id, *head, swept.rows[i * n : (i + 1) * n], float(swept.means[*head, slot].norm()))
-        for i, head in enumerate(swept.heads)
-    ]
 
 
 def _means(lm: LanguageModel, cases: Cases, swept: Sequence[Swept]) -> dict[str, Any]:

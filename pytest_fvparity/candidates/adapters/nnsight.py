@@ -16,7 +16,7 @@ from pytest_fvparity.candidates.adapters.stations import Addition, Edit, HeadPat
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings
-    from fvcore.trials import FixedTrials
+    from fvcore.trials.fixed import FixedTrials
 
 
 class NNsight(Stations):

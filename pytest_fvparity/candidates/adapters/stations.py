@@ -23,7 +23,7 @@ from fvcore.pipeline import Pipeline, Settings, trial_keys
 if TYPE_CHECKING:
     from fvcore.artifacts import Artifact, Leaf
     from fvcore.model.model import LanguageModel
-    from fvcore.trials import FixedTrials
+    from fvcore.trials.fixed import FixedTrials
 
 N_GENERATED = 16
 

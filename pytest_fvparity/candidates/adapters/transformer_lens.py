@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fvcore.artifacts import Artifact, Leaf
     from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings
-    from fvcore.trials import FixedTrials
+    from fvcore.trials.fixed import FixedTrials
 
 SIDES = {"hook_in": ":input", "hook_out": ""}
 

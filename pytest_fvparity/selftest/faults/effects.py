@@ -139,7 +139,7 @@ def without_bias(module: Any, heads: Tensor) -> Tensor:
 
 def job_of(lm: LanguageModel, rig: Rig) -> dict[str, Any]:
     """What the reference is told of a model; nothing of a checkout is run. Raises RecordingError as `run` does."""
-    told = patch.object(reference, "_answer", side_effect=EOFError)
+    told = patch.object(reference, "_answer", side_effect=EOFError)  # where its process would begin
     with patch.object(reference, "require_checkout", Path), told as answer, suppress(EOFError):
         reference.run(Path(), lm, rig.trials, rig.settings)
     return cast("dict[str, Any]", answer.call_args.args[2])

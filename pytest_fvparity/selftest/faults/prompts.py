@@ -10,7 +10,7 @@ from tokenizers import processors
 
 from fvcore.pipeline import Pipeline
 from fvcore.prompts import Prompt, prompt_at_boundary, trial_prompt
-from fvcore.trials import Trial, WordPair
+from fvcore.trials.fixed import Trial, WordPair
 from pytest_fvparity.selftest.catalogue import Plant, Plants, choosing, replacing
 
 PromptOf = Callable[[Any, Trial, Prompt], Prompt]

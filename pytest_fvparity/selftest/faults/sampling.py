@@ -13,11 +13,12 @@ from unittest.mock import patch
 
 import numpy as np
 
-from fvcore import trials
 from fvcore.experiments.relation.data import draw
 from fvcore.experiments.steps import sampled
 from fvcore.prompts import PromptTemplate, prompt_at_boundary
-from fvcore.trials import Draw, FixedTrials, Splits, TrialsFile, WordPair, fixed
+from fvcore.trials import fixed
+from fvcore.trials.draws import Draw, Splits, draws, split
+from fvcore.trials.fixed import FixedTrials, TrialsFile, WordPair
 from fvcore.trials.sampled import SampledMeta, as_fixed
 from pytest_fvparity.selftest.catalogue import Observed, Outcome, Plant, Plants, observed
 from pytest_fvparity.selftest.rig import TRIALS, Rig, rig_of
@@ -34,7 +35,7 @@ def sampling_with(
         tokenizer, meta = rig.lm.tokenizer, rig.trials.meta
         with patch.object(fixed, name, planted):
             file = stored(
-                trials.sample(
+                fixed.sample(
                     ROWS,
                     meta,
                     lambda prompt, answer: list(prompt_at_boundary(tokenizer, prompt, answer).answer_ids),
@@ -47,7 +48,7 @@ def sampling_with(
 
 
 def seen_twice(rig: Rig, file: TrialsFile) -> Observed:
-    problems = trials.same_draws(file, ROWS)
+    problems = fixed.same_draws(file, ROWS)
     if not problems:
         return Observed(Outcome.PASSES, None, "sampling again from the raw data finds no difference")
     own = FixedTrials(rig.trials.id, rig.trials.sha256, file)
@@ -87,12 +88,12 @@ def deranged_labels(*sizes: int) -> list[Draw]:
         orders = iter(lambda: rng.sample(range(n_shots), n_shots), None)
         return next(tuple(order) for order in orders if all(i != j for i, j in enumerate(order)))
 
-    return [replace(draw, label_order=deranged(i)) for i, draw in enumerate(trials.draws(*sizes))]
+    return [replace(draw, label_order=deranged(i)) for i, draw in enumerate(draws(*sizes))]
 
 
 def splitting(changes: Callable[[Splits], dict[str, list[int]]], *stored: Callable[[TrialsFile], TrialsFile]) -> Plant:
     """A candidate whose splits differ from the right ones by `changes`."""
-    return sampling_with("split", lambda *how: (right := trials.split(*how)).model_copy(update=changes(right)), *stored)
+    return sampling_with("split", lambda *how: (right := split(*how)).model_copy(update=changes(right)), *stored)
 
 
 def rows_themselves(split: Splits) -> dict[str, list[int]]:
@@ -100,7 +101,7 @@ def rows_themselves(split: Splits) -> dict[str, list[int]]:
 
 
 def with_right_splits(file: TrialsFile) -> TrialsFile:
-    return file.model_copy(update={"splits": trials.split(len(ROWS), file.meta.test_split, file.meta.seed)})
+    return file.model_copy(update={"splits": split(len(ROWS), file.meta.test_split, file.meta.seed)})
 
 
 Pairs = Mapping[str, Sequence[WordPair]]

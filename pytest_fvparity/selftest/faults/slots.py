@@ -18,7 +18,7 @@ from fvcore.embedded.random_models import trials_for
 from fvcore.pipeline import Pipeline
 from fvcore.prompts import REGIMES, Part, PromptTemplate
 from fvcore.slots import DUMMY_WORD, QUERY_PREDICTIVE, SlotMap, token_labels, words_of
-from fvcore.trials import PREFIXES, SEPARATORS, TemplatePart, Trial, WordPair
+from fvcore.trials.fixed import PREFIXES, SEPARATORS, TemplatePart, Trial, WordPair
 from pytest_fvparity.selftest.catalogue import Observed, Plant, Plants, observed, on, replacing
 from pytest_fvparity.selftest.rig import TRIALS, Recorded, Rig
 

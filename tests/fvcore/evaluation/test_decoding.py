@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.late import RUNNING
 if RUNNING:
     import torch
 
-    from fvcore.experiments.evaluation.compute import Decoded, top_tokens, vector_logits
+    from fvcore.experiments.evaluation.compute import top_tokens, vector_logits
     from fvcore.experiments.evaluation.vectors import gaussian
     from tests.fvcore.evaluation import worlds
 
@@ -64,9 +65,9 @@ def test_tokens_come_with_the_largest_first_and_probabilities_of_all() -> None:
     lm = worlds.model("tiny-llama")
     tokens = top_tokens(lm, worlds.random_vector(lm), 10**6)
     assert len(tokens) == lm.vocab_size
-    assert [token.logit for token in tokens] == sorted((token.logit for token in tokens), reverse=True)
-    assert sum(token.probability for token in tokens) == pytest.approx(1, abs=1e-4)
-    assert tokens[0].text == lm.tokenizer.decode([tokens[0].token_id])
+    assert [token["logit"] for token in tokens] == sorted((token["logit"] for token in tokens), reverse=True)
+    assert sum(token["probability"] for token in tokens) == pytest.approx(1, abs=1e-4)
+    assert tokens[0]["text"] == lm.tokenizer.decode([tokens[0]["token_id"]])
 
 
 def test_a_model_without_an_output_head_is_told() -> None:
@@ -76,8 +77,8 @@ def test_a_model_without_an_output_head_is_told() -> None:
         vector_logits(lm, torch.ones(lm.d_model), "head")
 
 
-def share_among(tokens: list[Decoded], ids: set[int]) -> float:
-    return fmean(token.token_id in ids for token in tokens)
+def share_among(tokens: list[dict[str, Any]], ids: set[int]) -> float:
+    return fmean(token["token_id"] in ids for token in tokens)
 
 
 @pytest.mark.parametrize("way", ["model", "head"])

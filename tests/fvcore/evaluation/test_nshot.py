@@ -15,7 +15,7 @@ from fvcore.embedded.random_models import FAMILIES, PAIRS, random_lm
 from fvcore.experiments.evaluation.data import Example, Task, TaskError, questions, read_templates
 from fvcore.formats import json_text
 from fvcore.model.spec import ModelError
-from fvcore.trials import split
+from fvcore.trials.draws import split
 from tests.late import RUNNING
 
 if RUNNING:

@@ -8,7 +8,7 @@ import pytest
 
 from fvcore.experiments.evaluation.data import USUAL, read_templates
 from fvcore.formats import FormatError
-from fvcore.trials import TemplatePart
+from fvcore.trials.fixed import TemplatePart
 from tests.late import RUNNING
 
 if RUNNING:

@@ -11,7 +11,7 @@ import pytest
 
 from fvcore.experiments.evaluation.data import Example, TaskError, find, load_task, questions
 from fvcore.formats import FormatError
-from fvcore.trials import split
+from fvcore.trials.draws import split
 
 ROWS = [{"input": f"in{i}", "output": f"out{i}"} for i in range(40)]
 

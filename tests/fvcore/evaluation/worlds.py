@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fvcore import trials
 from fvcore.experiments.evaluation.compute import Bench
 from fvcore.experiments.evaluation.config import EvaluationConfig
 from fvcore.experiments.evaluation.data import Task, load_task
 from fvcore.experiments.evaluation.vectors import Computed, computed
 from fvcore.model.model import LanguageModel, load
 from fvcore.pipeline import Settings
+from fvcore.trials import fixed as trials
 
 ROOT = Path(__file__).parents[3]
 DATASET = ROOT / "datasets" / "tiny_antonym" / "raw" / "tiny_antonym.json"

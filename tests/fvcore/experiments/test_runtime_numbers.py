@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from fvcore import trials
 from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
@@ -18,6 +17,7 @@ from fvcore.experiments.steps.sampled import FixedSource
 from fvcore.experiments.steps.scores import read_scores
 from fvcore.experiments.steps.settings import STEPS, StepSettings
 from fvcore.formats import read_pt
+from fvcore.trials import fixed as trials
 from tests.fvcore.experiments.conftest import trials_path
 from tests.late import RUNNING
 

@@ -17,7 +17,7 @@ from fvcore.experiments.steps.scores import read_scores
 from fvcore.experiments.steps.settings import STEPS, StepSettings
 from fvcore.formats import read_csv, read_json, read_pt
 from fvcore.model.tokenizer import Tokenizer
-from fvcore.trials import WordPair
+from fvcore.trials.fixed import WordPair
 from tests.late import RUNNING
 
 if RUNNING:

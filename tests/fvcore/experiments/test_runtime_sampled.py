@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from fvcore import trials
 from fvcore.experiments.errors import StepError
 from fvcore.experiments.steps import sampled
 from fvcore.experiments.steps.sampled import ALL, DatasetSource, Draw, FixedSource, draw_dataset, moved_labels
 from fvcore.formats import FormatError, write_json
-from fvcore.trials import TrialsError, WordPair
+from fvcore.trials import fixed as trials
+from fvcore.trials.fixed import TrialsError, WordPair
 from tests.fvcore.experiments.conftest import ROOT, trials_path
 from tests.late import RUNNING
 

@@ -33,7 +33,7 @@ def test_every_header_variant_names_the_same_columns(tmp_path: Path) -> None:
 def test_an_exact_name_goes_before_one_in_another_case(tmp_path: Path) -> None:
     found = _read(tmp_path, "ID,id,exA,exB\nwrong,Q1,hot,cold\n")
 
-    assert found.q_ids == ["Q1"]
+    assert list(found.pairs) == ["Q1"]
 
 
 def test_an_earlier_name_goes_before_a_later_one(tmp_path: Path) -> None:
@@ -54,11 +54,11 @@ def test_cells_are_stripped_and_rows_that_lack_one_are_dropped_in_order(tmp_path
 def test_q_ids_are_sorted_as_strings(tmp_path: Path) -> None:
     rows = "".join(f"{q_id},a,b\n" for q_id in ("Q2", "Q11", "Q1", "Q10"))
 
-    assert _read(tmp_path, f"id,ex_A,ex_B\n{rows}").q_ids == ["Q1", "Q10", "Q11", "Q2"]
+    assert list(_read(tmp_path, f"id,ex_A,ex_B\n{rows}").pairs) == ["Q1", "Q10", "Q11", "Q2"]
 
 
 def test_a_mark_that_a_spreadsheet_puts_first_is_no_part_of_a_name(tmp_path: Path) -> None:
-    assert _read(tmp_path, "\ufeffid,ex_A,ex_B\nQ1,a,b\n").q_ids == ["Q1"]
+    assert list(_read(tmp_path, "\ufeffid,ex_A,ex_B\nQ1,a,b\n").pairs) == ["Q1"]
 
 
 def test_a_quoted_cell_may_hold_a_comma_and_a_bare_one_may_not(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fvcore.experiments.progress import Bar
 from fvcore.experiments.relation.config import RelationSettings
 from fvcore.experiments.status import Outcome
 from fvcore.experiments.workers import Local
-from fvcore.trials import WordPair
+from fvcore.trials.fixed import WordPair
 from tests.late import RUNNING
 
 if RUNNING:

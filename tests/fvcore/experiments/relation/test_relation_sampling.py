@@ -9,7 +9,7 @@ import pytest
 
 from fvcore.experiments.relation.data import RelationError, RelationSource, draw
 from fvcore.experiments.steps.sampled import Draw
-from fvcore.trials import WordPair
+from fvcore.trials.fixed import WordPair
 from tests.late import RUNNING
 
 if RUNNING:

@@ -45,7 +45,7 @@ def test_its_form_is_that_of_the_plans_files() -> None:
 
 def test_its_sizes(shipped: data.Relation) -> None:
     assert len(shipped.pairs) >= 16
-    assert all(re.fullmatch(r"Q\d+", q_id) for q_id in shipped.q_ids)
+    assert all(re.fullmatch(r"Q\d+", q_id) for q_id in shipped.pairs)
     assert all(5 <= len(pairs) <= 40 for pairs in shipped.pairs.values())
     assert [q_id for q_id, pairs in shipped.pairs.items() if len(pairs) < 10] == TOO_SMALL
     assert shipped.dropped == ()

@@ -24,7 +24,7 @@ from fvcore.formats import FormatError, read_json, write_json, write_text
 from fvcore.prompts import BosError, BoundaryError
 from fvcore.provenance import now
 from fvcore.slots import SlotError
-from fvcore.trials import WordPair
+from fvcore.trials.fixed import WordPair
 from tests.late import RUNNING
 
 if RUNNING:
