@@ -89,7 +89,7 @@ class Stale(Planted):
 
 
 class Moody(Planted):
-    """Every other time the answer is another one."""
+    """The first time it answers rightly, the second time not."""
 
     def __init__(self, settings: Phase2) -> None:
         super().__init__(settings)
@@ -98,7 +98,16 @@ class Moody(Planted):
     def next_logits_of_prefixes(self, query: Sequence[int], prefixes: Sequence[Any]) -> torch.Tensor:
         logits: torch.Tensor = self.real.next_logits_of_prefixes(query, prefixes)
         self.times += len(prefixes) == 2  # the arms that a repetition asks again
-        return logits.roll(1, dims=-1) if len(prefixes) == 2 and self.times % 2 else logits
+        return logits if len(prefixes) != 2 or self.times % 2 else logits.roll(1, dims=-1)
+
+
+class Forgetful(Planted):
+    """The whole demo as a prefix says something else than the demo in the text."""
+
+    def next_logits_of_prefixes(self, query: Sequence[int], prefixes: Sequence[Any]) -> torch.Tensor:
+        logits: torch.Tensor = self.real.next_logits_of_prefixes(query, prefixes)
+        whole = torch.tensor([[len(prefix.selected) > 20] for prefix in prefixes])
+        return torch.where(whole, logits.roll(1, dims=-1), logits)
 
 
 class Nudged(Planted):
@@ -106,10 +115,8 @@ class Nudged(Planted):
 
     def next_logits_of_prefixes(self, query: Sequence[int], prefixes: Sequence[Any]) -> torch.Tensor:
         logits: torch.Tensor = self.real.next_logits_of_prefixes(query, prefixes)
-        for row, prefix in zip(logits, prefixes, strict=True):
-            if not prefix.selected:
-                row[0] += 20.0
-        return logits
+        nothing = torch.tensor([[float(not prefix.selected)] for prefix in prefixes])
+        return logits + 20.0 * nothing * torch.eye(logits.shape[-1])[0]
 
 
 class Killed(Planted):
@@ -184,7 +191,7 @@ VARIANTS: dict[str, Fault] = {
     "teacher_divergence_below_min": ({"match_gain": 0.0}, {}, None),
     "null_effect_above_max": ({}, {}, Nudged),
     "full_effect_below_min": ({"match_gain": 0.0}, {"thresholds.teacher_min_divergence": 0.0}, None),
-    "roundtrip_above_max": ({}, {"layer_scope.injection": [0]}, None),
+    "roundtrip_above_max": ({}, {}, Forgetful),
     "repro_above_tol": ({}, {}, Moody),
     "on_eval_invalid": ({"match_gain": 0.0}, {}, None),
     "on_gain_below_min": ({}, {"prefix_len": 0}, None),
@@ -208,6 +215,8 @@ class TestEveryReason:
         assert result.exit_code == exits.FAILED
         gates = result.report["gates"]
         assert reason in {gates["A"]["failure_reason"], gates["B"]["failure_reason"]}
+        if plant is not None:
+            assert [one for gate in gates.values() for one in gate["failed_checks"]] == [reason]
 
 
 class TestResume:
