@@ -22,7 +22,8 @@ if RUNNING:
     from fvcore.experiments.config import ConfigError
     from fvcore.experiments.select_kv.config import Phase2
     from fvcore.experiments.select_kv.model_runtime import load_runtime
-    from fvcore.experiments.select_kv.run import measured, run_phase2
+    from fvcore.experiments.select_kv.reading import measured
+    from fvcore.experiments.select_kv.run import run_phase2
     from fvcore.experiments.select_kv.start import read_settings
 
 if TYPE_CHECKING:
@@ -322,6 +323,14 @@ class TestFolder:
         report = read_json(result.folder / files.REPORT)
         assert (report["status"], report["error_type"]) == ("error", "HFBackendUnavailable")
         assert "gates" not in report
+
+    def test_a_mishap_does_not_take_a_verdict_back(self, settings: Settings, tmp_path: Path) -> None:
+        whole = bytes_of(run_phase2(settings(), run_id="run").folder)
+
+        again = run_phase2(settings(**{"model.id": str(tmp_path / "nowhere")}), run_id="run")
+
+        assert again.exit_code == exits.UNJUDGED
+        assert bytes_of(again.folder) == whole
 
     def test_after_an_error_the_run_can_be_started_again(self, settings: Settings, tmp_path: Path) -> None:
         run_phase2(settings(**{"model.id": str(tmp_path / "nowhere")}), run_id="run")
