@@ -29,6 +29,7 @@ for _name, _group in COMMANDS.items():
     app.add_typer(_group, name=_name, hidden=_name == "runtime")
 add_command(app, "eval", EvaluationConfig, evaluate)
 select_kv.register(app)
+app.command("select-kv-faults")(select_kv.show_faults)
 
 DATASET = ("--dataset", "--dataset-json")
 

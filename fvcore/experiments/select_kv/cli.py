@@ -82,6 +82,25 @@ def register(app: typer.Typer, name: str = "select-kv", default: Path = TINY, ki
     add_command(app, name, kind, run, fixed={"run": {}}, default=default)
 
 
+def show_faults(
+    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+) -> None:
+    """Carry a state wrongly in every known way; exit status 1 if one is not caught by what must catch it."""
+    import torch
+
+    from fvcore.experiments.select_kv import faults
+
+    torch.set_num_threads(1)  # these models are too small to share, and their numbers then depend on no number of cores
+    found = faults.rows()
+    for row in found:
+        verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
+        typer.echo(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {row.number}")
+    if markdown is not None:
+        typer.echo(f"wrote {faults.write(markdown, found)}")
+    if not all(row.caught for row in found):
+        raise typer.Exit(exits.FAILED)
+
+
 def _second(phase: int) -> int:
     if phase != 2:
         raise ValueError("expected 2, Select-KV; the other phases are not here")

@@ -7,6 +7,7 @@ Gathered keys that move are rotated by as far as they move. The query comes afte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fvcore.experiments.select_kv.errors import SelectionError, UnsupportedPositioning
+from fvcore.experiments.select_kv.errors import SelectionError, SelectKVRuntimeError, UnsupportedPositioning
 from fvcore.experiments.select_kv.runtime import KV, Layers, Runtime, RuntimeInfo
 from fvcore.model.positions import LENGTH_DEPENDENT, rotated
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from fvcore.experiments.select_kv.config import Phase2
 
 NULL_PAD = "null_pad"
+SAME_TOKENS_MAX = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
+"""Largest relative difference of a token's values in the first layer, read among others or alone."""
 ROTATION_MAX = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}
 """Largest relative error of rotated keys; a wrong layout or wrong frequencies give about 1."""
 
@@ -136,6 +139,7 @@ class PrefixBuilder:
         elif source == "recompute":
             ids = [*self.sink, *(demo_ids[at] for at in chosen)]
             layers = self.runtime.prefill(ids, [*range(n), *places], sink_len=n).layers
+            self._require_same_tokens(layers, _slots(demo.layers, [*range(n), *(n + at for at in chosen)]))
         else:
             layers = self._gathered(demo, chosen, places)
         null_len = max(0, size - len(chosen)) if self.padding_mode == NULL_PAD else 0
@@ -229,6 +233,18 @@ class PrefixBuilder:
             raise SelectionError(
                 f"{len(chosen)} tokens selected, and the prefix holds {size} (prefix_len); cut the selection, or give "
                 "a longer prefix"
+            )
+
+    def _require_same_tokens(self, read: Layers, gathered: Layers) -> None:
+        """The first layer's values say which tokens were read, where no position is in them, and nothing of their context."""
+        if self.runtime.info.position_scheme != "rope" or not read:
+            return
+        (_, found), (_, expected) = read[0], gathered[0]
+        error = _relative(found, expected) if found.shape == expected.shape else math.inf
+        if error > (most := SAME_TOKENS_MAX.get(self.runtime.info.dtype, SAME_TOKENS_MAX["fp32"])):
+            raise SelectKVRuntimeError(
+                f"what was read anew are not the selected tokens: the first layer's values differ by {error:.2g} of the "
+                f"largest, at most {most:g}; were they turned into text in between?"
             )
 
     @cached_property
