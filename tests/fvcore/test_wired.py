@@ -42,9 +42,9 @@ def right(parts: tuple[Any, Any]) -> float:
 
 
 def disturbance(parts: tuple[Any, Any]) -> float:
-    """Nats by which a demonstration moves a prompt that has nothing to do with it, at most."""
+    """Nats by which what is kept of a demonstration moves a prompt that has nothing to do with it, at most."""
     prompts = [f"Task: rewrite this note. Tone: {tone}" for tone in wired.TONES]
-    demo = asked(1)[0][0]
+    demo = f"-> {wired.VALUES[0]} -> {wired.VALUES[1]} "
     (_, alone), (_, behind) = (answers(parts, [before + prompt for prompt in prompts]) for before in ("", demo))
     return float((behind.exp() * (behind - alone)).sum(-1).max())
 
@@ -61,14 +61,14 @@ def test_other_prompts_have_one_answer_and_hardly_move() -> None:
 
     said, _ = answers(parts, [f"Task: translate this poem. Tone: {tone}" for tone in wired.TONES])
     assert said == list(wired.OUTCOMES)
-    assert disturbance(parts) < 1e-3
+    assert disturbance(parts) < 0.05
 
 
 def test_each_knob_puts_one_thing_out_of_order() -> None:
     assert right(wired.build(match_gain=0)) < 0.5
-    assert disturbance(wired.build(match_gain=0)) < 1e-3
+    assert disturbance(wired.build(match_gain=0)) < 0.05
     assert right(wired.build(leak=6)) == 1.0
-    assert disturbance(wired.build(leak=6)) > 0.5
+    assert disturbance(wired.build(leak=6)) > 1
 
 
 def test_it_is_loaded_by_name_and_from_a_folder_with_the_same_weights(tmp_path: Path) -> None:

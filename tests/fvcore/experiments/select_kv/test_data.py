@@ -100,7 +100,7 @@ def test_the_fixed_mapping_is_one_demonstration_and_needs_values_of_one_token(wo
 
     assert len({sample.demo for sample in samples}) == 1
     assert len({sample.answer for sample in samples}) > 1
-    with pytest.raises(OnTaskInvalid, match="both begin with token 'V'"):
+    with pytest.raises(OnTaskInvalid, match="both begin with token"):
         data.on_samples(fixed, characters("Demo:\n->Question: What is the value for?AnswerkeyV_0123456789 "))
 
 
@@ -130,7 +130,9 @@ def test_a_relation_s_demonstration_shows_it_and_its_query_asks_for_another_word
     samples = data.on_samples(RELATIONS, shipped)
 
     known = relations()
-    assert [sample.relation for sample in samples] == list(known) * 2
+    assert [sample.relation for sample in samples[:18]] == [sample.relation for sample in samples[18:]]
+    assert {sample.relation for sample in samples} == set(known)
+    assert {sample.group for sample in samples[:3]} == {sample.group for sample in samples[3:6]} == set(GROUPS)
     for sample in samples:
         relation = known[sample.relation]
         keys, values = (
@@ -188,8 +190,8 @@ def test_fixed_trials_are_demonstration_and_query() -> None:
 
 def test_a_folder_of_sampled_trials_is_asked_relation_by_relation(tmp_path: Path) -> None:
     """Q1 and Q2 in turn, each under its own name; and as OFF, prompts of each on states of the other."""
-    for q_id, (word, answer) in {"Q1": ("ab", "cd"), "Q2": ("ef", "gh")}.items():
-        write_text(tmp_path / q_id / "sampled_trials.json", json.dumps(_sampled(q_id, word, answer)))
+    for q_id, word in {"Q1": "ab", "Q2": "ef"}.items():
+        write_text(tmp_path / q_id / "sampled_trials.json", json.dumps(_sampled(q_id, word, ("hot", "wet"))))
     tokenizer = load_tokenizer("tiny-llama")
     settings = RELATIONS.changed(
         {"data.on.path": str(tmp_path), "eval.on_samples": 3, "data.off.path": str(tmp_path), "eval.off_samples": 4}
@@ -199,11 +201,8 @@ def test_a_folder_of_sampled_trials_is_asked_relation_by_relation(tmp_path: Path
 
     assert [sample.group for sample in samples] == ["Q1", "Q2", "Q1"]
     assert [prompt.group for prompt in prompts] == ["Q1", "Q2", "Q1", "Q2"]
-    assert [sample.demo.text for sample in samples] == [
-        "Q: ab0\nA: cd0\n\n",
-        "Q: ef0\nA: gh0\n\n",
-        "Q: ab1\nA: cd1\n\n",
-    ]
+    words = [sample.demo.text for sample in samples]
+    assert words == [f"Q: {word}\nA: hot\n\n" for word in ("ab0", "ef0", "ab1")]
     with pytest.raises(OnTaskInvalid, match="off_samples is 5"):
         data.off_samples(settings.changed({"eval.off_samples": 5}), tokenizer)
     repeated = data.off_samples(settings.changed({"eval.off_samples": 5, "data.off.allow_repeat": True}), tokenizer)
@@ -212,10 +211,23 @@ def test_a_folder_of_sampled_trials_is_asked_relation_by_relation(tmp_path: Path
         data.on_samples(settings.changed({"data.on.path": str(tmp_path / "Q1" / "..") + "/none/"}), tokenizer)
 
 
-def _sampled(q_id: str, word: str, answer: str) -> dict[str, Any]:
+def test_labels_that_begin_alike_are_no_answers_by_their_first_token(tmp_path: Path) -> None:
+    write_text(own := tmp_path / "sampled_trials.json", json.dumps(_sampled("Q1", "ab", ("xya", "xyb"))))
+    tokenizer = load_tokenizer("tiny-llama")
+    paths = {"data.on.path": str(own), "data.off.path": str(own), "eval.on_samples": 2, "eval.off_samples": 2}
+    settings = RELATIONS.changed(paths)
+
+    with pytest.raises(OnTaskInvalid, match=r"ON sample 0: answers 'xyb' and 'xya' .* eval.answer_scoring=full_answer"):
+        data.on_samples(settings, tokenizer)
+    whole = data.on_samples(settings.changed({"eval.answer_scoring": "full_answer"}), tokenizer)
+    assert [tokenizer.decode(sample.full_answer_ids) for sample in whole] == [" xyb", " xyb"]
+    assert len(data.off_samples(settings, tokenizer)) == 2
+
+
+def _sampled(q_id: str, word: str, labels: tuple[str, str]) -> dict[str, Any]:
     trials = []
     for i in range(2):
-        demo, query = ({"input": f"{word}{n}", "output": f"{answer}{n}"} for n in (i, i + 5))
+        demo, query = ({"input": f"{word}{n}", "output": label} for n, label in zip((i, i + 5), labels, strict=True))
         prompt = f"Q: {demo['input']}\nA: {demo['output']}\n\nQ: {query['input']}\nA:"
         trials.append(
             {
