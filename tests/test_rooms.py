@@ -89,7 +89,7 @@ FLOORS = (
 )
 """What stands in fvcore on each floor, prompts with the trials that hold their words. A room imports from no floor above."""
 
-SHOPS = {"antonym", "relation", "evaluation"}
+SHOPS = {"antonym", "relation", "evaluation", "select_kv"}
 PUBLIC_FACES = {"pytest_fvparity.cli", "pytest_fvparity.plugin", "pytest_fvparity.fixtures"}
 MOST_ARROWS = 15
 

@@ -71,7 +71,7 @@ def tokenizer() -> Any:
 def build(leak: float = 0.0, match_gain: float = 1.0) -> tuple[Any, Any]:
     """The model, in fp32 on the CPU, and its tokenizer.
 
-    leak: how strongly a head spreads values (6: other prompts move by about a nat)     match_gain: 1 is a sure look-up
+    leak: how strongly a head spreads values (6: two values in front move other prompts by nats)     match_gain: 1 is a sure look-up
     """
     model = _blank()
     with torch.no_grad():

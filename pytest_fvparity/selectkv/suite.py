@@ -45,7 +45,7 @@ _RUN_KEY: pytest.StashKey[Measured] = pytest.StashKey()
 @in_one_sentence()
 def fv_select_kv_run(request: pytest.FixtureRequest) -> Measured:
     """What the checks judge: the numbers of a run, read from its rows. For stages only."""
-    from fvcore.experiments.select_kv.run import measured as measured_of
+    from fvcore.experiments.select_kv.reading import measured as measured_of
 
     collector = request.node.collector
     measured: Measured | None = collector.stash.get(_RUN_KEY, None)

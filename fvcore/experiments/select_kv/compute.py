@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fvcore.experiments.select_kv.bench import Bench, Prefixes, without_sink
 from fvcore.experiments.select_kv.metrics import answer_logprob_gain, kl, log_softmax, rel_kl, top_tokens
+from fvcore.experiments.select_kv.prefix import ROTATION_MAX
 from fvcore.experiments.select_kv.schemas import (
     Arm,
     Number,
@@ -58,10 +59,14 @@ def on_row(bench: Bench, sample: OnSample) -> OnRow:
 
 
 def rotation_checks(bench: Bench, sample: OnSample) -> dict[str, Number] | None:
-    """What gate A holds of moved keys; None where nothing is rotated."""
+    """What gate A holds of moved keys, and how exact the dtype lets them be; None where nothing is rotated."""
     if bench.builder.kv_source != "gather" or bench.builder.positioning_mode != "compact":
         return None
-    return {"rotation_error": finite(bench.builder.self_test()), "block_kl": finite(block_kl(bench, sample))}
+    return {
+        "rotation_error": finite(bench.builder.self_test()),
+        "rotation_max": ROTATION_MAX.get(bench.runtime.info.dtype, ROTATION_MAX["fp32"]),
+        "block_kl": finite(block_kl(bench, sample)),
+    }
 
 
 def block_kl(bench: Bench, sample: OnSample) -> float:

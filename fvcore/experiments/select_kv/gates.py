@@ -7,8 +7,9 @@ thresholds, and a number that is not finite fails whatever the threshold.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
 from statistics import fmean
 from typing import Literal, TypeAlias
 
@@ -23,6 +24,9 @@ ROUNDING = 1e-12
 
 REL_KL_EPS = 1e-6
 """Nats that keep a ratio to KL(base || teacher) finite where the base already says what the teacher says."""
+
+ROTATION_MAX = 1e-5
+"""Of fp32."""
 
 GateName: TypeAlias = Literal["A", "B", "final"]
 
@@ -42,7 +46,8 @@ class Thresholds:
     eps_null: float
     eps_nonzero: float
     eps_teacher_cache: float
-    rotation_tol: float = 1e-5
+    rotation_max: float = ROTATION_MAX
+    advisory_max: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,21 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """A number of `Measured` by its name, and the threshold that it is held against; `said`: what reports call it."""
+
+    number: str
+    op: Literal["<=", ">="]
+    threshold: str
+    said: str = ""
+
+    def check(self, measured: Measured) -> Check | None:
+        """None for a number that there is nothing to measure of."""
+        value, threshold = attrgetter(self.number, self.threshold)(measured)
+        return None if value is None else Check(self.said or self.number, float(value), self.op, threshold)
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """A stage of a gate. `reason`: what the report calls its failure."""
 
@@ -120,7 +140,10 @@ class Rule:
     key: str
     title: str
     reason: str
-    checks: Callable[[Measured], Sequence[Check]]
+    limits: tuple[Limit, ...]
+
+    def checks(self, measured: Measured) -> list[Check]:
+        return [check for limit in self.limits if (check := limit.check(measured))]
 
     def failure(self, measured: Measured) -> str | None:
         """The reason, if it fails."""
@@ -129,100 +152,52 @@ class Rule:
             return None
         return self.reason if all(check.finite for check in failed) else NONFINITE
 
-    def stage(self) -> Stage[Measured]:
-        return Stage(self.key, self.title, self._judge)
-
-    def _judge(self, measured: Measured) -> Verdict:
+    def judge(self, measured: Measured) -> Verdict:
         checks, reason = self.checks(measured), self.failure(measured) or OK
         findings = tuple(check.finding(reason) for check in checks if not check.passed)
         numbers = {check.name: check.value for check in checks if math.isfinite(check.value)}
         return Verdict(findings, len(checks), len(findings), numbers, {"gate": self.gate, "reason": reason})
 
 
-def _teacher_cache(m: Measured) -> list[Check]:
-    return [Check("teacher_cache_kl", m.teacher_cache_kl, "<=", m.thresholds.eps_teacher_cache)]
-
-
-def _teacher_divergence(m: Measured) -> list[Check]:
-    return [Check("teacher_divergence", m.teacher_divergence, ">=", m.thresholds.teacher_min_divergence)]
-
-
-def _null_effect(m: Measured) -> list[Check]:
-    eps = m.thresholds.eps_null
-    return [Check("null_kl_on", m.null_kl_on, "<=", eps), Check("null_kl_off", m.null_kl_off, "<=", eps)]
-
-
-def _nonzero_effect(m: Measured) -> list[Check]:
-    return [Check("full_effect_kl", m.full_effect_kl, ">=", m.thresholds.eps_nonzero)]
-
-
-def _roundtrip(m: Measured) -> list[Check]:
-    return [Check("roundtrip_rel_kl", m.roundtrip_rel_kl, "<=", m.thresholds.alpha_roundtrip)]
-
-
-def _repro(m: Measured) -> list[Check]:
-    most = m.thresholds.repro_acc_tol
-    return [
-        Check("repro_full_acc_diff", m.repro_full_acc_diff, "<=", most),
-        Check("repro_select_acc_diff", m.repro_select_acc_diff, "<=", most),
-    ]
-
-
-def _rotation(m: Measured) -> list[Check]:
-    """Nothing to hold where nothing is rotated."""
-    limits = (
-        ("rotation_error", m.rotation_error, m.thresholds.rotation_tol),
-        ("block_kl", m.block_kl, m.thresholds.eps_teacher_cache),
-    )
-    return [Check(name, value, "<=", limit) for name, value, limit in limits if value is not None]
-
-
-def _teacher_answers(m: Measured) -> list[Check]:
-    return [Check("acc_teacher", m.acc_teacher, ">=", m.thresholds.teacher_min_on_acc)]
-
-
-def _on_gain(m: Measured) -> list[Check]:
-    return [Check("on_gain", m.on_gain, ">=", m.thresholds.on_gain_min)]
-
-
-def _off_delta(m: Measured) -> list[Check]:
-    return [Check("off_delta_p99_select", m.off_delta_p99, "<=", m.thresholds.off_delta_p99_max)]
-
-
-def _delta_on(m: Measured) -> list[Check]:
-    return [Check("delta_on_mean_select", m.delta_on_mean, ">=", m.thresholds.delta_on_min)]
-
-
-def _rel_kl(m: Measured) -> list[Check]:
-    return [Check("rel_kl_to_teacher_select", m.rel_kl_to_teacher, "<=", m.thresholds.rel_kl_to_teacher_max)]
-
-
-def _random_mean(m: Measured) -> list[Check]:
-    return [Check("acc_select_vs_random_mean", m.acc_select, ">=", m.acc_random_mean)]
-
-
-def _eligible(m: Measured) -> list[Check]:
-    return [Check("advisory_select_mode", float(m.advisory), "<=", 0.0)]
-
+_TEACHER_CACHE = Limit("teacher_cache_kl", "<=", "thresholds.eps_teacher_cache")
+_DIVERGENCE = Limit("teacher_divergence", ">=", "thresholds.teacher_min_divergence")
+_NULL = (Limit("null_kl_on", "<=", "thresholds.eps_null"), Limit("null_kl_off", "<=", "thresholds.eps_null"))
+_FULL = Limit("full_effect_kl", ">=", "thresholds.eps_nonzero")
+_ROUNDTRIP = Limit("roundtrip_rel_kl", "<=", "thresholds.alpha_roundtrip")
+_REPRO = (
+    Limit("repro_full_acc_diff", "<=", "thresholds.repro_acc_tol"),
+    Limit("repro_select_acc_diff", "<=", "thresholds.repro_acc_tol"),
+)
+_ROTATION = (
+    Limit("rotation_error", "<=", "thresholds.rotation_max"),
+    Limit("block_kl", "<=", "thresholds.eps_teacher_cache"),
+)
+_VALID = Limit("acc_teacher", ">=", "thresholds.teacher_min_on_acc")
+_ON_GAIN = Limit("on_gain", ">=", "thresholds.on_gain_min")
+_OFF_DELTA = Limit("off_delta_p99", "<=", "thresholds.off_delta_p99_max", "off_delta_p99_select")
+_DELTA_ON = Limit("delta_on_mean", ">=", "thresholds.delta_on_min", "delta_on_mean_select")
+_REL_KL = Limit("rel_kl_to_teacher", "<=", "thresholds.rel_kl_to_teacher_max", "rel_kl_to_teacher_select")
+_RANDOM = Limit("acc_select", ">=", "acc_random_mean", "acc_select_vs_random_mean")
+_ADVISORY = Limit("advisory", "<=", "thresholds.advisory_max", ADVISORY)
 
 RULES = (
-    Rule("A", "a0_teacher_cache", "the cached teacher is the teacher", "teacher_cache_kl_above_max", _teacher_cache),
-    Rule("A", "a0b_teacher_divergence", "the demo moves the model", "teacher_divergence_below_min", _teacher_divergence),
-    Rule("A", "a1_null_effect", "a prefix of nothing changes nothing", "null_effect_above_max", _null_effect),
-    Rule("A", "a2_nonzero_effect", "the whole demo as a prefix moves the model", "full_effect_below_min", _nonzero_effect),
-    Rule("A", "a3_roundtrip", "the whole demo as a prefix is the teacher", "roundtrip_above_max", _roundtrip),
-    Rule("A", "a4_repro", "a repeated run answers the same", "repro_above_tol", _repro),
-    Rule("A", "a5_rotation", "moved keys are the keys of their new place", "rotation_above_max", _rotation),
-    Rule("B", "b_valid", "the teacher knows the answers", "on_eval_invalid", _teacher_answers),
-    Rule("B", "b_on_gain", "the state brings answers", "on_gain_below_min", _on_gain),
-    Rule("B", "b_off_delta", "unrelated prompts hardly change", "off_delta_p99_above_max", _off_delta),
-    Rule("B", "b_delta_on", "the state moves what it is for", "delta_on_below_min", _delta_on),
-    Rule("B", "b_rel_kl", "the state says what the teacher says", "rel_kl_to_teacher_above_max", _rel_kl),
-    Rule("B", "b_random", "chosen tokens answer no worse than random ones", "select_below_random_mean", _random_mean),
-    Rule("final", "eligible", "the select mode may pass", ADVISORY, _eligible),
-)  # fmt: skip
+    Rule("A", "a0_teacher_cache", "the cached teacher is the teacher", "teacher_cache_kl_above_max", (_TEACHER_CACHE,)),
+    Rule("A", "a0b_teacher_divergence", "the demo moves the model", "teacher_divergence_below_min", (_DIVERGENCE,)),
+    Rule("A", "a1_null_effect", "a prefix of nothing changes nothing", "null_effect_above_max", _NULL),
+    Rule("A", "a2_nonzero_effect", "the whole demo as a prefix moves the model", "full_effect_below_min", (_FULL,)),
+    Rule("A", "a3_roundtrip", "the whole demo as a prefix is the teacher", "roundtrip_above_max", (_ROUNDTRIP,)),
+    Rule("A", "a4_repro", "a repeated run answers the same", "repro_above_tol", _REPRO),
+    Rule("A", "a5_rotation", "moved keys are the keys of their new place", "rotation_above_max", _ROTATION),
+    Rule("B", "b_valid", "the teacher knows the answers", "on_eval_invalid", (_VALID,)),
+    Rule("B", "b_on_gain", "the state brings answers", "on_gain_below_min", (_ON_GAIN,)),
+    Rule("B", "b_off_delta", "unrelated prompts hardly change", "off_delta_p99_above_max", (_OFF_DELTA,)),
+    Rule("B", "b_delta_on", "the state moves what it is for", "delta_on_below_min", (_DELTA_ON,)),
+    Rule("B", "b_rel_kl", "the state says what the teacher says", "rel_kl_to_teacher_above_max", (_REL_KL,)),
+    Rule("B", "b_random", "chosen tokens answer no worse than random ones", "select_below_random_mean", (_RANDOM,)),
+    Rule("final", "eligible", "the select mode may pass", ADVISORY, (_ADVISORY,)),
+)
 
-STAGES: tuple[Stage[Measured], ...] = tuple(rule.stage() for rule in RULES)
+STAGES: tuple[Stage[Measured], ...] = tuple(Stage(rule.key, rule.title, rule.judge) for rule in RULES)
 
 
 def suite(subject: Callable[..., Measured]) -> Suite[Measured]:
@@ -250,7 +225,7 @@ class Gate:
 class Judged:
     """Both gates, and whether the run passes: a select mode that is only advisory does not, whatever the gates say."""
 
-    gates: dict[GateName, Gate] = field(default_factory=dict)
+    gates: dict[GateName, Gate]
 
     @classmethod
     def of(cls, measured: Measured) -> Judged:
@@ -270,9 +245,5 @@ class Judged:
 def _gate(name: GateName, measured: Measured) -> Gate:
     rules = [rule for rule in RULES if rule.gate == name]
     failures = [failure for rule in rules if (failure := rule.failure(measured))]
-    return Gate(tuple(_checks(rules, measured)), tuple(dict.fromkeys(sorted(failures, key=NONFINITE.__ne__))))
-
-
-def _checks(rules: Sequence[Rule], measured: Measured) -> Iterator[Check]:
-    for rule in rules:
-        yield from rule.checks(measured)
+    checks = tuple(check for rule in rules for check in rule.checks(measured))
+    return Gate(checks, tuple(dict.fromkeys(sorted(failures, key=NONFINITE.__ne__))))

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fvcore.experiments.select_kv.errors import SelectionError, SelectKVRuntimeError, UnsupportedPositioning
 from fvcore.experiments.select_kv.runtime import KV, Layers, Runtime, RuntimeInfo
@@ -145,7 +144,9 @@ class PrefixBuilder:
         null_len = max(0, size - len(chosen)) if self.padding_mode == NULL_PAD else 0
         # With nothing selected there is nothing to stay away from, and the query stands where it stands without a demo.
         behind = n + (len(demo_ids) if mode == "absolute" and chosen else len(chosen))
-        return self._prefix(_padded(layers, n, null_len), behind, null_len, chosen, places, mode, source)
+        mask, how = (1,) * n + (0,) * null_len + (1,) * len(chosen), (mode, self.padding_mode, source)
+        layers = tuple((_with_null(keys, n, null_len), _with_null(values, n, null_len)) for keys, values in layers)
+        return Prefix(layers, mask, behind, n, null_len, chosen, places, *how, self.visible_layers)
 
     def full(
         self,
@@ -174,32 +175,6 @@ class PrefixBuilder:
         if (self.kv_source, self.positioning_mode) != ("gather", "compact"):
             return 0.0
         return self._rotation_error
-
-    def _prefix(
-        self,
-        layers: Layers,
-        next_position: int,
-        null_len: int,
-        chosen: tuple[int, ...],
-        places: tuple[int, ...],
-        mode: str,
-        source: str,
-    ) -> Prefix:
-        n = len(self.sink)
-        mask = (1,) * n + (0,) * null_len + (1,) * len(chosen)
-        return Prefix(
-            layers,
-            mask,
-            next_position,
-            n,
-            null_len,
-            chosen,
-            places,
-            mode,
-            self.padding_mode,
-            source,
-            self.visible_layers,
-        )
 
     def _places(self, chosen: Sequence[int], mode: str) -> tuple[int, ...]:
         """Positions of selected tokens."""
@@ -321,18 +296,10 @@ def _slots(layers: Layers, slots: Sequence[int]) -> Layers:
     )
 
 
-def _padded(layers: Layers, sink_len: int, null_len: int) -> Layers:
+def _with_null(slots: Tensor, sink_len: int, null_len: int) -> Tensor:
     """Null slots between the sink and what is selected."""
     if not null_len:
-        return layers
-    return tuple(
-        (_with_null(keys, sink_len, null_len), _with_null(values, sink_len, null_len)) for keys, values in layers
-    )
-
-
-def _with_null(slots: Tensor, sink_len: int, null_len: int) -> Tensor:
-    if not sink_len:
-        return functional.pad(slots, (0, 0, null_len, 0))
+        return slots
     null = slots.new_zeros(*slots.shape[:2], null_len, slots.shape[3])
     return torch.cat([slots[:, :, :sink_len], null, slots[:, :, sink_len:]], dim=2)
 

@@ -202,17 +202,6 @@ class MetricRecord(Row):
     sample_id: str | None = None
 
 
-class CheckRow(BaseModel):
-    """A gate's check. `passed` is `pass` in the file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    name: str
-    value: Number
-    op: Literal["<=", ">="]
-    threshold: Number
-
-
 class Report(Row):
     """`report_phase2.json` of a run that was judged."""
 

@@ -30,7 +30,7 @@ REDUCTIONS: dict[str, Callable[[OffArm], Number]] = {
 class Summary:
     """A run as its rows have it.
 
-    rotation: `rotation_error` and `block_kl`; None where nothing is rotated
+    rotation: `rotation_error`, `rotation_max` and `block_kl`; None where nothing is rotated
     """
 
     settings: Phase2
@@ -119,6 +119,7 @@ class Summary:
             eps_teacher_cache=max(
                 given.eps_teacher_cache_floor, given.eps_teacher_cache_multiplier * self.eps_noise
             ),
+            rotation_max=(self.rotation or {}).get("rotation_max") or gates.ROTATION_MAX,
         )  # fmt: skip
 
     def measured(self) -> gates.Measured:

@@ -68,30 +68,38 @@ def _first(tokenizer: Any, before: str, answer: str) -> int:
     return int(next(token for token, end in zip(read.input_ids, ends, strict=True) if end > len(before)))
 
 
-def candidates(tokenizer: Any, query: str, answer: str, others: Sequence[str]) -> Answer:
-    """The answer with the first tokens that no other value of its episode begins with.
+def candidates(tokenizer: Any, query: str, answer: str, others: Sequence[str], apart: bool = True) -> Answer:
+    """The answer with the first tokens that no other value of its episode begins with, and the one behind the query.
 
-    Raises OnTaskInvalid where they begin alike behind the query: then the first token does not say which one was meant.
+    apart: raise OnTaskInvalid where they begin alike behind the query, as a first token then does not say which was meant
     """
     own = answer_of(tokenizer, query, answer)
     rivals = {other: answer_of(tokenizer, query, other) for other in others if other != answer}
     for other, rival in rivals.items():
-        if own.full[0] == rival.full[0]:
+        if apart and own.full[0] == rival.full[0]:
             raise OnTaskInvalid(
                 f"answers {answer!r} and {other!r} of one demonstration both begin with token "
-                f"{tokenizer.decode([own.full[0]])!r}, so a first token cannot tell them apart; choose other values"
+                f"{tokenizer.decode([own.full[0]])!r}, so a first token cannot tell them apart; choose other values, or "
+                "score whole answers of relations with eval.answer_scoring=full_answer"
             )
     taken = {token for rival in rivals.values() for token in rival.first}
     return Answer(tuple(sorted({own.full[0], *(token for token in own.first if token not in taken)})), own.full)
 
 
 def on_sample(
-    tokenizer: Any, index: int, group: str, segments: Sequence[Segment], query: str, answer: str, values: Sequence[str]
+    tokenizer: Any,
+    index: int,
+    group: str,
+    segments: Sequence[Segment],
+    query: str,
+    answer: str,
+    values: Sequence[str],
+    apart: bool = True,
 ) -> OnSample:
-    """values: all of the demonstration's, among which an answer must be recognised"""
+    """values: all of the demonstration's, among which an answer must be recognised; by its first token, if `apart`"""
     demo, query_ids = demo_of(tokenizer, segments), ids_of(tokenizer, query)
     try:
-        read = candidates(tokenizer, query, answer, values)
+        read = candidates(tokenizer, query, answer, values, apart)
     except OnTaskInvalid as error:
         raise OnTaskInvalid(f"ON sample {index}: {error}") from None
     return OnSample(

@@ -60,7 +60,7 @@ def report(
         delta_definition=DELTA,
         off_eval_definitions=OFF_EVAL,
         thresholds=_thresholds(settings, measured.thresholds),
-        gates={"A": _gate(judged.gates["A"], summary), "B": _gate_b(judged.gates["B"], measured)},
+        gates=_gates(judged, measured, summary),
         metrics={name: finite(value) for name, value in summary.metrics().items()},
         intervals=summary.intervals(),
         on=summary.on_table(),
@@ -93,7 +93,7 @@ def _thresholds(settings: Phase2, derived: gates.Thresholds) -> dict[str, Any]:
     return settings.thresholds.model_dump(mode="json") | {name: finite(x) for name, x in asdict(derived).items()}
 
 
-def _gate(gate: gates.Gate, summary: Summary) -> dict[str, Any]:
+def _gate(gate: gates.Gate) -> dict[str, Any]:
     return {
         "required": True,
         "pass": gate.passed,
@@ -101,25 +101,21 @@ def _gate(gate: gates.Gate, summary: Summary) -> dict[str, Any]:
         "failed_checks": list(gate.failed_checks),
         "checks": [check.row() for check in gate.checks],
         **{check.name: finite(check.value) for check in gate.checks},
-        "eps_noise": finite(summary.eps_noise),
     }
 
 
-def _gate_b(gate: gates.Gate, measured: gates.Measured) -> dict[str, Any]:
-    return {
-        "required": True,
-        "pass": gate.passed,
-        "on_eval_valid": "on_eval_invalid" not in gate.failed_checks,
-        "failure_reason": gate.failure_reason,
-        "failed_checks": list(gate.failed_checks),
-        "checks": [check.row() for check in gate.checks],
-        **{check.name: finite(check.value) for check in gate.checks},
+def _gates(judged: gates.Judged, measured: gates.Measured, summary: Summary) -> dict[str, dict[str, Any]]:
+    """What else the plan asks of each stands behind its checks."""
+    a, b = judged.gates["A"], judged.gates["B"]
+    of_b = {
+        "on_eval_valid": "on_eval_invalid" not in b.failed_checks,
         "acc_base": measured.acc_base,
         "acc_select": measured.acc_select,
         "acc_random_mean": measured.acc_random_mean,
         "random_accs": list(measured.random_accs),
         "advisory_select_mode": measured.advisory,
     }
+    return {"A": _gate(a) | {"eps_noise": finite(summary.eps_noise)}, "B": _gate(b) | of_b}
 
 
 def _memory(settings: Phase2, summary: Summary, vocab: int) -> dict[str, int | None]:

@@ -289,6 +289,9 @@ def test_more_positions_than_the_model_has_are_refused() -> None:
     far = builder("gpt2", "gather", "absolute").full(runtime("gpt2").prefill([5] * 254), [5] * 254)
     with pytest.raises(SelectKVRuntimeError, match="position 260"):
         runtime("gpt2").next_logits([QUERY], far)
+    # What fits is answered, also beside a longer one.
+    two = runtime("gpt2").next_logits([QUERY[:2], QUERY[:1]], far)
+    assert furthest(two[1], runtime("gpt2").next_logits([QUERY[:1]], far)[0]) < CLOSE
 
 
 @inference_mode
