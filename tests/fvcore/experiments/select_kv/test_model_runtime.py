@@ -22,6 +22,7 @@ if RUNNING:
     )  # fmt: skip
     from fvcore.experiments.select_kv.model_runtime import ModelRuntime, load_runtime
     from fvcore.model import model as models
+    from fvcore.model.prefix import prefix_cache
     from tests.fvcore.experiments.select_kv import worlds
     from tests.fvcore.experiments.select_kv.worlds import (
         CLOSE,
@@ -77,6 +78,22 @@ def test_a_prefix_is_the_same_after_any_number_of_queries(family: str) -> None:
     for (keys, values), (keys_before, values_before) in zip(prefix.layers, before, strict=True):
         assert torch.equal(keys, keys_before)
         assert torch.equal(values, values_before)
+
+
+@inference_mode
+def test_one_cache_of_a_prefix_serves_any_number_of_queries() -> None:
+    """Handed to the model twice, it is no longer and answers the same."""
+    prefix, hf = some_prefix("llama"), runtime("llama").lm.hf
+    cache = prefix_cache(prefix.layers)
+    how = {
+        "attention_mask": torch.tensor([[*prefix.mask, *[1] * len(QUERY)]]),
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    twice = [hf(torch.tensor([QUERY]), **how).logits for _ in range(2)]
+
+    assert cache.get_seq_length() == prefix.n_slots
+    assert torch.equal(*twice)
 
 
 @inference_mode
