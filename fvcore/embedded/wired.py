@@ -87,6 +87,9 @@ def build(leak: float = 0.0, match_gain: float = 1.0) -> tuple[Any, Any]:
 
 def save(directory: Path, leak: float = 0.0, match_gain: float = 1.0) -> Path:
     """Write the model as `from_pretrained` takes it; returns the directory."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it is written in a moment
     model, own = build(leak, match_gain)
     model.save_pretrained(directory)
     own.save_pretrained(directory)

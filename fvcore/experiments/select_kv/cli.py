@@ -79,7 +79,8 @@ def _lines(settings: Phase2, result: Result, report_path: Path | None) -> dict[s
 
 
 def register(app: typer.Typer, name: str = "select-kv", default: Path = TINY, kind: type[Command] = Command) -> None:
-    add_command(app, name, kind, run, fixed={"run": {}}, default=default)
+    said = f"{run.__doc__}\n\nWithout --config it is the shipped {default.name}, whose values come before the defaults below."
+    add_command(app, name, kind, run, said, fixed={"run": {}}, default=default)
 
 
 def show_faults(

@@ -68,9 +68,9 @@ def test_each_fault_fails_for_its_own_reason(knobs: dict[str, float], words: lis
 
     said = call("--config", WIRED, *FEW, "--phase2-model-id=model", *words, status=1)
 
-    assert said["gateA_pass"] == "True"
-    assert reason in said["failed_checks"].split(",")
+    assert said["gateB_pass"] == "False"
     assert report(said)["status"] == "fail"
+    assert report(said)["gates"]["B"]["failure_reason"] == reason
 
 
 def test_the_shipped_model_passes_and_the_plan_s_off_threshold_is_what_it_does_not_meet() -> None:
