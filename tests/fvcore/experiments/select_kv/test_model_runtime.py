@@ -143,7 +143,8 @@ def test_prefixes_side_by_side_answer_as_one_by_one(family: str) -> None:
     """Of several lengths, and seen in several layers."""
     from dataclasses import replace
 
-    asked, made, demo = runtime(family), builder(family, "auto", "compact", sink=True), read(family, True)
+    asked, demo = runtime(family), read(family, True)
+    made = builder(family, "auto", "compact", sink=True, prefix__padding_mode="shrink_to_selected")
     one = made.build(demo, DEMO, SELECTED)
     prefixes = [
         one,
@@ -152,6 +153,7 @@ def test_prefixes_side_by_side_answer_as_one_by_one(family: str) -> None:
         made.null(),
         replace(one, visible_layers=(1,)),
     ]
+    assert len({prefix.n_slots for prefix in prefixes}) == 4
     together = asked.next_logits_of_prefixes(QUERY, prefixes)
     alone = [asked.next_logits([QUERY], prefix)[0] for prefix in prefixes]
 
