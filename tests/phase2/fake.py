@@ -28,7 +28,7 @@ NO_KEY = -1
 
 
 class FakeRuntime:
-    """poison: added to every answer on a prefix, such as NaN     leak: how much of what it sees it says unasked"""
+    """poison: added to every answer on a prefix, such as NaN     leak: how much of what it sees it says unasked, more of later tokens"""
 
     inv_freq = None
 
@@ -87,7 +87,7 @@ class FakeRuntime:
         logits[query[-1]] = SURE / 2
         for token, held in slots:
             if token in self.values:
-                logits[token] += self.leak + (SURE if held == self._key(query) else 0.0)
+                logits[token] += self.leak * token / len(logits) + (SURE if held == self._key(query) else 0.0)
         return logits
 
     def _key(self, query: Sequence[int]) -> int:

@@ -147,7 +147,7 @@ class TestWholeRun:
         assert result.report["sample_counts"]["off"] == 9
 
     def test_a_failed_gate_is_told_and_ends_with_its_status(self, runs: Runs) -> None:
-        result = runs(FakeRuntime(leak=3.0))
+        result = runs(FakeRuntime(leak=9.0))
 
         assert (result.exit_code, result.final_pass) == (exits.FAILED, False)
         assert "off_delta_p99_above_max" in result.report["gates"]["B"]["failed_checks"]

@@ -85,6 +85,14 @@ class TestTrials:
                     assert len(kept) == 1
                 assert max(kept) <= settings.prefix_len
 
+    def test_a_selection_of_fewer_spans_than_the_budget_is_compared_with_as_few(self) -> None:
+        settings = settings_of(**{"select.mode": "delimiter_span", "select.span_len": 1, "select.span_budget": 9})
+        rows = on_rows(Bench.of(FakeRuntime(), settings), samples_of(settings)[:4])
+
+        for row in rows:
+            assert row.selection.fewer_spans
+            assert {len(one.spans) for one in row.selection.random} == {len(row.selection.spans)} == {6}
+
     def test_the_accuracy_of_a_trial_is_over_samples_and_the_gate_takes_the_mean_over_trials(self) -> None:
         settings = settings_of()
         rows = on_rows(Bench.of(FakeRuntime(), settings), samples_of(settings))

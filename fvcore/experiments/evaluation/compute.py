@@ -150,6 +150,8 @@ class Bench:
 @torch.inference_mode()
 def vector_logits(lm: LanguageModel, vector: Tensor, way: str = "model") -> Tensor:
     """(d_model,) -> (vocab,) in fp32 on the CPU."""
+    if way not in WAYS:
+        raise ValueError(f"unknown way {way!r}; expected one of {', '.join(WAYS)}")
     row = vector.to(lm.device, lm.hf.dtype)
     if way == "model":
         # Any token will do: what the blocks make of it is put aside.

@@ -134,6 +134,8 @@ def questions(
 
     labels: `clean`, or `shuffled` among a question's own demonstrations (some may stay where they are).
     """
+    if labels not in LABELS:
+        raise ValueError(f"unknown labels {labels!r}; expected one of {', '.join(LABELS)}")
     train, asked = task.train, task.questions(split)
     if n_shots > len(train):
         raise TaskError(

@@ -93,6 +93,59 @@ class Result(EvaluationPart):
         return row
 
 
+class TaskFacts(EvaluationPart):
+    name: str
+    file: str
+    sha256: str
+    split: str
+    n_train: int
+    n_questions: int
+
+
+class EvaluatedModel(EvaluationPart):
+    name: str
+    weights_sha: str
+    tokenizer_sha: str
+    dtype: str
+    device: str
+    attn_implementation: str
+    engine: str
+    versions: dict[str, str]
+
+
+class EvaluationAsked(EvaluationPart):
+    """What was asked for. `edit_layer` is a block; `filtered` whether wrong answers of the clean run were left out."""
+
+    n_shots: list[int]
+    edit_layer: int
+    seed: int
+    test_split: float
+    filtered: bool
+    alpha: float
+    reference_profile: str
+
+
+class VectorFacts(EvaluationPart):
+    """A vector that was injected: where it came from, and its Euclidean length."""
+
+    name: str
+    source: str
+    norm: float
+
+
+class TokenRow(EvaluationPart):
+    """A token that a vector raises; `way` is one of `compute.WAYS`, `rank` from 0."""
+
+    vector: str
+    way: str
+    rank: int
+    token_id: int
+    text: str
+    logit: float
+    probability: float
+    is_answer: bool
+
+
 class Portable(EvaluationPart):
     template: str
     baseline: Result
@@ -101,23 +154,18 @@ class Portable(EvaluationPart):
 
 
 class Evaluation(EvaluationPart):
-    """Everything, with the answers question by question; tables are empty for what was not asked.
-
-    asked: `edit_layer` is a block; `filtered` whether wrong answers of the clean run were left out
-    vectors: what was injected: name, where it came from, and its Euclidean length
-    tokens: that a vector raises; `way` is one of `compute.WAYS`, `rank` from 0
-    """
+    """Everything, with the answers question by question; tables are empty for what was not asked."""
 
     schema_version: int = SCHEMA_VERSION
-    task: dict[str, Any]
-    model: dict[str, Any]
-    asked: dict[str, Any]
-    vectors: list[dict[str, Any]]
+    task: TaskFacts
+    model: EvaluatedModel
+    asked: EvaluationAsked
+    vectors: list[VectorFacts]
     kept: list[int] | None = None
     baseline: list[Result] = Field(default_factory=list)
     nshot: list[Result] = Field(default_factory=list)
     layers: list[Result] = Field(default_factory=list)
-    tokens: list[dict[str, Any]] = Field(default_factory=list)
+    tokens: list[TokenRow] = Field(default_factory=list)
     portability: list[Portable] = Field(default_factory=list)
 
     @property
@@ -129,7 +177,8 @@ class Evaluation(EvaluationPart):
             name: [result.model_dump(include=CONDITION) | result.summary for result in results]
             for name, results in conditions.items()
         }
-        return {name: rows for name, rows in (tables | {"tokens": self.tokens}).items() if rows}
+        tables["tokens"] = [row.model_dump() for row in self.tokens]
+        return {name: rows for name, rows in tables.items() if rows}
 
 
 def write(report: Evaluation, folder: Path) -> list[Path]:
@@ -156,7 +205,7 @@ def title(result: Result) -> str:
 
 def draw(report: Evaluation, folder: Path) -> list[Path]:
     """The pictures that the report has figures for; returns the files written."""
-    heading, pictures = f"{report.task['name']} on {report.model['name']}", {}
+    heading, pictures = f"{report.task.name} on {report.model.name}", {}
     if report.layers:
         pictures["layers.png"] = _picture(heading, HEIGHT, lambda axes: _curve(axes, report.layers))
     if bars := report.nshot or report.baseline:

@@ -6,21 +6,28 @@ injection at every one. Portability: a vector made under one template, used unde
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from fvcore.experiments.evaluation.compute import WAYS, Bench, top_tokens
 from fvcore.experiments.evaluation.config import EvaluationConfig
 from fvcore.experiments.evaluation.data import LABELS, SHIPPED, NamedTemplate, load_task, read_templates, without_help
-from fvcore.experiments.evaluation.report import Evaluation, Portable, Result
+from fvcore.experiments.evaluation.report import (
+    EvaluatedModel,
+    Evaluation,
+    EvaluationAsked,
+    Portable,
+    Result,
+    TaskFacts,
+    TokenRow,
+    VectorFacts,
+)
 from fvcore.experiments.evaluation.vectors import VECTOR, vectors_of
 from fvcore.fast.engines import chosen
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.provenance import model_identity, versions
-
-IDENTITY = ("weights_sha", "tokenizer_sha", "dtype", "device", "attn_implementation")
 
 
 def run(config: EvaluationConfig, lm: LanguageModel) -> Evaluation:
@@ -40,16 +47,22 @@ def run(config: EvaluationConfig, lm: LanguageModel) -> Evaluation:
     if asked & {"nshot", "layers"}:
         shots = config.shots if "nshot" in asked else [n_shots]
         measured = n_shot(bench, shots, vectors if "nshot" in asked else {}, layer)
-    n_questions = {"n_train": len(task.splits.train_indices), "n_questions": len(bench.positions)}
-    made_on = {"engine": chosen(lm, config.engine), "versions": versions()}
+    known = model_identity(lm, EvaluatedModel.model_fields)
+    as_given = {name: getattr(config, name) for name in ("seed", "test_split", "alpha", "reference_profile")}
     sources, control = {VECTOR: str(config.vector or config.trials)}, f"control, seed {config.seed}"
     return Evaluation(
-        task={"name": task.name, "file": str(task.path), "sha256": task.sha256, "split": config.split} | n_questions,
-        model={"name": lm.name} | model_identity(lm, IDENTITY) | made_on,
-        asked={"n_shots": config.shots, "edit_layer": layer, "seed": config.seed, "test_split": config.test_split}
-        | {"filtered": config.filter, "alpha": config.alpha, "reference_profile": config.reference_profile},
+        task=TaskFacts(
+            name=task.name,
+            file=str(task.path),
+            sha256=task.sha256,
+            split=config.split,
+            n_train=len(task.splits.train_indices),
+            n_questions=len(bench.positions),
+        ),
+        model=EvaluatedModel(name=lm.name, engine=chosen(lm, config.engine), versions=versions(), **known),
+        asked=EvaluationAsked(n_shots=config.shots, edit_layer=layer, filtered=config.filter, **as_given),
         vectors=[
-            {"name": name, "source": sources.get(name, control), "norm": float(vector.float().norm())}
+            VectorFacts(name=name, source=sources.get(name, control), norm=float(vector.float().norm()))
             for name, vector in vectors.items()
         ],
         kept=measured.kept,
@@ -106,11 +119,11 @@ def portability(
     return found
 
 
-def token_rows(bench: Bench, vectors: Mapping[str, Tensor], k: int) -> list[dict[str, Any]]:
+def token_rows(bench: Bench, vectors: Mapping[str, Tensor], k: int) -> list[TokenRow]:
     """The k tokens that each vector raises, each way; `is_answer`: some answer of the task begins with it."""
     answers = bench.answer_tokens()
     return [
-        {"vector": name, "way": way, "rank": rank, **token, "is_answer": token["token_id"] in answers}
+        TokenRow(vector=name, way=way, rank=rank, is_answer=token["token_id"] in answers, **token)
         for name, vector in vectors.items()
         for way in WAYS
         for rank, token in enumerate(top_tokens(bench.lm, vector, k, way))

@@ -33,6 +33,8 @@ def ranks(logits: Tensor, targets: Tensor) -> Tensor:
 
 def top_k_accuracy(ranks: Sequence[int], k: int) -> float:
     """Share of targets among the first k tokens."""
+    if not ranks:
+        raise ValueError("no answers to score")
     return sum(rank < k for rank in ranks) / len(ranks)
 
 

@@ -34,7 +34,7 @@ from fvcore.experiments.select_kv.selection import Selection, candidates, select
 from fvcore.fast.chunks import Advance, silent
 
 if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.data import OnSample
+    from fvcore.experiments.select_kv.data import Demo, OnSample
     from fvcore.experiments.select_kv.prefix import Prefix
     from fvcore.experiments.select_kv.runtime import KV
 
@@ -220,7 +220,7 @@ class _Asked:
             repeats=[self._repeat(run) for run in range(1, self.bench.settings.eval.repro_runs)],
             selection=self._selection_row(),
             prefix=prefix_meta(self.bench, sample, self.prefixes["select"]),
-            tokens=[demo.text[start:end] for start, end in demo.offsets],
+            tokens=texts_of(demo),
             roles=list(demo.roles),
             scores=[finite(score) for score in self.chosen.scores.tolist()],
             topk=self._topk() if sample.index < FIRST and self.bench.settings.reporting.topk_tokens else None,
@@ -298,6 +298,12 @@ def topk(bench: Bench, logits: Mapping[str, Tensor]) -> Topk:
 def _tokens(bench: Bench, logits: Tensor) -> list[Token]:
     shares = top_tokens(torch.nan_to_num(logits), bench.settings.reporting.topk_tokens)
     return [(token, bench.runtime.tokenizer.decode([token]), share) for token, share in shares]
+
+
+def texts_of(demo: Demo) -> list[str]:
+    """The text of each token, with what its tokenizer drops before it: together they are the demo."""
+    before = [0, *(end for _, end in demo.offsets[:-1])]
+    return [demo.text[start:end] for start, (_, end) in zip(before, demo.offsets, strict=True)]
 
 
 def prefix_meta(bench: Bench, sample: OnSample, prefix: Prefix) -> PrefixMetaRow:

@@ -19,7 +19,7 @@ from fvcore.experiments.select_kv.bench import Bench, Prefixes
 from fvcore.experiments.select_kv.compute import FIRST, topk
 from fvcore.experiments.select_kv.errors import OnTaskInvalid
 from fvcore.experiments.select_kv.metrics import is_hit, kl, p99
-from fvcore.experiments.select_kv.schemas import OffArm, OffRow, OnRow, finite, number
+from fvcore.experiments.select_kv.schemas import Number, OffArm, OffRow, OnRow, finite, number
 from fvcore.fast.chunks import Advance, silent
 
 if TYPE_CHECKING:
@@ -118,9 +118,6 @@ class _Off:
     def _row(self, prompt: OffSample) -> OffRow:
         at = self.alike[prompt.ids, prompt.group]
         arms = {arm: _arm(found[at], prompt.index) for arm, found in self.answered.items() if at in found}
-        again = [self.bench.base(prompt.ids)] if prompt.index < FIRST else []
-        # The noise is that of one pass repeated: another batch adds in another order.
-        once = [self.bench.base(prompt.ids) for _ in again]
         return OffRow(
             index=prompt.index,
             sample_id=prompt.sample_id,
@@ -129,10 +126,14 @@ class _Off:
             query_len=len(prompt.ids),
             n_states=len(self.answered["select"].get(at, ())),
             base_hit=is_hit(self.base[at], prompt.answer_ids) if prompt.answer_ids else None,
-            noise=[finite(float(kl(one, other))) for one, other in zip(again, once, strict=True)],
+            noise=[self._noise(prompt)] if prompt.index < FIRST else [],
             null_kl=finite(self.null[at]),
             arms=arms,
         )
+
+    def _noise(self, prompt: OffSample) -> Number:
+        """Of one pass repeated: in another batch the same numbers are added in another order."""
+        return finite(float(kl(self.bench.base(prompt.ids), self.bench.base(prompt.ids))))
 
     def _with_topk(self, rows: list[OffRow]) -> list[OffRow]:
         """The likeliest tokens of the prompt whose worst state is the 99th percentile, which the gate looks at."""

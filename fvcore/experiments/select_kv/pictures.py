@@ -132,7 +132,7 @@ def layer_accuracy(scopes: Sequence[Point], n_layers: int) -> bytes:
         axes.axhline(by[()]["mean"], color="grey", linestyle=":", linewidth=1)
         axes.set(xlabel="layer that sees the state", ylabel="ON accuracy", ylim=(0, 1.05))
         whole_numbers(axes.xaxis)
-        axes.legend(fontsize=7, loc="upper right")
+        axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, frameon=False)
 
     return _one(paint)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
@@ -105,22 +105,15 @@ class Summary:
         """Those of the settings; the three eps from floors, multipliers and noise."""
         given = self.settings.thresholds
         eps_null = max(given.eps_null_floor, given.eps_null_multiplier * self.eps_noise)
-        return gates.Thresholds(
-            on_gain_min=given.on_gain_min,
-            off_delta_p99_max=given.off_delta_p99_max,
-            delta_on_min=given.delta_on_min,
-            rel_kl_to_teacher_max=given.rel_kl_to_teacher_max,
-            repro_acc_tol=given.repro_acc_tol,
-            teacher_min_divergence=given.teacher_min_divergence,
-            teacher_min_on_acc=given.teacher_min_on_acc,
-            alpha_roundtrip=given.alpha_roundtrip,
-            eps_null=eps_null,
-            eps_nonzero=given.eps_nonzero_multiplier * eps_null,
-            eps_teacher_cache=max(
-                given.eps_teacher_cache_floor, given.eps_teacher_cache_multiplier * self.eps_noise
-            ),
-            rotation_max=(self.rotation or {}).get("rotation_max") or gates.ROTATION_MAX,
-        )  # fmt: skip
+        cache = max(given.eps_teacher_cache_floor, given.eps_teacher_cache_multiplier * self.eps_noise)
+        derived = {
+            "eps_null": eps_null,
+            "eps_nonzero": given.eps_nonzero_multiplier * eps_null,
+            "eps_teacher_cache": cache,
+            "rotation_max": (self.rotation or {}).get("rotation_max") or gates.ROTATION_MAX,
+        }
+        names = {one.name for one in fields(gates.Thresholds)}
+        return gates.Thresholds(**given.model_dump(include=names), **derived)
 
     def measured(self) -> gates.Measured:
         base_teacher = mean(row.base_teacher_kl for row in self.on)

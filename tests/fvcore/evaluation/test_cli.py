@@ -64,7 +64,7 @@ def test_all_writes_every_table_and_says_so(fvcore: Any, vector: Path, tmp_path:
     assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"evaluation.json"}
     assert all(name in out for name in names)
     found = report.read(tmp_path / "out")
-    assert [fact["name"] for fact in found.vectors] == ["fv", "gaussian"]
+    assert [fact.name for fact in found.vectors] == ["fv", "gaussian"]
     assert found.kept == [0, 1, 2, 3, 4]
     assert len(found.layers) == 2 * (1 + 2 * 6)
     for name, rows in found.tables.items():
@@ -80,7 +80,7 @@ def test_the_report_reads_back_as_it_was_written(fvcore: Any, vector: Path, tmp_
     fvcore("nshot", *BASE, "--vector", str(vector), "--out", str(tmp_path / "out"))
     found = report.read(tmp_path / "out" / report.FILE)
     assert report.write(found, tmp_path / "again")[0].read_bytes() == (tmp_path / "out" / report.FILE).read_bytes()
-    assert found.model["weights_sha"] == worlds.model("tiny-llama").weights_sha
+    assert found.model.weights_sha == worlds.model("tiny-llama").weights_sha
 
 
 def test_without_a_vector_the_baseline_is_measured(fvcore: Any, tmp_path: Path) -> None:
@@ -100,13 +100,13 @@ def test_the_vector_is_computed_from_trials_when_asked(fvcore: Any, tmp_path: Pa
     found = report.read(tmp_path / "out")
     own = worlds.vector_of_best_heads("tiny-llama").vector
     assert status == 0
-    assert found.vectors[0]["norm"] == pytest.approx(float(own.norm()))
-    assert [(row["vector"], row["way"], row["rank"]) for row in found.tokens] == [
+    assert found.vectors[0].norm == pytest.approx(float(own.norm()))
+    assert [(row.vector, row.way, row.rank) for row in found.tokens] == [
         (vector, way, rank) for vector in ("fv", "random_heads") for way in ("model", "head") for rank in range(5)
     ]
     answers = worlds.bench().answer_tokens()
-    assert [row["is_answer"] for row in found.tokens] == [row["token_id"] in answers for row in found.tokens]
-    assert {row["is_answer"] for row in found.tokens} == {True, False}
+    assert [row.is_answer for row in found.tokens] == [row.token_id in answers for row in found.tokens]
+    assert {row.is_answer for row in found.tokens} == {True, False}
     assert "fv, model:" in out
 
 
@@ -117,7 +117,7 @@ def test_a_dataset_is_found_by_name_in_a_checkout(fvcore: Any, tmp_path: Path) -
     options = ("--model", "tiny-llama", "--dataset", "tiny", "--fv-src", str(tmp_path / "src"), "--n-shots", "1")
     status, _, _ = fvcore("nshot", *options, "--out", str(tmp_path / "out"))
     assert status == 0
-    assert report.read(tmp_path / "out").task["name"] == "tiny"
+    assert report.read(tmp_path / "out").task.name == "tiny"
 
 
 @pytest.mark.parametrize(

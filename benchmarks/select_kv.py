@@ -1,0 +1,170 @@
+"""What Select-KV costs, as ratios in one process: OFF prompts in batches beside one by one, and an ON sample beside its own
+forward passes. And the episodes that other libraries are asked on.
+
+    python benchmarks/select_kv.py                              # a table, on tiny-llama and on random 12x768
+    python benchmarks/select_kv.py --episodes episodes.json     # demos, queries and OFF prompts of tiny.yaml, as token ids
+
+Seconds are those of one thread on the processor of this machine; what is claimed are the ratios, of the best of some
+repetitions on both sides.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from sweep_world import Size, model
+
+from fvcore import embedded
+from fvcore.experiments.config import resolve
+from fvcore.experiments.select_kv.bench import Bench
+from fvcore.experiments.select_kv.compute import Chosen, on_row
+from fvcore.experiments.select_kv.config import TINY, Phase2, SelectKVConfig
+from fvcore.experiments.select_kv.data import off_samples, on_samples
+from fvcore.experiments.select_kv.model_runtime import ModelRuntime, load_runtime
+
+SIZES = ("tiny-llama", "12x768")
+BUDGETS = (2, 4, 16, 40)
+N_ON, N_OFF = 18, 24  # of the episodes
+REPEATS = 3
+PROMPTS = 32  # OFF prompts of a pass, and of the loop beside it
+console = Console(highlight=False)
+
+
+def settings(**changes: Any) -> Phase2:
+    return resolve(SelectKVConfig, {}, TINY).resolve().changed(changes)
+
+
+def best(work: Callable[[], object]) -> float:
+    """Seconds of the processor, of the cheapest of some repetitions; the first warms up and does not count."""
+    work()
+    times = []
+    for _ in range(REPEATS):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+@contextmanager
+def counting_passes() -> Iterator[list[float]]:
+    """The seconds of every forward pass that a runtime makes."""
+    called, seconds = ModelRuntime._called, list[float]()
+
+    def timed(self: ModelRuntime, *args: Any, **more: Any) -> Any:
+        start = time.process_time()
+        found = called(self, *args, **more)
+        seconds.append(time.process_time() - start)
+        return found
+
+    with patch.object(ModelRuntime, "_called", timed):
+        yield seconds
+
+
+def on_ratio(bench: Bench, sample: Any) -> tuple[int, float]:
+    """Forward passes of a whole ON sample, and its time over theirs."""
+    ratios = []
+    for _ in range(REPEATS + 1):
+        with counting_passes() as seconds:
+            start = time.process_time()
+            on_row(bench, sample)
+            ratios.append((time.process_time() - start) / sum(seconds))
+    return len(seconds), min(ratios[1:])
+
+
+def off_speedup(bench: Bench, sample: Any, prompts: Sequence[Any]) -> float:
+    """One by one over in batches, of the same prompts on the same state."""
+    chosen = Chosen.of(bench, sample)
+    prefix, ids = bench.kept(sample, chosen.demo, chosen.selection.indices), [one.ids for one in prompts]
+
+    def loop() -> list[torch.Tensor]:
+        return [bench.runtime.next_logits([one], prefix) for one in ids]
+
+    apart, together = torch.cat(loop()), bench.runtime.next_logits(ids, prefix)
+    if float((apart - together).abs().max()) > 1e-3 * float(apart.abs().max()):
+        raise SystemExit("prompts in a batch are answered otherwise than one by one; nothing is timed")
+    return best(loop) / best(lambda: bench.runtime.next_logits(ids, prefix))
+
+
+def per_row(bench: Bench, sample: Any, prompts: Sequence[Any]) -> list[float]:
+    """Seconds of a prompt, asked with once, twice and four times as many others."""
+    chosen = Chosen.of(bench, sample)
+    prefix = bench.kept(sample, chosen.demo, chosen.selection.indices)
+    counts = [len(prompts), 2 * len(prompts), 4 * len(prompts)]
+    asked = [[one.ids for one in prompts] * (n // len(prompts)) for n in counts]
+    return [best(lambda some=some: bench.runtime.next_logits(some, prefix)) / len(some) for some in asked]
+
+
+def measured(name: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        lm = model(Size.named(name), "cpu", "fp32", Path(scratch))
+    short = settings(**{"data.off.n_shots": 1, "eval.on_samples": 1, "eval.off_samples": PROMPTS})
+    runtime = ModelRuntime(lm, name, None, PROMPTS)
+    bench = Bench.of(runtime, short)
+    (sample,), prompts = on_samples(short, runtime.tokenizer), off_samples(short, runtime.tokenizer)
+    passes, ratio = on_ratio(bench, sample)
+    rows = per_row(bench, sample, prompts)
+    return {
+        "model": name,
+        "off_speedup": off_speedup(bench, sample, prompts),
+        "on_passes": passes,
+        "on_ratio": ratio,
+        "row_growth": max(rows) / min(rows),
+        "row_mib": runtime.row_bytes(short.prefix_len + 1, max(len(one.ids) for one in prompts)) / 2**20,
+    }
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    lines = [
+        "| model | OFF: loop / batches | ON: passes | ON: whole / passes | OFF: dearest / cheapest row | a row |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ratios = f"{row['off_speedup']:.1f} | {row['on_passes']} | {row['on_ratio']:.2f} | {row['row_growth']:.2f}"
+        lines.append(f"| {row['model']} | {ratios} | {row['row_mib']:.1f} MiB |")
+    console.print("\n".join(lines), soft_wrap=True)
+
+
+def episodes(path: Path) -> None:
+    """The shipped run's first demos, each relation once, and OFF prompts."""
+    asked = settings(**{"eval.on_samples": N_ON, "eval.off_samples": N_OFF})
+    runtime = load_runtime(asked)
+    sink = Bench.of(runtime, asked).sink
+    on = [
+        {"demo_ids": one.demo.ids, "query_ids": one.query_ids, "answer_ids": one.answer_ids, "group": one.group}
+        for one in on_samples(asked, runtime.tokenizer)
+    ]
+    off = [
+        {"ids": one.ids, "group": one.group, "answer_ids": one.answer_ids}
+        for one in off_samples(asked, runtime.tokenizer)
+    ]
+    given = {"model": str(embedded.path_of("tiny-llama")), "sink": sink, "on": on, "off": off, "budgets": BUDGETS}
+    path.write_text(json.dumps(given) + "\n", encoding="utf-8")
+    console.print(f"wrote {path}: {len(on)} demos, {len(off)} OFF prompts")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--episodes", type=Path, help="write the episodes to this file, and time nothing")
+    parser.add_argument("--sizes", nargs="+", default=SIZES, help="tiny-llama, or layers x width such as 12x768")
+    given = parser.parse_args(words)
+    torch.set_num_threads(1)
+    if given.episodes is not None:
+        episodes(given.episodes)
+        return
+    show([measured(name) for name in given.sizes])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Every known way to carry a state wrongly is caught by the rule or check that is there for it, and the page says so."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from fvcore.experiments.select_kv import faults
+
+PAGE = Path(__file__).parents[4] / "docs" / "select-kv-faults.md"
+
+
+@cache
+def seen(fault: faults.Fault) -> faults.Seen:
+    return fault.seen()
+
+
+@pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.id)
+def test_a_fault_is_caught_by_what_must_catch_it_and_leaves_nothing_behind(fault: faults.Fault) -> None:
+    assert seen(fault).caught_by == fault.expected, seen(fault)
+
+    # What was planted is gone: the same run passes again.
+    assert faults.gates.Judged.of(faults._measure(fault.rig)).passed
+
+
+def test_the_page_is_what_the_command_writes(tmp_path: Path) -> None:
+    rows = [faults.Row(fault, seen(fault)) for fault in faults.FAULTS]
+
+    made = faults.write(tmp_path / "page.md", rows)
+
+    # Digits are those of the machine that wrote them.
+    numbers = re.compile(r"\d[\d.e-]*")
+    assert numbers.sub("#", made.read_text()) == numbers.sub("#", PAGE.read_text())
+
+
+def test_a_fault_that_nothing_catches_is_said() -> None:
+    idle = faults.Fault("idle", "", "", "wired", "a1_null_effect", lambda: faults._built(lambda prefix: prefix))
+
+    row = faults.Row(idle, idle.seen())
+
+    assert not row.caught
+    assert row.seen.caught_by == faults.NOTHING
