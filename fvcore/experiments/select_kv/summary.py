@@ -104,8 +104,9 @@ class Summary:
     def thresholds(self) -> gates.Thresholds:
         """Those of the settings; the three eps from floors, multipliers and noise."""
         given = self.settings.thresholds
-        eps_null = max(given.eps_null_floor, given.eps_null_multiplier * self.eps_noise)
-        cache = max(given.eps_teacher_cache_floor, given.eps_teacher_cache_multiplier * self.eps_noise)
+        # The noise first: where it is NaN, so is what is derived of it.
+        eps_null = max(given.eps_null_multiplier * self.eps_noise, given.eps_null_floor)
+        cache = max(given.eps_teacher_cache_multiplier * self.eps_noise, given.eps_teacher_cache_floor)
         derived = {
             "eps_null": eps_null,
             "eps_nonzero": given.eps_nonzero_multiplier * eps_null,

@@ -119,8 +119,8 @@ def _gates(judged: gates.Judged, measured: gates.Measured, summary: Summary) -> 
 
 
 def _memory(settings: Phase2, summary: Summary, vocab: int) -> dict[str, int | None]:
-    """What bounds the OFF side: rows of a pass, the bytes they may take, and what is held of every prompt at once."""
-    held = len({(row.text, row.group) for row in summary.off}) * vocab * 4
+    """What bounds the OFF side: rows of a pass, the bytes they may take, and what of them is held at once."""
+    held = settings.eval.off_held(vocab, len({(row.text, row.group) for row in summary.off})) * vocab * 4
     bounds = {"off_batch_size": settings.eval.off_batch_size, "max_memory": settings.eval.max_memory}
     return {**bounds, "base_logits_bytes": held}
 
