@@ -195,6 +195,7 @@ class Summary:
         """What holds and should be known."""
         measured, small = self.measured(), sum(_is_small(row) for row in self.on)
         unasked, fewer = sum(not row.n_states for row in self.off), sum(row.selection.fewer_spans for row in self.on)
+        unequal = sum(any(len(one.spans) < len(row.selection.spans) for one in row.selection.random) for row in self.on)
         said = {
             f"roundtrip_rel_kl is {measured.roundtrip_rel_kl:.3g}, above {ROUNDTRIP_WARNING}": (
                 measured.roundtrip_rel_kl > ROUNDTRIP_WARNING
@@ -202,6 +203,7 @@ class Summary:
             f"{small} ON samples whose teacher hardly differs from the base": small > 0,
             f"{unasked} OFF prompts are of the group of every state, and were not asked": unasked > 0,
             f"{fewer} ON samples have fewer spans than the budget": fewer > 0,
+            f"{unequal} ON samples have a random trial with fewer spans than the selection": unequal > 0,
         }
         return [*self.settings.warnings, *(text for text, holds in said.items() if holds)]
 
