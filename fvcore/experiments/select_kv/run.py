@@ -142,6 +142,7 @@ class _Run:
             "injection.positioning_mode": bench.builder.positioning_mode,
         }
         on, off = on_samples(settings, asked.tokenizer), off_samples(settings, asked.tokenizer)
+        bench.require_room(on)
         return cls(settings.changed(came_to), run_id, Asking(bench, folder, on, off))
 
     @property
