@@ -115,7 +115,9 @@ class RuntimeSettings(Config):
         default="auto", description="auto: the checkpoint's."
     )
     attn_implementation: Literal["eager", "sdpa"] = Field(default="eager", description="Scores are always eager's.")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads (default: one for a small model, else all cores).")
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads (default: one for a small model, else all cores)."
+    )
     output_root: Path = Field(default=Path("outputs"), description="Folder of runs, each in its own.")
 
     @property
@@ -146,7 +148,9 @@ class EvalSettings(Config):
     off_state_limit: int | None = Field(default=None, ge=1, description="States asked of an OFF prompt (default: all).")
     off_batch_size: int = Field(default=64, ge=1, description="Rows of an OFF forward pass.")
     max_memory: int | None = Field(
-        default=None, ge=1, description="Bytes that a batch may take beside the weights, and all that is held of OFF prompts."
+        default=None,
+        ge=1,
+        description="Bytes that a batch may take beside the weights, and all that is held of OFF prompts.",
     )
 
     def off_held(self, vocab: int, n_prompts: int) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from fvcore.experiments.select_kv.bench import Bench, Prefixes
@@ -114,7 +115,9 @@ def _logits(bench: Bench, some: Sequence[_Asked], prefix: Prefix | None) -> Tens
 def _moved(bench: Bench, logits: Tensor, base: Tensor) -> list[float]:
     """KL of each prompt from its base; what that takes in between is of one batch."""
     n = bench.settings.eval.off_batch_size
-    return [moved for pair in zip(logits.split(n), base.split(n), strict=True) for moved in kl(*pair).tolist()]
+    return [
+        moved for pair in zip(torch.split(logits, n), torch.split(base, n), strict=True) for moved in kl(*pair).tolist()
+    ]
 
 
 def _row(bench: Bench, prompt: OffSample, asked: _Asked) -> OffRow:
