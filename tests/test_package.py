@@ -56,7 +56,7 @@ def test_every_run_time_dependency_is_really_used() -> None:
 def test_nothing_is_imported_that_a_plain_install_does_not_bring() -> None:
     declared = _names(PYPROJECT["project"]["dependencies"])
     # They come with transformers, which cannot do without them.
-    brought = declared | {"tokenizers"}
+    brought = declared | {"tokenizers", "huggingface_hub"}
     providers = packages_distributions()
     # The reference's own modules and the private pytest parts are imported where they exist.
     not_ours = {"compute_indirect_effect", "_pytest", "fvcore", "pytest_fvparity", "__future__"}

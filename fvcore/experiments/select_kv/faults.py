@@ -267,7 +267,7 @@ FAULTS = (
           "chosen spans are put in the order of positions before they are cut to prefix_len", "wired",
           "b_on_gain", _cut_by_position),
     Fault("stale_mask", "the mask is as long as an earlier query needed it",
-          "every mask is cut to the length of the first", "rotary", "a1_null_effect", _stale_mask),
+          "every mask is cut to the length of the first of its kind", "rotary", "a0_teacher_cache", _stale_mask),
     Fault("sdpa_scores", "attention is asked of an implementation that returns none",
           "the pass that scores stays on sdpa", "sdpa", "SelectKVRuntimeError", _scores_of_sdpa),
 )  # fmt: skip

@@ -22,6 +22,7 @@ if RUNNING:
     )  # fmt: skip
     from fvcore.experiments.select_kv.model_runtime import ModelRuntime, load_runtime
     from fvcore.model import model as models
+    from fvcore.model.prefix import prefix_cache
     from tests.fvcore.experiments.select_kv import worlds
     from tests.fvcore.experiments.select_kv.worlds import (
         CLOSE,
@@ -80,6 +81,22 @@ def test_a_prefix_is_the_same_after_any_number_of_queries(family: str) -> None:
 
 
 @inference_mode
+def test_one_cache_of_a_prefix_serves_any_number_of_queries() -> None:
+    """Handed to the model twice, it is no longer and answers the same."""
+    prefix, hf = some_prefix("llama"), runtime("llama").lm.hf
+    cache = prefix_cache(prefix.layers)
+    how = {
+        "attention_mask": torch.tensor([[*prefix.mask, *[1] * len(QUERY)]]),
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    twice = [hf(torch.tensor([QUERY]), **how).logits for _ in range(2)]
+
+    assert cache.get_seq_length() == prefix.n_slots
+    assert torch.equal(*twice)
+
+
+@inference_mode
 def test_a_cache_that_keeps_its_queries_answers_otherwise() -> None:
     """The control: the library's own cache, asked twice, where the second query sees the first and not its own end."""
     prefix, hf = some_prefix("llama"), runtime("llama").lm.hf
@@ -126,7 +143,8 @@ def test_prefixes_side_by_side_answer_as_one_by_one(family: str) -> None:
     """Of several lengths, and seen in several layers."""
     from dataclasses import replace
 
-    asked, made, demo = runtime(family), builder(family, "auto", "compact", sink=True), read(family, True)
+    asked, demo = runtime(family), read(family, True)
+    made = builder(family, "auto", "compact", sink=True, prefix__padding_mode="shrink_to_selected")
     one = made.build(demo, DEMO, SELECTED)
     prefixes = [
         one,
@@ -135,6 +153,7 @@ def test_prefixes_side_by_side_answer_as_one_by_one(family: str) -> None:
         made.null(),
         replace(one, visible_layers=(1,)),
     ]
+    assert len({prefix.n_slots for prefix in prefixes}) == 4
     together = asked.next_logits_of_prefixes(QUERY, prefixes)
     alone = [asked.next_logits([QUERY], prefix)[0] for prefix in prefixes]
 
