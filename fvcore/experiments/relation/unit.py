@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fvcore.exits import in_one_line
 from fvcore.experiments.errors import Cause, OtherSettings, cause_of
 from fvcore.experiments.folder import Folder, require_same
 from fvcore.experiments.progress import Progressing, Watched
@@ -118,7 +119,7 @@ class Unit:
             was.write(folder, was.status, reason=was.reason, cause=was.cause, step=was.step, files=was.files)
             raise
         except Exception as error:
-            reason, log = " ".join(str(error).split()), "".join(traceback.format_exception(error))
+            reason, log = in_one_line(error), "".join(traceback.format_exception(error))
             return self._fail(current, cause_of(error), watch.step, reason, log)
         (folder / files.FAILURE_LOG).unlink(missing_ok=True)
         every = {name: sha for one in record.stages.values() for name, sha in one.writes.items()}
