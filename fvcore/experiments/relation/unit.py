@@ -13,14 +13,13 @@ from fvcore.experiments.folder import Folder, require_same
 from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.relation import control, files, gates, intervals
 from fvcore.experiments.relation.config import RelationSettings
-from fvcore.experiments.relation.data import RelationSource
+from fvcore.experiments.relation.data import Pairs, RelationSource
 from fvcore.experiments.relation.gates import COMPLETED, QIdStatus
 from fvcore.experiments.status import Outcome
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.run import record_of, stages_of
 from fvcore.experiments.steps.settings import chosen_steps, identity
 from fvcore.model.model import LanguageModel
-from fvcore.trials.fixed import WordPair
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class Unit:
 
     name: str
     folder: Path
-    pairs: tuple[WordPair, ...]
+    pairs: Pairs
     csv_path: str
     settings: RelationSettings
 
