@@ -43,10 +43,13 @@ class Watched:
 
 
 class Shown:
-    """A bar on a console while a step runs, and a line when it is done. `label` (a q_id, say) stands before each."""
+    """A bar on a console while a step runs, and a line when it is done. `label` (a q_id, say) stands before each.
 
-    def __init__(self, console: Console, label: str = "") -> None:
-        self.console, self.label = console, f"{label} " if label else ""
+    unit: what a step goes through, one after the other
+    """
+
+    def __init__(self, console: Console, label: str = "", unit: str = "layer") -> None:
+        self.console, self.label, self.unit = console, f"{label} " if label else "", unit
 
     @contextmanager
     def running(self, step: str, total: int | None) -> Iterator[Advance]:
@@ -56,7 +59,7 @@ class Shown:
             task = progress.add_task(f"{self.label}{step}", total=total)
 
             def advance(layer: int, n_rows: int) -> None:
-                progress.update(task, advance=n_rows, description=f"{self.label}{step}, layer {layer}")
+                progress.update(task, advance=n_rows, description=f"{self.label}{step}, {self.unit} {layer}")
 
             yield advance
         self.console.print(f"{self.label}{step}: {monotonic() - started:.1f} s", markup=False)
