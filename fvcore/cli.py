@@ -11,6 +11,7 @@ from fvcore.experiments.config import add_command
 from fvcore.experiments.evaluation.cli import evaluate
 from fvcore.experiments.evaluation.config import EvaluationConfig
 from fvcore.experiments.relation.cli import app as relation_app
+from fvcore.experiments.sae.cli import app as pathways_app
 from fvcore.experiments.select_kv import cli as select_kv
 from fvcore.model.commands import app as spec_app
 
@@ -22,6 +23,7 @@ COMMANDS = {
     "antonym": antonym_app,
     "runtime": antonym_app,
     "relation": relation_app,
+    "pathways": pathways_app,
 }
 """Groups of commands; `runtime` is the plans' name of the antonym experiment."""
 

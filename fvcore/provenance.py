@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
+import sys
 from collections.abc import Collection
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -160,3 +163,13 @@ def _onednn(flags: list[str]) -> str:
     most = names.index(allowed) + 1 if allowed in names else len(names)
     usable = names[: min(has, most)]
     return usable[-1] if usable else platform.machine()
+
+
+def peak_rss() -> int:
+    """Bytes of memory that this process held at most, since it began."""
+    with suppress(OSError):
+        if line := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(line[1]) * 1024
+    import resource  # of Unix alone
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

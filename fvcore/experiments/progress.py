@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from fvcore.exits import in_one_line
 from fvcore.formats import read_text, write_text
 from fvcore.provenance import now
 
@@ -42,10 +43,13 @@ class Watched:
 
 
 class Shown:
-    """A bar on a console while a step runs, and a line when it is done. `label` (a q_id, say) stands before each."""
+    """A bar on a console while a step runs, and a line when it is done. `label` (a q_id, say) stands before each.
 
-    def __init__(self, console: Console, label: str = "") -> None:
-        self.console, self.label = console, f"{label} " if label else ""
+    unit: what a step goes through, one after the other
+    """
+
+    def __init__(self, console: Console, label: str = "", unit: str = "layer") -> None:
+        self.console, self.label, self.unit = console, f"{label} " if label else "", unit
 
     @contextmanager
     def running(self, step: str, total: int | None) -> Iterator[Advance]:
@@ -55,7 +59,7 @@ class Shown:
             task = progress.add_task(f"{self.label}{step}", total=total)
 
             def advance(layer: int, n_rows: int) -> None:
-                progress.update(task, advance=n_rows, description=f"{self.label}{step}, layer {layer}")
+                progress.update(task, advance=n_rows, description=f"{self.label}{step}, {self.unit} {layer}")
 
             yield advance
         self.console.print(f"{self.label}{step}: {monotonic() - started:.1f} s", markup=False)
@@ -129,5 +133,5 @@ class Log:
         self.text = read_text(path) if path.is_file() else ""
 
     def line(self, text: str) -> None:
-        self.text += f"{now()} {' '.join(text.split())}\n"
+        self.text += f"{now()} {in_one_line(text)}\n"
         write_text(self.path, self.text)

@@ -1,7 +1,5 @@
 """Memory: what is free on a device, by how much a piece of work made it grow, and how to know that it was too little."""
 
-import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -9,6 +7,8 @@ from pathlib import Path
 
 import psutil
 import torch
+
+from fvcore.provenance import peak_rss
 
 
 def free_memory(device: torch.device) -> int:
@@ -58,13 +58,4 @@ def peak_memory() -> Iterator[Peak]:
         if before:
             peak.n_bytes = sum(torch.cuda.max_memory_allocated(gpu) - taken for gpu, taken in before.items())
         else:
-            peak.n_bytes = max(0, _largest() - held)
-
-
-def _largest() -> int:
-    with suppress(OSError):
-        if line := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
-            return int(line[1]) * 1024
-    import resource  # of Unix alone
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            peak.n_bytes = max(0, peak_rss() - held)

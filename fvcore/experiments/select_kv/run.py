@@ -129,21 +129,11 @@ class _Run:
 
     @classmethod
     def of(cls, settings: Phase2, folder: Folder, run_id: str, runtime: Runtime | None) -> _Run:
-        from fvcore.experiments.select_kv.bench import Bench
-        from fvcore.experiments.select_kv.data import off_samples, on_samples
-        from fvcore.experiments.select_kv.model_runtime import load_runtime
         from fvcore.experiments.select_kv.stages import Asking
 
         settings.require_hf()
-        asked = load_runtime(settings) if runtime is None else runtime
-        bench = Bench.of(asked, settings)
-        came_to = {
-            "injection.kv_source": bench.builder.kv_source,
-            "injection.positioning_mode": bench.builder.positioning_mode,
-        }
-        on, off = on_samples(settings, asked.tokenizer), off_samples(settings, asked.tokenizer)
-        bench.require_room(on)
-        return cls(settings.changed(came_to), run_id, Asking(bench, folder, on, off))
+        asking = Asking.of(settings, folder, runtime)
+        return cls(settings.changed(asking.came_to), run_id, asking)
 
     @property
     def folder(self) -> Folder:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from fvcore.exits import in_one_line
 from fvcore.experiments.select_kv import files, gates
 from fvcore.experiments.select_kv.schemas import ErrorReport, OffRow, OnRow, Report, Topk, finite
 from fvcore.experiments.select_kv.summary import Summary
@@ -82,7 +83,7 @@ def error_report(run_id: str, settings: Phase2, error: Exception) -> ErrorReport
         plan_version=settings.plan_version,
         status="error",
         error_type=type(error).__name__,
-        error=" ".join(str(error).split()),
+        error=in_one_line(error),
         gateA_pass=False,
         gateB_pass=False,
     )
