@@ -22,9 +22,8 @@ if RUNNING:
     from fvcore.experiments.config import ConfigError
     from fvcore.experiments.select_kv.config import Phase2
     from fvcore.experiments.select_kv.model_runtime import load_runtime
-    from fvcore.experiments.select_kv.reading import measured
+    from fvcore.experiments.select_kv.reading import measured, read_settings
     from fvcore.experiments.select_kv.run import run_phase2
-    from fvcore.experiments.select_kv.start import read_settings
 
 if TYPE_CHECKING:
     import torch
