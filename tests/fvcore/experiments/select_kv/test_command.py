@@ -12,10 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from fvcore.cli import app
-from fvcore.embedded import wired
 from fvcore.experiments.config import ConfigError
 from fvcore.experiments.select_kv.config import TINY, WIRED
 from fvcore.formats import read_json
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.embedded import wired
 
 FEW = ("--phase2-max-on=8", "--phase2-max-off=16", "--set=phase2.reporting.compare_kv_sources=false")
 
@@ -164,7 +167,7 @@ def test_settings_are_written_and_nothing_runs() -> None:
         (["--config=none.yaml"], 4),
         (["--set=runtime.backend=mock"], 3),
         (["--set=phase2.thresholds.delta_on_min=100"], 2),
-        ([], 0),
+        pytest.param([], 0, marks=pytest.mark.slow),
     ],
 )
 def test_the_plan_s_command_has_the_plan_s_status(words: list[str], status: int) -> None:
