@@ -54,6 +54,11 @@ class Summary:
         return tuple(fmean(arm.hit for arm in trial) for trial in zip(*(row.random for row in self.on), strict=True))
 
     @property
+    def n_off_unique(self) -> int:
+        """Prompts that do not read the same."""
+        return len({(row.text, row.group) for row in self.off})
+
+    @property
     def on_arms(self) -> list[str]:
         return list(self.on[0].arms)
 
