@@ -19,7 +19,7 @@ from fvcore.experiments.folder import Folder
 from fvcore.experiments.progress import Watched
 from fvcore.experiments.sae.checkpoints import Checkpoints
 from fvcore.experiments.sae.issues import Issues, Stopped, place, severity_of
-from fvcore.experiments.sae.logs import Cells, Log, canonical, scan
+from fvcore.experiments.sae.logs import Cell, Cells, Log, canonical, scan
 from fvcore.experiments.sae.readers import Oddities, is_read
 from fvcore.experiments.sae.schemas import IssueGroup, PlanResults, Validation
 from fvcore.formats import sha256
@@ -127,7 +127,7 @@ class _Audit:
                 if cell.again and not self.plan:
                     said = f"{feature} {condition}: {cell.again} records of trials that stand there already"
                     said += f", {cell.other_text} of them with another text"
-                    self.issues.add("DUP_TRIAL", said, feature, condition, n=cell.again, count=cell.again)
+                    self.issues.add("DUP_TRIAL", said, feature, condition, n=cell.again)
         if not self.plan:
             self._check_names()
         self._check_join()
@@ -251,12 +251,17 @@ class _Audit:
             "unknown": self._unknown(),
             "features_missing_any": counts.get("MISSING_CONDITIONS", 0),
             "low_trial_cells": counts.get("LOW_TRIALS", 0),
+            "duplicate_trials": sum(cell.again for cell in self._cells()),
+            "duplicate_trials_of_other_text": sum(cell.other_text for cell in self._cells()),
         }
 
     def _spread(self) -> dict[str, int | None]:
         trials = sorted(self._expected_trials())
         at = {"min": 0.0, "p05": 0.05, "median": 0.5, "max": 1.0}
         return {name: trials[int(share * (len(trials) - 1))] if trials else None for name, share in at.items()}
+
+    def _cells(self) -> Iterator[Cell]:
+        return (cell for by_condition in self.cells.values() for cell in by_condition.values())
 
     def _expected_trials(self) -> Iterator[int]:
         for feature, by_condition in self.cells.items():

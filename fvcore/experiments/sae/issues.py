@@ -55,10 +55,9 @@ class Issues:
         file: str = "",
         at: int = 0,
         n: int | None = None,
-        count: int = 1,
     ) -> None:
         """One more; `at` is its place in the file, `n` what it is about, where that is a number."""
-        self.counts[code] = self.counts.get(code, 0) + count
+        self.counts[code] = self.counts.get(code, 0) + 1
         key = (*place(feature), condition, file, at)
         # What a file holds may be no character.
         told = (text.encode(errors="backslashreplace").decode() for text in (message, feature, condition, file))

@@ -238,7 +238,7 @@ def _decode(lines: bool) -> Callable[[bytes], list[Any]] | None:
     except ImportError:
         return None
     kept = msgspec.defstruct("Kept", [(key, Any, MISSING) for key in KEYS], gc=False)
-    of_line, of_file = msgspec.json.Decoder(kept), msgspec.json.Decoder(list[kept])
+    of_line, of_file = msgspec.json.Decoder(kept), msgspec.json.Decoder(list[kept])  # type: ignore[valid-type]
     decode: Callable[[bytes], list[Any]] = of_line.decode_lines if lines else of_file.decode
     return decode
 
