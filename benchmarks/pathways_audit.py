@@ -25,7 +25,7 @@ from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.generate import CHECKPOINTS, LOGS, Size, write
 from fvcore.provenance import peak_rss
 
-FEATURES_A_FILE, TRIALS, REPEAT = 50, 30, 4
+FEATURES_A_FILE, TRIALS, REPEAT = 50, 30, 5
 WAYS = ("msgspec", "standard library", "the plan's text")
 
 

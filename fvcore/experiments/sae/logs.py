@@ -88,7 +88,7 @@ class Log:
 
 def scan_file(path: Path, listed: int, plan: bool) -> Log:
     """One file; never raises for what it holds. plan: by the plan's policy, which stops at the first error."""
-    log = Log(Issues(listed, stop=plan))
+    log = Log(Issues(listed, plan))
     try:
         try:
             _scan(path, log)
@@ -137,7 +137,7 @@ def _careful(path: Path, record: Record, log: Log) -> bool:
     except ValidationError as error:
         issue("BAD_TYPE", f"{path.name}, record {at}, {name}: {sentence(error)}")
         return False
-    if not response or (response.isspace() and not log.issues.stop):  # the plan takes a blank for a text
+    if not response or (response.isspace() and not log.issues.plan):  # the plan takes a blank for a text
         said = f"Response missing text payload: {name} ({path.name}, record {at})"
         issue("EMPTY_RESPONSE", said, condition=record[1])
     return "response" in given
