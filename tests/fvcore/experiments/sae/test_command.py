@@ -14,14 +14,13 @@ from fvcore.cli import app
 from fvcore.experiments.config import ConfigError, resolve
 from fvcore.experiments.sae.config import PLAN, PathwaysConfig
 from fvcore.experiments.sae.schemas import Validation
-from tests.fvcore.experiments.sae.worlds import Data, right
+from tests.fvcore.experiments.sae.worlds import Data, config_of, right
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Data:
     made = right(tmp_path)
-    made.write()
-    (tmp_path / "config.yaml").write_text(made.settings().text())
+    config_of(made)
     return made
 
 

@@ -77,3 +77,11 @@ def right(root: Path, n: int = 10) -> Data:
 
 def codes(found: Validation) -> dict[str, tuple[str, int]]:
     return {group.code: (group.severity, group.count) for group in found.issues}
+
+
+def config_of(data: Data) -> Path:
+    """The data written, and a config that names it."""
+    data.write()
+    path = data.root / "config.yaml"
+    path.write_text(data.settings().text())
+    return path
