@@ -3,6 +3,7 @@ forward passes. And the episodes that other libraries are asked on.
 
     python benchmarks/select_kv.py                              # a table, on tiny-llama and on random 12x768
     python benchmarks/select_kv.py --episodes episodes.json     # demos, queries and OFF prompts of tiny.yaml, as token ids
+    python benchmarks/select_kv.py --beside kvpress.json        # a table of what kvpress gave on them beside ours
 
 Seconds are those of one thread on the processor of this machine; what is claimed are the ratios, of the best of some
 repetitions on both sides.
@@ -29,10 +30,13 @@ from sweep_world import Size, model
 from fvcore import embedded
 from fvcore.experiments.config import resolve
 from fvcore.experiments.select_kv.bench import Bench
+from fvcore.experiments.select_kv.budgets import METHODS, with_budget
 from fvcore.experiments.select_kv.compute import Chosen, on_row
 from fvcore.experiments.select_kv.config import TINY, Phase2, SelectKVConfig
 from fvcore.experiments.select_kv.data import off_samples, on_samples
+from fvcore.experiments.select_kv.metrics import is_hit, kl, p99
 from fvcore.experiments.select_kv.model_runtime import ModelRuntime, load_runtime
+from fvcore.experiments.select_kv.selection import recent, select
 
 SIZES = ("tiny-llama", "12x768")
 BUDGETS = (2, 4, 16, 40)
@@ -136,32 +140,77 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     console.print("\n".join(lines), soft_wrap=True)
 
 
-def episodes(path: Path) -> None:
+def asked_episodes() -> tuple[Bench, list[Any], list[Any]]:
     """The shipped run's first demos, each relation once, and OFF prompts."""
     asked = settings(**{"eval.on_samples": N_ON, "eval.off_samples": N_OFF})
     runtime = load_runtime(asked)
-    sink = Bench.of(runtime, asked).sink
+    return Bench.of(runtime, asked), on_samples(asked, runtime.tokenizer), off_samples(asked, runtime.tokenizer)
+
+
+def episodes(path: Path) -> None:
+    """Write them as token ids, for a program that knows nothing of this one."""
+    bench, demos, prompts = asked_episodes()
     on = [
         {"demo_ids": one.demo.ids, "query_ids": one.query_ids, "answer_ids": one.answer_ids, "group": one.group}
-        for one in on_samples(asked, runtime.tokenizer)
+        for one in demos
     ]
-    off = [
-        {"ids": one.ids, "group": one.group, "answer_ids": one.answer_ids}
-        for one in off_samples(asked, runtime.tokenizer)
-    ]
-    given = {"model": str(embedded.path_of("tiny-llama")), "sink": sink, "on": on, "off": off, "budgets": BUDGETS}
+    off = [{"ids": one.ids, "group": one.group} for one in prompts]
+    given = {"model": str(embedded.path_of("tiny-llama")), "sink": bench.sink, "on": on, "off": off, "budgets": BUDGETS}
     path.write_text(json.dumps(given) + "\n", encoding="utf-8")
     console.print(f"wrote {path}: {len(on)} demos, {len(off)} OFF prompts")
+
+
+def ours(bench: Bench, demos: Sequence[Any], prompts: Sequence[Any], budget: int, method: str) -> dict[str, Any]:
+    """ON accuracy, and the 99th percentile over OFF prompts of what the worst state does to each."""
+    chosen_with, moved, hits = with_budget(bench.settings, budget), torch.zeros(len(prompts), dtype=torch.float64), []
+    bases = torch.stack([bench.base(one.ids) for one in prompts])
+    for sample in demos:
+        chosen = Chosen.of(bench, sample)
+        if method == "recent":
+            selection = recent(sample.demo, budget)
+        else:
+            selection = select(chosen_with, sample.demo, chosen.scores, trial=0, index=sample.index, mode=method)
+        prefix = bench.builder.build(chosen.demo, sample.demo.ids, selection.indices, prefix_len=budget)
+        hits.append(is_hit(bench.runtime.next_logits([sample.query_ids], prefix)[0], sample.answer_ids))
+        others = [at for at, one in enumerate(prompts) if one.group != sample.group]
+        after = bench.runtime.next_logits([prompts[at].ids for at in others], prefix)
+        moved[others] = torch.maximum(moved[others], kl(after, bases[others]))
+    return {
+        "method": f"{method} (ours)",
+        "kept": budget,
+        "on_acc": sum(hits) / len(hits),
+        "off_p99": p99(moved.tolist()),
+    }
+
+
+def beside(path: Path) -> None:
+    """A Markdown table: a row a method, ON accuracy and OFF p99 at each number of kept tokens."""
+    given, (bench, demos, prompts) = json.loads(path.read_text(encoding="utf-8")), asked_episodes()
+    rows = [ours(bench, demos, prompts, k, method) for method in METHODS for k in BUDGETS] + given["rows"]
+    whole = next(row for row in rows if row["kept"] is None)
+    at = {(row["method"], row["kept"]): f"{row['on_acc']:.2f} / {row['off_p99']:.2f}" for row in rows}
+    lines = [
+        f"| ON accuracy / OFF p99 | {' | '.join(f'{k} tokens' for k in BUDGETS)} |",
+        "|---" * (1 + len(BUDGETS)) + "|",
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows if row["kept"] is not None):
+        lines.append(f"| {method} | {' | '.join(at[method, k] for k in BUDGETS)} |")
+    console.print("\n".join(lines), soft_wrap=True, markup=False)
+    console.print(f"whole demo: {at[whole['method'], None]}; {given['versions']}", soft_wrap=True, markup=False)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=Path, help="write the episodes to this file, and time nothing")
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="tiny-llama, or layers x width such as 12x768")
+    parser.add_argument("--beside", type=Path, help="what select_kv_kvpress.py wrote; time nothing")
     given = parser.parse_args(words)
     torch.set_num_threads(1)
     if given.episodes is not None:
         episodes(given.episodes)
+        return
+    if given.beside is not None:
+        beside(given.beside)
         return
     show([measured(name) for name in given.sizes])
 

@@ -16,8 +16,13 @@ class Expected(Exception):
     status = USAGE
 
 
+def in_one_line(said: object) -> str:
+    """The words of an error, or of another text, whatever white space stands between them."""
+    return " ".join(str(said).split())
+
+
 def say(text: str) -> None:
     """One red line, whatever the text holds."""
     import typer
 
-    typer.secho(f"fvcore: {' '.join(text.split())}", fg="red", err=True)
+    typer.secho(f"fvcore: {in_one_line(text)}", fg="red", err=True)

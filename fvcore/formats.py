@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fvcore.exits import Expected
+from fvcore.exits import Expected, in_one_line
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -226,7 +226,7 @@ def read_yaml(path: Path, as_text: bool = False) -> Any:
         value = yaml.load(read_text(path), Loader)  # a SafeLoader: plain values alone
         _require_shallow(value)
     except (yaml.YAMLError, ValueError) as error:
-        raise FormatError(f"{path}: not valid YAML ({' '.join(str(error).split())[:300]})") from error
+        raise FormatError(f"{path}: not valid YAML ({in_one_line(error)[:300]})") from error
     except RecursionError:
         raise FormatError(f"{path}: not valid YAML (nested deeper than {MAX_DEPTH} levels)") from None
     return value
@@ -315,9 +315,7 @@ def read_pt(path: Path) -> Any:
     try:
         return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # of many kinds, by where the file is damaged
-        raise FormatError(
-            f"{path}: not a file of tensors and plain values ({' '.join(str(error).split())[:200]})"
-        ) from None
+        raise FormatError(f"{path}: not a file of tensors and plain values ({in_one_line(error)[:200]})") from None
 
 
 def pt_bytes(value: Any) -> bytes:

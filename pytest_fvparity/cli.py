@@ -72,7 +72,7 @@ def selftest(
         verdict = f"[{COLOURS[row.verdict]}]{row.verdict}[/]"
         table.add_row(row.fault.id, *map(escape, (row.fault.hazard, row.fault.expected, row.seen_words)), verdict)
     console.print(table)
-    console.print(run.counted(rows))
+    say(run.counted(rows))
     if markdown:
         write_text(markdown, run.faults_markdown(rows, known) + "\n")
     if run.red(rows):
@@ -160,7 +160,8 @@ def _read(paths: Sequence[Path]) -> dict[Path, Report]:
 
     found: dict[Path, None] = {}
     for path in paths:
-        if not (inside := sorted(path.rglob(f"{REPORT}.json")) if path.is_dir() else [path]):
+        inside = sorted(path.rglob(f"{REPORT}.json")) if path.is_dir() else [path]
+        if not inside:
             raise Unusable(f"{path}: no {REPORT}.json under this folder")
         found |= dict.fromkeys(inside)
     return {path: read_report(path) for path in found}

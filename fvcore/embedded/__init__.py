@@ -1,7 +1,8 @@
 """The two tiny in-context-learning models that ship with the project, and the recipe that trains them.
 
 `words` says what they know, `tokenizer` how they read, `batches`, `objectives` and `train` how they came to be,
-`gate` what they must still do. `wired` is a third model, which was never trained. This file imports no torch: asking where a model lies stays cheap.
+`gate` what they must still do. `wired` is a third model, which was never trained. This file imports no torch: asking
+where a model lies stays cheap.
 """
 
 from pathlib import Path

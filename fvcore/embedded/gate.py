@@ -63,19 +63,25 @@ class GateResult:
 
     def failures(self) -> list[str]:
         """What the model lacks, one sentence each (empty: it passes)."""
-        checks = {
-            f"ten-shot accuracy is {self.ten_shot:.3f}, expected at least 0.95": self.ten_shot >= 0.95,
-            f"zero-shot accuracy is {self.zero_shot:.3f}, expected at most 0.3": self.zero_shot <= 0.3,
-            f"accuracy with shuffled labels is {self.shuffled:.3f}, expected at most 0.2": self.shuffled <= 0.2,
-            f"largest AIE is {self.top_aie:.4f}, expected at least {self.required_aie}": self.top_aie
-            >= self.required_aie,
-            f"largest AIE is {self.top_aie:.4f}, expected ten times the median |AIE| {self.median_abs_aie:.4f}": (
-                self.top_aie >= 10 * self.median_abs_aie
+        checks = (
+            (self.ten_shot >= 0.95, f"ten-shot accuracy is {self.ten_shot:.3f}, expected at least 0.95"),
+            (self.zero_shot <= 0.3, f"zero-shot accuracy is {self.zero_shot:.3f}, expected at most 0.3"),
+            (self.shuffled <= 0.2, f"accuracy with shuffled labels is {self.shuffled:.3f}, expected at most 0.2"),
+            (
+                self.top_aie >= self.required_aie,
+                f"largest AIE is {self.top_aie:.4f}, expected at least {self.required_aie}",
             ),
-            f"the function vector gives accuracy {self.injected:.3f}, other heads {self.random_heads:.3f}; expected a "
-            "difference of at least 0.5": self.injected - self.random_heads >= 0.5,
-        }
-        return [sentence for sentence, holds in checks.items() if not holds]
+            (
+                self.top_aie >= 10 * self.median_abs_aie,
+                f"largest AIE is {self.top_aie:.4f}, expected ten times the median |AIE| {self.median_abs_aie:.4f}",
+            ),
+            (
+                self.injected - self.random_heads >= 0.5,
+                f"the function vector gives accuracy {self.injected:.3f}, other heads {self.random_heads:.3f}; "
+                "expected a difference of at least 0.5",
+            ),
+        )
+        return [sentence for holds, sentence in checks if not holds]
 
 
 @dataclass(frozen=True)

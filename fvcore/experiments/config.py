@@ -169,7 +169,7 @@ def _of_sets(sets: Sequence[str]) -> Iterator[dict[str, Any]]:
         try:
             yield _nested({key.strip(): yaml.safe_load(value)})
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text!r}: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"--set {text!r}: {exits.in_one_line(error)}") from None
 
 
 def _settings(kind: type[Config], layer: Mapping[Any, Any], origin: str) -> list[tuple[str, Any]]:
@@ -194,7 +194,7 @@ def _walk(
 
 
 def _name_of(root: type[Config], kind: type[Config], key: Any, origin: str, above: str) -> str:
-    """The setting or group that a key means; raises ConfigError for one that is none, with the one that it looks most like."""
+    """The setting or group that a key means; raises ConfigError for one that is none, with the one it looks most like."""
     # YAML takes the words on and off for truth values.
     word = ("on" if key else "off") if isinstance(key, bool) else str(key)
     plain = word.replace("-", "_")

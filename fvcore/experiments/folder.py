@@ -14,6 +14,9 @@ from fvcore.experiments.errors import FolderInUse, OtherSettings
 from fvcore.formats import sha256_file, write_bytes, write_csv, write_json, write_jsonl, write_pt, write_text
 
 LOCK = ".lock"
+OUT = "--out"
+"""How most commands are told where a run's folder is."""
+
 UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
@@ -65,8 +68,8 @@ def names_a_folder(name: str) -> bool:
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Hold a run's folder while it is written; raises FolderInUse, naming who holds it.
+def locked(root: Path, option: str = OUT) -> Iterator[None]:
+    """Hold a run's folder while it is written; raises FolderInUse, naming who holds it, and the `option` of another folder.
 
     The system gives the lock back when its process ends, in whatever way. Where a file system knows no locks, nothing is
     held: to run is better than to refuse then.
@@ -78,12 +81,12 @@ def locked(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _in_use(root, descriptor) from None
+            raise _in_use(root, descriptor, option) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
         if not path.exists() or path.stat().st_ino != os.fstat(descriptor).st_ino:
-            raise _in_use(root, descriptor)  # it was given back, and taken by another, in between
+            raise _in_use(root, descriptor, option)  # it was given back, and taken by another, in between
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
         try:
@@ -94,9 +97,9 @@ def locked(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _in_use(root: Path, descriptor: int) -> FolderInUse:
+def _in_use(root: Path, descriptor: int, option: str) -> FolderInUse:
     holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
-    return FolderInUse(f"{root} is being written by {holder}: wait for it to end, or use another --out")
+    return FolderInUse(f"{root} is being written by {holder}: wait for it to end, or use another {option}")
 
 
 def require_same(where: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
@@ -112,9 +115,10 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     ]
 
 
-def refuse_others(where: Path, different: Sequence[str]) -> None:
+def refuse_others(where: Path, different: Sequence[str], option: str = OUT) -> None:
+    """option: by which a command is given another folder"""
     if different:
         raise OtherSettings(
             f"{where} holds results of other settings: {'; '.join(different)}. Results of different settings are never "
-            "mixed: use another --out, or remove the folder"
+            f"mixed: use another {option}, or remove the folder"
         )

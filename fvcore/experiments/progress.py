@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from fvcore.exits import in_one_line
 from fvcore.formats import read_text, write_text
 from fvcore.provenance import now
 
@@ -132,5 +133,5 @@ class Log:
         self.text = read_text(path) if path.is_file() else ""
 
     def line(self, text: str) -> None:
-        self.text += f"{now()} {' '.join(text.split())}\n"
+        self.text += f"{now()} {in_one_line(text)}\n"
         write_text(self.path, self.text)

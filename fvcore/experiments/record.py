@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from fvcore.experiments.folder import Folder, differences, refuse_others
+from fvcore.experiments.folder import OUT, Folder, differences, refuse_others
 from fvcore.experiments.progress import Progressing, Watched
 from fvcore.fast.chunks import Advance
 from fvcore.formats import read_json, sha256, validated, write_json
@@ -61,10 +61,14 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The record of a folder, in the file of this name in it."""
+    """The record of a folder, in the file of this name in it.
+
+    option: by which the command is given another folder
+    """
 
     folder: Folder
     file: str
+    option: str = OUT
 
     def run(self, stages: Sequence[Stage], progress: Progressing | None = None) -> RunRecord:
         """Do the stages that are not done yet, in order, each recorded before the next; returns the whole record.
@@ -101,7 +105,7 @@ class Record:
             for what in differences(there.settings, groups.get(group, there.settings)):
                 different.setdefault(what, []).append(group)
         said = [f"{what} ({', '.join(dict.fromkeys(of))})" for what, of in different.items()]
-        refuse_others(self.folder.root, said)
+        refuse_others(self.folder.root, said, self.option)
         self._write(record, {name: StageRecord(settings=one) for name, one in plain.items()} | record.stages)
 
     def is_done(self, stage: Stage) -> bool:

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from fvcore.exits import in_one_line
 from fvcore.experiments.errors import Cause
 from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.status import Outcome
@@ -165,7 +166,7 @@ class RayWorkers(Generic[Tool]):
                 if deaths[unit.name] < ATTEMPTS:
                     waiting.appendleft(unit)
                     continue
-                words = " ".join(str(ended).split())
+                words = in_one_line(ended)
                 # A process that was merely killed is said to have run out of memory perhaps: that is no cause.
                 cause: Cause = "memory" if LOW_MEMORY in words else "code"
                 yield unit.give_up(cause, f"its process ended {ATTEMPTS} times without a word: {words:.{SHOWN}}")
@@ -229,7 +230,7 @@ def ray_workers(
         try:
             ray.init(address=address, **how)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise RayError(f"--ray {address}: no Ray there ({' '.join(str(error).split())})") from error
+            raise RayError(f"--ray {address}: no Ray there ({in_one_line(error)})") from error
         yield RayWorkers(load, needs_gpu, n_cpus)
     finally:
         ray.shutdown()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fvcore import activations, effects
+from fvcore.exits import in_one_line
 from fvcore.fast import sweep
 from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
 from fvcore.fast.shared_prompt import SharedPrompt
@@ -70,7 +71,10 @@ def causal_indirect_effects(
     engine: str = "fast",
     max_memory: int | None = None,
 ) -> Tensor:
-    """`effects.causal_indirect_effect` of every prompt by an engine: (trial, layer, head[, class]), float32."""
+    """`effects.causal_indirect_effect` of every prompt by an engine: (trial, layer, head[, class]), float32 on the CPU.
+
+    mean_activations: (layer, head, slot, d_head), here and below
+    """
     if chosen(lm, engine) == "exact":
         each = [effects.causal_indirect_effect(lm, *case, mean_activations, all_token_classes) for case in cases]
         return torch.stack(each)
@@ -127,7 +131,7 @@ def why_not_fast(lm: LanguageModel) -> str:
         try:
             return _difference(lm)
         except Exception as error:  # whatever a model's code says to rows it did not expect
-            return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+            return f"{type(error).__name__}: {in_one_line(error):.300}"
 
     return lm.once(f"fast engine, {lm.attn_implementation}", find)
 

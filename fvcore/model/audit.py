@@ -108,8 +108,16 @@ def not_loaded(spec: ModelSpec, name: str, error: ModelError | None = None) -> R
 
     error: why, of one that the spec does not fit, or that cannot be loaded as asked
     """
-    level, path = LOADED if error else TOKENIZER_ONLY, spec.out_proj_path(0)
-    smoke = ResolverSmoke(spec.name, name, level, False, spec.blocks_path, [], [path], deferred_to_m5b=not error)
+    smoke = ResolverSmoke(
+        spec_key=spec.name,
+        hf_model_id=name,
+        smoke_level=LOADED if error else TOKENIZER_ONLY,
+        negative=False,
+        blocks_path=spec.blocks_path,
+        checked_layer_indices=[],
+        derived_out_proj_paths=[spec.out_proj_path(0)],
+        deferred_to_m5b=not error,
+    )
     if error:
         smoke.failed(error)
     return smoke

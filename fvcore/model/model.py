@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fvcore import embedded
+from fvcore.exits import in_one_line
 from fvcore.model.anatomy import head_width, require_parts, spec_in, text_config, types_of
 from fvcore.model.placement import DTYPES as DTYPES
 from fvcore.model.placement import FOR_PARITY, Placement, quant_of
@@ -346,6 +347,6 @@ def _loading(what: str, name: str, more: str = "") -> Iterator[None]:
     except Exception as error:
         shipped = ", ".join([*embedded.EMBEDDED, embedded.WIRED])
         raise ModelError(
-            f"cannot load the {what} of {name!r}: {' '.join(str(error).split())[:300]}. Expected a shipped model ({shipped}), a "
+            f"cannot load the {what} of {name!r}: {in_one_line(error)[:300]}. Expected a shipped model ({shipped}), a "
             f"directory written by save_pretrained, or a hub id that is in the local cache (nothing is downloaded).{more}"
         ) from error

@@ -107,8 +107,12 @@ def of_questions(n_train: int, queries: Sequence[int], n_shots: int, shuffled: b
     """
     rng = np.random.RandomState(seed)
     for query in queries:
-        demos = tuple(map(int, rng.choice(n_train, n_shots, replace=False))) if n_shots else ()
-        yield Draw(demos, query, tuple(map(int, rng.permutation(n_shots) if shuffled and n_shots else range(n_shots))))
+        if n_shots == 0:
+            yield Draw((), query, ())
+            continue
+        demos = rng.choice(n_train, n_shots, replace=False)
+        order = rng.permutation(n_shots) if shuffled else range(n_shots)
+        yield Draw(tuple(map(int, demos)), query, tuple(map(int, order)))
 
 
 def random_heads(

@@ -135,7 +135,7 @@ def import_golden(
 
 def say(*lines: str) -> None:
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
+        typer.echo(line)
 
 
 def _size(n_bytes: int) -> str:

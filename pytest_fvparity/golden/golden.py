@@ -103,8 +103,7 @@ def require_comparable(golden: Profile, candidate: Profile) -> None:
     """Refuse, naming the fields, when the two are not the same experiment; StaleGolden when they were once."""
     if not (different := golden.diff_identity(candidate)):
         return
-    # Of a digest its head is enough to tell two apart.
-    shown = {n: [f"{v:.12}..." if n in DIGESTS else repr(v) for v in pair] for n, pair in different.items()}
+    shown = {name: [_shown(name, value) for value in pair] for name, pair in different.items()}
     fields = "; ".join(f"{name}: golden {want}, this run {have}" for name, (want, have) in shown.items())
     if changed := _changed_content(golden, candidate, set(different)):
         raise StaleGolden(
@@ -114,6 +113,11 @@ def require_comparable(golden: Profile, candidate: Profile) -> None:
     raise Refused(
         f"profile mismatch, nothing was compared. {fields}. Use the golden's settings, or record a golden of these"
     )
+
+
+def _shown(name: str, value: object) -> str:
+    """Of a digest its head is enough to tell two apart."""
+    return f"{value:.12}..." if name in DIGESTS else repr(value)
 
 
 DIGESTS = {"weights_sha", "tokenizer_sha", "trials_sha256"}

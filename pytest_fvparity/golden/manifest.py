@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from fvcore.exits import in_one_line
 from fvcore.formats import FormatError, read_json, sentence, sha256, sha256_file, write_json
 from fvcore.gates import Refused
 from fvcore.profile import Profile, Strict
@@ -158,7 +159,7 @@ def read(path: Path) -> Manifest:
             raise OtherSchema(path, found)
         manifest = Manifest.model_validate(written)
     except (FormatError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:300] if isinstance(error, FormatError) else sentence(error)
+        reason = in_one_line(error)[:300] if isinstance(error, FormatError) else sentence(error)
         raise DamagedGolden(f"{path}: the golden's manifest cannot be read: {reason}") from None
     if (actual := sealed(written)[DIGEST]) != manifest.digest:
         raise DamagedGolden(

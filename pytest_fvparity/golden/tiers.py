@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fvcore import artifacts
+from fvcore.exits import in_one_line
 from fvcore.formats import FormatError, read_bytes, sha256, sha256_file, write_bytes, write_safetensors
 from pytest_fvparity.golden import manifest as manifests
 from pytest_fvparity.golden.golden import STAGING, Golden, swap
@@ -67,7 +68,8 @@ def split(path: Path, full_to: str, url: str | None = None) -> tuple[int, int]:
     `url` is what the core says of where the full tier lies (by default `full_to`, if it is a URL). The full files are
     read back before the golden is changed.
     """
-    if (golden := Golden.open(path)).manifest.full is not None:
+    golden = Golden.open(path)
+    if golden.manifest.full is not None:
         raise TierError(f"{path}: is split already; fetch its full tier and record it again to split it anew")
     if not (slices := {key: found for key in CHECK_KEYS if (found := slices_of(key, golden.stored(key)))}):
         raise TierError(f"{path}: has no tensor that is large enough to lie elsewhere")
@@ -110,7 +112,8 @@ def fetch(path: Path, url: str | None = None) -> list[Path]:
 
     Returns the files it wrote; a golden of one tier has none.
     """
-    if (manifest := manifests.read(path)).full is None:
+    manifest = manifests.read(path)
+    if manifest.full is None:
         return []
     base, fetched = url or manifest.full.url, []
     for key, stored in manifest.full.files.items():
@@ -144,5 +147,5 @@ def _elsewhere(where: str) -> Iterator[tuple[Any, str]]:
     try:
         yield fsspec.url_to_fs(where)
     except Exception as error:  # of as many kinds as there are stores
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = in_one_line(error) or type(error).__name__
         raise TierError(f"{where}: {reason:.300}") from error

@@ -9,7 +9,7 @@ import typer
 
 from fvcore import exits
 from fvcore.formats import FormatError
-from pytest_fvparity.golden.commands import console, say
+from pytest_fvparity.golden.commands import say
 from pytest_fvparity.milestones.setup import Setup
 
 NAMES = ("M0", "M1", "M2", "M3", "M4", "M5", "M6")
@@ -29,8 +29,8 @@ def milestone(which: Which, **options: Any) -> None:
     passed = True
     for name, outcome in run_all(names, Setup(**options)):
         passed = passed and outcome.passed
-        console.print(f"{name} {'[green]PASS[/]' if outcome.passed else '[red]FAIL[/]'}", end=" ")
-        say(outcome.message, *(f"   {line}" for line in _told(outcome.files)))
+        verdict = typer.style("PASS", fg="green") if outcome.passed else typer.style("FAIL", fg="red")
+        say(f"{name} {verdict} {outcome.message}", *(f"   {line}" for line in _told(outcome.files)))
     if not passed:
         raise typer.Exit(exits.FAILED)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fvcore.exits import in_one_line
 from fvcore.experiments.errors import StepError
 from fvcore.experiments.progress import Shown
 from fvcore.experiments.steps import layout
@@ -36,7 +37,7 @@ def run(setup: Setup) -> MilestoneOutcome:
         try:
             run_steps(lm, folder, settings, source, progress=Shown(Console(stderr=True)))
         except (StepError, ModelError, FormatError, RuntimeError) as error:
-            raise Failed(f"{name}: {' '.join(str(error).split())}") from error
+            raise Failed(f"{name}: {in_one_line(error)}") from error
         files += _delivered(folder, lm.n_layers)
     message = f"{' and '.join(sources)} through StepD, StepE and Step6 at {lm.n_layers} layers"
     return MilestoneOutcome(True, message, files)

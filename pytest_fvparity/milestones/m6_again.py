@@ -27,7 +27,8 @@ def run(setup: Setup) -> MilestoneOutcome:
     first, second = map(numbers, runs)
     if different := [name for name in first if changes(first[name], second.get(name))]:
         return _ended(setup, repaired, runs, f"a second run gave other numbers: {', '.join(different)}")
-    if not (suite := deliver(setup, runs[1])).passed:
+    suite = deliver(setup, runs[1])
+    if not suite.passed:
         return _ended(setup, repaired, runs, suite.message)
     done = _ended(setup, repaired, runs, f"{suite.message}; from {repaired} on, then twice in full, the same numbers")
     return MilestoneOutcome(True, done.message, [*done.files, *suite.files])

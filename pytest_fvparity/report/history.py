@@ -54,14 +54,16 @@ class Comparison(ReportPart):
 
 def compared(now: Report, before: Report) -> Comparison:
     """`before` is of the same trials."""
-    old, new, sides = before.by_key, now.by_key, {"before": before, "now": now}
+    old, new = before.by_key, now.by_key
     keys = [_change(key, old.get(key), new.get(key)) for key in CHECK_KEYS if key in old | new]
     drifts = [drift for row in keys if row.change == "same" for drift in _drifts(old[row.key], new[row.key])]
     return Comparison(
         dataset=now.dataset,
         fixed_trials_id=now.fixed_trials_id,
-        **{f"created_{side}": report.created_at for side, report in sides.items()},
-        **{f"overall_{side}": report.overall_status for side, report in sides.items()},
+        created_before=before.created_at,
+        created_now=now.created_at,
+        overall_before=before.overall_status,
+        overall_now=now.overall_status,
         sentence=_sentence(keys, drifts),
         changed=_changed(before, now),
         keys=keys,
@@ -70,13 +72,20 @@ def compared(now: Report, before: Report) -> Comparison:
 
 
 def _change(key: str, before: Check | None, now: Check | None) -> KeyChange:
-    sides = {"before": before, "now": now}
-    statuses: dict[str, Any] = {side: check and check.status for side, check in sides.items()}
-    largest: dict[str, Any] = {f"max_abs_diff_{side}": check and check.max_abs_diff for side, check in sides.items()}
-    shares = {side: largest_of(row.used for row in check.tolerances) for side, check in sides.items() if check}
-    used: dict[str, Any] = {f"used_{side}": shares.get(side) for side in sides}
-    change, ratio = _word(*statuses.values()), _ratio(*largest.values())
-    return KeyChange(key=key, change=change, ratio=ratio, **statuses, **largest, **used)
+    statuses = [check.status if check else None for check in (before, now)]
+    largest = [check.max_abs_diff if check else None for check in (before, now)]
+    used = [largest_of(row.used for row in check.tolerances) if check else None for check in (before, now)]
+    return KeyChange(
+        key=key,
+        change=_word(*statuses),
+        before=statuses[0],
+        now=statuses[1],
+        max_abs_diff_before=largest[0],
+        max_abs_diff_now=largest[1],
+        ratio=_ratio(*largest),
+        used_before=used[0],
+        used_now=used[1],
+    )
 
 
 def _word(before: str | None, now: str | None) -> str:

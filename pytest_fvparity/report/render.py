@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fvcore.exits import in_one_line
 from fvcore.formats import FormatError, csv_text, json_text, read_json, validated, write_text
 from fvcore.profile import Processor
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -170,7 +171,7 @@ def environment() -> Environment:
     templates.filters |= {"number": _number, "share": _share, "fence": _fence, "worst_first": _worst_first}
     templates.filters |= {"grids": grids, "colour": colour, "ran_on": _ran_on}
     # Text that cannot break out of a Markdown table.
-    templates.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
+    templates.filters["cell"] = lambda value: in_one_line(value).replace("|", "\\|").replace("`", "'")
     templates.filters["failing_first"] = lambda checks: sorted(checks, key=lambda check: check["status"] == "PASS")
     templates.filters["used"] = lambda tolerances: largest_of(row["used"] for row in tolerances)
     # A word is no finite number, and no tolerance allows that.

@@ -53,7 +53,10 @@ def catalogue() -> dict[str, Fault]:
 def rows(ids: Sequence[str] = (), began: Callable[[Fault], None] | None = None) -> Iterator[Row]:
     """Run the faults of the catalogue, or some of them by id."""
     known = catalogue()
-    for fault in map(known.__getitem__, ids or known):
+    for id in ids or known:
+        if id not in known:
+            raise KeyError(f"no fault {id} in the catalogue; known: {', '.join(known)}")
+        fault = known[id]
         if began:
             began(fault)
         yield Row(fault, {family: fault.observe(rig_of(family)) for family in fault.families})

@@ -32,9 +32,9 @@ class FakeRuntime:
 
     inv_freq = None
 
-    def __init__(self, poison: float = 0.0, leak: float = 0.0) -> None:
+    def __init__(self, poison: float = 0.0, leak: float = 0.0, max_positions: int = 512) -> None:
         self.tokenizer: Any = wired.tokenizer()
-        self.poison, self.leak = poison, leak
+        self.poison, self.leak, self.max_positions = poison, leak, max_positions
         self.keys = set(self.tokenizer.convert_tokens_to_ids(list(wired.KEYS)))
         self.values = set(self.tokenizer.convert_tokens_to_ids(list(wired.VALUES)))
         self.asked = 0
@@ -45,7 +45,7 @@ class FakeRuntime:
         versions = {"torch_version": "0", "transformers_version": "0", "tokenizers_version": "0"}
         return RuntimeInfo(
             model_id="fake", revision=None, architecture="Fake", position_scheme="learned", rope_type=None,
-            max_positions=512, device="cpu", dtype="fp32", attn_implementation="eager", cache_class="Fake", **sizes,
+            max_positions=self.max_positions, device="cpu", dtype="fp32", attn_implementation="eager", cache_class="Fake", **sizes,
             **versions,
         )  # fmt: skip
 

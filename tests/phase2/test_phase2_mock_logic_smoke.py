@@ -169,6 +169,13 @@ class TestWholeRun:
         assert (result.gateA_pass, result.gateB_pass, result.final_pass) == (True, True, False)
         assert result.report["failure_reason"] == "advisory_select_mode"
 
+    def test_a_demo_beyond_the_models_positions_is_refused_before_anything_is_asked(self, runs: Runs) -> None:
+        runtime = FakeRuntime(max_positions=20)
+
+        result = runs(runtime)
+        assert (result.exit_code, runtime.asked) == (exits.UNJUDGED, 0)
+        assert "has 20 positions" in result.report["error"]
+
     def test_the_same_prompts_are_asked_once_and_told_each(self, tmp_path: Path, runs: Runs) -> None:
         source = tmp_path / "off.jsonl"
         source.write_text('{"text": "Task: rewrite this note."}\n{"text": "Task: explain this memo."}\n')

@@ -52,7 +52,7 @@ class TestGate:
 
 
 class TestTrials:
-    def spans(self, settings: Phase2, sample: OnSample, trial: int) -> object:
+    def spans(self, settings: Phase2, sample: OnSample, trial: int) -> tuple[tuple[int, int], ...]:
         return select(settings, sample.demo, trial=trial, index=sample.index, mode="random_span").spans
 
     def test_seed_trial_and_sample_fix_a_trial(self) -> None:
@@ -84,6 +84,13 @@ class TestTrials:
                 if not row.selection.fewer_spans:
                     assert len(kept) == 1
                 assert max(kept) <= settings.prefix_len
+
+    def test_spans_that_lie_close_have_trials_of_as_many(self) -> None:
+        settings = settings_of(**{"select.span_len": 3, "select.span_budget": 6, "select.mode": "delimiter_span"})
+        for sample in samples_of(settings):
+            n = len(select(settings, sample.demo).spans)
+            drawn = [self.spans(settings, sample, trial) for trial in range(TRIALS)]
+            assert {len(spans) for spans in drawn} == {n} == {6}
 
     def test_a_selection_of_fewer_spans_than_the_budget_is_compared_with_as_few(self) -> None:
         settings = settings_of(**{"select.mode": "delimiter_span", "select.span_len": 1, "select.span_budget": 9})

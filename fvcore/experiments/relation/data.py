@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fvcore.experiments.folder import names_a_folder
 from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials, of_draws
@@ -24,6 +24,9 @@ from fvcore.trials.fixed import TrialsError, WordPair
 Q_NAMES = ("q", "id", "qid")
 A_NAMES = ("exA", "ex_A", "ex_a", "input")
 B_NAMES = ("exB", "ex_B", "ex_b", "output")
+
+Pairs: TypeAlias = tuple[WordPair, ...]
+"""Those of one q_id, in the file's order."""
 
 
 class RelationError(TrialsError):
@@ -38,7 +41,7 @@ class Relation:
     """
 
     path: Path
-    pairs: dict[str, tuple[WordPair, ...]]
+    pairs: dict[str, Pairs]
     dropped: tuple[int, ...]
     sha256: str
 
@@ -131,7 +134,7 @@ class RelationSource:
     """The trials of one q_id, for the production steps. `csv_path` is written down, and decides nothing."""
 
     q_id: str
-    pairs: tuple[WordPair, ...]
+    pairs: Pairs
     csv_path: str
     n_trials: int
     n_demos: int

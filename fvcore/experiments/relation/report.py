@@ -92,12 +92,14 @@ def _numbers(folder: Folder) -> Row:
         "best_layer": layer,
         "acc_with": accuracy["accuracy_with"],
         "metric": metric,
-        **{
-            f"{name}{end}": at[heads][key]
-            for name, heads in (("delta", TOP), ("random", RANDOM), ("difference", DIFFERENCE))
-            for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))
-        },
+        **_three("delta", at[TOP]),
+        **_three("random", at[RANDOM]),
+        **_three("difference", at[DIFFERENCE]),
     }
+
+
+def _three(name: str, row: Row) -> Row:
+    return {name: row["mean"], f"{name}_low": row["low"], f"{name}_high": row["high"]}
 
 
 SHOWN = 20  # heads of a q_id in its table

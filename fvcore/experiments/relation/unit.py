@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fvcore.exits import in_one_line
 from fvcore.experiments.errors import Cause, OtherSettings, cause_of
 from fvcore.experiments.folder import Folder, require_same
 from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.relation import control, files, gates, intervals
 from fvcore.experiments.relation.config import RelationSettings
-from fvcore.experiments.relation.data import RelationSource
+from fvcore.experiments.relation.data import Pairs, RelationSource
 from fvcore.experiments.relation.gates import COMPLETED, QIdStatus
 from fvcore.experiments.status import Outcome
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.run import record_of, stages_of
 from fvcore.experiments.steps.settings import chosen_steps, identity
 from fvcore.model.model import LanguageModel
-from fvcore.trials.fixed import WordPair
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Unit:
 
     name: str
     folder: Path
-    pairs: tuple[WordPair, ...]
+    pairs: Pairs
     csv_path: str
     settings: RelationSettings
 
@@ -118,7 +118,7 @@ class Unit:
             was.write(folder, was.status, reason=was.reason, cause=was.cause, step=was.step, files=was.files)
             raise
         except Exception as error:
-            reason, log = " ".join(str(error).split()), "".join(traceback.format_exception(error))
+            reason, log = in_one_line(error), "".join(traceback.format_exception(error))
             return self._fail(current, cause_of(error), watch.step, reason, log)
         (folder / files.FAILURE_LOG).unlink(missing_ok=True)
         every = {name: sha for one in record.stages.values() for name, sha in one.writes.items()}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from torch import Tensor
 
 from fvcore.experiments.select_kv.data import sink_ids
+from fvcore.experiments.select_kv.errors import SelectKVRuntimeError
 from fvcore.experiments.select_kv.metrics import is_hit
 from fvcore.experiments.select_kv.prefix import PrefixBuilder, last_quarter
 from fvcore.experiments.select_kv.selection import recent
@@ -65,6 +66,16 @@ class Bench:
     def teacher_ids(self, sample: OnSample) -> list[int]:
         """Demo and query side by side, each tokenized for itself."""
         return [*self.sink, *sample.demo.ids, *sample.query_ids]
+
+    def require_room(self, samples: Sequence[OnSample]) -> None:
+        """Raise SelectKVRuntimeError, before anything is asked, where the model has too few positions for a teacher."""
+        info, needs = self.runtime.info, {one.sample_id: len(self.teacher_ids(one)) for one in samples}
+        longest = max(needs, key=lambda sample_id: needs[sample_id])
+        if 0 < info.max_positions < needs[longest]:
+            raise SelectKVRuntimeError(
+                f"{longest}: demo and query are {needs[longest]} tokens, and {info.model_id} has {info.max_positions} "
+                "positions; take shorter demos (data.synthetic.num_pairs, data.on.n_shots) or a model of longer texts"
+            )
 
     def read(self, sample: OnSample) -> KV:
         """Keys and values of sink and demo, computed afresh."""

@@ -62,7 +62,7 @@ def curve(
 ) -> dict[str, Any]:
     """Points of every method over the budgets; each state is asked its own query, the first ones an OFF prompt of another group."""
     asked = budgets(min(len(sample.demo.ids) for sample in samples))
-    tried = {budget: _with_budget(bench.settings, budget) for budget in asked if budget != WHOLE}
+    tried = {budget: with_budget(bench.settings, budget) for budget in asked if budget != WHOLE}
     found = {(method, budget): _Gathered() for method in METHODS for budget in asked}
     for at, sample in enumerate(samples):
         chosen, ids = Chosen.of(bench, sample), sample.demo.ids
@@ -94,7 +94,7 @@ def _kept(tried: Mapping[int, Phase2], sample: OnSample, scores: Tensor) -> Iter
         yield ("recent", budget), recent(sample.demo, budget).indices
 
 
-def _with_budget(settings: Phase2, budget: int) -> Phase2:
+def with_budget(settings: Phase2, budget: int) -> Phase2:
     """Spans of the run's length, as many as fill the budget, side by side if need be."""
     length = min(settings.select.span_len, budget)
     changed = {"select.span_len": length, "select.span_budget": ceil(budget / length), "select.min_span_distance": 0}

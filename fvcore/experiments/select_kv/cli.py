@@ -67,6 +67,8 @@ def _lines(settings: Phase2, result: Result, report_path: Path | None) -> dict[s
     report = result.report
     gates = report.get("gates", {}).values()
     failed = [check for gate in gates for check in gate["failed_checks"]]
+    if report["status"] == "fail" and not failed:
+        failed = [report["failure_reason"]]
     return {
         "run_id": result.run_id,
         "output_dir": result.folder,

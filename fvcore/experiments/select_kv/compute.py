@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -287,15 +287,11 @@ class _Asked:
 
     def _topk(self) -> Topk:
         logits = {"base": self.base, "teacher": self.teacher, "select": self.students["select"]}
-        return topk(self.bench, logits)
+        return Topk(**{name: likeliest(self.bench, one) for name, one in logits.items()})
 
 
-def topk(bench: Bench, logits: Mapping[str, Tensor]) -> Topk:
-    """The likeliest tokens of each distribution, as many as the settings ask for."""
-    return Topk(**{name: _tokens(bench, one) for name, one in logits.items()})
-
-
-def _tokens(bench: Bench, logits: Tensor) -> list[Token]:
+def likeliest(bench: Bench, logits: Tensor) -> list[Token]:
+    """The likeliest tokens of a distribution (vocab,), as many as the settings ask for."""
     shares = top_tokens(torch.nan_to_num(logits), bench.settings.reporting.topk_tokens)
     return [(token, bench.runtime.tokenizer.decode([token]), share) for token, share in shares]
 

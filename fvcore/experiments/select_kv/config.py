@@ -115,7 +115,9 @@ class RuntimeSettings(Config):
         default="auto", description="auto: the checkpoint's."
     )
     attn_implementation: Literal["eager", "sdpa"] = Field(default="eager", description="Scores are always eager's.")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads (default: as torch has them).")
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads (default: one for a small model, else all cores)."
+    )
     output_root: Path = Field(default=Path("outputs"), description="Folder of runs, each in its own.")
 
     @property
@@ -145,7 +147,15 @@ class EvalSettings(Config):
     )
     off_state_limit: int | None = Field(default=None, ge=1, description="States asked of an OFF prompt (default: all).")
     off_batch_size: int = Field(default=64, ge=1, description="Rows of an OFF forward pass.")
-    max_memory: int | None = Field(default=None, ge=1, description="Bytes that batches may take beside the weights.")
+    max_memory: int | None = Field(
+        default=None,
+        ge=1,
+        description="Bytes that a batch may take beside the weights, and all that is held of OFF prompts.",
+    )
+
+    def off_held(self, vocab: int, n_prompts: int) -> int:
+        """How many OFF prompts are asked before the next ones: of each, logits twice, and what a KL takes in float64."""
+        return n_prompts if self.max_memory is None else max(1, min(n_prompts, self.max_memory // (48 * vocab)))
 
 
 class PrefixSettings(Config):

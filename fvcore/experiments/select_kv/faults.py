@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import torch
 
+from fvcore.exits import in_one_line
 from fvcore.experiments import page
 from fvcore.experiments.select_kv import gates, model_runtime, selection
 from fvcore.experiments.select_kv.bench import Bench
@@ -71,7 +72,7 @@ class Fault:
             with self.plant():
                 found = _measure(self.rig)
         except SelectKVError as error:
-            return Seen(type(error).__name__, message=" ".join(str(error).split()))
+            return Seen(type(error).__name__, message=in_one_line(error))
         return _first(found, clean)
 
 

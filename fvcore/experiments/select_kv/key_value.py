@@ -92,7 +92,7 @@ def segments_of(synthetic: SyntheticSettings, pairs: Sequence[Pair]) -> list[Seg
 
 
 def _sample(synthetic: SyntheticSettings, tokenizer: Any, index: int, pairs: Sequence[Pair], asked: Pair) -> OnSample:
-    query = synthetic.query.format(key=asked[0])
+    query = synthetic.query.replace("{key}", asked[0])
     values = [value for _, value in pairs]
     _require_apart(tokenizer, query, values)
     return on_sample(tokenizer, index, "", segments_of(synthetic, pairs), query, asked[1], values)

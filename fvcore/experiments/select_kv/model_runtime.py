@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from fvcore.experiments.model_choice import one_thread_if_small
 from fvcore.experiments.select_kv.errors import HFBackendUnavailable, SelectKVRuntimeError, UnsupportedPositioning
 from fvcore.experiments.select_kv.prefix import Prefix, hidden_slots, side_by_side
 from fvcore.experiments.select_kv.runtime import KV, RuntimeInfo
@@ -288,7 +289,9 @@ def load_runtime(settings: Phase2) -> ModelRuntime:
         lm = models.load(name, wanted.device, dtype, wanted.attn_implementation, settings.seed)
     except ModelError as error:
         raise HFBackendUnavailable(str(error)) from error
-    if wanted.threads is not None:
+    if wanted.threads is None:
+        one_thread_if_small(lm)
+    else:
         torch.set_num_threads(wanted.threads)
     rows, memory = settings.eval.off_batch_size, settings.eval.max_memory
     return ModelRuntime(lm, settings.model.id, settings.model.revision, rows, memory)

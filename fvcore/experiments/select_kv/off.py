@@ -1,7 +1,8 @@
 """The OFF side: every unrelated prompt on the states of all episodes, beside the base.
 
 States are taken one after the other, so that the cost is linear in prompts x states and the memory that of one state;
-prompts are asked in batches. A prompt with a group is asked on the states of other groups alone.
+prompts are asked in batches, and the logits of as many are held at once as `eval.max_memory` has room for. A prompt with
+a group is asked on the states of other groups alone.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from fvcore.experiments.select_kv.bench import Bench, Prefixes
-from fvcore.experiments.select_kv.compute import FIRST, topk
+from fvcore.experiments.select_kv.compute import FIRST, likeliest
 from fvcore.experiments.select_kv.errors import OnTaskInvalid
 from fvcore.experiments.select_kv.metrics import is_hit, kl, p99
-from fvcore.experiments.select_kv.schemas import Number, OffArm, OffRow, OnRow, finite, number
+from fvcore.experiments.select_kv.schemas import OffArm, OffRow, OnRow, Token, Topk, finite, number
 from fvcore.fast.chunks import Advance, silent
 
 if TYPE_CHECKING:
@@ -35,6 +36,26 @@ class Answered(NamedTuple):
     hit: bool | None
 
 
+@dataclass
+class _Asked:
+    """A prompt, as often as it stands among those of the run, and what it was answered.
+
+    hit, top: without a state     null: KL on a prefix of nothing     on: arm -> on each state
+    """
+
+    prompt: OffSample
+    hit: bool | None = None
+    top: list[Token] = field(default_factory=list)
+    null: float = math.nan
+    on: dict[str, list[Answered]] = field(default_factory=dict)
+
+    def is_hit(self, logits: Tensor) -> bool | None:
+        return is_hit(logits, self.prompt.answer_ids) if self.prompt.answer_ids else None
+
+
+States: TypeAlias = "Sequence[tuple[OnSample, OnRow]]"
+
+
 def off_rows(
     bench: Bench,
     samples: Sequence[OnSample],
@@ -46,7 +67,16 @@ def off_rows(
 
     Raises OnTaskInvalid where no prompt may be asked on any state.
     """
-    return _Off(bench, samples, rows, prompts, advance).rows()
+    states = list(zip(samples, rows, strict=True))[: bench.settings.eval.off_state_limit]
+    asked = {_key(one): _Asked(one) for one in prompts}
+    distinct = list(asked.values())
+    held = bench.settings.eval.off_held(bench.runtime.info.vocab, len(distinct))
+    for start in range(0, len(distinct), held):
+        _ask(bench, states, distinct[start : start + held], advance)
+    if not any(one.on for one in distinct):
+        raise OnTaskInvalid("no OFF prompt is of another group than any state; take other prompts, or more samples")
+    found = [_row(bench, prompt, asked[_key(prompt)]) for prompt in prompts]
+    return _with_topk(bench, states, found, [asked[_key(prompt)] for prompt in prompts])
 
 
 def state_prefixes(bench: Bench, sample: OnSample, row: OnRow) -> Prefixes:
@@ -55,102 +85,70 @@ def state_prefixes(bench: Bench, sample: OnSample, row: OnRow) -> Prefixes:
     return bench.stands_on(sample, demo, row.selection.indices, row.selection.random[0].indices)
 
 
-def n_states(bench: Bench, n_on: int) -> int:
-    limit = bench.settings.eval.off_state_limit
-    return n_on if limit is None else min(n_on, limit)
+def _key(prompt: OffSample) -> tuple[tuple[int, ...], str]:
+    """Prompts that read the same are asked once."""
+    return prompt.ids, prompt.group
 
 
-@dataclass
-class _Off:
-    """Prompts that read the same are asked once; `alike` says which of the distinct ones each prompt is."""
+def _ask(bench: Bench, states: States, block: Sequence[_Asked], advance: Advance) -> None:
+    """Some prompts, whose logits are held at once, without a state, on nothing, and on every state in turn."""
+    base = _logits(bench, block, None)
+    null = _moved(bench, _logits(bench, block, bench.builder.null()), base)
+    for one, logits, moved in zip(block, base, null, strict=True):
+        one.hit, one.top, one.null = one.is_hit(logits), likeliest(bench, logits), moved
+    for sample, row in states:
+        which = [at for at, one in enumerate(block) if _unrelated(one.prompt, sample)]
+        some = [block[at] for at in which]
+        for arm, prefix in (state_prefixes(bench, sample, row) if some else {}).items():
+            answers = _logits(bench, some, prefix)
+            for one, logits, moved in zip(some, answers, _moved(bench, answers, base[which]), strict=True):
+                one.on.setdefault(arm, []).append(Answered(sample.sample_id, moved, one.is_hit(logits)))
+            advance(bench.runtime.info.n_layers - 1, len(some))
 
-    bench: Bench
-    samples: Sequence[OnSample]
-    on: Sequence[OnRow]
-    prompts: Sequence[OffSample]
-    advance: Advance
-    answered: dict[str, dict[int, list[Answered]]] = field(default_factory=dict)
 
-    @cached_property
-    def distinct(self) -> list[OffSample]:
-        """The first of each."""
-        return list({(one.ids, one.group): one for one in self.prompts}.values())
+def _logits(bench: Bench, some: Sequence[_Asked], prefix: Prefix | None) -> Tensor:
+    """(prompt, vocab)"""
+    sink = bench.sink if prefix is None else ()
+    return bench.runtime.next_logits([[*sink, *one.prompt.ids] for one in some], prefix)
 
-    @cached_property
-    def alike(self) -> dict[tuple[tuple[int, ...], str], int]:
-        return {(one.ids, one.group): at for at, one in enumerate(self.distinct)}
 
-    @cached_property
-    def base(self) -> Tensor:
-        """(distinct prompt, vocab)"""
-        return self._asked(range(len(self.distinct)), None)
+def _moved(bench: Bench, logits: Tensor, base: Tensor) -> list[float]:
+    """KL of each prompt from its base; what that takes in between is of one batch."""
+    n = bench.settings.eval.off_batch_size
+    return [
+        moved for pair in zip(torch.split(logits, n), torch.split(base, n), strict=True) for moved in kl(*pair).tolist()
+    ]
 
-    @cached_property
-    def null(self) -> list[float]:
-        """KL of each distinct prompt on a prefix of nothing."""
-        prefix = self.bench.builder.null()
-        return kl(self._asked(range(len(self.distinct)), prefix), self.base).tolist()
 
-    def _asked(self, which: Sequence[int], prefix: Prefix | None) -> Tensor:
-        """(prompt, vocab) of some of the distinct prompts."""
-        sink = self.bench.sink if prefix is None else ()
-        return self.bench.runtime.next_logits([[*sink, *self.distinct[at].ids] for at in which], prefix)
+def _row(bench: Bench, prompt: OffSample, asked: _Asked) -> OffRow:
+    # Of one pass repeated: in another batch the same numbers are added in another order.
+    again = [kl(bench.base(prompt.ids), bench.base(prompt.ids))] if prompt.index < FIRST else []
+    return OffRow(
+        index=prompt.index,
+        sample_id=prompt.sample_id,
+        group=prompt.group,
+        text=prompt.text,
+        query_len=len(prompt.ids),
+        n_states=len(asked.on.get("select", ())),
+        base_hit=asked.hit,
+        noise=[finite(float(one)) for one in again],
+        null_kl=finite(asked.null),
+        arms={arm: _arm(found, prompt.index) for arm, found in asked.on.items()},
+    )
 
-    def rows(self) -> list[OffRow]:
-        for sample, row in list(zip(self.samples, self.on, strict=True))[: n_states(self.bench, len(self.on))]:
-            which = [at for at, one in enumerate(self.distinct) if _unrelated(one, sample)]
-            if which:
-                self._ask_on(sample, row, which)
-        if not self.answered:
-            raise OnTaskInvalid("no OFF prompt is of another group than any state; take other prompts, or more samples")
-        return self._with_topk([self._row(prompt) for prompt in self.prompts])
 
-    def _ask_on(self, sample: OnSample, row: OnRow, which: Sequence[int]) -> None:
-        for arm, prefix in state_prefixes(self.bench, sample, row).items():
-            logits = self._asked(which, prefix)
-            deltas = kl(logits, self.base[list(which)]).tolist()
-            of_arm = self.answered.setdefault(arm, {})
-            for at, one, delta in zip(which, logits, deltas, strict=True):
-                hit = is_hit(one, self.distinct[at].answer_ids) if self.distinct[at].answer_ids else None
-                of_arm.setdefault(at, []).append(Answered(sample.sample_id, delta, hit))
-            self.advance(self.bench.runtime.info.n_layers - 1, len(which))
-
-    def _row(self, prompt: OffSample) -> OffRow:
-        at = self.alike[prompt.ids, prompt.group]
-        arms = {arm: _arm(found[at], prompt.index) for arm, found in self.answered.items() if at in found}
-        return OffRow(
-            index=prompt.index,
-            sample_id=prompt.sample_id,
-            group=prompt.group,
-            text=prompt.text,
-            query_len=len(prompt.ids),
-            n_states=len(self.answered["select"].get(at, ())),
-            base_hit=is_hit(self.base[at], prompt.answer_ids) if prompt.answer_ids else None,
-            noise=[self._noise(prompt)] if prompt.index < FIRST else [],
-            null_kl=finite(self.null[at]),
-            arms=arms,
-        )
-
-    def _noise(self, prompt: OffSample) -> Number:
-        """Of one pass repeated: in another batch the same numbers are added in another order."""
-        return finite(float(kl(self.bench.base(prompt.ids), self.bench.base(prompt.ids))))
-
-    def _with_topk(self, rows: list[OffRow]) -> list[OffRow]:
-        """The likeliest tokens of the prompt whose worst state is the 99th percentile, which the gate looks at."""
-        stress = {row.index: number(row.arms["select"].stress) for row in rows if "select" in row.arms}
-        if not self.bench.settings.reporting.topk_tokens or not all(map(math.isfinite, stress.values())):
-            return rows
-        worst = p99(list(stress.values()))
-        shown = next(index for index, value in stress.items() if value == worst)
-        return [self._shown(row) if row.index == shown else row for row in rows]
-
-    def _shown(self, row: OffRow) -> OffRow:
-        prompt = next(one for one in self.prompts if one.index == row.index)
-        states = {sample.sample_id: (sample, of) for sample, of in zip(self.samples, self.on, strict=True)}
-        prefix = state_prefixes(self.bench, *states[row.arms["select"].stress_state])["select"]
-        select = self.bench.runtime.next_logits([prompt.ids], prefix)[0]
-        base = self.base[self.alike[prompt.ids, prompt.group]]
-        return row.model_copy(update={"topk": topk(self.bench, {"base": base, "select": select})})
+def _with_topk(bench: Bench, states: States, rows: list[OffRow], asked: Sequence[_Asked]) -> list[OffRow]:
+    """The likeliest tokens of the prompt that the 99th percentile of the gate stands on, on the state that it counts by."""
+    how = bench.settings.thresholds.off_delta_reduction
+    moved = {at: number(getattr(row.arms["select"], how)) for at, row in enumerate(rows) if row.arms}
+    if not bench.settings.reporting.topk_tokens or not all(map(math.isfinite, moved.values())):
+        return rows
+    worst = p99(list(moved.values()))
+    at = next(at for at, value in moved.items() if value == worst)
+    state = next(one for one in states if one[0].sample_id == getattr(rows[at].arms["select"], f"{how}_state"))
+    select = _logits(bench, [asked[at]], state_prefixes(bench, *state)["select"])[0]
+    shown = Topk(base=asked[at].top, select=likeliest(bench, select))
+    return [*rows[:at], rows[at].model_copy(update={"topk": shown}), *rows[at + 1 :]]
 
 
 def _unrelated(prompt: OffSample, sample: OnSample) -> bool:

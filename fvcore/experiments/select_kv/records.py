@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fvcore.experiments.select_kv.schemas import MetricRecord, Number, OffRow, OnRow, finite
+from fvcore.experiments.select_kv.schemas import MetricRecord, Number, OffArm, OffRow, OnRow, finite
 from fvcore.experiments.select_kv.summary import Summary
 
 ALL, RUN = "all", "run"
@@ -45,7 +45,7 @@ def records(header: Header, summary: Summary) -> Iterator[MetricRecord]:
             prompt_len=0,
             episode_id=RUN,
         )
-    yield from _sample_records(header, summary.on, summary.off)
+    yield from _sample_records(header, summary.on, summary.off, summary.settings.thresholds.off_delta_reduction)
 
 
 def rows(found: Iterator[MetricRecord]) -> list[dict[str, Any]]:
@@ -53,13 +53,17 @@ def rows(found: Iterator[MetricRecord]) -> list[dict[str, Any]]:
     return [one.model_dump(exclude={"sample_id"} if one.sample_id is None else None) for one in found]
 
 
-def _sample_records(header: Header, on: Sequence[OnRow], off: Sequence[OffRow]) -> Iterator[MetricRecord]:
+def _sample_records(
+    header: Header, on: Sequence[OnRow], off: Sequence[OffRow], reduction: str
+) -> Iterator[MetricRecord]:
     """ON samples first; `step` is a sample's index."""
     for row in on:
         yield from _of_sample(header, row, "on", row.episode_id, row.selection.query_len, on_metrics(row))
+    episodes = {row.sample_id: row.episode_id for row in on}
     for one in off:
-        episode = one.arms["select"].stress_state if "select" in one.arms else ""
-        yield from _of_sample(header, one, "off", episode, one.query_len, off_metrics(one))
+        if select := one.arms.get("select"):
+            episode = episodes[getattr(select, f"{reduction}_state")]
+            yield from _of_sample(header, one, "off", episode, one.query_len, off_metrics(select, reduction))
 
 
 def _of_sample(
@@ -93,13 +97,10 @@ def on_metrics(row: OnRow) -> dict[str, Number]:
     return {name: value for name, value in found.items() if value is not None or name not in unmeasured}
 
 
-def off_metrics(row: OffRow) -> dict[str, Number]:
-    """Of a prompt that was asked on a state; `phase2_delta_off_select` is the worst."""
-    if "select" not in row.arms:
-        return {}
-    select = row.arms["select"]
+def off_metrics(select: OffArm, reduction: str) -> dict[str, Number]:
+    """Of a prompt that was asked on a state; `phase2_delta_off_select` is what the gate counts."""
     return {
-        "phase2_delta_off_select": select.stress,
+        "phase2_delta_off_select": getattr(select, reduction),
         "phase2_delta_off_stress_select": select.stress,
         "phase2_delta_off_typical_select": select.typical,
     }

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from fvcore.experiments.select_kv.stages import Asking
     from fvcore.fast.chunks import Advance
 
+RUN_ID = "--run-id"
+"""How the command is told where a run's folder is."""
+
 UNDECIDING = ("runtime.output_root",)
 """Settings that no result depends on."""
 
@@ -77,7 +80,7 @@ def run_phase2(
     name = start.new_run_id() if run_id is None else run_id
     start.require_run_id(name)
     folder = Folder(settings.runtime.output_root / name)
-    with locked(folder.root):
+    with locked(folder.root, RUN_ID):
         _make_room(folder, overwrite)
         try:
             report = _Run.of(settings, folder, name, runtime).report(progress)
@@ -98,7 +101,7 @@ def _make_room(folder: Folder, overwrite: bool) -> None:
     if overwrite:
         _remove_run(folder)
     elif there and not any((folder / name).is_file() for name in (files.CONFIG, files.RECORD, files.REPORT)):
-        raise OtherSettings(f"{folder.root} holds {there[0]} and no run of Select-KV: take another --run-id")
+        raise OtherSettings(f"{folder.root} holds {there[0]} and no run of Select-KV: take another {RUN_ID}")
     folder.remove_unfinished()
 
 
@@ -126,20 +129,11 @@ class _Run:
 
     @classmethod
     def of(cls, settings: Phase2, folder: Folder, run_id: str, runtime: Runtime | None) -> _Run:
-        from fvcore.experiments.select_kv.bench import Bench
-        from fvcore.experiments.select_kv.data import off_samples, on_samples
-        from fvcore.experiments.select_kv.model_runtime import load_runtime
         from fvcore.experiments.select_kv.stages import Asking
 
         settings.require_hf()
-        asked = load_runtime(settings) if runtime is None else runtime
-        bench = Bench.of(asked, settings)
-        came_to = {
-            "injection.kv_source": bench.builder.kv_source,
-            "injection.positioning_mode": bench.builder.positioning_mode,
-        }
-        on, off = on_samples(settings, asked.tokenizer), off_samples(settings, asked.tokenizer)
-        return cls(settings.changed(came_to), run_id, Asking(bench, folder, on, off))
+        asking = Asking.of(settings, folder, runtime)
+        return cls(settings.changed(asking.came_to), run_id, asking)
 
     @property
     def folder(self) -> Folder:
@@ -147,7 +141,7 @@ class _Run:
 
     def report(self, progress: Progressing | None) -> dict[str, Any]:
         """Do the stages that are not done, and return the report that they end with."""
-        record, stages = Record(self.folder, files.RECORD), list(self.stages())
+        record, stages = Record(self.folder, files.RECORD, RUN_ID), list(self.stages())
         record.begin(stages)
         start.write_config(self.folder, self.run_id, self.settings, self.asking.bench.runtime.info.device)
         record.run(stages, Timed(self.folder, progress or Watched()))

@@ -26,6 +26,9 @@ Offer = tuple[Span, int, float]
 AS_MODE = 1_000_000
 """The trial that a random selection as the select mode is drawn by; random baselines are trials 0, 1, ..."""
 
+MANY_DRAWS = 50
+"""Orders that are tried: spans that lie badly leave no room for as many as the selection beside them has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -78,13 +81,14 @@ def select(
     Raises SelectionError where nothing may be chosen while the prefix holds something.
     """
     how, most = mode or settings.select.mode, settings.select.span_budget if budget is None else budget
-    if how == "delimiter_span":
-        offers: Iterable[Offer] = _by_delimiters(settings, demo, most)
-    elif how == "random_span":
-        offers = _drawn(settings, candidates(settings, demo), trial, index)
+    if how == "random_span":
+        chosen = _drawn(settings, candidates(settings, demo), trial, index, most)
     else:
-        offers = _scored(settings, demo, how, scores, drop_scores)
-    chosen = _apart(offers, most, settings.select.min_span_distance)
+        by_delimiters = how == "delimiter_span"
+        offers = (
+            _by_delimiters(settings, demo, most) if by_delimiters else _scored(settings, demo, how, scores, drop_scores)
+        )
+        chosen = _apart(offers, most, settings.select.min_span_distance)
     if not chosen and settings.prefix_len and most:
         raise SelectionError(
             f"no span of the demo may be chosen: of {len(demo.ids)} tokens none can be an anchor under "
@@ -121,11 +125,19 @@ def _given(scores: Tensor | None, n: int, what: str) -> Tensor:
     return scores.double()
 
 
-def _drawn(settings: Phase2, spans: Sequence[Span], trial: int, index: int) -> list[Offer]:
-    """Candidates in an order that seed, trial and sample fix, whatever was drawn before."""
-    entropy = [settings.seed, 2, AS_MODE if trial < 0 else trial, index]
-    order = np.random.default_rng(np.random.SeedSequence(entropy)).permutation(len(spans))
-    return [(spans[at], anchor_of(settings, spans[at]), math.nan) for at in order]
+def _drawn(settings: Phase2, spans: Sequence[Span], trial: int, index: int, budget: int) -> list[Offer]:
+    """Candidates in the first order with room for the budget; seed, trial and sample fix it, whatever was drawn before.
+
+    Where no order has room, the most that one had.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([settings.seed, 2, AS_MODE if trial < 0 else trial, index]))
+    most: list[Offer] = []
+    for _ in range(MANY_DRAWS):
+        order = ((spans[at], anchor_of(settings, spans[at]), math.nan) for at in rng.permutation(len(spans)))
+        most = max(most, _apart(order, budget, settings.select.min_span_distance), key=len)
+        if len(most) == budget:
+            break
+    return most
 
 
 def _by_delimiters(settings: Phase2, demo: Demo, budget: int) -> Iterator[Offer]:

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.select_kv import budgets, files, layers, reuse, states
+from fvcore.experiments.select_kv.bench import Bench
 from fvcore.experiments.select_kv.compute import on_rows, rotation_checks
+from fvcore.experiments.select_kv.data import off_samples, on_samples
+from fvcore.experiments.select_kv.model_runtime import load_runtime
 from fvcore.experiments.select_kv.off import off_rows, state_prefixes
 from fvcore.experiments.select_kv.reading import on_rows_of
 from fvcore.experiments.select_kv.schemas import OffRow, OnRow
 
 if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.bench import Bench
+    from fvcore.experiments.select_kv.config import Phase2
     from fvcore.experiments.select_kv.data import OffSample, OnSample
+    from fvcore.experiments.select_kv.runtime import Runtime
     from fvcore.fast.chunks import Advance
 
 NAMES = {"n_layers": "layers", "n_heads": "heads", "n_kv_heads": "kv_heads", "d_head": "head_dim"}
@@ -31,6 +35,21 @@ class Asking:
     folder: Folder
     on: Sequence[OnSample]
     off: Sequence[OffSample]
+
+    @classmethod
+    def of(cls, settings: Phase2, folder: Folder, runtime: Runtime | None) -> Asking:
+        """runtime: what answers in place of the model that the settings name"""
+        asked = load_runtime(settings) if runtime is None else runtime
+        bench = Bench.of(asked, settings)
+        on, off = on_samples(settings, asked.tokenizer), off_samples(settings, asked.tokenizer)
+        bench.require_room(on)
+        return cls(bench, folder, on, off)
+
+    @property
+    def came_to(self) -> dict[str, str]:
+        """What `auto` came to, by the settings' keys."""
+        builder = self.bench.builder
+        return {"injection.kv_source": builder.kv_source, "injection.positioning_mode": builder.positioning_mode}
 
     def ask_on(self, advance: Advance) -> list[Path]:
         rows = on_rows(self.bench, self.on, advance)

@@ -104,8 +104,9 @@ class Summary:
     def thresholds(self) -> gates.Thresholds:
         """Those of the settings; the three eps from floors, multipliers and noise."""
         given = self.settings.thresholds
-        eps_null = max(given.eps_null_floor, given.eps_null_multiplier * self.eps_noise)
-        cache = max(given.eps_teacher_cache_floor, given.eps_teacher_cache_multiplier * self.eps_noise)
+        # The noise first: where it is NaN, so is what is derived of it.
+        eps_null = max(given.eps_null_multiplier * self.eps_noise, given.eps_null_floor)
+        cache = max(given.eps_teacher_cache_multiplier * self.eps_noise, given.eps_teacher_cache_floor)
         derived = {
             "eps_null": eps_null,
             "eps_nonzero": given.eps_nonzero_multiplier * eps_null,
@@ -194,6 +195,7 @@ class Summary:
         """What holds and should be known."""
         measured, small = self.measured(), sum(_is_small(row) for row in self.on)
         unasked, fewer = sum(not row.n_states for row in self.off), sum(row.selection.fewer_spans for row in self.on)
+        unequal = sum(any(len(one.spans) < len(row.selection.spans) for one in row.selection.random) for row in self.on)
         said = {
             f"roundtrip_rel_kl is {measured.roundtrip_rel_kl:.3g}, above {ROUNDTRIP_WARNING}": (
                 measured.roundtrip_rel_kl > ROUNDTRIP_WARNING
@@ -201,6 +203,7 @@ class Summary:
             f"{small} ON samples whose teacher hardly differs from the base": small > 0,
             f"{unasked} OFF prompts are of the group of every state, and were not asked": unasked > 0,
             f"{fewer} ON samples have fewer spans than the budget": fewer > 0,
+            f"{unequal} ON samples have a random trial with fewer spans than the selection": unequal > 0,
         }
         return [*self.settings.warnings, *(text for text, holds in said.items() if holds)]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from fvcore.exits import in_one_line
 from fvcore.experiments.select_kv import files, gates
 from fvcore.experiments.select_kv.schemas import ErrorReport, OffRow, OnRow, Report, Topk, finite
 from fvcore.experiments.select_kv.summary import Summary
@@ -82,7 +83,7 @@ def error_report(run_id: str, settings: Phase2, error: Exception) -> ErrorReport
         plan_version=settings.plan_version,
         status="error",
         error_type=type(error).__name__,
-        error=" ".join(str(error).split()),
+        error=in_one_line(error),
         gateA_pass=False,
         gateB_pass=False,
     )
@@ -119,8 +120,8 @@ def _gates(judged: gates.Judged, measured: gates.Measured, summary: Summary) -> 
 
 
 def _memory(settings: Phase2, summary: Summary, vocab: int) -> dict[str, int | None]:
-    """What bounds the OFF side: rows of a pass, the bytes they may take, and what is held of every prompt at once."""
-    held = len({(row.text, row.group) for row in summary.off}) * vocab * 4
+    """What bounds the OFF side: rows of a pass, the bytes they may take, and what of them is held at once."""
+    held = settings.eval.off_held(vocab, len({(row.text, row.group) for row in summary.off})) * vocab * 4
     bounds = {"off_batch_size": settings.eval.off_batch_size, "max_memory": settings.eval.max_memory}
     return {**bounds, "base_logits_bytes": held}
 

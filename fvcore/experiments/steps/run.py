@@ -81,7 +81,8 @@ def _stages(
 
     def step_e(advance: Advance) -> list[Path]:
         of_stepd = record_of(folder).read().stages.get("stepd")
-        return stepe.run(lm, trials(), settings, folder, digest(of_stepd.settings)[:12] if of_stepd else "", advance)
+        run_id = digest(of_stepd.settings)[:12] if of_stepd else ""
+        return stepe.run(lm, trials(), settings, folder, run_id, advance)
 
     def summarize(_: Advance) -> list[Path]:
         return step6.write_all_layers(folder, q_id(), range(lm.n_layers), settings.step6_score_key)

@@ -168,7 +168,8 @@ def _means(lm: LanguageModel, cases: Cases, swept: Sequence[Swept]) -> dict[str,
 
 def _log(lm: LanguageModel, cases: Cases, settings: StepSettings, aie: Sequence[Row], swept: Sequence[Swept]) -> str:
     sampled, slot, engine = cases.sampled, cases.slot, engines.chosen(lm, settings.engine)
-    meta, n, targets = sampled.meta, len(sampled.trials), [trial.target_first_token_id for trial in sampled.trials]
+    meta, n = sampled.meta, len(sampled.trials)
+    targets = [trial.target_first_token_id for trial in sampled.trials]
     lines = [
         f"StepD: {n} trials of {meta.n_shots} shots, source {meta.source}, seed {meta.seed}",
         f"model {lm.name} (spec {lm.spec.name}): {lm.n_layers} layers x {lm.n_heads} heads x {lm.d_head}, "

@@ -83,6 +83,16 @@ def test_the_report_reads_back_as_it_was_written(fvcore: Any, vector: Path, tmp_
     assert found.model.weights_sha == worlds.model("tiny-llama").weights_sha
 
 
+def test_a_report_with_a_wrong_fact_is_refused(fvcore: Any, vector: Path, tmp_path: Path) -> None:
+    fvcore("nshot", *BASE, "--vector", str(vector), "--out", str(tmp_path / "out"))
+    value = read_json(tmp_path / "out" / report.FILE)
+    value["vectors"][0]["norm"] = "long"
+    del value["model"]["weights_sha"]
+    write_json(tmp_path / "wrong.json", value)
+    with pytest.raises(FormatError, match=r"wrong\.json: .*model\.weights_sha.*"):
+        report.read(tmp_path / "wrong.json")
+
+
 def test_without_a_vector_the_baseline_is_measured(fvcore: Any, tmp_path: Path) -> None:
     status, _, _ = fvcore("nshot", *BASE, "--out", str(tmp_path / "out"))
     found = report.read(tmp_path / "out")

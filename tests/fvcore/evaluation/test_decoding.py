@@ -46,6 +46,12 @@ class TestEveryFamily:
         assert torch.equal(lm.logits(lm.ids(ids)), before)
 
 
+def test_a_way_that_is_none_is_named() -> None:
+    lm = random_lm(FAMILIES[0])
+    with pytest.raises(ValueError, match="unknown way 'heads'; expected one of model, head"):
+        vector_logits(lm, worlds.random_vector(lm), "heads")
+
+
 def test_what_the_last_block_puts_out_says_what_the_model_says() -> None:
     """The logit lens at the last block is the model itself."""
     lm = worlds.model("tiny-gpt2")

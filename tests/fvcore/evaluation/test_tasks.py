@@ -140,6 +140,10 @@ class TestDraws:
         with pytest.raises(TaskError, match="29 shots asked for, 40 rows leave 28"):
             questions(task, 29, "clean", 0)
 
+    def test_labels_that_are_none_are_named(self, task: Any) -> None:
+        with pytest.raises(ValueError, match="unknown labels 'shuffeld'; expected one of clean, shuffled"):
+            questions(task, 1, "shuffeld", 0)  # type: ignore[arg-type]
+
     def test_demonstrations_are_no_place_for_questions(self, task: Any) -> None:
         with pytest.raises(TaskError, match="test or valid"):
             questions(task, 1, "clean", 0, split="train")

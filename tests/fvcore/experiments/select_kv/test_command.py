@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from fvcore.cli import app
 from fvcore.embedded import wired
 from fvcore.experiments.config import ConfigError
-from fvcore.experiments.errors import OtherSettings
 from fvcore.experiments.select_kv.config import TINY, WIRED
 from fvcore.formats import read_json
 
@@ -96,6 +95,13 @@ def test_the_default_run_passes_both_gates() -> None:
     assert metrics["phase2_off_ratio"] < 0.2
 
 
+def test_a_mode_that_may_not_pass_is_told_as_what_failed() -> None:
+    said = call("--config", WIRED, *FEW, "--phase2-select-mode=causal_drop_span", "--run-id=d", status=1)
+
+    assert said["gateA_pass"] == said["gateB_pass"] == "True"
+    assert said["failed_checks"] == "advisory_select_mode"
+
+
 def test_a_run_s_own_config_asks_for_the_same_again() -> None:
     first = call("--config", WIRED, *FEW, "--run-id=a", "--seed=3")
 
@@ -108,8 +114,7 @@ def test_a_run_s_own_config_asks_for_the_same_again() -> None:
 def test_a_folder_of_other_settings_is_refused_unless_it_may_be_written_over() -> None:
     call("--config", WIRED, *FEW, "--run-id=a")
 
-    with pytest.raises(OtherSettings):
-        call("--config", WIRED, *FEW, "--run-id=a", "--seed=3")
+    call("--config", WIRED, *FEW, "--run-id=a", "--seed=3", status=2)
     call("--config", WIRED, *FEW, "--run-id=a", "--seed=3", "--overwrite")
     assert report(call("--config", WIRED, *FEW, "--run-id=a", "--seed=3"))["status"] == "pass"
 

@@ -19,6 +19,7 @@ if RUNNING:
     from fvcore.experiments.select_kv.errors import OnTaskInvalid
     from fvcore.experiments.select_kv.metrics import kl
     from fvcore.experiments.select_kv.off import off_rows, state_prefixes
+    from fvcore.experiments.select_kv.records import Header, records
     from fvcore.experiments.select_kv.schemas import OffRow
     from fvcore.experiments.select_kv.summary import Summary, nearest_rank
 
@@ -97,6 +98,23 @@ class TestStates:
         assert set(World().ask()[0].arms) == {"select", "recent", "random", "full"}
 
 
+class TestMemory:
+    def test_prompts_are_held_as_many_as_there_is_memory_for_and_answered_the_same(self) -> None:
+        vocab = World().bench.runtime.info.vocab
+        for bounded, held in ((2 * 48 * vocab, 2), (1, 1)):
+            world, asked = World(**{"eval.max_memory": bounded}), list[int]()
+            ask = world.bench.runtime.next_logits
+            spied: Any = world.bench.runtime
+            spied.next_logits = lambda queries, prefix=None, ask=ask, asked=asked: (
+                asked.append(len(queries)) or ask(queries, prefix)
+            )
+
+            assert world.ask() == World().ask()
+            assert max(asked) == held
+            assert world.settings.eval.off_held(vocab, 6) == held
+        assert World().settings.eval.off_held(vocab, 6) == 6
+
+
 class TestNumbers:
     def test_a_delta_that_is_no_number_is_the_worst(self) -> None:
         world = World()
@@ -134,3 +152,25 @@ class TestNumbers:
             measured = Summary(world.settings, world.rows, rows, None).measured()
 
             assert measured.off_delta_p99 == max(getattr(row.arms["select"], reduction) for row in rows)
+
+    def test_what_counts_is_recorded_and_shown_on_the_state_that_it_counts_by(self) -> None:
+        for reduction in ("stress", "typical"):
+            world = World(**{"thresholds.off_delta_reduction": reduction})
+            rows = world.ask()
+            found = records(Header("r", 7, "", "m", 32), Summary(world.settings, world.rows, rows, None))
+            said = [one for one in found if one.metric == "phase2_delta_off_select"]
+
+            arms = [row.arms["select"] for row in rows]
+            episodes = {row.sample_id: row.episode_id for row in world.rows}
+            assert [one.value for one in said] == [getattr(arm, reduction) for arm in arms]
+            assert [one.episode_id for one in said] == [episodes[getattr(arm, f"{reduction}_state")] for arm in arms]
+            [shown] = [row for row in rows if row.topk]
+            assert getattr(shown.arms["select"], reduction) == max(one.value or 0 for one in said)
+
+    def test_noise_that_is_no_number_leaves_no_threshold_to_pass(self) -> None:
+        world = World()
+        rows = world.ask()
+        noisy = [world.rows[0].model_copy(update={"noise": [None]}), *world.rows[1:]]
+
+        limits = Summary(world.settings, noisy, rows, None).thresholds()
+        assert math.isnan(limits.eps_null + limits.eps_nonzero + limits.eps_teacher_cache)

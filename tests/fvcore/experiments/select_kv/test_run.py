@@ -263,7 +263,7 @@ class TestResume:
         [
             ({"select.span_len": 3}, "select.span_len is 2, now 3"),
             ({"thresholds.off_delta_p99_max": 1.0}, "thresholds.off_delta_p99_max is 0.05, now 1.0"),
-            ({"seed": 8}, "seed is 7, now 8"),
+            ({"seed": 8}, "seed is 7, now 8.* use another --run-id"),
         ],
     )
     def test_other_settings_are_refused_and_nothing_is_touched(
