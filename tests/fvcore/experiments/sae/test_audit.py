@@ -300,7 +300,8 @@ def told(found: Any) -> Any:
 
 def damaged(files: dict[str, Any]) -> None:
     files["l1.json"][0]["parsed"]["bet"] = float("nan")
-    files["l1.json"][1]["response"] = "half \ud83d"
+    files["l1.json"][3]["response"] = "half \ud83d"  # the first of its cell
+    files["l1.json"][4]["response"] = "half \ude00"
     files["l1.json"][2]["response"] = "whole \N{SLOT MACHINE}"
     files["l1.json"] += [
         5,
@@ -316,8 +317,9 @@ def test_nan_and_lone_surrogates_are_read_and_counted(data: Data) -> None:
 
     found = data.audit()
 
-    assert found.oddities == {"nan": 2, "lone_surrogates": 1}
+    assert found.oddities == {"nan": 2, "lone_surrogates": 2}
     assert found.total_trials == 184
+    assert codes(found) == {"MISSING_FEATURE": ("error", 2), "BAD_TYPE": ("error", 2)}
 
 
 def test_all_readers_and_any_number_of_processes_say_the_same(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,14 @@ def test_a_context_is_the_prompt_gone_on_with_by_a_logged_response(tmp_path: Pat
             assert tokenizer(prompt + whole).input_ids[: one.n_tokens] == list(one.input_ids)
 
 
+def test_a_response_that_no_tokenizer_takes_is_passed_over(tmp_path: Path) -> None:
+    data = varied(right(tmp_path))
+    before = sample(data)
+    data.files["l3.json"] = [one | {"response": f"half {at} \ud83d"} for at, one in enumerate(data.files["l1.json"])]
+
+    assert sample(data) == before
+
+
 def test_contexts_depend_on_the_seed_and_on_no_order(tmp_path: Path) -> None:
     data = varied(right(tmp_path))
     first = sample(data)
