@@ -99,6 +99,7 @@ class ParityOptions:
     report_dir: Path = _option("where reports are written (default reports/)", default="reports")
     relation_root: Path | None = _option("folder of a relation run, one folder a q_id, for -m transfer")
     select_kv: Path | None = _option("config or run folder of `fvcore select-kv`, for -m selectkv (default: tiny.yaml)")
+    audit: Path | None = _option("config of `fvcore pathways`, for -m audit: whose data is judged")
     qid: tuple[str, ...] = _option("q_id of that run; may be given several times (default: all)", ini=False)
 
     @classmethod
@@ -299,7 +300,7 @@ def _carried(words: Sequence[str]) -> list[str]:
 def _reproduce_options(config: pytest.Config) -> list[str]:
     """The options given on the command line that a stage's outcome depends on."""
     dull = {"regen_golden", "regen_allow_ci", "report_dir", "keep_going", "require_gpu"}
-    dull |= {"trials", "qid", "select_kv", "device"}  # said beside these
+    dull |= {"trials", "qid", "select_kv", "audit", "device"}  # said beside these
     device = config.stash[OPTIONS_KEY].device
     words = [] if device == "cpu" else [f"--fv-device={device}"]
     for option in OPTIONS:

@@ -9,6 +9,7 @@ import pytest
 
 from fvcore.gates import Status, Suite
 from pytest_fvparity import fixtures, hookspecs, options
+from pytest_fvparity.audit import suite as audit
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
 from pytest_fvparity.parity import suite as parity
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -39,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     """When this plugin is loaded: its own hooks become known, and the fixtures, before those of whoever overrides them."""
     pluginmanager.add_hookspecs(hookspecs)
-    for module in (fixtures, parity, transfer, selectkv):
+    for module in (fixtures, parity, transfer, selectkv, audit):
         pluginmanager.register(module)
 
 

@@ -1,12 +1,13 @@
 """Which files of data are test files in this run: trials for parity, the q_ids of a relation run for transfer, a config or
-a run for selectkv."""
+a run for selectkv, a config for audit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from fvcore.formats import FormatError
+from pytest_fvparity.audit.suite import AUDIT, audit_suite, config_file
 from pytest_fvparity.options import ParityOptions
 from pytest_fvparity.parity.place import place_of
 from pytest_fvparity.parity.suite import PARITY, parity_suite
@@ -16,7 +17,7 @@ from pytest_fvparity.suite.declaration import SuiteFile
 from pytest_fvparity.transfer.runs import Q_IDS_KEY, QId, q_ids_of
 from pytest_fvparity.transfer.suite import TRANSFER, transfer_suite
 
-DECLARED = (PARITY, TRANSFER, SELECTKV)
+DECLARED = (PARITY, TRANSFER, SELECTKV, AUDIT)
 
 
 def select(config: pytest.Config, options: ParityOptions) -> dict[Path, SuiteFile]:
@@ -34,9 +35,12 @@ def select(config: pytest.Config, options: ParityOptions) -> dict[Path, SuiteFil
         if frozen and (recorded_now or q_id.has_golden(options.golden_roots, options.reference_profile)):
             found[q_id.trials_file] = SuiteFile(parity, PARITY, markers=(TRANSFER.name,))
         found[q_id.status_file] = SuiteFile(transfer_suite(1) if q_id.state == "skipped" else transfer, TRANSFER)
-    if states := _select_kv(config, options):
-        suite = select_kv_suite()
-        found |= {path: SuiteFile(suite, SELECTKV) for path in states}
+    if states := _subjects(
+        config, SELECTKV.name, "--fv-select-kv", lambda: subject_file(options.select_kv, options.rootdir)
+    ):
+        found |= dict.fromkeys(states, SuiteFile(select_kv_suite(), SELECTKV))
+    if data := _subjects(config, AUDIT.name, "--fv-audit", lambda: config_file(options.audit)):
+        found |= dict.fromkeys(data, SuiteFile(audit_suite(), AUDIT))
     given = [(config.invocation_params.dir / str(argument).partition("::")[0]).resolve() for argument in config.args]
     config.args += [str(path) for path in found if path not in given]
     return found
@@ -99,12 +103,12 @@ def _q_ids(config: pytest.Config, options: ParityOptions, stages: Sequence[Path]
         raise pytest.UsageError(f"--fv-relation-root: {error}") from None
 
 
-def _select_kv(config: pytest.Config, options: ParityOptions) -> list[Path]:
-    """What the suite judges, if `-m` picks it by name or an argument is one of its stages."""
-    stages = _named(config, SELECTKV.name)
-    if stages or not marked(config, SELECTKV.name):
+def _subjects(config: pytest.Config, suite: str, flag: str, chosen: Callable[[], Path]) -> list[Path]:
+    """What a suite judges, if `-m` picks it by name or an argument is one of its stages."""
+    stages = _named(config, suite)
+    if stages or not marked(config, suite):
         return stages
     try:
-        return [subject_file(options.select_kv, options.rootdir).resolve()]
+        return [chosen().resolve()]
     except FormatError as error:
-        raise pytest.UsageError(f"--fv-select-kv: {error}") from None
+        raise pytest.UsageError(f"{flag}: {error}") from None

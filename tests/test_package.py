@@ -61,8 +61,8 @@ def test_nothing_is_imported_that_a_plain_install_does_not_bring() -> None:
     # The reference's own modules and the private pytest parts are imported where they exist.
     not_ours = {"compute_indirect_effect", "_pytest", "fvcore", "pytest_fvparity", "__future__"}
 
-    # More machines than one are an extra, whose only room says so where it is missing.
-    extras = {"ray"}
+    # More machines than one, a quicker reader and Parquet are extras, whose only rooms do without them or say so.
+    extras = {"ray", "msgspec", "pyarrow"}
 
     for module in _imported() - extras - not_ours - set(sys.stdlib_module_names):
         names = {name.lower() for name in providers.get(module, [module])}

@@ -89,7 +89,7 @@ FLOORS = (
 )
 """What stands in fvcore on each floor, prompts with the trials that hold their words. A room imports from no floor above."""
 
-SHOPS = {"antonym", "relation", "evaluation", "select_kv"}
+SHOPS = {"antonym", "relation", "evaluation", "select_kv", "sae"}
 PUBLIC_FACES = {"pytest_fvparity.cli", "pytest_fvparity.plugin", "pytest_fvparity.fixtures"}
 MOST_ARROWS = 15
 
@@ -133,7 +133,7 @@ def test_what_compares_and_records_knows_nobody_who_uses_it() -> None:
 
     below, above = (
         {"parity", "golden", "reference", "report", "suite"},
-        {"milestones", "transfer", "selectkv", "selftest"},
+        {"milestones", "transfer", "selectkv", "audit", "selftest"},
     )
     assert not {(a, b) for a, arrows in ARROWS.items() for b in arrows if room(a) in below and room(b) in above}
 
@@ -177,6 +177,7 @@ def _families_in(code: str) -> set[str]:
 
 # The names of things that exist: these files alone, these names alone.
 NAMED = {
+    "fvcore.experiments.sae.config": {"llama"},  # a format of autoencoders
     "fvcore.trials.fixed": {"gpt"},  # the default tokenizer of the trials' format
     "pytest_fvparity.shipped": {"gpt", "llama"},  # the shipped models' trials
     "pytest_fvparity.selftest.faults.effects": {"gpt", "llama"},  # paths that mislead the reference

@@ -12,8 +12,8 @@ import pytest
 
 from fvcore.gates import StageError, Suite
 from pytest_fvparity.fixtures import in_one_sentence, options_of
+from pytest_fvparity.report.checks import CheckReports
 from pytest_fvparity.selectkv import SUITE
-from pytest_fvparity.selectkv.reports import SelectKVReports, folder_of
 from pytest_fvparity.selectkv.runs import is_finished, title_of
 from pytest_fvparity.suite.declaration import Declaration
 
@@ -25,6 +25,13 @@ def select_kv_suite() -> Suite[Measured]:
     from fvcore.experiments.select_kv.gates import suite
 
     return suite(lambda fv_select_kv_run: fv_select_kv_run)
+
+
+class SelectKVReports(CheckReports):
+    """A report for each config or run."""
+
+    suite, heading, about = SUITE, "Select-KV", " of gates A and B"
+    title = staticmethod(title_of)
 
 
 SELECTKV = Declaration(
@@ -51,7 +58,7 @@ def fv_select_kv_run(request: pytest.FixtureRequest) -> Measured:
     measured: Measured | None = collector.stash.get(_RUN_KEY, None)
     if measured is None:
         path = collector.path
-        folder = path.parent if is_finished(path) else _made(path, folder_of(options_of(request), path))
+        folder = path.parent if is_finished(path) else _made(path, SelectKVReports.folder_of(options_of(request), path))
         collector.context["folder"] = options_of(request).shown(folder)
         measured = collector.stash[_RUN_KEY] = measured_of(folder)
     return measured

@@ -1,4 +1,4 @@
-"""One adapter for every suite: the same tests hold parity, transfer, Select-KV and a suite of stages in a test module."""
+"""One adapter for every suite: the same tests hold parity, transfer, Select-KV, audit and a suite of stages in a test module."""
 
 from __future__ import annotations
 
@@ -107,12 +107,14 @@ def transfer_statuses(folder: Path, result: pytest.RunResult) -> dict[str, str]:
     return statuses
 
 
-def select_kv_statuses(folder: Path, result: pytest.RunResult) -> dict[str, str]:
-    (file,) = folder.glob("reports/selectkv/*/selectkv_report.json")
+def check_statuses(folder: Path, result: pytest.RunResult) -> dict[str, str]:
+    (file,) = (
+        path for suite in ("selectkv", "audit") for path in folder.glob(f"reports/{suite}/*/{suite}_report.json")
+    )
     return {check["key"]: check["status"] for check in json.loads(file.read_text())["checks"]}
 
 
-@pytest.fixture(params=["parity", "transfer", "selectkv", "toy"])
+@pytest.fixture(params=["parity", "transfer", "selectkv", "audit", "toy"])
 def suite(request: pytest.FixtureRequest, pytester: pytest.Pytester) -> Judged:
     plant(pytester)
     if request.param == "toy":
@@ -128,7 +130,13 @@ def suite(request: pytest.FixtureRequest, pytester: pytest.Pytester) -> Judged:
 
         words = ["-m", "selectkv", f"--fv-select-kv={request.getfixturevalue('select_kv_run')}"]
         keys = tuple(stage.key for stage in STAGES)
-        return Judged("selectkv", words, keys, select_kv_statuses, keep_going=True)
+        return Judged("selectkv", words, keys, check_statuses, keep_going=True)
+    if request.param == "audit":
+        from fvcore.experiments.sae.gates import CHECKS
+        from tests.fvcore.experiments.sae.worlds import config_of, right
+
+        words = ["-m", "audit", f"--fv-audit={config_of(right(pytester.mkdir('data')))}"]
+        return Judged("audit", words, tuple(CHECKS), check_statuses, keep_going=True)
     from pytest_fvparity.parity.implementation import CHECK_KEYS
 
     return Judged("parity", ["-m", "parity", *request.getfixturevalue("world").options], CHECK_KEYS, parity_statuses)

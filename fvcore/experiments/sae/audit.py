@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -19,7 +20,7 @@ from fvcore.experiments.folder import Folder
 from fvcore.experiments.progress import Watched
 from fvcore.experiments.sae.checkpoints import Checkpoints
 from fvcore.experiments.sae.issues import Issues, Stopped, place, severity_of
-from fvcore.experiments.sae.logs import Cells, Log, canonical, scan
+from fvcore.experiments.sae.logs import Cell, Cells, Log, canonical, scan
 from fvcore.experiments.sae.readers import Oddities, is_read
 from fvcore.experiments.sae.schemas import IssueGroup, PlanResults, Validation
 from fvcore.formats import sha256
@@ -79,14 +80,13 @@ class _Join:
 class _Audit:
     def __init__(self, settings: PathwaysConfig, policy: Policy) -> None:
         self.settings, self.policy, self.plan = settings, policy, policy == "v4"
-        self.issues = Issues(settings.audit.max_listed, stop=self.plan)
+        self.issues = Issues(settings.audit.max_listed, self.plan)
         self.fingerprint = fingerprint(settings)
         self.checkpoints = Checkpoints(self.issues, Oddities())
         self.checkpoint_files = self._files(settings.paths.checkpoints)
         self.log_files = self._files(settings.paths.response_logs)
         self.log, self.aliases_seen = Log(self.issues), Counter[str]()
         self.cells: Cells = {}
-        self.nonfinite = 0
 
     def _files(self, globs: Sequence[str]) -> list[Path]:
         files = files_of(globs)
@@ -100,8 +100,7 @@ class _Audit:
             self._none("NO_CHECKPOINTS", "No checkpoint files found", self.settings.paths.checkpoints)
         with watched.running(LOADING, len(self.checkpoint_files)) as advance:
             self.checkpoints.read(self.checkpoint_files, advance)
-        if not self.plan:
-            self.nonfinite = self.checkpoints.check_numbers()
+        self.checkpoints.check()
 
     def _none(self, code: Literal["NO_CHECKPOINTS", "NO_RESPONSE_LOGS"], said: str, globs: Sequence[str]) -> None:
         self.issues.add(code, said if self.plan else f"{said} (no file is {' or '.join(globs)})")
@@ -124,12 +123,11 @@ class _Audit:
             for condition, cell in by_condition.items():
                 if self._trials(feature, condition) < self.settings.audit.min_trials and self._counts(condition):
                     self._low(feature, condition)
-                if cell.again and not self.plan:
+                if cell.again:
                     said = f"{feature} {condition}: {cell.again} records of trials that stand there already"
                     said += f", {cell.other_text} of them with another text"
-                    self.issues.add("DUP_TRIAL", said, feature, condition, n=cell.again, count=cell.again)
-        if not self.plan:
-            self._check_names()
+                    self.issues.add("DUP_TRIAL", said, feature, condition, n=cell.again)
+        self._check_names()
         self._check_join()
 
     def _trials(self, feature: str, condition: str) -> int:
@@ -238,9 +236,9 @@ class _Audit:
             "results_total": found.n_results,
             "unique_features": len(found.best),
             "duplicates": found.n_valid - len(found.best),
-            "conflicts": self.issues.counts.get("CONFLICTING_RESULT", 0),
+            "conflicts": sum(kept.differs for kept in found.best.values()),
             "schema_variants": dict(sorted(found.variants.items())),
-            "nonfinite_cohen_d": self.nonfinite,
+            "nonfinite_cohen_d": sum(not isfinite(kept.result.cohen_d) for kept in found.best.values()),
         }
 
     def _condition_counts(self) -> dict[str, int | dict[str, int]]:
@@ -251,12 +249,17 @@ class _Audit:
             "unknown": self._unknown(),
             "features_missing_any": counts.get("MISSING_CONDITIONS", 0),
             "low_trial_cells": counts.get("LOW_TRIALS", 0),
+            "duplicate_trials": sum(cell.again for cell in self._cells()),
+            "duplicate_trials_of_other_text": sum(cell.other_text for cell in self._cells()),
         }
 
     def _spread(self) -> dict[str, int | None]:
         trials = sorted(self._expected_trials())
         at = {"min": 0.0, "p05": 0.05, "median": 0.5, "max": 1.0}
         return {name: trials[int(share * (len(trials) - 1))] if trials else None for name, share in at.items()}
+
+    def _cells(self) -> Iterator[Cell]:
+        return (cell for by_condition in self.cells.values() for cell in by_condition.values())
 
     def _expected_trials(self) -> Iterator[int]:
         for feature, by_condition in self.cells.items():

@@ -33,9 +33,10 @@ def _yaml(value: Any) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(value) if isinstance(value, str) else value
+        read = yaml.safe_load(value) if isinstance(value, str) else value
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
+    return tuple(read) if isinstance(read, list) else read
 
 
 def _ends(value: Any) -> Any:

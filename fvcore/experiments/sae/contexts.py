@@ -7,6 +7,7 @@ from heapq import nsmallest
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from fvcore.experiments.sae.readers import is_lone
 from fvcore.experiments.sae.schemas import Context, Source
 from fvcore.formats import FormatError, sha256
 
@@ -32,7 +33,9 @@ class Draws:
         """A record of a log; what is no response to a baseline is passed over."""
         if not isinstance(condition, str) or (held := self.held.get(self.aliases.get(condition, condition))) is None:
             return
-        if not isinstance(feature, str) or not isinstance(response, str) or not response.strip():
+        if not isinstance(feature, str) or not isinstance(response, str):
+            return
+        if not response.strip() or is_lone(response):
             return
         number = trial if isinstance(trial, int) else None
         draw = sha256(f"{self.seed}|{file}|{feature}|{number}".encode(errors="backslashreplace"))

@@ -27,6 +27,12 @@ MALFORMED: tuple[Code, ...] = (
 
 ERRORS: tuple[Code, ...] = ("NO_CHECKPOINTS", "NO_RESPONSE_LOGS", "UNREADABLE_FILE", "BAD_TOPLEVEL", "NO_CAUSAL")
 
+PLAN: tuple[Code, ...] = (
+    *("NO_CHECKPOINTS", "NO_RESPONSE_LOGS", "UNREADABLE_FILE", "BAD_TOPLEVEL", "MISSING_FIELD", "BAD_TYPE"),
+    *("MISSING_FEATURE", "MISSING_CONDITION", "EMPTY_RESPONSE", "MISSING_CONDITIONS", "LOW_TRIALS", "LOW_JOIN_RATE"),
+)
+"""What the plan looks for, or what ends its program: a value of another type."""
+
 
 def place(feature: str) -> tuple[int, int]:
     """Layer and id in a feature's name; -1, -1 of what is none."""
@@ -39,10 +45,10 @@ class Stopped(Exception):
 
 
 class Issues:
-    """Under the plan's policy the first error is the last issue."""
+    """By the plan's policy there are those that the plan looks for, and the first error is the last one."""
 
-    def __init__(self, most: int, stop: bool = False) -> None:
-        self.most, self.stop = most, stop
+    def __init__(self, most: int, plan: bool = False) -> None:
+        self.most, self.plan = most, plan
         self.counts: dict[Code, int] = {}
         self.first: dict[Code, list[tuple[Key, IssueRow]]] = {}
 
@@ -55,17 +61,18 @@ class Issues:
         file: str = "",
         at: int = 0,
         n: int | None = None,
-        count: int = 1,
     ) -> None:
         """One more; `at` is its place in the file, `n` what it is about, where that is a number."""
-        self.counts[code] = self.counts.get(code, 0) + count
+        if self.plan and code not in PLAN:
+            return
+        self.counts[code] = self.counts.get(code, 0) + 1
         key = (*place(feature), condition, file, at)
         # What a file holds may be no character.
         told = (text.encode(errors="backslashreplace").decode() for text in (message, feature, condition, file))
         self._list(
             code, key, IssueRow(**dict(zip(("message", "feature", "condition", "file"), told, strict=True)), n=n)
         )
-        if self.stop and code in (*ERRORS, *MALFORMED, "EMPTY_RESPONSE"):
+        if self.plan and code in (*ERRORS, *MALFORMED, "EMPTY_RESPONSE"):
             raise Stopped
 
     def _list(self, code: Code, key: Key, row: IssueRow) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from pydantic import ValidationError
 
 from fvcore.experiments.sae.issues import Issues, Stopped
-from fvcore.experiments.sae.readers import KEYS, MISSING, BadTopLevel, Oddities, Record, read_records
+from fvcore.experiments.sae.readers import KEYS, MISSING, BadTopLevel, Oddities, Record, is_lone, read_records
 from fvcore.experiments.sae.schemas import MAX_TRIAL, Code, ResponseRecord
 from fvcore.formats import FormatError, sentence
 
@@ -88,7 +88,7 @@ class Log:
 
 def scan_file(path: Path, listed: int, plan: bool) -> Log:
     """One file; never raises for what it holds. plan: by the plan's policy, which stops at the first error."""
-    log = Log(Issues(listed, stop=plan))
+    log = Log(Issues(listed, plan))
     try:
         try:
             _scan(path, log)
@@ -132,15 +132,17 @@ def _careful(path: Path, record: Record, log: Log) -> bool:
     if "condition" not in given:
         issue("MISSING_CONDITION", f"Response missing 'condition' field in {path}, record {at}")
         return False
+    response = given.setdefault("response", "")
+    lone = isinstance(response, str) and is_lone(response)  # which pydantic takes for no text
     try:
-        response = ResponseRecord.model_validate({"response": ""} | given).response
+        ResponseRecord.model_validate(given | ({"response": "half"} if lone else {}))
     except ValidationError as error:
         issue("BAD_TYPE", f"{path.name}, record {at}, {name}: {sentence(error)}")
         return False
-    if not response or (response.isspace() and not log.issues.stop):  # the plan takes a blank for a text
+    if not response or (response.isspace() and not log.issues.plan):  # the plan takes a blank for a text
         said = f"Response missing text payload: {name} ({path.name}, record {at})"
         issue("EMPTY_RESPONSE", said, condition=record[1])
-    return "response" in given
+    return record[-1] is not MISSING
 
 
 def scan(files: Sequence[Path], listed: int, plan: bool, workers: int, advance: Advance) -> Log:

@@ -85,7 +85,7 @@ def read_records(path: Path, oddities: Oddities) -> Iterator[Record]:
         values = _lines(path, oddities) if ".jsonl" in path.suffixes else _elements(path, oddities)
         for value in values:
             record = _record(value if isinstance(value, dict) else {})
-            oddities.lone_surrogates += isinstance(record[-1], str) and _is_lone(record[-1])
+            oddities.lone_surrogates += isinstance(record[-1], str) and is_lone(record[-1])
             yield record
 
 
@@ -94,7 +94,8 @@ def _record(value: dict[str, Any]) -> Record:
     return get("feature", MISSING), get("condition", MISSING), get("trial", MISSING), get("response", MISSING)
 
 
-def _is_lone(text: str) -> bool:
+def is_lone(text: str) -> bool:
+    """Whether it holds half a surrogate pair, which no encoding and no tokenizer takes."""
     if text.isascii():
         return False
     try:
@@ -238,7 +239,7 @@ def _decode(lines: bool) -> Callable[[bytes], list[Any]] | None:
     except ImportError:
         return None
     kept = msgspec.defstruct("Kept", [(key, Any, MISSING) for key in KEYS], gc=False)
-    of_line, of_file = msgspec.json.Decoder(kept), msgspec.json.Decoder(list[kept])
+    of_line, of_file = msgspec.json.Decoder(kept), msgspec.json.Decoder(list[kept])  # type: ignore[valid-type]
     decode: Callable[[bytes], list[Any]] = of_line.decode_lines if lines else of_file.decode
     return decode
 

@@ -1,33 +1,27 @@
-"""What the suite is reported by: a small file beside each run, and one line that says which rule failed by how much."""
+"""What a suite of checks on a file is reported by: a small file, and one line that says which failed first, with its numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from fvcore.gates import StageResult, Status
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
-from pytest_fvparity.selectkv import SUITE
-from pytest_fvparity.selectkv.runs import title_of
 from pytest_fvparity.suite.declaration import SuiteReports
 
 if TYPE_CHECKING:
     from pytest_fvparity.suite.reporter import SuiteRun
 
-NAME = "selectkv_report.json"
 SCHEMA_VERSION = 1
 
 
-def folder_of(options: ParityOptions, file: Path) -> Path:
-    """Where reports on a config or a run lie; below it, what was run for them."""
-    return options.report_dir / SUITE / title_of(file)
-
-
-def assemble(subject: str, run_folder: str | None, results: Mapping[str, StageResult]) -> dict[str, Any]:
-    """Every check with its status and what was measured; the headline names the first that failed, with both numbers."""
+def assemble(
+    subject: str, about: str, context: Mapping[str, Any], results: Mapping[str, StageResult]
+) -> dict[str, Any]:
+    """Every check with its status and what was measured; the headline names the first that failed, with its numbers."""
     from fvcore.provenance import now
 
     failed = [result for result in results.values() if result.status is not Status.PASS]
@@ -35,16 +29,16 @@ def assemble(subject: str, run_folder: str | None, results: Mapping[str, StageRe
         "schema_version": SCHEMA_VERSION,
         "created_at": now(),
         "subject": subject,
-        "run": run_folder,
+        "run": context.get("folder"),
         "overall_status": "FAIL" if failed else "PASS",
-        "headline": _headline(subject, len(results), failed),
+        "headline": _headline(subject, about, len(results), failed),
         "checks": [_row(result) for result in results.values()],
     }
 
 
-def _headline(subject: str, n: int, failed: list[StageResult]) -> str:
+def _headline(subject: str, about: str, n: int, failed: list[StageResult]) -> str:
     if not failed:
-        return f"{subject}: {n} of {n} checks of gates A and B hold"
+        return f"{subject}: {n} of {n} checks{about} hold"
     return f"{subject}: {len(failed)} of {n} checks fail, the first {failed[0].key}: {_said(failed[0])}"
 
 
@@ -63,22 +57,38 @@ def _row(result: StageResult) -> dict[str, Any]:
     }
 
 
-class SelectKVReports(SuiteReports):
-    """A report for each config or run of the session."""
+class CheckReports(SuiteReports):
+    """A report for each file of the session that the suite judged. A suite says its name, and how a file's report is called.
+
+    title: a file in a word     heading: over its lines on the terminal     about: behind the word checks
+    """
+
+    suite: ClassVar[str]
+    heading: ClassVar[str]
+    about: ClassVar[str] = ""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config, self.options = config, config.stash[OPTIONS_KEY]
         self.headlines: list[str] = []
 
+    @staticmethod
+    def title(file: Path) -> str:
+        raise NotImplementedError
+
+    @classmethod
+    def folder_of(cls, options: ParityOptions, file: Path) -> Path:
+        """Where the report on a file lies, and what is made for it."""
+        return options.report_dir / cls.suite / cls.title(file)
+
     def _path(self, run: SuiteRun) -> Path:
-        return folder_of(self.options, self._file(run)) / NAME
+        return self.folder_of(self.options, self._file(run)) / f"{self.suite}_report.json"
 
     def _file(self, run: SuiteRun) -> Path:
         return (self.config.rootpath / run.file).resolve()
 
     def begin(self, runs: Iterable[SuiteRun]) -> None:
         for run in runs:
-            if run.of(SUITE):
+            if run.of(self.suite):
                 self._path(run).unlink(missing_ok=True)
 
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
@@ -86,9 +96,9 @@ class SelectKVReports(SuiteReports):
 
         green = True
         for run in runs:
-            if run.of(SUITE) and run.planned:
+            if run.of(self.suite) and run.planned:
                 subject = self.options.shown(self._file(run))
-                report = assemble(subject, run.context.get("folder"), run.results())
+                report = assemble(subject, self.about, run.context, run.results())
                 write_json(self._path(run), report)
                 self.headlines += [report["headline"], self.options.from_here(self._path(run))]
                 green = green and report["overall_status"] == "PASS"
@@ -96,6 +106,6 @@ class SelectKVReports(SuiteReports):
 
     def summary(self, terminal: Any, written: bool) -> None:
         if self.headlines:
-            terminal.section("fvparity: Select-KV")
+            terminal.section(f"fvparity: {self.heading}")
             for line in self.headlines:
                 terminal.write_line(line)
