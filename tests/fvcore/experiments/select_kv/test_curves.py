@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from tests.late import RUNNING
 
 if RUNNING:
     from fvcore.experiments.select_kv import budgets, layers
+    from fvcore.experiments.select_kv.bench import Bench
+    from fvcore.experiments.select_kv.config import Phase2
+    from fvcore.experiments.select_kv.data import on_samples
     from fvcore.experiments.select_kv.points import mean, share
+    from tests.phase2.fake import FakeRuntime
 
 
 @pytest.fixture
@@ -88,3 +93,19 @@ def test_a_share_lies_between_0_and_1_and_all_alike_have_some_width() -> None:
     assert alone["low"] is not None
     assert alone["low"] > 0
     assert mean([1.0, 3.0], ["", ""])["n"] == 2
+
+
+def test_answers_count_as_a_whole_where_the_run_counts_them_so() -> None:
+    few = {"data.synthetic.num_pairs": 4, "eval.on_samples": 3, "injection.positioning_mode": "absolute"}
+    found = {}
+    for scoring in ("first_token", "full_answer"):
+        bench = Bench.of(FakeRuntime(), Phase2().changed({**few, "eval.answer_scoring": scoring}))
+        # They begin rightly, and do not go on so.
+        samples = [
+            replace(one, answer=f"{one.answer} indeed", full_answer_ids=one.full_answer_ids * 2)
+            for one in on_samples(bench.settings, bench.runtime.tokenizer)
+        ]
+        budget, scope = budgets.curve(bench, samples)["methods"]["recent"][-1], layers.curve(bench, samples)["scopes"][-1]
+        found[scoring] = budget["accuracy"]["mean"], scope["accuracy"]["mean"]
+
+    assert found == {"first_token": (1.0, 1.0), "full_answer": (0.0, 0.0)}
