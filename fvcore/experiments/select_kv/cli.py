@@ -89,11 +89,8 @@ def show_faults(
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
 ) -> None:
     """Carry a state wrongly in every known way; exit status 1 if one is not caught by what must catch it."""
-    import torch
-
     from fvcore.experiments.select_kv import faults
 
-    torch.set_num_threads(1)  # these models are too small to share, and their numbers then depend on no number of cores
     found = faults.rows()
     for row in found:
         verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,17 +121,17 @@ class Chosen:
     @property
     def attention_score(self) -> Number:
         """The mean over the chosen spans of the mean attention in each."""
-        means = [float(self.scores[start:end].double().mean()) for start, end in self.selection.spans]
-        return finite(sum(means) / len(means)) if means else None
+        return _mean([float(self.scores[start:end].double().mean()) for start, end in self.selection.spans])
 
     @property
     def causal_drop_score(self) -> Number:
         """None where it was not asked for, or a chosen span is no candidate (a delimiter's was moved)."""
-        if self.drops is None or not self.selection.spans:
-            return None
-        of = dict(zip(self.drops[0], self.drops[1].tolist(), strict=True))
-        scores = [of[span] for span in self.selection.spans if span in of]
-        return finite(sum(scores) / len(scores)) if len(scores) == len(self.selection.spans) else None
+        of = {} if self.drops is None else dict(zip(self.drops[0], self.drops[1].tolist(), strict=True))
+        return _mean([of.get(span, math.nan) for span in self.selection.spans])
+
+
+def _mean(values: Sequence[float]) -> Number:
+    return finite(sum(values) / len(values)) if values else None
 
 
 @dataclass(frozen=True)
@@ -231,9 +232,7 @@ class _Asked:
             "select": bench.kept(sample, again.demo, again.selection.indices),
         }
         logits = bench.answers(sample, prefixes)
-        hits = {
-            name: bench.is_hit(sample, logits[name], sample.query_ids, prefixes[name]) for name in REPEATED
-        }  # fmt: skip
+        hits = {one: bench.is_hit(sample, logits[one], sample.query_ids, prefixes[one]) for one in REPEATED}
         difference = max(float((logits[name] - self.students[name]).abs().max()) for name in REPEATED)
         return Repeat(
             run=run,

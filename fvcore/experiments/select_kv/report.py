@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +105,8 @@ def gate_rows(report: Row) -> Iterator[Row]:
         yield from ({"gate": gate, "title": TITLES.get(row["name"], ""), **row} for row in of_gate["checks"])
 
 
-def _titles() -> dict[str, str]:
-    """Check -> the title of its rule, asked with numbers that no check looks at."""
-    limits = gates.Thresholds(**{one.name: 0.0 for one in fields(gates.Thresholds)})
-    zeros: Row = {one.name: 0.0 for one in fields(gates.Measured)}
-    any_run = gates.Measured(**zeros | {"thresholds": limits, "random_accs": (0.0,), "advisory": False})
-    return {check.name: rule.title for rule in gates.RULES for check in rule.checks(any_run)}
-
-
-TITLES = _titles()
+TITLES = {limit.said or limit.number: rule.title for rule in gates.RULES for limit in rule.limits}
+"""Check -> what its rule asks."""
 
 
 def arm_rows(report: Row) -> Iterator[Row]:

@@ -14,6 +14,7 @@ from fvcore.experiments.select_kv.points import share
 from fvcore.injection import inject_logits
 from fvcore.model.tokenizer import BosFacts
 from fvcore.pipeline import Settings, run
+from fvcore.prompts import PromptTemplate
 from fvcore.trials.fixed import FixedTrials, Meta, TrialRecord, TrialsFile, WordPair, labelled, prompt_data
 
 if TYPE_CHECKING:
@@ -89,13 +90,13 @@ def _record(idx: int, sample: OnSample, meta: Meta, order: Sequence[int]) -> Tri
     if len(demos) != meta.n_shots:
         return None
     corrupted = labelled(demos, [demos[i].output for i in order])
-    before, after = f"{meta.prefixes.input}", f"{meta.separators.input}{meta.prefixes.output}"
+    before, after = meta.prefixes.input, f"{meta.separators.input}{meta.prefixes.output}"
     word = sample.query_text.removeprefix(before).removesuffix(after)
     query = WordPair(input=word, output=f" {sample.answer}")
-    clean = _text(demos, meta) + before + word + after
+    template = PromptTemplate(meta.prefixes, meta.separators)
+    clean = template.text(demos, word)
     if clean != sample.demo.text + sample.query_text:
         return None
-    target = sample.full_answer_ids[0]
     return TrialRecord(
         trial_id=idx,
         demos_clean=demos,
@@ -104,15 +105,10 @@ def _record(idx: int, sample: OnSample, meta: Meta, order: Sequence[int]) -> Tri
         prompt_data_clean=prompt_data(demos, query, meta),
         prompt_data_corrupted=prompt_data(corrupted, query, meta),
         clean_prompt_str=clean,
-        corrupted_prompt_str=_text(corrupted, meta) + before + word + after,
+        corrupted_prompt_str=template.text(corrupted, word),
         target_str=query.output,
-        target_first_token_id=target,
+        target_first_token_id=sample.full_answer_ids[0],
     )
-
-
-def _text(demos: Sequence[WordPair], meta: Meta) -> str:
-    names, gaps = meta.prefixes, meta.separators
-    return "".join(f"{names.input}{pair.input}{gaps.input}{names.output}{pair.output}{gaps.output}" for pair in demos)
 
 
 def pairs_of(demo: Demo) -> list[WordPair]:

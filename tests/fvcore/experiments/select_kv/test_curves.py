@@ -105,7 +105,10 @@ def test_answers_count_as_a_whole_where_the_run_counts_them_so() -> None:
             replace(one, answer=f"{one.answer} indeed", full_answer_ids=one.full_answer_ids * 2)
             for one in on_samples(bench.settings, bench.runtime.tokenizer)
         ]
-        budget, scope = budgets.curve(bench, samples)["methods"]["recent"][-1], layers.curve(bench, samples)["scopes"][-1]
+        budget, scope = (
+            budgets.curve(bench, samples)["methods"]["recent"][-1],
+            layers.curve(bench, samples)["scopes"][-1],
+        )
         found[scoring] = budget["accuracy"]["mean"], scope["accuracy"]["mean"]
 
     assert found == {"first_token": (1.0, 1.0), "full_answer": (0.0, 0.0)}
