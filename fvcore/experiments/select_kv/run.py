@@ -158,7 +158,7 @@ class _Run:
 
     def stages(self) -> Iterator[Stage]:
         asking, reporting, both = self.asking, self.settings.reporting, (files.ON_ROWS, files.OFF_ROWS)
-        yield Stage("on", self.deciding, (), asking.ask_on, self._n_on)
+        yield Stage("on", self.deciding, (), asking.ask_on, lambda: len(asking.on))
         yield Stage("off", self.deciding, (files.ON_ROWS,), asking.ask_off)
         if reporting.save_states:
             yield Stage("states", self.deciding, (files.ON_ROWS,), asking.save_states)
@@ -168,9 +168,6 @@ class _Run:
             yield Stage("budgets", self.deciding, both, asking.budget_curve)
         yield Stage("verdict", self.deciding, (*both, files.RUNTIME_META), self._judge)
         yield Stage("pages", self.deciding, (files.REPORT, *both, *self._curves), self._draw)
-
-    def _n_on(self) -> int:
-        return len(self.asking.on)
 
     @cached_property
     def deciding(self) -> dict[str, Any]:

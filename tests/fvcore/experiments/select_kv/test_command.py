@@ -77,7 +77,7 @@ def test_each_fault_fails_for_its_own_reason(knobs: dict[str, float], words: lis
 
 def test_the_shipped_model_passes_and_the_plan_s_off_threshold_is_what_it_does_not_meet() -> None:
     """A part of the default run; the whole one is slow."""
-    few = ["--phase2-max-on=12", "--phase2-max-off=12", "--phase2-eval-off-state-limit=3"]
+    few = ["--phase2-max-on=18", "--phase2-max-off=24"]
     less = [f"--set=phase2.reporting.{name}=false" for name in ("layer_curve", "budget_curve", "compare_kv_sources")]
 
     said = call(*few, *less, "--run-id=t")

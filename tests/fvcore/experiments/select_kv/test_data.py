@@ -13,8 +13,7 @@ from fvcore.experiments.config import ConfigError
 from fvcore.experiments.select_kv import data, off_prompts
 from fvcore.experiments.select_kv.config import Phase2
 from fvcore.experiments.select_kv.errors import HFBackendUnavailable, OnTaskInvalid
-from fvcore.experiments.select_kv.samples import OnSample
-from fvcore.experiments.select_kv.tokens import roles_of
+from fvcore.experiments.select_kv.tokens import OnSample, roles_of
 from fvcore.formats import write_text
 from tests.fvcore.experiments.conftest import trials_path
 from tests.late import RUNNING
