@@ -180,26 +180,29 @@ class _Asked:
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
-        n_demo = len(self.sample.demo.ids)
-        base_ids, teacher_ids = self.bench.base_ids(self.sample.query_ids), self.bench.teacher_ids(self.sample)
-        arms = {
-            "base": self._arm(self.base, 0, base_ids, None),
-            "teacher": self._arm(self.teacher, n_demo, teacher_ids, None),
-            "teacher_cached": self._arm(self.chosen.cached, n_demo, teacher_ids, None),
+        n_demo, query = len(self.sample.demo.ids), self.sample.query_ids
+        teacher_ids = self.bench.teacher_ids(self.sample)
+        asked: dict[str, tuple[Tensor, int, Sequence[int], Prefix | None]] = {
+            "base": (self.base, 0, self.bench.base_ids(query), None),
+            "teacher": (self.teacher, n_demo, teacher_ids, None),
+            "teacher_cached": (self.chosen.cached, n_demo, teacher_ids, None),
         }
         for name, prefix in self.prefixes.items():
-            arms[name] = self._arm(self.students[name], len(prefix.selected), self.sample.query_ids, prefix)
-        return arms
-
-    def _arm(self, logits: Tensor, kept: int, ids: Sequence[int], prefix: Prefix | None) -> Arm:
-        return Arm(
-            hit=self.bench.is_hit(self.sample, logits, ids, prefix),
-            kept=kept,
-            kl_base=finite(float(kl(logits, self.base))),
-            kl_teacher=finite(float(kl(logits, self.teacher))),
-            rel_kl=finite(float(rel_kl(logits, self.teacher, self.base))),
-            gain=finite(answer_logprob_gain(logits, self.base, self.sample.answer_ids)),
-        )
+            asked[name] = (self.students[name], len(prefix.selected), query, prefix)
+        logits = torch.stack([one[0] for one in asked.values()])
+        of_base, of_teacher = kl(logits, self.base).tolist(), kl(logits, self.teacher).tolist()
+        relative = rel_kl(logits, self.teacher, self.base).tolist()
+        return {
+            name: Arm(
+                hit=self.bench.is_hit(self.sample, own, ids, prefix),
+                kept=kept,
+                kl_base=finite(of_base[at]),
+                kl_teacher=finite(of_teacher[at]),
+                rel_kl=finite(relative[at]),
+                gain=finite(answer_logprob_gain(own, self.base, self.sample.answer_ids)),
+            )
+            for at, (name, (own, kept, ids, prefix)) in enumerate(asked.items())
+        }
 
     def row(self) -> OnRow:
         sample, demo = self.sample, self.sample.demo
