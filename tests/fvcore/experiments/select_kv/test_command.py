@@ -75,15 +75,13 @@ def test_each_fault_fails_for_its_own_reason(knobs: dict[str, float], words: lis
     assert report(said)["gates"]["B"]["failure_reason"] == reason
 
 
-def test_the_shipped_model_passes_and_the_plan_s_off_threshold_is_what_it_does_not_meet() -> None:
-    """A part of the default run; the whole one is slow."""
+def test_the_shipped_model_meets_all_but_the_plan_s_off_threshold() -> None:
+    """A part of the default run; the whole one, which passes with its own threshold, is slow."""
     few = ["--phase2-max-on=18", "--phase2-max-off=24"]
     less = [f"--set=phase2.reporting.{name}=false" for name in ("layer_curve", "budget_curve", "compare_kv_sources")]
 
-    said = call(*few, *less, "--run-id=t")
-    assert said["gateA_pass"] == said["gateB_pass"] == "True"
-
     strict = call(*few, *less, "--run-id=strict", "--phase2-thresholds-off-delta-p99-max=0.05", status=1)
+    assert strict["gateA_pass"] == "True"
     assert strict["failed_checks"] == "off_delta_p99_above_max"
     assert report(strict)["gates"]["B"]["failure_reason"] == "off_delta_p99_above_max"
 

@@ -51,6 +51,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return of
 
 
+@pytest.fixture(scope="module")
+def made(models: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, made once, while the clock stood."""
+    where = {"model.id": str(models()), "runtime.output_root": str(tmp_path_factory.mktemp("whole"))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", "0")
+        return run_phase2(Phase2().changed({**SMALL, **where}), run_id="run").folder
+
+
 @pytest.fixture
 def settings(models: Callable[..., Path], tmp_path: Path) -> Callable[..., Phase2]:
     def of(knobs: dict[str, float] | None = None, **changes: Any) -> Phase2:
@@ -224,14 +233,6 @@ class TestResume:
     @pytest.fixture(autouse=True)
     def _clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
-
-    @pytest.fixture(scope="class")
-    def made(self, models: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """A whole run, made once."""
-        where = {"model.id": str(models()), "runtime.output_root": str(tmp_path_factory.mktemp("whole"))}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("SOURCE_DATE_EPOCH", "0")
-            return run_phase2(Phase2().changed({**SMALL, **where}), run_id="run").folder
 
     @pytest.fixture
     def whole(self, made: Path, tmp_path: Path) -> dict[str, bytes]:
