@@ -5,19 +5,23 @@ here; a folder that holds other settings is refused. Settings are recorded befor
 that was killed cannot be continued as another one.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from fvcore.experiments.folder import OUT, Folder, differences, refuse_others
 from fvcore.experiments.progress import Progressing, Watched
-from fvcore.fast.chunks import Advance
 from fvcore.formats import read_json, sha256, validated, write_json
 from fvcore.provenance import versions
+
+if TYPE_CHECKING:
+    from fvcore.fast.chunks import Advance
 
 
 @dataclass(frozen=True, slots=True)
