@@ -5,8 +5,8 @@ forward passes. And the episodes that other libraries are asked on.
     python benchmarks/select_kv.py --episodes episodes.json     # demos, queries and OFF prompts of tiny.yaml, as token ids
     python benchmarks/select_kv.py --beside kvpress.json        # a table of what kvpress gave on them beside ours
 
-Seconds are those of one thread on the processor of this machine; what is claimed are the ratios, of the best of some
-repetitions on both sides.
+What is claimed are the ratios, of the best of some repetitions on both sides, on an idle machine. A small model computes in one
+thread, as a run of it does, any other in all that are given.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from sweep_world import Size, model
 
 from fvcore import embedded
 from fvcore.experiments.config import resolve
+from fvcore.experiments.model_choice import one_thread_if_small
 from fvcore.experiments.select_kv.bench import Bench
 from fvcore.experiments.select_kv.budgets import METHODS, with_budget
 from fvcore.experiments.select_kv.compute import Chosen, on_row
@@ -41,8 +42,8 @@ from fvcore.experiments.select_kv.selection import recent, select
 SIZES = ("tiny-llama", "12x768")
 BUDGETS = (2, 4, 16, 40)
 N_ON, N_OFF = 18, 24  # of the episodes
-REPEATS = 3
-PROMPTS = 32  # OFF prompts of a pass, and of the loop beside it
+REPEATS = 2
+PROMPTS = 256  # OFF prompts, as many as a run asks, in batches as large as its
 console = Console(highlight=False)
 
 
@@ -51,13 +52,13 @@ def settings(**changes: Any) -> Phase2:
 
 
 def best(work: Callable[[], object]) -> float:
-    """Seconds of the processor, of the cheapest of some repetitions; the first warms up and does not count."""
+    """Seconds of the cheapest of some repetitions; the first warms up and does not count."""
     work()
     times = []
     for _ in range(REPEATS):
-        start = time.process_time()
+        start = time.perf_counter()
         work()
-        times.append(time.process_time() - start)
+        times.append(time.perf_counter() - start)
     return min(times)
 
 
@@ -67,9 +68,9 @@ def counting_passes() -> Iterator[list[float]]:
     called, seconds = ModelRuntime._called, list[float]()
 
     def timed(self: ModelRuntime, *args: Any, **more: Any) -> Any:
-        start = time.process_time()
+        start = time.perf_counter()
         found = called(self, *args, **more)
-        seconds.append(time.process_time() - start)
+        seconds.append(time.perf_counter() - start)
         return found
 
     with patch.object(ModelRuntime, "_called", timed):
@@ -81,9 +82,9 @@ def on_ratio(bench: Bench, sample: Any) -> tuple[int, float]:
     ratios = []
     for _ in range(REPEATS + 1):
         with counting_passes() as seconds:
-            start = time.process_time()
+            start = time.perf_counter()
             on_row(bench, sample)
-            ratios.append((time.process_time() - start) / sum(seconds))
+            ratios.append((time.perf_counter() - start) / sum(seconds))
     return len(seconds), min(ratios[1:])
 
 
@@ -102,19 +103,22 @@ def off_speedup(bench: Bench, sample: Any, prompts: Sequence[Any]) -> float:
 
 
 def per_row(bench: Bench, sample: Any, prompts: Sequence[Any]) -> list[float]:
-    """Seconds of a prompt, asked with once, twice and four times as many others."""
+    """Seconds of a prompt, asked with a quarter, half and all of the others."""
     chosen = Chosen.of(bench, sample)
     prefix = bench.kept(sample, chosen.demo, chosen.selection.indices)
-    counts = [len(prompts), 2 * len(prompts), 4 * len(prompts)]
-    asked = [[one.ids for one in prompts] * (n // len(prompts)) for n in counts]
+    counts = [len(prompts) // 4, len(prompts) // 2, len(prompts)]
+    asked = [[one.ids for one in prompts[:n]] for n in counts]
     return [best(lambda some=some: bench.runtime.next_logits(some, prefix)) / len(some) for some in asked]
 
 
-def measured(name: str) -> dict[str, Any]:
+def measured(name: str, n_threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         lm = model(Size.named(name), "cpu", "fp32", Path(scratch))
+    torch.set_num_threads(n_threads)
+    one_thread_if_small(lm)
+    lm.hf.set_attn_implementation(settings().runtime.attn_implementation)
     short = settings(**{"data.off.n_shots": 1, "eval.on_samples": 1, "eval.off_samples": PROMPTS})
-    runtime = ModelRuntime(lm, name, None, PROMPTS)
+    runtime = ModelRuntime(lm, name, None, short.eval.off_batch_size)
     bench = Bench.of(runtime, short)
     (sample,), prompts = on_samples(short, runtime.tokenizer), off_samples(short, runtime.tokenizer)
     passes, ratio = on_ratio(bench, sample)
@@ -203,16 +207,16 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=Path, help="write the episodes to this file, and time nothing")
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="tiny-llama, or layers x width such as 12x768")
+    parser.add_argument("--threads", type=int, default=2, help="of a model that is not small")
     parser.add_argument("--beside", type=Path, help="what select_kv_kvpress.py wrote; time nothing")
     given = parser.parse_args(words)
-    torch.set_num_threads(1)
     if given.episodes is not None:
         episodes(given.episodes)
         return
     if given.beside is not None:
         beside(given.beside)
         return
-    show([measured(name) for name in given.sizes])
+    show([measured(name, given.threads) for name in given.sizes])
 
 
 if __name__ == "__main__":

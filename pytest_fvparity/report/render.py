@@ -6,6 +6,7 @@ import glob
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,8 +158,12 @@ def markdown(report: Report, budget: int, comparison: Comparison | None = None) 
     return within(text, budget, f"All of it is in `{REPORT}.html`.")
 
 
+@cache
 def environment() -> Environment:
-    """Templates of this package; HTML is escaped, and a name the report lacks is an error."""
+    """Templates of this package; HTML is escaped, and a name the report lacks is an error.
+
+    One a process, so that templates are compiled once: pages are rendered anew behind every stage.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     templates = Environment(

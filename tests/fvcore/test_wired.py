@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from tests.late import RUNNING
 
-from fvcore import embedded
-from fvcore.embedded import wired
-from fvcore.model import model as models
+if RUNNING:
+    import torch
+
+    from fvcore import embedded
+    from fvcore.embedded import wired
+    from fvcore.model import model as models
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PAIRS = 8
 

@@ -52,6 +52,7 @@ def test_a_real_model_passes_gate_a(tmp_path: Path) -> None:
     assert all(map(math.isfinite, found))
 
 
+@pytest.mark.slow
 def test_it_fails_without_a_model_where_it_is_asked_for(tmp_path: Path) -> None:
     """And is no skip: that would hide that nothing was tested."""
     asked = {"RUN_HF_TESTS": "1", "RUN_HF_MODEL": str(tmp_path / "none"), "HF_HUB_OFFLINE": "1"}

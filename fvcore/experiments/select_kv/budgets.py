@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fvcore.experiments.select_kv.compute import Chosen
-from fvcore.experiments.select_kv.metrics import is_hit, kl, p99, rel_kl
+from fvcore.experiments.select_kv.metrics import kl, p99, rel_kl
 from fvcore.experiments.select_kv.points import clusters, mean, share
 from fvcore.experiments.select_kv.selection import recent, select
 from fvcore.fast.chunks import Advance, silent
@@ -118,7 +118,7 @@ def _gather(
     far = rel_kl(logits, teacher, bench.base(sample.query_ids)).tolist()
     for key, at in _rows(keys):
         found[key].kept.append(len(prefixes[at].selected))
-        found[key].hits.append(is_hit(logits[at], sample.answer_ids))
+        found[key].hits.append(bench.is_hit(sample, logits[at], sample.query_ids, prefixes[at]))
         found[key].rel.append(far[at])
 
 

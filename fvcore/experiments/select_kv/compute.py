@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from fvcore.experiments.select_kv.schemas import (
     OnRow,
     PrefixMetaRow,
     Repeat,
+    Row,
     SelectionRow,
     SelectionTrial,
     Token,
@@ -178,39 +179,35 @@ class _Asked:
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
-        n_demo = len(self.sample.demo.ids)
-        base_ids, teacher_ids = self.bench.base_ids(self.sample.query_ids), self.bench.teacher_ids(self.sample)
-        arms = {
-            "base": self._arm(self.base, 0, base_ids, None),
-            "teacher": self._arm(self.teacher, n_demo, teacher_ids, None),
-            "teacher_cached": self._arm(self.chosen.cached, n_demo, teacher_ids, None),
+        n_demo, query = len(self.sample.demo.ids), self.sample.query_ids
+        teacher_ids = self.bench.teacher_ids(self.sample)
+        asked: dict[str, tuple[Tensor, int, Sequence[int], Prefix | None]] = {
+            "base": (self.base, 0, self.bench.base_ids(query), None),
+            "teacher": (self.teacher, n_demo, teacher_ids, None),
+            "teacher_cached": (self.chosen.cached, n_demo, teacher_ids, None),
         }
         for name, prefix in self.prefixes.items():
-            arms[name] = self._arm(self.students[name], len(prefix.selected), self.sample.query_ids, prefix)
-        return arms
-
-    def _arm(self, logits: Tensor, kept: int, ids: Sequence[int], prefix: Prefix | None) -> Arm:
-        return Arm(
-            hit=self.bench.is_hit(self.sample, logits, ids, prefix),
-            kept=kept,
-            kl_base=finite(float(kl(logits, self.base))),
-            kl_teacher=finite(float(kl(logits, self.teacher))),
-            rel_kl=finite(float(rel_kl(logits, self.teacher, self.base))),
-            gain=finite(answer_logprob_gain(logits, self.base, self.sample.answer_ids)),
-        )
+            asked[name] = (self.students[name], len(prefix.selected), query, prefix)
+        logits = torch.stack([one[0] for one in asked.values()])
+        of_base, of_teacher = kl(logits, self.base).tolist(), kl(logits, self.teacher).tolist()
+        relative = rel_kl(logits, self.teacher, self.base).tolist()
+        return {
+            name: Arm(
+                hit=self.bench.is_hit(self.sample, own, ids, prefix),
+                kept=kept,
+                kl_base=finite(of_base[at]),
+                kl_teacher=finite(of_teacher[at]),
+                rel_kl=finite(relative[at]),
+                gain=finite(answer_logprob_gain(own, self.base, self.sample.answer_ids)),
+            )
+            for at, (name, (own, kept, ids, prefix)) in enumerate(asked.items())
+        }
 
     def row(self) -> OnRow:
         sample, demo = self.sample, self.sample.demo
         again = [self.bench.base(sample.query_ids)] if sample.index < FIRST else []
         return OnRow(
-            index=sample.index,
-            sample_id=sample.sample_id,
-            episode_id=sample.episode_id,
-            group=sample.group,
-            query_text=sample.query_text,
-            answer=sample.answer,
-            answer_ids=list(sample.answer_ids),
-            boundary_mismatch=sample.boundary_mismatch,
+            **_same(OnRow, sample),
             base_teacher_kl=finite(float(kl(self.base, self.teacher))),
             teacher_base_kl=finite(float(kl(self.teacher, self.base))),
             teacher_cache_kl=finite(float(kl(self.chosen.cached, self.teacher))),
@@ -250,40 +247,32 @@ class _Asked:
         )
 
     def _selection_row(self) -> SelectionRow:
-        bench, sample, selection = self.bench, self.sample, self.chosen.selection
-        kept, demo = selection.indices, sample.demo
-        ids = [demo.ids[index] for index in kept]
+        bench, sample, chosen, demo = self.bench, self.sample, self.chosen.selection, self.sample.demo
+        ids = [demo.ids[index] for index in chosen.indices]
+        drawn = zip(self.trials, self._random_arms(), strict=True)
         return SelectionRow(
-            sample_id=sample.sample_id,
-            episode_id=sample.episode_id,
-            selection_mode=selection.mode,
+            **_same(SelectionRow, sample, chosen) | {"mode": "on"},
+            selection_mode=chosen.mode,
             aggregation="mean",
             query_reduce=bench.settings.select.query_reduce,
             layer_ids=list(bench.scoring_layers),
             demo_len=len(demo.ids),
             query_len=len(sample.query_ids),
-            spans=list(selection.spans),
-            span_ranks=list(selection.ranks),
-            span_scores=[finite(score) for score in selection.scores],
-            anchors=list(selection.anchors),
-            indices=list(kept),
+            span_ranks=list(chosen.ranks),
+            span_scores=[finite(score) for score in chosen.scores],
             selected_token_ids=ids,
-            selected_token_text=[demo.text[slice(*demo.offsets[index])] for index in kept],
-            selected_token_count=len(kept),
-            truncated=selection.truncated,
-            fewer_spans=selection.fewer,
-            contains_value_token=any(demo.roles[index] == "value" for index in kept),
+            selected_token_text=[demo.text[slice(*demo.offsets[index])] for index in chosen.indices],
+            selected_token_count=len(ids),
+            fewer_spans=chosen.fewer,
+            contains_value_token=any(demo.roles[index] == "value" for index in chosen.indices),
             contains_answer_token=not set(ids).isdisjoint(sample.answer_ids),
             attention_score=self.chosen.attention_score,
             causal_drop_score=self.chosen.causal_drop_score,
-            random=self._random_rows(),
+            random=[
+                SelectionTrial(trial=at, hit=arm.hit, **_same(SelectionTrial, one))
+                for at, (one, arm) in enumerate(drawn)
+            ],
         )
-
-    def _random_rows(self) -> list[SelectionTrial]:
-        return [
-            SelectionTrial(trial=trial, spans=list(one.spans), indices=list(one.indices), hit=arm.hit)
-            for trial, (one, arm) in enumerate(zip(self.trials, self._random_arms(), strict=True))
-        ]
 
     def _topk(self) -> Topk:
         logits = {"base": self.base, "teacher": self.teacher, "select": self.students["select"]}
@@ -304,21 +293,20 @@ def texts_of(demo: Demo) -> list[str]:
 
 def prefix_meta(bench: Bench, sample: OnSample, prefix: Prefix) -> PrefixMetaRow:
     """Where the slots of a prefix and the tokens of the sample's query stand."""
-    n_query, kept = len(sample.query_ids), len(prefix.selected)
+    n_query = len(sample.query_ids)
     return PrefixMetaRow(
-        sample_id=sample.sample_id,
-        episode_id=sample.episode_id,
-        positioning_mode=prefix.positioning_mode,
-        padding_mode=prefix.padding_mode,
-        kv_source=prefix.kv_source,
+        **_same(PrefixMetaRow, sample, prefix),
         prefix_len=bench.settings.prefix_len,
-        sink_len=prefix.sink_len,
-        effective_prefix_len=kept,
+        effective_prefix_len=len(prefix.selected),
         null_pad_tokens=prefix.null_len,
         cache_len=prefix.n_slots,
-        selected_positions=list(prefix.selected_positions),
         query_position_first=prefix.next_position,
         query_position_last=prefix.next_position + n_query - 1,
         attention_mask_len=prefix.n_slots + n_query,
         attention_mask_sum=sum(prefix.mask) + n_query,
     )
+
+
+def _same(row: type[Row], *of: Any) -> dict[str, Any]:
+    """What a row calls as its sources do."""
+    return {name: getattr(one, name) for one in of for name in row.model_fields if hasattr(one, name)}

@@ -6,6 +6,7 @@ inside `phase2` wins over the top; either is an error where it is unknown, of an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -264,16 +265,13 @@ class Phase2(Phase2Block, Shared):
             for group in groups:
                 branch = branch[group]
             branch[last] = value
-        return Phase2.model_validate_json(_json(tree))
-
-    def as_file(self) -> SelectKVConfig:
-        """The same as a file says it; read again it resolves to this."""
-        tree = self.model_dump(mode="json")
-        top = {name: tree.pop(name) for name in Shared.model_fields}
-        return SelectKVConfig.model_validate_json(_json(top | {"phase2": tree}))
+        return Phase2.model_validate_json(json.dumps(tree))
 
     def text(self) -> str:
-        return self.as_file().text()
+        """As a file says it; read again it resolves to the same."""
+        tree = self.model_dump(mode="json")
+        top = {name: tree.pop(name) for name in Shared.model_fields}
+        return SelectKVConfig.model_validate_json(json.dumps(top | {"phase2": tree})).text()
 
     def require_hf(self) -> None:
         """Raise HFBackendUnavailable where something else than the model itself is asked to answer."""
@@ -320,10 +318,4 @@ class SelectKVConfig(Shared):
 
     def resolve(self) -> Phase2:
         tree = self.model_dump(mode="json", exclude={"run"})
-        return Phase2.model_validate_json(_json(tree.pop("phase2") | tree))
-
-
-def _json(tree: Mapping[str, Any]) -> str:
-    import json
-
-    return json.dumps(tree)
+        return Phase2.model_validate_json(json.dumps(tree.pop("phase2") | tree))

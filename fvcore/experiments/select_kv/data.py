@@ -4,9 +4,9 @@ from typing import Any
 
 from fvcore.experiments.select_kv import key_value, off_prompts, relations
 from fvcore.experiments.select_kv.config import Phase2
-from fvcore.experiments.select_kv.samples import Demo as Demo
-from fvcore.experiments.select_kv.samples import OffSample as OffSample
-from fvcore.experiments.select_kv.samples import OnSample as OnSample
+from fvcore.experiments.select_kv.tokens import Demo as Demo
+from fvcore.experiments.select_kv.tokens import OffSample as OffSample
+from fvcore.experiments.select_kv.tokens import OnSample as OnSample
 from fvcore.experiments.select_kv.tokens import require_fast
 from fvcore.model.tokenizer import BosFacts
 

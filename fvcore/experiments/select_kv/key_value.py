@@ -9,8 +9,7 @@ import numpy as np
 
 from fvcore.experiments.select_kv.config import Phase2, SyntheticSettings
 from fvcore.experiments.select_kv.errors import OnTaskInvalid
-from fvcore.experiments.select_kv.samples import OnSample
-from fvcore.experiments.select_kv.tokens import Segment, candidates, ids_of, on_sample
+from fvcore.experiments.select_kv.tokens import OnSample, Segment, candidates, ids_of, on_sample
 
 DRAW = 1
 """Which draw of the seed these are."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fvcore.experiments.select_kv.compute import Chosen
-from fvcore.experiments.select_kv.metrics import is_hit, rel_kl
+from fvcore.experiments.select_kv.metrics import rel_kl
 from fvcore.experiments.select_kv.points import clusters, mean, share
 from fvcore.experiments.select_kv.vector import vector_curve
 from fvcore.fast.chunks import Advance, silent
@@ -42,8 +42,9 @@ def curve(bench: Bench, samples: Sequence[OnSample], advance: Advance = silent) 
         chosen, base = Chosen.of(bench, sample), bench.base(sample.query_ids)
         prefix = bench.kept(sample, chosen.demo, chosen.selection.indices)
         seen = [replace(prefix, visible_layers=scope) for scope in asked]
-        for scope, logits in zip(asked, bench.runtime.next_logits_of_prefixes(sample.query_ids, seen), strict=True):
-            hits[scope].append(is_hit(logits, sample.answer_ids))
+        answers = bench.runtime.next_logits_of_prefixes(sample.query_ids, seen)
+        for scope, one, logits in zip(asked, seen, answers, strict=True):
+            hits[scope].append(bench.is_hit(sample, logits, sample.query_ids, one))
             rel[scope].append(float(rel_kl(logits, chosen.cached, base)))
         advance(0, 1)
     groups = clusters(samples)

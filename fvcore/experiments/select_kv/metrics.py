@@ -4,15 +4,12 @@ Logits are cast to float64 before the softmax: in float32 a KL of nothing comes 
 """
 
 from collections.abc import Collection, Sequence
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from fvcore.experiments.select_kv.gates import REL_KL_EPS
 from fvcore.experiments.statistics import percentile
-
-TokenShare: TypeAlias = "tuple[int, float]"
 
 
 def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
@@ -56,7 +53,7 @@ def p99(values: Sequence[float]) -> float:
     return percentile(values, 99)
 
 
-def top_tokens(logits: Tensor, k: int) -> list[TokenShare]:
+def top_tokens(logits: Tensor, k: int) -> list[tuple[int, float]]:
     """The k most probable tokens with their probabilities, the most probable first; logits (vocab,)."""
     shares, ids = log_softmax(logits).exp().topk(min(k, logits.shape[-1]))
     return list(zip(ids.tolist(), shares.tolist(), strict=True))

@@ -20,6 +20,7 @@ from fvcore.experiments.model_choice import one_thread_if_small
 from fvcore.experiments.select_kv.errors import HFBackendUnavailable, SelectKVRuntimeError, UnsupportedPositioning
 from fvcore.experiments.select_kv.prefix import Prefix, hidden_slots, side_by_side
 from fvcore.experiments.select_kv.runtime import KV, RuntimeInfo
+from fvcore.experiments.select_kv.tokens import require_fast
 from fvcore.model import positions
 from fvcore.model.hooks import hide_slots, one_token_per_row
 from fvcore.model.model import LanguageModel, ModelError
@@ -50,7 +51,7 @@ class ModelRuntime:
     calls: dict[str, int] = field(default_factory=dict, compare=False)  # forward passes by the method that made them
 
     def __post_init__(self) -> None:
-        _require_tokenizer(self.lm.tokenizer)
+        require_fast(self.lm.tokenizer)
         _require_positions(self.lm)
         _require_plain(self._fresh_cache())
 
@@ -209,12 +210,9 @@ class ModelRuntime:
         with ExitStack() as around:
             around.enter_context(one_token_per_row(self.lm, lengths - 1))
             if any(one.visible_layers is not None for one in given):
-                around.enter_context(hide_slots(self.lm, self._hidden(given, n_slots)))
+                hidden = hidden_slots(given, self.lm.n_layers, n_slots)
+                around.enter_context(hide_slots(self.lm, {at: slots.to(ids.device) for at, slots in hidden.items()}))
             return self._called(name, self.lm.hf, ids, at, real, cache, **more)
-
-    def _hidden(self, prefixes: Sequence[Prefix], n_slots: int) -> dict[int, Tensor]:
-        hidden = hidden_slots(prefixes, self.lm.n_layers, n_slots)
-        return {layer: slots.to(self.lm.device) for layer, slots in hidden.items()}
 
     def _called(
         self, name: str, module: Any, ids: Tensor, at: Tensor, mask: Tensor, cache: Cache | None, **more: Any
@@ -255,8 +253,9 @@ class ModelRuntime:
                 "shorter demos or a model of longer texts"
             )
         if self.info.window is not None and n_slots > self.info.window:
+            layers = ", ".join(map(str, sorted(self._sliding)))
             raise SelectKVRuntimeError(
-                f"{self.info.model_id}: {n_slots} slots and tokens, and layers {_listed(self._sliding)} see the last "
+                f"{self.info.model_id}: {n_slots} slots and tokens, and layers {layers} see the last "
                 f"{self.info.window} alone, so that what is kept of a demo would not be seen; take shorter demos, a shorter "
                 "prefix or a model without sliding windows"
             )
@@ -311,13 +310,6 @@ def _revision(model_id: str, revision: str | None) -> str:
             f"revision {revision!r} of {model_id!r} is not in the local cache, and nothing is downloaded; get it there with "
             f"`hf download {model_id} --revision {revision}`, or leave model.revision out"
         ) from error
-
-
-def _require_tokenizer(tokenizer: Any) -> None:
-    if not getattr(tokenizer, "is_fast", False):
-        raise HFBackendUnavailable(
-            f"expected a fast tokenizer, which says where each token stands in a text; found {type(tokenizer).__name__}"
-        )
 
 
 def _require_positions(lm: LanguageModel) -> None:
@@ -389,7 +381,3 @@ def _attentions(output: Any, n_layers: int) -> Sequence[Tensor]:
             "implementation says nothing of what it attends to; use eager"
         )
     return found
-
-
-def _listed(numbers: Any) -> str:
-    return ", ".join(map(str, sorted(numbers)))

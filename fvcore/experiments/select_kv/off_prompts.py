@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fvcore.experiments.select_kv.config import Phase2
 from fvcore.experiments.select_kv.errors import OnTaskInvalid
-from fvcore.experiments.select_kv.samples import OffSample
-from fvcore.experiments.select_kv.tokens import ids_of
+from fvcore.experiments.select_kv.tokens import OffSample, ids_of
 from fvcore.formats import read_jsonl, read_yaml, validated
 
 DRAW = 3

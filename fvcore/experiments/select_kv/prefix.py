@@ -148,20 +148,10 @@ class PrefixBuilder:
         layers = tuple((_with_null(keys, n, null_len), _with_null(values, n, null_len)) for keys, values in layers)
         return Prefix(layers, mask, behind, n, null_len, chosen, places, *how, self.visible_layers)
 
-    def full(
-        self,
-        demo: KV,
-        demo_ids: Sequence[int],
-        *,
-        kv_source: str | None = None,
-        positioning_mode: str | None = None,
-    ) -> Prefix:
+    def full(self, demo: KV, demo_ids: Sequence[int], **instead: str) -> Prefix:
         """The whole demo through the same path; the prefix is as long as it must be."""
-        size = max(self.prefix_len, len(demo_ids))
-        every = range(len(demo_ids))
-        return self.build(
-            demo, demo_ids, every, prefix_len=size, kv_source=kv_source, positioning_mode=positioning_mode
-        )
+        size, every = max(self.prefix_len, len(demo_ids)), range(len(demo_ids))
+        return self.build(demo, demo_ids, every, prefix_len=size, **instead)
 
     def null(self, prefix_len: int | None = None) -> Prefix:
         """The sink and null slots alone."""

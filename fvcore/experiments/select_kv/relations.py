@@ -12,8 +12,7 @@ import numpy as np
 from fvcore.embedded.words import GROUPS, group_of, relations
 from fvcore.experiments.select_kv.config import Phase2
 from fvcore.experiments.select_kv.errors import OnTaskInvalid
-from fvcore.experiments.select_kv.samples import OffSample, OnSample
-from fvcore.experiments.select_kv.tokens import Segment, candidates, ids_of, on_sample
+from fvcore.experiments.select_kv.tokens import OffSample, OnSample, Segment, candidates, ids_of, on_sample
 from fvcore.formats import read_json
 from fvcore.prompts import PromptTemplate
 from fvcore.trials import fixed as trials

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fvcore.experiments.select_kv.compute import Chosen
-from fvcore.experiments.select_kv.metrics import is_hit
 from fvcore.experiments.select_kv.points import share
 from fvcore.fast.chunks import Advance, silent
 
@@ -29,9 +28,12 @@ def curve(bench: Bench, samples: Sequence[OnSample], advance: Advance = silent) 
             prefix = bench.kept(sample, chosen.demo, chosen.selection.indices)
             mine, *theirs = bench.runtime.next_logits([sample.query_ids, *(one.query_ids for one in others)], prefix)
             bare = bench.runtime.next_logits([bench.base_ids(one.query_ids) for one in others])
-            own.append(is_hit(mine, sample.answer_ids))
-            other += [is_hit(logits, one.answer_ids) for logits, one in zip(theirs, others, strict=True)]
-            base += [is_hit(logits, one.answer_ids) for logits, one in zip(bare, others, strict=True)]
+            own.append(bench.is_hit(sample, mine, sample.query_ids, prefix))
+            other += [bench.is_hit(one, said, one.query_ids, prefix) for said, one in zip(theirs, others, strict=True)]
+            base += [
+                bench.is_hit(one, said, bench.base_ids(one.query_ids), None)
+                for said, one in zip(bare, others, strict=True)
+            ]
             of_own.append(sample.relation)
             of_other += [sample.relation] * len(others)
         advance(0, 1)

@@ -7,20 +7,22 @@ refused. What stops a run before its verdict leaves a report that says so, and n
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvcore.exits import FAILED, PASSED, UNJUDGED, USAGE
+from fvcore.experiments.config import ConfigError
 from fvcore.experiments.errors import OtherSettings, StepError
-from fvcore.experiments.folder import LOCK, Folder, locked
+from fvcore.experiments.folder import LOCK, Folder, locked, names_a_folder
 from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.record import Record, Stage, digest
-from fvcore.experiments.select_kv import files, records, start, verdict
-from fvcore.experiments.select_kv.reading import summary_of
-from fvcore.experiments.select_kv.timing import Timed, times
-from fvcore.formats import read_json, write_json, write_jsonl
+from fvcore.experiments.select_kv import files, reading, verdict
+from fvcore.formats import read_json, write_json
+from fvcore.provenance import git_state, now
 
 if TYPE_CHECKING:
     from fvcore.experiments.select_kv.config import Phase2
@@ -77,8 +79,9 @@ def run_phase2(
     Raises ConfigError for a run id that names no folder, OtherSettings for a folder of another run or of something else,
     FolderInUse for one that is written; whatever else stops a run is told by its report.
     """
-    name = start.new_run_id() if run_id is None else run_id
-    start.require_run_id(name)
+    name = _new_run_id() if run_id is None else run_id
+    if not name or not names_a_folder(name):
+        raise ConfigError(f"{RUN_ID} {name!r}: expected the name of a folder, without slashes and a leading dot")
     folder = Folder(settings.runtime.output_root / name)
     with locked(folder.root, RUN_ID):
         _make_room(folder, overwrite)
@@ -93,6 +96,12 @@ def run_phase2(
     if report_path is not None:
         write_json(report_path, report)
     return Result(name, folder.root, report)
+
+
+def _new_run_id() -> str:
+    """Moment and commit, `20260102_030405_1a2b3c4`; `nogit` outside of a checkout."""
+    moment = datetime.fromisoformat(now()).strftime("%Y%m%d_%H%M%S")
+    return f"{moment}_{git_state().sha or 'nogit'}"
 
 
 def _make_room(folder: Folder, overwrite: bool) -> None:
@@ -143,13 +152,13 @@ class _Run:
         """Do the stages that are not done, and return the report that they end with."""
         record, stages = Record(self.folder, files.RECORD, RUN_ID), list(self.stages())
         record.begin(stages)
-        start.write_config(self.folder, self.run_id, self.settings, self.asking.bench.runtime.info.device)
-        record.run(stages, Timed(self.folder, progress or Watched()))
+        reading.write_config(self.folder, self.run_id, self.settings, self.asking.bench.runtime.info.device)
+        record.run(stages, _Timed(self.folder, progress or Watched()))
         return dict(read_json(self.folder / files.REPORT))
 
     def stages(self) -> Iterator[Stage]:
         asking, reporting, both = self.asking, self.settings.reporting, (files.ON_ROWS, files.OFF_ROWS)
-        yield Stage("on", self.deciding, (), asking.ask_on, self._n_on)
+        yield Stage("on", self.deciding, (), asking.ask_on, lambda: len(asking.on))
         yield Stage("off", self.deciding, (files.ON_ROWS,), asking.ask_off)
         if reporting.save_states:
             yield Stage("states", self.deciding, (files.ON_ROWS,), asking.save_states)
@@ -159,9 +168,6 @@ class _Run:
             yield Stage("budgets", self.deciding, both, asking.budget_curve)
         yield Stage("verdict", self.deciding, (*both, files.RUNTIME_META), self._judge)
         yield Stage("pages", self.deciding, (files.REPORT, *both, *self._curves), self._draw)
-
-    def _n_on(self) -> int:
-        return len(self.asking.on)
 
     @cached_property
     def deciding(self) -> dict[str, Any]:
@@ -176,18 +182,15 @@ class _Run:
         return {name: value for name, value in found.items() if name not in UNDECIDING}
 
     def _judge(self, advance: Advance) -> list[Path]:
-        summary = summary_of(self.folder.root)
-        began, seconds = start.began(self.folder), times(self.folder)
-        runtime = read_json(self.folder / files.RUNTIME_META)
-        header = records.Header(
-            self.run_id, self.settings.seed, began["start_time"], runtime["model_id"], self.settings.prefix_len
+        folder = self.folder
+        judged = verdict.Verdict(
+            self.run_id,
+            reading.summary_of(folder),
+            read_json(folder / files.RUNTIME_META),
+            reading.began(folder)["start_time"],
         )
-        write_jsonl(self.folder / files.METRICS, records.rows(records.records(header, summary)))
-        report = verdict.report(
-            self.run_id, self.settings, summary, runtime, seconds, [*verdict.ARTIFACTS, *self._curves]
-        )
-        write_json(self.folder / files.REPORT, report.model_dump(mode="json"))
-        return [self.folder / files.METRICS, self.folder / files.REPORT]
+        report = judged.report(reading.times(folder), self._curves).model_dump(mode="json")
+        return folder.write({files.METRICS: judged.records(), files.REPORT: report})
 
     def _draw(self, advance: Advance) -> list[Path]:
         from fvcore.experiments.select_kv import report
@@ -209,3 +212,22 @@ def _dotted(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
             yield from _dotted(value, f"{above}{name}.")
         else:
             yield f"{above}{name}", value
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """Tells who is behind, and writes down how long each stage took, by the project's clock, which can be made to stand."""
+
+    folder: Folder
+    behind: Progressing
+
+    @contextmanager
+    def running(self, step: str, total: int | None) -> Iterator[Advance]:
+        began = datetime.fromisoformat(now())
+        with self.behind.running(step, total) as advance:
+            yield advance
+        seconds = (datetime.fromisoformat(now()) - began).total_seconds()
+        write_json(self.folder / files.TIMES, reading.times(self.folder) | {step: seconds})
+
+    def already(self, step: str) -> None:
+        self.behind.already(step)

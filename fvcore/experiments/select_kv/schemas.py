@@ -202,18 +202,27 @@ class MetricRecord(Row):
     sample_id: str | None = None
 
 
+DELTA = "KL(student || base), nats, full vocabulary, float64"
+OFF_EVAL = {
+    "stress": "an OFF prompt counts by the state that moves it most, of all that it is asked on",
+    "typical": "an OFF prompt counts by the state that its index falls to",
+    "p99": "nearest rank over OFF prompts",
+    "accuracy": "share of states on which a prompt with an answer is answered rightly, mean over prompts",
+}
+
+
 class Report(Row):
     """`report_phase2.json` of a run that was judged."""
 
     run_id: str
-    phase: Literal[2]
+    phase: Literal[2] = 2
     plan_version: str
     status: Literal["pass", "fail"]
     final_pass: bool
     failure_reason: str
     gateA_pass: bool  # noqa: N815  the plan's name
     gateB_pass: bool  # noqa: N815
-    backend: Literal["hf"]
+    backend: Literal["hf"] = "hf"
     device: str
     dtype: str
     model_id: str
@@ -227,8 +236,8 @@ class Report(Row):
     layer_scope: dict[str, Any]
     prefix_len: int
     sink_len: int
-    delta_definition: str
-    off_eval_definitions: dict[str, str]
+    delta_definition: str = DELTA
+    off_eval_definitions: dict[str, str] = OFF_EVAL
     thresholds: dict[str, Number | str]
     gates: dict[str, dict[str, Any]]
     metrics: dict[str, Number]
@@ -248,10 +257,10 @@ class ErrorReport(Row):
     """`report_phase2.json` of a run that could not be judged: no gate has a number."""
 
     run_id: str
-    phase: Literal[2]
+    phase: Literal[2] = 2
     plan_version: str
-    status: Literal["error"]
+    status: Literal["error"] = "error"
     error_type: str
     error: str
-    gateA_pass: Literal[False]  # noqa: N815
-    gateB_pass: Literal[False]  # noqa: N815
+    gateA_pass: Literal[False] = False  # noqa: N815
+    gateB_pass: Literal[False] = False  # noqa: N815

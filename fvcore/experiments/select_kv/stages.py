@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 NAMES = {"n_layers": "layers", "n_heads": "heads", "n_kv_heads": "kv_heads", "d_head": "head_dim"}
 """Of a runtime's facts -> as the plan's file calls them."""
+
+WHERE = {"query_position_first", "query_position_last", "attention_mask_len", "attention_mask_sum"}
+STRESS = ("sample_id", "stress_state_id", "stress_delta", "typical_state_id", "typical_delta")
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,9 @@ class Asking:
         return {
             **{NAMES.get(name, name): value for name, value in info.items()},
             "first_sample": {
-                "sample_id": first.sample_id,
-                "demo_len": first.selection.demo_len,
-                "query_len": first.selection.query_len,
+                **first.selection.model_dump(include={"sample_id", "demo_len", "query_len"}),
                 "past_len": prefix.cache_len,
-                "query_position_first": prefix.query_position_first,
-                "query_position_last": prefix.query_position_last,
-                "attention_mask_len": prefix.attention_mask_len,
-                "attention_mask_sum": prefix.attention_mask_sum,
+                **prefix.model_dump(include=WHERE),
             },
             "warnings": list(self.bench.builder.warnings),
         }
@@ -110,15 +109,8 @@ class Asking:
 
 def _stress(rows: Sequence[OffRow]) -> list[dict[str, Any]]:
     """Which state moves each OFF prompt most, and which one it falls to; the most moved first."""
-    asked = [(row, row.arms["select"]) for row in rows if "select" in row.arms]
-    asked.sort(key=lambda pair: -1.0 if pair[1].stress is None else pair[1].stress, reverse=True)
-    return [
-        {
-            "sample_id": row.sample_id,
-            "stress_state_id": arm.stress_state,
-            "stress_delta": arm.stress,
-            "typical_state_id": arm.typical_state,
-            "typical_delta": arm.typical,
-        }
-        for row, arm in asked
-    ]
+    asked = [(row.sample_id, arm) for row in rows if (arm := row.arms.get("select"))]
+    # One that is not finite is the worst there is.
+    asked.sort(key=lambda pair: math.inf if pair[1].stress is None else pair[1].stress, reverse=True)
+    states = [(sample_id, arm.stress_state, arm.stress, arm.typical_state, arm.typical) for sample_id, arm in asked]
+    return [dict(zip(STRESS, one, strict=True)) for one in states]

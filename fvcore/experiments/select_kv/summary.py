@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 from fvcore.experiments.select_kv import gates
 from fvcore.experiments.select_kv.gates import REL_KL_EPS
-from fvcore.experiments.select_kv.schemas import Arm, Number, OffArm, OffRow, OnRow, finite, number
+from fvcore.experiments.select_kv.schemas import Arm, Number, OffRow, OnRow, finite, number
 from fvcore.experiments.statistics import Interval, bootstrap_interval, percentile, share_interval
 
 if TYPE_CHECKING:
@@ -20,10 +20,7 @@ SMALL_DIVERGENCE = 1e-4
 """Nats between base and teacher below which a ratio of the two says little."""
 
 ROUNDTRIP_WARNING = 0.01
-REDUCTIONS: dict[str, Callable[[OffArm], Number]] = {
-    "stress": lambda arm: arm.stress,
-    "typical": lambda arm: arm.typical,
-}
+REDUCTIONS = ("stress", "typical")
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,11 @@ class Summary:
         return tuple(fmean(arm.hit for arm in trial) for trial in zip(*(row.random for row in self.on), strict=True))
 
     @property
+    def n_off_unique(self) -> int:
+        """Prompts that do not read the same."""
+        return len({(row.text, row.group) for row in self.off})
+
+    @property
     def on_arms(self) -> list[str]:
         return list(self.on[0].arms)
 
@@ -63,7 +65,7 @@ class Summary:
 
     def off_deltas(self, arm: str, reduction: str) -> list[float]:
         """Of each OFF prompt that was asked on a state."""
-        return [number(REDUCTIONS[reduction](row.arms[arm])) for row in self.off if arm in row.arms]
+        return [number(getattr(row.arms[arm], reduction)) for row in self.off if arm in row.arms]
 
     def off_p99(self, arm: str, reduction: str | None = None) -> float:
         """Under the reduction that the gate uses, if none is named."""

@@ -12,10 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from fvcore.cli import app
-from fvcore.embedded import wired
 from fvcore.experiments.config import ConfigError
 from fvcore.experiments.select_kv.config import TINY, WIRED
 from fvcore.formats import read_json
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.embedded import wired
 
 FEW = ("--phase2-max-on=8", "--phase2-max-off=16", "--set=phase2.reporting.compare_kv_sources=false")
 
@@ -74,13 +77,13 @@ def test_each_fault_fails_for_its_own_reason(knobs: dict[str, float], words: lis
 
 def test_the_shipped_model_passes_and_the_plan_s_off_threshold_is_what_it_does_not_meet() -> None:
     """A part of the default run; the whole one is slow."""
-    few = ["--phase2-max-on=18", "--phase2-max-off=24", "--run-id=t"]
+    few = ["--phase2-max-on=18", "--phase2-max-off=24"]
     less = [f"--set=phase2.reporting.{name}=false" for name in ("layer_curve", "budget_curve", "compare_kv_sources")]
 
-    said = call(*few, *less)
+    said = call(*few, *less, "--run-id=t")
     assert said["gateA_pass"] == said["gateB_pass"] == "True"
 
-    strict = call(*few[:2], *less, "--run-id=strict", "--phase2-thresholds-off-delta-p99-max=0.05", status=1)
+    strict = call(*few, *less, "--run-id=strict", "--phase2-thresholds-off-delta-p99-max=0.05", status=1)
     assert strict["failed_checks"] == "off_delta_p99_above_max"
     assert report(strict)["gates"]["B"]["failure_reason"] == "off_delta_p99_above_max"
 
@@ -163,8 +166,8 @@ def test_settings_are_written_and_nothing_runs() -> None:
         (["--phase2-maximum=0"], 4),
         (["--config=none.yaml"], 4),
         (["--set=runtime.backend=mock"], 3),
-        (["--set=phase2.thresholds.delta_on_min=100"], 2),
-        ([], 0),
+        pytest.param(["--set=phase2.thresholds.delta_on_min=100"], 2, marks=pytest.mark.slow),
+        pytest.param([], 0, marks=pytest.mark.slow),
     ],
 )
 def test_the_plan_s_command_has_the_plan_s_status(words: list[str], status: int) -> None:

@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from fvcore.embedded import wired
 from fvcore.embedded.words import GROUPS, relations
 from fvcore.experiments.config import ConfigError
 from fvcore.experiments.select_kv import data, off_prompts
 from fvcore.experiments.select_kv.config import Phase2
 from fvcore.experiments.select_kv.errors import HFBackendUnavailable, OnTaskInvalid
-from fvcore.experiments.select_kv.samples import OnSample
-from fvcore.experiments.select_kv.tokens import roles_of
+from fvcore.experiments.select_kv.tokens import OnSample, roles_of
 from fvcore.formats import write_text
-from fvcore.model.model import load_tokenizer
 from tests.fvcore.experiments.conftest import trials_path
+from tests.late import RUNNING
+
+if RUNNING:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from fvcore.embedded import wired
+    from fvcore.model.model import load_tokenizer
 
 WORDS = Phase2().changed({"data.synthetic.num_pairs": 8, "eval.on_samples": 12})
 RELATIONS = Phase2().changed({"data.on.source": "relation", "data.off.source": "relation", "eval.on_samples": 36})

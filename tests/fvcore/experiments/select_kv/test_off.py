@@ -19,9 +19,9 @@ if RUNNING:
     from fvcore.experiments.select_kv.errors import OnTaskInvalid
     from fvcore.experiments.select_kv.metrics import kl
     from fvcore.experiments.select_kv.off import off_rows, state_prefixes
-    from fvcore.experiments.select_kv.records import Header, records
     from fvcore.experiments.select_kv.schemas import OffRow
     from fvcore.experiments.select_kv.summary import Summary, nearest_rank
+    from fvcore.experiments.select_kv.verdict import Verdict
 
 if TYPE_CHECKING:
     from fvcore.experiments.select_kv.bench import Bench
@@ -157,15 +157,16 @@ class TestNumbers:
         for reduction in ("stress", "typical"):
             world = World(**{"thresholds.off_delta_reduction": reduction})
             rows = world.ask()
-            found = records(Header("r", 7, "", "m", 32), Summary(world.settings, world.rows, rows, None))
-            said = [one for one in found if one.metric == "phase2_delta_off_select"]
+            summary = Summary(world.settings, world.rows, rows, None)
+            found = Verdict("run", summary, {"model_id": "m"}, "").records()
+            said = [one for one in found if one["metric"] == "phase2_delta_off_select"]
 
             arms = [row.arms["select"] for row in rows]
             episodes = {row.sample_id: row.episode_id for row in world.rows}
-            assert [one.value for one in said] == [getattr(arm, reduction) for arm in arms]
-            assert [one.episode_id for one in said] == [episodes[getattr(arm, f"{reduction}_state")] for arm in arms]
+            assert [one["value"] for one in said] == [getattr(arm, reduction) for arm in arms]
+            assert [one["episode_id"] for one in said] == [episodes[getattr(arm, f"{reduction}_state")] for arm in arms]
             [shown] = [row for row in rows if row.topk]
-            assert getattr(shown.arms["select"], reduction) == max(one.value or 0 for one in said)
+            assert getattr(shown.arms["select"], reduction) == max(one["value"] for one in said)
 
     def test_noise_that_is_no_number_leaves_no_threshold_to_pass(self) -> None:
         world = World()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,8 @@ if RUNNING:
     from fvcore.experiments.config import ConfigError
     from fvcore.experiments.select_kv.config import Phase2
     from fvcore.experiments.select_kv.model_runtime import load_runtime
-    from fvcore.experiments.select_kv.reading import measured
+    from fvcore.experiments.select_kv.reading import measured, read_settings
     from fvcore.experiments.select_kv.run import run_phase2
-    from fvcore.experiments.select_kv.start import read_settings
 
 if TYPE_CHECKING:
     import torch
@@ -225,9 +225,17 @@ class TestResume:
     def _clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
 
+    @pytest.fixture(scope="class")
+    def made(self, models: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A whole run, made once."""
+        where = {"model.id": str(models()), "runtime.output_root": str(tmp_path_factory.mktemp("whole"))}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SOURCE_DATE_EPOCH", "0")
+            return run_phase2(Phase2().changed({**SMALL, **where}), run_id="run").folder
+
     @pytest.fixture
-    def whole(self, settings: Settings, tmp_path: Path) -> dict[str, bytes]:
-        return bytes_of(run_phase2(settings(), run_id="run").folder)
+    def whole(self, made: Path, tmp_path: Path) -> dict[str, bytes]:
+        return bytes_of(shutil.copytree(made, tmp_path / "run"))
 
     @pytest.mark.parametrize("after", [3, 40, 75, 90])
     def test_a_killed_run_goes_on_to_the_same_bytes(

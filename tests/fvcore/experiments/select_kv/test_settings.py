@@ -80,17 +80,17 @@ def test_every_key_of_the_plan_stands_in_its_block(key: str, tmp_path: Path) -> 
     assert resolved(file=tmp_path / "c.yaml") == Phase2()
 
 
-@pytest.mark.parametrize("name", LEAVES)
-def test_a_key_that_is_misspelt_is_answered_by_the_one_that_was_meant(name: str, tmp_path: Path) -> None:
-    group, dot, last = name.rpartition(".")
-    with pytest.raises(ConfigError, match=rf"unknown setting; did you mean '{re.escape(group + dot)}\w+'"):
-        resolved(f"{group}{dot}{last}{last[-1]}=1")
+def test_a_key_that_is_misspelt_is_answered_by_the_one_that_was_meant() -> None:
+    for name in LEAVES:
+        group, dot, last = name.rpartition(".")
+        with pytest.raises(ConfigError, match=rf"unknown setting; did you mean '{re.escape(group + dot)}\w+'"):
+            resolved(f"{group}{dot}{last}{last[-1]}=1")
 
 
-@pytest.mark.parametrize("name", LEAVES)
-def test_a_value_of_another_type_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^--set {re.escape(name)}(\.\S+)?: "):
-        resolved(f"{name}=[{{}}]")
+def test_a_value_of_another_type_is_refused_by_name() -> None:
+    for name in LEAVES:
+        with pytest.raises(ConfigError, match=rf"^--set {re.escape(name)}(\.\S+)?: "):
+            resolved(f"{name}=[{{}}]")
 
 
 @pytest.mark.parametrize(

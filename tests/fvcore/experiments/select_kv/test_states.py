@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from fvcore.experiments.select_kv import files, states
+from fvcore.experiments.select_kv import files
 from fvcore.experiments.select_kv.errors import SelectKVRuntimeError
-from fvcore.experiments.select_kv.prefix import Prefix
 from fvcore.formats import FormatError, read_json, read_jsonl, read_safetensors, write_safetensors
-from tests.fvcore.experiments.select_kv.worlds import CLOSE, DEMO, QUERY, SELECTED, builder, read, runtime
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.experiments.select_kv import states
+    from tests.fvcore.experiments.select_kv.worlds import CLOSE, DEMO, QUERY, SELECTED, builder, read, runtime
+
+if TYPE_CHECKING:
+    from fvcore.experiments.select_kv.prefix import Prefix
 
 
 def some_prefix(family: str = "llama", sink: bool = True, **changes: object) -> Prefix:
