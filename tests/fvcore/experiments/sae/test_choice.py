@@ -13,8 +13,11 @@ from fvcore.experiments.sae.contexts import Draws, contexts
 from fvcore.experiments.sae.features import cohen_d
 from fvcore.experiments.sae.schemas import CausalFeatures, PromptsSample
 from fvcore.formats import read_json
-from fvcore.model.model import load_tokenizer
 from tests.fvcore.experiments.sae.worlds import Data, records, result, right
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.model.model import load_tokenizer
 
 
 def chosen(data: Data, **more: Any) -> CausalFeatures:
