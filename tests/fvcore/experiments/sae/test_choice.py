@@ -13,8 +13,11 @@ from fvcore.experiments.sae.contexts import Draws, contexts
 from fvcore.experiments.sae.features import cohen_d
 from fvcore.experiments.sae.schemas import CausalFeatures, PromptsSample
 from fvcore.formats import read_json
-from fvcore.model.model import load_tokenizer
 from tests.fvcore.experiments.sae.worlds import Data, records, result, right
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.model.model import load_tokenizer
 
 
 def chosen(data: Data, **more: Any) -> CausalFeatures:
@@ -164,14 +167,15 @@ def test_without_responses_there_are_the_bare_prompts_and_texts_that_stand_twice
 
 def test_responses_that_are_held_stay_few_and_are_those_of_the_smallest_draws(tmp_path: Path) -> None:
     settings = Data(tmp_path).settings(**{"contexts.per_prompt": 2}).contexts
-    few, all_of_them = Draws(["safe"], settings, {}), Draws(["safe"], settings, {})
+    few, backwards, all_of_them = (Draws(["safe"], settings, {}) for _ in range(3))
     all_of_them.most = 10_000
-    for at in range(2000):
-        for draws in (few, all_of_them):
-            draws.offer("l.json", "L1-0", "safe_baseline", at, f"text {at}")
+    offers = [(at, f"text {at // 2}") for at in range(2000)]
+    for draws, order in ((few, offers), (backwards, offers[::-1]), (all_of_them, offers)):
+        for trial, text in order:
+            draws.offer("l.json", "L1-0", "safe_baseline", trial, text)
 
     assert len(few.held["safe_baseline"]) <= 4 * few.most
-    assert few.of("safe") == all_of_them.of("safe")[: few.most]
+    assert few.of("safe") == backwards.of("safe") == all_of_them.of("safe")[: few.most]
 
 
 def test_a_token_that_closes_every_text_does_not_stand_within_a_context(tmp_path: Path) -> None:
