@@ -60,6 +60,7 @@ def test_a_run_measures_every_library_in_every_round_and_they_agree(measured: Pa
     assert max(only.agreement.values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_run_takes_the_place_of_the_one_before(measured: Path) -> None:
     figures = Figures.read(measured)
     (only,) = figures.runs
@@ -69,6 +70,7 @@ def test_a_run_takes_the_place_of_the_one_before(measured: Path) -> None:
     assert figures.having(other).runs == (only, other)
 
 
+@pytest.mark.slow
 def test_the_page_is_written_from_the_figures(measured: Path, tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
     done = run(sweep_page.app, measured, "--out", page)

@@ -71,6 +71,7 @@ def written(setup: Setup, name: str) -> Any:
     return json.loads((setup.layout.runs / name).read_text())
 
 
+@pytest.mark.slow
 def test_every_phase_passes_and_says_what_agrees_with_the_reference(setup: Setup) -> None:
     outcome = run("M7", setup)
 

@@ -16,6 +16,7 @@ from pytest_fvparity.suite.declaration import FILES_KEY
 from pytest_fvparity.suite.item import REPORT_ATTRIBUTE
 from pytest_fvparity.suite.reporter import SuiteReporter
 from tests.late import RUNNING
+from tests.slow import slow_but
 
 if RUNNING:
     from tests.pytest_fvparity.worlds import World, plant, reports, statuses
@@ -553,7 +554,7 @@ def test_an_odd_answer_reaches_every_report_as_a_failure(
     assert "all 6 check keys agree" not in (folder / "src_vs_fv_diff_report.html").read_text()
 
 
-@pytest.mark.parametrize("death", ["os._exit(0)", "os.kill(os.getpid(), 9)"])
+@pytest.mark.parametrize("death", slow_but(["os._exit(0)"], ["os._exit(0)", "os.kill(os.getpid(), 9)"]))
 def test_a_process_that_dies_leaves_no_old_pass(pytester: pytest.Pytester, world: World, death: str) -> None:
     pytester.runpytest_inprocess("-m", "parity", *world.options)
     plant(pytester, "slot_map", death)

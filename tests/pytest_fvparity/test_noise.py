@@ -189,6 +189,7 @@ def test_the_other_attention_is_the_one_that_does_not_run(now: str) -> None:
     assert other_attention(lm) == [{"eager": "sdpa", "sdpa": "eager"}[now]]
 
 
+@pytest.mark.slow
 def test_what_stands_in_the_manifest_was_measured_on_the_reference_and_comes_out_again(tmp_path: Path) -> None:
     lm = saved("llama", tmp_path / "random-llama")
     trials, checkout = saved_trials(lm, tmp_path), plant(tmp_path)

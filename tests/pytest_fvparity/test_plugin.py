@@ -30,6 +30,7 @@ def _without_times(report: dict[str, Any]) -> dict[str, Any]:
     return text
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_same_report_as_one_process(pytester: pytest.Pytester, two_files: World) -> None:
     plant(pytester, "mean_activations", FAULT)
 

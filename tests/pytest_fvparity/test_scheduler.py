@@ -431,6 +431,7 @@ def test_a_mixed_run_uses_all_workers_and_keeps_a_suite_on_one(pytester: pytest.
         assert stages == list(CHECK_KEYS)
 
 
+@pytest.mark.slow
 def test_a_stage_that_kills_its_worker_is_crashed_once_and_the_rest_is_run(
     pytester: pytest.Pytester, two_files: World
 ) -> None:

@@ -78,6 +78,14 @@ def processes() -> list[str]:
     return [" ".join(child.cmdline()) for child in living]
 
 
+@pytest.fixture(autouse=True)
+def own_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Other processes start and end a Ray of their own meanwhile. The path is short: sockets lie in it."""
+    with tempfile.TemporaryDirectory(prefix="r") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
+
+
 def sessions() -> set[Path]:
     return set(Path(tempfile.gettempdir()).glob("fvcore-ray-*"))
 
