@@ -44,7 +44,7 @@ def tokens(tok: Any, text: str) -> list[str]:
 
 class TestModels:
     @pytest.mark.slow
-    @pytest.mark.parametrize(("model", "seed"), product(EMBEDDED, (0, 1)))
+    @pytest.mark.parametrize(("model", "seed"), list(product(EMBEDDED, (0, 1))))
     def test_passes_the_gate(self, model: str, seed: int) -> None:
         assert gate.measure(load(model), seed).failures() == []
 
