@@ -4,8 +4,8 @@ plan's own text, which reads a file whole.
     python benchmarks/pathways_audit.py                  # 199 files, 1.8 million records, 1.8 GB (which must be free on disk)
     python benchmarks/pathways_audit.py --files 20       # a tenth
 
-Seconds and memory are those of this machine, and where it is busy those of the processor say more; the logs are made up (`fvcore/experiments/sae/generate.py`), with the fields,
-the white space and the length of the plan's.
+Seconds and memory are those of this machine, and where it is busy those of the processor say more. The logs are made up
+(`fvcore/experiments/sae/generate.py`), with the fields, the white space and the length of the plan's.
 """
 
 from __future__ import annotations
