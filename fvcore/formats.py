@@ -113,6 +113,11 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def digest(value: Any) -> str:
+    """The sha256 of a plain value, however its keys are ordered."""
+    return sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+
+
 def sha256_file(path: Path) -> str:
     return sha256(read_bytes(path))
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fvcore.experiments.folder import OUT, Folder, differences, refuse_others
 from fvcore.experiments.progress import Progressing, Watched
-from fvcore.formats import read_json, sha256, validated, write_json
+from fvcore.formats import digest, read_json, validated, write_json
 from fvcore.provenance import versions
 
 if TYPE_CHECKING:
@@ -57,10 +57,6 @@ class RunRecord(BaseModel):
     settings_digest: str = ""
     versions: dict[str, str] = {}
     stages: dict[str, StageRecord] = {}
-
-
-def digest(value: Any) -> str:
-    return sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
 
 
 @dataclass(frozen=True, slots=True)

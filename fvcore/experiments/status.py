@@ -11,8 +11,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.record import digest
-from fvcore.formats import read_json, validated, write_json
+from fvcore.formats import digest, read_json, validated, write_json
 from fvcore.provenance import now
 
 State: TypeAlias = Literal["pending", "running", "completed", "failed", "skipped"]

@@ -13,7 +13,6 @@ from typing import Any
 
 from fvcore.experiments.folder import Folder, locked, require_same
 from fvcore.experiments.progress import Log
-from fvcore.experiments.record import digest
 from fvcore.experiments.relation import files, report
 from fvcore.experiments.relation.config import RelationSettings
 from fvcore.experiments.relation.data import Relation
@@ -21,7 +20,7 @@ from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.relation.unit import ModelFacts, Unit
 from fvcore.experiments.status import Outcome
 from fvcore.experiments.workers import Workers
-from fvcore.formats import FormatError, read_json, write_json
+from fvcore.formats import FormatError, digest, read_json, write_json
 from fvcore.model.model import LanguageModel
 from fvcore.provenance import now, versions
 

@@ -19,9 +19,9 @@ from fvcore.experiments.config import ConfigError
 from fvcore.experiments.errors import OtherSettings, StepError
 from fvcore.experiments.folder import LOCK, Folder, locked, names_a_folder
 from fvcore.experiments.progress import Progressing, Watched
-from fvcore.experiments.record import Record, Stage, digest
+from fvcore.experiments.record import Record, Stage
 from fvcore.experiments.select_kv import files, reading, verdict
-from fvcore.formats import read_json, write_json
+from fvcore.formats import digest, read_json, write_json
 from fvcore.provenance import git_state, now
 
 if TYPE_CHECKING:

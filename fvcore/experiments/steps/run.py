@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 from fvcore.experiments.folder import Folder, locked
 from fvcore.experiments.progress import Progressing
-from fvcore.experiments.record import Record, RunRecord, Stage, digest
+from fvcore.experiments.record import Record, RunRecord, Stage
 from fvcore.experiments.steps import heatmap, layout, sampled, step6, stepd, stepe, zeroshot
 from fvcore.experiments.steps.sampled import ALL, SampledTrials
 from fvcore.experiments.steps.settings import STEPS, StepSettings, settings_of
 from fvcore.fast.chunks import Advance
-from fvcore.formats import FormatError
+from fvcore.formats import FormatError, digest
 from fvcore.model.model import LanguageModel
 from fvcore.model.tokenizer import Tokenizer
 

@@ -15,11 +15,10 @@ from fvcore.experiments.relation.data import draw
 from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.steps import layout, sampled
 from fvcore.experiments.workers import Local
-from fvcore.formats import FormatError, read_csv, read_json, read_pt
+from fvcore.formats import FormatError, digest, read_csv, read_json, read_pt
 from tests.late import RUNNING
 
 if RUNNING:
-    from fvcore.experiments.record import digest
     from fvcore.experiments.relation import report
     from fvcore.experiments.relation.run import run
     from fvcore.experiments.steps import zeroshot
