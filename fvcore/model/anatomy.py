@@ -41,8 +41,8 @@ def head_width(config: Any) -> int:
 
 def require_parts(hf: nn.Module, spec: ModelSpec) -> None:
     """Raise ModelError unless every part is where the spec says, and of the size that spec and config say."""
-    n_layers = len(list(_resolve(hf, spec.blocks_path, BLOCKS, spec).children()))
-    projections = [_resolve(hf, spec.out_proj_path(layer), "out_proj path", spec) for layer in range(n_layers)]
+    n_layers = len(list(resolve_blocks(hf, spec).children()))
+    projections = [resolve_out_proj(hf, spec, layer) for layer in range(n_layers)]
     if spec.n_layers not in (None, n_layers):
         raise ModelError(
             f"Model block count mismatch with spec: spec='{spec.name}' expected={spec.n_layers} got={n_layers} "
@@ -64,6 +64,21 @@ def require_parts(hf: nn.Module, spec: ModelSpec) -> None:
                 f"head_dim mismatch with spec '{spec.name}': {spec.out_proj_path(layer)} takes {in_width(projection)} "
                 f"numbers, and {n_heads} heads of {head_width(config)} are {width}; is it the attention's output projection?"
             )
+
+
+def resolve_blocks(hf: nn.Module, spec: ModelSpec) -> nn.Module:
+    """The module whose children are the blocks. Raises PartMissing, as the two that follow."""
+    return _resolve(hf, spec.blocks_path, BLOCKS, spec)
+
+
+def resolve_attn(hf: nn.Module, spec: ModelSpec, layer: int) -> nn.Module:
+    """The attention of a block."""
+    return _resolve(hf, f"{spec.block_path(layer)}.{spec.attn_path_in_block}", "attn_path", spec)
+
+
+def resolve_out_proj(hf: nn.Module, spec: ModelSpec, layer: int) -> nn.Module:
+    """The output projection of a block's attention."""
+    return _resolve(hf, spec.out_proj_path(layer), "out_proj path", spec)
 
 
 def in_width(module: Any) -> int | None:

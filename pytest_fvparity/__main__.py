@@ -1,0 +1,3 @@
+from pytest_fvparity.cli import main
+
+main()
