@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from fvcore.formats import read_yaml, validated
+from pydantic import model_validator
+
+from fvcore.formats import read_yaml, validated, write_text
 from fvcore.profile import Strict
 from pytest_fvparity.plans.table import Flag, scripts
 
@@ -13,13 +17,18 @@ LINES = Path(__file__).with_name("lines.yaml")
 
 
 class Line(Strict):
-    """A line of a plan: what it asks for, where it is met, the test that holds it; `says`: lines of the plan."""
+    """Of a plan: its lines' numbers, what they are, what they ask for, where that is met, the test that holds it."""
 
     at: str
     kind: str
     asks: str
     met: str
     test: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_row(cls, row: Any) -> Any:
+        return dict(zip(cls.model_fields, map(str, row), strict=True)) if isinstance(row, list) else row
 
 
 def lines() -> dict[str, list[Line]]:
@@ -41,6 +50,15 @@ def lines_markdown() -> str:
             "\n".join([f"### The {plan} plan", "", *_table(["lines", "", "asks for", "met by", "held by"], told)])
         )
     return "\n\n".join(parts)
+
+
+def renewed(text: str) -> str:
+    """A page with each table between its marks as it is now."""
+    for name, table in {"scripts": scripts_markdown(), "lines": lines_markdown()}.items():
+        begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}{table}{end}{rest.partition(end)[2]}"
+    return text
 
 
 def _table(heads: list[str], rows: Iterator[list[str]]) -> Iterator[str]:
@@ -67,3 +85,8 @@ def _said(flag: Flag) -> str:
     pattern = f"must be `{flag.pattern.replace('{}', '...')}`" if flag.pattern else ""
     locked = "the lock profile's" if flag.locked else ""
     return "; ".join(filter(None, (values, taken, pattern, locked, flag.note)))
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[1])
+    write_text(page, renewed(page.read_text()))
