@@ -84,7 +84,7 @@ def translated(way: Way, given: Mapping[str, str]) -> tuple[list[str], dict[str,
             words += flag.words(name, known[name], known)
     for variable, option in way.environment.items():
         if value := os.environ.get(variable):
-            words += [f"{option}={value}", *(["--fv-live"] if way.live else [])]
+            words += [f"{option}={value}", *way.live]
     return [*(word.format(**known) for word in way.command), *words], known
 
 

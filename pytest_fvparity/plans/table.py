@@ -67,7 +67,7 @@ class Way(Strict):
     given: str | None = None
     environment: dict[str, str] = Field(default={})
     defaults: dict[str, str] = Field(default={})
-    live: bool = False
+    live: list[str] = Field(default=[])
     passes: Literal["status", "ran_to_its_end"] = "status"
     writes: list[str] = Field(default=[])
     criteria: list[str] = Field(default=[])
