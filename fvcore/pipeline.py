@@ -49,7 +49,7 @@ class Settings:
     def require_fit(self, lm: LanguageModel) -> None:
         """Raise the one clear error a wrong setting deserves, before anything is computed."""
         lm.require_layer(self.edit_layer)
-        n_heads = lm.n_layers * lm.n_heads
+        n_heads = len(lm.heads)
         if not 1 <= self.n_top_heads <= n_heads:
             raise ModelError(f"{self.n_top_heads} top heads asked for, {lm.name} has {n_heads}; ask for 1 to {n_heads}")
         if not -1 <= self.token_class_idx < len(TOKEN_CLASSES):
@@ -168,7 +168,7 @@ class Pipeline:
         else:
             cie = engines.causal_indirect_effects(self.lm, cases, means, all_classes, *self._how)
         aie = average_indirect_effect(cie, self.settings.token_class_idx)
-        heads = top_heads(aie, self.settings.n_top_heads)
+        heads = top_heads(aie, self.settings.n_top_heads, self.lm.head_layers)
         return {
             "cie": cie,
             "aie": aie,
