@@ -17,7 +17,7 @@ from fvcore.fast import engines
 from fvcore.fast.engines import ENGINES, why_not_fast
 from fvcore.fast.screening import screened_top_heads
 from fvcore.heads import top_heads
-from fvcore.injection import inject, inject_generate, inject_nll
+from fvcore.injection import N_GENERATED, inject, inject_generate, inject_nll
 from fvcore.model.diagnostics import caveats
 from fvcore.model.model import LanguageModel, doubts
 from fvcore.model.spec import ModelError
@@ -103,6 +103,13 @@ class Pipeline:
             self.trials.meta.model_prepend_bos,
             where=f"trial {trial.key}, {regime} prompt",
         )
+
+    def require_room(self) -> None:
+        """Raise ModelError where a prompt, with its answer or what is generated behind it, is more than the model reads."""
+        more = N_GENERATED - 1  # the last token that is generated is not read any more
+        for trial, regime in product(self.trials.trials, REGIMES):
+            prompt = self.prompt(trial, regime)
+            self.lm.require_room(prompt.boundary + max(more, len(prompt.answer_ids)))
 
     @property
     def engine(self) -> str:

@@ -35,7 +35,7 @@ def tiny_config(kind: str, vocab_size: int, **changed: Any) -> Any:
 
     own = AutoConfig.for_model(kind)
     sizes = DATA["sizes"] | {"vocab_size": vocab_size}
-    given = {name: size for name, size in sizes.items() if name in vars(own) or name in own.attribute_map}
+    given = {name: size for name, size in sizes.items() if name in vars(own)}
     given |= dict(_layer_types(own)) | DATA["types"].get(kind, {}) | changed
     return type(own)(**{name: value for name, value in given.items() if value != "as it is"})
 

@@ -144,7 +144,8 @@ def _difference(lm: LanguageModel) -> str:
     draw = torch.Generator().manual_seed(0)
     window = stated(lm.config, "sliding_window") or 0
     longer = 2 * window if window < 4096 else 0  # beyond, a prompt of shots never sees the window's edge
-    prompts = [torch.randint(lm.vocab_size, (n + longer,), generator=draw).tolist() for n in LENGTHS]
+    lengths = [min(n + longer, (lm.max_tokens or n + longer) - at) for at, n in enumerate(LENGTHS)]
+    prompts = [torch.randint(lm.vocab_size, (n,), generator=draw).tolist() for n in lengths]
     # Large ones: an effect that is within rounding would show nothing.
     means = 3 * torch.randn(lm.n_layers, lm.n_heads, 1, lm.d_head, generator=draw)
     vector = 3 * torch.randn(lm.d_model, generator=draw).to(lm.device)

@@ -168,7 +168,7 @@ def _readings(prompt: SharedPrompt, rows: Tensor, targets: Tensor) -> Tensor:
 
 def head_activations(lm: LanguageModel, prompts: Sequence[tuple[Sequence[int], SlotMap]]) -> Tensor:
     """`activations.head_activations` of prompts in a padded batch: (prompt, layer, head, slot, d_head), float32 on the CPU."""
-    batch = Batch.of([ids for ids, _ in prompts], lm.device)
+    batch = Batch.of([ids for ids, _ in prompts], lm)
     with read_heads(lm) as heads:
         lm.hf.base_model(**batch.inputs(), use_cache=False)
     found = []

@@ -3,6 +3,7 @@
 Modules are found by their dotted paths, bound once, and never told apart by reading layer numbers out of names.
 """
 
+import re
 from typing import Any
 
 from torch import nn
@@ -112,6 +113,27 @@ def _has(root: nn.Module, path: str) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def max_tokens(hf: nn.Module) -> int | None:
+    """How many tokens a model reads at most: what its config says, and what rows its table of positions has.
+
+    None where neither says anything: positions that are computed, or none.
+    """
+    config = text_config(hf.config)
+    places = [
+        stated(config, name) for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_seq_length")
+    ]
+    tables = [
+        module.num_embeddings - int(getattr(module, "offset", 0))  # OPT's kin keep the first rows for padding
+        for name, module in hf.named_modules()
+        if isinstance(module, nn.Embedding) and POSITIONS.search(name)
+    ]
+    return min((int(one) for one in [*places, *tables] if one), default=None)
+
+
+POSITIONS = re.compile(r"(^|[._])(wpe|embed_positions|position_embeddings?|pos_embed\w*|positions_embed)$")
+"""How a table with a row for each position is named."""
 
 
 def in_width(module: Any) -> int | None:

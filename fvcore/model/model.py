@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fvcore import embedded
 from fvcore.exits import in_one_line
-from fvcore.model.anatomy import head_widths, require_parts, spec_in, stated, text_config, types_of
+from fvcore.model.anatomy import head_widths, max_tokens, require_parts, spec_in, stated, text_config, types_of
 from fvcore.model.placement import DTYPES as DTYPES
 from fvcore.model.placement import FOR_PARITY, Placement, quant_of
 from fvcore.model.spec import ModelError as ModelError
@@ -152,8 +152,22 @@ class LanguageModel:
         return logits
 
     def ids(self, input_ids: Any) -> Tensor:
-        """One prompt's ids as (1, token) on the model's device."""
-        return torch.tensor([list(input_ids)], device=self.device)
+        """One prompt's ids as (1, token) on the model's device; raises ModelError where they are more than it reads."""
+        ids = list(input_ids)
+        self.require_room(len(ids))
+        return torch.tensor([ids], device=self.device)
+
+    @cached_property
+    def max_tokens(self) -> int | None:
+        """How many tokens it reads at most, where it says so; the tokenizer's own limit is another one."""
+        return max_tokens(self.hf)
+
+    def require_room(self, n_tokens: int) -> None:
+        if self.max_tokens is not None and n_tokens > self.max_tokens:
+            raise ModelError(
+                f"{n_tokens} tokens to read, prompt and what follows it, and {self.name} reads {self.max_tokens} (its config's "
+                "limit, or the size of its table of positions); use fewer shots, or a model of longer texts"
+            )
 
     def require_layer(self, layer: int) -> None:
         if not 0 <= layer < self.n_layers:
