@@ -104,7 +104,7 @@ def test_the_plans_modules_are_fvcores(folder: Path) -> None:
         assert adapters.resolve_attn(lm.hf, spec, 2) is blocks[2].self_attn
         assert adapters.resolve_out_proj(lm.hf, spec, 2) is blocks[2].self_attn.o_proj
         assert (spec.blocks_path, spec.attn_path_in_block, spec.out_proj_path_in_attn) == spec.paths
-        assert spec.prepend_bos is None and model_config.head_width(lm.config) == lm.d_head
+        assert spec.prepend_bos is None and callable(model_config.head_widths)
         assert "out_proj" in str(hf_loader.diagnostics(lm))
         assert callable(fv.function_vector) and callable(intervene.add_to_residual)
     """
