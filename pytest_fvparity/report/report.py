@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from fvcore.gates import Finding, StageResult, Status
 from fvcore.provenance import now
 from pytest_fvparity.golden.part import NOT_COMPARED
-from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.parity.implementation import CHECK_KEYS, NO_CANDIDATE
 
 SCHEMA_VERSION = 1
 UNKNOWN = "unknown"
+SAID_OF_A_RUN = {"candidate", "n_trials", "n_compared_trials"}
 LARGEST = ("max_abs_diff", "max_rel_diff")
 HEADS = ("aie_expected", "aie_actual", "heads_expected", "heads_actual", "scores_actual")
 
@@ -218,7 +219,7 @@ def assemble(
 
 
 def conclusion(checks: Sequence[Check], context: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a report that follow from its checks; `context` has tolerances, n_trials and n_compared_trials."""
+    """The fields of a report that follow from its checks; `context` has tolerances, and `SAID_OF_A_RUN`."""
     failed = earliest_failure(checks)
     divergence = _divergence(failed) if failed else None
     return {
@@ -231,7 +232,7 @@ def conclusion(checks: Sequence[Check], context: Mapping[str, Any]) -> dict[str,
 
 def concluded(report: Report) -> Report:
     """The same checks under the conclusion that follows from them, whatever the file says of itself."""
-    context = {"tolerances": report.tolerance_sources, **report.model_dump(include={"n_trials", "n_compared_trials"})}
+    context = {"tolerances": report.tolerance_sources, **report.model_dump(include=SAID_OF_A_RUN)}
     return report.model_copy(update=conclusion(report.checks, context))
 
 
@@ -352,6 +353,7 @@ def _headline(checks: Sequence[Check], divergence: Divergence | None, context: M
     """Verdict and earliest divergence in one sentence, with whatever makes the verdict a weaker one."""
     sources = context.get("tolerances")
     loosened = f" under tolerances of {' and '.join(sources)}" if sources else ""
+    loosened += "; no candidate given: fvcore judged against the reference" if _is_fvcore(context) else ""
     if not checks:
         return "FAIL: nothing was compared: there is no check in it"
     if divergence is None:
@@ -369,6 +371,10 @@ def _headline(checks: Sequence[Check], divergence: Divergence | None, context: M
         f"FAIL: earliest divergence at stage {divergence.check_key}, file {divergence.artifact}, key {divergence.leaf}{trial}: "
         f"{divergence.message}; expected {_short(divergence.expected)}, got {_short(divergence.got)}{loosened}"
     )
+
+
+def _is_fvcore(context: Mapping[str, Any]) -> bool:
+    return context.get("candidate") == NO_CANDIDATE
 
 
 def _agreement(checks: Sequence[Check], context: Mapping[str, Any]) -> str:
