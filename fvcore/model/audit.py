@@ -126,13 +126,13 @@ def not_loaded(spec: ModelSpec, name: str, error: ModelError | None = None) -> R
 def resolver_smoke(lm: LanguageModel, name: str, negative: bool = False) -> ResolverSmoke:
     """Walk the paths, run "Hello", look at what enters the projection. `negative` looks for a part that is not there."""
     spec = lm.spec.changed(out_proj_path_in_attn=ABSENT) if negative else lm.spec
-    layers = sorted({0, lm.n_layers // 2, lm.n_layers - 1})
+    layers = sorted({lm.head_layers[at] for at in (0, len(lm.head_layers) // 2, -1)})
     paths = [spec.out_proj_path(layer) for layer in layers]
     smoke = ResolverSmoke(spec.name, name, LOADED, negative, spec.blocks_path, layers, paths)
     try:
         require_parts(lm.hf, spec)
         smoke.blocks_ok = smoke.out_proj_ok = True
-        o_proj: Any = lm.o_proj(0)
+        o_proj: Any = lm.o_proj(layers[0])
         bias = getattr(o_proj, "bias", None)
         smoke.out_proj_class, smoke.out_proj_weight_shape = type(o_proj).__name__, list(o_proj.weight.shape)
         smoke.out_proj_bias_shape = None if bias is None else list(bias.shape)
@@ -155,8 +155,7 @@ def last_dim(lm: LanguageModel) -> int:
             f"logits of {PROBE!r} are not finite with dtype {lm.dtype}, quant {lm.quant} on {lm.device}; use cpu, fp32, "
             "quant none for parity"
         )
-    (width,) = {layer.shape[-2] * layer.shape[-1] for layer in heads.values()}
-    return int(width)
+    return int(max(layer.shape[-2] * layer.shape[-1] for layer in heads.values()))
 
 
 SUMMARY = "summary.json"

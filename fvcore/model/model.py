@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fvcore import embedded
 from fvcore.exits import in_one_line
-from fvcore.model.anatomy import head_width, require_parts, spec_in, text_config, types_of
+from fvcore.model.anatomy import head_widths, max_tokens, require_parts, spec_in, stated, text_config, types_of
 from fvcore.model.placement import DTYPES as DTYPES
 from fvcore.model.placement import FOR_PARITY, Placement, quant_of
 from fvcore.model.spec import ModelError as ModelError
@@ -91,16 +91,31 @@ class LanguageModel:
     def n_kv_heads(self) -> int | None:
         """Heads of keys and values, as the config says it; None where it does not."""
         names = ("num_key_value_heads", "num_kv_heads")
-        return next((int(found) for name in names if (found := getattr(self.config, name, None))), None)
+        return next((int(found) for name in names if (found := stated(self.config, name))), None)
 
     @property
     def d_model(self) -> int:
         return int(self.config.hidden_size)
 
     @cached_property
+    def d_heads(self) -> tuple[int, ...]:
+        """Width of one head in each layer; 0 in a layer that has no attention of this kind, and so no heads."""
+        return head_widths(self.hf, self.spec)
+
+    @property
     def d_head(self) -> int:
-        """Width of one head; n_heads * d_head need not be d_model."""
-        return head_width(self.config)
+        """Width of the widest head; n_heads * d_head need not be d_model."""
+        return max(self.d_heads)
+
+    @cached_property
+    def head_layers(self) -> tuple[int, ...]:
+        """The layers that have heads: all of them, but for models that mix attention with something else."""
+        return tuple(layer for layer, width in enumerate(self.d_heads) if width)
+
+    @property
+    def heads(self) -> list[tuple[int, int]]:
+        """Every (layer, head) that there is, by layer."""
+        return [(layer, head) for layer in self.head_layers for head in range(self.n_heads)]
 
     @property
     def vocab_size(self) -> int:
@@ -137,8 +152,22 @@ class LanguageModel:
         return logits
 
     def ids(self, input_ids: Any) -> Tensor:
-        """One prompt's ids as (1, token) on the model's device."""
-        return torch.tensor([list(input_ids)], device=self.device)
+        """One prompt's ids as (1, token) on the model's device; raises ModelError where they are more than it reads."""
+        ids = list(input_ids)
+        self.require_room(len(ids))
+        return torch.tensor([ids], device=self.device)
+
+    @cached_property
+    def max_tokens(self) -> int | None:
+        """How many tokens it reads at most, where it says so; the tokenizer's own limit is another one."""
+        return max_tokens(self.hf)
+
+    def require_room(self, n_tokens: int) -> None:
+        if self.max_tokens is not None and n_tokens > self.max_tokens:
+            raise ModelError(
+                f"{n_tokens} tokens to read, prompt and what follows it, and {self.name} reads {self.max_tokens} (its config's "
+                "limit, or the size of its table of positions); use fewer shots, or a model of longer texts"
+            )
 
     def require_layer(self, layer: int) -> None:
         if not 0 <= layer < self.n_layers:

@@ -88,6 +88,7 @@ def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable
     """Do something with every golden of the run: told its place, the folder of goldens, and what records it. Every file
     is read and checked before anything is recorded; a refusal ends the run and says what was done before it."""
     from fvcore.model.model import ModelError
+    from fvcore.pipeline import Pipeline
     from fvcore.prompts import require_verified
     from fvcore.trials.sampled import read_trials
     from pytest_fvparity.golden import golden
@@ -102,6 +103,7 @@ def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable
         every = [read_trials(file) for file in files]
         for fixed in every:
             require_verified(fixed, lm.tokenizer)
+            Pipeline(lm, fixed, settings).require_room()
         for fixed in every:
             place = golden.relative_path(fixed.dataset, fixed.id, options.reference_profile)
             record = partial(reference.run, options.src, lm, fixed, settings, options.src_python)

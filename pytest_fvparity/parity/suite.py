@@ -70,6 +70,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
 
     The suite's `context` is filled on the way with what the report says about the run.
     """
+    from fvcore.pipeline import Pipeline
     from fvcore.prompts import require_verified
     from pytest_fvparity.candidates.candidates import required
     from pytest_fvparity.golden.golden import require_comparable
@@ -85,6 +86,8 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     lm: LanguageModel = request.getfixturevalue("fv_model")
     context |= {"model": lm.name, "n_layers": lm.n_layers, "n_heads": lm.n_heads}
     require_verified(trials, lm.tokenizer)
+    settings = run_settings(request, trials)
+    Pipeline(lm, trials, settings).require_room()
     if (options.max_trials or 0) > n:
         raise StageError(f"--fv-max-trials {options.max_trials}: {trials.id} has {n} trials; ask for 1 to {n}")
     context["n_compared_trials"] = options.max_trials or n
@@ -105,7 +108,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     tolerances = tolerances_of(request, profile.identity.dtype, profile.conditions.device, noise, processor)
     context["tolerances"] = list(tolerances.sources)
     memory = collector.stash.setdefault(_MEMORY_KEY, Memory())
-    continuation = continuation_of(lm, golden, run_settings(request, trials))
+    continuation = continuation_of(lm, golden, settings)
     # What --fv-model names, loaded once more: nobody has had that model in hand, whatever fixture `fv_model` returns.
     fresh = partial(load_model, options, device_of(request, options)) if options.drill else None
     return ParityRun(
