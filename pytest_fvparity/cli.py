@@ -106,16 +106,20 @@ def init(
 
 @app.command()
 def merge(reports: Reports, out: Annotated[Path, typer.Option(help="Folder for the merged reports.")]) -> None:
-    """Make one set of reports of several: shards by -k, by machine or by trials. Status 1 if a merged one is red."""
+    """Make one set of reports of several: shards by -k, by machine or by trials. Status 1 if a merged one is red, or a key of it
+    was judged by no shard."""
     from pytest_fvparity.report.merge import merge as merged_of
+    from pytest_fvparity.report.merge import unjudged
     from pytest_fvparity.report.render import write_all
 
     found = _read(reports)
     merged = merged_of([(str(path), report) for path, report in found.items()])
     write_all(merged, out)
     say(*(f"{'/'.join(report.named)}: {report.headline}" for report in merged))
+    lacking = {"/".join(report.named): unjudged(report) for report in merged}
+    say(*(f"{name}: no report judges {', '.join(keys)}" for name, keys in lacking.items() if keys))
     say(f"{len(found)} report(s) merged into {len(merged)}: {out / 'summary.html'}")
-    if any(report.overall_status == "FAIL" for report in merged):
+    if any(lacking.values()) or any(report.overall_status == "FAIL" for report in merged):
         raise typer.Exit(exits.FAILED)
 
 

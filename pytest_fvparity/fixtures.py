@@ -240,13 +240,25 @@ def _candidate(
     if options.candidate_dir is not None:
         return candidates.FromFolder(options.candidate_dir)
     if options.candidate is None:
-        given: Implementation = request.config.hook.pytest_fvparity_candidate(lm=lm, trials=trials, settings=settings)
-        return given
+        return _by_hook(request.config.hook.pytest_fvparity_candidate, lm, trials, settings)
     if options.candidate_python is None:
         return candidates.from_factory(options.candidate, folder, lm, trials, settings)
-    candidate = candidates.Elsewhere(options.candidate_python, options.candidate, folder, lm, trials, settings)
+    candidate = candidates.Elsewhere(
+        options.candidate_python, options.candidate, folder, lm, trials, settings, options.candidate_timeout
+    )
     request.config.add_cleanup(candidate.close)
     return candidate
+
+
+def _by_hook(hook: Any, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Implementation:
+    """What a hook of the user's answers; fvcore's own pipeline if there is no such hook, and never if it answers None."""
+    from pytest_fvparity.candidates.candidates import required
+    from pytest_fvparity.candidates.itself import NoCandidate
+
+    if not (asked := hook.get_hookimpls()):
+        return NoCandidate(lm, trials, settings)
+    names = ", ".join(impl.plugin_name for impl in asked)
+    return required(hook(lm=lm, trials=trials, settings=settings), f"hook pytest_fvparity_candidate of {names}")
 
 
 @pytest.fixture

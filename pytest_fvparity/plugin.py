@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -22,12 +22,6 @@ from pytest_fvparity.suite.item import ROOT_KEY, StageItem, status_of
 from pytest_fvparity.suite.reporter import SuiteReporter
 from pytest_fvparity.suite.scheduler import SuiteWorkers, chosen_dist
 from pytest_fvparity.transfer import suite as transfer
-
-if TYPE_CHECKING:
-    from fvcore.model.model import LanguageModel
-    from fvcore.pipeline import Settings
-    from fvcore.trials.fixed import FixedTrials
-    from pytest_fvparity.parity.implementation import Implementation
 
 _DIST_KEY = pytest.StashKey[str | None]()
 
@@ -146,11 +140,3 @@ def pytest_report_teststatus(report: Any) -> tuple[str, str, tuple[str, dict[str
     if report.skipped and status_of(report) is Status.BLOCKED:
         return "blocked", "B", ("BLOCKED", {"yellow": True})
     return None
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_fvparity_candidate(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Implementation:
-    """When a candidate is needed and nobody else gave one: fvcore's own pipeline."""
-    from fvcore.pipeline import Pipeline
-
-    return Pipeline(lm, trials, settings)

@@ -13,6 +13,7 @@ from pytest_fvparity.drill.conclusion import lines as drill_lines
 from pytest_fvparity.fixtures import device_of, in_one_sentence, load_model, options_of, run_settings, tolerances_of
 from pytest_fvparity.options import ParityOptions
 from pytest_fvparity.parity.checks import STAGES, Memory
+from pytest_fvparity.parity.implementation import NO_CANDIDATE
 from pytest_fvparity.parity.place import title_of
 from pytest_fvparity.parity.reports import NAME, ParityReports
 from pytest_fvparity.suite.declaration import Declaration
@@ -71,6 +72,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     """
     from fvcore.pipeline import Pipeline
     from fvcore.prompts import require_verified
+    from pytest_fvparity.candidates.candidates import required
     from pytest_fvparity.golden.golden import require_comparable
     from pytest_fvparity.parity.checks import ParityRun
     from pytest_fvparity.parity.refinements import continuation_of
@@ -98,7 +100,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     require_comparable(golden.profile, profile)
     context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
     context["conditions"] |= _spec_conditions(lm)
-    candidate: Implementation = request.getfixturevalue("fv_candidate")
+    candidate = required(request.getfixturevalue("fv_candidate"), "fixture fv_candidate")
     context["candidate"] = _name_of(candidate, options)
     # A golden of a user's own make may know no noise.
     noise = getattr(golden, "noise", None)
@@ -125,9 +127,12 @@ def _spec_conditions(lm: LanguageModel) -> dict[str, list[str]]:
 
 
 def _name_of(candidate: Implementation, options: ParityOptions) -> str:
-    """What a report calls the candidate: what an option named, else its class."""
+    """What a report calls the candidate: what an option named, else its class; that nobody gave one."""
     from pytest_fvparity.candidates.candidates import Elsewhere, FromFolder
+    from pytest_fvparity.candidates.itself import NoCandidate
 
+    if isinstance(candidate, NoCandidate):
+        return NO_CANDIDATE
     if isinstance(candidate, FromFolder):
         return options.shown(candidate.path)
     if isinstance(candidate, Elsewhere):

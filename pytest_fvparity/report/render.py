@@ -22,6 +22,7 @@ from pytest_fvparity.report.report import (
     SCHEMA_VERSION,
     UNKNOWN,
     Report,
+    concluded,
     earliest_failure,
     largest_of,
 )
@@ -95,11 +96,14 @@ def folders(report: Report, report_dir: Path) -> list[Path]:
 
 
 def read_report(path: Path) -> Report:
-    """What `write_report` wrote: everything else can be rendered from it again, byte for byte."""
+    """What `write_report` wrote: everything else can be rendered from it again, byte for byte.
+
+    The file is believed about its checks and not about their conclusion, which is drawn anew.
+    """
     value = read_json(path)
     if isinstance(value, dict) and value.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise FormatError(f"{path}: a report of schema version {value['schema_version']}, not {SCHEMA_VERSION}")
-    return validated(Report, value, path, "a parity report")
+    return concluded(validated(Report, value, path, "a parity report"))
 
 
 def write_report(report: Report, folder: Path, comparison: Comparison | None = None) -> list[Path]:
