@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -286,7 +287,7 @@ def load(
     deterministic(seed)
     tokenizer = load_tokenizer(name)
     where = resolve(name)
-    config = _config_on_disk(name)
+    config = config_on_disk(name)
     attn = _attention(config, attn)
     options = placement.options() | ({"attn_implementation": attn} if attn else {})
     with _loading("model", name, f" Asked for: {placement}; {FOR_PARITY}."):
@@ -310,24 +311,34 @@ def load(
 
 def spec_on_disk(name: str) -> ModelSpec:
     """The spec of a model that is left on disk, by its config's type; raises ModelError where only structure could tell."""
-    return spec_found(types_of(_config_on_disk(name)), ())
+    return spec_found(types_of(config_on_disk(name)), ())
 
 
 def n_layers_on_disk(name: str) -> int:
-    return int(text_config(_config_on_disk(name)).num_hidden_layers)
+    return int(text_config(config_on_disk(name)).num_hidden_layers)
 
 
 def dtype_on_disk(name: str) -> str:
     """The dtype that a checkpoint says it is of: fp32, fp16 or bf16; fp32 where it does not say."""
-    said = getattr(_config_on_disk(name), "dtype", None)
+    said = getattr(config_on_disk(name), "dtype", None)
     return next((short for short, dtype in DTYPES.items() if dtype == said or str(dtype) == f"torch.{said}"), "fp32")
 
 
-def _config_on_disk(name: str) -> Any:
+def config_on_disk(name: str) -> Any:
+    """A model's config; raises ModelError where there is none."""
     from transformers import AutoConfig
 
     with _loading("config", name):
         return AutoConfig.from_pretrained(str(resolve(name)), local_files_only=True)
+
+
+def without_weights(config: Any, dtype: torch.dtype, n_layers: int | None = None) -> Any:
+    """The model of a config on a device without memory, where only shapes are followed; of its first layers, if so asked."""
+    config = copy.deepcopy(config)
+    if n_layers is not None:
+        text_config(config).num_hidden_layers = n_layers
+    with torch.device("meta"):
+        return _auto_class(config).from_config(config, dtype=dtype)
 
 
 def _attention(config: Any, asked: str | None) -> str | None:
