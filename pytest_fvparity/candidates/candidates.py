@@ -9,7 +9,7 @@ import importlib
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +20,7 @@ from fvcore.experiments import plan_files
 from fvcore.formats import FormatError, read_json
 from fvcore.gates import NotProvided
 from pytest_fvparity.candidates.conversation import CandidateError, Conversation
-from pytest_fvparity.parity.implementation import Answers, ByKey, Implementation
+from pytest_fvparity.parity.implementation import NO_CANDIDATE, Answers, ByKey, Implementation
 
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
@@ -165,3 +165,15 @@ class Elsewhere(ByKey):
         """End the process and remove what was exchanged."""
         self.conversation.close()
         self._scratch.cleanup()
+
+
+def name_of(candidate: Implementation, shown: Callable[[Path], str]) -> str:
+    """What a report calls a candidate: what an option named, else its class, or that nobody gave one."""
+    from pytest_fvparity.candidates.itself import NoCandidate
+
+    if isinstance(candidate, FromFolder):
+        return shown(candidate.path)
+    if isinstance(candidate, Elsewhere):
+        return candidate.name
+    kind = type(candidate)
+    return NO_CANDIDATE if isinstance(candidate, NoCandidate) else f"{kind.__module__}.{kind.__qualname__}"

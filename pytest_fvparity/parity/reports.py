@@ -13,6 +13,8 @@ from pytest_fvparity.parity.place import place_of
 from pytest_fvparity.suite.declaration import FILES_KEY, SuiteReports
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pytest_fvparity.report.report import Report
     from pytest_fvparity.suite.reporter import SuiteRun
 
@@ -37,6 +39,11 @@ class ParityReports(SuiteReports):
             place = place_of(self.config.rootpath / run.file)
             reports.append(assemble(run.results(), run.rows, run.context, commands, run.keep_going, place))
         return reports
+
+    def earlier(self, runs: Iterable[SuiteRun]) -> Iterable[Path]:
+        from pytest_fvparity.report.render import files_of
+
+        return files_of(self._reports(runs), self.options.report_dir)
 
     def begin(self, runs: Iterable[SuiteRun]) -> None:
         from pytest_fvparity.report.render import folders, write_all

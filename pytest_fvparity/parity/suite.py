@@ -11,9 +11,7 @@ import pytest
 from fvcore.gates import StageError, Suite, Verdict
 from pytest_fvparity.drill.conclusion import lines as drill_lines
 from pytest_fvparity.fixtures import device_of, in_one_sentence, load_model, options_of, run_settings, tolerances_of
-from pytest_fvparity.options import ParityOptions
 from pytest_fvparity.parity.checks import STAGES, Memory
-from pytest_fvparity.parity.implementation import NO_CANDIDATE
 from pytest_fvparity.parity.place import title_of
 from pytest_fvparity.parity.reports import NAME, ParityReports
 from pytest_fvparity.suite.declaration import Declaration
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from fvcore.trials.fixed import FixedTrials
     from pytest_fvparity.golden.golden import Golden
     from pytest_fvparity.parity.checks import ParityRun
-    from pytest_fvparity.parity.implementation import Implementation
 
 FAULTS = {
     "own": "on golden inputs this key differs too: the fault is its own",
@@ -72,7 +69,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     """
     from fvcore.pipeline import Pipeline
     from fvcore.prompts import require_verified
-    from pytest_fvparity.candidates.candidates import required
+    from pytest_fvparity.candidates.candidates import name_of, required
     from pytest_fvparity.golden.golden import require_comparable
     from pytest_fvparity.parity.checks import ParityRun
     from pytest_fvparity.parity.refinements import continuation_of
@@ -101,7 +98,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
     context["conditions"] |= _spec_conditions(lm)
     candidate = required(request.getfixturevalue("fv_candidate"), "fixture fv_candidate")
-    context["candidate"] = _name_of(candidate, options)
+    context["candidate"] = name_of(candidate, options.shown)
     # A golden of a user's own make may know no noise.
     noise = getattr(golden, "noise", None)
     processor = golden.profile.processor_against(profile)
@@ -124,17 +121,3 @@ def _spec_conditions(lm: LanguageModel) -> dict[str, list[str]]:
     if ignored := ", ".join(f"{name} {value}" for name, value in lm.spec.defaults.items()):
         said["spec_defaults"] = ["not recorded", f"{ignored}; ignored, the options decide"]
     return said
-
-
-def _name_of(candidate: Implementation, options: ParityOptions) -> str:
-    """What a report calls the candidate: what an option named, else its class; that nobody gave one."""
-    from pytest_fvparity.candidates.candidates import Elsewhere, FromFolder
-    from pytest_fvparity.candidates.itself import NoCandidate
-
-    if isinstance(candidate, NoCandidate):
-        return NO_CANDIDATE
-    if isinstance(candidate, FromFolder):
-        return options.shown(candidate.path)
-    if isinstance(candidate, Elsewhere):
-        return candidate.name
-    return f"{type(candidate).__module__}.{type(candidate).__qualname__}"

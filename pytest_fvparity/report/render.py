@@ -95,6 +95,13 @@ def folders(report: Report, report_dir: Path) -> list[Path]:
     return [report_dir.joinpath(*report.named)]
 
 
+def files_of(reports: Sequence[Report], report_dir: Path) -> list[Path]:
+    """Every file that `write_all` may have written of these trials before, and its summary."""
+    there = [(one, folder) for one in reports for folder in folders(one, report_dir) if folder.is_dir()]
+    named = [folder / name for one, folder in there for name in _files(one, None)]
+    return named + [report_dir / f"summary.{kind}" for kind in ("json", "md", "html")]
+
+
 def read_report(path: Path) -> Report:
     """What `write_report` wrote: everything else can be rendered from it again, byte for byte.
 
