@@ -111,12 +111,13 @@ def random_lm(
     seed: int = 0,
     directory: Path | None = None,
     pairs: Sequence[tuple[str, str]] = PAIRS,
+    n_layers: int = 2,
 ) -> LanguageModel:
     """A tiny random model with a toy tokenizer; saved to `directory` if one is given."""
     from fvcore.model.model import LanguageModel
 
     tokenizer = toy_tokenizer(kind or ("gpt2" if family == "gpt2" else "bos"), pairs)
-    hf = random_model(family, len(tokenizer), seed)
+    hf = random_model(family, len(tokenizer), seed, n_layers)
     if directory is not None:
         hf.save_pretrained(directory)
         tokenizer.save_pretrained(directory)

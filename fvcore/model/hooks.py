@@ -89,6 +89,26 @@ def edit_heads(lm: LanguageModel, layer: int, edit: Callable[[Tensor], None]) ->
     return _projection_hooks(lm, [layer], "editing heads", take)
 
 
+def replace_outputs(
+    lm: LanguageModel, layers: Iterable[int], what: str, take: Callable[[int, Tensor], Tensor]
+) -> AbstractContextManager[None]:
+    """`take` is given a layer and what leaves its block, (row, token, d_model); what it returns leaves instead.
+
+    One hook a block does both, editing and recording, so that what is recorded is what goes on.
+    """
+
+    def register(layer: int, fired: set[int]) -> RemovableHandle:
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            fired.add(layer)
+            if isinstance(output, tuple):
+                return (take(layer, output[0]), *output[1:])
+            return take(layer, output)
+
+        return lm.blocks[layer].register_forward_hook(hook)
+
+    return _hooks(register, layers, what)
+
+
 def add_to_residual(
     lm: LanguageModel, layer: int, vector: Tensor, token: int | slice = -1
 ) -> AbstractContextManager[None]:
@@ -98,16 +118,12 @@ def add_to_residual(
     """
     lm.require_layer(layer)
 
-    def register(layer: int, fired: set[int]) -> RemovableHandle:
-        def hook(module: Any, args: Any, output: Any) -> Any:
-            fired.add(layer)
-            hidden = (output[0] if isinstance(output, tuple) else output).clone()
-            hidden[:, token] += vector.to(hidden)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    def take(layer: int, hidden: Tensor) -> Tensor:
+        changed = hidden.clone()
+        changed[:, token] += vector.to(changed)
+        return changed
 
-        return lm.blocks[layer].register_forward_hook(hook)
-
-    return _hooks(register, [layer], "injection")
+    return replace_outputs(lm, [layer], "injection", take)
 
 
 def hide_slots(lm: LanguageModel, hidden: Mapping[int, Tensor]) -> AbstractContextManager[None]:
@@ -208,10 +224,17 @@ def read_blocks(lm: LanguageModel, n_tokens: int) -> Iterator[tuple[list[Tensor]
 
 @contextmanager
 def passing_over(
-    lm: LanguageModel, instead: Callable[[int, Tensor, dict[str, Any]], Tensor], tuples: Sequence[bool]
+    lm: LanguageModel,
+    instead: Callable[[int, Tensor, dict[str, Any]], Tensor],
+    tuples: Sequence[bool],
+    n_blocks: int | None = None,
 ) -> Iterator[None]:
-    """No block computes anything: `instead(layer, residual, the block's other arguments by name)` gives its output."""
-    own = [block.__dict__.get("forward") for block in lm.blocks]  # some loaders give modules a forward of their own
+    """No block computes anything: `instead(layer, residual, the block's other arguments by name)` gives its output.
+
+    n_blocks: the first ones only (default: all)
+    """
+    blocks = list(lm.blocks)[:n_blocks]
+    own = [block.__dict__.get("forward") for block in blocks]  # some loaders give modules a forward of their own
 
     def stand_in(layer: int, block: nn.Module) -> Callable[..., Any]:
         names = inspect.signature(type(block).forward)
@@ -226,11 +249,11 @@ def passing_over(
         return forward
 
     try:
-        for layer, block in enumerate(lm.blocks):
+        for layer, block in enumerate(blocks):
             block.forward = stand_in(layer, block)
         yield
     finally:
-        for block, before in zip(lm.blocks, own, strict=True):
+        for block, before in zip(blocks, own, strict=True):
             del block.forward
             if before is not None:
                 block.forward = before
