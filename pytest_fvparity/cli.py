@@ -80,6 +80,31 @@ def selftest(
 
 
 @app.command()
+def init(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder that the plans' scripts, modules and data go to.")
+    ] = None,
+    plan: Annotated[list[str] | None, typer.Option(help="antonym, model-spec or relation (default: all).")] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Print what each of the plans' flags is here, and end.")
+    ] = False,
+) -> None:
+    """Write the plans' scripts under the plans' names, so that the plans' command lines run there. Nothing is overwritten."""
+    from pytest_fvparity.plans import page
+    from pytest_fvparity.plans.init import PLANS, init
+
+    if table:
+        say(page.scripts_markdown())
+        return
+    if folder is None:
+        raise Unusable("init: which folder? fvparity init DIR, or fvparity init --table")
+    if unknown := [one for one in plan or () if one not in PLANS]:
+        raise Unusable(f"--plan {unknown[0]}: expected {', '.join(PLANS)}")
+    files = init(folder, plan or PLANS)
+    say(f"{len(files)} files in {folder}; the plans' commands stand in {folder / 'README.md'}")
+
+
+@app.command()
 def merge(reports: Reports, out: Annotated[Path, typer.Option(help="Folder for the merged reports.")]) -> None:
     """Make one set of reports of several: shards by -k, by machine or by trials. Status 1 if a merged one is red."""
     from pytest_fvparity.report.merge import merge as merged_of
