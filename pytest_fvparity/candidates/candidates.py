@@ -63,8 +63,6 @@ class FromFolder(Answers):
 
     path: Path
 
-    partial = True
-
     def __post_init__(self) -> None:
         if not self.path.is_dir():
             raise CandidateError(f"--fv-candidate-dir: no such folder: {self.path}")

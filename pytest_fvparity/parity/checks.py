@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fvcore.gates import Finding, NotHeld, NotProvided, Stage, StageError, Verdict, merge
+from fvcore.gates import Finding, NotHeld, NotProvided, PartlyProvided, Stage, StageError, Verdict, merge
 from pytest_fvparity.drill import drilled
 from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Answers, Implementation, copied
+from pytest_fvparity.parity.partial import LACKS, LAST_SLOT, completed, offered
 from pytest_fvparity.parity.refinements import REFINEMENTS, Continuation
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ TITLES = {
 
 AXES: dict[str, tuple[str, ...]] = {
     "mean_activations": ("layer", "head", "slot", "dim"),
+    LAST_SLOT: ("layer", "head", "dim"),
     "cie": ("trial", "layer", "head", "token_class"),
+    "cie_logprob": ("trial", "layer", "head", "token_class"),
     "aie": ("layer", "head"),
     "scores": ("rank",),
     "function_vector": ("dim",),
@@ -46,6 +49,9 @@ AXES: dict[str, tuple[str, ...]] = {
     "base_logits": ("token_id",),
     "with_logits": ("token_id",),
 }
+
+NOT_PROVIDED = "not_provided"
+"""Under which a verdict's details say what of the key the candidate does not provide."""
 
 PROVES_NOTHING = "the tolerance is as large as the reference's own values, so that zeros would pass"
 
@@ -61,8 +67,8 @@ class Memory:
     failed: set[str] = field(default_factory=set)
     # Keys that differ from the golden by a tie alone: later keys take the golden's choice, or they would differ too.
     tied: set[str] = field(default_factory=set)
-    # Keys the candidate does not provide, whose golden artifact later keys were handed in its place.
-    lent: set[str] = field(default_factory=set)
+    # Keys of which the candidate does not provide something -> what that is; later keys were handed the golden's of it.
+    lent: dict[str, str] = field(default_factory=dict)
     # Keys for which the candidate said something else when it was asked again, and where.
     unsteady: dict[str, Finding] = field(default_factory=dict)
     # By how many bytes memory grew at most while the candidate worked on a key.
@@ -120,9 +126,12 @@ class ParityRun:
             expected, actual = self._limited(expected), self._limited(actual)
         whole = actual
         expected, actual, left_out = self.part.cut(key, expected, actual, _axes)
-        partial, absent = getattr(self.candidate, "partial", False), [leaf for leaf in expected if leaf not in actual]
-        if partial:
-            expected = {leaf: value for leaf, value in expected.items() if leaf in actual}
+        token_class = getattr(getattr(self.golden, "profile", None), "identity", None)
+        effects = getattr(self.candidate, "effects", None)
+        offer = offered(key, expected, actual, effects, getattr(token_class, "token_class_idx", -1))
+        expected = offer.expected
+        if not actual:
+            raise NotProvided(f"the candidate gave none of {offer.absent}")
         verdict = self.part.placed(key, compare(expected, actual, self.tolerances.of(key), _axes), _axes)
         if not verdict.compared:
             return Verdict((Finding(key, "nothing was compared: the golden has no leaves"),), mismatch_count=1)
@@ -130,15 +139,17 @@ class ParityRun:
         largest = details.pop("largest", {})
         rows = [{**row, **largest.get(row["leaf"], {})} for row in self.tolerances.table(key, expected)]
         verdict = replace(verdict, details={**details, "tolerances": rows})
+        if offer.absent:
+            verdict = replace(verdict, details={**verdict.details, NOT_PROVIDED: offer.absent})
         unsteady = self.memory.unsteady.get(key)
-        if partial and absent and verdict.passed and not unsteady:
-            agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
-            raise NotProvided(f"{agrees} agree(s) with the reference; not provided: {names}")
-        if key in REFINEMENTS and not (partial and absent):
+        if key in REFINEMENTS:
             verdict = REFINEMENTS[key](self, verdict, expected, whole)
-        lent = " and ".join(name for name in INPUTS[key] if name in self.memory.lent)
+        if offer.own_ranking:
+            self.memory.tied.add(key)
+        lent = " and ".join(self.memory.lent[name] for name in INPUTS[key] if name in self.memory.lent)
         notes = [
             *([f"{NOT_COMPARED}{left_out}"] if left_out else []),
+            *([offer.note] if offer.note else []),
             *([f"judged on the reference's {lent}, for the candidate provides none"] if lent else []),
             *_notes(self.candidate, key),
             *(f"{leaf}: {PROVES_NOTHING}" for leaf in self.tolerances.proving_nothing(key, expected)),
@@ -176,11 +187,20 @@ class ParityRun:
         except NotProvided:
             if not self.part.whole(key):
                 raise
-            self.memory.lent.add(key)
+            self.memory.lent[key] = key
             return copied(self.expected(key))  # what a candidate leaves out is not its fault at a later key
+        if self.part.whole(key):
+            actual = self._completed(key, actual)
         if key == "top_heads":
             self.agrees(key)  # whether it is a tie must be known, also when that stage was not selected
         return copied(self.expected(key) if key in self.memory.tied else actual)
+
+    def _completed(self, key: str, actual: Artifact) -> Artifact:
+        """With what the candidate does not provide of it, which is not its fault at a later key either."""
+        expected = self.expected(key)
+        if absent := offered(key, expected, actual, None, -1).absent:
+            self.memory.lent[key] = f"{absent} of {key}"
+        return completed(key, expected, actual)
 
     def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
         from fvcore.model.memory import peak_memory
@@ -296,6 +316,8 @@ def check(run: ParityRun, key: str) -> Verdict:
     if not verdict.passed:
         run.memory.failed.add(key)
         verdict = drilled(run, key, verdict)
+    elif absent := verdict.details.get(NOT_PROVIDED):
+        raise PartlyProvided(f"{verdict.compared} values agree with the reference; {LACKS}{absent}", verdict)
     return verdict
 
 
