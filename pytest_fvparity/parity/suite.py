@@ -12,9 +12,9 @@ from fvcore.gates import StageError, Suite, Verdict
 from pytest_fvparity.drill.conclusion import lines as drill_lines
 from pytest_fvparity.fixtures import device_of, in_one_sentence, load_model, options_of, run_settings, tolerances_of
 from pytest_fvparity.parity.checks import STAGES, Memory
+from pytest_fvparity.parity.implementation import LIVE
 from pytest_fvparity.parity.place import title_of
 from pytest_fvparity.parity.reports import NAME, ParityReports
-from pytest_fvparity.report.report import LIVE
 from pytest_fvparity.suite.declaration import Declaration
 from pytest_fvparity.suite.item import StageItem
 

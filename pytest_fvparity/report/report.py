@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from fvcore.gates import Finding, StageResult, Status
 from fvcore.provenance import now
 from pytest_fvparity.golden.part import NOT_COMPARED
-from pytest_fvparity.parity.implementation import CHECK_KEYS, NO_CANDIDATE
+from pytest_fvparity.parity.implementation import CHECK_KEYS, LIVE, NO_CANDIDATE
 from pytest_fvparity.parity.partial import LACKS
 
 SCHEMA_VERSION = 1
@@ -132,10 +132,6 @@ class Shard(ReportPart):
     created_at: str
     keys: list[str]
     conditions: dict[str, Any]
-
-
-LIVE = "(live)"
-"""Where the golden lies of a run that was compared with the reference as it ran."""
 
 
 class Report(ReportPart):
