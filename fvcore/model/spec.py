@@ -94,16 +94,20 @@ class ModelSpec(SpecFile):
 
 LIKE_LLAMA = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "phi3",
-    "starcoder2", "granite", "cohere", "stablelm",
+    "starcoder2", "granite", "cohere", "stablelm", "gpt_oss", "smollm3", "olmo3", "exaone4", "glm4", "cohere2", "nemotron",
+    "phimoe", "hunyuan_v1_dense", "ernie4_5", "bitnet", "llama4_text", "falcon_h1",
 )  # fmt: skip
 
 PATHS = {
     "gpt2": ("transformer.h", "attn", "c_proj"),
     "gpt_neo": ("transformer.h", "attn.attention", "out_proj"),
+    "gpt_bigcode": ("transformer.h", "attn", "c_proj"),
     "gptj": ("transformer.h", "attn", "out_proj"),
+    "codegen": ("transformer.h", "attn", "out_proj"),
     "gpt_neox": ("gpt_neox.layers", "attention", "dense"),
     **dict.fromkeys(LIKE_LLAMA, ("model.layers", "self_attn", "o_proj")),
     "phi": ("model.layers", "self_attn", "dense"),
+    "persimmon": ("model.layers", "self_attn", "dense"),
     "opt": ("model.decoder.layers", "self_attn", "out_proj"),
     "falcon": ("transformer.h", "self_attention", "dense"),
     "bloom": ("transformer.h", "self_attention", "dense"),
