@@ -7,7 +7,7 @@ activations were multiplied with before training, and what makes a feature activ
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -42,11 +42,11 @@ def load(
     *,
     format: str = "auto",
     gating: Gating = "own",
-    ids: Tensor | None = None,
+    ids: Sequence[int] | None = None,
 ) -> SAE:
     """The autoencoder of a folder in canonical form, fp32, on the CPU.
 
-    layer, d_model: what it must be of     ids: these features (feature,) alone, of which alone the file is read
+    layer, d_model: what it must be of     ids: these features alone, in this order, of which alone the file is read
     gating: own, as the format means it; saelens, as SAELens gates Llama Scope; relu, every positive feature is active
     Raises FormatError for what it is not, or what has no canonical form; ValueError for some features of a TopK autoencoder.
     """
@@ -127,9 +127,9 @@ def _entry(path: Path, state: Mapping[str, Tensor], name: str) -> Tensor:
     return state[name]
 
 
-def _take(read: Callable[..., Tensor], ids: Tensor | None, name: str, axis: int | None = None) -> Tensor:
+def _take(read: Callable[..., Tensor], ids: Sequence[int] | None, name: str, axis: int | None = None) -> Tensor:
     picked = axis is not None and ids is not None
-    index = ((slice(None),) * (axis or 0) + (ids.tolist(),)) if picked and ids is not None else ()
+    index = ((slice(None),) * (axis or 0) + (list(ids),)) if picked and ids is not None else ()
     tensor = read(name, index).float()
     return tensor if axis is None else tensor.movedim(axis, 0)
 

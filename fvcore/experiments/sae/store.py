@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fvcore.experiments.sae.autoencoder import SAE
 from fvcore.experiments.sae.config import Autoencoders
@@ -17,7 +16,7 @@ from fvcore.formats import FormatError
 GB = 1e9
 
 
-class Held:
+class Shelf:
     """What was used last, up to a number of bytes; the key of a settings' field names it in errors."""
 
     def __init__(self, budget_gb: float, key: str) -> None:
@@ -49,8 +48,8 @@ class Store:
 
     def __init__(self, settings: Autoencoders, d_model: int, device: torch.device | str = "cpu") -> None:
         self.settings, self.d_model, self.device = settings, d_model, torch.device(device)
-        self.on_device = Held(settings.gpu_budget_gb, "sae.gpu_budget_gb")
-        self.in_memory = Held(settings.cpu_budget_gb, "sae.cpu_budget_gb")
+        self.on_device = Shelf(settings.gpu_budget_gb, "sae.gpu_budget_gb")
+        self.in_memory = Shelf(settings.cpu_budget_gb, "sae.cpu_budget_gb")
 
     def sae(self, layer: int) -> SAE:
         """The whole autoencoder. Raises FormatError for what is not there, or does not fit."""
@@ -58,17 +57,17 @@ class Store:
             return self.in_memory.get(layer, lambda: self._read(layer))
         return self.on_device.get(layer, lambda: self._staged(layer).to(self.device))
 
-    def rows(self, layer: int, ids: Tensor) -> SAE:
-        """These features (feature,) alone, of which alone the files are read. Raises ValueError for a TopK autoencoder."""
+    def rows(self, layer: int, ids: Sequence[int]) -> SAE:
+        """These features alone, in this order, of which alone the files are read. Raises ValueError for a TopK autoencoder."""
         held = self.in_memory if self.device.type == "cpu" else self.on_device
         if layer in held.kept:
-            return held.get(layer, lambda: self.sae(layer)).rows(ids)
-        return held.get((layer, *ids.tolist()), lambda: self._read(layer, ids.cpu()).to(self.device))
+            return self.sae(layer).rows(torch.as_tensor(ids, device=self.device))
+        return held.get((layer, *ids), lambda: self._read(layer, ids).to(self.device))
 
     def _staged(self, layer: int) -> SAE:
         return self.in_memory.get(layer, lambda: self._read(layer).pinned())
 
-    def _read(self, layer: int, ids: Tensor | None = None) -> SAE:
+    def _read(self, layer: int, ids: Sequence[int] | None = None) -> SAE:
         chosen = self.settings
         read = load(folder_of(chosen, layer), layer, self.d_model, format=chosen.format, gating=chosen.gating, ids=ids)
         return read.to(dtype=getattr(torch, chosen.dtype))

@@ -223,7 +223,7 @@ def written(root: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("name", ["llama_scope", "sae_lens", "dictionary_learning", "canonical"])
 def test_some_rows_of_a_file_are_those_of_the_whole(tmp_path: Path, name: str) -> None:
-    folder, ids = written(tmp_path, name), torch.tensor([31, 4, 4, 0])
+    folder, ids = written(tmp_path, name), [31, 4, 4, 0]
 
     some, whole = load(folder, LAYER, WIDTH, ids=ids), load(folder, LAYER, WIDTH)
 
@@ -237,7 +237,7 @@ def test_rows_of_topk_are_refused(tmp_path: Path) -> None:
     store = Store(Autoencoders(source=str(tmp_path), pattern="L{layer}"), WIDTH)
 
     with pytest.raises(ValueError, match="TopK"):
-        store.rows(LAYER, torch.tensor([1]))
+        store.rows(LAYER, [1])
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "topk"])
@@ -301,18 +301,23 @@ def test_a_store_keeps_what_was_used_last_within_its_budget(tmp_path: Path, monk
     settings = Autoencoders(source=str(tmp_path), pattern="L{layer}", cpu_budget_gb=2.5 * size)
     store, read = Store(settings, WIDTH), list[int]()
     reading = store._read
-    monkeypatch.setattr(store, "_read", lambda layer, ids=None: read.append(layer) or reading(layer, ids))
+
+    def counted(layer: int, ids: Any = None) -> SAE:
+        read.append(layer)
+        return reading(layer, ids)
+
+    monkeypatch.setattr(store, "_read", counted)
     for layer in (0, 1, 0, 2, 0, 1):
         assert store.sae(layer).layer == layer
         assert store.in_memory.n_bytes <= 2.5 * size * 1e9
     assert read == [0, 1, 2, 1]
-    assert store.rows(1, torch.tensor([2])).d_sae == 1
+    assert store.rows(1, [2]).d_sae == 1
     assert read == [0, 1, 2, 1], "a layer that is held is not read for its rows"
 
     small = settings.model_copy(update={"cpu_budget_gb": 0.5 * size})
     with pytest.raises(FormatError, match="cpu_budget_gb"):
         Store(small, WIDTH).sae(0)
-    assert Store(small, WIDTH).rows(0, torch.tensor([1, 2])).d_sae == 2
+    assert Store(small, WIDTH).rows(0, [1, 2]).d_sae == 2
 
 
 def test_weights_in_bfloat16_are_held_in_half_of_the_bytes(tmp_path: Path) -> None:
