@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from fvcore.experiments.errors import OtherSettings, StepError
 from fvcore.experiments.folder import Folder, differences, locked, refuse_others
 from fvcore.experiments.record import Record, Stage
-from fvcore.experiments.sae.steps import STEPS, Step
+from fvcore.experiments.sae.steps import STEPS, Step, within
 
 if TYPE_CHECKING:
     from fvcore.experiments.progress import Progressing
@@ -31,14 +31,13 @@ OUT = "--paths-out"
 class Asked:
     """resume: what is done stays done, what is half done is gone on with
     force: closed gates are passed, which is recorded, and results of other settings are taken away
-    policy: of the audit     limit: targets of the discovery     ray: the address of those who compute it
+    policy: of the audit     limit: targets of the discovery
     """
 
     resume: bool = True
     force: bool = False
     policy: Policy = "default"
     limit: int | None = None
-    ray: str | None = None
 
     def deciding(self, step: Step) -> dict[str, Any]:
         """What of it a step's results depend on."""
@@ -46,8 +45,12 @@ class Asked:
         return asked.get(step.name, {})
 
 
+def _nobody(each: str) -> None:
+    """Who is told of each file, or layer, that a step comes to."""
+
+
 def run(
-    settings: PathwaysConfig, steps: Sequence[Step], asked: Asked, progress: Progressing | None = None
+    settings: PathwaysConfig, steps: Sequence[Step], asked: Asked, shown: Callable[[str], Progressing | None] = _nobody
 ) -> Iterator[tuple[Step, list[Path]]]:
     """Bring the steps to their end, in order; yields each with its files as it ends, whether it passed or not.
 
@@ -60,7 +63,7 @@ def run(
         _require_ours(folder)
         for step in steps:
             doing = _Doing(step, settings, folder, asked)
-            yield step, doing.do(progress)
+            yield step, doing.do(shown(step.each))
             doing.passes(step.passed)
 
 
@@ -106,12 +109,19 @@ class _Doing:
     def _make_room(self, record: Record, depends: dict[str, Any]) -> None:
         """Take the step's files away where they are of other settings or not wanted, and refuse to where they took long."""
         before = record.read().stages.get(self.step.name)
-        other = differences(before.settings, depends) if before else []
+        if before is None:
+            return
+        said = {
+            what: differences({what: before.settings.get(what)}, {what: depends.get(what)})
+            for what in depends | before.settings
+        }
+        other = [text for what, texts in said.items() for text in texts if not within(what, self.step.judging)]
         if other and self.step.units and self.asked.resume and not self.asked.force:
             refuse_others(self.folder.root, [f"{what} ({self.step.name})" for what in other], f"{OUT}, give --force")
-        if before and (other or not self.asked.resume):
+        if other or not self.asked.resume:
             for name in {name for glob in self.step.leaves for name in self.folder.names(glob)}:
                 (self.folder / name).unlink()
+        if any(said.values()) or not self.asked.resume:
             record.forget(self.step.name)
 
 
