@@ -22,7 +22,7 @@ from fvcore.experiments.sae.contexts import CONTEXTS
 from fvcore.experiments.sae.features import FEATURES
 from fvcore.experiments.sae.schemas import CausalFeatures, PromptsSample
 from fvcore.formats import read_json, read_yaml, validated
-from fvcore.model.model import DTYPES, config_on_disk, without_weights
+from fvcore.model.model import config_on_disk, without_weights
 from fvcore.model.spec import ModelError
 
 if TYPE_CHECKING:
