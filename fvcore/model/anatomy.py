@@ -68,13 +68,10 @@ def _explained(config: Any) -> set[int]:
 
 def require_parts(hf: nn.Module, spec: ModelSpec) -> None:
     """Raise ModelError unless every part is where the spec says, and of the size that spec and config say."""
-    blocks = _resolve(hf, spec.blocks_path, BLOCKS, spec)
-    if not isinstance(blocks, nn.ModuleList):
-        raise ModelError(f"Spec '{spec.name}': '{spec.blocks_path}' is a {type(blocks).__name__}, no list of blocks")
-    n_layers = len(blocks)
+    n_layers = len(resolve_blocks(hf, spec))
     paths = [path for layer in range(n_layers) if _has(hf, path := spec.out_proj_path(layer))]
     if not paths:  # says what is missing where
-        _resolve(hf, spec.out_proj_path(0), "out_proj path", spec)
+        resolve_out_proj(hf, spec, 0)
     if spec.n_layers not in (None, n_layers):
         raise ModelError(
             f"Model block count mismatch with spec: spec='{spec.name}' expected={spec.n_layers} got={n_layers} "
@@ -104,6 +101,24 @@ def require_parts(hf: nn.Module, spec: ModelSpec) -> None:
                 f"head_dim mismatch with spec '{spec.name}': {path} takes {width} numbers, and {heads}; is it the "
                 "attention's output projection? If so, say head_dim in a spec file"
             )
+
+
+def resolve_blocks(hf: nn.Module, spec: ModelSpec) -> nn.ModuleList:
+    """The list of blocks. Raises PartMissing, as the two that follow, and ModelError where it is no list."""
+    blocks = _resolve(hf, spec.blocks_path, BLOCKS, spec)
+    if not isinstance(blocks, nn.ModuleList):
+        raise ModelError(f"Spec '{spec.name}': '{spec.blocks_path}' is a {type(blocks).__name__}, no list of blocks")
+    return blocks
+
+
+def resolve_attn(hf: nn.Module, spec: ModelSpec, layer: int) -> nn.Module:
+    """The attention of a block."""
+    return _resolve(hf, f"{spec.block_path(layer)}.{spec.attn_path_in_block}", "attn_path", spec)
+
+
+def resolve_out_proj(hf: nn.Module, spec: ModelSpec, layer: int) -> nn.Module:
+    """The output projection of a block's attention."""
+    return _resolve(hf, spec.out_proj_path(layer), "out_proj path", spec)
 
 
 def _has(root: nn.Module, path: str) -> bool:

@@ -14,6 +14,7 @@ from pytest_fvparity.fixtures import device_of, in_one_sentence, load_model, opt
 from pytest_fvparity.parity.checks import STAGES, Memory
 from pytest_fvparity.parity.place import title_of
 from pytest_fvparity.parity.reports import NAME, ParityReports
+from pytest_fvparity.report.report import LIVE
 from pytest_fvparity.suite.declaration import Declaration
 from pytest_fvparity.suite.item import StageItem
 
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from pytest_fvparity.parity.checks import ParityRun
 
 FAULTS = {
-    "own": "on golden inputs this key differs too: the fault is its own",
-    "inherited": "on golden inputs this key agrees: the fault is inherited from an earlier key",
-    "accumulated": "on golden inputs this key agrees: what differs adds up from earlier keys, each within tolerance",
+    "own": "on the reference's inputs this key differs too: the fault is its own",
+    "inherited": "on the reference's inputs this key agrees: the fault is inherited from an earlier key",
+    "accumulated": "on the reference's inputs this key agrees: what differs adds up from earlier keys, each within tolerance",
 }
 
 
@@ -90,7 +91,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["n_compared_trials"] = options.max_trials or n
     golden: Golden = request.getfixturevalue("fv_golden")
     context["golden"] = golden.profile.model_dump()
-    context["golden_path"] = "(live)" if options.live else options.shown(golden.path)
+    context["golden_path"] = LIVE if options.live else options.shown(golden.path)
     context["reference"] = golden.manifest.reference.model_dump(include={"commit", "repository"})
     profile: Profile = request.getfixturevalue("fv_profile")
     context["profile"] = profile.model_dump()

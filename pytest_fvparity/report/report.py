@@ -133,6 +133,10 @@ class Shard(ReportPart):
     conditions: dict[str, Any]
 
 
+LIVE = "(live)"
+"""Where the golden lies of a run that was compared with the reference as it ran."""
+
+
 class Report(ReportPart):
     """One trials file's parity run, or several of them merged: then `shards` says which."""
 
@@ -160,6 +164,7 @@ class Report(ReportPart):
     trials: list[dict[str, Any]]
     heads: dict[str, Any]
     shards: list[Shard] = []
+    under: str = ""
 
     @model_validator(mode="after")
     def _has_each_key_once(self) -> Self:
@@ -169,9 +174,14 @@ class Report(ReportPart):
         return self
 
     @property
-    def named(self) -> tuple[str, str]:
-        """The trials it is of: dataset and id."""
-        return self.dataset, self.fixed_trials_id
+    def named(self) -> tuple[str, ...]:
+        """What it is of, and where it lies: dataset and id of the trials, and the reference's profile where it is not `src`."""
+        return self.dataset, self.fixed_trials_id, *([self.under] if self.under else [])
+
+    @property
+    def beside(self) -> str:
+        """What it was compared with, in a word."""
+        return "reference" if self.golden_path == LIVE else "golden"
 
     @property
     def by_key(self) -> dict[str, Check]:
@@ -190,11 +200,13 @@ def assemble(
     commands: Mapping[str, str],
     keep_going: bool,
     place: tuple[str | None, str],
+    under: str = "",
 ) -> Report:
     """Build the report of one trials file.
 
     `results` are of every selected key, in order; `rows` what came back, by key, with its output; `context` what the rows
-    say of the run; `commands` reproduce a key; `place` is dataset and id where no row tells them.
+    say of the run; `commands` reproduce a key; `place` is dataset and id where no row tells them; `under` what else its folder
+    is named by.
     """
     checks = [_check(result, rows.get(key, {}), commands[key], context) for key, result in results.items()]
     same = ("candidate", "n_trials", "n_compared_trials", "profile", "golden_path", "reference")
@@ -213,6 +225,7 @@ def assemble(
         conditions=context.get("conditions", {}),
         tolerance_sources=context.get("tolerances", []),
         checks=checks,
+        under=under,
         trials=_words(details.get("injection_output", {}).get("trials", [])),
         heads={k: _words(v) for k, v in details.get("top_heads", {}).items() if k in HEADS},
     )
@@ -294,7 +307,7 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         fault=verdict.details.get("fault"),
         blocked_by=result.blocked_by,
         message=result.message,
-        golden_path=f"{golden}/{result.key}.json" if golden else None,
+        golden_path=f"{golden}/{result.key}.json" if golden and golden != LIVE else None,
         candidate_path=context.get("candidate"),
         first_mismatch=blocking[0] if blocking else None,
         details=blocking,
@@ -367,8 +380,9 @@ def _headline(checks: Sequence[Check], divergence: Divergence | None, context: M
     if divergence.leaf is None:
         return f"{divergence.status}: nothing could be judged at {divergence.check_key}: {divergence.message}"
     trial = f", trial {divergence.trial_id}:{divergence.trial_idx}" if divergence.trial_id is not None else ""
+    file = f"file {divergence.artifact}, " if divergence.artifact else ""  # a run of the reference made now has none
     return (
-        f"FAIL: earliest divergence at stage {divergence.check_key}, file {divergence.artifact}, key {divergence.leaf}{trial}: "
+        f"FAIL: earliest divergence at stage {divergence.check_key}, {file}key {divergence.leaf}{trial}: "
         f"{divergence.message}; expected {_short(divergence.expected)}, got {_short(divergence.got)}{loosened}"
     )
 
