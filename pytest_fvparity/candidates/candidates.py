@@ -71,9 +71,19 @@ class FromFolder(Answers):
             return artifacts.load(self.path / key)
         raise NotProvided(f"{self.path} holds no {key}.json, and none of the plans' files for this key")
 
+    def notes(self, key: str) -> list[str]:
+        """Of two files for one key, which was read."""
+        plan, own = PLAN_FILES.get(key, ""), f"{key}.json"
+        both = plan and all((self.path / name).is_file() for name in (plan, own))
+        return [f"two files for one key: {plan} was read, and {own} beside it was not"] if both else []
+
     def block_outputs(self, prompts: Artifact, layer: int) -> Artifact:
         """What the modules of a block gave, if the folder holds it: `block_outputs_<layer>.json`."""
         return self.artifact(f"block_outputs_{layer}")
+
+
+PLAN_FILES = {"mean_activations": plan_files.MEANS, "fv_vector": plan_files.VECTOR}
+"""The plans' files of keys whose own file has another name."""
 
 
 def _plan_leaves(folder: Path, key: str) -> Artifact:

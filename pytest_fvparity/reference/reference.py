@@ -167,13 +167,21 @@ def _start(python: str, job: Path, more: Mapping[str, str]) -> None:
         raise RecordingError(f"cannot start {python!r} ({error.strerror}); see --fv-src-python") from error
     if done.returncode == 0:
         return
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    last = _error_in(done.stderr)
     if "No module named" in last:
         raise RecordingError(
             f"the reference cannot be imported: {last}. Install what it needs with `pip install "
             "'pytest-fvparity[reference]'`, or name an interpreter that has it with --fv-src-python"
         )
     raise RecordingError(f"the reference was not recorded: {last}\n{done.stderr.strip()[-3000:]}")
+
+
+def _error_in(output: str) -> str:
+    """The line that names the error: below the last traceback the first that is not indented, for advice may follow it."""
+    lines = output.strip().splitlines() or ["no message"]
+    begins = [at for at, line in enumerate(lines) if line.startswith("Traceback ")]
+    below = lines[begins[-1] + 1 :] if begins else []
+    return next((line for line in below if line.strip() and not line[0].isspace()), lines[-1])
 
 
 def commit_of(root: Path) -> str:

@@ -63,7 +63,10 @@ def shipped_rigs() -> Iterator[Rig]:
         golden = Golden.open(manifest.parent)
         identity, conditions = golden.profile.identity, golden.profile.conditions
         chosen = {name: getattr(identity, name) for name in ("edit_layer", "n_top_heads", "token_class_idx", "alpha")}
-        fixed = read_trials(shipped.root() / shipped.FIXED_TRIALS / f"{identity.fixed_trials_id}.json")
+        path = shipped.root() / shipped.FIXED_TRIALS / f"{identity.fixed_trials_id}.json"
+        if not path.is_file():  # sampled trials of a relation run, which the transfer suite judges
+            continue
+        fixed = read_trials(path)
         lm = models.load(conditions.model, dtype=identity.dtype, attn=conditions.attn_implementation)
         settings = Settings(**chosen, reference_profile=identity.reference_profile, engine="exact")
         yield Rig(lm, fixed, settings, golden, golden.noise)
