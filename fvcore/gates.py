@@ -185,6 +185,14 @@ def first_line(text: str, otherwise: str = "") -> str:
     return next(iter(text.strip().splitlines()), otherwise)
 
 
+def error_line(output: str) -> str:
+    """Of what a process printed the line that names its error: below the last traceback the first that is not indented."""
+    lines = output.strip().splitlines() or ["no message"]
+    begins = [at for at, line in enumerate(lines) if line.startswith("Traceback ")]
+    below = lines[begins[-1] + 1 :] if begins else []
+    return next((line for line in below if line.strip() and not line[0].isspace()), lines[-1])
+
+
 class Gate:
     """What stands before every stage of a suite: closed behind the earliest one, in the suite's order, that failed."""
 

@@ -20,7 +20,7 @@ from fvcore import artifacts
 from fvcore.artifacts import Artifact
 from fvcore.experiments import plan_files
 from fvcore.formats import FormatError, read_json
-from fvcore.gates import NotProvided, StageError
+from fvcore.gates import NotProvided, StageError, error_line
 from pytest_fvparity.parity.implementation import Answers, ByKey, Implementation
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Elsewhere(ByKey):
         if "not_provided" in answer:
             raise NotProvided(f"the candidate {self.name} has no method {answer['not_provided']!r}")
         if "error" in answer:
-            raise CandidateError(f"candidate {self.name}:\n{answer['error']}")
+            raise CandidateError(f"candidate {self.name}: {error_line(answer['error'])}\n{answer['error']}")
         return answer
 
     def artifact(self, key: str, *inputs: Artifact, more: Sequence[int] = ()) -> Artifact:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fvcore.artifacts import Artifact
-from fvcore.gates import StageError
+from fvcore.gates import StageError, error_line
 from fvcore.model.model import DTYPES, LanguageModel
 from fvcore.pipeline import Settings, profile_of
 from fvcore.profile import Profile
@@ -167,21 +167,13 @@ def _start(python: str, job: Path, more: Mapping[str, str]) -> None:
         raise RecordingError(f"cannot start {python!r} ({error.strerror}); see --fv-src-python") from error
     if done.returncode == 0:
         return
-    last = _error_in(done.stderr)
+    last = error_line(done.stderr)
     if "No module named" in last:
         raise RecordingError(
             f"the reference cannot be imported: {last}. Install what it needs with `pip install "
             "'pytest-fvparity[reference]'`, or name an interpreter that has it with --fv-src-python"
         )
     raise RecordingError(f"the reference was not recorded: {last}\n{done.stderr.strip()[-3000:]}")
-
-
-def _error_in(output: str) -> str:
-    """The line that names the error: below the last traceback the first that is not indented, for advice may follow it."""
-    lines = output.strip().splitlines() or ["no message"]
-    begins = [at for at, line in enumerate(lines) if line.startswith("Traceback ")]
-    below = lines[begins[-1] + 1 :] if begins else []
-    return next((line for line in below if line.strip() and not line[0].isspace()), lines[-1])
 
 
 def commit_of(root: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fvcore.gates import Finding, Stage, Status, Verdict, run_stage, said
+from fvcore.gates import Finding, Stage, Status, Verdict, error_line, run_stage, said
 from tests.late import RUNNING
 from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
 from tests.pytest_fvparity.worlds import World, plant, reports
@@ -52,6 +52,14 @@ def test_the_headline_takes_the_first_sentence_of_an_error(error: Exception, sen
 
     assert said(error) == sentence
     assert assemble(list(rows), rows).headline == f"ERROR: nothing could be judged at slot_map: {sentence}"
+
+
+def test_of_what_another_process_printed_the_error_is_taken_and_not_the_advice_below_it() -> None:
+    printed = f"loading\nTraceback (most recent call last):\n  File x\n    y()\nRuntimeError: {CUDA}\n"
+
+    assert error_line(printed) == "RuntimeError: CUDA error: device-side assert triggered"
+    assert error_line("Killed") == "Killed"
+    assert error_line("") == "no message"
 
 
 def test_a_finding_without_values_says_nothing_of_values() -> None:
