@@ -39,6 +39,7 @@ format: $(VENV)/.development
 
 docs: $(VENV)/.run-time
 	$(BIN)/python -m pytest_fvparity.report.schema docs/report.schema.json
+	$(BIN)/python -m pytest_fvparity.plans.page docs/milestones.md
 
 faults: $(VENV)/.run-time
 	$(BIN)/fvparity selftest --markdown docs/faults.md

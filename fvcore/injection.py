@@ -271,7 +271,7 @@ def answer_nlls(
 
 def _nlls(lm: LanguageModel, prompts: Sequence[Prompt], n: int) -> list[float]:
     """Of answers of n tokens each."""
-    batch = Batch.of([[*prompt.input_ids, *prompt.answer_ids] for prompt in prompts], lm.device)
+    batch = Batch.of([[*prompt.input_ids, *prompt.answer_ids] for prompt in prompts], lm)
     logits = lm.hf(**batch.inputs(), use_cache=False).logits[:, -1 - n : -1]
     answers = torch.tensor([prompt.answer_ids for prompt in prompts], device=logits.device)
     own = torch.log_softmax(logits.float(), dim=-1).gather(-1, answers[..., None])[..., 0].clamp(min=LEAST_LOGPROB)
@@ -323,7 +323,8 @@ def _generate(
     alpha: float,
     n_tokens: int,
 ) -> list[list[int]]:
-    batch = Batch.of(prompts, lm.device)
+    # The last token that is generated is not read any more.
+    batch = Batch.of(prompts, lm, n_tokens - 1)
     options = {"attention_mask": batch.mask, "max_new_tokens": n_tokens, "do_sample": False}
     # Sampling settings of a model's own generation config mean nothing to greedy decoding and only warn.
     options |= dict.fromkeys(("temperature", "top_p", "top_k"))

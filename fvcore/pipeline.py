@@ -17,7 +17,7 @@ from fvcore.fast import engines
 from fvcore.fast.engines import ENGINES, why_not_fast
 from fvcore.fast.screening import screened_top_heads
 from fvcore.heads import top_heads
-from fvcore.injection import inject, inject_generate, inject_nll
+from fvcore.injection import N_GENERATED, inject, inject_generate, inject_nll
 from fvcore.model.diagnostics import caveats
 from fvcore.model.model import LanguageModel, doubts
 from fvcore.model.spec import ModelError
@@ -49,7 +49,7 @@ class Settings:
     def require_fit(self, lm: LanguageModel) -> None:
         """Raise the one clear error a wrong setting deserves, before anything is computed."""
         lm.require_layer(self.edit_layer)
-        n_heads = lm.n_layers * lm.n_heads
+        n_heads = len(lm.heads)
         if not 1 <= self.n_top_heads <= n_heads:
             raise ModelError(f"{self.n_top_heads} top heads asked for, {lm.name} has {n_heads}; ask for 1 to {n_heads}")
         if not -1 <= self.token_class_idx < len(TOKEN_CLASSES):
@@ -93,7 +93,7 @@ class Pipeline:
         return trial_prompt(self.lm.tokenizer, trial, self.template, regime)
 
     def slots(self, trial: Trial, regime: str) -> SlotMap:
-        demos = {"clean": trial.demos, "corrupted": trial.corrupted_demos}[regime]
+        demos = trial.demos_by_regime[regime]
         return slot_map(
             self.lm.tokenizer,
             self.template,
@@ -103,6 +103,13 @@ class Pipeline:
             self.trials.meta.model_prepend_bos,
             where=f"trial {trial.key}, {regime} prompt",
         )
+
+    def require_room(self) -> None:
+        """Raise ModelError where a prompt, with its answer or what is generated behind it, is more than the model reads."""
+        more = N_GENERATED - 1  # the last token that is generated is not read any more
+        for trial, regime in product(self.trials.trials, REGIMES):
+            prompt = self.prompt(trial, regime)
+            self.lm.require_room(prompt.boundary + max(more, len(prompt.answer_ids)))
 
     @property
     def engine(self) -> str:
@@ -168,7 +175,7 @@ class Pipeline:
         else:
             cie = engines.causal_indirect_effects(self.lm, cases, means, all_classes, *self._how)
         aie = average_indirect_effect(cie, self.settings.token_class_idx)
-        heads = top_heads(aie, self.settings.n_top_heads)
+        heads = top_heads(aie, self.settings.n_top_heads, self.lm.head_layers)
         return {
             "cie": cie,
             "aie": aie,

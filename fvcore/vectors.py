@@ -16,14 +16,15 @@ from fvcore.model.model import LanguageModel
 def head_term(lm: LanguageModel, layer: int, head: int, activation: Tensor) -> Tensor:
     """What one head writes: `o_proj` of a vector that is zero but for this head's slice.
 
-    activation: (d_head,)      returns: (d_model,) in the model's dtype
+    activation: (d_head,), of which a layer with narrower heads takes the first      returns: (d_model,) in the model's dtype
 
     A projection bias is part of every head's term, so the sum over k heads holds it k times; that is how the
     reference defines the vector.
     """
     o_proj: Any = lm.o_proj(layer)
-    x = torch.zeros(lm.n_heads * lm.d_head)
-    x[head * lm.d_head : (head + 1) * lm.d_head] = activation
+    width = lm.d_heads[layer]
+    x = torch.zeros(lm.n_heads * width)
+    x[head * width : (head + 1) * width] = activation[:width]
     term: Tensor = o_proj(x.reshape(1, 1, -1).to(next(o_proj.parameters()).device).to(lm.hf.dtype))
     return term.reshape(-1)
 

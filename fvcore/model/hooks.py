@@ -53,13 +53,13 @@ def _projection_hooks(
 
 
 def split_heads(x: Tensor, lm: LanguageModel) -> Tensor:
-    """(..., n_heads * d_head) -> (..., n_heads, d_head), sharing memory."""
-    return x.view(*x.shape[:-1], lm.n_heads, lm.d_head)
+    """(..., n_heads * d_head) -> (..., n_heads, d_head), sharing memory; d_head is that of the layer."""
+    return x.view(*x.shape[:-1], lm.n_heads, x.shape[-1] // lm.n_heads)
 
 
 @contextmanager
 def read_heads(lm: LanguageModel, gradients: bool = False) -> Iterator[dict[int, Tensor]]:
-    """Copies of the heads entering each `o_proj`: layer -> (batch, token, head, d_head).
+    """Copies of the heads entering each `o_proj` that there is: layer -> (batch, token, head, d_head).
 
     With `gradients` the heads as they are used: a backward pass leaves their gradients on them.
     """
@@ -74,7 +74,7 @@ def read_heads(lm: LanguageModel, gradients: bool = False) -> Iterator[dict[int,
         heads[layer].retain_grad()
         return heads[layer].flatten(-2)
 
-    with _projection_hooks(lm, range(lm.n_layers), "reading heads", take):
+    with _projection_hooks(lm, lm.head_layers, "reading heads", take):
         yield heads
 
 

@@ -1,9 +1,9 @@
-"""`fvcore pathways audit` and `fvcore pathways load`."""
+"""`fvcore pathways ...`: the steps by name or all of them, what they would cost, how far they are, and what stands around them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import Field
@@ -18,12 +18,26 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Pathways of sparse-autoencoder features: their data audited, features and contexts chosen.",
+    help="Pathways of sparse-autoencoder features: data audited, causes found by replay, tokens, chains, a report.",
 )
 
 
+class Command(PathwaysConfig):
+    """How a step is done; no part of its settings."""
+
+    resume: bool = Field(default=True, exclude=True, description="Go on where an earlier run stands.")
+    force: bool = Field(
+        default=False,
+        exclude=True,
+        description="Pass a closed gate, which is recorded, and take away results of other settings.",
+    )
+    as_json: Annotated[bool, Option(flag="json")] = Field(
+        default=False, exclude=True, description="Print JSON, and nothing else."
+    )
+
+
 class AuditCommand(PathwaysConfig):
-    """How the data is judged; no part of the settings."""
+    """How the data is judged."""
 
     policy: Literal["default", "v4"] = Field(
         default="default", exclude=True, description="v4: as the plan says it, to the first error."
@@ -32,10 +46,6 @@ class AuditCommand(PathwaysConfig):
     as_json: Annotated[bool, Option(flag="json")] = Field(
         default=False, exclude=True, description="Print what is written, and nothing else."
     )
-
-
-class LoadCommand(PathwaysConfig):
-    force: bool = Field(default=False, exclude=True, description="Go on with data that did not pass; this is recorded.")
 
 
 def progress_of(settings: PathwaysConfig) -> Progressing | None:
@@ -51,22 +61,24 @@ def progress_of(settings: PathwaysConfig) -> Progressing | None:
 
 def audit(command: AuditCommand) -> None:
     """Read every checkpoint and every response log to its end, and say what is wrong with them; exit status 1 on an error."""
-    from fvcore.experiments.folder import locked
-    from fvcore.experiments.sae import audit as step
+    from fvcore.experiments.sae.run import Asked, run
+    from fvcore.experiments.sae.steps import chosen, validation_of
 
-    with locked(command.paths.out):
-        validation = step.audit(command, command.policy, progress_of(command))
-        path = step.write(command, validation)
-    if command.as_json:
-        from fvcore.formats import json_text
-
-        typer.echo(json_text(validation.model_dump(mode="json")))
-    else:
-        for line in (*lines(validation), f"wrote {path}"):
-            typer.echo(line)
-    warned = command.strict and any(group.severity == "warning" for group in validation.issues)
-    if warned or not validation.validated:
+    for _, (path,) in run(command, chosen("audit"), Asked(resume=False, policy=command.policy), progress_of(command)):
+        validation = validation_of(path)
+        if command.as_json:
+            _print(validation.model_dump(mode="json"))
+        else:
+            for line in (*lines(validation), f"wrote {path}"):
+                typer.echo(line)
+    if command.strict and any(group.severity == "warning" for group in validation.issues):
         raise typer.Exit(exits.FAILED)
+
+
+def _print(value: Any) -> None:
+    from fvcore.formats import json_text
+
+    typer.echo(json_text(value))
 
 
 def lines(validation: Validation) -> Iterator[str]:
@@ -86,15 +98,23 @@ def lines(validation: Validation) -> Iterator[str]:
     yield "the data passes" if validation.validated else "the data does not pass"
 
 
-def load(command: LoadCommand) -> None:
+def load(command: Command) -> None:
     """Choose the strongest features of each layer, and make contexts of the prompts and the logged responses."""
-    from fvcore.experiments.sae.load import load as step
-
-    for path in step(command, command.force, progress_of(command)):
-        typer.echo(f"wrote {path}")
+    do(command, "load")
     if not command.prompts.texts():
         typer.echo("no contexts: the config has no prompts.safe and no prompts.risky")
 
 
+def do(command: Command, steps: str, **asked: Any) -> None:
+    """Bring steps to their end, and name each file as it is there."""
+    from fvcore.experiments.sae.run import Asked, run
+    from fvcore.experiments.sae.steps import chosen
+
+    how = Asked(resume=command.resume, force=command.force, **asked)
+    for _, files in run(command, chosen(steps), how, progress_of(command)):
+        for path in files:
+            typer.echo(f"wrote {path}")
+
+
 add_command(app, "audit", AuditCommand, audit)
-add_command(app, "load", LoadCommand, load)
+add_command(app, "load", Command, load)

@@ -71,6 +71,11 @@ class Stations(ABC):
     """A candidate: six methods named after the check keys."""
 
     def __init__(self, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> None:
+        if len(widths := set(lm.d_heads)) > 1:
+            raise StageError(
+                f"heads of {lm.name} are {', '.join(map(str, sorted(widths)))} wide, by layer (0: none); the adapters know "
+                "models whose layers have the same heads alone"
+            )
         self.lm, self.settings = lm, settings
         text = Pipeline(lm, trials, settings)
         self.prompt_boundary, self.slot_map = text.prompt_boundary, text.slot_map
