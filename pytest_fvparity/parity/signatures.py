@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from fvcore.artifacts import Artifact
     from fvcore.compare import Tolerance
@@ -77,15 +77,31 @@ def _offset(seen: Numbers) -> str | None:
     return None
 
 
+def _differences(seen: Numbers) -> str | None:
+    """Each value less the one before it, along the heads in their order."""
+    if seen.want.ndim < 2:
+        return None
+    rows = seen.want.flatten(-2)
+    less = rows.diff(dim=-1, prepend=0 * rows[..., :1]).view_as(seen.want)
+    return "every value is the expected one less that of the head before it" if seen.explains(less) else None
+
+
 def _rounded(seen: Numbers) -> str | None:
+    """Every value is a round one, or one that half precision holds, and what is expected is none."""
     import torch
 
+    def is_round(x: Tensor, decimals: int) -> bool:
+        return bool(((x.round(decimals=decimals) - x).abs() <= 2.0**-23 * x.abs()).all())
+
     for decimals in range(1, 7):
-        if seen.have.round(decimals=decimals).sub(seen.have).abs().max() < 1e-9 and seen.have.any():
+        if is_round(seen.have, decimals) and not is_round(seen.want, decimals):
             return f"every value is rounded to {decimals} decimals"
-    kinds = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-    held = (name for kind, name in kinds.items() if seen.have.to(kind).double().equal(seen.have))
-    return next((f"every value is one that {name} holds: was it kept in half precision?" for name in held), None)
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    held = {
+        name: [side.to(kind).double().equal(side) for side in (seen.want, seen.have)] for name, kind in kinds.items()
+    }
+    names = (name for name, sides in held.items() if sides == [False, True])
+    return next((f"every value is one that {name} holds: was it kept in half precision?" for name in names), None)
 
 
 def _dropped(seen: Numbers) -> str | None:
@@ -98,7 +114,7 @@ def _dropped(seen: Numbers) -> str | None:
 def _another_order(seen: Numbers) -> str | None:
     """The slices along an axis are the expected ones in another order; two axes may have changed places."""
     for axis, name in enumerate(seen.axes[: seen.want.ndim]):
-        want, have = (side.movedim(axis, 0).flatten(1) for side in (seen.want, seen.have))
+        want, have = (side.movedim(axis, 0).reshape(side.shape[axis], -1) for side in (seen.want, seen.have))
         if not 1 < len(want) <= 256:
             continue
         size = want.abs().max().clamp(min=1e-300)
@@ -148,13 +164,34 @@ def _one_place(seen: Numbers) -> str | None:
     return None
 
 
-def _from_a_layer(seen: Numbers) -> str | None:
-    if "layer" not in seen.axes[: seen.want.ndim]:
+def _from_a_place_on(seen: Numbers) -> str | None:
+    for name in {"layer", "slot"} & set(seen.axes[: seen.want.ndim]):
+        wrong, n = seen.indices(axis := list(seen.axes).index(name)), seen.want.shape[axis]
+        if wrong and wrong[0] > 0 and wrong == list(range(wrong[0], n)):
+            return f"everything from {name} {wrong[0]} on differs"
+    return None
+
+
+def _grouped_heads(seen: Numbers) -> str | None:
+    """In the first layer that differs, the heads for which tiling key and value heads is another thing than repeating them."""
+    if tuple(seen.axes[:2]) != ("layer", "head") or seen.wrong.ndim < 3 or not (layers := seen.indices(0)):
         return None
-    axis = list(seen.axes).index("layer")
-    wrong = seen.indices(axis)
-    behind = bool(wrong) and wrong[0] > 0 and wrong == list(range(wrong[0], seen.want.shape[axis]))
-    return f"everything from layer {wrong[0]} on differs" if behind else None
+    found = [int(head) for head in seen.wrong[layers[0]].flatten(1).any(dim=1).nonzero().flatten()]
+    n = seen.want.shape[1]
+    for width in (width for width in range(2, n) if n % width == 0):
+        if found == [head for head in range(n) if head % width != head // (n // width)]:
+            return f"in layer {layers[0]} just the heads differ that get another of {width} key and value heads when those are tiled"
+    return None
+
+
+def _half_precision(seen: Numbers) -> str | None:
+    """Relative errors of the size of half precision's rounding, everywhere."""
+    off = ((seen.have - seen.want).abs() / seen.want.abs().clamp(min=1e-30)).flatten()
+    middle, most = float(off.median()), float(off.quantile(0.9)) if off.numel() < 10**6 else float("inf")
+    for name, rounding in (("fp16", 2.0**-11), ("bf16", 2.0**-8)):
+        if rounding / 16 < middle < 2 * rounding and most < 16 * rounding and seen.want.numel() > 16:
+            return f"errors are of the size of {name}'s rounding everywhere: was something kept in half precision?"
+    return None
 
 
 SIGNATURES: tuple[Callable[[Numbers], str | None], ...] = (
@@ -162,12 +199,15 @@ SIGNATURES: tuple[Callable[[Numbers], str | None], ...] = (
     _all_zero,
     _factor,
     _offset,
+    _differences,
     _words_of_several_tokens,
     _another_order,
     _dropped,
     _rounded,
     _one_place,
-    _from_a_layer,
+    _from_a_place_on,
+    _grouped_heads,
+    _half_precision,
 )
 
 
@@ -188,15 +228,15 @@ def of_artifact(
     import torch
 
     wrong = {leaf: value for leaf, value in expected.items() if _differs(value, actual.get(leaf), tolerance_of(leaf))}
-    told = OF_LEAVES[key](expected, actual, wrong) if key in OF_LEAVES and wrong else None
-    if told:
-        return told
+    told = [OF_LEAVES[key](expected, actual, wrong) if key in OF_LEAVES and wrong else None]
     for leaf, value in wrong.items():
         other = actual.get(leaf)
         if isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor) and value.shape == other.shape:
             want, have = (side.detach().double().cpu() for side in (value, other))
-            return of_numbers(Numbers(want, have, tolerance_of(leaf).allowed(want), axes(leaf), words))
-    return None
+            told.append(of_numbers(Numbers(want, have, tolerance_of(leaf).allowed(want), axes(leaf), words)))
+            if told[-1]:
+                break
+    return "; ".join(filter(None, told)) or None
 
 
 def signed(
@@ -211,9 +251,37 @@ def signed(
     try:
         words = _words_slots(run.expected("slot_map")) if key == "mean_activations" else frozenset[int]()
         told = of_artifact(key, expected, actual, run.tolerances.of(key), axes, words)
+        if key == "fv_vector" and run.model is not None:
+            told = of_biases(run.model, run.expected("top_heads")["heads"], expected, actual) or told
     except Exception:  # an answer of any form may come here, and its verdict stands without a word on its pattern
         told = None
     return verdict if told is None else replace(verdict, details={**verdict.details, "signature": told})
+
+
+def of_biases(model: nn.Module, heads: Any, expected: Artifact, actual: Artifact) -> str | None:
+    """Whether a vector is off by whole multiples of the output projections' biases of its heads' layers, and by which."""
+    import torch
+
+    from fvcore.model.model import LanguageModel
+
+    lm = LanguageModel.wrap(model)
+    of_heads = [layer for layer, _ in heads]
+    layers = sorted(set(of_heads))
+    biases: list[Any] = [getattr(lm.o_proj(layer), "bias", None) for layer in layers]
+    want, have = (side["function_vector"] for side in (expected, actual))
+    assert isinstance(want, torch.Tensor) and isinstance(have, torch.Tensor)
+    if not layers or any(bias is None for bias in biases):
+        return None
+    columns = torch.stack([bias.detach().double().cpu() for bias in biases], dim=1)
+    off = (have.detach().double().cpu() - want.detach().double().cpu())[:, None]
+    times = torch.linalg.lstsq(columns, off).solution.flatten()
+    if (columns @ times.round()[:, None] - off).abs().max() > CLOSE * off.abs().max() or not times.round().any():
+        return None
+    counted = [of_heads.count(layer) for layer in layers]
+    if times.round().tolist() == [-float(n) for n in counted]:
+        return "off by the bias of every head's output projection: it is left out"
+    told = ", ".join(f"layer {layer} {int(n):+d}" for layer, n in zip(layers, times.round().tolist(), strict=True) if n)
+    return f"off by whole multiples of the output projections' biases ({told}): each head's term holds its own once"
 
 
 def _words_slots(slot_map: Artifact) -> frozenset[int]:
@@ -244,6 +312,8 @@ def _of_prompts(expected: Artifact, actual: Artifact, wrong: Mapping[str, Any]) 
         return "prompts agree, only targets differ: look at how an answer becomes ids" if named <= TARGETS else None
     if texts and all(isinstance(have, str) and have == f"{want} " for want, have in texts):
         return "every prompt that differs has a space more at its end"
+    if texts and all(isinstance(have, str) and have.split() == want.split() for want, have in texts):
+        return "texts differ in white space alone: look at where words and answers get their space"
     if not all(isinstance(side, list) for pair in ids for side in pair):
         return None
     if all(have[1:] == want for want, have in ids):
@@ -261,6 +331,9 @@ TARGETS = {"target_id", "answer_ids"}
 
 def _of_slots(expected: Artifact, actual: Artifact, wrong: Mapping[str, Any]) -> str | None:
     names = _names(wrong)
+    predicting = [value for leaf, value in actual.items() if leaf.endswith("/query_predictive_token")]
+    if "query_predictive_token" in names and set(map(repr, predicting)) == {"-1"}:
+        return "no token predicts the answer: is the output prefix empty, or the last token left out?"
     if names == {"idx_avg"}:
         return "only the ranges that are averaged differ"
     if names <= {"query_predictive_slot", "query_predictive_token"}:

@@ -116,8 +116,15 @@ class Seen:
     """One run: the first key that was not green, if any, and the largest difference relative to its tolerance."""
 
     alarm: tuple[str, ...]
-    ratio: float
-    where: str
+    ratios: Mapping[str, float]  # by key and leaf, the largest share of its bound
+
+    @property
+    def where(self) -> str:
+        return max(self.ratios, key=lambda leaf: self.ratios[leaf])
+
+    @property
+    def ratio(self) -> float:
+        return self.ratios[self.where]
 
 
 def judge(rig: Rig, variation: Variation) -> Seen:
@@ -125,11 +132,10 @@ def judge(rig: Rig, variation: Variation) -> Seen:
         settings = replace(rig.settings, engine=variation.engine)
         subject = rig.run(rig.candidate(settings=settings, **variation.stations))
         results = list(run_suite(Suite("parity", STAGES, lambda: subject)))
-    return Seen(tuple(r.key for r in results if r.status is not Status.PASS)[:1], *_largest(subject))
+    return Seen(tuple(r.key for r in results if r.status is not Status.PASS)[:1], _ratios(subject))
 
 
-def _largest(subject: ParityRun) -> tuple[float, str]:
-    """Over all numbers that were compared; the leaf it was seen at."""
+def _ratios(subject: ParityRun) -> dict[str, float]:
     ratios = {"": 0.0}
     for key, actual in subject.memory.actual.items():
         expected, tolerance_of = subject.expected(key), subject.tolerances.of(key)
@@ -137,8 +143,7 @@ def _largest(subject: ParityRun) -> tuple[float, str]:
             if is_number(value) and leaf in actual:
                 name = f"{key} {leaf.rpartition('/')[2]}"
                 ratios[name] = max(ratios.get(name, 0.0), _ratio(value, actual[leaf], tolerance_of(leaf)))
-    where = max(ratios, key=lambda name: ratios[name])
-    return ratios[where], where
+    return ratios
 
 
 def _ratio(expected: Any, actual: Any, tolerance: Tolerance) -> float:
@@ -193,8 +198,18 @@ def rows_of(name: str, rigs: Iterable[Rig], variations: Sequence[Variation]) -> 
     return [Row(name, variation, tuple(runs)) for variation, runs in seen.items() if runs]
 
 
+def shares(rows: Sequence[Row]) -> dict[str, tuple[float, Row]]:
+    """Key and leaf -> the largest share of its bound that a legal variation takes, and whose."""
+    found: dict[str, tuple[float, Row]] = {}
+    for row in rows:
+        for leaf, share in (pair for seen in row.seen for pair in seen.ratios.items()):
+            if leaf and share > found.get(leaf, (-1.0, row))[0]:
+                found[leaf] = share, row
+    return found
+
+
 def page(strict: Sequence[Row], half: Sequence[Row]) -> str:
-    return environment().get_template("alarms.md.j2").render(strict=strict, half=half)
+    return environment().get_template("alarms.md.j2").render(strict=strict, half=half, shares=shares(strict))
 
 
 def main(path: Path) -> int:
