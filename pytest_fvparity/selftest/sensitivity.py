@@ -44,7 +44,7 @@ class Row:
 
 def shares(leaf: str, value: Tensor, tolerance: Tolerance) -> tuple[Tensor, Tensor]:
     """Sizes and smallest shares caught, one a part of the leaf; parts that are 0 are left out."""
-    value = torch.as_tensor(value).double()
+    value = torch.as_tensor(value, dtype=torch.float64)
     size, share = (
         value.abs(),
         tolerance.allowed(value) / value.abs(),

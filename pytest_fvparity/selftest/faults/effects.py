@@ -63,9 +63,10 @@ def clean(artifact: Artifact) -> Artifact:
 
 
 def without_tokens(lm: LanguageModel, ids: list[int], target: int) -> Tensor:
-    """The target's probability among all tokens but four others."""
+    """The target's probability among all tokens but four others, those behind the three likeliest."""
     logits = lm.logits(lm.ids(ids))[0, -1].clone()
-    logits[[token for token in range(5) if token != target][:4]] = -torch.inf
+    behind = [token for token in logits.topk(8).indices.tolist()[3:] if token != target]
+    logits[behind[:4]] = -torch.inf
     return logits.softmax(-1)[target]
 
 
