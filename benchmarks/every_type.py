@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fvcore.embedded.every_type import tiny_config, types
@@ -22,7 +23,8 @@ from fvcore.model.model import LanguageModel, ModelError
 from fvcore.pipeline import Settings, run
 
 WORKS, BY_EXACT, REFUSED, UNBUILT, BROKEN = "works", "by exact", "refused", "not built", "broken"
-SECONDS, BYTES = 90, 8 << 30
+SECONDS, BYTES = 120, 8 << 30
+CRASHED = f"crashed, or ran past {SECONDS} s or {BYTES >> 30} GiB"
 LAYER = 1
 
 Row = dict[str, Any]
@@ -70,29 +72,32 @@ def rows(known: dict[str, Row], keep: Callable[[dict[str, Row]], None]) -> dict[
     found = dict(known)
     for kind in types():
         if kind not in found:
-            found[kind] = forked(kind)
+            found[kind] = forked(partial(row, kind)) or told(BROKEN, CRASHED)
             keep(found)
     return {kind: found[kind] for kind in types()}
 
 
-def forked(kind: str) -> Row:
+def forked(make: Callable[[], Row]) -> Row | None:
+    """What `make` gives in a process of its own; None where that ended without a word."""
     reading, writing = os.pipe()
     if not (child := os.fork()):
         os.close(reading)
-        _in_child(kind, writing)
+        _in_child(make, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as said:
         text = said.read()
     os.waitpid(child, 0)
-    found: Row = json.loads(text) if text else told(BROKEN, f"crashed, or ran past {SECONDS} s or {BYTES >> 30} GiB")
+    found: Row | None = json.loads(text) if text else None
     return found
 
 
-def _in_child(kind: str, writing: int) -> None:
+def _in_child(make: Callable[[], Row], writing: int) -> None:
     signal.alarm(SECONDS)
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     try:
-        os.write(writing, json.dumps(row(kind)).encode())
+        text = json.dumps(make())
+        with os.fdopen(writing, "w") as answer:
+            answer.write(text)
     finally:
         os._exit(0)
 

@@ -8,9 +8,6 @@ Each family has a process of its own, so that one that crashes leaves the others
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill
@@ -131,14 +128,8 @@ ABOUT = (
 
 
 def in_process_of_its_own(family: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, __file__, "--family", family], capture_output=True, text=True, check=False, timeout=600
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        crashed = {name: [NO, f"crashed: {last:.160}"] for name in OPERATIONS}
-        return {"about": None, "cells": dict.fromkeys(DTYPES, crashed)}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    crashed = {name: [NO, every_type.CRASHED] for name in OPERATIONS}
+    return every_type.forked(lambda: family_row(family)) or {"about": None, "cells": dict.fromkeys(DTYPES, crashed)}
 
 
 # ---------------------------------------------------------------- the page
@@ -228,16 +219,12 @@ def tested_now(rows: dict[str, dict[str, Any]], version: str, before: dict[str, 
 
 
 def main(
-    family: Annotated[str | None, typer.Option(help="One family's row as JSON, and no page.")] = None,
     out: Annotated[Path, typer.Option(help="The page.")] = PAGE,
     tested: Annotated[Path, typer.Option(help="What loading warns by.")] = TESTED,
     kept: Annotated[
         Path | None, typer.Option(help="File of the rows found so far: a run that was killed goes on.")
     ] = None,
 ) -> None:
-    if family is not None:
-        print(json.dumps(family_row(family)))
-        return
     rows, types = _kept(kept)
     for name in (name for name in EVERY_FAMILY if name not in rows):
         rows[name] = in_process_of_its_own(name)
