@@ -144,7 +144,7 @@ class Elsewhere(ByKey):
             self.conversation = Conversation(name, command, folder, timeout_s)
         except OSError as error:
             raise CandidateError(f"--fv-candidate-python: cannot start {python!r} ({error.strerror})") from error
-        self._told(self.conversation.answer())
+        self.effects = self._told(self.conversation.answer()).get("effects")  # what its effects are of, if it says so
 
     def _told(self, answer: dict[str, Any]) -> dict[str, Any]:
         if "not_provided" in answer:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fvcore.artifacts import Artifact
     from fvcore.model.model import LanguageModel
     from pytest_fvparity.golden.part import Part
+    from pytest_fvparity.parity.log_effects import LogEffects
     from pytest_fvparity.parity.tolerances import Tolerances
 
 TITLES = {
@@ -93,6 +94,7 @@ class ParityRun:
     model: nn.Module | None = None  # what a candidate may leave hooks on, and other things
     tokenizer: Any = None  # its own
     continuation: Continuation | None = None  # None: generated ids are compared without a word on near ties
+    log_effects: LogEffects | None = None  # the golden's, for who measures in log-probabilities
     reference: Callable[[], LanguageModel] | None = None  # loads a model of its own, if a failing mean is drilled into
     repeat: int = 1  # how often the candidate is asked for each key
 
@@ -143,9 +145,7 @@ class ParityRun:
             expected, actual = self._limited(expected), self._limited(actual)
         whole = actual
         expected, actual, left_out = self.part.cut(key, expected, actual, _axes)
-        token_class = getattr(getattr(self.golden, "profile", None), "identity", None)
-        effects = getattr(self.candidate, "effects", None)
-        offer = offered(key, expected, actual, effects, getattr(token_class, "token_class_idx", -1))
+        offer = offered(key, expected, actual, getattr(self.candidate, "effects", None), self.log_effects)
         expected = offer.expected
         if not actual:
             raise NotProvided(f"the candidate gave none of {offer.absent}")
@@ -218,7 +218,7 @@ class ParityRun:
     def _completed(self, key: str, actual: Artifact) -> Artifact:
         """With what the candidate does not provide of it, which is not its fault at a later key either."""
         expected = self.expected(key)
-        if absent := offered(key, expected, actual, None, -1).absent:
+        if absent := offered(key, expected, actual).absent:
             self.memory.lent[key] = f"{absent} of {key}"
         return completed(key, expected, actual)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fvcore.artifacts import Artifact
+    from pytest_fvparity.parity.log_effects import LogEffects
 
 LAST_SLOT = "last_slot"
 """Leaf of `mean_activations` in place of the one of its name: the means at the last slot alone, (layer, head, d_head)."""
@@ -44,7 +45,9 @@ class Offered:
         return bool(self.note)
 
 
-def offered(key: str, expected: Artifact, actual: Artifact, effects: Any, token_class_idx: int) -> Offered:
+def offered(
+    key: str, expected: Artifact, actual: Artifact, effects: Any = None, log_effects: LogEffects | None = None
+) -> Offered:
     """effects: the candidate's own word for the quantity of its effects, if it has one"""
     want, note = dict(expected), ""
     lacking = dict[str, None]()
@@ -53,7 +56,7 @@ def offered(key: str, expected: Artifact, actual: Artifact, effects: Any, token_
         lacking[f"{key} of the other slots"] = None
     if key == "top_heads" and effects == IN_LOGPROB:
         want, note = (
-            _in_logprob(want, token_class_idx),
+            _in_logprob(want, log_effects),
             "effects are differences of log-probabilities, as the candidate says",
         )
     given = set(map(_of_run, actual))
@@ -85,7 +88,7 @@ def _of_run(leaf: str) -> str:
     return leaf if trial is None else leaf.removeprefix(f"{trial}/")
 
 
-def _in_logprob(expected: Mapping[str, Any], token_class_idx: int) -> dict[str, Any]:
+def _in_logprob(expected: Mapping[str, Any], log_effects: LogEffects | None) -> dict[str, Any]:
     """The reference's effects and heads as differences of log-probabilities."""
     import torch
 
@@ -93,8 +96,10 @@ def _in_logprob(expected: Mapping[str, Any], token_class_idx: int) -> dict[str, 
     from fvcore.heads import top_heads
 
     if (cie := expected.get("cie_logprob")) is None:
-        raise NotHeld("the golden holds no effects in log-probabilities (cie_logprob): record it again")
-    aie = average_indirect_effect(cie, token_class_idx if cie.ndim == 4 else -1)
+        if log_effects is None:
+            raise NotHeld("the golden holds no effects in log-probabilities (cie_logprob), and no model is at hand")
+        cie = log_effects()
+    aie = average_indirect_effect(cie)
     heads = top_heads(aie, len(expected["heads"]))
     scores = torch.tensor([round(head.aie, 4) for head in heads], dtype=torch.float64)
     return {"cie": cie, "aie": aie, "heads": [[head.layer, head.head] for head in heads], "scores": scores}

@@ -75,6 +75,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     from pytest_fvparity.candidates.candidates import name_of, required
     from pytest_fvparity.golden.golden import require_comparable
     from pytest_fvparity.parity.checks import ParityRun
+    from pytest_fvparity.parity.log_effects import log_effects_of
     from pytest_fvparity.parity.refinements import continuation_of
 
     collector = request.node.collector
@@ -118,6 +119,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
         options.max_trials,
         memory,
         model=lm.hf,
+        log_effects=log_effects_of(lm, golden, settings),
         tokenizer=lm.tokenizer,
         continuation=continuation,
         reference=fresh,

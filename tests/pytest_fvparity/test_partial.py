@@ -15,8 +15,9 @@ from tests.late import RUNNING
 if RUNNING:
     import torch
 
-    from fvcore.pipeline import Pipeline
-    from pytest_fvparity.selftest.rig import Recorded, Rig, rig_of
+    from fvcore import effects
+    from fvcore.pipeline import Pipeline, slots_of, trial_keys
+    from pytest_fvparity.selftest.rig import Recorded, Rig, changed, rig_of
     from tests.pytest_fvparity.worlds import World, plant, reports, statuses
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def without(*names: str) -> Callable[[Leaves], Leaves]:
 
 def judged(key: str, change: Callable[[Leaves], Leaves], rig: Rig | None = None, **more: Any) -> dict[str, StageResult]:
     ours = rig or rig_of("llama")
-    candidate = ours.candidate(**{key: changing(key, change)}, **more)
+    stations: dict[str, Any] = {key: changing(key, change)}
+    candidate = ours.candidate(**stations, **more)
     return {result.key: result for result in ours.judge(candidate)}
 
 
@@ -163,10 +165,37 @@ def test_who_says_nothing_of_log_probabilities_is_judged_by_probabilities() -> N
     assert judged("top_heads", in_logprob, rig)["top_heads"].status is Status.FAIL
 
 
-def test_a_golden_without_them_says_so() -> None:
-    results = judged("top_heads", in_logprob, effects="logprob")
+def measured_in_logprob(self: Pipeline, *inputs: Artifact) -> Artifact:
+    """Effects as a rewrite takes them that reads log-probabilities, one head at a time."""
+    prompts, slot_map, means = inputs
+    by_trial = []
+    for key in trial_keys(prompts):
+        ids, target = prompts[f"{key}/corrupted/input_ids"], prompts[f"{key}/target_id"]
+        slots = slots_of(slot_map, key, "corrupted")
+        readings = effects.target_readings(self.lm, ids, target, slots, means["mean_activations"], self.lm.heads)  # type: ignore[arg-type]
+        by_trial.append((readings[1:, 2] - readings[0, 2]).view(self.lm.n_layers, self.lm.n_heads))
+    cie = torch.stack(by_trial)
+    return {"cie": cie, "aie": cie.mean(dim=0)}
+
+
+def test_where_a_golden_lacks_them_the_model_at_hand_says_what_they_are() -> None:
+    ours = rig_of("llama")
+    results = {r.key: r for r in ours.judge(ours.candidate(top_heads=measured_in_logprob, effects="logprob"))}
+    assert found(results) == OTHERS_PASS | {"top_heads": Status.NOT_PROVIDED}
+    assert results["top_heads"].message.endswith("not provided: heads, scores")
+
+    results = {r.key: r for r in ours.judge(ours.candidate(effects="logprob"))}  # probabilities, whatever it says
+    assert results["top_heads"].status is Status.FAIL
+
+
+def test_a_model_that_does_not_give_the_goldens_effects_says_nothing_of_them() -> None:
+    ours = rig_of("llama")
+    other = replace(ours, lm=ours.on(changed(ours.lm, lambda hf: hf.lm_head.weight.mul_(1.1))).lm)
+    results = {
+        r.key: r for r in other.judge(ours.candidate(top_heads=measured_in_logprob, effects="logprob"), ours.profile)
+    }
     assert results["top_heads"].status is Status.NOT_HELD
-    assert "record it again" in results["top_heads"].message
+    assert "the model at hand gives other effects than the golden holds" in results["top_heads"].message
 
 
 def test_a_run_with_a_part_is_partial_and_no_more(pytester: pytest.Pytester, world: World) -> None:
