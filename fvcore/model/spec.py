@@ -117,6 +117,19 @@ MODEL_SPECS = {
     for name, (blocks, attention, projection) in PATHS.items()
 }
 
+OTHER_PLACES = [
+    ModelSpec(name="", blocks_path=blocks, attn_path_in_block=attention, out_proj_path_in_attn=projection)
+    for blocks, attention, projection in (
+        ("model.layers", "self_attn", "out_proj"),
+        ("model.layers", "mixer", "o_proj"),
+        ("model.layers", "temporal_block", "o_proj"),
+        ("biogpt.layers", "self_attn", "out_proj"),
+        ("transformer.blocks", "attn", "out_proj"),
+        ("transformer.h", "multi_head_attention", "dense"),
+    )
+]
+"""Where types keep these parts that are known by structure alone."""
+
 _NAMES = read_yaml(Path(__file__).with_name("names.yaml"))
 ALIASES, HF_IDS = (
     {name: family for family, names in _NAMES[kind].items() for name in names} for kind in ("aliases", "hf_ids")
@@ -167,7 +180,7 @@ def spec_found(model_types: Collection[str], modules: Collection[str]) -> ModelS
             # At no known place: whoever resolves the paths says what is missing where.
             return next(iter(placed(spec, modules)), spec)
     name = next(iter(model_types), "unknown")
-    like = {spec.paths: spec for spec in MODEL_SPECS.values()}.values()
+    like = {spec.paths: spec for spec in (*MODEL_SPECS.values(), *OTHER_PLACES)}.values()
     found = {place.paths: place for spec in like for place in placed(spec, modules)}
     if len(found) == 1:
         return next(iter(found.values())).changed(name=f"{name} (by structure)", found_by="structure")
