@@ -18,6 +18,7 @@ import pytest
 
 from fvcore.gates import StageError
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
+from pytest_fvparity.parity.custody import nothing_left_by_factory
 from pytest_fvparity.suite.declaration import FILES_KEY
 from pytest_fvparity.suite.item import NoDevice, StageItem
 from pytest_fvparity.suite.scheduler import PLACE
@@ -157,15 +158,17 @@ def fv_check_key(request: pytest.FixtureRequest) -> str:
 def fv_golden(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trials: FixedTrials) -> Golden:
     """The `Golden` of these trials: read from disk with every hash checked, or with --fv-live recorded now."""
     options = options_of(request)
-    find = partial(_live, request, fv_model) if options.live else partial(_recorded, options)
-    return _cached(request, partial(find, fv_trials), "golden", fv_trials.id, fv_trials.sha256)
+    find = partial(_live, request, fv_model) if options.live else partial(_recorded, options, fv_model)
+    named = (fv_trials.id, fv_trials.sha256, fv_model.weights_sha)
+    return _cached(request, partial(find, fv_trials), "golden", *named)
 
 
-def _recorded(options: ParityOptions, trials: FixedTrials) -> Golden:
+def _recorded(options: ParityOptions, lm: LanguageModel, trials: FixedTrials) -> Golden:
     """The golden on disk; its full tier is fetched if that was asked for."""
     from pytest_fvparity.golden.golden import Golden, locate, relative_path
 
-    path = locate(options.golden_roots, relative_path(trials.dataset, trials.id, options.reference_profile))
+    usual = relative_path(trials.dataset, trials.id, options.reference_profile)
+    path = locate(options.golden_roots, usual, lm.weights_sha)
     if options.golden_fetch:
         from pytest_fvparity.golden.tiers import fetch
 
@@ -214,7 +217,9 @@ def run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Setting
     if options.live:
         return settings_of(options)
     try:
-        recorded = _cached(request, partial(_recorded, options, trials), "golden", trials.id, trials.sha256)
+        lm: LanguageModel = request.getfixturevalue("fv_model")
+        find = partial(_recorded, options, lm, trials)
+        recorded = _cached(request, find, "golden", trials.id, trials.sha256, lm.weights_sha)
     except NoGolden:
         return settings_of(options)
     identity = recorded.profile.identity
@@ -227,7 +232,10 @@ def fv_candidate(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_tri
     settings = run_settings(request, fv_trials)
     settings.require_fit(fv_model)
 
-    make = partial(_candidate, request, fv_model, fv_trials, settings)
+    def make() -> Implementation:
+        with nothing_left_by_factory(fv_model):
+            return _candidate(request, fv_model, fv_trials, settings)
+
     return _cached(request, make, "candidate", fv_trials.id, fv_trials.sha256, str(id(fv_model)))
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from fvcore.gates import Status, Suite
-from pytest_fvparity import fixtures, hookspecs, options
+from pytest_fvparity import early, fixtures, hookspecs, options
 from pytest_fvparity.audit import suite as audit
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
 from pytest_fvparity.parity import suite as parity
@@ -36,6 +37,17 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
     for module in (fixtures, parity, transfer, selectkv, audit):
         pluginmanager.register(module)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
+    """When the conftest.py files beside the arguments are read: where one fails there is no session, and no old report."""
+    try:
+        return (yield)
+    except BaseException:
+        with suppress(Exception):
+            early.take_back(early_config)
+        raise
 
 
 @pytest.hookimpl(wrapper=True)

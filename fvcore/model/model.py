@@ -25,7 +25,7 @@ from fvcore.model.placement import DTYPES as DTYPES
 from fvcore.model.placement import FOR_PARITY, Placement, quant_of
 from fvcore.model.spec import ModelError as ModelError
 from fvcore.model.spec import ModelSpec, spec_found, spec_of
-from fvcore.model.tokenizer import BosFacts
+from fvcore.model.tokenizer import BosFacts, bos_left_out
 from fvcore.provenance import untested
 
 
@@ -47,6 +47,10 @@ class LanguageModel:
     source: Path | None = None
     # What takes long to find out (digests read every weight) is kept here.
     known: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        sizes = f"{self.n_layers} layers, {self.n_heads} heads, d_model {self.d_model}"
+        return f"LanguageModel({self.name}: {self.spec.name}, {sizes}, {self.dtype} on {self.device})"
 
     @classmethod
     def wrap(
@@ -253,6 +257,14 @@ def resolve(name: str) -> Path | str:
 
 
 def load_tokenizer(name: str) -> Any:
+    """Warns where it lacks the BOS that its release has."""
+    tokenizer = _tokenizer(name)
+    if doubt := bos_left_out(tokenizer):
+        warnings.warn(f"{name}: {doubt}", ModelWarning, stacklevel=2)
+    return tokenizer
+
+
+def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     with _loading("tokenizer", name):
@@ -285,7 +297,7 @@ def load(
     given = None if spec is None else spec_of(spec)
     placement = Placement.of(given, dtype, device, device_map, quant)
     deterministic(seed)
-    tokenizer = load_tokenizer(name)
+    tokenizer = _tokenizer(name)
     where = resolve(name)
     config = config_on_disk(name)
     attn = _attention(config, attn)
@@ -366,7 +378,7 @@ def _auto_class(config: Any) -> Any:
 
 
 def doubts(lm: LanguageModel) -> list[str]:
-    """What makes a loaded model's numbers doubtful: quantised weights, a family or a library that was not tested."""
+    """What makes a loaded model's numbers doubtful: quantised weights, a BOS left out, a family or a library not tested."""
     import transformers
 
     said = untested(lm.config.model_type, transformers.__version__)
@@ -376,7 +388,8 @@ def doubts(lm: LanguageModel) -> list[str]:
         )
     if lm.attn_implementation == "sdpa" and _soft_capped(lm.config):
         said.append("attention sdpa leaves out the soft cap that its config asks for: use eager")
-    return said
+    left_out = bos_left_out(lm.tokenizer) if lm.tokenizer is not None else ""
+    return [*said, left_out] if left_out else said
 
 
 @contextmanager

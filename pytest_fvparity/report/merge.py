@@ -30,9 +30,9 @@ class Contradiction(Exception):
 def merge(named: Sequence[Named]) -> list[Report]:
     """One report a trials file, in order of dataset and trials."""
     ordered = sorted(named, key=lambda pair: (pair[1].created_at, json_text(pair[1].model_dump(mode="json"))))
-    groups: dict[tuple[str, str], list[Named]] = {}
+    groups: dict[tuple[str, ...], list[Named]] = {}
     for name, report in ordered:
-        group = groups.setdefault((_dataset(report, named), report.fixed_trials_id), [])
+        group = groups.setdefault((_dataset(report, named), *report.named[1:]), [])
         if all(report != other for _, other in group):
             group.append((name, report))
     if problems := [problem for group in groups.values() for problem in _contradictions(group)]:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from fvcore.gates import Finding, StageResult, Status
+from fvcore.gates import Finding, StageResult, Status, first_line
 from fvcore.provenance import now
 from pytest_fvparity.golden.part import NOT_COMPARED
 from pytest_fvparity.parity.implementation import CHECK_KEYS, NO_CANDIDATE
@@ -74,7 +74,8 @@ class ErrorTable(ReportPart):
 
 class Check(ReportPart):
     """One check key. `fault` says why a key failed: own (on golden inputs too), inherited (an earlier key failed), or
-    accumulated (it agrees on golden inputs and no earlier key failed: differences within tolerance add up)."""
+    accumulated (it agrees on golden inputs and no earlier key failed: differences within tolerance add up), or unsteady
+    (the candidate answers another thing to the very same inputs). `signature` is the pattern of its differences, in words."""
 
     key: str
     status: Status
@@ -86,6 +87,7 @@ class Check(ReportPart):
     errors: list[ErrorTable] = []
     measurements: dict[str, float | str] = {}
     fault: str | None = None
+    signature: str | None = None
     blocked_by: str | None = None
     message: str = ""
     golden_path: str | None = None
@@ -133,6 +135,10 @@ class Shard(ReportPart):
     conditions: dict[str, Any]
 
 
+LIVE = "(live)"
+"""Where the golden lies of a run that was compared with the reference as it ran."""
+
+
 class Report(ReportPart):
     """One trials file's parity run, or several of them merged: then `shards` says which."""
 
@@ -160,6 +166,7 @@ class Report(ReportPart):
     trials: list[dict[str, Any]]
     heads: dict[str, Any]
     shards: list[Shard] = []
+    under: str = ""
 
     @model_validator(mode="after")
     def _has_each_key_once(self) -> Self:
@@ -169,9 +176,14 @@ class Report(ReportPart):
         return self
 
     @property
-    def named(self) -> tuple[str, str]:
-        """The trials it is of: dataset and id."""
-        return self.dataset, self.fixed_trials_id
+    def named(self) -> tuple[str, ...]:
+        """What it is of, and where it lies: dataset and id of the trials, and the reference's profile where it is not `src`."""
+        return self.dataset, self.fixed_trials_id, *([self.under] if self.under else [])
+
+    @property
+    def beside(self) -> str:
+        """What it was compared with, in a word."""
+        return "reference" if self.golden_path == LIVE else "golden"
 
     @property
     def by_key(self) -> dict[str, Check]:
@@ -190,11 +202,13 @@ def assemble(
     commands: Mapping[str, str],
     keep_going: bool,
     place: tuple[str | None, str],
+    under: str = "",
 ) -> Report:
     """Build the report of one trials file.
 
     `results` are of every selected key, in order; `rows` what came back, by key, with its output; `context` what the rows
-    say of the run; `commands` reproduce a key; `place` is dataset and id where no row tells them.
+    say of the run; `commands` reproduce a key; `place` is dataset and id where no row tells them; `under` what else its folder
+    is named by.
     """
     checks = [_check(result, rows.get(key, {}), commands[key], context) for key, result in results.items()]
     same = ("candidate", "n_trials", "n_compared_trials", "profile", "golden_path", "reference")
@@ -213,6 +227,7 @@ def assemble(
         conditions=context.get("conditions", {}),
         tolerance_sources=context.get("tolerances", []),
         checks=checks,
+        under=under,
         trials=_words(details.get("injection_output", {}).get("trials", [])),
         heads={k: _words(v) for k, v in details.get("top_heads", {}).items() if k in HEADS},
     )
@@ -222,9 +237,10 @@ def conclusion(checks: Sequence[Check], context: Mapping[str, Any]) -> dict[str,
     """The fields of a report that follow from its checks; `context` has tolerances, and `SAID_OF_A_RUN`."""
     failed = earliest_failure(checks)
     divergence = _divergence(failed) if failed else None
+    pattern = f"; {failed.signature}" if failed and failed.signature else ""
     return {
         "overall_status": overall_status(checks),
-        "headline": _headline(checks, divergence, context),
+        "headline": _headline(checks, divergence, context) + pattern,
         "first_divergence": divergence,
         "repro_command": failed.repro_command if failed else None,
     }
@@ -292,9 +308,10 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         errors=[ErrorTable(leaf=leaf, counts=rows) for leaf, rows in verdict.details.get("errors", {}).items()],
         measurements=_words({k: v for k, v in verdict.measurements.items() if k not in LARGEST}),
         fault=verdict.details.get("fault"),
+        signature=verdict.details.get("signature"),
         blocked_by=result.blocked_by,
         message=result.message,
-        golden_path=f"{golden}/{result.key}.json" if golden else None,
+        golden_path=f"{golden}/{result.key}.json" if golden and golden != LIVE else None,
         candidate_path=context.get("candidate"),
         first_mismatch=blocking[0] if blocking else None,
         details=blocking,
@@ -345,7 +362,7 @@ def _divergence(check: Check) -> Divergence:
         leaf=first.where if first else None,
         coordinate=coordinate,
         **values,
-        message=first.message if first else (check.message.strip().splitlines() or [check.status])[-1],
+        message=first.message if first else first_line(check.message, check.status),
     )
 
 
@@ -367,10 +384,18 @@ def _headline(checks: Sequence[Check], divergence: Divergence | None, context: M
     if divergence.leaf is None:
         return f"{divergence.status}: nothing could be judged at {divergence.check_key}: {divergence.message}"
     trial = f", trial {divergence.trial_id}:{divergence.trial_idx}" if divergence.trial_id is not None else ""
+    file = f"file {divergence.artifact}, " if divergence.artifact else ""  # a run of the reference made now has none
     return (
-        f"FAIL: earliest divergence at stage {divergence.check_key}, file {divergence.artifact}, key {divergence.leaf}{trial}: "
-        f"{divergence.message}; expected {_short(divergence.expected)}, got {_short(divergence.got)}{loosened}"
+        f"FAIL: earliest divergence at stage {divergence.check_key}, {file}key {divergence.leaf}{trial}: "
+        f"{divergence.message}{_both(divergence)}{loosened}"
     )
+
+
+def _both(divergence: Divergence) -> str:
+    """What was expected and what came; nothing where a finding is of no value."""
+    if divergence.expected is None and divergence.got is None:
+        return ""
+    return f"; expected {_short(divergence.expected)}, got {_short(divergence.got)}"
 
 
 def _is_fvcore(context: Mapping[str, Any]) -> bool:

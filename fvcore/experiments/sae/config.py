@@ -88,6 +88,10 @@ class Autoencoders(Config):
         default_factory=planned("sae", "pattern"), pattern=r"\{layer\}", description="A layer's folder in the source."
     )
     site: Literal["resid_post"] = "resid_post"
+    gating: Literal["own", "saelens", "relu"] = Field(
+        default="own",
+        description="own: as published; saelens: Llama Scope as SAELens reads it; relu: no threshold, no TopK.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="What is computed in.")
     gpu_budget_gb: Positive = Field(default=2.0, description="Held on the device at a time.")
     cpu_budget_gb: Positive = Field(default=20.0, description="Held in memory at a time.")
