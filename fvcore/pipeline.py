@@ -93,7 +93,7 @@ class Pipeline:
         return trial_prompt(self.lm.tokenizer, trial, self.template, regime)
 
     def slots(self, trial: Trial, regime: str) -> SlotMap:
-        demos = {"clean": trial.demos, "corrupted": trial.corrupted_demos}[regime]
+        demos = trial.demos_by_regime[regime]
         return slot_map(
             self.lm.tokenizer,
             self.template,

@@ -13,7 +13,18 @@ from typing import TypeAlias
 
 from fvcore.formats import parting
 from fvcore.model.tokenizer import BosFacts, Tokenizer
-from fvcore.trials.fixed import FixedTrials, Meta, TemplatePart, Trial, TrialsError, TrialsFile, WordPair, sample
+from fvcore.trials.draws import Splits
+from fvcore.trials.fixed import (
+    FixedTrials,
+    Meta,
+    TemplatePart,
+    Trial,
+    TrialRecord,
+    TrialsError,
+    TrialsFile,
+    WordPair,
+    sample,
+)
 
 # The text the public reference puts in front of a prompt when the tokenizer adds no BOS by itself
 # (its prompt_utils.py writes it out). Used by the `todd_upstream` profile alone.
@@ -135,7 +146,7 @@ def require_bos_agreement(tokenizer: Tokenizer, meta: Meta) -> BosFacts:
 def trial_prompt(
     tokenizer: Tokenizer, trial: Trial, template: PromptTemplate, regime: str, add_special_tokens: bool = True
 ) -> Prompt:
-    demos = {"clean": trial.demos, "corrupted": trial.corrupted_demos, "zero_shot": ()}[regime]
+    demos = (trial.demos_by_regime | {"zero_shot": ()})[regime]
     try:
         text = template.text(demos, trial.query.input)
         return prompt_at_boundary(tokenizer, text, trial.query.output, add_special_tokens)
@@ -157,6 +168,22 @@ def require_verified(trials: FixedTrials, tokenizer: Tokenizer) -> None:
         raise TrialsError(f"{trials.id}: {problems[0]} ({n} problem(s) in all; `fvcore trials verify` lists them)")
 
 
+def _empty(trial: Trial, record: TrialRecord, splits: Splits | None) -> str:
+    """The first word of a trial that is empty, with the row of the dataset it was drawn from where the file says it."""
+    drawn, asked = record.demo_indices_in_train, record.query_index_in_valid
+    for k, demo in enumerate(trial.demos):
+        if demo.lacks:
+            row = splits.train_indices[drawn[k]] if splits and drawn else None
+            return f"demonstration {k + 1}{_of_row(row)} has no {demo.lacks}"
+    if trial.query.lacks:
+        return f"the query{_of_row(splits.valid_indices[asked] if splits and asked is not None else None)} has no {trial.query.lacks}"
+    return ""
+
+
+def _of_row(row: int | None) -> str:
+    return "" if row is None else f" (row {row} of the dataset)"
+
+
 def verify(trials: FixedTrials, tokenizer: Tokenizer, first: int | None = None) -> list[str]:
     """What is wrong with a trials file under this tokenizer, one line each (empty: nothing)."""
     require_bos_agreement(tokenizer, trials.meta)
@@ -164,6 +191,9 @@ def verify(trials: FixedTrials, tokenizer: Tokenizer, first: int | None = None) 
     problems = []
     for trial, record in list(zip(trials.trials, trials.file.trials, strict=True))[:first]:
         stored = {"clean": record.clean_prompt_str, "corrupted": record.corrupted_prompt_str}
+        if empty := _empty(trial, record, trials.file.splits):
+            problems.append(f"trial {trial.key}: {empty}")
+            continue
         prompts = {regime: trial_prompt(tokenizer, trial, template, regime) for regime in REGIMES}
         for regime, prompt in prompts.items():
             if prompt.text != stored[regime]:

@@ -69,6 +69,10 @@ class ParityOptions:
     live: bool = _option("compare with a run of the reference made now (needs --fv-src); no golden is read or written")
     candidate: str | None = _option("implementation under test: package.module:factory (default: hook, else fvcore)")
     candidate_python: str | None = _option("interpreter that runs --fv-candidate (default: this one)")
+    candidate_timeout: float = _option(
+        "seconds after which a candidate in another process has failed that gave no answer (default 3600)",
+        default=3600.0,
+    )
     candidate_dir: Path | None = _option("folder of artifacts the candidate has computed already")
     src: Path | None = _option("checkout of the public reference")
     src_python: str | None = _option("interpreter that runs the reference (default: this one)")
@@ -167,6 +171,8 @@ def _contradictions(given: Mapping[str, Any]) -> Iterator[str]:
         yield f"--fv-max-trials: at least 1, found {given['max_trials']}"
     if given["repeat"] < 1:
         yield f"--fv-repeat: at least 1, found {given['repeat']}"
+    if not given["candidate_timeout"] > 0:
+        yield f"--fv-candidate-timeout: more than 0 s, found {given['candidate_timeout']:g}"
     if given["max_memory"] is not None and given["max_memory"] <= 0:
         yield f"--fv-max-memory: more than 0 GiB, found {given['max_memory']:g}"
     if given["live"] and given["regen_golden"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -24,7 +25,7 @@ from fvcore.model.placement import DTYPES as DTYPES
 from fvcore.model.placement import FOR_PARITY, Placement, quant_of
 from fvcore.model.spec import ModelError as ModelError
 from fvcore.model.spec import ModelSpec, spec_found, spec_of
-from fvcore.model.tokenizer import BosFacts
+from fvcore.model.tokenizer import BosFacts, bos_left_out
 from fvcore.provenance import untested
 
 
@@ -252,6 +253,14 @@ def resolve(name: str) -> Path | str:
 
 
 def load_tokenizer(name: str) -> Any:
+    """Warns where it lacks the BOS that its release has."""
+    tokenizer = _tokenizer(name)
+    if doubt := bos_left_out(tokenizer):
+        warnings.warn(f"{name}: {doubt}", ModelWarning, stacklevel=2)
+    return tokenizer
+
+
+def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     with _loading("tokenizer", name):
@@ -284,9 +293,9 @@ def load(
     given = None if spec is None else spec_of(spec)
     placement = Placement.of(given, dtype, device, device_map, quant)
     deterministic(seed)
-    tokenizer = load_tokenizer(name)
+    tokenizer = _tokenizer(name)
     where = resolve(name)
-    config = _config_on_disk(name)
+    config = config_on_disk(name)
     attn = _attention(config, attn)
     options = placement.options() | ({"attn_implementation": attn} if attn else {})
     with _loading("model", name, f" Asked for: {placement}; {FOR_PARITY}."):
@@ -310,24 +319,34 @@ def load(
 
 def spec_on_disk(name: str) -> ModelSpec:
     """The spec of a model that is left on disk, by its config's type; raises ModelError where only structure could tell."""
-    return spec_found(types_of(_config_on_disk(name)), ())
+    return spec_found(types_of(config_on_disk(name)), ())
 
 
 def n_layers_on_disk(name: str) -> int:
-    return int(text_config(_config_on_disk(name)).num_hidden_layers)
+    return int(text_config(config_on_disk(name)).num_hidden_layers)
 
 
 def dtype_on_disk(name: str) -> str:
     """The dtype that a checkpoint says it is of: fp32, fp16 or bf16; fp32 where it does not say."""
-    said = getattr(_config_on_disk(name), "dtype", None)
+    said = getattr(config_on_disk(name), "dtype", None)
     return next((short for short, dtype in DTYPES.items() if dtype == said or str(dtype) == f"torch.{said}"), "fp32")
 
 
-def _config_on_disk(name: str) -> Any:
+def config_on_disk(name: str) -> Any:
+    """A model's config; raises ModelError where there is none."""
     from transformers import AutoConfig
 
     with _loading("config", name):
         return AutoConfig.from_pretrained(str(resolve(name)), local_files_only=True)
+
+
+def without_weights(config: Any, dtype: torch.dtype, n_layers: int | None = None) -> Any:
+    """The model of a config on a device without memory, where only shapes are followed; of its first layers, if so asked."""
+    config = copy.deepcopy(config)
+    if n_layers is not None:
+        text_config(config).num_hidden_layers = n_layers
+    with torch.device("meta"):
+        return _auto_class(config).from_config(config, dtype=dtype)
 
 
 def _attention(config: Any, asked: str | None) -> str | None:
@@ -355,7 +374,7 @@ def _auto_class(config: Any) -> Any:
 
 
 def doubts(lm: LanguageModel) -> list[str]:
-    """What makes a loaded model's numbers doubtful: quantised weights, a family or a library that was not tested."""
+    """What makes a loaded model's numbers doubtful: quantised weights, a BOS left out, a family or a library not tested."""
     import transformers
 
     said = untested(lm.config.model_type, transformers.__version__)
@@ -365,7 +384,8 @@ def doubts(lm: LanguageModel) -> list[str]:
         )
     if lm.attn_implementation == "sdpa" and _soft_capped(lm.config):
         said.append("attention sdpa leaves out the soft cap that its config asks for: use eager")
-    return said
+    left_out = bos_left_out(lm.tokenizer) if lm.tokenizer is not None else ""
+    return [*said, left_out] if left_out else said
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class _Search:
         try:
             heads = self.modules.heads(self.lm, self.layer, self.ids)
         except OtherTokens as error:
-            sentence = f"the candidate's model was given something else than the golden's prompt: {error}"
+            sentence = f"the candidate's model was given something else than the reference's prompt: {error}"
             return Conclusion("token_ids", sentence, error.trial, fed=self.modules.fed.get(error.trial, {}))
         if self.agree(self.means(heads)):
             return Conclusion("after_modules", self.after_modules(heads))
@@ -99,7 +99,7 @@ class _Search:
         off = f"off by up to {float((means - self.golden).abs().max()):.3g}" if same else "of another shape"
         return (
             f"no module is blamed, for the model that --fv-model names ({self.lm.name}, loaded anew) does not give the "
-            f"golden's means of this layer either: they are {off}. Other weights, attention implementation, library or "
+            f"reference's means of this layer either: they are {off}. Other weights, attention implementation, library or "
             "machine than recorded?"
         )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact, Leaf
-from fvcore.formats import read_safetensors, sha256_file
+from fvcore.formats import FormatError, read_safetensors, sha256_file
 from fvcore.gates import Refused, StageError, Status
 from fvcore.profile import Profile
 from pytest_fvparity import shipped
@@ -143,10 +143,33 @@ def relative_path(dataset: str, fixed_trials_id: str, reference_profile: str) ->
     return Path(dataset) / fixed_trials_id / reference_profile
 
 
-def locate(roots: Iterable[Path], relative: Path) -> Path:
-    """The golden's directory in the first root that has it; raises NoGolden with the places tried and the command."""
-    tried = [root / relative for root in roots]
-    for path in tried:
+def own_place(relative: Path, weights_sha: str) -> Path:
+    """Where a golden lies beside one of another model: two directories of one name can share trials of one name."""
+    return relative.with_name(f"{relative.name}-{weights_sha[:8]}")
+
+
+def place_for(root: Path, relative: Path, weights_sha: str) -> Path:
+    """Where a model's golden is recorded: no other model's is replaced."""
+    own = own_place(relative, weights_sha)
+    if (root / own / MANIFEST).is_file():
+        return own
+    restore(root / relative)
+    try:
+        held = manifests.read(root / relative).profile.identity.weights_sha
+    except (StageError, FormatError):  # none there, or none that anybody could compare with
+        return relative
+    return relative if held == weights_sha else own
+
+
+def locate(roots: Iterable[Path], relative: Path, weights_sha: str = "") -> Path:
+    """The golden's directory in the first root that has it; raises NoGolden with the places tried and the command.
+
+    weights_sha: of the model, whose own golden comes before one that lies at the usual place
+    """
+    names = [own_place(relative, weights_sha), relative] if weights_sha else [relative]
+    found = [root / name for name in names for root in roots]
+    tried = [path for path in found if path.name == relative.name]
+    for path in found:
         restore(path)
         if (path / MANIFEST).is_file():
             return path

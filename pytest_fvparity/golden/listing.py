@@ -113,7 +113,7 @@ def _told(path: Path, digests: set[str]) -> dict[str, Any]:
         "full_bytes": sum(stored.n_bytes for stored in full.files.values()) if full else 0,
     }
     home = golden.relative_path(identity.dataset, identity.fixed_trials_id, identity.reference_profile)
-    if path.resolve().parts[-3:] != home.parts:
+    if path.resolve().parts[-3:] not in {home.parts, golden.own_place(home, identity.weights_sha).parts}:
         return told | {"state": "damaged", "what": f"it was recorded as {home.as_posix()}, and lies elsewhere"}
     if identity.trials_sha256 not in digests:
         now = ", ".join(f"{digest:.12}..." for digest in sorted(digests))

@@ -47,7 +47,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "with_logits": ("token_id",),
 }
 
-PROVES_NOTHING = "the tolerance is as large as the golden's own values, so that zeros would pass"
+PROVES_NOTHING = "the tolerance is as large as the reference's own values, so that zeros would pass"
 
 
 @dataclass
@@ -133,13 +133,13 @@ class ParityRun:
         unsteady = self.memory.unsteady.get(key)
         if partial and absent and verdict.passed and not unsteady:
             agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
-            raise NotProvided(f"{agrees} agree(s) with the golden; not provided: {names}")
+            raise NotProvided(f"{agrees} agree(s) with the reference; not provided: {names}")
         if key in REFINEMENTS and not (partial and absent):
             verdict = REFINEMENTS[key](self, verdict, expected, whole)
         lent = " and ".join(name for name in INPUTS[key] if name in self.memory.lent)
         notes = [
             *([f"{NOT_COMPARED}{left_out}"] if left_out else []),
-            *([f"judged on the golden's {lent}, for the candidate provides none"] if lent else []),
+            *([f"judged on the reference's {lent}, for the candidate provides none"] if lent else []),
             *_notes(self.candidate, key),
             *(f"{leaf}: {PROVES_NOTHING}" for leaf in self.tolerances.proving_nothing(key, expected)),
         ]

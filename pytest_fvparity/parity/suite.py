@@ -11,10 +11,10 @@ import pytest
 from fvcore.gates import StageError, Suite, Verdict
 from pytest_fvparity.drill.conclusion import lines as drill_lines
 from pytest_fvparity.fixtures import device_of, in_one_sentence, load_model, options_of, run_settings, tolerances_of
-from pytest_fvparity.options import ParityOptions
 from pytest_fvparity.parity.checks import STAGES, Memory
 from pytest_fvparity.parity.place import title_of
 from pytest_fvparity.parity.reports import NAME, ParityReports
+from pytest_fvparity.report.report import LIVE
 from pytest_fvparity.suite.declaration import Declaration
 from pytest_fvparity.suite.item import StageItem
 
@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     from fvcore.trials.fixed import FixedTrials
     from pytest_fvparity.golden.golden import Golden
     from pytest_fvparity.parity.checks import ParityRun
-    from pytest_fvparity.parity.implementation import Implementation
 
 FAULTS = {
-    "own": "on golden inputs this key differs too: the fault is its own",
-    "inherited": "on golden inputs this key agrees: the fault is inherited from an earlier key",
-    "accumulated": "on golden inputs this key agrees: what differs adds up from earlier keys, each within tolerance",
+    "own": "on the reference's inputs this key differs too: the fault is its own",
+    "inherited": "on the reference's inputs this key agrees: the fault is inherited from an earlier key",
+    "accumulated": "on the reference's inputs this key agrees: what differs adds up from earlier keys, each within tolerance",
 }
 
 
@@ -71,6 +70,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     """
     from fvcore.pipeline import Pipeline
     from fvcore.prompts import require_verified
+    from pytest_fvparity.candidates.candidates import name_of, required
     from pytest_fvparity.golden.golden import require_comparable
     from pytest_fvparity.parity.checks import ParityRun
     from pytest_fvparity.parity.refinements import continuation_of
@@ -91,15 +91,15 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["n_compared_trials"] = options.max_trials or n
     golden: Golden = request.getfixturevalue("fv_golden")
     context["golden"] = golden.profile.model_dump()
-    context["golden_path"] = "(live)" if options.live else options.shown(golden.path)
+    context["golden_path"] = LIVE if options.live else options.shown(golden.path)
     context["reference"] = golden.manifest.reference.model_dump(include={"commit", "repository"})
     profile: Profile = request.getfixturevalue("fv_profile")
     context["profile"] = profile.model_dump()
     require_comparable(golden.profile, profile)
     context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
     context["conditions"] |= _spec_conditions(lm)
-    candidate: Implementation = request.getfixturevalue("fv_candidate")
-    context["candidate"] = _name_of(candidate, options)
+    candidate = required(request.getfixturevalue("fv_candidate"), "fixture fv_candidate")
+    context["candidate"] = name_of(candidate, options.shown)
     # A golden of a user's own make may know no noise.
     noise = getattr(golden, "noise", None)
     processor = golden.profile.processor_against(profile)
@@ -122,14 +122,3 @@ def _spec_conditions(lm: LanguageModel) -> dict[str, list[str]]:
     if ignored := ", ".join(f"{name} {value}" for name, value in lm.spec.defaults.items()):
         said["spec_defaults"] = ["not recorded", f"{ignored}; ignored, the options decide"]
     return said
-
-
-def _name_of(candidate: Implementation, options: ParityOptions) -> str:
-    """What a report calls the candidate: what an option named, else its class."""
-    from pytest_fvparity.candidates.candidates import Elsewhere, FromFolder
-
-    if isinstance(candidate, FromFolder):
-        return options.shown(candidate.path)
-    if isinstance(candidate, Elsewhere):
-        return candidate.name
-    return f"{type(candidate).__module__}.{type(candidate).__qualname__}"

@@ -86,10 +86,8 @@ class CheckReports(SuiteReports):
     def _file(self, run: SuiteRun) -> Path:
         return (self.config.rootpath / run.file).resolve()
 
-    def begin(self, runs: Iterable[SuiteRun]) -> None:
-        for run in runs:
-            if run.of(self.suite):
-                self._path(run).unlink(missing_ok=True)
+    def earlier(self, runs: Iterable[SuiteRun]) -> Iterable[Path]:
+        return [self._path(run) for run in runs if run.of(self.suite)]
 
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
         from fvcore.formats import write_json

@@ -21,6 +21,7 @@ if RUNNING:
     from fvcore.pipeline import Pipeline, Settings
     from fvcore.prompts import Prompt
 
+NO_SLOTS: Any = None  # nobody comes as far as that
 LONG, SHORT = list(range(3, 43)), list(range(3, 9))
 
 
@@ -52,8 +53,8 @@ def answered(ids: list[int], answer: tuple[int, ...]) -> Prompt:
 
 
 DOORS: dict[str, Any] = {
-    "means": lambda lm, ids, vector: mean_head_activations(lm, [(ids, None)]),
-    "fast means": lambda lm, ids, vector: engines.mean_head_activations(lm, [(ids, None)]),
+    "means": lambda lm, ids, vector: mean_head_activations(lm, [(ids, NO_SLOTS)]),
+    "fast means": lambda lm, ids, vector: engines.mean_head_activations(lm, [(ids, NO_SLOTS)]),
     "logits": lambda lm, ids, vector: inject_logits(lm, [ids], [vector], [0], engine="exact"),
     "fast logits": lambda lm, ids, vector: inject_logits(lm, [ids], [vector], [0]),
     "likelihood": lambda lm, ids, vector: inject_nll(lm, ids, [5], vector, 0),

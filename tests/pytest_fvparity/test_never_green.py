@@ -566,6 +566,53 @@ def test_a_process_that_dies_leaves_no_old_pass(pytester: pytest.Pytester, world
     assert list(statuses(report).values()) == ["PASS", "CRASHED", *["BLOCKED"] * 4]
 
 
+NOTHING_JUDGED = {
+    "nothing is selected": ("", ["-k", "no_such_stage"], pytest.ExitCode.NO_TESTS_COLLECTED),
+    "a conftest.py that fails": ("raise ValueError('no')", [], pytest.ExitCode.USAGE_ERROR),
+    "a conftest.py that leaves": ("import pytest; pytest.exit('no', 0)", [], pytest.ExitCode.USAGE_ERROR),
+    "a process that dies while tests are collected": (
+        "import os\ndef pytest_collection(session): os._exit(3)",
+        [],
+        3,
+    ),
+    "a plugin that fails before the first test": (
+        "def pytest_collection_modifyitems(items): raise ValueError('no')",
+        [],
+        pytest.ExitCode.INTERNAL_ERROR,
+    ),
+}
+
+
+@pytest.mark.parametrize("why", NOTHING_JUDGED)
+def test_a_run_that_judged_nothing_leaves_no_old_pass(pytester: pytest.Pytester, world: World, why: str) -> None:
+    conftest, words, status = NOTHING_JUDGED[why]
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+    assert reports(pytester)[0]["overall_status"] == "PASS"
+    pytester.makeconftest(conftest)
+    leaves = "dies" in why or "leaves" in why
+    run = pytester.runpytest_subprocess if leaves else pytester.runpytest_inprocess
+
+    result = run("-m", "parity", *world.options, *words)
+
+    assert result.ret == status
+    assert {report["overall_status"] for report in reports(pytester)} <= {"FAIL"}
+    summaries = [json.loads(path.read_text()) for path in (pytester.path / "reports").glob("summary.json")]
+    assert {summary["overall_status"] for summary in summaries} <= {"FAIL"}
+
+
+@pytest.mark.parametrize("words", [["--collect-only"], ["--fixtures"], ["no_such_file.py"], ["--help"]])
+def test_a_command_that_could_judge_nothing_leaves_reports_as_they_are(
+    pytester: pytest.Pytester, world: World, words: list[str]
+) -> None:
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+    before = {path: path.read_bytes() for path in (pytester.path / "reports").rglob("*") if path.is_file()}
+
+    pytester.runpytest_inprocess("-m", "parity", *world.options, *words)
+
+    after = {path: path.read_bytes() for path in (pytester.path / "reports").rglob("*") if path.is_file()}
+    assert after == before
+
+
 def test_a_run_without_its_device_leaves_no_old_pass(pytester: pytest.Pytester, world: World) -> None:
     pytester.runpytest_inprocess("-m", "parity", *world.options)
 

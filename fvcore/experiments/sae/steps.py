@@ -12,6 +12,7 @@ from fvcore.experiments.errors import OtherSettings, StepError
 from fvcore.experiments.sae.audit import VALIDATION, fingerprint
 from fvcore.experiments.sae.contexts import CONTEXTS
 from fvcore.experiments.sae.features import FEATURES
+from fvcore.experiments.sae.pathways import PATHWAYS
 from fvcore.experiments.sae.schemas import Validation
 from fvcore.formats import read_json, validated
 
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
     from fvcore.experiments.sae.config import PathwaysConfig
 
 PROTOTYPE = "results/prototype/single_feature_test.json"
-CANDIDATES, REPLAY = "results/pathways/candidates.jsonl", "results/pathways/replay.jsonl"
-PATHWAYS = "results/pathways/validated_pathways.json"
 TOKENS = "results/tokens/token_associations.json"
 INTEGRATED = "results/integrated/integrated_results.json"
+
+UNITS = "results/pathways/units/*"
 
 UNDECIDING = ("audit.workers", "sae.gpu_budget_gb", "sae.cpu_budget_gb")
 """Settings that no result depends on."""
@@ -131,8 +132,8 @@ STEPS = (
         "discover",
         (*MODEL, "discover", "contexts.exclude_special"),
         (FEATURES, CONTEXTS),
-        ("results/pathways/*",),
-        (CANDIDATES, REPLAY),
+        ("results/pathways/*", UNITS),
+        (UNITS,),
         _prototype_passed,
     ),
     Step(
