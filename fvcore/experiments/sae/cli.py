@@ -10,7 +10,8 @@ from pydantic import Field
 
 from fvcore import exits
 from fvcore.experiments.config import Option, add_command
-from fvcore.experiments.sae.config import PathwaysConfig
+from fvcore.experiments.sae.commands import sae_info, train_sae
+from fvcore.experiments.sae.config import Info, PathwaysConfig, Training
 
 if TYPE_CHECKING:
     from fvcore.experiments.progress import Progressing
@@ -118,3 +119,5 @@ def do(command: Command, steps: str, **asked: Any) -> None:
 
 add_command(app, "audit", AuditCommand, audit)
 add_command(app, "load", Command, load)
+add_command(app, "train-sae", Training, train_sae)
+add_command(app, "sae-info", Info, sae_info)
