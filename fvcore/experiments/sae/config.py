@@ -268,7 +268,11 @@ class Integrate(Config):
 class Runtime(Config):
     seed: int = Field(default=0, ge=0, description="Of every draw.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: as torch has them).")
-    flush_every: int = Field(default=1, ge=1, description="Units between two flushes to disk.")
+    flush_every: int = Field(default=1, ge=1, description="Batches of a discovery between two files on disk.")
+    ray: Annotated[str | None, Option(alone="local", metavar="[ADDRESS]")] = Field(
+        default=None, description="Discovery on Ray actors: of this machine, or of the Ray at an address."
+    )
+    ray_cpus: int = Field(default=1, ge=1, description="CPUs, and threads, of each actor.")
     progress: Literal["auto", "bar", "log", "none"] = Field(
         default="auto", description="auto: a bar on a terminal, else a line a step."
     )

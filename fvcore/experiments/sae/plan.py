@@ -22,7 +22,7 @@ from fvcore.experiments.sae.contexts import CONTEXTS
 from fvcore.experiments.sae.features import FEATURES
 from fvcore.experiments.sae.schemas import CausalFeatures, PromptsSample
 from fvcore.formats import read_json, read_yaml, validated
-from fvcore.model.model import DTYPES, config_on_disk, without_weights
+from fvcore.model.model import config_on_disk, without_weights
 from fvcore.model.spec import ModelError
 
 if TYPE_CHECKING:
@@ -199,7 +199,11 @@ class Plan:
         """All of it as plain values."""
         device, rate = measured_rate(self.settings.model.device, self.dtype)
         return {
-            "model": {"name": self.settings.model.name, "parameters": self.parameters, "dtype": self.settings.model.dtype},
+            "model": {
+                "name": self.settings.model.name,
+                "parameters": self.parameters,
+                "dtype": self.settings.model.dtype,
+            },
             "counts": {
                 "features": sum(self.per_layer.values()),
                 "targets": sum(self.targets.values()),
