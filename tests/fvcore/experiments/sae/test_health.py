@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from fvcore.cli import app
 from fvcore.experiments.sae.autoencoder import SAE
 from fvcore.experiments.sae.config import Training
 from fvcore.experiments.sae.health import Health, health
@@ -20,7 +22,6 @@ from fvcore.experiments.sae.streams import questions, taken_for
 from fvcore.experiments.sae.train import fitted, train
 from fvcore.formats import FormatError, read_json, write_pt
 from fvcore.model.model import LanguageModel, load
-from tests.cli import invoke
 
 LAYER, LAST = 2, 5
 BRIEF = Training(steps=120, batch=256)
@@ -41,6 +42,10 @@ def sae(streams: dict[str, Tensor]) -> SAE:
     return fitted(streams[f"layer {LAYER}"], LAYER, BRIEF)
 
 
+def invoke(*words: str) -> Any:
+    return CliRunner().invoke(app, list(words))
+
+
 def judged(sae: SAE, streams: dict[str, Tensor]) -> Health:
     own = f"layer {sae.layer}"
     return health(sae, streams[own], {name: stream for name, stream in streams.items() if name != own})
@@ -50,7 +55,8 @@ def test_one_that_is_right_has_no_findings(sae: SAE, streams: dict[str, Tensor])
     found = judged(sae, streams)
     assert found.findings == []
     assert found.best == f"layer {LAYER}"
-    assert found.fvu is not None and found.fvu < 0.2
+    assert found.fvu is not None
+    assert found.fvu < 0.2
     assert found.l0 == pytest.approx(BRIEF.k, abs=0.1)
 
 
@@ -69,7 +75,8 @@ def test_one_that_was_trained_on_a_normalised_stream(streams: dict[str, Tensor],
 def test_topk_that_is_read_as_relu(sae: SAE, streams: dict[str, Tensor], tmp_path: Path) -> None:
     read = load_sae(save_sae_lens(sae, tmp_path, "some model"), gating="relu")
     found = judged(read, streams)
-    assert found.l0 is not None and found.l0 > 2 * BRIEF.k
+    assert found.l0 is not None
+    assert found.l0 > 2 * BRIEF.k
     assert any("read without k" in said for said in found.findings)
 
 
@@ -87,12 +94,12 @@ def test_a_negative_threshold(sae: SAE) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "sae"
     brief = Training(out=out, prompts=36, held_out=18, steps=40, batch=128)
     report = train(brief)
     assert [row.layer for row in report.layers] == list(range(6))
-    yield out
+    return out
 
 
 def test_training_writes_what_sae_info_reads_and_says_what_is_not_good_enough(trained: Path) -> None:
