@@ -182,6 +182,9 @@ class Contexts(Config):
 class Prototype(Config):
     feature: str = Field(default="auto", pattern=r"^(auto|L\d+-\d+)$", description="auto, or a name such as L26-1069.")
     max_memory_gb: Positive = Field(default=28.0, description="At the peak.")
+    instrumentation: Annotated[Literal["hooks", "hidden_states"], Option(flag="instrumentation")] = Field(
+        default="hooks", description="hidden_states: as the plan reads layers, which the last one has not."
+    )
 
 
 class Scale(Config):

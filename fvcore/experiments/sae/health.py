@@ -18,6 +18,8 @@ MAX_FVU = 0.6
 """Beyond it the model, or the layer, is another one; published autoencoders leave .1 to .4."""
 MOST = 10
 """Times as many active features as it was trained for. A gate that is left out gives 20 times as many and more."""
+CLEARLY = 0.95
+"""Times what is left unexplained: neighbours are much alike, and nothing but the autoencoder differs in this comparison."""
 UNIT = 1e-3
 """What float16 and bfloat16 weights may add to a length of 1, and more."""
 SPARSE = {"topk", "AutoEncoderTopK"}
@@ -88,6 +90,18 @@ def _findings(sae: SAE, told: Health) -> Iterator[str]:
             f"{told.l0:.1f} features are active at a token, expected 1 to {MOST} times the {told.nominal_l0 or 'number'} that it "
             "was trained for: its gate is not the one of its files"
         )
+
+
+def shifted(stream: Tensor, layer: int, saes: Mapping[int, SAE]) -> list[str]:
+    """Whether another layer's autoencoder explains a layer's stream (token, d_model) better than its own."""
+    left = {at: fvu(stream, sae.decode(sae.encode(stream))) for at, sae in saes.items()}
+    best = min(left, key=lambda at: left[at])
+    if left[best] >= CLEARLY * left[layer]:
+        return []
+    return [
+        f"its stream is explained better by the autoencoder of layer {best} ({left[best]:.3g} left unexplained) than by its own "
+        f"({left[layer]:.3g}): layers are shifted, or the model is another one"
+    ]
 
 
 def _ends(values: Tensor) -> tuple[float, float]:

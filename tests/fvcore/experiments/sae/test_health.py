@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from fvcore.cli import app
 from fvcore.experiments.sae.autoencoder import SAE
 from fvcore.experiments.sae.config import Training
-from fvcore.experiments.sae.health import Health, health
+from fvcore.experiments.sae.health import Health, health, shifted
 from fvcore.experiments.sae.loaders import load as load_sae
 from fvcore.experiments.sae.loaders import save_sae_lens
 from fvcore.experiments.sae.streams import questions, taken_for
@@ -64,6 +64,13 @@ def test_one_that_is_right_has_no_findings(sae: SAE, streams: dict[str, Tensor])
 def test_another_layer(sae: SAE, streams: dict[str, Tensor], layer: int) -> None:
     (said, *_) = judged(replace(sae, layer=layer), streams).findings
     assert f"explains layer {LAYER} better than what leaves block {layer}" in said
+
+
+def test_autoencoders_that_are_shifted_by_a_layer(streams: dict[str, Tensor]) -> None:
+    saes = {layer: fitted(streams[f"layer {layer}"], layer, BRIEF) for layer in (1, 2, 3)}
+    assert shifted(streams["layer 2"], 2, saes) == []
+    (said,) = shifted(streams["layer 2"], 2, {layer: saes.get(layer - 1, saes[1]) for layer in (2, 3)})
+    assert "by the autoencoder of layer 3" in said
 
 
 @pytest.mark.parametrize("name", ["the final norm's output", f"layer {LAST} at one length"])
