@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from fvcore.experiments.sae.attribution import short
-from fvcore.experiments.sae.pathways import Node
+from fvcore.experiments.sae.batches import Batch, by_layer
+from fvcore.experiments.sae.pathways import Node, Pathway
 from fvcore.experiments.sae.replay import found_in
 from fvcore.experiments.sae.schemas import Row
 from fvcore.model.hooks import edit_heads, read_heads
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 HEADS = "results/pathways/heads.jsonl"
 CONTEXTS = 8
-"""The first ones in which a source is active: parts are means, and differ little between contexts."""
+"""Of those in which a source is active, spread over all: parts are means, and differ little between contexts."""
 LISTED = 10
 POINTS = (16, 64)
 """Of the way that gradients are taken at; more of them where the parts miss the effect by more than CLOSE of it."""
@@ -85,14 +86,28 @@ class Shares(NamedTuple):
         return self.total - self.stays - sum(self.heads.values())
 
 
+def batches(pathways: Sequence[Pathway]) -> list[Batch]:
+    """The validated ones, those of a layer's sources together."""
+    edges = [(Node.of(one.source), Node.of(one.target)) for one in pathways if one.validated]
+    return [
+        Batch("heads", at, 0, partial(_splits, edges=[edge for edge in edges if edge[0] in nodes]))
+        for at, nodes in by_layer(sorted({source for source, _ in edges})).items()
+    ]
+
+
+def _splits(bench: Bench, edges: Sequence[tuple[Node, Node]]) -> list[HeadSplit]:
+    sources = dict.fromkeys(source for source, _ in edges)
+    return [row for one in sources for row in split(bench, one, [target for source, target in edges if source == one])]
+
+
 def split(bench: Bench, source: Node, targets: Sequence[Node]) -> list[HeadSplit]:
     """A row for each target of a source; none where the source is never active."""
     last = max(target.layer for target in targets)
     columns = bench.columns(source.layer, [source.id])
     found = found_in(bench, source.layer, last, columns)
-    active = [number for number, of_context in enumerate(found) if of_context.any()][:CONTEXTS]
+    active = [number for number, of_context in enumerate(found) if of_context.any()]
     shares: dict[Node, list[Shares]] = {target: [] for target in targets}
-    for number in active:
+    for number in active[:: max(1, -(-len(active) // CONTEXTS))]:
         hidden = bench.plain(source.layer, last)[number].hidden
         ablated = hidden - (found[number] @ columns.directions).to(hidden.dtype)
         rows = torch.stack([hidden, ablated])

@@ -7,16 +7,18 @@ unless features of a set cancel out; sets are drawn at random, so that they woul
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import comb
 from random import Random
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fvcore.experiments.sae.attribution import short
+from fvcore.experiments.sae.batches import Batch, by_layer
 from fvcore.experiments.sae.pathways import Node, TargetRow
 from fvcore.experiments.sae.replay import Readers, found_in
 from fvcore.experiments.sae.schemas import Row
@@ -31,6 +33,8 @@ MISSED = "results/pathways/missed.jsonl"
 SETS, SIZE = 60, 4
 """Sets of a target, and features of each: none of 60 that moves it leaves at most one in 20, with 95 % confidence."""
 CONTEXTS = 8
+TARGETS = 50
+"""Of a run; they are drawn at random."""
 CONFIDENCE = 0.95
 
 
@@ -38,7 +42,8 @@ class MissedRow(Row):
     """A line of `missed.jsonl`: one target.
 
     n_active: active features below the target that are none of its candidates     n_moving: sets that moved it enough
-    largest: the largest effect of a set, over the target's scale     share: upper bound of the share of sets that would
+    an effect is the largest over contexts, over the target's scale; largest: that of all sets
+    share: upper bound of the share of sets that would
     at_most: features among `n_active` of which one alone would move it, at most
     """
 
@@ -53,28 +58,42 @@ class MissedRow(Row):
     confidence: float = CONFIDENCE
 
 
+def batches(rows: Sequence[TargetRow], layers: Sequence[int], settings: Discover, seed: int) -> list[Batch]:
+    """Some targets, drawn at random, those of a layer together. layers: where sources may stand"""
+    active = [row for row in rows if row.status == "ok"]
+    chosen = Random(f"{seed}|missed").sample(active, min(TARGETS, len(active)))
+    by_name = {Node.of(row.target): row for row in chosen}
+    return [
+        Batch(
+            "missed",
+            at,
+            0,
+            partial(missed, rows=[by_name[one] for one in nodes], layers=layers, settings=settings, seed=seed),
+        )
+        for at, nodes in by_layer(sorted(by_name)).items()
+    ]
+
+
 def missed(
     bench: Bench, rows: Sequence[TargetRow], layers: Sequence[int], settings: Discover, seed: int
 ) -> list[MissedRow]:
-    """A row for each target that is active and has features beside its candidates. layers: where sources may stand"""
-    found = [_of_target(bench, row, layers, settings, seed) for row in rows if row.status == "ok"]
+    """A row for each target of a layer that has active features beside its candidates."""
+    below = [layer for layer in layers if layer < Node.of(rows[0].target).layer]
+    active = {layer: _active(bench, layer, settings) for layer in below}
+    found = [_of_target(bench, row, active, settings, seed) for row in rows]
     return [row for row in found if row is not None]
 
 
-def _of_target(bench: Bench, row: TargetRow, layers: Sequence[int], settings: Discover, seed: int) -> MissedRow | None:
+def _of_target(
+    bench: Bench, row: TargetRow, active: Mapping[int, Sequence[int]], settings: Discover, seed: int
+) -> MissedRow | None:
     target, candidates = Node.of(row.target), {Node.of(one.source) for one in row.candidates}
-    others = {
-        layer: [number for number in _active(bench, layer, settings) if Node(layer, number) not in candidates]
-        for layer in layers
-        if layer < target.layer
-    }
+    others = {layer: [one for one in of if Node(layer, one) not in candidates] for layer, of in active.items()}
     n_active = sum(map(len, others.values()))
     if not n_active or not row.scale:
         return None
     sets = drawn(others, Random(f"{seed}|{row.target}"))
-    effects = [
-        abs(effect) / row.scale for layer, of in sets.items() for effect in _effects(bench, layer, of, target, settings)
-    ]
+    effects = [one / row.scale for layer, of in sets.items() for one in _effects(bench, layer, of, target, settings)]
     moving = sum(effect >= settings.replay.min_rel_effect for effect in effects)
     share = upper(moving, len(effects))
     return MissedRow(
@@ -106,13 +125,14 @@ def drawn(others: Mapping[int, Sequence[int]], random: Random) -> dict[int, list
 
 
 def _effects(bench: Bench, layer: int, sets: Sequence[Sequence[int]], target: Node, settings: Discover) -> list[float]:
-    """What ablating each set does to the target before its gate, mean over the first contexts."""
+    """How far ablating each set moves the target before its gate, at most, in contexts spread over all."""
     readers = Readers(bench, [target])
     columns = bench.columns(layer, sorted({number for of in sets for number in of}))
     member = torch.tensor([[number in of for number in columns.ids] for of in sets], device=bench.lm.device)
     found = found_in(bench, layer, readers.last, columns)
     changes = []
-    for number, context in enumerate(bench.contexts[:CONTEXTS]):
+    for number in spread(len(bench.contexts)):
+        context = bench.contexts[number]
         plain = bench.plain(layer, readers.last)[number]
         before = readers.read(plain.ends)[0][0]
         ids, features = bench.ids(context), found[number]
@@ -127,7 +147,12 @@ def _effects(bench: Bench, layer: int, sets: Sequence[Sequence[int]], target: No
 
         after = torch.cat(list(in_chunks(list(member), settings.replay.batch_rows, run)))
         changes.append((after - before).tolist())
-    return [fmean(of) for of in zip(*changes, strict=True)]
+    return [max(map(abs, of)) for of in zip(*changes, strict=True)]
+
+
+def spread(n: int) -> range:
+    """At most CONTEXTS of n contexts: those of a prompt stand together."""
+    return range(0, n, -(-n // CONTEXTS))
 
 
 def upper(hits: int, n: int) -> float:
@@ -141,4 +166,4 @@ def at_most(n: int, share: float) -> int:
     """The most of `n` features that may move the target without more than this share of sets holding one of them."""
     size = min(SIZE, n)
     every = comb(n, size)
-    return max(m for m in range(n + 1) if 1 - comb(n - m, size) / every <= share)
+    return bisect_right(range(n + 1), share, key=lambda m: 1 - comb(n - m, size) / every) - 1
