@@ -12,7 +12,8 @@ from pydantic import Field
 
 from fvcore import exits
 from fvcore.experiments.config import Option, add_command
-from fvcore.experiments.sae.config import PathwaysConfig
+from fvcore.experiments.sae.commands import sae_info, train_sae
+from fvcore.experiments.sae.config import Info, PathwaysConfig, Training
 
 if TYPE_CHECKING:
     from fvcore.experiments.progress import Progressing
@@ -59,14 +60,6 @@ class RunCommand(StepCommand):
     )
     strict: bool = Field(default=False, exclude=True, description="A warning of the audit is a failure, too.")
     as_json: Json = PRINTED
-
-
-class DiscoverCommand(StepCommand):
-    """How pathways are found, or judged once more."""
-
-    rescore: bool = Field(
-        default=False, exclude=True, description="Judge what is there by other thresholds, into a file beside it."
-    )
 
 
 class ShownCommand(PathwaysConfig):
@@ -131,16 +124,6 @@ def lines(validation: Validation) -> Iterator[str]:
         if group.count > group.listed:
             yield f"  ... and {group.count - group.listed:,} more"
     yield "the data passes" if validation.validated else "the data does not pass"
-
-
-def discover(command: DiscoverCommand) -> None:
-    if command.rescore:
-        from fvcore.experiments.sae.discover import rescore
-
-        for path in rescore(command):
-            typer.echo(f"wrote {path}")
-    else:
-        _do(command, command, "discover")
 
 
 @app.command("selftest")
@@ -262,9 +245,9 @@ STEPS = {
 
 add_command(app, "run", RunCommand, run_all)
 add_command(app, "audit", AuditCommand, audit)
-discover.__doc__ = STEPS.pop("discover")
-add_command(app, "discover", DiscoverCommand, discover)
 for _name, _said in STEPS.items():
     add_command(app, _name, StepCommand, step(_name, _said))
 add_command(app, "status", ShownCommand, show_status)
 add_command(app, "report", PathwaysConfig, write_report)
+add_command(app, "train-sae", Training, train_sae)
+add_command(app, "sae-info", Info, sae_info)

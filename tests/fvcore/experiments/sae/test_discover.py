@@ -34,6 +34,7 @@ from fvcore.experiments.sae.schemas import CausalFeatures, Feature, FeaturesMeta
 from fvcore.experiments.sae.selftest import survey
 from fvcore.experiments.workers import Local
 from fvcore.formats import read_json, read_jsonl, validated, write_json
+from tests.slow import slow_but
 
 FILES = (CANDIDATES, NULLS, REPLAYS, PATHWAYS)
 N_CONTEXTS = 6
@@ -104,7 +105,7 @@ class Killed(BaseException):
     """As a signal: no handler of errors sees it."""
 
 
-@pytest.mark.parametrize("n", [1, 4, 9, 13])
+@pytest.mark.parametrize("n", slow_but([9], [1, 4, 9, 13]))
 def test_a_discovery_that_was_killed_goes_on_and_ends_in_the_same_bytes(
     n: int, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,20 +148,20 @@ def test_a_process_that_is_killed_leaves_whole_files_alone(whole: dict[str, byte
     assert contents(tmp_path) == whole
 
 
-def test_other_thresholds_need_no_model_and_leave_the_run_as_it_is(
+def test_other_thresholds_need_no_model(
     tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = written(tmp_path)
     discover.discover(settings)
     monkeypatch.setattr(discover, "_workers", None)
-    (path,) = discover.rescore(settings)
-    assert path.read_bytes() == whole[PATHWAYS]
+    discover.discover(settings, rescore=True)
+    assert contents(tmp_path) == whole
     strict = resolve(PathwaysConfig, {"paths.out": str(tmp_path), "discover.replay.min_rel_effect": 10.0})
-    file = read_json(discover.rescore(strict)[0])
+    discover.discover(strict, rescore=True)
+    file = read_json(tmp_path / PATHWAYS)
     assert file["summary"]["validated"] == 0
     assert file["summary"]["by_status"]["small_effect"] > 0
     assert file["metadata"]["model"] == "planted"
-    assert contents(tmp_path) == whole
 
 
 def test_only_the_first_targets_are_asked_for_where_there_is_a_limit(tmp_path: Path) -> None:
