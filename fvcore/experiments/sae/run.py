@@ -89,7 +89,10 @@ class _Doing:
         closed = self.passes(self.step.gate)
         depends = depends_on(self.step, self.settings, self.folder, self.asked) | closed
         rescore = self._make_room(record, depends)
-        more = {"load": {"forced": bool(closed)}, "discover": {"limit": self.asked.limit, "rescore": rescore}}
+        more: dict[str, dict[str, Any]] = {
+            "load": {"forced": bool(closed)},
+            "discover": {"limit": self.asked.limit, "rescore": rescore},
+        }
         stage = Stage(name, depends, (), lambda _: WORK.get(name, _step)(self, progress, more.get(name, {})))
         if not record.is_done(stage):
             record.begin([stage])
