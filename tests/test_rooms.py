@@ -83,7 +83,7 @@ FLOORS = (
     ("embedded", "model"),
     ("trials", "prompts"),
     (*STATIONS, "fast"),
-    ("pipeline", "plots"),
+    ("pipeline", "decoding", "plots"),
     ("experiments",),
     ("cli",),
 )

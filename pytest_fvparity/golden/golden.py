@@ -30,7 +30,7 @@ from pytest_fvparity.reference.reference import Recording
 
 # What a recording is staged in, and what waits while it takes its place; a killed process leaves them behind.
 STAGING = ".recording-"
-PREVIOUS = ".previous"
+PREVIOUS, COMING = ".previous", ".coming"
 
 
 class NoGolden(StageError):
@@ -230,7 +230,7 @@ def rehearse(record: Record, path: Path) -> dict[str, KeyDiff]:
     """What `regenerate` would change; everything is recorded elsewhere, and nothing near `path` is touched."""
     with tempfile.TemporaryDirectory(prefix="fvparity-rehearsal-") as scratch:
         # An old golden that waits for its name is what `restore` would give it back before recording.
-        return differences(path if path.exists() else previous(path), recorded_twice(record, Path(scratch)))
+        return differences(previous(path) if waits(path) else path, recorded_twice(record, Path(scratch)))
 
 
 def recorded_twice(record: Record, scratch: Path) -> Path:
@@ -258,14 +258,17 @@ def differing_files(one: Path, other: Path) -> list[str]:
 
 def swap(new: Path, target: Path) -> None:
     """`new` takes `target`'s name. If anything fails the old directory is put back, now or by `restore`."""
-    old = previous(target)
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
+    old, following = previous(target), coming(target)
+    for stale in (old, following):
+        shutil.rmtree(stale, ignore_errors=True)
+    new.rename(following)
     try:
-        new.rename(target)
+        if target.exists():
+            target.rename(old)
+        following.rename(target)
     except BaseException:
         restore(target)
+        shutil.rmtree(following, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -275,10 +278,21 @@ def previous(target: Path) -> Path:
     return target.with_name(f".{target.name}{PREVIOUS}")
 
 
+def coming(target: Path) -> Path:
+    """Where the new directory waits: as long as it does, the old one may have to go back."""
+    return target.with_name(f".{target.name}{COMING}")
+
+
+def waits(target: Path) -> bool:
+    """Whether a process was killed between the two renames of `swap`. Without the new directory beside it the old one is
+    only not removed yet: where there is no golden then, its owner wants none."""
+    return not target.exists() and coming(target).exists() and previous(target).exists()
+
+
 def restore(target: Path) -> None:
     """Finish what a process that was killed between the two renames of `swap` left undone."""
-    if not target.exists():
-        with suppress(FileNotFoundError):  # nothing to restore, or another process just did
+    if waits(target):
+        with suppress(FileNotFoundError):  # another process just did
             previous(target).rename(target)
 
 
