@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvcore.experiments.config import ConfigError, resolve
+from fvcore.experiments.errors import StepError
 from fvcore.experiments.folder import Folder, locked
 from fvcore.experiments.record import Record, Stage
-from fvcore.experiments.sae.config import PathwaysConfig
+from fvcore.experiments.sae.config import PathwaysConfig, Training
 from fvcore.experiments.sae.generate import CHECKPOINTS, LOGS
 from fvcore.formats import write_text
 
@@ -65,12 +66,15 @@ def _settings(out: Path, given: PathwaysConfig, asked: Asked) -> PathwaysConfig:
 
 
 def _made(folder: Folder, settings: PathwaysConfig, asked: Asked, advance: Advance) -> list[Path]:
-    from fvcore.experiments.sae import bench, train
+    from fvcore.experiments.sae import bench
     from fvcore.experiments.sae.logged import Logged
     from fvcore.experiments.sae.store import Store
+    from fvcore.experiments.sae.train import train
 
-    train.train(settings.model.name, Path(settings.sae.source))
+    trained = train(Training(model=settings.model.name, out=Path(settings.sae.source), seed=settings.runtime.seed))
+    if trained.failures:
+        raise StepError(f"the autoencoders of the example: {'; '.join(trained.failures)}")
     lm = bench.load_model(settings)
     store = Store(settings.sae, lm.d_model, lm.device)
     Logged(lm, {layer: store.sae(layer) for layer in range(lm.n_layers)}, asked).write(folder.root, advance)
-    return [folder / name for glob in ("autoencoders/*/*", CHECKPOINTS, LOGS) for name in folder.names(glob)]
+    return [folder / name for glob in ("autoencoders/**/*.*", CHECKPOINTS, LOGS) for name in folder.names(glob)]
