@@ -124,8 +124,8 @@ class _Doing:
             refuse_others(self.folder.root, [f"{what} ({self.step.name})" for what in other], f"{OUT}, give --force")
         same = depends == before.settings
         if other or not self.asked.resume:
-            for name in {name for glob in self.step.leaves for name in self.folder.names(glob)}:
-                (self.folder / name).unlink()
+            for path in {path for glob in self.step.leaves for path in self.folder.root.glob(glob) if path.is_file()}:
+                path.unlink()
         if not same or not self.asked.resume:
             record.forget(self.step.name)
         whole = bool(before.writes) and self.folder.digests(before.writes) == before.writes
