@@ -11,7 +11,8 @@ import typer
 from pydantic import Field
 
 from fvcore.experiments.config import Option, add_command
-from fvcore.experiments.sae.config import PathwaysConfig
+from fvcore.experiments.sae.commands import sae_info, train_sae
+from fvcore.experiments.sae.config import Info, PathwaysConfig, Training
 
 if TYPE_CHECKING:
     from fvcore.experiments.progress import Progressing
@@ -224,3 +225,5 @@ for _name, _said in STEPS.items():
     add_command(app, _name, StepCommand, step(_name, _said))
 add_command(app, "status", ShownCommand, show_status)
 add_command(app, "report", PathwaysConfig, write_report)
+add_command(app, "train-sae", Training, train_sae)
+add_command(app, "sae-info", Info, sae_info)

@@ -2,7 +2,8 @@
 
 Work comes in batches: targets of a layer are attributed, sources of a layer are replayed, and of each layer random features
 are ablated. A batch leaves one whole file, so that a run that was killed goes on with the first batch that is not there, on
-this machine or on others, and ends in the same bytes.
+this machine or on others, and ends in the same bytes. What was validated is divided among the heads that carry it, and for
+some targets a bound is found on what screening passed over.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from fvcore.experiments.errors import Cause, StepError, cause_of
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.progress import Watched
 from fvcore.experiments.sae import bench as benches
+from fvcore.experiments.sae import heads, missed
 from fvcore.experiments.sae.attribution import Sources
 from fvcore.experiments.sae.batches import Batch, attributions, by_layer, nulls, replays
 from fvcore.experiments.sae.bench import Bench
 from fvcore.experiments.sae.features import FEATURES
+from fvcore.experiments.sae.heads import HEADS
+from fvcore.experiments.sae.missed import MISSED
 from fvcore.experiments.sae.pathways import (
     CANDIDATES,
     NULLS,
@@ -94,13 +98,11 @@ def discover(
     about = (
         read_json(folder / PATHWAYS)["metadata"] if rescore else _compute(settings, folder, limit, Watched(progress))
     )
-    rows = _read(folder / CANDIDATES, TargetRow)
-    replayed, nulled = _read(folder / REPLAYS, ReplayRow), _read(folder / NULLS, NullRow)
-    pathways = judge(rows, replayed, nulled, benches.contexts_of(settings), settings.discover)
+    rows, pathways = _read(folder / CANDIDATES, TargetRow), _verdicts(settings, folder)
     file = ValidatedPathways(
         metadata=about | _metadata(settings, rows, pathways), summary=summary_of(pathways, rows), pathways=pathways
     )
-    return [folder / name for name in (CANDIDATES, NULLS, REPLAYS)] + folder.write(
+    return [folder / name for name in (CANDIDATES, NULLS, REPLAYS, HEADS, MISSED)] + folder.write(
         {PATHWAYS: file.model_dump(mode="json")}
     )
 
@@ -115,7 +117,15 @@ def _compute(settings: PathwaysConfig, folder: Folder, limit: int | None, progre
         rows = _read(folder / CANDIDATES, TargetRow)
         run(NULLS, "Null", nulls(rows, own, runtime.seed))
         run(REPLAYS, "Replay", replays(rows, own, runtime.seed, runtime.flush_every))
+        run(HEADS, "Heads", heads.batches(_verdicts(settings, folder)))
+        run(MISSED, "Missed", missed.batches(rows, list(sources), own, runtime.seed))
         return workers.ask(_about)
+
+
+def _verdicts(settings: PathwaysConfig, folder: Folder) -> list[Pathway]:
+    rows = _read(folder / CANDIDATES, TargetRow)
+    replayed, nulled = _read(folder / REPLAYS, ReplayRow), _read(folder / NULLS, NullRow)
+    return judge(rows, replayed, nulled, benches.contexts_of(settings), settings.discover)
 
 
 def _asked(settings: PathwaysConfig, folder: Folder, limit: int | None) -> tuple[list[Node], Sources]:

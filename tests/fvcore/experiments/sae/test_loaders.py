@@ -209,7 +209,7 @@ def test_files_of_dictionary_learning(tmp_path: Path, kind: str) -> None:
 def written(root: Path, name: str) -> Path:
     """A folder of each format that has rows."""
     folder = root / name
-    makers = {
+    makers: dict[str, Any] = {
         "llama_scope": scope,
         "sae_lens": lens,
         "dictionary_learning": lambda f, w: dictionary(f, w, "BatchTopKSAE"),
