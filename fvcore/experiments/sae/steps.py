@@ -143,7 +143,7 @@ STEPS = (
     ),
     Step(
         "tokens",
-        (*DATA, "tokens", "prompts", "model.name", "model.revision", "sae.source", "runtime.seed"),
+        (*DATA, *MODEL, "tokens", "prompts"),
         (FEATURES,),
         ("results/tokens/*",),
         gate=_there(FEATURES),
