@@ -126,7 +126,7 @@ STEPS = (
     ),
     Step(
         "prototype",
-        (*MODEL, "prototype", "discover", "contexts.exclude_special"),
+        (*MODEL, "prototype", "discover", "features.layers", "contexts.exclude_special"),
         (FEATURES, CONTEXTS),
         ("results/prototype/*",),
         gate=_there(FEATURES, CONTEXTS),
