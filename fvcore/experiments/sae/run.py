@@ -89,7 +89,10 @@ class _Doing:
         closed = self.passes(self.step.gate)
         depends = depends_on(self.step, self.settings, self.folder, self.asked) | closed
         rescore = self._make_room(record, depends)
-        more = {"load": {"forced": bool(closed)}, "discover": {"limit": self.asked.limit, "rescore": rescore}}
+        more: dict[str, dict[str, Any]] = {
+            "load": {"forced": bool(closed)},
+            "discover": {"limit": self.asked.limit, "rescore": rescore},
+        }
         stage = Stage(name, depends, (), lambda _: WORK.get(name, _step)(self, progress, more.get(name, {})))
         if not record.is_done(stage):
             record.begin([stage])
@@ -121,8 +124,8 @@ class _Doing:
             refuse_others(self.folder.root, [f"{what} ({self.step.name})" for what in other], f"{OUT}, give --force")
         same = depends == before.settings
         if other or not self.asked.resume:
-            for name in {name for glob in self.step.leaves for name in self.folder.names(glob)}:
-                (self.folder / name).unlink()
+            for path in {path for glob in self.step.leaves for path in self.folder.root.glob(glob) if path.is_file()}:
+                path.unlink()
         if not same or not self.asked.resume:
             record.forget(self.step.name)
         whole = bool(before.writes) and self.folder.digests(before.writes) == before.writes

@@ -141,7 +141,7 @@ def null_survey(seed: int) -> Survey:
     world = build(seed, effects=(0.5, 0.5, 0.5))
     own = Discover(min_rel_attr=0.0, top_k=10_000)
     own = own.model_copy(update={"replay": own.replay.model_copy(update={"min_rel_effect": 0.0})})
-    return survey(world, own, {layer: world.nulls[::2] for layer in (0, 1)})
+    return survey(world, own, dict.fromkeys((0, 1), world.nulls[::2]))
 
 
 def calibration(surveys: Sequence[Survey]) -> dict[str, float]:
