@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import Field
 
+from fvcore import exits
 from fvcore.experiments.config import Option, add_command
 from fvcore.experiments.sae.commands import sae_info, train_sae
 from fvcore.experiments.sae.config import Info, PathwaysConfig, Training
