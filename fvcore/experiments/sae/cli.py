@@ -242,6 +242,23 @@ def write_report(command: PathwaysConfig) -> None:
         typer.echo(f"wrote {path}")
 
 
+@app.command("faults")
+def show_faults(
+    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+) -> None:
+    """Look for pathways wrongly in every known way; exit status 1 if one is not caught by what must catch it."""
+    from fvcore.experiments.sae import faults
+
+    found = faults.rows()
+    for row in found:
+        verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
+        typer.echo(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {faults.rounded(row.seen.value)}")
+    if markdown is not None:
+        typer.echo(f"wrote {faults.write(markdown, found)}")
+    if not all(row.caught for row in found):
+        raise typer.Exit(exits.FAILED)
+
+
 @app.command("init")
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; its files must not be there yet.")],
