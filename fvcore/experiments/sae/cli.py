@@ -62,6 +62,14 @@ class RunCommand(StepCommand):
     as_json: Json = PRINTED
 
 
+class DiscoverCommand(StepCommand):
+    """How pathways are found, or judged once more."""
+
+    rescore: bool = Field(
+        default=False, exclude=True, description="Judge what is there by other thresholds, into a file beside it."
+    )
+
+
 class ShownCommand(PathwaysConfig):
     """How it is shown."""
 
@@ -124,6 +132,16 @@ def lines(validation: Validation) -> Iterator[str]:
         if group.count > group.listed:
             yield f"  ... and {group.count - group.listed:,} more"
     yield "the data passes" if validation.validated else "the data does not pass"
+
+
+def discover(command: DiscoverCommand) -> None:
+    if command.rescore:
+        from fvcore.experiments.sae.discover import rescore
+
+        for path in rescore(command):
+            typer.echo(f"wrote {path}")
+    else:
+        _do(command, command, "discover")
 
 
 @app.command("selftest")
@@ -224,6 +242,23 @@ def write_report(command: PathwaysConfig) -> None:
         typer.echo(f"wrote {path}")
 
 
+@app.command("faults")
+def show_faults(
+    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+) -> None:
+    """Look for pathways wrongly in every known way; exit status 1 if one is not caught by what must catch it."""
+    from fvcore.experiments.sae import faults
+
+    found = faults.rows()
+    for row in found:
+        verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
+        typer.echo(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {faults.rounded(row.seen.value)}")
+    if markdown is not None:
+        typer.echo(f"wrote {faults.write(markdown, found)}")
+    if not all(row.caught for row in found):
+        raise typer.Exit(exits.FAILED)
+
+
 @app.command("init")
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; its files must not be there yet.")],
@@ -245,6 +280,8 @@ STEPS = {
 
 add_command(app, "run", RunCommand, run_all)
 add_command(app, "audit", AuditCommand, audit)
+discover.__doc__ = STEPS.pop("discover")
+add_command(app, "discover", DiscoverCommand, discover)
 for _name, _said in STEPS.items():
     add_command(app, _name, StepCommand, step(_name, _said))
 add_command(app, "status", ShownCommand, show_status)

@@ -12,6 +12,7 @@ CANDIDATES = "results/pathways/candidates.jsonl"
 REPLAYS = "results/pathways/replay.jsonl"
 NULLS = "results/pathways/nulls.jsonl"
 PATHWAYS = "results/pathways/validated_pathways.json"
+RESCORED = "results/pathways/rescored_pathways.json"
 
 Status: TypeAlias = Literal[
     "validated",

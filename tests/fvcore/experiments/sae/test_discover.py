@@ -148,20 +148,20 @@ def test_a_process_that_is_killed_leaves_whole_files_alone(whole: dict[str, byte
     assert contents(tmp_path) == whole
 
 
-def test_other_thresholds_need_no_model(
+def test_other_thresholds_need_no_model_and_leave_the_run_as_it_is(
     tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = written(tmp_path)
     discover.discover(settings)
     monkeypatch.setattr(discover, "_workers", None)
-    discover.discover(settings, rescore=True)
-    assert contents(tmp_path) == whole
+    (path,) = discover.rescore(settings)
+    assert path.read_bytes() == whole[PATHWAYS]
     strict = resolve(PathwaysConfig, {"paths.out": str(tmp_path), "discover.replay.min_rel_effect": 10.0})
-    discover.discover(strict, rescore=True)
-    file = read_json(tmp_path / PATHWAYS)
+    file = read_json(discover.rescore(strict)[0])
     assert file["summary"]["validated"] == 0
     assert file["summary"]["by_status"]["small_effect"] > 0
     assert file["metadata"]["model"] == "planted"
+    assert contents(tmp_path) == whole
 
 
 def test_only_the_first_targets_are_asked_for_where_there_is_a_limit(tmp_path: Path) -> None:
