@@ -31,7 +31,8 @@ if RUNNING:
         target_probability,
         tokens_of_class,
     )
-    from fvcore.injection import N_GENERATED, inject, inject_generate, inject_nll
+    from fvcore.injection import N_GENERATED, generated_ids, inject, inject_generate, inject_nll
+    from fvcore.model.generation import set_aside
     from fvcore.model.hooks import HookNeverFired, add_to_residual, read_heads
     from fvcore.model.model import LanguageModel, ModelError
     from fvcore.pipeline import Pipeline, Settings
@@ -509,6 +510,43 @@ def test_generation_is_sixteen_greedy_tokens_whatever_the_model_would_sample(lla
     lm.hf.generation_config.update(do_sample=True, temperature=5.0, top_p=0.5, top_k=3)
     torch.manual_seed(1)
     assert inject_generate(lm, llama.ids, llama.vector, 0) == expected
+
+
+SHIPPED_SETTINGS: dict[str, dict[str, Any]] = {
+    "a penalty of repetition": {"repetition_penalty": 1.5},
+    "no pair of tokens twice": {"no_repeat_ngram_size": 1},
+    "several beams": {"num_beams": 3, "do_sample": True, "temperature": 3.0},
+    "a first token": {"begin_suppress_tokens": [5, 6, 7], "forced_bos_token_id": 9},
+    "forbidden tokens": {"suppress_tokens": list(range(3, 30)), "bad_words_ids": [[31]]},
+    "a last token": {"forced_eos_token_id": 2, "max_length": 300},
+    "a least length": {"min_new_tokens": 16, "min_length": 99},
+    "a bias": {"sequence_bias": {(40,): 30.0}},
+    "no cache": {"use_cache": False},
+}
+
+
+@pytest.mark.parametrize("settings", SHIPPED_SETTINGS.values(), ids=SHIPPED_SETTINGS.keys())
+def test_greedy_is_greedy_whatever_a_model_ships_with(llama: Bench, settings: dict[str, Any]) -> None:
+    lm = random_lm("llama")
+    plain = inject_generate(lm, llama.ids, llama.vector, 0)
+    # An end token that comes early, so that a least length would show.
+    lm.hf.generation_config.eos_token_id = [2, plain.base_ids[4]]
+    expected = inject_generate(lm, llama.ids, llama.vector, 0)
+    texts = generated_ids(lm, [llama.ids])
+    assert len(expected.base_ids) <= 5
+    lm.hf.generation_config.update(**settings)
+    own, before = lm.hf.generation_config, lm.hf.generation_config.to_dict()
+
+    assert inject_generate(lm, llama.ids, llama.vector, 0) == expected
+    assert generated_ids(lm, [llama.ids]) == texts
+
+    assert lm.hf.generation_config is own
+    assert own.to_dict() == before
+    assert set(set_aside(lm.hf)) >= set(settings)
+
+
+def test_what_was_set_aside_is_nothing_where_a_model_only_says_how_a_text_ends(llama: Bench) -> None:
+    assert set_aside(llama.lm.hf) == {}
 
 
 def test_generation_stops_at_any_of_several_end_tokens(llama: Bench) -> None:

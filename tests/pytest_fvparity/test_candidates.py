@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -151,6 +152,22 @@ def test_that_no_candidate_was_given_stands_in_the_first_line(pytester: pytest.P
     (report,) = reports(pytester)
     assert report["headline"].startswith("PASS: ")
     assert "no candidate" not in report["headline"]
+
+
+def test_plain_argmax_is_right_whatever_generation_settings_a_model_ships_with(
+    pytester: pytest.Pytester, world: World, tmp_path: Path
+) -> None:
+    """Also for a golden that was recorded from the same weights without them."""
+    folder = shutil.copytree(world.model, tmp_path / world.model.name)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    shipped = {"repetition_penalty": 1.5, "do_sample": True, "no_repeat_ngram_size": 1, "_from_model_config": False}
+    (folder / "generation_config.json").write_text(json.dumps(settings | shipped))
+    words = [f"--fv-model={folder}", *world.trial_options, f"--fv-golden={world.golden}"]
+
+    for more in ([], ["--fv-candidate=pytest_fvparity.candidates.adapters.torch_hooks:make"]):
+        pytester.runpytest_inprocess("-m", "parity", *words, *more).assert_outcomes(passed=6)
+        (report,) = reports(pytester)
+        assert "repetition_penalty 1.5" in report["conditions"]["generation_config"][1]
 
 
 @pytest.mark.parametrize("words", [["--fv-candidate-python=python"], ["--fv-candidate=a:b", "--fv-candidate-dir=."]])

@@ -199,7 +199,11 @@ class Plan:
         """All of it as plain values."""
         device, rate = measured_rate(self.settings.model.device, self.dtype)
         return {
-            "model": {"name": self.settings.model.name, "parameters": self.parameters, "dtype": self.settings.model.dtype},
+            "model": {
+                "name": self.settings.model.name,
+                "parameters": self.parameters,
+                "dtype": self.settings.model.dtype,
+            },
             "counts": {
                 "features": sum(self.per_layer.values()),
                 "targets": sum(self.targets.values()),
