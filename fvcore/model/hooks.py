@@ -170,7 +170,8 @@ def hide_slots(lm: LanguageModel, hidden: Mapping[int, Tensor]) -> AbstractConte
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
             fired.add(layer)
             bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
-            mask, residual = bound.arguments.get("attention_mask"), bound.args[1]
+            mask = bound.arguments.get("attention_mask")
+            residual = _required(bound.args[1], lm.d_model, f"{lm.name}: what enters block {layer}")
             bound.arguments["attention_mask"] = _without(mask, hidden[layer], residual.shape[1])
             return bound.args[1:], bound.kwargs
 
@@ -196,8 +197,9 @@ def one_token_per_row(lm: LanguageModel, tokens: Tensor) -> Iterator[None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         nonlocal fired
         fired = True
-        rows = torch.arange(len(tokens), device=args[0].device)
-        return (args[0][rows, tokens.to(args[0].device)][:, None], *args[1:])
+        hidden = _required(args[0], args[0].shape[-1], f"{lm.name}: what enters the output head")
+        rows = torch.arange(len(tokens), device=hidden.device)
+        return (hidden[rows, tokens.to(hidden.device)][:, None], *args[1:])
 
     with lm.hf.get_output_embeddings().register_forward_pre_hook(hook):
         yield
