@@ -275,10 +275,11 @@ def require_streams(lm: LanguageModel) -> None:
         raise ModelError(
             f"{lm.name}: a pass over {ids.shape[1]} tokens, by which a model is looked at, failed ({said})"
         ) from error
-    for what, seen in (("block", dict(enumerate(entered))), ("projection", heads)):
-        for layer, x in seen.items():
-            if x.shape[:2] != ids.shape:
-                raise _no_stream(x, f"{tuple(ids.shape)} and a width", f"{lm.name}: what enters {what} {layer}")
+    names = [*(f"what enters block {layer}" for layer in range(lm.n_layers)), f"what leaves block {lm.n_layers - 1}"]
+    seen = dict(zip(names, entered, strict=True))
+    for what, x in (seen | {f"what enters the projection of layer {layer}": x for layer, x in heads.items()}).items():
+        if x.shape[:2] != ids.shape:
+            raise _no_stream(x, f"{tuple(ids.shape)} and a width", f"{lm.name}: {what}")
 
 
 @contextmanager

@@ -270,7 +270,7 @@ NO_STREAMS: dict[str, tuple[Callable[[], Any], str]] = {
     "several streams": (several_streams, r"what leaves block 0 is \(4, 2, 3, 32\), expected \(row, token, 32\)"),
     "tokens before rows": (
         lambda: leaving(lambda x: x.transpose(0, 1), 1),
-        r"block 2 is \(3, 2, 32\), expected \(2, 3\) and a width",
+        r"what leaves block 1 is \(3, 2, 32\), expected \(2, 3\) and a width",
     ),
     "another width": (lambda: leaving(lambda x: x.repeat(1, 1, 2), 1), r"what leaves block 1 is \(2, 3, 64\)"),
     "no rows": (lambda: leaving(lambda x: x.flatten(0, 1), 1), r"what leaves block 1 is \(6, 32\)"),
