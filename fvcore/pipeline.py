@@ -33,12 +33,14 @@ from fvcore.vectors import function_vector, head_term
 class Settings:
     """What is chosen beside model and trials. -1 as token class is the last token alone (rank 3).
 
+    Without an `edit_layer` it is a third of the depth, as in the paper (section 2.3).
+
     `engine` is `fast`, where it holds for the model; `exact`, the reference's own arithmetic; or `screened`, which is `fast`
     and leaves the effects of heads at their estimates that these rule out of the top heads. `max_memory` (bytes) bounds what
     `fast` takes beside the weights, half of what is free by default.
     """
 
-    edit_layer: int
+    edit_layer: int | None = None
     n_top_heads: int = 10
     token_class_idx: int = -1
     alpha: float = 1.0
@@ -46,9 +48,13 @@ class Settings:
     engine: str = "fast"
     max_memory: int | None = None
 
+    def layer_of(self, lm: LanguageModel) -> int:
+        """The block behind which the vector is added."""
+        return lm.n_layers // 3 if self.edit_layer is None else self.edit_layer
+
     def require_fit(self, lm: LanguageModel) -> None:
         """Raise the one clear error a wrong setting deserves, before anything is computed."""
-        lm.require_layer(self.edit_layer)
+        lm.require_layer(self.layer_of(lm))
         n_heads = len(lm.heads)
         if not 1 <= self.n_top_heads <= n_heads:
             raise ModelError(f"{self.n_top_heads} top heads asked for, {lm.name} has {n_heads}; ask for 1 to {n_heads}")
@@ -192,7 +198,7 @@ class Pipeline:
 
     def injection_output(self, prompts: Artifact, fv_vector: Artifact) -> Artifact:
         vector = tensor_leaf(fv_vector, "function_vector").to(self.lm.device)
-        where = (self.settings.edit_layer, self.settings.alpha)
+        where = (self.settings.layer_of(self.lm), self.settings.alpha)
         leaves: dict[str, Leaf] = {}
         for key in trial_keys(prompts):
             ids, target = _asked(prompts, key)
@@ -248,7 +254,7 @@ def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Pr
         reference_profile=settings.reference_profile,
         n_top_heads=settings.n_top_heads,
         token_class_idx=settings.token_class_idx,
-        edit_layer=settings.edit_layer,
+        edit_layer=settings.layer_of(lm),
         alpha=settings.alpha,
         **model_identity(lm, Identity.model_fields),
     )
@@ -263,8 +269,11 @@ def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Pr
     return Profile(identity=identity, conditions=conditions)
 
 
-def run(lm: LanguageModel, trials: FixedTrials, settings: Settings, injected: bool = True) -> dict[str, Artifact]:
+def run(
+    lm: LanguageModel, trials: FixedTrials, settings: Settings | None = None, injected: bool = True
+) -> dict[str, Artifact]:
     """All stations in order, or all up to the function vector: check key -> artifact."""
+    settings = settings or Settings()
     stations = Pipeline(lm, trials, settings)
     settings.require_fit(lm)
     prompts = stations.prompt_boundary()

@@ -7,11 +7,12 @@ boundary by tokenising prompt and answer together, never the answer alone
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-from fvcore.formats import parting
+from fvcore.formats import parting, sha256
 from fvcore.model.tokenizer import BosFacts, Tokenizer
 from fvcore.trials.draws import Splits
 from fvcore.trials.fixed import (
@@ -23,8 +24,13 @@ from fvcore.trials.fixed import (
     TrialsError,
     TrialsFile,
     WordPair,
+    file_name,
     sample,
+    text_of,
 )
+
+if TYPE_CHECKING:
+    from fvcore.model.model import LanguageModel
 
 # The text the public reference puts in front of a prompt when the tokenizer adds no BOS by itself
 # (its prompt_utils.py writes it out). Used by the `todd_upstream` profile alone.
@@ -159,6 +165,28 @@ def sample_trials(tokenizer: Tokenizer, pairs: Sequence[WordPair], meta: Meta) -
     require_bos_agreement(tokenizer, meta)
     template = PromptTemplate.of(meta, tokenizer)
     return sample(pairs, meta, lambda *words: list(prompt_at_boundary(tokenizer, *words).answer_ids), template.text)
+
+
+def make_trials(
+    lm: LanguageModel,
+    pairs: Iterable[tuple[str, str]],
+    n_trials: int = 10,
+    n_shots: int = 10,
+    seed: int = 0,
+    name: str = "pairs",
+) -> FixedTrials:
+    """Trials of a list of (word, answer), drawn as `fvcore trials make` draws them, for this model's tokenizer."""
+    rows = [WordPair(input=word, output=answer) for word, answer in pairs]
+    meta = Meta(
+        dataset_json=f"{name}.json",
+        seed=seed,
+        n_trials=n_trials,
+        n_shots=n_shots,
+        model_name_for_tokenizer=lm.name,
+        model_prepend_bos=BosFacts.of(lm.tokenizer).adds_bos,
+    )
+    file = sample_trials(lm.tokenizer, rows, meta)
+    return FixedTrials(Path(file_name(meta)).stem, sha256(text_of(file).encode()), file)
 
 
 def require_verified(trials: FixedTrials, tokenizer: Tokenizer) -> None:

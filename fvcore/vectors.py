@@ -4,12 +4,16 @@ Source: section 2.3 of Todd et al. 2023; `compute_function_vector` in the refere
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fvcore.formats import FormatError, read_safetensors, safetensors_metadata, write_safetensors
 from fvcore.model.model import LanguageModel
+
+VECTOR = "function_vector"
 
 
 @torch.inference_mode()
@@ -39,3 +43,16 @@ def function_vector(lm: LanguageModel, mean_activations: Tensor, heads: Iterable
     for layer, head, *_ in heads:
         total += head_term(lm, layer, head, mean_activations[layer, head, -1]).to(total.device)
     return total.to(lm.hf.dtype)
+
+
+def save_vector(path: str | Path, vector: Tensor, **about: object) -> None:
+    """Write a vector (d_model,) as safetensors; `about`: what is worth knowing of it, kept as text beside it."""
+    write_safetensors(Path(path), {VECTOR: vector}, {name: str(value) for name, value in about.items()})
+
+
+def load_vector(path: str | Path) -> tuple[Tensor, dict[str, str]]:
+    """A vector (d_model,) and what was said about it. Raises FormatError for a file that holds none."""
+    found = read_safetensors(Path(path))
+    if VECTOR not in found:
+        raise FormatError(f"{path}: expected a tensor {VECTOR!r}, found {', '.join(found) or 'none'}")
+    return found[VECTOR], safetensors_metadata(Path(path))

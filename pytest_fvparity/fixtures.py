@@ -19,6 +19,7 @@ import pytest
 
 from fvcore.gates import StageError
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
+from pytest_fvparity.parity.custody import nothing_left_by_factory
 from pytest_fvparity.suite.declaration import FILES_KEY
 from pytest_fvparity.suite.item import NoDevice, StageItem
 from pytest_fvparity.suite.scheduler import PLACE
@@ -236,7 +237,10 @@ def fv_candidate(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_tri
     settings = run_settings(request, fv_trials)
     settings.require_fit(fv_model)
 
-    make = partial(_candidate, request, fv_model, fv_trials, settings)
+    def make() -> Implementation:
+        with nothing_left_by_factory(fv_model):
+            return _candidate(request, fv_model, fv_trials, settings)
+
     return _cached(request, make, "candidate", fv_trials.id, fv_trials.sha256, str(id(fv_model)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
@@ -286,7 +286,7 @@ def reproduce(config: pytest.Config, nodeid: str, declared: Declaration | None) 
     """One line that runs this stage alone, from the folder this run was started in."""
     here, (file, _, stage) = config.invocation_params.dir, nodeid.partition("::")
     path, (suite, _, key) = config.rootpath / file, stage.rpartition("::")
-    given, carried = _reproduce_options(config), _carried([str(word) for word in config.invocation_params.args])
+    given, carried = _reproduce_options(config), _carried(config)
     if declared is None or path.is_relative_to(here):
         shown = path.relative_to(here).as_posix() if path.is_relative_to(here) else path
         return shlex.join(["pytest", *carried, f"{shown}::{stage}", *given])
@@ -294,17 +294,32 @@ def reproduce(config: pytest.Config, nodeid: str, declared: Declaration | None) 
     return shlex.join(["pytest", *carried, "-m", suite, "-k", key, declared.option(path), *given])
 
 
-_CARRIED = ("-p", "-c", "--config-file", "-o", "--override-ini", "--rootdir", "--confcutdir", "--import-mode")
+# fmt: off
+_DULL = {
+    "keyword", "markexpr", "deselect", "ignore", "ignore_glob", "file_or_dir", "collectonly", "lf", "failedfirst",
+    "newfirst", "stepwise", "stepwise_skip", "stepwise_reset", "maxfail", "last_failed_no_failures", "numprocesses",
+    "maxprocesses", "dist", "tx", "px", "distload", "looponfail", "verbose", "no_header", "no_summary", "reportchars",
+    "tbstyle", "showlocals", "fulltrace", "color", "code_highlight", "disable_warnings", "durations", "durations_min",
+    "xmlpath", "junitprefix", "pastebin", "cacheclear", "cacheshow", "usepdb", "usepdb_cls", "trace", "basetemp", "log_file",
+}
+# fmt: on
+"""Options of pytest and its plugins, by destination, that choose what runs or how it is shown: no outcome hangs on them."""
 
 
-def _carried(words: Sequence[str]) -> list[str]:
-    """pytest's own options that decide which code runs: plugins, configuration, where conftest files are looked for."""
-    kept: list[str] = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word in _CARRIED:
-            kept += [word, following]
-        elif word.startswith(_CARRIED) and ("=" in word or not word.startswith("--")):
-            kept.append(word)
+def _carried(config: pytest.Config) -> list[str]:
+    """What the command line says beside this plugin's own options and the dull ones, also options of a user's conftest.py."""
+    known: Mapping[str, Any] = getattr(config._parser.optparser, "_option_string_actions", {})
+    dull = _DULL | {option.dest for option in OPTIONS}
+    words, kept = [str(word) for word in config.invocation_params.args], list[str]()
+    while words and words[0] != "--":
+        word = words.pop(0)
+        name = word.partition("=")[0] if word.startswith("--") else word[:2]
+        action = known.get(name)
+        n_more = 0 if action is None or word != name or action.nargs == 0 else 1
+        more, words = words[:n_more], words[n_more:]
+        if not word.startswith("-") or getattr(action, "dest", "") in dull:
+            continue
+        kept += [word, *more]
     return kept
 
 

@@ -83,7 +83,7 @@ FLOORS = (
     ("embedded", "model"),
     ("trials", "prompts"),
     (*STATIONS, "fast"),
-    ("pipeline", "plots"),
+    ("pipeline", "decoding", "plots"),
     ("experiments",),
     ("cli",),
 )
@@ -178,6 +178,7 @@ def _families_in(code: str) -> set[str]:
 # The names of things that exist: these files alone, these names alone.
 NAMED = {
     "fvcore.experiments.sae.config": {"llama"},  # a format of autoencoders
+    "fvcore.experiments.sae.loaders": {"llama"},  # the same format
     "fvcore.trials.fixed": {"gpt"},  # the default tokenizer of the trials' format
     "pytest_fvparity.shipped": {"gpt", "llama"},  # the shipped models' trials
     "pytest_fvparity.selftest.faults.effects": {"gpt", "llama"},  # paths that mislead the reference

@@ -27,8 +27,8 @@ LEFT_OUT = 8
 THRESHOLD = 0.2
 NOISE = 0.3  # of the weights that the library draws
 LENGTH = 12  # tokens of a context, the first one special
-MOVES, DRIVES = 8.0, 0.5  # how strongly A2 and B are written
-SINK, PLENTY = 12.0, 3.0  # sizes of S and of BIAS
+MOVES, DRIVES = 7.5, 0.5  # how strongly A2 and B are written
+SINK, PLENTY = 12.0, 2.0  # sizes of S and of BIAS
 
 Node: TypeAlias = tuple[int, int]
 """A layer and a feature there."""
@@ -50,6 +50,7 @@ class Planted:
     contexts: tuple[tuple[int, ...], ...]
     true: frozenset[Edge]
     open: frozenset[Edge]
+    threshold: float = THRESHOLD
 
     @property
     def targets(self) -> list[Node]:
@@ -123,7 +124,7 @@ def _blank(draw: torch.Generator) -> Any:
 def _embed(model: Any, basis: Tensor, names: dict[str, int], nulls: Sequence[int], draw: torch.Generator) -> None:
     """Word 0 begins every context; word k + 1 holds A and C of chain k, word k + 1 + n C alone, the next one E."""
     table = model.model.embed_tokens.weight
-    table.normal_(0, 0.05, generator=draw).add_(PLENTY * basis[names["BIAS"]])
+    table.normal_(0, 0.02, generator=draw).add_(PLENTY * basis[names["BIAS"]])
     n = sum(name.startswith("A.") for name in names)
     for k in range(n):
         table[k + 1] += basis[names[f"A.{k}"]] + basis[names[f"C.{k}"]]
@@ -181,7 +182,9 @@ def _true(names: dict[str, int], effects: Sequence[float]) -> frozenset[Edge]:
 
 
 def _open(names: dict[str, int], effects: Sequence[float]) -> frozenset[Edge]:
-    """What is large changes the norms, and with them everything: BIAS from layer 0, and whatever stands beside N or S."""
+    """What is large changes the norms, and with them what is written always: BIAS at layer 0, N, and all chains for N."""
     targets = [(1, names[f"A2.{k}"]) for k in range(len(effects))]
     targets += [(2, names[f"B.{k}"]) for k in range(len(effects))] + [(2, names["N"])]
-    return frozenset(((layer, names[name]), target) for layer, name in ((0, "BIAS"), (1, "N")) for target in targets)
+    large = {((layer, names[name]), target) for layer, name in ((0, "BIAS"), (1, "N")) for target in targets}
+    chains = {(layer, names[f"{kind}.{k}"]) for layer, kind in ((0, "A"), (1, "A2")) for k in range(len(effects))}
+    return frozenset(large | {(source, targets[-1]) for source in chains})

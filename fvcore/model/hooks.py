@@ -322,15 +322,27 @@ def passing_over(
 
 @contextmanager
 def hooks_left(root: nn.Module | None) -> Iterator[list[str]]:
-    """The modules on which the block leaves hooks that were not there before; the hooks are taken off again."""
+    """The modules on which the block leaves hooks that were not there before; the hooks are taken off again.
+
+    The library's own are none of these: it sets those that capture hidden states once, and a model without them would
+    answer `output_hidden_states=True` with nothing.
+    """
     modules = dict(root.named_modules()) if root is not None else {}
-    tables = [(name, t) for name, m in modules.items() for t in (m._forward_pre_hooks, m._forward_hooks)]
+    tables = [(name, getattr(module, kind)) for name, module in modules.items() for kind in HOOK_TABLES]
+    tables += [("every module", getattr(nn.modules.module, f"_global{kind}")) for kind in HOOK_TABLES]
     before = [set(table) for _, table in tables]
     left: list[str] = []
     try:
         yield left
     finally:
         for (name, table), known in zip(tables, before, strict=True):
-            for handle in table.keys() - known:
+            for handle in [handle for handle in table if handle not in known and not _of_library(table[handle])]:
                 del table[handle]
                 left.append(name)
+
+
+HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def _of_library(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).partition(".")[0] == "transformers"

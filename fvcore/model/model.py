@@ -49,6 +49,10 @@ class LanguageModel:
     # What takes long to find out (digests read every weight) is kept here.
     known: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        sizes = f"{self.n_layers} layers, {self.n_heads} heads, d_model {self.d_model}"
+        return f"LanguageModel({self.name}: {self.spec.name}, {sizes}, {self.dtype} on {self.device})"
+
     @classmethod
     def wrap(
         cls,

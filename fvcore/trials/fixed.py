@@ -175,6 +175,9 @@ class FixedTrials:
     path: Path | None = None
     target_regime: str = "clean"
 
+    def __repr__(self) -> str:
+        return f"FixedTrials({self.id}: {len(self.file.trials)} trials of {self.meta.n_shots} shots)"
+
     @property
     def meta(self) -> Meta:
         return self.file.meta

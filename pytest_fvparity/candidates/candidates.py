@@ -18,7 +18,7 @@ from fvcore import artifacts
 from fvcore.artifacts import Artifact
 from fvcore.experiments import plan_files
 from fvcore.formats import FormatError, read_json
-from fvcore.gates import NotProvided
+from fvcore.gates import NotProvided, error_line
 from pytest_fvparity.candidates.conversation import CandidateError, Conversation
 from pytest_fvparity.parity.implementation import NO_CANDIDATE, Answers, ByKey, Implementation
 
@@ -76,9 +76,19 @@ class FromFolder(Answers):
             return artifacts.load(self.path / key)
         raise NotProvided(f"{self.path} holds no {key}.json, and none of the plans' files for this key")
 
+    def notes(self, key: str) -> list[str]:
+        """Of two files for one key, which was read."""
+        plan, own = PLAN_FILES.get(key, ""), f"{key}.json"
+        both = plan and all((self.path / name).is_file() for name in (plan, own))
+        return [f"two files for one key: {plan} was read, and {own} beside it was not"] if both else []
+
     def block_outputs(self, prompts: Artifact, layer: int) -> Artifact:
         """What the modules of a block gave, if the folder holds it: `block_outputs_<layer>.json`."""
         return self.artifact(f"block_outputs_{layer}")
+
+
+PLAN_FILES = {"mean_activations": plan_files.MEANS, "fv_vector": plan_files.VECTOR}
+"""The plans' files of keys whose own file has another name."""
 
 
 def _plan_leaves(folder: Path, key: str) -> Artifact:
@@ -148,7 +158,7 @@ class Elsewhere(ByKey):
         if "not_provided" in answer:
             raise NotProvided(f"the candidate {self.name} has no method {answer['not_provided']!r}")
         if "error" in answer:
-            raise CandidateError(f"candidate {self.name}:\n{answer['error']}")
+            raise CandidateError(f"candidate {self.name}: {error_line(answer['error'])}\n{answer['error']}")
         return answer
 
     def artifact(self, key: str, *inputs: Artifact, more: Sequence[int] = ()) -> Artifact:

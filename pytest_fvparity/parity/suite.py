@@ -29,6 +29,7 @@ FAULTS = {
     "own": "on the reference's inputs this key differs too: the fault is its own",
     "inherited": "on the reference's inputs this key agrees: the fault is inherited from an earlier key",
     "accumulated": "on the reference's inputs this key agrees: what differs adds up from earlier keys, each within tolerance",
+    "unsteady": "the candidate answers another thing to the very same inputs: it does not say the same twice",
 }
 
 
@@ -39,7 +40,8 @@ def parity_suite() -> Suite[ParityRun]:
 def _lines(verdict: Verdict) -> Sequence[str]:
     """Whose fault it is, and what the drill found."""
     fault, drill = FAULTS.get(verdict.details.get("fault", "")), verdict.details.get("drill")
-    return [*([fault] if fault else []), *(drill_lines(drill) if drill else [])]
+    pattern = verdict.details.get("signature")
+    return [*filter(None, (pattern, fault)), *(drill_lines(drill) if drill else [])]
 
 
 PARITY = Declaration(
@@ -110,7 +112,16 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     # What --fv-model names, loaded once more: nobody has had that model in hand, whatever fixture `fv_model` returns.
     fresh = partial(load_model, options, device_of(request, options)) if options.drill else None
     return ParityRun(
-        candidate, golden, tolerances, options.max_trials, memory, lm.hf, continuation, fresh, options.repeat
+        candidate,
+        golden,
+        tolerances,
+        options.max_trials,
+        memory,
+        model=lm.hf,
+        tokenizer=lm.tokenizer,
+        continuation=continuation,
+        reference=fresh,
+        repeat=options.repeat,
     )
 
 

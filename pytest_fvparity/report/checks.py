@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from fvcore.gates import StageResult, Status
+from fvcore.gates import StageResult, Status, first_line
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
 from pytest_fvparity.suite.declaration import SuiteReports
 
@@ -44,7 +44,7 @@ def _headline(subject: str, about: str, n: int, failed: list[StageResult]) -> st
 
 def _said(result: StageResult) -> str:
     first = result.verdict.first_mismatch
-    return first.message if first else (result.message.strip().splitlines() or [str(result.status)])[-1]
+    return first.message if first else first_line(result.message, str(result.status))
 
 
 def _row(result: StageResult) -> dict[str, Any]:

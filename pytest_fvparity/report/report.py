@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from fvcore.gates import Finding, StageResult, Status
+from fvcore.gates import Finding, StageResult, Status, first_line
 from fvcore.provenance import now
 from pytest_fvparity.golden.part import NOT_COMPARED
 from pytest_fvparity.parity.implementation import CHECK_KEYS, NO_CANDIDATE
@@ -74,7 +74,8 @@ class ErrorTable(ReportPart):
 
 class Check(ReportPart):
     """One check key. `fault` says why a key failed: own (on golden inputs too), inherited (an earlier key failed), or
-    accumulated (it agrees on golden inputs and no earlier key failed: differences within tolerance add up)."""
+    accumulated (it agrees on golden inputs and no earlier key failed: differences within tolerance add up), or unsteady
+    (the candidate answers another thing to the very same inputs). `signature` is the pattern of its differences, in words."""
 
     key: str
     status: Status
@@ -86,6 +87,7 @@ class Check(ReportPart):
     errors: list[ErrorTable] = []
     measurements: dict[str, float | str] = {}
     fault: str | None = None
+    signature: str | None = None
     blocked_by: str | None = None
     message: str = ""
     golden_path: str | None = None
@@ -235,9 +237,10 @@ def conclusion(checks: Sequence[Check], context: Mapping[str, Any]) -> dict[str,
     """The fields of a report that follow from its checks; `context` has tolerances, and `SAID_OF_A_RUN`."""
     failed = earliest_failure(checks)
     divergence = _divergence(failed) if failed else None
+    pattern = f"; {failed.signature}" if failed and failed.signature else ""
     return {
         "overall_status": overall_status(checks),
-        "headline": _headline(checks, divergence, context),
+        "headline": _headline(checks, divergence, context) + pattern,
         "first_divergence": divergence,
         "repro_command": failed.repro_command if failed else None,
     }
@@ -305,6 +308,7 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         errors=[ErrorTable(leaf=leaf, counts=rows) for leaf, rows in verdict.details.get("errors", {}).items()],
         measurements=_words({k: v for k, v in verdict.measurements.items() if k not in LARGEST}),
         fault=verdict.details.get("fault"),
+        signature=verdict.details.get("signature"),
         blocked_by=result.blocked_by,
         message=result.message,
         golden_path=f"{golden}/{result.key}.json" if golden and golden != LIVE else None,
@@ -358,7 +362,7 @@ def _divergence(check: Check) -> Divergence:
         leaf=first.where if first else None,
         coordinate=coordinate,
         **values,
-        message=first.message if first else (check.message.strip().splitlines() or [check.status])[-1],
+        message=first.message if first else first_line(check.message, check.status),
     )
 
 
@@ -383,8 +387,15 @@ def _headline(checks: Sequence[Check], divergence: Divergence | None, context: M
     file = f"file {divergence.artifact}, " if divergence.artifact else ""  # a run of the reference made now has none
     return (
         f"FAIL: earliest divergence at stage {divergence.check_key}, {file}key {divergence.leaf}{trial}: "
-        f"{divergence.message}; expected {_short(divergence.expected)}, got {_short(divergence.got)}{loosened}"
+        f"{divergence.message}{_both(divergence)}{loosened}"
     )
+
+
+def _both(divergence: Divergence) -> str:
+    """What was expected and what came; nothing where a finding is of no value."""
+    if divergence.expected is None and divergence.got is None:
+        return ""
+    return f"; expected {_short(divergence.expected)}, got {_short(divergence.got)}"
 
 
 def _is_fvcore(context: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fvcore.formats import write_bytes
-from fvcore.gates import UNHARMED, StageResult, Status, settled
+from fvcore.gates import UNHARMED, StageResult, Status, first_line, settled
 from pytest_fvparity.suite.collector import FAILURES
 from pytest_fvparity.suite.declaration import FILES_KEY, Declaration, SuiteFile, SuiteReports
 from pytest_fvparity.suite.early_end import Watch
@@ -253,7 +253,7 @@ class PlainReports(SuiteReports):
             width = max(map(len, results))
             for key, result in results.items():
                 good, first = result.status is Status.PASS, result.verdict.first_mismatch
-                said = f"{first.where}: {first.message}" if first else (result.message.strip().splitlines() or [""])[-1]
+                said = f"{first.where}: {first.message}" if first else first_line(result.message)
                 note = f"blocked by {result.blocked_by}" if result.blocked_by else said
                 line = f"  {key:<{width}}  {result.status:<13}{note}".rstrip()
                 terminal.write_line(line, green=good, red=not good)

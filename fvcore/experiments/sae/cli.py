@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import Field
 
-from fvcore import exits
 from fvcore.experiments.config import Option, add_command
 from fvcore.experiments.sae.config import PathwaysConfig
 
@@ -21,9 +22,22 @@ app = typer.Typer(
     help="Pathways of sparse-autoencoder features: data audited, causes found by replay, tokens, chains, a report.",
 )
 
+Json = Annotated[bool, Option(flag="json")]
+PRINTED = Field(default=False, exclude=True, description="Print JSON, and nothing else.")
 
-class Command(PathwaysConfig):
-    """How a step is done; no part of its settings."""
+
+class AuditCommand(PathwaysConfig):
+    """How the data is judged; no part of the settings."""
+
+    policy: Literal["default", "v4"] = Field(
+        default="default", exclude=True, description="v4: as the plan says it, to the first error."
+    )
+    strict: bool = Field(default=False, exclude=True, description="A warning is a failure, too.")
+    as_json: Json = PRINTED
+
+
+class StepCommand(PathwaysConfig):
+    """How a step is done."""
 
     resume: bool = Field(default=True, exclude=True, description="Go on where an earlier run stands.")
     force: bool = Field(
@@ -31,24 +45,28 @@ class Command(PathwaysConfig):
         exclude=True,
         description="Pass a closed gate, which is recorded, and take away results of other settings.",
     )
-    as_json: Annotated[bool, Option(flag="json")] = Field(
-        default=False, exclude=True, description="Print JSON, and nothing else."
+    limit_features: int | None = Field(default=None, ge=1, exclude=True, description="Only the first N targets.")
+
+
+class RunCommand(StepCommand):
+    """Which steps are done."""
+
+    steps: str = Field(default="0-5", exclude=True, description="Numbers or names, such as 0-2 or discover,tokens.")
+    dry_run: bool = Field(default=False, exclude=True, description="Say what it would cost, and compute nothing.")
+    example: bool = Field(
+        default=False, exclude=True, description="On data of the shipped model, made here; paths.out holds all of it."
     )
+    strict: bool = Field(default=False, exclude=True, description="A warning of the audit is a failure, too.")
+    as_json: Json = PRINTED
 
 
-class AuditCommand(PathwaysConfig):
-    """How the data is judged."""
+class ShownCommand(PathwaysConfig):
+    """How it is shown."""
 
-    policy: Literal["default", "v4"] = Field(
-        default="default", exclude=True, description="v4: as the plan says it, to the first error."
-    )
-    strict: bool = Field(default=False, exclude=True, description="A warning is a failure, too.")
-    as_json: Annotated[bool, Option(flag="json")] = Field(
-        default=False, exclude=True, description="Print what is written, and nothing else."
-    )
+    as_json: Json = PRINTED
 
 
-def progress_of(settings: PathwaysConfig) -> Progressing | None:
+def progress_of(settings: PathwaysConfig, each: str = "file") -> Progressing | None:
     """On the error stream, so that what is printed can be read by programs."""
     from rich.console import Console
 
@@ -56,7 +74,7 @@ def progress_of(settings: PathwaysConfig) -> Progressing | None:
 
     kind = settings.runtime.progress
     terminal = {"auto": None, "bar": True, "log": False}.get(kind)
-    return None if kind == "none" else Shown(Console(stderr=True, force_terminal=terminal), unit="file")
+    return None if kind == "none" else Shown(Console(stderr=True, force_terminal=terminal), unit=each)
 
 
 def audit(command: AuditCommand) -> None:
@@ -64,15 +82,23 @@ def audit(command: AuditCommand) -> None:
     from fvcore.experiments.sae.run import Asked, run
     from fvcore.experiments.sae.steps import chosen, validation_of
 
-    for _, (path,) in run(command, chosen("audit"), Asked(resume=False, policy=command.policy), progress_of(command)):
+    asked = Asked(resume=False, policy=command.policy)
+    for _, (path,) in run(command, chosen("audit"), asked, partial(progress_of, command)):
         validation = validation_of(path)
         if command.as_json:
             _print(validation.model_dump(mode="json"))
         else:
             for line in (*lines(validation), f"wrote {path}"):
                 typer.echo(line)
-    if command.strict and any(group.severity == "warning" for group in validation.issues):
-        raise typer.Exit(exits.FAILED)
+        _require_no_warning(validation, command.strict)
+
+
+def _require_no_warning(validation: Validation, strict: bool) -> None:
+    from fvcore.experiments.errors import StepError
+
+    warned = [group.code for group in validation.issues if group.severity == "warning"]
+    if strict and warned:
+        raise StepError(f"--strict: the audit has warnings ({', '.join(warned)})")
 
 
 def _print(value: Any) -> None:
@@ -98,23 +124,103 @@ def lines(validation: Validation) -> Iterator[str]:
     yield "the data passes" if validation.validated else "the data does not pass"
 
 
-def load(command: Command) -> None:
-    """Choose the strongest features of each layer, and make contexts of the prompts and the logged responses."""
-    do(command, "load")
-    if not command.prompts.texts():
-        typer.echo("no contexts: the config has no prompts.safe and no prompts.risky")
+def step(name: str, said: str) -> Callable[[StepCommand], None]:
+    """What brings one step to its end."""
+
+    def work(command: StepCommand) -> None:
+        _do(command, command, name)
+
+    work.__doc__ = said
+    return work
 
 
-def do(command: Command, steps: str, **asked: Any) -> None:
+def _do(settings: PathwaysConfig, command: StepCommand, steps: str, strict: bool = False, quiet: bool = False) -> None:
     """Bring steps to their end, and name each file as it is there."""
+    from fvcore.experiments.sae.audit import VALIDATION
     from fvcore.experiments.sae.run import Asked, run
-    from fvcore.experiments.sae.steps import chosen
+    from fvcore.experiments.sae.steps import chosen, validation_of
 
-    how = Asked(resume=command.resume, force=command.force, **asked)
-    for _, files in run(command, chosen(steps), how, progress_of(command)):
-        for path in files:
+    asked = Asked(resume=command.resume, force=command.force, limit=command.limit_features)
+    for one, files in run(settings, chosen(steps), asked, partial(progress_of, settings)):
+        for path in files if not quiet else []:
             typer.echo(f"wrote {path}")
+        if one.name == "audit":
+            _require_no_warning(validation_of(settings.paths.out / VALIDATION), strict)
+        if one.name == "load" and not settings.prompts.texts():
+            typer.echo("no contexts: the config has no prompts.safe and no prompts.risky", err=quiet)
 
 
+def run_all(command: RunCommand) -> None:
+    """All steps in order, each done once, with gates between them; exit status 1 where a step does not pass."""
+    if command.dry_run:
+        _plan(command)
+        return
+    settings = _example(command) if command.example else command
+    _do(settings, command, command.steps, command.strict, command.as_json)
+    if command.as_json:
+        from fvcore.experiments.sae.status import status
+
+        _print(status(settings))
+
+
+def _example(command: RunCommand) -> PathwaysConfig:
+    from fvcore.experiments.sae import example
+
+    return example.prepare(command, progress_of(command, "layer"))
+
+
+def _plan(command: RunCommand) -> None:
+    from fvcore.experiments.sae import plan
+
+    values = plan.Plan(command, command.limit_features).values()
+    if command.as_json:
+        _print(values)
+    else:
+        for line in plan.lines(values):
+            typer.echo(line)
+
+
+def show_status(command: ShownCommand) -> None:
+    """How far each step is, and why: missing, partial, complete, stale, not passed."""
+    from fvcore.experiments.sae.status import status
+
+    rows = status(command)
+    if command.as_json:
+        _print(rows)
+    for row in rows if not command.as_json else []:
+        typer.echo(f"{row['step']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""))
+
+
+def write_report(command: PathwaysConfig) -> None:
+    """Draw the report once more from a run's files; no model is loaded."""
+    from fvcore.experiments.sae import report
+
+    for path in report.write(command.paths.out, command.integrate.report):
+        typer.echo(f"wrote {path}")
+
+
+@app.command("init")
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; its files must not be there yet.")],
+) -> None:
+    """Write the plan's folder: config.yaml, launch.sh, and its seven source files as short callers."""
+    from fvcore.experiments.sae import init as made
+
+    for path in made.write(folder):
+        typer.echo(f"wrote {path}")
+
+
+STEPS = {
+    "load": "Choose the strongest features of each layer, and make contexts of the prompts and the logged responses.",
+    "prototype": "Follow one feature from end to end, with every check that a discovery stands on.",
+    "discover": "Find by gradients which features cause which, and prove it by replay against two nulls.",
+    "tokens": "Find the tokens that stand in more, or fewer, responses when a feature is patched.",
+    "integrate": "Make chains, tokens and graphs of what was found, and the report.",
+}
+
+add_command(app, "run", RunCommand, run_all)
 add_command(app, "audit", AuditCommand, audit)
-add_command(app, "load", Command, load)
+for _name, _said in STEPS.items():
+    add_command(app, _name, StepCommand, step(_name, _said))
+add_command(app, "status", ShownCommand, show_status)
+add_command(app, "report", PathwaysConfig, write_report)

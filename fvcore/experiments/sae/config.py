@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fvcore.experiments.config import Config, Numbers, Words
+from fvcore.experiments.config import Config, Numbers, Option, Words
 from fvcore.experiments.sae.schemas import Code, Severity
 from fvcore.formats import read_text, read_yaml
 
@@ -88,6 +88,10 @@ class Autoencoders(Config):
         default_factory=planned("sae", "pattern"), pattern=r"\{layer\}", description="A layer's folder in the source."
     )
     site: Literal["resid_post"] = "resid_post"
+    gating: Literal["own", "saelens", "relu"] = Field(
+        default="own",
+        description="own: as published; saelens: Llama Scope as SAELens reads it; relu: no threshold, no TopK.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="What is computed in.")
     gpu_budget_gb: Positive = Field(default=2.0, description="Held on the device at a time.")
     cpu_budget_gb: Positive = Field(default=20.0, description="Held in memory at a time.")
@@ -264,7 +268,11 @@ class Integrate(Config):
 class Runtime(Config):
     seed: int = Field(default=0, ge=0, description="Of every draw.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: as torch has them).")
-    flush_every: int = Field(default=1, ge=1, description="Units between two flushes to disk.")
+    flush_every: int = Field(default=1, ge=1, description="Batches of a discovery between two files on disk.")
+    ray: Annotated[str | None, Option(alone="local", metavar="[ADDRESS]")] = Field(
+        default=None, description="Discovery on Ray actors: of this machine, or of the Ray at an address."
+    )
+    ray_cpus: int = Field(default=1, ge=1, description="CPUs, and threads, of each actor.")
     progress: Literal["auto", "bar", "log", "none"] = Field(
         default="auto", description="auto: a bar on a terminal, else a line a step."
     )

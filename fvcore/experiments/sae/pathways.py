@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from pydantic import Field
+
 from fvcore.experiments.sae.schemas import Row
 
 CANDIDATES = "results/pathways/candidates.jsonl"
@@ -55,6 +57,7 @@ class Candidate(Row):
     gradient: of the target in the source's activation, mean over tokens and contexts where it is active
     attribution: activation times gradient, summed over tokens, mean over all contexts: what ablation would take, if all were
     linear; attributions: of each context     attribution_rel: over the target's scale
+    norm: of what it adds to the residual stream, over all tokens that count, mean over contexts where it is active
     passthrough: its direction is nearly the target's, which then may be the same thing carried on
     """
 
@@ -64,6 +67,7 @@ class Candidate(Row):
     attribution_rel: float
     attributions: list[float]
     n_active: int
+    norm: float
     decoder_cosine: float
     passthrough: bool
     top_position: Place
@@ -73,7 +77,8 @@ class TargetRow(Row):
     """A line of `candidates.jsonl`.
 
     scale: mean over contexts of its activation, or of its threshold where that is more
-    activations: before the gate, of each context     explained: layer -> the share of <h, g> that its features make up
+    activations: before the gate, of each context     explained: layer -> the sum of all attributions
+    there, and <h, g> of residual stream and gradient, which it is beside errors and biases
     """
 
     target: str
@@ -81,7 +86,7 @@ class TargetRow(Row):
     scale: float
     n_active: int
     activations: list[float]
-    explained: dict[str, float]
+    explained: dict[str, tuple[float, float]]
     candidates: list[Candidate]
 
 
@@ -90,7 +95,7 @@ class ReplayRow(Row):
 
     contexts: their ids     norms: of what ablation takes from the residual stream, over all its tokens
     deltas: mode -> what became of the target before its gate, of each context; post: the same behind the gate
-    off: contexts in which ablation switches an active target off
+    n_on: contexts of these in which the target is active; n_off: those of them in which ablation switches it off
     directions: root mean square of the change per length, for random directions in the source's place
     n_directions: how many     noop: the largest change of the target when the source is given the value that it has
     """
@@ -101,7 +106,8 @@ class ReplayRow(Row):
     norms: list[float]
     deltas: dict[str, list[float]]
     post: dict[str, list[float]]
-    off: int
+    n_on: int
+    n_off: int
     directions: float
     n_directions: int
     noop: float
@@ -135,23 +141,23 @@ class Pathway(Row):
     n_active: int
     passthrough: bool
     decoder_cosine: float
-    delta_mean: float | None
-    delta_ci: tuple[float, float] | None
-    rel_effect: float | None
-    sign_agreement: float | None
-    z: float | None
-    z_features: float | None
-    p_directions: float | None
-    p_features: float | None
-    p_value: float | None
-    q_value: float | None
-    predicted_mean: float | None
-    correlation: float | None
-    slope: float | None
-    post_delta_mean: float | None
-    switches_off: float | None
-    amplify: dict[str, float] | None
-    by_prompt: dict[str, dict[str, float | int]]
+    delta_mean: float | None = None
+    delta_ci: tuple[float, float] | None = None
+    rel_effect: float | None = None
+    sign_agreement: float | None = None
+    z: float | None = None
+    z_features: float | None = None
+    p_directions: float | None = None
+    p_features: float | None = None
+    p_value: float | None = None
+    q_value: float | None = None
+    predicted_mean: float | None = None
+    correlation: float | None = None
+    slope: float | None = None
+    post_delta_mean: float | None = None
+    switches_off: float | None = None
+    amplify: dict[str, float] | None = None
+    by_prompt: dict[str, dict[str, float | int]] = Field(default_factory=dict)
     top_position: Place
     status: Status
     validated: bool

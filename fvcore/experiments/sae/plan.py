@@ -22,7 +22,7 @@ from fvcore.experiments.sae.contexts import CONTEXTS
 from fvcore.experiments.sae.features import FEATURES
 from fvcore.experiments.sae.schemas import CausalFeatures, PromptsSample
 from fvcore.formats import read_json, read_yaml, validated
-from fvcore.model.model import DTYPES, config_on_disk, without_weights
+from fvcore.model.model import config_on_disk, without_weights
 from fvcore.model.spec import ModelError
 
 if TYPE_CHECKING:
@@ -126,28 +126,37 @@ class Plan:
         return sum(self.targets[layer] * self.sources[layer] for layer in self.targets)
 
     @cached_property
-    def passes(self) -> dict[str, float]:
-        """Forward and backward passes of a batch of targets in a context, and rows of replays from a cached layer."""
-        chosen, (n_contexts, _) = self.settings.discover, self.contexts
-        batches = sum(-(-n // chosen.batch_size) for n in self.targets.values())
+    def replayed(self) -> dict[int, float]:
+        """Layer of sources -> rows of passes that begin behind it: modes, random directions, random features."""
+        chosen, n_contexts = self.settings.discover.replay, self.contexts[0]
+        last = max(self.targets, default=-1)
+        of_source = n_contexts * len(chosen.modes) + chosen.control_directions
+        of_null = 2 * chosen.control_directions * min(chosen.control_contexts, n_contexts)
+        return {layer: n * of_source + of_null for layer, n in self.per_layer.items() if layer < last}
+
+    @cached_property
+    def batches(self) -> dict[int, int]:
+        """Layer of targets -> passes of `batch_size` of them in a context, forwards and backwards."""
+        chosen = self.settings.discover
         steps = chosen.ig_steps if chosen.attribution == "ig" else 1
-        replayed = self.pathways * n_contexts * len(chosen.replay.modes)
-        pairs = sum(1 for target in self.targets for source in self.per_layer if source < target)
-        nulls = 2 * pairs * chosen.replay.control_directions * min(chosen.replay.control_contexts, n_contexts)
-        return {"gradient passes": batches * n_contexts * steps, "replay rows": replayed, "null rows": nulls}
+        return {layer: -(-n // chosen.batch_size) * steps for layer, n in self.targets.items()}
+
+    @property
+    def passes(self) -> dict[str, float]:
+        return {
+            "gradient passes": sum(self.batches.values()) * self.contexts[0],
+            "rows of replay": sum(self.replayed.values()),
+        }
 
     @cached_property
     def operations(self) -> dict[str, float]:
         """Of each part. A backward pass without gradients of weights costs as much as a forward pass."""
-        chosen, first = self.settings.discover, min(self.per_layer, default=0)
-        blocks = sum(-(-n // chosen.batch_size) * (layer + 1 + layer - first) for layer, n in self.targets.items())
-        each = self.block.operations * self.tokens
-        mean = sum((layer - first) / 2 + 0.5 for layer in self.targets) / max(len(self.targets), 1)
-        steps = self.passes["gradient passes"] / max(sum(-(-n // chosen.batch_size) for n in self.targets.values()), 1)
+        first, last = min(self.per_layer, default=0), max(self.targets, default=0)
+        row = self.block.operations * self.tokens
+        blocks = sum(n * (layer + 1 + layer - first) for layer, n in self.batches.items())
         return {
-            "gradients": blocks * each * chosen.batch_size * steps,
-            "replays": self.passes["replay rows"] * mean * each,
-            "nulls": self.passes["null rows"] * mean * each,
+            "gradients": blocks * self.contexts[0] * self.settings.discover.batch_size * row,
+            "replay": sum(n * (last - layer) for layer, n in self.replayed.items()) * row,
         }
 
     @cached_property
@@ -155,30 +164,24 @@ class Plan:
         """Bytes on the device, by what takes them; gradients and replays are never there at once."""
         chosen, text = self.settings.discover, self.config.get_text_config()
         depth, size = max(self.targets, default=0) - min(self.per_layer, default=0), self.dtype.itemsize
-        row = self.tokens * text.hidden_size
+        row, rows = self.tokens * text.hidden_size, chosen.replay.batch_rows
         return {
             "weights of the model": self.parameters * size,
             f"kept for the backward pass of {chosen.batch_size} targets": (
                 chosen.batch_size * self.tokens * self.block.kept * depth
             ),
             "residual streams and their gradients": chosen.batch_size * row * (depth + 1) * (size + 4),
-            "autoencoders": self.autoencoders,
-            f"a replay of {chosen.replay.batch_rows} rows": (
-                chosen.replay.batch_rows * (self.tokens * self.block.kept + row * size)
-            ),
+            "autoencoders, at most": self.autoencoders,
+            f"a replay of {rows} rows": rows * (self.tokens * self.block.kept + row * size * (depth + 1)),
         }
 
-    @cached_property
+    @property
     def autoencoders(self) -> float:
-        """Rows of the features alone where these may be read by themselves, else a whole one at a time."""
+        """The budget, or a whole one where that takes more: random features are drawn from all of a layer."""
         text, chosen = self.config.get_text_config(), self.settings.sae
-        size = getattr(torch, chosen.dtype).itemsize
-        n_rows = max(self.per_layer.values(), default=0) * len(self.per_layer)
-        if self.settings.discover.source_scope == "causal":
-            return 2.0 * n_rows * text.hidden_size * size
-        known = read_yaml(SHAPES)["autoencoders"].get(chosen.source)
-        whole = 2.0 * known * text.hidden_size * size if known else 0.0
-        return max(whole, chosen.gpu_budget_gb * GB)
+        known = read_yaml(SHAPES)["autoencoders"].get(chosen.source, 0)
+        size: int = getattr(torch, chosen.dtype).itemsize
+        return max(2.0 * known * text.hidden_size * size, chosen.gpu_budget_gb * GB)
 
     @property
     def peak(self) -> float:
@@ -258,7 +261,7 @@ def measured_rate(device: str, dtype: torch.dtype, size: int = 1024) -> tuple[st
 def lines(values: dict[str, Any]) -> list[str]:
     """A plan in words."""
     counts, passes = values["counts"], values["passes"]
-    said = [
+    return [
         f"model: {values['model']['name']}, {values['model']['parameters']:,} parameters in {values['model']['dtype']}",
         f"features: {counts['features']:,}, of which {counts['targets']:,} are targets; contexts: {counts['contexts']} of "
         f"{counts['tokens_of_a_context']} tokens; pathways at most: {counts['pathways_at_most']:,}",
@@ -269,4 +272,3 @@ def lines(values: dict[str, Any]) -> list[str]:
         *(f"time {name}: {seconds / 3600:.2g} h" for name, seconds in values["seconds"].items()),
         f"written: {values['written_mb']:.3g} MB",
     ]
-    return said

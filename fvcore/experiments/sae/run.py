@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fvcore.experiments.errors import OtherSettings, StepError
 from fvcore.experiments.folder import Folder, differences, locked, refuse_others
 from fvcore.experiments.record import Record, Stage
-from fvcore.experiments.sae.steps import STEPS, Step
+from fvcore.experiments.sae.steps import STEPS, Step, within
 
 if TYPE_CHECKING:
     from fvcore.experiments.progress import Progressing
@@ -31,14 +32,13 @@ OUT = "--paths-out"
 class Asked:
     """resume: what is done stays done, what is half done is gone on with
     force: closed gates are passed, which is recorded, and results of other settings are taken away
-    policy: of the audit     limit: targets of the discovery     ray: the address of those who compute it
+    policy: of the audit     limit: targets of the discovery
     """
 
     resume: bool = True
     force: bool = False
     policy: Policy = "default"
     limit: int | None = None
-    ray: str | None = None
 
     def deciding(self, step: Step) -> dict[str, Any]:
         """What of it a step's results depend on."""
@@ -46,8 +46,12 @@ class Asked:
         return asked.get(step.name, {})
 
 
+def _nobody(each: str) -> None:
+    """Who is told of each file, or layer, that a step comes to."""
+
+
 def run(
-    settings: PathwaysConfig, steps: Sequence[Step], asked: Asked, progress: Progressing | None = None
+    settings: PathwaysConfig, steps: Sequence[Step], asked: Asked, shown: Callable[[str], Progressing | None] = _nobody
 ) -> Iterator[tuple[Step, list[Path]]]:
     """Bring the steps to their end, in order; yields each with its files as it ends, whether it passed or not.
 
@@ -60,7 +64,7 @@ def run(
         _require_ours(folder)
         for step in steps:
             doing = _Doing(step, settings, folder, asked)
-            yield step, doing.do(progress)
+            yield step, doing.do(shown(step.each))
             doing.passes(step.passed)
 
 
@@ -84,8 +88,9 @@ class _Doing:
         record, name = Record(self.folder, RECORD, OUT), self.step.name
         closed = self.passes(self.step.gate)
         depends = depends_on(self.step, self.settings, self.folder, self.asked) | closed
-        stage = Stage(name, depends, (), lambda advance: WORK[name](self, progress, bool(closed)))
-        self._make_room(record, depends)
+        rescore = self._make_room(record, depends)
+        more = {"load": {"forced": bool(closed)}, "discover": {"limit": self.asked.limit, "rescore": rescore}}
+        stage = Stage(name, depends, (), lambda _: WORK.get(name, _step)(self, progress, more.get(name, {})))
         if not record.is_done(stage):
             record.begin([stage])
             record.finish(stage, stage.work(lambda layer, n_rows: None))
@@ -103,16 +108,30 @@ class _Doing:
             return {"forced": str(error)}
         return {}
 
-    def _make_room(self, record: Record, depends: dict[str, Any]) -> None:
-        """Take the step's files away where they are of other settings or not wanted, and refuse to where they took long."""
+    def _make_room(self, record: Record, depends: dict[str, Any]) -> bool:
+        """Take the step's files away where they are of other settings or not wanted, and refuse to where they took long.
+
+        Returns whether nothing is other but what its verdicts depend on, of a step that was done.
+        """
         before = record.read().stages.get(self.step.name)
-        other = differences(before.settings, depends) if before else []
+        if before is None:
+            return False
+        other = _other(before.settings, depends, self.step.judging)
         if other and self.step.units and self.asked.resume and not self.asked.force:
             refuse_others(self.folder.root, [f"{what} ({self.step.name})" for what in other], f"{OUT}, give --force")
-        if before and (other or not self.asked.resume):
+        same = depends == before.settings
+        if other or not self.asked.resume:
             for name in {name for glob in self.step.leaves for name in self.folder.names(glob)}:
                 (self.folder / name).unlink()
+        if not same or not self.asked.resume:
             record.forget(self.step.name)
+        whole = bool(before.writes) and self.folder.digests(before.writes) == before.writes
+        return whole and not same and not other
+
+
+def _other(before: dict[str, Any], depends: dict[str, Any], judging: Sequence[str]) -> list[str]:
+    """What differs, in words, but for settings that verdicts alone depend on."""
+    return differences(*({key: one for key, one in of.items() if not within(key, judging)} for of in (before, depends)))
 
 
 def depends_on(step: Step, settings: PathwaysConfig, folder: Folder, asked: Asked) -> dict[str, Any]:
@@ -120,19 +139,26 @@ def depends_on(step: Step, settings: PathwaysConfig, folder: Folder, asked: Aske
     return step.depends_on(settings, folder) | asked.deciding(step)
 
 
-Work: TypeAlias = Callable[["_Doing", "Progressing | None", bool], list[Path]]
+Work: TypeAlias = Callable[["_Doing", "Progressing | None", dict[str, Any]], list[Path]]
 
 
-def _audit(doing: _Doing, progress: Progressing | None, forced: bool) -> list[Path]:
+def _audit(doing: _Doing, progress: Progressing | None, more: dict[str, Any]) -> list[Path]:
     from fvcore.experiments.sae import audit
 
     return [audit.write(doing.settings, audit.audit(doing.settings, doing.asked.policy, progress))]
 
 
-def _load(doing: _Doing, progress: Progressing | None, forced: bool) -> list[Path]:
-    from fvcore.experiments.sae.load import load
+def _step(doing: _Doing, progress: Progressing | None, more: dict[str, Any]) -> list[Path]:
+    """A step is the function of its name in the module of its name."""
+    name = doing.step.name
+    work = getattr(import_module(f"{__package__}.{name}"), name)
+    return list(work(doing.settings, progress=progress, **more))
 
-    return load(doing.settings, forced, progress)
+
+def _integrate(doing: _Doing, progress: Progressing | None, more: dict[str, Any]) -> list[Path]:
+    from fvcore.experiments.sae import report
+
+    return _step(doing, progress, more) + report.write(doing.folder.root, doing.settings.integrate.report)
 
 
-WORK: dict[str, Work] = {"audit": _audit, "load": _load}
+WORK: dict[str, Work] = {"audit": _audit, "integrate": _integrate}

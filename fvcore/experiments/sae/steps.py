@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -85,7 +85,8 @@ def _any(settings: PathwaysConfig, folder: Folder) -> None:
 class Step:
     """about: groups of settings, or dotted names, that its results depend on     reads: files of the run, if they are there
     leaves: globs of its files     units: those that grow unit by unit, so that a killed step goes on with them
-    gate: what must hold before it     passed: what must hold of what it wrote
+    judging: settings that its verdicts alone depend on, which are passed anew where nothing else is other
+    gate: what must hold before it     passed: what must hold of what it wrote     each: what a bar counts
     """
 
     name: str
@@ -93,15 +94,17 @@ class Step:
     reads: tuple[str, ...]
     leaves: tuple[str, ...]
     units: tuple[str, ...] = ()
+    judging: tuple[str, ...] = ()
     gate: Gate = _any
     passed: Gate = _any
+    each: str = "layer"
 
     def depends_on(self, settings: PathwaysConfig, folder: Folder) -> dict[str, Any]:
         """What its results depend on, by name: settings by dotted key, files by digest; data by its fingerprint."""
         found = {
             key: value
             for key, value in _dotted(settings.model_dump(mode="json"))
-            if any(f"{key}.".startswith(f"{one}.") for one in self.about) and key not in UNDECIDING
+            if within(key, self.about) and key not in UNDECIDING
         }
         if "paths.response_logs" in self.about:
             found["data"] = fingerprint(settings)
@@ -112,13 +115,14 @@ MODEL = ("model", "sae", "runtime.seed")
 DATA = ("paths.checkpoints", "paths.response_logs", "conditions")
 
 STEPS = (
-    Step("audit", (*DATA, "audit"), (), (VALIDATION,), passed=_data_passed),
+    Step("audit", (*DATA, "audit"), (), (VALIDATION,), passed=_data_passed, each="file"),
     Step(
         "load",
         (*DATA, "features", "prompts", "contexts", "model.name", "tokens.tokenizer"),
         (),
         (FEATURES, CONTEXTS),
         gate=_audited,
+        each="file",
     ),
     Step(
         "prototype",
@@ -130,10 +134,11 @@ STEPS = (
     ),
     Step(
         "discover",
-        (*MODEL, "discover", "contexts.exclude_special"),
+        (*MODEL, "discover", "contexts.exclude_special", "runtime.flush_every"),
         (FEATURES, CONTEXTS),
         ("results/pathways/*", UNITS),
         (UNITS,),
+        ("discover.fdr", *(f"discover.replay.{one}" for one in ("min_rel_effect", "min_sign_agreement", "noop_tol"))),
         _prototype_passed,
     ),
     Step(
@@ -154,6 +159,11 @@ STEPS = (
 """The plan's steps 0 to 5."""
 
 NAMES = tuple(step.name for step in STEPS)
+
+
+def within(key: str, groups: Sequence[str]) -> bool:
+    """Whether a dotted key is one of the groups, or in one."""
+    return any(f"{key}.".startswith(f"{one}.") for one in groups)
 
 
 def chosen(text: str) -> list[Step]:

@@ -172,7 +172,7 @@ class Stations(ABC):
         last, target = len(prompt) - 1, prompts[f"{key}/target_id"]
 
         def logits(ids: list[int], until: int | None = None) -> Tensor:
-            edit = None if vector is None else Addition(self.settings.edit_layer, vector, last, until)
+            edit = None if vector is None else Addition(self.settings.layer_of(self.lm), vector, last, until)
             return self.logits(self.ids(ids), edit)
 
         following = logits([*prompt, *answer], last + 1)[last:-1].float().log_softmax(dim=-1)
