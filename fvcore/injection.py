@@ -21,6 +21,7 @@ from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
 from fvcore.fast.engines import chosen
 from fvcore.fast.shared_prompt import Batch, SharedPrompt
 from fvcore.fast.sweep import rows_with_vector_added, trial_bytes, variant_bytes
+from fvcore.model.generation import end_ids, greedily
 from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import Prompt
@@ -324,7 +325,7 @@ def generated_ids(
 
 def before_end(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
     """Generated ids without the end-of-text token and what stands behind it."""
-    ends = _end_ids(lm)
+    ends = end_ids(lm.hf)
     return list(takewhile(lambda token: token not in ends, ids))
 
 
@@ -339,20 +340,13 @@ def _generate(
 ) -> list[list[int]]:
     # The last token that is generated is not read any more.
     batch = Batch.of(prompts, lm, n_tokens - 1)
-    options = {"attention_mask": batch.mask, "max_new_tokens": n_tokens, "do_sample": False}
-    # Sampling settings of a model's own generation config mean nothing to greedy decoding and only warn.
-    options |= dict.fromkeys(("temperature", "top_p", "top_k"))
     # Rows that have ended are filled up behind their end. A model's own id may be a list, or missing.
-    with _injected(lm, vector, edit_layer, alpha):
-        output = lm.hf.generate(batch.ids, pad_token_id=next(iter(_end_ids(lm)), 0), **options)
+    pad = next(iter(end_ids(lm.hf)), 0)
+    with _injected(lm, vector, edit_layer, alpha), greedily(lm.hf):
+        output = lm.hf.generate(batch.ids, attention_mask=batch.mask, max_new_tokens=n_tokens, pad_token_id=pad)
     ids: list[list[int]] = output[:, batch.n_tokens :].tolist()
     # Behind its end a row is filled up, as long as another one goes on.
     return [row[: len(before_end(lm, row)) + 1] for row in ids]
-
-
-def _end_ids(lm: LanguageModel) -> list[int]:
-    ends = lm.hf.generation_config.eos_token_id
-    return [] if ends is None else [int(i) for i in (ends if isinstance(ends, list) else [ends])]
 
 
 @torch.inference_mode()
