@@ -149,7 +149,7 @@ def test_the_way_to_no_features_adds_up_to_what_their_ablation_does_where_one_gr
 
 
 def test_integrated_gradients_are_a_way_to_screen_as_well() -> None:
-    world = build(0, n_contexts=3)
+    world = build(0, n_contexts=6)
     found = survey(world, Discover(attribution="ig", ig_steps=2)).targets
     best = {Node.of(row.target): {Node.of(one.source) for one in row.candidates[:4]} for row in found}
     names = world.names
