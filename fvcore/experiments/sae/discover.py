@@ -155,7 +155,9 @@ def _run(
             advance(layers[outcome.name], 1)
             if outcome.status == "failed":
                 failed[outcome.name] = outcome.reason
-    write_jsonl(folder / ERRORS, ({"batch": one, "reason": failed[one]} for one in sorted(failed)))
+    before = read_jsonl(folder / ERRORS) if (folder / ERRORS).is_file() else []
+    others = [row for row in before if row["batch"] not in layers]  # of other kinds
+    write_jsonl(folder / ERRORS, others + [{"batch": one, "reason": failed[one]} for one in sorted(failed)])
     if len(failed) > MOST_FAILED * len(units):
         first = failed[min(failed)].partition("\n")[0]
         raise StepError(f"{folder / ERRORS}: {len(failed)} of {len(units)} batches failed, the first of {first}")

@@ -34,6 +34,7 @@ from fvcore.experiments.sae.schemas import CausalFeatures, Feature, FeaturesMeta
 from fvcore.experiments.sae.selftest import survey
 from fvcore.experiments.workers import Local
 from fvcore.formats import read_json, read_jsonl, validated, write_json
+from tests.slow import slow_but
 
 FILES = (CANDIDATES, NULLS, REPLAYS, PATHWAYS)
 N_CONTEXTS = 6
@@ -104,7 +105,7 @@ class Killed(BaseException):
     """As a signal: no handler of errors sees it."""
 
 
-@pytest.mark.parametrize("n", [1, 4, 9, 13])
+@pytest.mark.parametrize("n", slow_but([9], [1, 4, 9, 13]))
 def test_a_discovery_that_was_killed_goes_on_and_ends_in_the_same_bytes(
     n: int, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
