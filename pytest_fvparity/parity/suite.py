@@ -99,7 +99,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["profile"] = profile.model_dump()
     require_comparable(golden.profile, profile)
     context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
-    context["conditions"] |= _spec_conditions(lm)
+    context["conditions"] |= _spec_conditions(lm) | _generation_conditions(lm)
     candidate = required(request.getfixturevalue("fv_candidate"), "fixture fv_candidate")
     context["candidate"] = name_of(candidate, options.shown)
     # A golden of a user's own make may know no noise.
@@ -123,6 +123,14 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
         reference=fresh,
         repeat=options.repeat,
     )
+
+
+def _generation_conditions(lm: LanguageModel) -> dict[str, list[str]]:
+    """What a report says of generation settings that a model ships with, and that neither side uses."""
+    from fvcore.model.generation import set_aside
+
+    said = ", ".join(f"{name} {value}" for name, value in set_aside(lm.hf).items())
+    return {"generation_config": ["end tokens alone", f"end tokens alone, set aside: {said}"]} if said else {}
 
 
 def _spec_conditions(lm: LanguageModel) -> dict[str, list[str]]:

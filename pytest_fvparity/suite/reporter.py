@@ -16,6 +16,7 @@ from fvcore.formats import write_bytes
 from fvcore.gates import UNHARMED, StageResult, Status, first_line, settled
 from pytest_fvparity.suite.collector import FAILURES
 from pytest_fvparity.suite.declaration import FILES_KEY, Declaration, SuiteFile, SuiteReports
+from pytest_fvparity.suite.early_end import Watch
 from pytest_fvparity.suite.item import REPORT_ATTRIBUTE, StageItem
 
 MAX_OUTPUT = 4000  # characters of a stage's own output that the log keeps: the last ones
@@ -71,6 +72,7 @@ class SuiteReporter:
         self.unwritten = ""
         self._begun: set[str] = set()
         self._taken: dict[Path, bytes] = {}
+        self.watch = Watch()
         self._deaths: dict[str, pytest.TestReport] = {}
 
     # ------------------------------------------------------------ plan
@@ -97,14 +99,21 @@ class SuiteReporter:
 
     def pytest_sessionstart(self) -> None:
         """Before anything is collected."""
-        if self._judges:
+        if self.judges:
             self.take_back()
+            self._watch_out(bool(self.files))
 
     @property
-    def _judges(self) -> bool:
+    def judges(self) -> bool:
         """Whether tests are run in this session, and not only shown."""
         option = self.config.option
         return not (option.collectonly or option.showfixtures or option.show_fixtures_per_test)
+
+    def _watch_out(self, stages: bool) -> None:
+        """Where stages are judged the process must not end itself before the session does."""
+        if stages and not self.watch.watching:
+            self.watch.begin()
+            self.config.add_cleanup(self.watch.end)
 
     def take_back(self) -> None:
         """Take away what earlier sessions reported of the files of this one: it says something else, or nothing."""
@@ -140,11 +149,12 @@ class SuiteReporter:
 
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Before the first test, and after goldens were recorded."""
-        if self._judges:
+        if self.judges:
             self.begin()
 
     def begin(self) -> None:
         """A process that is killed from here on leaves reports that say so."""
+        self._watch_out(bool(self.runs))
         fresh = [self.runs[name] for name in sorted(self.runs.keys() - self._begun)]
         self._begun |= self.runs.keys()
         for reports in self.reports if fresh else ():
@@ -211,7 +221,7 @@ class SuiteReporter:
         refused = exitstatus == pytest.ExitCode.USAGE_ERROR
         if refused:
             self._give_back()
-        if refused or not self.runs or not self._judges:
+        if refused or not self.runs or not self.judges:
             return
         runs = [self.runs[name] for name in sorted(self.runs)]
         green = [self._writing(reports.finish, runs) for reports in self.reports]

@@ -62,6 +62,14 @@ class RunCommand(StepCommand):
     as_json: Json = PRINTED
 
 
+class DiscoverCommand(StepCommand):
+    """How pathways are found, or judged once more."""
+
+    rescore: bool = Field(
+        default=False, exclude=True, description="Judge what is there by other thresholds, into a file beside it."
+    )
+
+
 class ShownCommand(PathwaysConfig):
     """How it is shown."""
 
@@ -124,6 +132,39 @@ def lines(validation: Validation) -> Iterator[str]:
         if group.count > group.listed:
             yield f"  ... and {group.count - group.listed:,} more"
     yield "the data passes" if validation.validated else "the data does not pass"
+
+
+def discover(command: DiscoverCommand) -> None:
+    if command.rescore:
+        from fvcore.experiments.sae.discover import rescore
+
+        for path in rescore(command):
+            typer.echo(f"wrote {path}")
+    else:
+        _do(command, command, "discover")
+
+
+@app.command("selftest")
+def selftest(
+    seed: Annotated[int, typer.Option(min=0, help="Of the planted models.")] = 0,
+    markdown: Annotated[Path | None, typer.Option(help="A page to write the tables into, between its marks.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+) -> None:
+    """Find planted causes, beside what other methods find; exit status 1 where one is missed or a decoy is taken for one."""
+    from fvcore.experiments.sae import selftest as on_trial
+
+    found = on_trial.selftest(seed)
+    if as_json:
+        _print(found)
+    else:
+        typer.echo(on_trial.markdown(found))
+        for said, held in found["criteria"].items():
+            typer.echo(f"{'yes' if held else 'NO'}: {said}")
+        typer.echo(f"{found['seconds']:g} s")
+    if markdown:
+        on_trial.put_into(markdown, found)
+    if not found["passed"]:
+        raise typer.Exit(exits.FAILED)
 
 
 def step(name: str, said: str) -> Callable[[StepCommand], None]:
@@ -239,6 +280,8 @@ STEPS = {
 
 add_command(app, "run", RunCommand, run_all)
 add_command(app, "audit", AuditCommand, audit)
+discover.__doc__ = STEPS.pop("discover")
+add_command(app, "discover", DiscoverCommand, discover)
 for _name, _said in STEPS.items():
     add_command(app, _name, StepCommand, step(_name, _said))
 add_command(app, "status", ShownCommand, show_status)

@@ -128,8 +128,8 @@ def headline(found: ValidatedPathways, integrated: Row) -> str:
     said = f"{validated_ones} of {n} tested pathways to {targets} targets stand against both nulls"
     if persistence:
         said += f", {persistence} of them the same direction carried on"
-    chains = len(integrated.get("integrated", []))
-    return f"{said}; they make {chains} chain{'s' * (chains != 1)}." if integrated else f"{said}."
+    chains = sum(len(one["nodes"]) > 2 for one in integrated.get("integrated", []))
+    return f"{said}; they make {chains} chain{'s' * (chains != 1)} of several." if integrated else f"{said}."
 
 
 def pairs(pathways: Sequence[Pathway]) -> Row:

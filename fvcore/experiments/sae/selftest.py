@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -24,6 +25,7 @@ from fvcore.experiments.sae.pathways import Node, Pathway, ReplayRow, TargetRow
 from fvcore.experiments.sae.replay import ZERO
 from fvcore.experiments.sae.verdicts import judge
 from fvcore.experiments.statistics import adjusted
+from fvcore.formats import FormatError, read_text, write_text
 
 WORLDS, POWERED, CALIBRATED = 6, 3, 3
 """Planted models for the comparison, for each three sizes of effect, and for features without one."""
@@ -219,3 +221,49 @@ def selftest(seed: int = 0) -> dict[str, Any]:
         "power": power(strong),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+BEGIN, END = "<!-- generated: fvcore pathways selftest --markdown -->", "<!-- end of what is generated -->"
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The tables of a self-test, as they stand in a page."""
+    null, row = found["null"], found["comparison"]
+    edges = sum(row[OURS][name] for name in ("found", "missed"))
+    lines = [
+        f"{WORLDS} planted models, {edges} causes in them:",
+        "",
+        "| method | found | false | precision | recall |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {one['found']} | {one['false']} | {one['precision']:.2f} | {one['recall']:.2f} |"
+            for name, one in row.items()
+        ),
+        "",
+        f"{null['n']} pathways of features that cause nothing, all of them replayed:",
+        "",
+        "| called a cause by | share |",
+        "|---|---|",
+        *(f"| {name} | {share:.3f} |" for name, share in null.items() if name not in {"n", "bound"}),
+        f"| *may be, at most: q and three standard deviations* | {null['bound']:.3f} |",
+        "",
+        f"Power, of {POWERED} models for each effect (the part of B that A writes); measured is what ablation takes of B:",
+        "",
+        "| planted | A measured | A validated | A2 measured | A2 validated |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {one['effect']:.2f} | {one['A measured']:.2f} | {one['A validated']:.0%} | {one['A2 measured']:.2f} "
+            f"| {one['A2 validated']:.0%} |"
+            for one in found["power"]
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def put_into(page: Path, found: dict[str, Any]) -> None:
+    """Write the tables between the two marks of a page; raises FormatError where it has none."""
+    before, begin, rest = (text := read_text(page)).partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise FormatError(f"{page}: expected the lines {BEGIN!r} and {END!r}, found {text.count(BEGIN)} of the first")
+    write_text(page, f"{before}{begin}\n\n{markdown(found)}\n{end}{after}")

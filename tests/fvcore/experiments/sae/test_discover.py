@@ -31,8 +31,10 @@ from fvcore.experiments.sae.discover import ERRORS, UNITS, Unit
 from fvcore.experiments.sae.features import FEATURES
 from fvcore.experiments.sae.pathways import CANDIDATES, NULLS, PATHWAYS, REPLAYS, Node, ValidatedPathways
 from fvcore.experiments.sae.schemas import CausalFeatures, Feature, FeaturesMetadata, PromptsSample
+from fvcore.experiments.sae.selftest import survey
 from fvcore.experiments.workers import Local
 from fvcore.formats import read_json, read_jsonl, validated, write_json
+from tests.slow import slow_but
 
 FILES = (CANDIDATES, NULLS, REPLAYS, PATHWAYS)
 N_CONTEXTS = 6
@@ -103,7 +105,7 @@ class Killed(BaseException):
     """As a signal: no handler of errors sees it."""
 
 
-@pytest.mark.parametrize("n", [1, 4, 9, 13])
+@pytest.mark.parametrize("n", slow_but([9], [1, 4, 9, 13]))
 def test_a_discovery_that_was_killed_goes_on_and_ends_in_the_same_bytes(
     n: int, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,20 +148,20 @@ def test_a_process_that_is_killed_leaves_whole_files_alone(whole: dict[str, byte
     assert contents(tmp_path) == whole
 
 
-def test_other_thresholds_need_no_model(
+def test_other_thresholds_need_no_model_and_leave_the_run_as_it_is(
     tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = written(tmp_path)
     discover.discover(settings)
     monkeypatch.setattr(discover, "_workers", None)
-    discover.discover(settings, rescore=True)
-    assert contents(tmp_path) == whole
+    (path,) = discover.rescore(settings)
+    assert path.read_bytes() == whole[PATHWAYS]
     strict = resolve(PathwaysConfig, {"paths.out": str(tmp_path), "discover.replay.min_rel_effect": 10.0})
-    discover.discover(strict, rescore=True)
-    file = read_json(tmp_path / PATHWAYS)
+    file = read_json(discover.rescore(strict)[0])
     assert file["summary"]["validated"] == 0
     assert file["summary"]["by_status"]["small_effect"] > 0
     assert file["metadata"]["model"] == "planted"
+    assert contents(tmp_path) == whole
 
 
 def test_only_the_first_targets_are_asked_for_where_there_is_a_limit(tmp_path: Path) -> None:
@@ -178,23 +180,24 @@ def short_of_memory(original: Callable[..., Any], at_most: int, rows: Callable[.
     return call
 
 
-def test_where_memory_is_short_batches_are_halved_and_nothing_else_changes(
-    tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slopes, edits = attribution.gradients, replay.run_edits
-    tried: list[int] = []
+def test_where_memory_is_short_batches_are_halved_and_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, tried = build(0, n_contexts=4), list[int]()
+    monkeypatch.setattr("fvcore.fast.chunks.gc.collect", lambda: 0)  # it takes most of the time, and frees nothing here
+    enough = survey(world).pathways
 
     def targets(bench: Any, context: Any, layer: int, read: Any, *rest: Any) -> int:
         tried.append(len(read.threshold))
         return tried[-1]
 
-    monkeypatch.setattr(attribution, "gradients", short_of_memory(slopes, 2, targets))
-    monkeypatch.setattr(replay, "run_edits", short_of_memory(edits, 40, lambda b, c, cached, rows, readers: len(rows)))
-    discover.discover(written(tmp_path))
-    assert tried[:2] == [5, 2]
-    before, after = (json.loads(one[PATHWAYS])["pathways"] for one in (whole, contents(tmp_path)))
-    assert [(row["source"], row["target"], row["status"]) for row in before] == [
-        (row["source"], row["target"], row["status"]) for row in after
+    slopes = short_of_memory(attribution.gradients, 2, targets)
+    monkeypatch.setattr(attribution, "gradients", slopes)
+    edits = short_of_memory(replay.run_edits, 40, lambda bench, context, cached, rows, readers: len(rows))
+    monkeypatch.setattr(replay, "run_edits", edits)
+    short = survey(world).pathways
+    assert tried[:2] == [3, 1]
+    assert 2 in tried
+    assert [(row.source, row.target, row.status) for row in short] == [
+        (row.source, row.target, row.status) for row in enough
     ]
 
 

@@ -41,7 +41,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def made(name: str, files: dict[str, Any]) -> Any:
         def work(doing: Any, progress: Any, more: dict[str, Any]) -> list[Path]:
-            calls.append(name if not more.get("rescore") else f"{name} again")
+            calls.append(name)
             for file, value in files.items():
                 (write_text if file.endswith("jsonl") else write_json)(doing.folder / file, value)
             return [doing.folder / file for file in files]
@@ -145,11 +145,16 @@ def test_other_contexts_make_a_discovery_another_one(data: Data, called: list[st
 
 
 def test_other_thresholds_of_verdicts_are_judged_on_what_is_there(data: Data, called: list[str]) -> None:
-    do(with_prompts(data), "0-3")
+    settings = with_prompts(data)
+    do(settings, "0-3")
+    heads, found = (settings.paths.out / UNIT.replace("candidates", kind) for kind in ("heads", "replay"))
+    heads.write_text("of other verdicts")
+    found.write_text("as it was")
     other = with_prompts(data, **{"discover.fdr.q": 0.2})
     do(other, "2-3")
 
-    assert called == ["prototype", "discover", "prototype", "discover again"]
+    assert called == ["prototype", "discover", "prototype", "discover"]
+    assert (heads.exists(), found.read_text()) == (False, "as it was")
     assert states(other)["discover"] == "complete"
 
 
