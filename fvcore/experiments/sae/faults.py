@@ -28,7 +28,7 @@ from fvcore.experiments.sae.health import health
 from fvcore.experiments.sae.pathways import Node
 from fvcore.experiments.sae.selftest import Survey, survey
 from fvcore.model.hooks import watch_modules
-from fvcore.model.residual import Cached, residual_stream
+from fvcore.model.residual import Cached, hidden_states, residual_stream
 
 NOTHING = "nothing"
 LENGTHS = (0.5, 1.5)
@@ -55,18 +55,11 @@ def _world() -> Planted:
     return build(n_contexts=8)
 
 
-def _states(bench: Bench) -> Sequence[Tensor]:
-    """What the library itself says the hidden states of the first context are, (token, d_model) each."""
-    ids = bench.ids(bench.contexts[0])
-    with torch.no_grad():
-        states = bench.lm.hf(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-    return [state[0] for state in states]
-
-
 def _site(rig: Rig) -> float:
-    states = _states(rig.bench)
-    layers = range(rig.bench.lm.n_layers - 1)
-    return max(_apart(rig.bench.plain(layer, layer)[0].hidden, states[layer + 1]) for layer in layers)
+    bench = rig.bench
+    states = hidden_states(bench.lm, bench.ids(bench.contexts[0]))
+    layers = range(bench.lm.n_layers - 1)
+    return max(_apart(bench.plain(layer, layer)[0].hidden, states[layer + 1][0]) for layer in layers)
 
 
 def _last_site(rig: Rig) -> float:
@@ -151,7 +144,7 @@ CHECKS = {
     "causes": Check("planted causes that are not validated", 0, _causes),
     "decoys": Check("validated pathways that are no causes", 0, _decoys),
 }  # fmt: skip
-"""Cheap ones first. The run has them too: in the prototype, at every replay, in `selftest`."""
+"""Cheap ones first. A run's prototype asks for site and health, every replay for no-op, `selftest` for the last two."""
 
 
 @dataclass(frozen=True, slots=True)
