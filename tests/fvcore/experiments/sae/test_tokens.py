@@ -56,6 +56,19 @@ def test_where_nothing_differs_a_test_says_so_as_often_as_it_should(mode: Any, l
     assert least <= (p_values <= 0.05).mean() <= most
 
 
+def test_where_nothing_differs_nothing_is_listed_but_by_the_plan(tokenizer: Any) -> None:
+    random = np.random.default_rng(0)
+    sides = [(bursty(random), bursty(random)) for _ in range(6)]
+    listed = {
+        mode: sum(
+            len(of.added) + len(of.removed) for of in (compare(*both, own(mode=mode), "0", tokenizer) for both in sides)
+        )
+        for mode in ("response_fisher", "permutation", "token_chi2_legacy")
+    }
+    assert listed["response_fisher"] + listed["permutation"] <= 1
+    assert listed["token_chi2_legacy"] > 60
+
+
 def test_numbers_are_those_of_their_formulas() -> None:
     from scipy.stats import chi2_contingency, fisher_exact
 
