@@ -96,10 +96,12 @@ def split_heads(x: Tensor, lm: LanguageModel) -> Tensor:
 
 
 @contextmanager
-def read_heads(lm: LanguageModel, gradients: bool = False) -> Iterator[dict[int, Tensor]]:
+def read_heads(
+    lm: LanguageModel, gradients: bool = False, layers: Iterable[int] | None = None
+) -> Iterator[dict[int, Tensor]]:
     """Copies of the heads entering each `o_proj` that there is: layer -> (batch, token, head, d_head).
 
-    With `gradients` the heads as they are used: a backward pass leaves their gradients on them.
+    layers: those that the pass runs through (default: all). With `gradients` the heads as they are used: a backward pass leaves their gradients on them.
     """
     heads: dict[int, Tensor] = {}
 
@@ -112,7 +114,7 @@ def read_heads(lm: LanguageModel, gradients: bool = False) -> Iterator[dict[int,
         heads[layer].retain_grad()
         return heads[layer].flatten(-2)
 
-    with _projection_hooks(lm, lm.head_layers, "reading heads", take):
+    with _projection_hooks(lm, lm.head_layers if layers is None else layers, "reading heads", take):
         yield heads
 
 

@@ -85,16 +85,18 @@ def gradients(
     """Of each target of `read` at the last token its activation before and behind the gate (target,); of each layer below the
     residual stream (token, d_model), and there each target's gradient (target, token, d_model).
 
-    Each target has a row of the pass, and rows know nothing of one another, so one backward pass gives all gradients.
-    start: the pass goes on from here
+    One pass forward serves all targets, and one back, in which each is a row. start: the pass goes on from here
     """
-    ids = bench.ids(context).expand(len(read.threshold), -1)
-    stream = residual_stream(bench.lm, ids, last=layer, leaf=below[0] if below else None, start=start)
-    end = stream[layer][:, -1]
+    stream = residual_stream(bench.lm, bench.ids(context), last=layer, leaf=below[0] if below else None, start=start)
+    end = stream[layer][0, -1]
     y = read.pre(end)
-    slopes = torch.autograd.grad(y.diagonal().sum(), [stream[one] for one in below]) if below else ()
+    slopes: Sequence[Tensor] = ()
+    if below:
+        each = torch.eye(len(y), dtype=y.dtype, device=y.device)
+        found = torch.autograd.grad(y, [stream[one] for one in below], grad_outputs=each, is_grads_batched=True)
+        slopes = [one[:, 0] for one in found]
     hidden = {one: stream[one][0].detach() for one in below}
-    return y[0].detach(), read.encode(end[0].detach()), hidden, dict(zip(below, slopes, strict=True))
+    return y.detach(), read.encode(end.detach()), hidden, dict(zip(below, slopes, strict=True))
 
 
 def integrated(

@@ -61,8 +61,12 @@ class Columns:
         """(..., d_model) -> activations before the gate (..., feature)."""
         if self.picked is None:
             return self.sae.pre(hidden)
-        weights = self.sae.w_enc[:, self.picked]
-        return hidden.to(weights.dtype) @ weights + self.sae.b_enc[self.picked]
+        return hidden.to(self.weights.dtype) @ self.weights + self.sae.b_enc[self.picked]
+
+    @property
+    def weights(self) -> Tensor:
+        """Of the encoder, (d_model, feature)."""
+        return self.sae.w_enc if self.picked is None else self.sae.w_enc[:, self.picked]
 
     @property
     def directions(self) -> Tensor:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import Field
 
+from fvcore import exits
 from fvcore.experiments.config import Option, add_command
-from fvcore.experiments.sae.config import PathwaysConfig
+from fvcore.experiments.sae.commands import sae_info, train_sae
+from fvcore.experiments.sae.config import Info, PathwaysConfig, Training
 
 if TYPE_CHECKING:
     from fvcore.experiments.progress import Progressing
@@ -58,6 +60,14 @@ class RunCommand(StepCommand):
     )
     strict: bool = Field(default=False, exclude=True, description="A warning of the audit is a failure, too.")
     as_json: Json = PRINTED
+
+
+class DiscoverCommand(StepCommand):
+    """How pathways are found, or judged once more."""
+
+    rescore: bool = Field(
+        default=False, exclude=True, description="Judge what is there by other thresholds, into a file beside it."
+    )
 
 
 class ShownCommand(PathwaysConfig):
@@ -122,6 +132,39 @@ def lines(validation: Validation) -> Iterator[str]:
         if group.count > group.listed:
             yield f"  ... and {group.count - group.listed:,} more"
     yield "the data passes" if validation.validated else "the data does not pass"
+
+
+def discover(command: DiscoverCommand) -> None:
+    if command.rescore:
+        from fvcore.experiments.sae.discover import rescore
+
+        for path in rescore(command):
+            typer.echo(f"wrote {path}")
+    else:
+        _do(command, command, "discover")
+
+
+@app.command("selftest")
+def selftest(
+    seed: Annotated[int, typer.Option(min=0, help="Of the planted models.")] = 0,
+    markdown: Annotated[Path | None, typer.Option(help="A page to write the tables into, between its marks.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+) -> None:
+    """Find planted causes, beside what other methods find; exit status 1 where one is missed or a decoy is taken for one."""
+    from fvcore.experiments.sae import selftest as on_trial
+
+    found = on_trial.selftest(seed)
+    if as_json:
+        _print(found)
+    else:
+        typer.echo(on_trial.markdown(found))
+        for said, held in found["criteria"].items():
+            typer.echo(f"{'yes' if held else 'NO'}: {said}")
+        typer.echo(f"{found['seconds']:g} s")
+    if markdown:
+        on_trial.put_into(markdown, found)
+    if not found["passed"]:
+        raise typer.Exit(exits.FAILED)
 
 
 def step(name: str, said: str) -> Callable[[StepCommand], None]:
@@ -199,6 +242,23 @@ def write_report(command: PathwaysConfig) -> None:
         typer.echo(f"wrote {path}")
 
 
+@app.command("faults")
+def show_faults(
+    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+) -> None:
+    """Look for pathways wrongly in every known way; exit status 1 if one is not caught by what must catch it."""
+    from fvcore.experiments.sae import faults
+
+    found = faults.rows()
+    for row in found:
+        verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
+        typer.echo(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {faults.rounded(row.seen.value)}")
+    if markdown is not None:
+        typer.echo(f"wrote {faults.write(markdown, found)}")
+    if not all(row.caught for row in found):
+        raise typer.Exit(exits.FAILED)
+
+
 @app.command("init")
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; its files must not be there yet.")],
@@ -220,7 +280,11 @@ STEPS = {
 
 add_command(app, "run", RunCommand, run_all)
 add_command(app, "audit", AuditCommand, audit)
+discover.__doc__ = STEPS.pop("discover")
+add_command(app, "discover", DiscoverCommand, discover)
 for _name, _said in STEPS.items():
     add_command(app, _name, StepCommand, step(_name, _said))
 add_command(app, "status", ShownCommand, show_status)
 add_command(app, "report", PathwaysConfig, write_report)
+add_command(app, "train-sae", Training, train_sae)
+add_command(app, "sae-info", Info, sae_info)

@@ -181,7 +181,7 @@ class Plan:
         text, chosen = self.config.get_text_config(), self.settings.sae
         known = read_yaml(SHAPES)["autoencoders"].get(chosen.source, 0)
         size: int = getattr(torch, chosen.dtype).itemsize
-        return max(2.0 * known * text.hidden_size * size, chosen.gpu_budget_gb * GB)
+        return max(2.0 * int(known) * int(text.hidden_size) * size, chosen.gpu_budget_gb * GB)
 
     @property
     def peak(self) -> float:

@@ -139,9 +139,11 @@ def _tests(row: ReplayRow, size: float, n: int) -> dict[str, float | None]:
 
 
 def _lost(target: TargetRow, row: ReplayRow, settings: Discover) -> bool:
-    """Whether a number is none, or replaying the same value changed the target by more than a share of its scale."""
+    """Whether a number is none, or replaying the same value changed the target: by more than a share of its scale, and by more
+    than rounding can."""
     numbers = (row.noop, row.directions, *row.norms, *(one for of in row.deltas.values() for one in of))
-    return not all(map(isfinite, numbers)) or row.noop > settings.replay.noop_tol * max(1.0, target.scale)
+    allowed = max(settings.replay.noop_tol * max(1.0, target.scale), row.rounding)
+    return not all(map(isfinite, numbers)) or row.noop > allowed
 
 
 def _effect(deltas: Sequence[float], scale: float) -> dict[str, Any]:
