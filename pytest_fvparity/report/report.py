@@ -372,8 +372,8 @@ def _divergence(check: Check) -> Divergence:
 def _headline(checks: Sequence[Check], divergence: Divergence | None, context: Mapping[str, Any]) -> str:
     """Verdict and earliest divergence in one sentence, with whatever makes the verdict a weaker one."""
     sources = context.get("tolerances")
-    loosened = f" under tolerances of {' and '.join(sources)}" if sources else ""
-    loosened += "; no candidate given: fvcore judged against the reference" if _is_fvcore(context) else ""
+    loosened = "; no candidate given: fvcore judged against the reference" if _is_fvcore(context) else ""
+    loosened += f" under tolerances of {' and '.join(sources)}" if sources else ""
     if not checks:
         return "FAIL: nothing was compared: there is no check in it"
     if divergence is None:
