@@ -148,6 +148,15 @@ def test_the_way_to_no_features_adds_up_to_what_their_ablation_does_where_one_gr
     assert abs(sum(straight) / sum(true) - 1) > 0.25
 
 
+def test_integrated_gradients_are_a_way_to_screen_as_well() -> None:
+    world = build(0, n_contexts=6)
+    found = survey(world, Discover(attribution="ig", ig_steps=2)).targets
+    best = {Node.of(row.target): {Node.of(one.source) for one in row.candidates[:4]} for row in found}
+    names = world.names
+    assert {Node(0, names["A.0"]), Node(1, names["A2.0"])} <= best[Node(2, names["B.0"])]
+    assert Node(0, names["A.1"]) in best[Node(1, names["A2.1"])]
+
+
 def test_every_planted_cause_is_validated_and_no_decoy(one: Survey) -> None:
     found, wanted = names(one, one.validated), names(one, set(one.world.true))
     assert {("A.0@0", "B.0"), ("A2.0@1", "B.0"), ("BIAS@1", "B.0"), ("BIAS@1", "N"), ("A.0@0", "A2.0")} <= wanted

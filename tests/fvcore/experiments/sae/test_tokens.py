@@ -56,6 +56,19 @@ def test_where_nothing_differs_a_test_says_so_as_often_as_it_should(mode: Any, l
     assert least <= (p_values <= 0.05).mean() <= most
 
 
+def test_where_nothing_differs_little_is_listed_but_by_the_plan(tokenizer: Any) -> None:
+    random = np.random.default_rng(0)
+    sides = [(bursty(random), bursty(random)) for _ in range(10)]
+    found = {
+        mode: [compare(*both, own(mode=mode), "0", tokenizer) for both in sides]
+        for mode in ("response_fisher", "permutation", "token_chi2_legacy")
+    }
+    with_any = {mode: sum(bool(one.added or one.removed) for one in of) for mode, of in found.items()}
+    # Any at all in .05 of comparisons, so in more than 2 of 10 with a chance of .012.
+    assert max(with_any["response_fisher"], with_any["permutation"]) <= 2
+    assert with_any["token_chi2_legacy"] == len(sides)
+
+
 def test_numbers_are_those_of_their_formulas() -> None:
     from scipy.stats import chi2_contingency, fisher_exact
 
