@@ -129,7 +129,7 @@ def headline(found: ValidatedPathways, integrated: Row) -> str:
     if persistence:
         said += f", {persistence} of them the same direction carried on"
     chains = sum(len(one["nodes"]) > 2 for one in integrated.get("integrated", []))
-    return f"{said}; they make {chains} chain{'s' * (chains != 1)} of several." if integrated else f"{said}."
+    return f"{said}; they make {chains} chain{'s' * (chains != 1)} of two or more." if integrated else f"{said}."
 
 
 def pairs(pathways: Sequence[Pathway]) -> Row:
