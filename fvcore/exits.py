@@ -21,6 +21,11 @@ def in_one_line(said: object) -> str:
     return " ".join(str(said).split())
 
 
+def system_words(error: Exception) -> str:
+    """What the system says of a file, without its name."""
+    return getattr(error, "strerror", None) or in_one_line(error) or type(error).__name__
+
+
 def say(text: str) -> None:
     """One red line, whatever the text holds."""
     import typer

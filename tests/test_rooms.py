@@ -225,12 +225,19 @@ def test_only_formats_writes_files() -> None:
 
 
 def test_no_code_from_elsewhere_is_trusted() -> None:
+    """Where nothing is said of it the library asks standard input."""
+    loads = 0
     for name, path in MODULES.items():
         code = _code(path)
-        assert "trust_remote_code" not in code, name
+        assert code.count("trust_remote_code") == code.count("trust_remote_code=false"), name
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "from_pretrained":
+                assert "trust_remote_code" in {keyword.arg for keyword in node.keywords}, name
+                loads += 1
         assert "pickle" not in code, name
         if "torch.load(" in code:
             assert "weights_only=true" in code, name
+    assert loads >= 5
 
 
 def test_every_file_opens_with_its_idea() -> None:

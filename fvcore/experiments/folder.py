@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from fvcore.experiments.errors import FolderInUse, OtherSettings
-from fvcore.formats import sha256_file, write_bytes, write_csv, write_json, write_jsonl, write_pt, write_text
+from fvcore.formats import (
+    make_folder,
+    sha256_file,
+    write_bytes,
+    write_csv,
+    write_json,
+    write_jsonl,
+    write_pt,
+    write_text,
+    writing,
+)
 
 LOCK = ".lock"
 OUT = "--out"
@@ -74,9 +84,10 @@ def locked(root: Path, option: str = OUT) -> Iterator[None]:
     The system gives the lock back when its process ends, in whatever way. Where a file system knows no locks, nothing is
     held: to run is better than to refuse then.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     path = root / LOCK
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -226,7 +226,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     with _loading("tokenizer", name):
-        return AutoTokenizer.from_pretrained(str(resolve(name)), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(resolve(name)), local_files_only=True, trust_remote_code=False)
 
 
 def load(
@@ -262,7 +262,7 @@ def load(
     options = placement.options() | ({"attn_implementation": attn} if attn else {})
     with _loading("model", name, f" Asked for: {placement}; {FOR_PARITY}."):
         hf, report = _auto_class(config).from_pretrained(
-            str(where), local_files_only=True, output_loading_info=True, **options
+            str(where), local_files_only=True, trust_remote_code=False, output_loading_info=True, **options
         )
         if "device_map" not in options:
             hf.to(placement.device)
@@ -298,7 +298,7 @@ def _config_on_disk(name: str) -> Any:
     from transformers import AutoConfig
 
     with _loading("config", name):
-        return AutoConfig.from_pretrained(str(resolve(name)), local_files_only=True)
+        return AutoConfig.from_pretrained(str(resolve(name)), local_files_only=True, trust_remote_code=False)
 
 
 def _attention(config: Any, asked: str | None) -> str | None:

@@ -72,17 +72,17 @@ def _table(rows: list[GoldenRow]) -> Table:
 @app.command()
 def split(
     golden: Place,
-    full_to: Annotated[str, typer.Option(help="Folder or URL (file://, s3://, hf://, ...) to store the full tier at.")],
+    full_to: Annotated[str, typer.Option(help="Folder or URL (file, s3, gs or hf) to store the full tier at.")],
     url: Annotated[
         str | None, typer.Option(help="URL that the manifest names (default: --full-to, if it is one).")
     ] = None,
 ) -> None:
     """Keep a core that fits git, and store the large tensors elsewhere."""
-    from pytest_fvparity.golden import tiers
+    from pytest_fvparity.golden import stores, tiers
 
     core, full = tiers.split(golden, full_to, url)
     large = f" (more than {_size(tiers.CORE_LIMIT)})" if core > tiers.CORE_LIMIT else ""
-    say(f"{golden}: core {_size(core)}{large}, full {_size(full)} at {full_to}")
+    say(f"{golden}: core {_size(core)}{large}, full {_size(full)} at {stores.shown(full_to)}")
 
 
 @app.command()

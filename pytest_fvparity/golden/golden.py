@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact, Leaf
-from fvcore.formats import read_safetensors, sha256_file
+from fvcore.formats import make_folder, read_safetensors, sha256_file
 from fvcore.gates import Refused, StageError, Status
 from fvcore.profile import Profile
 from pytest_fvparity import shipped
@@ -198,7 +198,7 @@ def regenerate(record: Record, path: Path) -> dict[str, KeyDiff]:
         staged = recorded_twice(record, Path(scratch))
         restore(path)
         changes = differences(path, staged)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         swap(staged, path)
     return changes
 
