@@ -81,7 +81,7 @@ def trials_make(
     folder = Path("datasets", "fixed_trials") if out is None else out
     path = folder if folder.suffix == ".json" else folder / trials.file_name(meta)
     trials.write(path, file)
-    typer.echo(f"wrote {path}: {n_trials} trials of {n_shots} shots from {len(pairs)} rows, seed {seed}")
+    exits.tell(f"wrote {path}: {n_trials} trials of {n_shots} shots from {len(pairs)} rows, seed {seed}")
 
 
 @trials_app.command("verify")
@@ -111,8 +111,8 @@ def trials_verify(
         problems += trials.same_draws(fixed.file, trials.read_pairs(raw), first)
         sampled = f"sampled again from {raw}"
     for problem in problems:
-        typer.echo(problem)
-    typer.echo(f"{file}: {first or n} of {n} trials checked with {name}, {sampled}; mismatch_count {len(problems)}")
+        exits.tell(problem)
+    exits.tell(f"{file}: {first or n} of {n} trials checked with {name}, {sampled}; mismatch_count {len(problems)}")
     if problems:
         raise typer.Exit(exits.FAILED)
 

@@ -1,5 +1,7 @@
 """What a command's exit status says, in one table, and which errors are one line of its own."""
 
+from fvcore import escapes
+
 PASSED = 0
 FAILED = 1
 """A gate or a step failed."""
@@ -26,8 +28,21 @@ def system_words(error: Exception) -> str:
     return getattr(error, "strerror", None) or in_one_line(error) or type(error).__name__
 
 
-def say(text: str) -> None:
+def say(text: str, program: str = "fvcore") -> None:
     """One red line, whatever the text holds."""
     import typer
 
-    typer.secho(f"fvcore: {in_one_line(text)}", fg="red", err=True)
+    typer.secho(f"{program}: {escapes.line(in_one_line(text))}", fg="red", err=True)
+
+
+def cells(*values: object) -> list[str]:
+    """A row of a table of rich, whatever the values hold."""
+    return [escapes.markup(value) for value in values]
+
+
+def tell(*texts: object) -> None:
+    """A line for each text, whatever it holds."""
+    import typer
+
+    for text in texts:
+        typer.echo(escapes.line(text))

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from fvcore import exits
+from fvcore.escapes import lines, markup
 from fvcore.formats import FormatError, read_json, write_text
 from fvcore.gates import StageError
 from fvcore.model.spec import ModelError
@@ -50,7 +51,6 @@ def selftest(
     markdown: Annotated[Path | None, typer.Option(help="Write the table there, as Markdown.")] = None,
 ) -> None:
     """Plant every fault of the catalogue and check that the harness finds it at its key. Status 1 if it does not."""
-    from rich.markup import escape
     from rich.table import Table
 
     from pytest_fvparity.selftest import run
@@ -70,7 +70,7 @@ def selftest(
     table = Table("id", "hazard", "expected", "seen", "verdict")
     for row in rows:
         verdict = f"[{COLOURS[row.verdict]}]{row.verdict}[/]"
-        table.add_row(row.fault.id, *map(escape, (row.fault.hazard, row.fault.expected, row.seen_words)), verdict)
+        table.add_row(row.fault.id, *map(markup, (row.fault.hazard, row.fault.expected, row.seen_words)), verdict)
     console.print(table)
     say(run.counted(rows))
     if markdown:
@@ -231,5 +231,5 @@ def main() -> None:
     try:
         app()
     except (FormatError, ModelError, StageError, Contradiction, Unusable) as error:
-        errors.print(f"fvparity: {error}", style="red", soft_wrap=True, markup=False)
+        errors.print(lines(f"fvparity: {error}"), style="red", soft_wrap=True, markup=False)
         raise SystemExit(exits.USAGE) from None

@@ -315,7 +315,7 @@ def experiment(
 
 def _write(path: Path, config: Config) -> None:
     write_text(path, config.text())
-    typer.echo(f"wrote {path}")
+    exits.tell(f"wrote {path}")
 
 
 class _Spelled(TyperCommand):

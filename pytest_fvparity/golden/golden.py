@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fvcore import artifacts
+from fvcore import artifacts, names
 from fvcore.artifacts import Artifact, Leaf
 from fvcore.formats import make_folder, read_safetensors, sha256_file
 from fvcore.gates import Refused, StageError, Status
@@ -140,7 +140,8 @@ def _changed_content(golden: Profile, candidate: Profile, different: set[str]) -
 
 
 def relative_path(dataset: str, fixed_trials_id: str, reference_profile: str) -> Path:
-    return Path(dataset) / fixed_trials_id / reference_profile
+    parts = {"dataset": dataset, "trials": fixed_trials_id, "reference profile": reference_profile}
+    return Path(*(names.part(name, f"a golden's {what}") for what, name in parts.items()))
 
 
 def locate(roots: Iterable[Path], relative: Path) -> Path:

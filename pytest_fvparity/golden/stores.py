@@ -43,11 +43,9 @@ def shown(where: str) -> str:
 
 
 def below(base: str, name: str) -> str:
-    """The place of a file under a folder or a URL."""
-    if not is_url(base):
-        return f"{base.rstrip('/')}/{name}"
-    parts = _split(base)
-    return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
+    """The place of a file under a folder or a URL; whether one may be named is asked when it is read."""
+    path, mark, query = base.partition("?") if is_url(base) else (base, "", "")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
 def is_url(where: str) -> bool:
@@ -198,4 +196,6 @@ def _told(where: str) -> Iterator[None]:
         yield
     except Exception as error:  # of as many kinds as there are stores
         reason = in_one_line(error).removeprefix(f"{where}: ") or type(error).__name__
+        for secret in SECRET.findall(where):
+            reason = reason.replace(secret, "")
         raise TierError(f"{shown(where)}: {shown(reason):.300}") from None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fvcore import names
 from fvcore.formats import FormatError, sha256_file
 from fvcore.trials.fixed import FixedTrials
 from fvcore.trials.fixed import read as read_trials
@@ -153,6 +154,10 @@ class Setup:
             "quant": self.quant,
         }
 
+    def file(self, name: str) -> Path:
+        """One that a record names, below the root."""
+        return names.below(self.root, name)
+
     def raw_dataset(self) -> Path:
         """What the trials were drawn from: as given, else where the file says, else as it ships."""
         named = self.dataset_json or Path(self.fixed.meta.dataset_json)
@@ -204,8 +209,8 @@ class Setup:
     @property
     def running(self) -> list[str]:
         """Options of every run, whatever it compares."""
-        names = ("model", "reference_profile", "device", "dtype", "quant", "spec")
-        return [*_options({name: getattr(self, name) for name in names}), *(self.pytest_option or ())]
+        asked = ("model", "reference_profile", "device", "dtype", "quant", "spec")
+        return [*_options({name: getattr(self, name) for name in asked}), *(self.pytest_option or ())]
 
     def comparing(self, n_trials: int | None = None) -> list[str]:
         """Options of a run against a golden; `n_trials` of them at the per-trial keys, or as many as was asked for."""

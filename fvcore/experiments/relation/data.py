@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fvcore.experiments.folder import names_a_folder
 from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials, of_draws
 from fvcore.formats import read_text, sha256, sha256_file
 from fvcore.model.tokenizer import Tokenizer
+from fvcore.names import names_a_folder
 from fvcore.trials.draws import of_relation
 from fvcore.trials.fixed import TrialsError, WordPair
 

@@ -63,7 +63,7 @@ def audit(command: AuditCommand) -> None:
         typer.echo(json_text(validation.model_dump(mode="json")))
     else:
         for line in (*lines(validation), f"wrote {path}"):
-            typer.echo(line)
+            exits.tell(line)
     warned = command.strict and any(group.severity == "warning" for group in validation.issues)
     if warned or not validation.validated:
         raise typer.Exit(exits.FAILED)
@@ -91,9 +91,9 @@ def load(command: LoadCommand) -> None:
     from fvcore.experiments.sae.load import load as step
 
     for path in step(command, command.force, progress_of(command)):
-        typer.echo(f"wrote {path}")
+        exits.tell(f"wrote {path}")
     if not command.prompts.texts():
-        typer.echo("no contexts: the config has no prompts.safe and no prompts.risky")
+        exits.tell("no contexts: the config has no prompts.safe and no prompts.risky")
 
 
 add_command(app, "audit", AuditCommand, audit)

@@ -46,7 +46,7 @@ def run(command: Command) -> None:
 
     settings = command.resolve()
     for warning in settings.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        exits.say(f"warning: {warning}")
     result = run_phase2(
         settings,
         run_id=command.run_id,
@@ -55,7 +55,7 @@ def run(command: Command) -> None:
         progress=Shown(Console(stderr=True)),
     )
     for key, value in _lines(settings, result, command.report_path).items():
-        typer.echo(f"{key}={value}")
+        exits.tell(f"{key}={value}")
     if "error" in result.report:
         exits.say(result.report["error"])
     if result.exit_code:
@@ -94,9 +94,9 @@ def show_faults(
     found = faults.rows()
     for row in found:
         verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
-        typer.echo(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {row.number}")
+        exits.tell(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {row.number}")
     if markdown is not None:
-        typer.echo(f"wrote {faults.write(markdown, found)}")
+        exits.tell(f"wrote {faults.write(markdown, found)}")
     if not all(row.caught for row in found):
         raise typer.Exit(exits.FAILED)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from fvcore import names
 from fvcore.experiments.config import Config, ConfigError, LayerOrAll, Numbers, Option
-from fvcore.experiments.folder import safe_name
 from fvcore.experiments.steps.scores import SCORES
 from fvcore.model.spec import ModelError
 from fvcore.provenance import model_identity
@@ -139,7 +139,7 @@ def settings_of(stage: str, settings: StepSettings, lm: LanguageModel) -> dict[s
 def identity(lm: LanguageModel, settings: StepSettings) -> dict[str, Any]:
     from fvcore.fast import engines
 
-    return {"model": safe_name(lm.name), **model_identity(lm), "engine": engines.chosen(lm, settings.engine)}
+    return {"model": names.of_model(lm.name), **model_identity(lm), "engine": engines.chosen(lm, settings.engine)}
 
 
 def sizes_of(lm: LanguageModel) -> dict[str, Any]:
