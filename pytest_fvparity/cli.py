@@ -16,6 +16,7 @@ from fvcore.escapes import lines, markup
 from fvcore.formats import FormatError, read_json, write_text
 from fvcore.gates import StageError
 from fvcore.model.spec import ModelError
+from pytest_fvparity.children import following
 from pytest_fvparity.golden import commands as golden_cli
 from pytest_fvparity.golden.commands import say
 from pytest_fvparity.milestones import cli as milestones_cli
@@ -221,7 +222,7 @@ def _one_trial(model: str, dataset_json: Path, out: Path) -> Path:
 
 def _run(*words: str) -> int:
     """The exit status of a module of this interpreter, whose output goes where this process's does."""
-    return subprocess.run([sys.executable, "-m", *words], check=False).returncode
+    return subprocess.run(following([sys.executable, "-m", *words]), check=False).returncode
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from fvcore.formats import FormatError, sha256_file
 from fvcore.trials.fixed import FixedTrials
 from fvcore.trials.fixed import read as read_trials
 from pytest_fvparity import shipped
+from pytest_fvparity.children import following
 from pytest_fvparity.milestones.lock import Lock
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.render import REPORT, read_report
@@ -237,7 +238,7 @@ def run_pytest(marker: str, words: Sequence[str], report: Path, what: str = "") 
     """The stages of a marker in a pytest of its own, from the current folder; its exit status, once it wrote its report."""
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-m", marker, "-q", "-p", "no:cacheprovider", *words]
-    code = subprocess.run(command, check=False).returncode
+    code = subprocess.run(following(command), check=False).returncode
     if not report.is_file():
         raise Failed(f"{what}pytest ended with status {code} and wrote no report; what it printed says why")
     return code
