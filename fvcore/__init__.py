@@ -1,7 +1,7 @@
 """fvcore: function vectors on any Hugging Face causal language model.
 
-    lm, fixed = fvcore.load("tiny-llama"), fvcore.read_trials(path)
-    artifacts = fvcore.run(lm, fixed, fvcore.Settings(edit_layer=1))
+    lm = fvcore.load("tiny-llama")
+    artifacts = fvcore.run(lm, fvcore.make_trials(lm, pairs))
 
 Each station of the method is here by itself, in the order of the data; `Pipeline` joins them. Nothing is imported before
 it is asked for, so that a program pays only for the stations it uses.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fvcore.activations import mean_head_activations as mean_head_activations
+    from fvcore.decoding import top_tokens as top_tokens
     from fvcore.effects import average_indirect_effect as average_indirect_effect
     from fvcore.effects import causal_indirect_effect as causal_indirect_effect
     from fvcore.heads import top_heads as top_heads
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from fvcore.pipeline import Settings as Settings
     from fvcore.pipeline import run as run
     from fvcore.prompts import PromptTemplate as PromptTemplate
+    from fvcore.prompts import make_trials as make_trials
     from fvcore.prompts import trial_prompt as trial_prompt
     from fvcore.slots import dummy_labels as dummy_labels
     from fvcore.slots import slot_map as slot_map
     from fvcore.trials import fixed as _fixed
     from fvcore.vectors import function_vector as function_vector
+    from fvcore.vectors import load_vector as load_vector
+    from fvcore.vectors import save_vector as save_vector
 
     read_trials = _fixed.read
 
@@ -38,12 +42,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "model.model": ("LanguageModel", "load"),
     "trials.fixed": ("read_trials",),
-    "prompts": ("PromptTemplate", "trial_prompt"),
+    "prompts": ("PromptTemplate", "make_trials", "trial_prompt"),
     "slots": ("dummy_labels", "slot_map"),
     "activations": ("mean_head_activations",),
     "effects": ("average_indirect_effect", "causal_indirect_effect"),
     "heads": ("top_heads",),
-    "vectors": ("function_vector",),
+    "vectors": ("function_vector", "load_vector", "save_vector"),
+    "decoding": ("top_tokens",),
     "injection": ("inject", "inject_generate", "inject_logits", "inject_nll"),
     "pipeline": ("Pipeline", "Settings", "run"),
 }

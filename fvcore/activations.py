@@ -3,10 +3,11 @@
 Source: section 2.2 of Todd et al. 2023; `get_mean_head_activations` in the reference's extract_utils.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fvcore.model.hooks import read_heads
 from fvcore.model.model import LanguageModel
@@ -21,7 +22,20 @@ def head_activations(lm: LanguageModel, input_ids: Sequence[int], slots: SlotMap
     """
     with read_heads(lm) as heads:
         lm.logits(lm.ids(input_ids))
-    return by_slot([heads[layer] for layer in range(lm.n_layers)], slots)
+    return by_slot(of_all_layers(lm, heads), slots)
+
+
+def of_all_layers(lm: LanguageModel, heads: Mapping[int, Tensor]) -> list[Tensor]:
+    """Heads as `read_heads` gives them, one tensor a layer and all of one width.
+
+    Narrower heads are filled up with zeros, and a layer without heads has nothing but zeros.
+    """
+    if len(set(lm.d_heads)) == 1:
+        return [heads[layer] for layer in range(lm.n_layers)]
+    some = next(iter(heads.values()))
+    nothing = some.new_zeros(*some.shape[:-1], lm.d_head)
+    widened = {layer: pad(one, (0, lm.d_head - one.shape[-1])) for layer, one in heads.items()}
+    return [widened.get(layer, nothing) for layer in range(lm.n_layers)]
 
 
 def by_slot(heads: Sequence[Tensor], slots: SlotMap) -> Tensor:

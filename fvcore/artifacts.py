@@ -76,7 +76,8 @@ def load(stem: Path) -> dict[str, Leaf]:
     described = read_json(path, strict=False)  # a candidate's NaN is a value, and found to be wrong where it stands
     if not isinstance(described, dict):
         raise FormatError(f"{path}: expected an object of leaves, found {type(described).__name__}")
-    named = {leaf for leaf, value in described.items() if isinstance(value, dict)}
+    # Any other object is a value of its own: a candidate may write its maps so.
+    named = {leaf for leaf, value in described.items() if isinstance(value, dict) and TENSOR in value}
     tensors = read_safetensors(stem.with_suffix(".safetensors")) if named else {}
     if named != set(tensors):
         lone = f"{sorted(named ^ set(tensors))}"

@@ -34,6 +34,9 @@ select_kv.register(app)
 app.command("select-kv-faults")(select_kv.show_faults)
 
 DATASET = ("--dataset", "--dataset-json")
+WithoutEmpty = Annotated[
+    bool, typer.Option("--without-empty-rows", help="Leave out rows of the raw dataset without input or answer.")
+]
 
 
 @trials_app.command("make")
@@ -55,6 +58,7 @@ def trials_make(
             help="A BOS string is part of the prompt text. Only false is accepted, and the error says why.",
         ),
     ] = False,
+    without_empty_rows: WithoutEmpty = False,
 ) -> None:
     """Sample trials and write them, with the draws and the bytes of the format."""
     from fvcore import prompts
@@ -68,7 +72,7 @@ def trials_make(
             "one-token-per-word prompt, which shifts every slot. Let the tokenizer add it, or use the reference "
             "profile todd_upstream, which writes it in both."
         )
-    pairs, loaded = trials.read_pairs(dataset_json), load_tokenizer(tokenizer)
+    pairs, loaded = trials.read_pairs(dataset_json, without_empty_rows), load_tokenizer(tokenizer)
     meta = trials.Meta(
         dataset_json=dataset_json.as_posix(),
         seed=seed,
@@ -93,9 +97,10 @@ def trials_verify(
         Path | None,
         typer.Option(*DATASET, help="Raw dataset to sample again (default: the one the file names, if there)."),
     ] = None,
+    without_empty_rows: WithoutEmpty = False,
 ) -> None:
-    """Check a trials file: format, prompts, boundary and target under its tokenizer, and its draws from the raw data."""
-    from fvcore import prompts
+    """Check a trials file: format, prompts, boundary, target and slots under its tokenizer, and its draws from the raw data."""
+    from fvcore import prompts, slots
     from fvcore.model.model import load_tokenizer
     from fvcore.trials import fixed as trials
 
@@ -104,11 +109,12 @@ def trials_verify(
     if first is not None and first > n:
         raise trials.TrialsError(f"{file}: --first {first}, but the file holds {n} trials")
     name = tokenizer or fixed.meta.model_name_for_tokenizer
-    problems = prompts.verify(fixed, load_tokenizer(name), first)
+    loaded = load_tokenizer(name)
+    problems = prompts.verify(fixed, loaded, first) or slots.verify(fixed, loaded, first)
     raw = dataset_json or Path(fixed.meta.dataset_json)
     sampled = "not sampled again (the raw dataset is not at hand; --dataset)"
     if dataset_json is not None or raw.is_file():
-        problems += trials.same_draws(fixed.file, trials.read_pairs(raw), first)
+        problems += trials.same_draws(fixed.file, trials.read_pairs(raw, without_empty_rows), first)
         sampled = f"sampled again from {raw}"
     for problem in problems:
         exits.tell(problem)

@@ -150,7 +150,7 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     kinds = [{"dtype": str(side.dtype), "shape": list(side.shape)} for side in (expected, actual)]
     for name, wanted in kinds[0].items():
         if wanted != (found := kinds[1][name]):
-            return _one(leaf, f"{name} differs: expected {wanted}, actual {found}", wanted, found)
+            return _one(leaf, f"{name} differs: expected {wanted}, actual {found}", wanted, found, expected.numel())
     # float64 holds every float32 and every half exactly, so the comparison adds no rounding of its own.
     want, have = expected.detach().double().cpu(), actual.detach().double().cpu()
     difference = torch.where(want == have, torch.zeros_like(want), (have - want).abs())  # inf == inf is no difference
@@ -300,9 +300,15 @@ def _same(expected: Any, actual: Any) -> bool:
     return type(expected) is type(actual) and repr(expected) == repr(actual)
 
 
-def _one(leaf: str, message: str, expected: Any, actual: Any) -> Verdict:
+def _one(leaf: str, message: str, expected: Any, actual: Any, n_values: int | None = None) -> Verdict:
+    """A leaf that as a whole is not what was expected: each of its values counts."""
     finding = Finding(leaf, message, _jsonable(expected), _jsonable(actual), _trial_coordinate(leaf))
-    return Verdict((finding,), compared=1, mismatch_count=1)
+    n_wrong = max(1, _n_values(actual if expected is None else expected) if n_values is None else n_values)
+    return Verdict((finding,), compared=n_wrong, mismatch_count=n_wrong)
+
+
+def _n_values(leaf: Any) -> int:
+    return leaf.numel() if isinstance(leaf, Tensor) else _n_elements(leaf)
 
 
 def _trial_coordinate(leaf: str) -> dict[str, int | str]:

@@ -49,7 +49,7 @@ def head_replaced(
 
     def replace(heads: Tensor) -> None:  # (1, token, head, d_head)
         for token, mean in means.items():
-            heads[-1, token, head] = mean.to(heads)
+            heads[-1, token, head] = mean[: heads.shape[-1]].to(heads)
 
     return edit_heads(lm, layer, replace)
 
@@ -106,20 +106,19 @@ def causal_indirect_effect(
 
     mean_activations: (layer, head, slot, d_head)
     returns: (layer, head), the head replaced at the last token; or (layer, head, class) with `all_token_classes`,
-    where a class without tokens has effect 0.
+    where a class without tokens has effect 0, and so has a layer without heads.
     """
     classes = list(TOKEN_CLASSES) if all_token_classes else ["query_predictive"]
     tokens = [tokens_of_class(slots, token_class) for token_class in classes]
     base = target_probability(lm, input_ids, target_id)
     slot_of = slots.full_idx_map
     effect = torch.zeros(lm.n_layers, lm.n_heads, len(classes))
-    for layer in range(lm.n_layers):
-        for head in range(lm.n_heads):
-            for i, at in enumerate(tokens):
-                if at:
-                    means = {token: mean_activations[layer, head, slot_of[token]] for token in at}
-                    with head_replaced(lm, layer, head, means):
-                        effect[layer, head, i] = target_probability(lm, input_ids, target_id) - base
+    for layer, head in lm.heads:
+        for i, at in enumerate(tokens):
+            if at:
+                means = {token: mean_activations[layer, head, slot_of[token]] for token in at}
+                with head_replaced(lm, layer, head, means):
+                    effect[layer, head, i] = target_probability(lm, input_ids, target_id) - base
     return effect if all_token_classes else effect.squeeze(-1)
 
 

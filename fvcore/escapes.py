@@ -50,7 +50,7 @@ def cell(text: object) -> str:
 
 def code(text: object) -> str:
     """What stands between two backticks of Markdown, in a table too."""
-    return line(" ".join(str(text).split())).replace("`", "'").replace("|", "\\|") or " "
+    return line(text).replace("`", "'").replace("|", "\\|") or " "
 
 
 def fence(text: object) -> str:

@@ -377,6 +377,26 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise FormatError(f"{path}: not a whole safetensors file ({in_one_line(error)[:200]})") from error
 
 
+@contextlib.contextmanager
+def opened_safetensors(path: Path) -> Iterator[Callable[..., Tensor]]:
+    """`read(name, index)` reads one tensor of the file, or what an index such as `[3, 1]` or `(slice(None), [3, 1])` picks.
+
+    Nothing else of the file is read. Raises FormatError for a tensor that is not there, or a file that is not whole.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+
+            def read(name: str, index: Any = ()) -> Tensor:
+                tensor: Tensor = file.get_slice(name)[index] if index else file.get_tensor(name)
+                return tensor
+
+            yield read
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path}: not a whole safetensors file with what is asked of it ({error})") from error
+
+
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Bytes depend on names and values alone: tensors are stored contiguous, on the CPU, sorted by name.
 

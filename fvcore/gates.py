@@ -96,6 +96,14 @@ class Verdict:
         return self.mismatch_count == 0 and not any(f.blocking for f in self.findings)
 
     @property
+    def counted(self) -> str:
+        """How many values differ, and how many findings are of something else than a value."""
+        of_others = [f for f in self.findings if f.blocking and f.expected is None and f.actual is None]
+        values, others = self.mismatch_count - len(of_others), len(of_others)
+        told = f"{values} of {self.compared} values differ" if values else f"{self.compared} values agree"
+        return f"{told}; {others} finding(s) beside them" if others else told
+
+    @property
     def first_mismatch(self) -> Finding | None:
         return next((f for f in self.findings if f.blocking), None)
 
@@ -158,8 +166,31 @@ def run_stage(suite: str, stage: Stage[Subject], subject: Callable[[], Subject])
         return result(error.status, message=str(error))
     except Exception as error:
         # The stage's own code failed; its traceback is the only trace of where.
-        return result(Status.ERROR, message="".join(traceback.format_exception(error)).rstrip())
+        return result(Status.ERROR, message=f"{said(error)}\n{''.join(traceback.format_exception(error)).rstrip()}")
     return result(Status.PASS if verdict.passed else Status.FAIL, verdict=verdict)
+
+
+def said(error: BaseException) -> str:
+    """An error in its first line: what libraries add below, notes and advice, says less. Of a group its first error too."""
+    try:
+        kind, line = type(error).__name__, first_line(str(error))
+    except Exception:
+        return f"{type(error).__name__} (which cannot be shown)"
+    inner = f"; the first of them {said(error.exceptions[0])}" if isinstance(error, BaseExceptionGroup) else ""
+    return f"{kind}: {line}{inner}" if line else f"{kind}{inner}"
+
+
+def first_line(text: str, otherwise: str = "") -> str:
+    """What a message says before it says more."""
+    return next(iter(text.strip().splitlines()), otherwise)
+
+
+def error_line(output: str) -> str:
+    """Of what a process printed the line that names its error: below the last traceback the first that is not indented."""
+    lines = output.strip().splitlines() or ["no message"]
+    begins = [at for at, line in enumerate(lines) if line.startswith("Traceback ")]
+    below = lines[begins[-1] + 1 :] if begins else []
+    return next((line for line in below if line.strip() and not line[0].isspace()), lines[-1])
 
 
 class Gate:

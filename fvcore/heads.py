@@ -18,14 +18,15 @@ class Head(NamedTuple):
     aie: float
 
 
-def top_heads(aie: Tensor, k: int) -> list[Head]:
+def top_heads(aie: Tensor, k: int, layers: Sequence[int] | None = None) -> list[Head]:
     """The `k` heads with the largest AIE, largest first; equal ones by (layer, head).
 
-    Sorted on unrounded values. aie: (layer, head). Source: `compute_function_vector` in the reference's
+    Sorted on unrounded values. aie: (layer, head). layers: those that have heads, all by default. Source: `compute_function_vector` in the reference's
     extract_utils.py, whose order among exactly equal values is left to the backend.
     """
     n_layers, n_heads = aie.shape
-    heads = [Head(layer, head, float(aie[layer, head])) for layer in range(n_layers) for head in range(n_heads)]
+    of = range(n_layers) if layers is None else layers
+    heads = [Head(layer, head, float(aie[layer, head])) for layer in of for head in range(n_heads)]
     return best(heads, k, lambda head: (head.aie, head.layer, head.head))
 
 

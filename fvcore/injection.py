@@ -21,6 +21,7 @@ from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
 from fvcore.fast.engines import chosen
 from fvcore.fast.shared_prompt import Batch, SharedPrompt
 from fvcore.fast.sweep import rows_with_vector_added, trial_bytes, variant_bytes
+from fvcore.model.generation import end_ids, greedily
 from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import Prompt
@@ -271,7 +272,7 @@ def answer_nlls(
 
 def _nlls(lm: LanguageModel, prompts: Sequence[Prompt], n: int) -> list[float]:
     """Of answers of n tokens each."""
-    batch = Batch.of([[*prompt.input_ids, *prompt.answer_ids] for prompt in prompts], lm.device)
+    batch = Batch.of([[*prompt.input_ids, *prompt.answer_ids] for prompt in prompts], lm)
     logits = lm.hf(**batch.inputs(), use_cache=False).logits[:, -1 - n : -1]
     answers = torch.tensor([prompt.answer_ids for prompt in prompts], device=logits.device)
     own = torch.log_softmax(logits.float(), dim=-1).gather(-1, answers[..., None])[..., 0].clamp(min=LEAST_LOGPROB)
@@ -309,7 +310,7 @@ def generated_ids(
     def run(some: Sequence[Sequence[int]]) -> list[list[int]]:
         return _generate(lm, some, vector, edit_layer, alpha, n_tokens)
 
-    ends = _end_ids(lm)
+    ends = end_ids(lm.hf)
     found = [ids for part in in_chunks(prompts, size, run) for ids in part]
     return [list(takewhile(lambda token: token not in ends, ids)) for ids in found]
 
@@ -323,20 +324,14 @@ def _generate(
     alpha: float,
     n_tokens: int,
 ) -> list[list[int]]:
-    batch = Batch.of(prompts, lm.device)
-    options = {"attention_mask": batch.mask, "max_new_tokens": n_tokens, "do_sample": False}
-    # Sampling settings of a model's own generation config mean nothing to greedy decoding and only warn.
-    options |= dict.fromkeys(("temperature", "top_p", "top_k"))
+    # The last token that is generated is not read any more.
+    batch = Batch.of(prompts, lm, n_tokens - 1)
     # Rows that have ended are filled up behind their end. A model's own id may be a list, or missing.
-    with _injected(lm, vector, edit_layer, alpha):
-        output = lm.hf.generate(batch.ids, pad_token_id=next(iter(_end_ids(lm)), 0), **options)
+    pad = next(iter(end_ids(lm.hf)), 0)
+    with _injected(lm, vector, edit_layer, alpha), greedily(lm.hf):
+        output = lm.hf.generate(batch.ids, attention_mask=batch.mask, max_new_tokens=n_tokens, pad_token_id=pad)
     ids: list[list[int]] = output[:, batch.n_tokens :].tolist()
     return ids
-
-
-def _end_ids(lm: LanguageModel) -> list[int]:
-    ends = lm.hf.generation_config.eos_token_id
-    return [] if ends is None else [int(i) for i in (ends if isinstance(ends, list) else [ends])]
 
 
 @torch.inference_mode()

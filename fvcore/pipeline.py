@@ -17,7 +17,7 @@ from fvcore.fast import engines
 from fvcore.fast.engines import ENGINES, why_not_fast
 from fvcore.fast.screening import screened_top_heads
 from fvcore.heads import top_heads
-from fvcore.injection import inject, inject_generate, inject_nll
+from fvcore.injection import N_GENERATED, inject, inject_generate, inject_nll
 from fvcore.model.diagnostics import caveats
 from fvcore.model.model import LanguageModel, doubts
 from fvcore.model.spec import ModelError
@@ -33,12 +33,14 @@ from fvcore.vectors import function_vector, head_term
 class Settings:
     """What is chosen beside model and trials. -1 as token class is the last token alone (rank 3).
 
+    Without an `edit_layer` it is a third of the depth, as in the paper (section 2.3).
+
     `engine` is `fast`, where it holds for the model; `exact`, the reference's own arithmetic; or `screened`, which is `fast`
     and leaves the effects of heads at their estimates that these rule out of the top heads. `max_memory` (bytes) bounds what
     `fast` takes beside the weights, half of what is free by default.
     """
 
-    edit_layer: int
+    edit_layer: int | None = None
     n_top_heads: int = 10
     token_class_idx: int = -1
     alpha: float = 1.0
@@ -46,10 +48,14 @@ class Settings:
     engine: str = "fast"
     max_memory: int | None = None
 
+    def layer_of(self, lm: LanguageModel) -> int:
+        """The block behind which the vector is added."""
+        return lm.n_layers // 3 if self.edit_layer is None else self.edit_layer
+
     def require_fit(self, lm: LanguageModel) -> None:
         """Raise the one clear error a wrong setting deserves, before anything is computed."""
-        lm.require_layer(self.edit_layer)
-        n_heads = lm.n_layers * lm.n_heads
+        lm.require_layer(self.layer_of(lm))
+        n_heads = len(lm.heads)
         if not 1 <= self.n_top_heads <= n_heads:
             raise ModelError(f"{self.n_top_heads} top heads asked for, {lm.name} has {n_heads}; ask for 1 to {n_heads}")
         if not -1 <= self.token_class_idx < len(TOKEN_CLASSES):
@@ -93,7 +99,7 @@ class Pipeline:
         return trial_prompt(self.lm.tokenizer, trial, self.template, regime)
 
     def slots(self, trial: Trial, regime: str) -> SlotMap:
-        demos = {"clean": trial.demos, "corrupted": trial.corrupted_demos}[regime]
+        demos = trial.demos_by_regime[regime]
         return slot_map(
             self.lm.tokenizer,
             self.template,
@@ -103,6 +109,13 @@ class Pipeline:
             self.trials.meta.model_prepend_bos,
             where=f"trial {trial.key}, {regime} prompt",
         )
+
+    def require_room(self) -> None:
+        """Raise ModelError where a prompt, with its answer or what is generated behind it, is more than the model reads."""
+        more = N_GENERATED - 1  # the last token that is generated is not read any more
+        for trial, regime in product(self.trials.trials, REGIMES):
+            prompt = self.prompt(trial, regime)
+            self.lm.require_room(prompt.boundary + max(more, len(prompt.answer_ids)))
 
     @property
     def engine(self) -> str:
@@ -168,7 +181,7 @@ class Pipeline:
         else:
             cie = engines.causal_indirect_effects(self.lm, cases, means, all_classes, *self._how)
         aie = average_indirect_effect(cie, self.settings.token_class_idx)
-        heads = top_heads(aie, self.settings.n_top_heads)
+        heads = top_heads(aie, self.settings.n_top_heads, self.lm.head_layers)
         return {
             "cie": cie,
             "aie": aie,
@@ -185,7 +198,7 @@ class Pipeline:
 
     def injection_output(self, prompts: Artifact, fv_vector: Artifact) -> Artifact:
         vector = tensor_leaf(fv_vector, "function_vector").to(self.lm.device)
-        where = (self.settings.edit_layer, self.settings.alpha)
+        where = (self.settings.layer_of(self.lm), self.settings.alpha)
         leaves: dict[str, Leaf] = {}
         for key in trial_keys(prompts):
             ids, target = _asked(prompts, key)
@@ -241,7 +254,7 @@ def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Pr
         reference_profile=settings.reference_profile,
         n_top_heads=settings.n_top_heads,
         token_class_idx=settings.token_class_idx,
-        edit_layer=settings.edit_layer,
+        edit_layer=settings.layer_of(lm),
         alpha=settings.alpha,
         **model_identity(lm, Identity.model_fields),
     )
@@ -256,8 +269,11 @@ def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Pr
     return Profile(identity=identity, conditions=conditions)
 
 
-def run(lm: LanguageModel, trials: FixedTrials, settings: Settings, injected: bool = True) -> dict[str, Artifact]:
+def run(
+    lm: LanguageModel, trials: FixedTrials, settings: Settings | None = None, injected: bool = True
+) -> dict[str, Artifact]:
     """All stations in order, or all up to the function vector: check key -> artifact."""
+    settings = settings or Settings()
     stations = Pipeline(lm, trials, settings)
     settings.require_fit(lm)
     prompts = stations.prompt_boundary()

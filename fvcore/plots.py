@@ -1,11 +1,79 @@
-"""Drawings: arrays and a matplotlib axis in, the axis out. Sizes, files and titles are whose picture it is."""
+"""Drawings: arrays and a matplotlib axis in, the axis out. Sizes, files and titles are whose picture it is.
+
+The first three draw what the stations find; without an axis they make a figure of their own.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fvcore.model.model import LanguageModel
+
 MOST_TICKS = 24
+OUTER = (1, 99)  # percentiles of the values that are not zero: beyond, colours do not grow
+LINEAR = 20  # percentile of the absolute values, below which the colours grow linearly
+
+
+def aie_map(aie: Any, heads: Sequence[Sequence[int]] = (), axes: Any = None) -> Any:
+    """Average indirect effects (layer, head), those of some heads ([layer, head], ...) circled."""
+    grid = np.asarray(aie, dtype=float)
+    outer, linear = limits(grid)
+    circled = [(int(layer), int(head)) for layer, head, *_ in heads]
+    return heat_map(_axes(axes, (9, 5)), grid, outer, linear, circled, "average indirect effect")
+
+
+def layer_curve(values: Any, axes: Any = None, label: str = "log-probability of the answer") -> Any:
+    """What an injection behind each layer does: (1 + layer,), the first value without any, as `inject_logits` has them."""
+    base, *with_vector = np.asarray(values, dtype=float).reshape(-1).tolist()
+    axes = _axes(axes, (7, 4))
+    axes.plot(range(len(with_vector)), with_vector, marker="o", label="with the vector")
+    axes.axhline(base, color="grey", linestyle="--", label="without")
+    axes.set(xlabel="added behind layer", ylabel=label)
+    axes.legend()
+    whole_numbers(axes.xaxis)
+    return axes
+
+
+def vector_tokens(lm: LanguageModel, vector: Tensor, k: int = 10, axes: Any = None) -> Any:
+    """The `k` words that a vector (d_model,) most speaks for.
+
+    A ranking and no prediction: `decoding` reads it as if nothing but it stood in the residual stream.
+    """
+    from fvcore.decoding import top_tokens
+
+    best = top_tokens(lm, vector, k)
+    axes = _axes(axes, (6, 0.35 * k + 1))
+    axes.barh(range(k), [row["logit"] for row in best], color="#3b4cc0")
+    axes.set_yticks(range(k), [repr(row["text"]) for row in best])
+    axes.invert_yaxis()
+    axes.set(xlabel="logit")
+    return axes
+
+
+def _axes(axes: Any, size: tuple[float, float]) -> Any:
+    if axes is not None:
+        return axes
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained").subplots()
+
+
+def limits(grid: Any, clipped: bool = True) -> tuple[float, float]:
+    """(where the colours end on both sides of 0, below what they grow linearly); `clipped`: single extremes do not count."""
+    values = grid[grid != 0]
+    if not len(values):
+        return 1.0, 1.0
+    low, high = np.percentile(values, OUTER) if clipped else (values.min(), values.max())
+    # Zero keeps the middle of the colours.
+    outer = max(abs(float(low)), abs(float(high))) or 1.0
+    linear = float(np.percentile(np.abs(values), LINEAR))
+    return outer, min(linear, outer) or outer
 
 
 def whole_numbers(axis: Any, at_most: int = 16) -> None:

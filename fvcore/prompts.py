@@ -7,13 +7,30 @@ boundary by tokenising prompt and answer together, never the answer alone
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-from fvcore.formats import parting
+from fvcore.formats import parting, sha256
 from fvcore.model.tokenizer import BosFacts, Tokenizer
-from fvcore.trials.fixed import FixedTrials, Meta, TemplatePart, Trial, TrialsError, TrialsFile, WordPair, sample
+from fvcore.trials.draws import Splits
+from fvcore.trials.fixed import (
+    FixedTrials,
+    Meta,
+    TemplatePart,
+    Trial,
+    TrialRecord,
+    TrialsError,
+    TrialsFile,
+    WordPair,
+    file_name,
+    sample,
+    text_of,
+)
+
+if TYPE_CHECKING:
+    from fvcore.model.model import LanguageModel
 
 # The text the public reference puts in front of a prompt when the tokenizer adds no BOS by itself
 # (its prompt_utils.py writes it out). Used by the `todd_upstream` profile alone.
@@ -135,7 +152,7 @@ def require_bos_agreement(tokenizer: Tokenizer, meta: Meta) -> BosFacts:
 def trial_prompt(
     tokenizer: Tokenizer, trial: Trial, template: PromptTemplate, regime: str, add_special_tokens: bool = True
 ) -> Prompt:
-    demos = {"clean": trial.demos, "corrupted": trial.corrupted_demos, "zero_shot": ()}[regime]
+    demos = (trial.demos_by_regime | {"zero_shot": ()})[regime]
     try:
         text = template.text(demos, trial.query.input)
         return prompt_at_boundary(tokenizer, text, trial.query.output, add_special_tokens)
@@ -150,11 +167,49 @@ def sample_trials(tokenizer: Tokenizer, pairs: Sequence[WordPair], meta: Meta) -
     return sample(pairs, meta, lambda *words: list(prompt_at_boundary(tokenizer, *words).answer_ids), template.text)
 
 
+def make_trials(
+    lm: LanguageModel,
+    pairs: Iterable[tuple[str, str]],
+    n_trials: int = 10,
+    n_shots: int = 10,
+    seed: int = 0,
+    name: str = "pairs",
+) -> FixedTrials:
+    """Trials of a list of (word, answer), drawn as `fvcore trials make` draws them, for this model's tokenizer."""
+    rows = [WordPair(input=word, output=answer) for word, answer in pairs]
+    meta = Meta(
+        dataset_json=f"{name}.json",
+        seed=seed,
+        n_trials=n_trials,
+        n_shots=n_shots,
+        model_name_for_tokenizer=lm.name,
+        model_prepend_bos=BosFacts.of(lm.tokenizer).adds_bos,
+    )
+    file = sample_trials(lm.tokenizer, rows, meta)
+    return FixedTrials(Path(file_name(meta)).stem, sha256(text_of(file).encode()), file)
+
+
 def require_verified(trials: FixedTrials, tokenizer: Tokenizer) -> None:
     """Raise TrialsError with the first problem `verify` finds: no number is worth computing from such a file."""
     if problems := verify(trials, tokenizer):
         n = len(problems)
         raise TrialsError(f"{trials.id}: {problems[0]} ({n} problem(s) in all; `fvcore trials verify` lists them)")
+
+
+def _empty(trial: Trial, record: TrialRecord, splits: Splits | None) -> str:
+    """The first word of a trial that is empty, with the row of the dataset it was drawn from where the file says it."""
+    drawn, asked = record.demo_indices_in_train, record.query_index_in_valid
+    for k, demo in enumerate(trial.demos):
+        if demo.lacks:
+            row = splits.train_indices[drawn[k]] if splits and drawn else None
+            return f"demonstration {k + 1}{_of_row(row)} has no {demo.lacks}"
+    if trial.query.lacks:
+        return f"the query{_of_row(splits.valid_indices[asked] if splits and asked is not None else None)} has no {trial.query.lacks}"
+    return ""
+
+
+def _of_row(row: int | None) -> str:
+    return "" if row is None else f" (row {row} of the dataset)"
 
 
 def verify(trials: FixedTrials, tokenizer: Tokenizer, first: int | None = None) -> list[str]:
@@ -164,6 +219,9 @@ def verify(trials: FixedTrials, tokenizer: Tokenizer, first: int | None = None) 
     problems = []
     for trial, record in list(zip(trials.trials, trials.file.trials, strict=True))[:first]:
         stored = {"clean": record.clean_prompt_str, "corrupted": record.corrupted_prompt_str}
+        if empty := _empty(trial, record, trials.file.splits):
+            problems.append(f"trial {trial.key}: {empty}")
+            continue
         prompts = {regime: trial_prompt(tokenizer, trial, template, regime) for regime in REGIMES}
         for regime, prompt in prompts.items():
             if prompt.text != stored[regime]:

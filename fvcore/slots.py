@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from fvcore.model.tokenizer import Tokenizer
 from fvcore.prompts import Part, PromptTemplate
-from fvcore.trials.fixed import WordPair
+from fvcore.trials.fixed import FixedTrials, WordPair
 
 QUERY_PREDICTIVE = "query_predictive_token"
 DUMMY_WORD = " a"
@@ -138,6 +138,22 @@ def slot_map(
         raise SlotAlignmentError(f"{where}: {len(slots)} slots expected, the prompt fills {len(kept)}{lost}")
     idx_map = dict(zip(kept, range(len(slots)), strict=True))
     return SlotMap(tuple(labels), idx_map, ranges, len(slots), tuple(notes))
+
+
+def verify(trials: FixedTrials, tokenizer: Tokenizer, first: int | None = None) -> list[str]:
+    """Why prompts of a trials file have no slots under this tokenizer, one line each (empty: all have)."""
+    template, meta, problems = PromptTemplate.of(trials.meta, tokenizer), trials.meta, []
+    try:
+        slots = dummy_labels(tokenizer, template, meta.n_shots, meta.model_prepend_bos)
+    except SlotError as error:
+        return [str(error)]
+    for trial, (regime, demos) in ((t, d) for t in trials.trials[:first] for d in t.demos_by_regime.items()):
+        where = f"trial {trial.key}, {regime} prompt"
+        try:
+            slot_map(tokenizer, template, demos, trial.query.input, slots, meta.model_prepend_bos, where)
+        except SlotError as error:
+            problems.append(str(error))
+    return problems
 
 
 def words_of(labels: Sequence[str]) -> tuple[list[int], dict[str, tuple[int, int]]]:

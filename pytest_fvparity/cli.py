@@ -81,17 +81,46 @@ def selftest(
 
 
 @app.command()
+def init(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder that the plans' scripts, modules and data go to.")
+    ] = None,
+    plan: Annotated[list[str] | None, typer.Option(help="antonym, model-spec or relation (default: all).")] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Print what each of the plans' flags is here, and end.")
+    ] = False,
+) -> None:
+    """Write the plans' scripts under the plans' names, so that the plans' command lines run there. Nothing is overwritten."""
+    from pytest_fvparity.plans import page
+    from pytest_fvparity.plans.init import PLANS, init
+
+    if table:
+        say(page.scripts_markdown())
+        return
+    if folder is None:
+        raise Unusable("init: which folder? fvparity init DIR, or fvparity init --table")
+    if unknown := [one for one in plan or () if one not in PLANS]:
+        raise Unusable(f"--plan {unknown[0]}: expected {', '.join(PLANS)}")
+    files = init(folder, plan or PLANS)
+    say(f"{len(files)} files in {folder}; the plans' commands stand in {folder / 'README.md'}")
+
+
+@app.command()
 def merge(reports: Reports, out: Annotated[Path, typer.Option(help="Folder for the merged reports.")]) -> None:
-    """Make one set of reports of several: shards by -k, by machine or by trials. Status 1 if a merged one is red."""
+    """Make one set of reports of several: shards by -k, by machine or by trials. Status 1 if a merged one is red, or a key of it
+    was judged by no shard."""
     from pytest_fvparity.report.merge import merge as merged_of
+    from pytest_fvparity.report.merge import unjudged
     from pytest_fvparity.report.render import write_all
 
     found = _read(reports)
     merged = merged_of([(str(path), report) for path, report in found.items()])
     write_all(merged, out)
     say(*(f"{'/'.join(report.named)}: {report.headline}" for report in merged))
+    lacking = {"/".join(report.named): unjudged(report) for report in merged}
+    say(*(f"{name}: no report judges {', '.join(keys)}" for name, keys in lacking.items() if keys))
     say(f"{len(found)} report(s) merged into {len(merged)}: {out / 'summary.html'}")
-    if any(report.overall_status == "FAIL" for report in merged):
+    if any(lacking.values()) or any(report.overall_status == "FAIL" for report in merged):
         raise typer.Exit(exits.FAILED)
 
 
@@ -168,6 +197,7 @@ def _read(paths: Sequence[Path]) -> dict[Path, Report]:
     return {path: read_report(path) for path in found}
 
 
+ANTONYMS = Path("datasets/antonym/raw/antonym.json")
 NO_VERDICT = {"ERROR", "CRASHED", "REFUSED", "NOT_RUN"}
 
 
@@ -178,9 +208,12 @@ def spec_parity(
     trials: Annotated[
         Path | None, typer.Option(help="Fixed trials (default: the shipped model's, or one made now).")
     ] = None,
-    dataset_json: Annotated[Path, typer.Option(help="Raw dataset of trials that are made now.")] = Path(
-        "datasets/antonym/raw/antonym.json"
-    ),
+    dataset_json: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Raw dataset of trials that are made now (default: {ANTONYMS}, else the checkout's antonyms)."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the reports.")] = Path("reports/spec_parity"),
     spec: Annotated[str | None, typer.Option(help="Registered name, alias or YAML file (default: found).")] = None,
 ) -> None:
@@ -192,22 +225,34 @@ def spec_parity(
     from fvcore.model import model as models
     from pytest_fvparity.report.render import REPORT
 
-    folder = out / "reduced"  # its own: reports of other runs may lie beside it
+    folder = out / _place_of(model)  # its own: reports of other models and runs may lie beside it
     if trials is None and model not in embedded.EMBEDDED:
-        trials = _one_trial(model, dataset_json, out)
-    options = {"model": model, "src": fv_src, "max-trials": 1, "top-heads": 5, "seed": 42, "report-dir": folder}
+        here = ANTONYMS if ANTONYMS.is_file() else fv_src / "dataset_files" / "abstractive" / "antonym.json"
+        trials = _one_trial(model, dataset_json or here, folder)
+    reports_in = folder / "reduced"
+    options = {"model": model, "src": fv_src, "max-trials": 1, "top-heads": 5, "seed": 42, "report-dir": reports_in}
     options |= {"edit-layer": models.n_layers_on_disk(model) // 2, "trials": trials, "spec": spec}
     words = (f"--fv-{name}={value}" for name, value in options.items() if value is not None)
-    for earlier in folder.rglob(f"{REPORT}.json"):
+    for earlier in reports_in.rglob(f"{REPORT}.json"):
         earlier.unlink()
     status = _run("pytest", "-m", "parity", "-x", "--fv-live", *words)
-    reports = [read_json(path) for path in folder.rglob(f"{REPORT}.json")]
+    reports = [read_json(path) for path in reports_in.rglob(f"{REPORT}.json")]
     stuck = [check for report in reports for check in report["checks"] if check["status"] in NO_VERDICT]
     # 0 and 1 are verdicts about numbers; anything else is a run that did not come to its end.
     if status not in (0, 1) or not reports or stuck:
         reason = f"{stuck[0]['key']}: {stuck[0]['message']}" if stuck else f"pytest's exit status {status}"
         raise ModelError(f"the reduced parity run did not come to a verdict ({reason}; see above)")
-    say(reports[0]["headline"], f"reduced parity ran to its end; its files are under {folder}")
+    say(reports[0]["headline"], f"reduced parity ran to its end; its files are under {reports_in}")
+
+
+def _place_of(model: str) -> str:
+    """A folder's name that no other model has: two directories of one name are two models."""
+    from fvcore.formats import sha256
+    from fvcore.trials.fixed import model_tag
+
+    path = Path(model).expanduser()
+    own = f"_{sha256(str(path.resolve()).encode()):.8}" if path.is_dir() else ""
+    return f"{model_tag(str(path.resolve()) if own else model)}{own}"
 
 
 def _one_trial(model: str, dataset_json: Path, out: Path) -> Path:

@@ -6,6 +6,7 @@ Nothing else loads them. A user who overrides one in a conftest.py changes what 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ import pytest
 
 from fvcore.gates import StageError
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
+from pytest_fvparity.parity.custody import nothing_left_by_factory
 from pytest_fvparity.suite.declaration import FILES_KEY
 from pytest_fvparity.suite.item import NoDevice, StageItem
 from pytest_fvparity.suite.scheduler import PLACE
@@ -91,9 +93,13 @@ def load_model(options: ParityOptions, device: str) -> LanguageModel:
     if spec is not None and spec.defaults:
         said = ", ".join(f"{name} {value}" for name, value in spec.defaults.items())
         warnings.warn(f"{LEFT} of spec {spec.name!r} ({said}); the options decide", models.ModelWarning, stacklevel=2)
-    how: dict[str, Any] = {name: getattr(options, name) for name in ("dtype", "attn", "seed", "quant")}
-    how |= {"device": device} if options.device_map is None else {"device_map": options.device_map}
-    return models.load(options.model, spec=spec, **how)
+    return models.load(options.model, **loading(options, device) | {"spec": spec})
+
+
+def loading(options: ParityOptions, device: str) -> dict[str, Any]:
+    """How the options have a model loaded, as plain values."""
+    how = {name: getattr(options, name) for name in ("spec", "dtype", "attn", "seed", "quant")}
+    return how | ({"device": device} if options.device_map is None else {"device_map": options.device_map})
 
 
 LEFT = "parity ignores the defaults"
@@ -157,15 +163,17 @@ def fv_check_key(request: pytest.FixtureRequest) -> str:
 def fv_golden(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trials: FixedTrials) -> Golden:
     """The `Golden` of these trials: read from disk with every hash checked, or with --fv-live recorded now."""
     options = options_of(request)
-    find = partial(_live, request, fv_model) if options.live else partial(_recorded, options)
-    return _cached(request, partial(find, fv_trials), "golden", fv_trials.id, fv_trials.sha256)
+    find = partial(_live, request, fv_model) if options.live else partial(_recorded, options, fv_model)
+    named = (fv_trials.id, fv_trials.sha256, fv_model.weights_sha)
+    return _cached(request, partial(find, fv_trials), "golden", *named)
 
 
-def _recorded(options: ParityOptions, trials: FixedTrials) -> Golden:
+def _recorded(options: ParityOptions, lm: LanguageModel, trials: FixedTrials) -> Golden:
     """The golden on disk; its full tier is fetched if that was asked for."""
     from pytest_fvparity.golden.golden import Golden, locate, relative_path
 
-    path = locate(options.golden_roots, relative_path(trials.dataset, trials.id, options.reference_profile))
+    usual = relative_path(trials.dataset, trials.id, options.reference_profile)
+    path = locate(options.golden_roots, usual, lm.weights_sha)
     if options.golden_fetch:
         from pytest_fvparity.golden.tiers import fetch
 
@@ -214,7 +222,9 @@ def run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Setting
     if options.live:
         return settings_of(options)
     try:
-        recorded = _cached(request, partial(_recorded, options, trials), "golden", trials.id, trials.sha256)
+        lm: LanguageModel = request.getfixturevalue("fv_model")
+        find = partial(_recorded, options, lm, trials)
+        recorded = _cached(request, find, "golden", trials.id, trials.sha256, lm.weights_sha)
     except NoGolden:
         return settings_of(options)
     identity = recorded.profile.identity
@@ -227,7 +237,10 @@ def fv_candidate(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_tri
     settings = run_settings(request, fv_trials)
     settings.require_fit(fv_model)
 
-    make = partial(_candidate, request, fv_model, fv_trials, settings)
+    def make() -> Implementation:
+        with nothing_left_by_factory(fv_model):
+            return _candidate(request, fv_model, fv_trials, settings)
+
     return _cached(request, make, "candidate", fv_trials.id, fv_trials.sha256, str(id(fv_model)))
 
 
@@ -240,13 +253,28 @@ def _candidate(
     if options.candidate_dir is not None:
         return candidates.FromFolder(options.candidate_dir)
     if options.candidate is None:
-        given: Implementation = request.config.hook.pytest_fvparity_candidate(lm=lm, trials=trials, settings=settings)
-        return given
-    if options.candidate_python is None:
+        return _by_hook(request.config.hook.pytest_fvparity_candidate, lm, trials, settings)
+    if options.candidate_python is None and not options.isolate:
         return candidates.from_factory(options.candidate, folder, lm, trials, settings)
-    candidate = candidates.Elsewhere(options.candidate_python, options.candidate, folder, lm, trials, settings)
+    python, how = options.candidate_python or sys.executable, None
+    if options.isolate:
+        how = loading(options, device_of(request, options))
+    candidate = candidates.Elsewhere(
+        python, options.candidate, folder, lm, trials, settings, options.candidate_timeout, how
+    )
     request.config.add_cleanup(candidate.close)
     return candidate
+
+
+def _by_hook(hook: Any, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Implementation:
+    """What a hook of the user's answers; fvcore's own pipeline if there is no such hook, and never if it answers None."""
+    from pytest_fvparity.candidates.candidates import required
+    from pytest_fvparity.candidates.itself import NoCandidate
+
+    if not (asked := hook.get_hookimpls()):
+        return NoCandidate(lm, trials, settings)
+    names = ", ".join(impl.plugin_name for impl in asked)
+    return required(hook(lm=lm, trials=trials, settings=settings), f"hook pytest_fvparity_candidate of {names}")
 
 
 @pytest.fixture

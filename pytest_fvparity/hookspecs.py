@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.hookspec(firstresult=True)
 def pytest_fvparity_candidate(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Implementation | None:
-    """Return the implementation under test. Default: `fvcore.pipeline.Pipeline`."""
+    """Return the implementation under test. Nobody implements it: fvcore's own pipeline is judged. All return None: an error."""
 
 
 @pytest.hookspec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
@@ -69,6 +69,13 @@ class ParityOptions:
     live: bool = _option("compare with a run of the reference made now (needs --fv-src); no golden is read or written")
     candidate: str | None = _option("implementation under test: package.module:factory (default: hook, else fvcore)")
     candidate_python: str | None = _option("interpreter that runs --fv-candidate (default: this one)")
+    isolate: bool = _option(
+        "run --fv-candidate in a process of its own, so that it can neither end nor change this one"
+    )
+    candidate_timeout: float = _option(
+        "seconds after which a candidate in another process has failed that gave no answer (default 3600)",
+        default=3600.0,
+    )
     candidate_dir: Path | None = _option("folder of artifacts the candidate has computed already")
     src: Path | None = _option("checkout of the public reference")
     src_python: str | None = _option("interpreter that runs the reference (default: this one)")
@@ -167,6 +174,8 @@ def _contradictions(given: Mapping[str, Any]) -> Iterator[str]:
         yield f"--fv-max-trials: at least 1, found {given['max_trials']}"
     if given["repeat"] < 1:
         yield f"--fv-repeat: at least 1, found {given['repeat']}"
+    if not given["candidate_timeout"] > 0:
+        yield f"--fv-candidate-timeout: more than 0 s, found {given['candidate_timeout']:g}"
     if given["max_memory"] is not None and given["max_memory"] <= 0:
         yield f"--fv-max-memory: more than 0 GiB, found {given['max_memory']:g}"
     if given["live"] and given["regen_golden"]:
@@ -178,6 +187,8 @@ def _contradictions(given: Mapping[str, Any]) -> Iterator[str]:
         yield "--fv-candidate runs a candidate and --fv-candidate-dir reads one: give one of them"
     if given["candidate_python"] and not given["candidate"]:
         yield "--fv-candidate-python runs --fv-candidate=package.module:factory: give that too"
+    if given["isolate"] and (given["candidate_python"] or not given["candidate"]):
+        yield "--fv-isolate runs --fv-candidate=package.module:factory in this interpreter once more: give that, and no other"
     for flag in [f"--fv-{name.replace('_', '-')}" for name in ("live", "regen_golden", "golden_diff") if given[name]]:
         if given["quant"] != "none":
             yield f"{flag} runs the reference, which is recorded unquantised: give no --fv-quant"
@@ -275,7 +286,7 @@ def reproduce(config: pytest.Config, nodeid: str, declared: Declaration | None) 
     """One line that runs this stage alone, from the folder this run was started in."""
     here, (file, _, stage) = config.invocation_params.dir, nodeid.partition("::")
     path, (suite, _, key) = config.rootpath / file, stage.rpartition("::")
-    given, carried = _reproduce_options(config), _carried([str(word) for word in config.invocation_params.args])
+    given, carried = _reproduce_options(config), _carried(config)
     if declared is None or path.is_relative_to(here):
         shown = path.relative_to(here).as_posix() if path.is_relative_to(here) else path
         return escapes.shell(["pytest", *carried, f"{shown}::{stage}", *given])
@@ -283,17 +294,32 @@ def reproduce(config: pytest.Config, nodeid: str, declared: Declaration | None) 
     return escapes.shell(["pytest", *carried, "-m", suite, "-k", key, declared.option(path), *given])
 
 
-_CARRIED = ("-p", "-c", "--config-file", "-o", "--override-ini", "--rootdir", "--confcutdir", "--import-mode")
+# fmt: off
+_DULL = {
+    "keyword", "markexpr", "deselect", "ignore", "ignore_glob", "file_or_dir", "collectonly", "lf", "failedfirst",
+    "newfirst", "stepwise", "stepwise_skip", "stepwise_reset", "maxfail", "last_failed_no_failures", "numprocesses",
+    "maxprocesses", "dist", "tx", "px", "distload", "looponfail", "verbose", "no_header", "no_summary", "reportchars",
+    "tbstyle", "showlocals", "fulltrace", "color", "code_highlight", "disable_warnings", "durations", "durations_min",
+    "xmlpath", "junitprefix", "pastebin", "cacheclear", "cacheshow", "usepdb", "usepdb_cls", "trace", "basetemp", "log_file",
+}
+# fmt: on
+"""Options of pytest and its plugins, by destination, that choose what runs or how it is shown: no outcome hangs on them."""
 
 
-def _carried(words: Sequence[str]) -> list[str]:
-    """pytest's own options that decide which code runs: plugins, configuration, where conftest files are looked for."""
-    kept: list[str] = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word in _CARRIED:
-            kept += [word, following]
-        elif word.startswith(_CARRIED) and ("=" in word or not word.startswith("--")):
-            kept.append(word)
+def _carried(config: pytest.Config) -> list[str]:
+    """What the command line says beside this plugin's own options and the dull ones, also options of a user's conftest.py."""
+    known: Mapping[str, Any] = getattr(config._parser.optparser, "_option_string_actions", {})
+    dull = _DULL | {option.dest for option in OPTIONS}
+    words, kept = [str(word) for word in config.invocation_params.args], list[str]()
+    while words and words[0] != "--":
+        word = words.pop(0)
+        name = word.partition("=")[0] if word.startswith("--") else word[:2]
+        action = known.get(name)
+        n_more = 0 if action is None or word != name or action.nargs == 0 else 1
+        more, words = words[:n_more], words[n_more:]
+        if not word.startswith("-") or getattr(action, "dest", "") in dull:
+            continue
+        kept += [word, *more]
     return kept
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from fvcore.gates import Status, Suite
-from pytest_fvparity import fixtures, hookspecs, options
+from pytest_fvparity import early, fixtures, hookspecs, options
 from pytest_fvparity.audit import suite as audit
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
 from pytest_fvparity.parity import suite as parity
@@ -23,12 +24,6 @@ from pytest_fvparity.suite.reporter import SuiteReporter
 from pytest_fvparity.suite.scheduler import SuiteWorkers, chosen_dist
 from pytest_fvparity.transfer import suite as transfer
 
-if TYPE_CHECKING:
-    from fvcore.model.model import LanguageModel
-    from fvcore.pipeline import Settings
-    from fvcore.trials.fixed import FixedTrials
-    from pytest_fvparity.parity.implementation import Implementation
-
 _DIST_KEY = pytest.StashKey[str | None]()
 
 
@@ -42,6 +37,20 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
     for module in (fixtures, parity, transfer, selectkv, audit):
         pluginmanager.register(module)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
+    """When the conftest.py files beside the arguments are read: where one fails there is no session, and no old report."""
+    try:
+        return (yield)
+    except BaseException as error:
+        judged = False
+        with suppress(Exception):
+            judged = early.take_back(early_config)
+        if judged and isinstance(error, SystemExit):
+            raise pytest.UsageError(f"a conftest.py ended the process, with status {error.code}") from error
+        raise
 
 
 @pytest.hookimpl(wrapper=True)
@@ -146,11 +155,3 @@ def pytest_report_teststatus(report: Any) -> tuple[str, str, tuple[str, dict[str
     if report.skipped and status_of(report) is Status.BLOCKED:
         return "blocked", "B", ("BLOCKED", {"yellow": True})
     return None
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_fvparity_candidate(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Implementation:
-    """When a candidate is needed and nobody else gave one: fvcore's own pipeline."""
-    from fvcore.pipeline import Pipeline
-
-    return Pipeline(lm, trials, settings)

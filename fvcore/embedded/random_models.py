@@ -72,14 +72,21 @@ def toy_tokenizer(kind: str = "bos", pairs: Sequence[tuple[str, str]] = PAIRS) -
 
 def random_model(family: str, vocab_size: int, seed: int = 0, n_layers: int = 2) -> Any:
     """Two layers; four or five heads; d_model 32, or 40 in the further families."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    torch.manual_seed(seed)
     config = AutoConfig.for_model(
         family, vocab_size=vocab_size, initializer_range=0.3, bos_token_id=1, eos_token_id=2, pad_token_id=None,
         tie_word_embeddings=False, **_sizes(family, n_layers),
     )  # fmt: skip
+    return of_config(config, seed)
+
+
+def of_config(config: Any, seed: int = 0) -> Any:
+    """A model in fp32 and eval mode, drawn by the config, biases too."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -128,6 +128,11 @@ class Record:
         done = StageRecord(settings=settings, reads=self.folder.digests(stage.reads), writes=writes)
         self._write(record, kept | {stage.name: done})
 
+    def forget(self, name: str) -> None:
+        """A stage as if it had never begun; what it wrote is the caller's to remove."""
+        record = self.read()
+        self._write(record, {other: one for other, one in record.stages.items() if other != name})
+
     def _write(self, record: RunRecord, stages: dict[str, StageRecord]) -> None:
         settings = digest({name: one.settings for name, one in stages.items()})
         now = record.model_copy(update={"settings_digest": settings, "stages": stages, "versions": versions()})

@@ -1,10 +1,12 @@
 """What has become of each unit of a run, with which settings, and the digests of its files.
 
 pending -> skipped | running -> completed | failed. A status is written whole or not at all, before the next unit starts.
-`completed` is a claim until every file it names is there with its digest; a folder of other settings is refused.
+`completed` is a claim until it names every file that it must have, and each is there with its digest; a folder of other
+settings is refused.
 """
 
 from dataclasses import dataclass
+from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -28,6 +30,7 @@ class UnitStatus(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     FILE: ClassVar[str] = "status.json"
     KEYS: ClassVar[tuple[str, ...]] = ()
+    UNSEALED: ClassVar[tuple[str, ...]] = ()  # files that must be there, and have no digest
 
     status: State
     created_at: str
@@ -69,10 +72,21 @@ class UnitStatus(BaseModel):
         value = current.model_dump(mode="json")
         write_json(folder / self.FILE, {key: value[key] for key in self.KEYS or value})
 
+    def required(self) -> list[str]:
+        """Files that a completed unit must name; a `*` stands for any part of a name."""
+        return []
+
     def damage(self, folder: Folder) -> list[str]:
-        """Files that a completed unit claims and that are missing or changed; empty if it is what it says."""
-        there = folder.digests(self.files)
-        return [name for name, sha in self.files.items() if there.get(name) != sha]
+        """Files that a completed unit must have, or names, and that are missing or changed; empty if it is what it says."""
+        there, required = folder.digests(self.files), self.required() if self.status == "completed" else []
+        known = [*self.files, *(name for name in self.UNSEALED if (folder / name).is_file())]
+        unnamed = [name for name in required if not matching(known, literally(name))]
+        return [name for name, sha in self.files.items() if there.get(name) != sha] + unnamed
+
+
+def literally(name: str) -> str:
+    """A pattern in which a `*` is the only wild card: a unit's name may hold brackets."""
+    return name.replace("[", "[[]").replace("?", "[?]")
 
 
 @dataclass(frozen=True, slots=True)

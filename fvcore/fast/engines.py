@@ -11,7 +11,6 @@ The functions here take an engine by its name and give a station's numbers by th
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +21,7 @@ from fvcore.exits import in_one_line
 from fvcore.fast import sweep
 from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
 from fvcore.fast.shared_prompt import SharedPrompt
+from fvcore.model.anatomy import stated
 from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
@@ -34,7 +34,7 @@ ENGINES = ("exact", "fast", "screened")
 LENGTHS = (48, 31)
 """Tokens of the two prompts; longer where a sliding window is."""
 
-ROUNDING = {torch.float32: 1e-4}
+ROUNDING = {torch.float32: 1e-5}
 HALF = 5e-2
 """How far logits may be apart, relative to the largest: fp32 was seen at 1e-6, half precision at 1e-2."""
 
@@ -80,13 +80,16 @@ def causal_indirect_effects(
         return torch.stack(each)
     classes = list(effects.TOKEN_CLASSES) if all_token_classes else ["query_predictive"]
     share = None if max_memory is None else max_memory // 2
-    heads = list(product(range(lm.n_layers), range(lm.n_heads)))
+    by_layer = (lm.n_heads, len(classes))
 
     def run(some: Sequence[sweep.Case]) -> Tensor:
-        probabilities = sweep.target_readings(lm, some, mean_activations, heads, classes, share)[:, :, 0]
-        return (probabilities[:, 1:] - probabilities[:, :1]).float().cpu()
+        probabilities = sweep.target_readings(lm, some, mean_activations, lm.heads, classes, share)[:, :, 0]
+        found = torch.zeros(len(some), lm.n_layers, *by_layer)
+        of_heads = (probabilities[:, 1:] - probabilities[:, :1]).float().cpu()
+        found[:, list(lm.head_layers)] = of_heads.view(len(some), -1, *by_layer)
+        return found
 
-    found = _by_trial(lm, cases, share, run).view(len(cases), lm.n_layers, lm.n_heads, -1)
+    found = _by_trial(lm, cases, share, run)
     return found if all_token_classes else found.squeeze(-1)
 
 
@@ -139,14 +142,16 @@ def why_not_fast(lm: LanguageModel) -> str:
 @torch.inference_mode()
 def _difference(lm: LanguageModel) -> str:
     draw = torch.Generator().manual_seed(0)
-    window = getattr(lm.config, "sliding_window", None) or 0
+    window = stated(lm.config, "sliding_window") or 0
     longer = 2 * window if window < 4096 else 0  # beyond, a prompt of shots never sees the window's edge
-    prompts = [torch.randint(lm.vocab_size, (n + longer,), generator=draw).tolist() for n in LENGTHS]
+    lengths = [min(n + longer, (lm.max_tokens or n + longer) - at) for at, n in enumerate(LENGTHS)]
+    prompts = [torch.randint(lm.vocab_size, (n,), generator=draw).tolist() for n in lengths]
     # Large ones: an effect that is within rounding would show nothing.
     means = 3 * torch.randn(lm.n_layers, lm.n_heads, 1, lm.d_head, generator=draw)
     vector = 3 * torch.randn(lm.d_model, generator=draw).to(lm.device)
     # Two at once from the first layer on: every block sees rows of more than one variant.
-    heads = sorted({(0, 0), (0, lm.n_heads - 1), (lm.n_layers // 2, lm.n_heads // 2), (lm.n_layers - 1, 0)})
+    first, *_, last = (layers := lm.head_layers) * 2
+    heads = sorted({(first, 0), (first, lm.n_heads - 1), (layers[len(layers) // 2], lm.n_heads // 2), (last, 0)})
     probe = _Probe(lm, heads, means, sorted({0, lm.n_layers - 1}), vector)
     exact = [list(probe.exact(prompt)) for prompt in prompts]
     for together in (prompts, prompts[:1]):

@@ -63,13 +63,13 @@ def first_order_effects(lm: LanguageModel, cases: Sequence[Case], mean_activatio
         rows = suffix.through(lambda layer: suffix.entered(0) if layer == 0 else None)
         every = torch.softmax(prompt.logits(rows)[:, 0], dim=-1)
         torch.autograd.backward(every.gather(1, targets[:, None]).sum())
-    found = []
-    for layer in range(lm.n_layers):
+    found = torch.zeros(len(cases), lm.n_layers, lm.n_heads)
+    for layer in lm.head_layers:
         z, gradient = heads[layer], heads[layer].grad
         assert gradient is not None
         means = replacement.means[layer][:, replacement.slots].permute(1, 2, 0, 3).to(z)  # (trial, 1, head, d_head)
-        found.append(((means - z.detach()) * gradient).sum(dim=-1)[:, 0])
-    return torch.stack(found, dim=1).float().cpu()
+        found[:, layer] = ((means[..., : z.shape[-1]] - z.detach()) * gradient).sum(dim=-1)[:, 0].float().cpu()
+    return found
 
 
 def screened_top_heads(
@@ -86,7 +86,8 @@ def screened_top_heads(
     cie = first_order_effects(lm, cases, mean_activations)
     estimates = cie.mean(dim=0)
     by_estimate = [divmod(int(i), lm.n_heads) for i in estimates.flatten().argsort(descending=True)]
-    by_estimate = [head for head in by_estimate if among is None or head in set(among)]
+    asked = set(lm.heads if among is None else among)
+    by_estimate = [head for head in by_estimate if head in asked]
     drawn = torch.randperm(len(by_estimate), generator=torch.Generator().manual_seed(0))[:SAMPLE].tolist()
     aie = torch.full_like(estimates, torch.nan)
     wanted = {*by_estimate[: 2 * k], *(by_estimate[i] for i in drawn)}

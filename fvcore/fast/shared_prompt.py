@@ -33,8 +33,10 @@ class Batch:
     mask: Tensor  # (trial, token): 1 for a token, 0 for padding
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], device: torch.device) -> Batch:
-        longest = max(map(len, prompts))
+    def of(cls, prompts: Sequence[Sequence[int]], lm: LanguageModel, more: int = 0) -> Batch:
+        """more: tokens that will follow. Raises ModelError where that is more than the model reads."""
+        longest, device = max(map(len, prompts)), lm.device
+        lm.require_room(longest + more)
         rows = [[0] * (longest - len(ids)) + list(ids) for ids in prompts]
         mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
         return cls(torch.tensor(rows, device=device), torch.tensor(mask, device=device))
@@ -65,7 +67,7 @@ class SharedPrompt:
 
     @classmethod
     def run(cls, lm: LanguageModel, prompts: Sequence[Sequence[int]], n_kept: int = 1) -> SharedPrompt:
-        batch, cache = Batch.of(prompts, lm.device), DynamicCache()
+        batch, cache = Batch.of(prompts, lm), DynamicCache()
         with read_blocks(lm, n_kept) as (entered, tuples):
             # Without the output head: most of its rows would be thrown away.
             lm.hf.base_model(**batch.inputs(), past_key_values=cache, use_cache=True)

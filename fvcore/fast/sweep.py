@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fvcore.activations import by_slot
+from fvcore.activations import by_slot, of_all_layers
 from fvcore.effects import read_targets, tokens_of_class
 from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
 from fvcore.fast.shared_prompt import Batch, SharedPrompt, Suffix
@@ -60,7 +60,7 @@ class Replacement:
     def into(self, rows: Tensor, layer: int, heads: Tensor) -> None:
         """Change, in place, head `heads[i]` of variant i in (trial, variant, token, head, d_head)."""
         each, chosen = torch.arange(len(heads), device=rows.device), heads.to(rows.device)
-        new = self.means[layer, heads][:, self.slots].to(rows)  # (variant, trial, token, d_head)
+        new = self.means[layer, heads][:, self.slots, : rows.shape[-1]].to(rows)  # (variant, trial, token, d_head)
         at = self.at[None, :, :, None].to(rows.device)
         rows[:, each, :, chosen] = torch.where(at, new, rows[:, each, :, chosen])
 
@@ -168,11 +168,11 @@ def _readings(prompt: SharedPrompt, rows: Tensor, targets: Tensor) -> Tensor:
 
 def head_activations(lm: LanguageModel, prompts: Sequence[tuple[Sequence[int], SlotMap]]) -> Tensor:
     """`activations.head_activations` of prompts in a padded batch: (prompt, layer, head, slot, d_head), float32 on the CPU."""
-    batch = Batch.of([ids for ids, _ in prompts], lm.device)
+    batch = Batch.of([ids for ids, _ in prompts], lm)
     with read_heads(lm) as heads:
         lm.hf.base_model(**batch.inputs(), use_cache=False)
     found = []
     for row, (ids, slots) in enumerate(prompts):
-        own = [heads[layer][row : row + 1, -len(ids) :] for layer in range(lm.n_layers)]
-        found.append(by_slot(own, slots).float().cpu())
+        own = {layer: one[row : row + 1, -len(ids) :] for layer, one in heads.items()}
+        found.append(by_slot(of_all_layers(lm, own), slots).float().cpu())
     return torch.stack(found)

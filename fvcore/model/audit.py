@@ -5,13 +5,14 @@ The BOS audit needs the tokenizer alone. The resolver's smoke test loads the mod
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fvcore.formats import read_json, write_json
+from fvcore.formats import read_json, sha256, write_json
 from fvcore.model.anatomy import BLOCKS, require_parts
 from fvcore.model.hooks import read_heads
 from fvcore.model.model import LanguageModel
@@ -126,13 +127,13 @@ def not_loaded(spec: ModelSpec, name: str, error: ModelError | None = None) -> R
 def resolver_smoke(lm: LanguageModel, name: str, negative: bool = False) -> ResolverSmoke:
     """Walk the paths, run "Hello", look at what enters the projection. `negative` looks for a part that is not there."""
     spec = lm.spec.changed(out_proj_path_in_attn=ABSENT) if negative else lm.spec
-    layers = sorted({0, lm.n_layers // 2, lm.n_layers - 1})
+    layers = sorted({lm.head_layers[at] for at in (0, len(lm.head_layers) // 2, -1)})
     paths = [spec.out_proj_path(layer) for layer in layers]
     smoke = ResolverSmoke(spec.name, name, LOADED, negative, spec.blocks_path, layers, paths)
     try:
         require_parts(lm.hf, spec)
         smoke.blocks_ok = smoke.out_proj_ok = True
-        o_proj: Any = lm.o_proj(0)
+        o_proj: Any = lm.o_proj(layers[0])
         bias = getattr(o_proj, "bias", None)
         smoke.out_proj_class, smoke.out_proj_weight_shape = type(o_proj).__name__, list(o_proj.weight.shape)
         smoke.out_proj_bias_shape = None if bias is None else list(bias.shape)
@@ -155,8 +156,7 @@ def last_dim(lm: LanguageModel) -> int:
             f"logits of {PROBE!r} are not finite with dtype {lm.dtype}, quant {lm.quant} on {lm.device}; use cpu, fp32, "
             "quant none for parity"
         )
-    (width,) = {layer.shape[-2] * layer.shape[-1] for layer in heads.values()}
-    return int(width)
+    return int(max(layer.shape[-2] * layer.shape[-1] for layer in heads.values()))
 
 
 SUMMARY = "summary.json"
@@ -167,12 +167,24 @@ def file_name(what: str, key: str) -> str:
     return f"{what}_{re.sub(r'[^a-z0-9_.-]+', '_', key.lower()).strip('_')}.json"
 
 
+def _names(key: str, model: str) -> Iterator[str]:
+    """What the files of a model may be named by: the plan's key alone, as long as no other model's are."""
+    yield key
+    short = Path(model).name
+    yield f"{key}_{short}"
+    yield f"{key}_{short}_{sha256(model.encode()):.8}"
+
+
 def write(
     folder: Path, bos: dict[str, Any], smoke: ResolverSmoke, diagnostics: dict[str, Any] | None = None
 ) -> list[Path]:
     """The files of an audit; diagnostics of a loaded model stand beside them."""
     key, summary = bos["spec_key"], folder / SUMMARY
-    names = [file_name(what, key) for what in ("bos_audit", "resolver_smoke")]
+    known: list[dict[str, Any]] = read_json(summary) if summary.is_file() else []
+    others = [row for row in known if (row["spec_key"], row["hf_model_id"]) != (key, bos["hf_model_id"])]
+    taken = {name for row in others for name in row["files"]}
+    named = next(name for name in _names(key, bos["hf_model_id"]) if file_name("bos_audit", name) not in taken)
+    names = [file_name(what, named) for what in ("bos_audit", "resolver_smoke")]
     row = {
         "spec_key": key,
         "hf_model_id": bos["hf_model_id"],
@@ -184,11 +196,9 @@ def write(
         "warnings": [] if diagnostics is None else diagnostics["warnings"],
         "files": names,
     }
-    # Files have the spec's name and speak of one model, so the row of that name is made anew.
-    others = [row for row in (read_json(summary) if summary.is_file() else []) if row["spec_key"] != key]
     values: dict[str, Any] = {names[0]: bos, names[1]: vars(smoke), SUMMARY: [*others, row]}
     if diagnostics is not None:
-        values[file_name("diagnostics", key)] = diagnostics
+        values[file_name("diagnostics", named)] = diagnostics
     for name, value in values.items():
         write_json(folder / name, value)
     return [folder / name for name in values]

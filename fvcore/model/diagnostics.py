@@ -20,7 +20,8 @@ IDS = (1, 2, 3)
 
 def diagnostics(lm: LanguageModel) -> dict[str, Any]:
     """JSON values by name. Runs the model once; raises what its code raises."""
-    o_proj: Any = lm.o_proj(0)
+    first = lm.head_layers[0]
+    o_proj: Any = lm.o_proj(first)
     dtypes = Counter(SHORT.get(p.dtype, str(p.dtype).removeprefix("torch.")) for p in lm.hf.parameters())
     device_map = getattr(lm.hf, "hf_device_map", None)
     holder = lm.config if lm.tokenizer is None else lm.tokenizer
@@ -30,7 +31,7 @@ def diagnostics(lm: LanguageModel) -> dict[str, Any]:
         "model_spec": lm.spec.name,
         "spec_found_by": lm.spec.found_by,
         "blocks_path": lm.spec.blocks_path,
-        "out_proj_path": lm.spec.out_proj_path(0),
+        "out_proj_path": lm.spec.out_proj_path(first),
         "out_proj_class": type(o_proj).__name__,
         "out_proj_weight_shape": list(o_proj.weight.shape),
         "out_proj_bias": getattr(o_proj, "bias", None) is not None,
@@ -38,6 +39,7 @@ def diagnostics(lm: LanguageModel) -> dict[str, Any]:
         "n_heads": lm.n_heads,
         "n_kv_heads": lm.n_kv_heads,
         "head_dim": lm.d_head,
+        "head_dims": list(lm.d_heads),
         "hidden_size": lm.d_model,
         "block_output": block_output(lm),
         "norm_after_attention": norm_after_attention(lm),
@@ -64,11 +66,12 @@ def block_output(lm: LanguageModel) -> str:
 
 @torch.inference_mode()
 def norm_after_attention(lm: LanguageModel) -> str | None:
-    """The module of the first block, outside its attention, that changes what the attention puts out before it is added.
+    """The module of the first block with heads, outside its attention, that changes what the attention puts out before it
+    is added.
 
     None where the output projection writes to the residual stream as it is.
     """
-    block, attention = lm.blocks[0], lm.spec.attn_path_in_block
+    block, attention = lm.blocks[lm.head_layers[0]], lm.spec.attn_path_in_block
     projection = f"{attention}.{lm.spec.out_proj_path_in_attn}"
     seen: dict[str, dict[str, Tensor]] = {"input": {}, "output": {}}
 
@@ -103,6 +106,15 @@ def caveats(lm: LanguageModel) -> list[str]:
 
 
 def _caveats(lm: LanguageModel) -> Iterator[str]:
+    if without := [str(layer) for layer, width in enumerate(lm.d_heads) if not width]:
+        yield (
+            f"layers_without_heads: {', '.join(without)} have no {lm.spec.attn_path_in_block}.{lm.spec.out_proj_path_in_attn}; "
+            "their means and effects are zeros, and none of them is ranked"
+        )
+    if len(widths := sorted({width for width in lm.d_heads if width})) > 1:
+        yield (
+            f"head_widths: {', '.join(map(str, widths))}, by layer; means are {widths[-1]} wide, zeros behind narrower heads"
+        )
     if (norm := norm_after_attention(lm)) is not None:
         yield (
             f"post_attn_norm: {norm!r} stands between the output projection and the residual stream; the function vector "

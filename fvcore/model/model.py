@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 
 from fvcore import embedded
 from fvcore.exits import in_one_line
-from fvcore.model.anatomy import head_width, require_parts, spec_in, text_config, types_of
+from fvcore.model.anatomy import head_widths, max_tokens, require_parts, spec_in, stated, text_config, types_of
+from fvcore.model.hooks import require_streams
 from fvcore.model.placement import DTYPES as DTYPES
 from fvcore.model.placement import FOR_PARITY, Placement, quant_of
 from fvcore.model.spec import ModelError as ModelError
 from fvcore.model.spec import ModelSpec, spec_found, spec_of
-from fvcore.model.tokenizer import BosFacts
+from fvcore.model.tokenizer import BosFacts, bos_left_out
 from fvcore.provenance import untested
 
 
@@ -47,6 +49,10 @@ class LanguageModel:
     # What takes long to find out (digests read every weight) is kept here.
     known: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        sizes = f"{self.n_layers} layers, {self.n_heads} heads, d_model {self.d_model}"
+        return f"LanguageModel({self.name}: {self.spec.name}, {sizes}, {self.dtype} on {self.device})"
+
     @classmethod
     def wrap(
         cls,
@@ -59,10 +65,14 @@ class LanguageModel:
         """Take a Hugging Face causal LM as it is; it is put into eval mode and its gradients are switched off.
 
         spec: one of your own, or the name or file of one; found by the model's type or structure if not given.
+
+        Raises ModelError where its parts are not where the spec says, or what runs through them is no residual stream.
         """
         found = spec_in(hf) if spec is None else spec_of(spec)
         require_parts(hf, found)
-        return cls(hf.eval().requires_grad_(False), tokenizer, found, name, source)
+        lm = cls(hf.eval().requires_grad_(False), tokenizer, found, name, source)
+        require_streams(lm)
+        return lm
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
@@ -91,16 +101,31 @@ class LanguageModel:
     def n_kv_heads(self) -> int | None:
         """Heads of keys and values, as the config says it; None where it does not."""
         names = ("num_key_value_heads", "num_kv_heads")
-        return next((int(found) for name in names if (found := getattr(self.config, name, None))), None)
+        return next((int(found) for name in names if (found := stated(self.config, name))), None)
 
     @property
     def d_model(self) -> int:
         return int(self.config.hidden_size)
 
     @cached_property
+    def d_heads(self) -> tuple[int, ...]:
+        """Width of one head in each layer; 0 in a layer that has no attention of this kind, and so no heads."""
+        return head_widths(self.hf, self.spec)
+
+    @property
     def d_head(self) -> int:
-        """Width of one head; n_heads * d_head need not be d_model."""
-        return head_width(self.config)
+        """Width of the widest head; n_heads * d_head need not be d_model."""
+        return max(self.d_heads)
+
+    @cached_property
+    def head_layers(self) -> tuple[int, ...]:
+        """The layers that have heads: all of them, but for models that mix attention with something else."""
+        return tuple(layer for layer, width in enumerate(self.d_heads) if width)
+
+    @property
+    def heads(self) -> list[tuple[int, int]]:
+        """Every (layer, head) that there is, by layer."""
+        return [(layer, head) for layer in self.head_layers for head in range(self.n_heads)]
 
     @property
     def vocab_size(self) -> int:
@@ -137,8 +162,22 @@ class LanguageModel:
         return logits
 
     def ids(self, input_ids: Any) -> Tensor:
-        """One prompt's ids as (1, token) on the model's device."""
-        return torch.tensor([list(input_ids)], device=self.device)
+        """One prompt's ids as (1, token) on the model's device; raises ModelError where they are more than it reads."""
+        ids = list(input_ids)
+        self.require_room(len(ids))
+        return torch.tensor([ids], device=self.device)
+
+    @cached_property
+    def max_tokens(self) -> int | None:
+        """How many tokens it reads at most, where it says so; the tokenizer's own limit is another one."""
+        return max_tokens(self.hf)
+
+    def require_room(self, n_tokens: int) -> None:
+        if self.max_tokens is not None and n_tokens > self.max_tokens:
+            raise ModelError(
+                f"{n_tokens} tokens to read, prompt and what follows it, and {self.name} reads {self.max_tokens} (its config's "
+                "limit, or the size of its table of positions); use fewer shots, or a model of longer texts"
+            )
 
     def require_layer(self, layer: int) -> None:
         if not 0 <= layer < self.n_layers:
@@ -223,6 +262,14 @@ def resolve(name: str) -> Path | str:
 
 
 def load_tokenizer(name: str) -> Any:
+    """Warns where it lacks the BOS that its release has."""
+    tokenizer = _tokenizer(name)
+    if doubt := bos_left_out(tokenizer):
+        warnings.warn(f"{name}: {doubt}", ModelWarning, stacklevel=2)
+    return tokenizer
+
+
+def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     with _loading("tokenizer", name):
@@ -255,9 +302,9 @@ def load(
     given = None if spec is None else spec_of(spec)
     placement = Placement.of(given, dtype, device, device_map, quant)
     deterministic(seed)
-    tokenizer = load_tokenizer(name)
+    tokenizer = _tokenizer(name)
     where = resolve(name)
-    config = _config_on_disk(name)
+    config = config_on_disk(name)
     attn = _attention(config, attn)
     options = placement.options() | ({"attn_implementation": attn} if attn else {})
     with _loading("model", name, f" Asked for: {placement}; {FOR_PARITY}."):
@@ -281,24 +328,34 @@ def load(
 
 def spec_on_disk(name: str) -> ModelSpec:
     """The spec of a model that is left on disk, by its config's type; raises ModelError where only structure could tell."""
-    return spec_found(types_of(_config_on_disk(name)), ())
+    return spec_found(types_of(config_on_disk(name)), ())
 
 
 def n_layers_on_disk(name: str) -> int:
-    return int(text_config(_config_on_disk(name)).num_hidden_layers)
+    return int(text_config(config_on_disk(name)).num_hidden_layers)
 
 
 def dtype_on_disk(name: str) -> str:
     """The dtype that a checkpoint says it is of: fp32, fp16 or bf16; fp32 where it does not say."""
-    said = getattr(_config_on_disk(name), "dtype", None)
+    said = getattr(config_on_disk(name), "dtype", None)
     return next((short for short, dtype in DTYPES.items() if dtype == said or str(dtype) == f"torch.{said}"), "fp32")
 
 
-def _config_on_disk(name: str) -> Any:
+def config_on_disk(name: str) -> Any:
+    """A model's config; raises ModelError where there is none."""
     from transformers import AutoConfig
 
     with _loading("config", name):
         return AutoConfig.from_pretrained(str(resolve(name)), local_files_only=True, trust_remote_code=False)
+
+
+def without_weights(config: Any, dtype: torch.dtype, n_layers: int | None = None) -> Any:
+    """The model of a config on a device without memory, where only shapes are followed; of its first layers, if so asked."""
+    config = copy.deepcopy(config)
+    if n_layers is not None:
+        text_config(config).num_hidden_layers = n_layers
+    with torch.device("meta"):
+        return _auto_class(config).from_config(config, dtype=dtype)
 
 
 def _attention(config: Any, asked: str | None) -> str | None:
@@ -326,7 +383,7 @@ def _auto_class(config: Any) -> Any:
 
 
 def doubts(lm: LanguageModel) -> list[str]:
-    """What makes a loaded model's numbers doubtful: quantised weights, a family or a library that was not tested."""
+    """What makes a loaded model's numbers doubtful: quantised weights, a BOS left out, a family or a library not tested."""
     import transformers
 
     said = untested(lm.config.model_type, transformers.__version__)
@@ -336,7 +393,8 @@ def doubts(lm: LanguageModel) -> list[str]:
         )
     if lm.attn_implementation == "sdpa" and _soft_capped(lm.config):
         said.append("attention sdpa leaves out the soft cap that its config asks for: use eager")
-    return said
+    left_out = bos_left_out(lm.tokenizer) if lm.tokenizer is not None else ""
+    return [*said, left_out] if left_out else said
 
 
 @contextmanager

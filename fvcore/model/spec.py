@@ -74,6 +74,11 @@ class ModelSpec(SpecFile):
     def out_proj_path(self, layer: int) -> str:
         return f"{self.block_path(layer)}.{self.attn_path_in_block}.{self.out_proj_path_in_attn}"
 
+    def is_projection(self, name: str) -> bool:
+        """Whether a module of this dotted name is the output projection of a layer: not every layer need have one."""
+        layer = name.removeprefix(f"{self.blocks_path}.").partition(".")[0]
+        return layer.isdecimal() and name == self.out_proj_path(int(layer))
+
     def block_path(self, layer: int) -> str:
         return f"{self.blocks_path}.{layer}"
 
@@ -142,7 +147,7 @@ def placed(spec: ModelSpec, modules: Collection[str]) -> list[ModelSpec]:
     # As the table says, in a wrapper, in the text tower of a multimodal model.
     paths = [path, *(f"{wrapper}.{path}" for wrapper in WRAPPERS), *(f"{tower}.{below}" for tower in TOWERS)]
     specs = (spec.changed(blocks_path=path) for path in dict.fromkeys(paths))
-    return [spec for spec in specs if spec.out_proj_path(0) in modules]
+    return [spec for spec in specs if any(spec.is_projection(name) for name in modules)]
 
 
 def spec_found(model_types: Collection[str], modules: Collection[str]) -> ModelSpec:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
+
+from fvcore.formats import read_yaml
 
 
 class Tokenizer(Protocol):
@@ -18,6 +21,25 @@ class Tokenizer(Protocol):
     def __call__(self, text: str, *, add_special_tokens: bool = True) -> Any: ...
     def tokenize(self, text: str) -> list[str]: ...
     def decode(self, token_ids: Any) -> str: ...
+
+
+RELEASES = {
+    (token, size): name
+    for name, sizes in read_yaml(Path(__file__).with_name("names.yaml"))["adding_bos"].items()
+    for token, size in sizes
+}
+"""BOS and number of tokens of releases whose models were trained behind a BOS -> what they are called."""
+
+
+def bos_left_out(tokenizer: Any) -> str:
+    """What to know of a known release's tokenizer that adds no BOS although its models were trained behind one; or nothing."""
+    name = RELEASES.get((str(tokenizer.bos_token), len(tokenizer)), "")
+    if not name or (facts := BosFacts.of(tokenizer)).adds_bos:
+        return ""
+    return (
+        f"bos_left_out: this is the tokenizer of {name}, whose models were trained behind {tokenizer.bos_token!r}, and it adds "
+        f"none (ids of 'Q: a': {list(facts.first_ids)}); early files of some releases lack it. Take the corrected tokenizer"
+    )
 
 
 @dataclass(frozen=True, slots=True)

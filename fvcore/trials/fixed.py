@@ -39,9 +39,17 @@ class FileRecord(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
+WORDS = ("input", "output")
+
+
 class WordPair(FileRecord):
     input: Word
     output: Word
+
+    @property
+    def lacks(self) -> str:
+        """What of the pair is empty, or nothing."""
+        return next((name for name in WORDS if not getattr(self, name).strip()), "")
 
     @property
     def spaced(self) -> WordPair:
@@ -150,6 +158,10 @@ class Trial:
     def corrupted_demos(self) -> tuple[WordPair, ...]:
         return tuple(labelled(self.demos, self.corrupted_labels))
 
+    @property
+    def demos_by_regime(self) -> dict[str, tuple[WordPair, ...]]:
+        return {"clean": self.demos, "corrupted": self.corrupted_demos}
+
 
 @dataclass(frozen=True, slots=True)
 class FixedTrials:
@@ -163,6 +175,9 @@ class FixedTrials:
     file: TrialsFile
     path: Path | None = None
     target_regime: str = "clean"
+
+    def __repr__(self) -> str:
+        return f"FixedTrials({self.id}: {len(self.file.trials)} trials of {self.meta.n_shots} shots)"
 
     @property
     def meta(self) -> Meta:
@@ -259,12 +274,36 @@ def write(path: Path, file: TrialsFile) -> None:
     write_text(path, text_of(file))
 
 
-def read_pairs(path: Path) -> list[WordPair]:
-    """A raw dataset: a JSON list of {"input", "output"} rows, in file order."""
+def read_pairs(path: Path, without_empty: bool = False) -> list[WordPair]:
+    """A raw dataset: a JSON list of {"input", "output"} rows, in file order; numbers as the reference writes them.
+
+    without_empty: rows without input or answer are left out; otherwise they are refused, by the number of the first
+    """
     rows = read_json(path)
     if not isinstance(rows, list):
         raise TrialsError(f"{path}: expected a list of {{input, output}} rows, found {type(rows).__name__}")
-    return validated(list[WordPair], rows, path, raises=TrialsError)
+    pairs = validated(list[WordPair], _with_text(rows), path, raises=TrialsError)
+    empty = [row for row, pair in enumerate(pairs) if pair.lacks]
+    if empty and not without_empty:
+        raise TrialsError(
+            f"{path}: row {empty[0]} has no {pairs[empty[0]].lacks} ({len(empty)} of {len(pairs)} rows lack one); a prompt "
+            "cannot end in it. Take such rows out, or leave them out with --without-empty-rows"
+        )
+    return [pair for pair in pairs if not pair.lacks]
+
+
+def _with_text(rows: list[Any]) -> list[Any]:
+    """Numbers as text. The reference reads a column as a whole: where all are numbers and one is none of the integers, all
+    are written as such."""
+    kinds = {key: {type(_first(row.get(key))) for row in rows if isinstance(row, dict)} for key in WORDS}
+
+    def text(key: str, value: Any) -> Any:
+        value = _first(value)
+        if type(value) not in {int, float}:
+            return value
+        return str(float(value) if float in kinds[key] <= {int, float} else value)
+
+    return [{key: text(key, row[key]) for key in WORDS if key in row} if isinstance(row, dict) else row for row in rows]
 
 
 def sample(

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,8 +18,9 @@ from fvcore import artifacts
 from fvcore.artifacts import Artifact
 from fvcore.experiments import plan_files
 from fvcore.formats import FormatError, read_json
-from fvcore.gates import NotProvided, StageError
-from pytest_fvparity.parity.implementation import Answers, ByKey, Implementation
+from fvcore.gates import NotProvided, error_line
+from pytest_fvparity.candidates.conversation import CandidateError, Conversation
+from pytest_fvparity.parity.implementation import NO_CANDIDATE, Answers, ByKey, Implementation
 
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
     from fvcore.trials.fixed import FixedTrials
 
 DRIVER = Path(__file__).with_name("driver.py")
-
-
-class CandidateError(StageError):
-    """A candidate cannot be brought up, or fails in another process."""
 
 
 def from_factory(name: str, folder: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Implementation:
@@ -46,7 +41,17 @@ def from_factory(name: str, folder: Path, lm: LanguageModel, trials: FixedTrials
         factory = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise CandidateError(f"--fv-candidate {name}: {error} (looked for in {folder} and the environment)") from error
-    return cast("Implementation", factory(lm, trials, settings))
+    return required(factory(lm, trials, settings), f"--fv-candidate {name}")
+
+
+def required(given: Any, by: str) -> Implementation:
+    """A candidate; raises CandidateError where who was asked for one answered None."""
+    if given is None:
+        raise CandidateError(
+            f"{by} returned None; expected the candidate, an object with methods named after the check keys. Is a `return` "
+            "missing?"
+        )
+    return cast("Implementation", given)
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,19 @@ class FromFolder(Answers):
             return artifacts.load(self.path / key)
         raise NotProvided(f"{self.path} holds no {key}.json, and none of the plans' files for this key")
 
+    def notes(self, key: str) -> list[str]:
+        """Of two files for one key, which was read."""
+        plan, own = PLAN_FILES.get(key, ""), f"{key}.json"
+        both = plan and all((self.path / name).is_file() for name in (plan, own))
+        return [f"two files for one key: {plan} was read, and {own} beside it was not"] if both else []
+
     def block_outputs(self, prompts: Artifact, layer: int) -> Artifact:
         """What the modules of a block gave, if the folder holds it: `block_outputs_<layer>.json`."""
         return self.artifact(f"block_outputs_{layer}")
+
+
+PLAN_FILES = {"mean_activations": plan_files.MEANS, "fv_vector": plan_files.VECTOR}
+"""The plans' files of keys whose own file has another name."""
 
 
 def _plan_leaves(folder: Path, key: str) -> Artifact:
@@ -93,18 +108,29 @@ def _plan_leaves(folder: Path, key: str) -> Artifact:
 class Elsewhere(ByKey):
     """A candidate that runs in another interpreter, with libraries this one lacks.
 
-    One process answers one request a line: JSON in, the name of an artifact (JSON and safetensors) out. It needs torch
+    One process answers one request a line (`conversation`): the name of an artifact (JSON and safetensors) out. It needs torch
     and safetensors, and neither pytest nor this project. The factory gets one mapping, the job: `model_dir`, `trials`
-    (the file's path), `device`, `dtype` and `settings`; its methods take artifacts as plain dictionaries.
+    (the file's path), `device`, `dtype` and `settings`; its methods take artifacts as plain dictionaries. With `loading` it
+    is isolated: this interpreter once more, where the factory gets what it gets here, the model loaded in that way.
     """
 
     def __init__(
-        self, python: str, name: str, folder: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings
+        self,
+        python: str,
+        name: str,
+        folder: Path,
+        lm: LanguageModel,
+        trials: FixedTrials,
+        settings: Settings,
+        timeout_s: float,
+        loading: Mapping[str, Any] | None = None,
     ) -> None:
+        import torch
+
         if lm.source is None or trials.path is None:
             raise CandidateError(
-                "--fv-candidate-python: the other interpreter loads model and trials from disk; give a directory as "
-                "--fv-model and a file as --fv-trials"
+                f"{'--fv-isolate' if loading else '--fv-candidate-python'}: the other process loads model and trials from "
+                "disk; give a directory as --fv-model and a file as --fv-trials"
             )
         job = {
             "model_dir": str(lm.source),
@@ -114,33 +140,25 @@ class Elsewhere(ByKey):
             "settings": asdict(settings),
             "factory": name,
             "folder": str(folder),
+            "loading": loading,
+            "threads": torch.get_num_threads(),
         }
         self._scratch = tempfile.TemporaryDirectory(prefix="fvparity-candidate-")
         self.folder = Path(self._scratch.name)
         (self.folder / "job.json").write_text(json.dumps(job))
         self.name, self.n_files = name, 0
+        command = [python, str(DRIVER), str(self.folder / "job.json")]
         try:
-            self.process: Any = subprocess.Popen(
-                [python, str(DRIVER), str(self.folder / "job.json")],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=folder,
-            )
+            self.conversation = Conversation(name, command, folder, timeout_s)
         except OSError as error:
             raise CandidateError(f"--fv-candidate-python: cannot start {python!r} ({error.strerror})") from error
-        self._answer()
+        self._told(self.conversation.answer())
 
-    def _answer(self) -> dict[str, Any]:
-        line = self.process.stdout.readline()
-        if not line:
-            code = self.process.wait()
-            raise CandidateError(f"candidate {self.name} ended its process (exit status {code}); see its output above")
-        answer: dict[str, Any] = json.loads(line)
+    def _told(self, answer: dict[str, Any]) -> dict[str, Any]:
         if "not_provided" in answer:
             raise NotProvided(f"the candidate {self.name} has no method {answer['not_provided']!r}")
         if "error" in answer:
-            raise CandidateError(f"candidate {self.name}:\n{answer['error']}")
+            raise CandidateError(f"candidate {self.name}: {error_line(answer['error'])}\n{answer['error']}")
         return answer
 
     def artifact(self, key: str, *inputs: Artifact, more: Sequence[int] = ()) -> Artifact:
@@ -149,12 +167,10 @@ class Elsewhere(ByKey):
             self.n_files += 1
             stems.append(self.folder / f"input-{self.n_files}")
             artifacts.save(artifact, stems[-1])
-        with suppress(BrokenPipeError):  # the answer says how the process ended
-            request = {"key": key, "inputs": [str(stem) for stem in stems], "more": list(more)}
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
+        request = {"key": key, "inputs": [str(stem) for stem in stems], "more": list(more)}
+        answer = self._told(self.conversation.ask(request))
         try:
-            return artifacts.load(Path(self._answer()["artifact"]))
+            return artifacts.load(Path(answer["artifact"]))
         except FormatError as error:
             raise CandidateError(f"candidate {self.name}: {error}") from error
 
@@ -163,10 +179,17 @@ class Elsewhere(ByKey):
 
     def close(self) -> None:
         """End the process and remove what was exchanged."""
-        with suppress(BrokenPipeError):  # it may have ended long ago
-            self.process.stdin.close()
-        try:
-            self.process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+        self.conversation.close()
         self._scratch.cleanup()
+
+
+def name_of(candidate: Implementation, shown: Callable[[Path], str]) -> str:
+    """What a report calls a candidate: what an option named, else its class, or that nobody gave one."""
+    from pytest_fvparity.candidates.itself import NoCandidate
+
+    if isinstance(candidate, FromFolder):
+        return shown(candidate.path)
+    if isinstance(candidate, Elsewhere):
+        return candidate.name
+    kind = type(candidate)
+    return NO_CANDIDATE if isinstance(candidate, NoCandidate) else f"{kind.__module__}.{kind.__qualname__}"

@@ -2,18 +2,20 @@
 
     python driver.py JOB.json
 
-Calls the job's factory, says so in a line, and then answers one request a line until its input ends. Whatever the
-candidate prints goes to the error stream: the output stream carries the answers alone.
+Calls the job's factory, says so in a line, and then answers one request a line until its input ends, each by the number
+of its request. What the candidate's code prints goes to the error stream, also what a C library or a child of its own
+writes: the answers leave by a descriptor that it does not know. Nor does it find the requests where it reads its input.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 TENSOR = "$tensor"
 
@@ -51,23 +53,54 @@ def answer(candidate: Any, request: dict[str, Any], stem: Path) -> dict[str, Any
     return {"artifact": str(stem)}
 
 
-def main(job_path: Path) -> None:
-    answers, sys.stdout = sys.stdout, sys.stderr
-    job = json.loads(job_path.read_text())
+def apart() -> tuple[TextIO, TextIO]:
+    """The streams of requests and answers; input and output of everybody else are empty, and the error stream."""
+    requests, answers = open(os.dup(0)), open(os.dup(1), "w")  # noqa: PTH123, SIM115 - descriptors, open to the end
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return requests, answers
 
-    def say(value: dict[str, Any]) -> None:
-        print(json.dumps(value), file=answers, flush=True)
 
+def candidate_of(job: dict[str, Any]) -> Any:
     sys.path.insert(0, job["folder"])
     module, _, attribute = job["factory"].partition(":")
+    factory = getattr(importlib.import_module(module), attribute)
+    return factory(*loaded(job)) if job["loading"] else factory(job)
+
+
+def loaded(job: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """What a factory gets that is not in another interpreter: model, trials and settings. This project is at hand then."""
+    import torch
+
+    from fvcore.model.model import load as load_model
+    from fvcore.pipeline import Settings
+    from fvcore.trials.sampled import read_trials
+
+    torch.set_num_threads(job["threads"])
+    return load_model(job["model_dir"], **job["loading"]), read_trials(Path(job["trials"])), Settings(**job["settings"])
+
+
+def main(job_path: Path) -> None:
+    requests, answers = apart()
+
+    def say(number: int, value: dict[str, Any]) -> None:
+        print(json.dumps({"number": number, **value}), file=answers, flush=True)
+
+    job = json.loads(job_path.read_text())
     try:
-        candidate = getattr(importlib.import_module(module), attribute)(job)
+        candidate = candidate_of(job)
     except Exception:
-        say({"error": traceback.format_exc()})
+        say(0, {"error": traceback.format_exc()})
         return
-    say({"ready": True})
-    for number, line in enumerate(sys.stdin):
-        say(answer(candidate, json.loads(line), job_path.with_name(f"answer-{number}")))
+    if candidate is None:
+        say(0, {"error": f"the factory {job['factory']} returned None; expected the candidate. Is a `return` missing?"})
+        return
+    say(0, {"ready": True})
+    for line in requests:
+        request = json.loads(line)
+        say(request["number"], answer(candidate, request, job_path.with_name(f"answer-{request['number']}")))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def _searched(run: Run, layer: int, fault: str | None) -> Conclusion:
     if fault in {"inherited", "accumulated"}:
         return Conclusion(
             "inherited",
-            "on the golden's prompts and slots the means agree, so no module is at fault: the difference comes with the "
+            "on the reference's prompts and slots the means agree, so no module is at fault: the difference comes with the "
             "candidate's own prompt_boundary or slot_map",
         )
     try:

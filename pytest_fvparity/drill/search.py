@@ -47,15 +47,16 @@ class _Search:
         self.ids = {key: cast("list[int]", prompts[f"{key}/clean/input_ids"]) for key in trial_keys(prompts)}
         self.slots: dict[str, SlotMap] = {key: slots_of(slot_map, key, "clean") for key in self.ids}
         golden = cast("Tensor", run.expected(KEY)[KEY]).detach().double().cpu()
-        self.golden = golden[layer]
-        self.allowed = run.tolerances.of(KEY)(KEY).allowed(golden)[layer]
+        with nothing_disturbed():
+            self.lm = run.reference()
+        self.width = self.lm.d_heads[layer]  # narrower heads stand in means with zeros behind them
+        self.golden = golden[layer, ..., : self.width]
+        self.allowed = run.tolerances.of(KEY)(KEY).allowed(golden)[layer, ..., : self.width]
         # The rule in force is about heads. For a module on another scale the same share of its own size is allowed:
         # rounding grows with what is summed, and the rule was chosen well above rounding and far below a fault.
         self.share = float(self.allowed.max()) / max(float(self.golden.abs().max()), 1e-30)
-        with nothing_disturbed():
-            self.lm = run.reference()
         self.o_proj = self.lm.spec.out_proj_path(layer)
-        self.projections = {self.lm.spec.out_proj_path(n) for n in range(self.lm.n_layers)}
+        self.projections = {self.lm.spec.out_proj_path(n) for n in self.lm.head_layers}
         self.modules = modules_of(run.candidate, run.model, self.lm, (prompts, slot_map))
 
     def conclusion(self) -> Conclusion:
@@ -65,7 +66,7 @@ class _Search:
         try:
             heads = self.modules.heads(self.lm, self.layer, self.ids)
         except OtherTokens as error:
-            sentence = f"the candidate's model was given something else than the golden's prompt: {error}"
+            sentence = f"the candidate's model was given something else than the reference's prompt: {error}"
             return Conclusion("token_ids", sentence, error.trial, fed=self.modules.fed.get(error.trial, {}))
         if self.agree(self.means(heads)):
             return Conclusion("after_modules", self.after_modules(heads))
@@ -78,7 +79,7 @@ class _Search:
         return heads[self.layer][0].flatten(1).cpu()
 
     def by_trial(self, heads: Heads) -> list[Trial]:
-        return [(heads[key].reshape(-1, self.lm.n_heads, self.lm.d_head), slots) for key, slots in self.slots.items()]
+        return [(heads[key].reshape(-1, self.lm.n_heads, self.width), slots) for key, slots in self.slots.items()]
 
     def means(self, heads: Heads) -> Tensor:
         """(head, slot, d_head)"""
@@ -86,7 +87,7 @@ class _Search:
 
     def candidates_means(self) -> Tensor:
         """The candidate's means of this layer."""
-        return self.modules.means().detach().double().cpu()[self.layer]
+        return self.modules.means().detach().double().cpu()[self.layer, ..., : self.width]
 
     def agree(self, means: Tensor, other: Tensor | None = None) -> bool:
         """Whether means of this layer are the golden's, or others, by the rule in force."""
@@ -98,7 +99,7 @@ class _Search:
         off = f"off by up to {float((means - self.golden).abs().max()):.3g}" if same else "of another shape"
         return (
             f"no module is blamed, for the model that --fv-model names ({self.lm.name}, loaded anew) does not give the "
-            f"golden's means of this layer either: they are {off}. Other weights, attention implementation, library or "
+            f"reference's means of this layer either: they are {off}. Other weights, attention implementation, library or "
             "machine than recorded?"
         )
 

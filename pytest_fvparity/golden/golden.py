@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fvcore import artifacts, names
 from fvcore.artifacts import Artifact, Leaf
-from fvcore.formats import make_folder, read_safetensors, sha256_file
+from fvcore.formats import FormatError, make_folder, read_safetensors, sha256_file
 from fvcore.gates import Refused, StageError, Status
 from fvcore.profile import Profile
 from pytest_fvparity import shipped
@@ -30,7 +30,7 @@ from pytest_fvparity.reference.reference import Recording
 
 # What a recording is staged in, and what waits while it takes its place; a killed process leaves them behind.
 STAGING = ".recording-"
-PREVIOUS = ".previous"
+PREVIOUS, COMING = ".previous", ".coming"
 
 
 class NoGolden(StageError):
@@ -144,10 +144,33 @@ def relative_path(dataset: str, fixed_trials_id: str, reference_profile: str) ->
     return Path(*(names.part(name, f"a golden's {what}") for what, name in parts.items()))
 
 
-def locate(roots: Iterable[Path], relative: Path) -> Path:
-    """The golden's directory in the first root that has it; raises NoGolden with the places tried and the command."""
-    tried = [root / relative for root in roots]
-    for path in tried:
+def own_place(relative: Path, weights_sha: str) -> Path:
+    """Where a golden lies beside one of another model: two directories of one name can share trials of one name."""
+    return relative.with_name(f"{relative.name}-{weights_sha[:8]}")
+
+
+def place_for(root: Path, relative: Path, weights_sha: str) -> Path:
+    """Where a model's golden is recorded: no other model's is replaced."""
+    own = own_place(relative, weights_sha)
+    if (root / own / MANIFEST).is_file():
+        return own
+    restore(root / relative)
+    try:
+        held = manifests.read(root / relative).profile.identity.weights_sha
+    except (StageError, FormatError):  # none there, or none that anybody could compare with
+        return relative
+    return relative if held == weights_sha else own
+
+
+def locate(roots: Iterable[Path], relative: Path, weights_sha: str = "") -> Path:
+    """The golden's directory in the first root that has it; raises NoGolden with the places tried and the command.
+
+    weights_sha: of the model, whose own golden comes before one that lies at the usual place
+    """
+    relatives = [own_place(relative, weights_sha), relative] if weights_sha else [relative]
+    found = [root / name for name in relatives for root in roots]
+    tried = [path for path in found if path.name == relative.name]
+    for path in found:
         restore(path)
         if (path / MANIFEST).is_file():
             return path
@@ -208,7 +231,7 @@ def rehearse(record: Record, path: Path) -> dict[str, KeyDiff]:
     """What `regenerate` would change; everything is recorded elsewhere, and nothing near `path` is touched."""
     with tempfile.TemporaryDirectory(prefix="fvparity-rehearsal-") as scratch:
         # An old golden that waits for its name is what `restore` would give it back before recording.
-        return differences(path if path.exists() else previous(path), recorded_twice(record, Path(scratch)))
+        return differences(previous(path) if waits(path) else path, recorded_twice(record, Path(scratch)))
 
 
 def recorded_twice(record: Record, scratch: Path) -> Path:
@@ -236,14 +259,17 @@ def differing_files(one: Path, other: Path) -> list[str]:
 
 def swap(new: Path, target: Path) -> None:
     """`new` takes `target`'s name. If anything fails the old directory is put back, now or by `restore`."""
-    old = previous(target)
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
+    old, following = previous(target), coming(target)
+    for stale in (old, following):
+        shutil.rmtree(stale, ignore_errors=True)
+    new.rename(following)
     try:
-        new.rename(target)
+        if target.exists():
+            target.rename(old)
+        following.rename(target)
     except BaseException:
         restore(target)
+        shutil.rmtree(following, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -253,10 +279,21 @@ def previous(target: Path) -> Path:
     return target.with_name(f".{target.name}{PREVIOUS}")
 
 
+def coming(target: Path) -> Path:
+    """Where the new directory waits: as long as it does, the old one may have to go back."""
+    return target.with_name(f".{target.name}{COMING}")
+
+
+def waits(target: Path) -> bool:
+    """Whether a process was killed between the two renames of `swap`. Without the new directory beside it the old one is
+    only not removed yet: where there is no golden then, its owner wants none."""
+    return not target.exists() and coming(target).exists() and previous(target).exists()
+
+
 def restore(target: Path) -> None:
     """Finish what a process that was killed between the two renames of `swap` left undone."""
-    if not target.exists():
-        with suppress(FileNotFoundError):  # nothing to restore, or another process just did
+    if waits(target):
+        with suppress(FileNotFoundError):  # another process just did
             previous(target).rename(target)
 
 

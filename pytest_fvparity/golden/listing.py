@@ -16,7 +16,7 @@ from fvcore.profile import Strict
 from fvcore.trials.sampled import NAME as SAMPLED
 from fvcore.trials.sampled import read_trials
 from pytest_fvparity.golden import golden
-from pytest_fvparity.golden.golden import PREVIOUS, STAGING, Golden
+from pytest_fvparity.golden.golden import COMING, PREVIOUS, STAGING, Golden
 from pytest_fvparity.golden.manifest import FULL, MANIFEST, SCHEMA_VERSION, OtherSchema
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 
@@ -80,7 +80,7 @@ def _places(root: Path) -> Iterator[Path]:
 
 
 def _is_leftover(folder: str) -> bool:
-    return folder.startswith(STAGING) or (folder.startswith(".") and folder.endswith(PREVIOUS))
+    return folder.startswith(STAGING) or (folder.startswith(".") and folder.endswith((PREVIOUS, COMING)))
 
 
 def _row(path: Path, trials: Trials) -> GoldenRow:
@@ -113,7 +113,7 @@ def _told(path: Path, digests: set[str]) -> dict[str, Any]:
         "full_bytes": sum(stored.n_bytes for stored in full.files.values()) if full else 0,
     }
     home = golden.relative_path(identity.dataset, identity.fixed_trials_id, identity.reference_profile)
-    if path.resolve().parts[-3:] != home.parts:
+    if path.resolve().parts[-3:] not in {home.parts, golden.own_place(home, identity.weights_sha).parts}:
         return told | {"state": "damaged", "what": f"it was recorded as {home.as_posix()}, and lies elsewhere"}
     if identity.trials_sha256 not in digests:
         now = ", ".join(f"{digest:.12}..." for digest in sorted(digests))
@@ -128,7 +128,7 @@ def _leftover(path: Path, remove: str | None) -> GoldenRow:
     if path.name.endswith(PREVIOUS):
         target = path.with_name(path.name.removeprefix(".").removesuffix(PREVIOUS))
         what = f"what {target.name} was before its last recording, which was killed"
-        if not target.exists():
+        if golden.waits(target):
             what = f"all there is of {target.name}: the next run or recording of it gives it back its name"
             remove = None
     return GoldenRow(path=str(path), state="leftover", what=what, remove=remove)

@@ -89,6 +89,7 @@ def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable
     """Do something with every golden of the run: told its place, the folder of goldens, and what records it. Every file
     is read and checked before anything is recorded; a refusal ends the run and says what was done before it."""
     from fvcore.model.model import ModelError
+    from fvcore.pipeline import Pipeline
     from fvcore.prompts import require_verified
     from fvcore.trials.sampled import read_trials
     from pytest_fvparity.golden import golden
@@ -100,13 +101,15 @@ def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable
     try:
         settings, lm = settings_of(options), load_model(replace(options, device_map=None), "cpu")
         settings.require_fit(lm)
-        every = [read_trials(file) for file in files]
+        every, root = [read_trials(file) for file in files], options.golden or options.rootdir / "golden"
         for fixed in every:
             require_verified(fixed, lm.tokenizer)
+            Pipeline(lm, fixed, settings).require_room()
         for fixed in every:
-            place = golden.relative_path(fixed.dataset, fixed.id, options.reference_profile)
+            usual = golden.relative_path(fixed.dataset, fixed.id, options.reference_profile)
+            place = golden.place_for(root, usual, lm.weights_sha)
             record = partial(reference.run, options.src, lm, fixed, settings, options.src_python)
-            results[fixed.id] = do(place, options.golden or options.rootdir / "golden", record)
+            results[fixed.id] = do(place, root, record)
     except (StageError, FormatError, ModelError) as error:
         before = f" (done before it: {', '.join(results)})" if results else ""
         raise pytest.UsageError(f"{flag}: {error}{before}") from error

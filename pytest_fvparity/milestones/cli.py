@@ -26,12 +26,13 @@ def milestone(which: Which, **options: Any) -> None:
     names = (*NAMES, *rest) if which.lower() == "all" else (which.upper(),)
     if not set(names) <= {*NAMES, TRANSFER}:
         raise FormatError(f"no milestone {which!r}; expected {', '.join(NAMES)}, {TRANSFER} or all")
-    passed = True
+    first = ""
     for name, outcome in run_all(names, Setup(**options)):
-        passed = passed and outcome.passed
+        first = first or ("" if outcome.passed else f"{name} failed first: {outcome.message}")
         verdict = typer.style("PASS", fg="green") if outcome.passed else typer.style("FAIL", fg="red")
         say(f"{name} {verdict} {outcome.message}", *(f"   {line}" for line in _told(outcome.files)))
-    if not passed:
+    if first:
+        say(first if len(names) > 1 else "")
         raise typer.Exit(exits.FAILED)
 
 

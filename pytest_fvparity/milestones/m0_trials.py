@@ -1,5 +1,6 @@
 """M0: fixed trials that are what they say, and prompts and slots that are the reference's."""
 
+from fvcore import slots
 from fvcore.formats import write_text
 from fvcore.model import model as models
 from fvcore.prompts import verify
@@ -31,7 +32,8 @@ def run(setup: Setup) -> MilestoneOutcome:
 
 def _problems(setup: Setup) -> list[str]:
     fixed = setup.fixed
-    found = verify(fixed, models.load_tokenizer(setup.model))
+    tokenizer = models.load_tokenizer(setup.model)
+    found = verify(fixed, tokenizer) or slots.verify(fixed, tokenizer)
     if not fixed.trials:
         found.append("the file holds no trials")
     found += [

@@ -32,6 +32,10 @@ NEEDS = {"M3": "M2", "M4": "M2", "M7": "M2"}
 """A failing M2 stops what builds on it; M5 and M6 are there for that case."""
 
 
+BEFORE_PARITY = {"M0", "M1"}
+"""Where one of these fails, M2 was not run."""
+
+
 class NotReady(FormatError):
     """A milestone was asked for before the one it builds on passed."""
 
@@ -97,14 +101,15 @@ def run(milestone: str, setup: Setup) -> MilestoneOutcome:
 
 
 def run_all(milestones: Sequence[str], setup: Setup) -> Iterator[tuple[str, MilestoneOutcome]]:
-    """In order; behind a failure only M5 runs, which says where it is."""
-    failed = False
+    """In order; behind a failing M2 or M3 only M5 runs, which says where the difference is. Behind any other there is
+    nothing for it to read, or what an earlier call left."""
+    failed = ""
     for milestone in milestones:
-        if failed and milestone != "M5":
+        if failed and (milestone != "M5" or failed in BEFORE_PARITY):
             continue
         try:
             outcome = run(milestone, setup)
         except FormatError as refusal:
             outcome = MilestoneOutcome(False, str(refusal), [])
-        failed = failed or not outcome.passed
+        failed = failed or ("" if outcome.passed else milestone)
         yield milestone, outcome

@@ -8,16 +8,19 @@ earlier keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fvcore.gates import Finding, NotHeld, NotProvided, Stage, StageError, Verdict, merge
+from fvcore.gates import Finding, NotHeld, NotProvided, Stage, Verdict, merge
 from pytest_fvparity.drill import drilled
+from pytest_fvparity.parity.asking import InHand, formed
+from pytest_fvparity.parity.custody import left_by_candidate, require_unspoilt
 from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Answers, Implementation, copied
 from pytest_fvparity.parity.refinements import REFINEMENTS, Continuation
+from pytest_fvparity.parity.signatures import signed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +50,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "with_logits": ("token_id",),
 }
 
-PROVES_NOTHING = "the tolerance is as large as the golden's own values, so that zeros would pass"
+PROVES_NOTHING = "the tolerance is as large as the reference's own values, so that zeros would pass"
 
 
 @dataclass
@@ -65,6 +68,9 @@ class Memory:
     lent: set[str] = field(default_factory=set)
     # Keys for which the candidate said something else when it was asked again, and where.
     unsteady: dict[str, Finding] = field(default_factory=dict)
+    # What the candidate has in hand; what of it changed, and what was left on the model, since the last stage.
+    in_hand: InHand = field(default_factory=InHand)
+    left: list[Finding] = field(default_factory=list)
     # By how many bytes memory grew at most while the candidate worked on a key.
     peak: dict[str, int] = field(default_factory=dict)
 
@@ -78,7 +84,8 @@ class ParityRun:
     tolerances: Tolerances
     max_trials: int | None = None
     memory: Memory = field(default_factory=Memory)
-    model: nn.Module | None = None  # what a candidate may leave hooks on
+    model: nn.Module | None = None  # what a candidate may leave hooks on, and other things
+    tokenizer: Any = None  # its own
     continuation: Continuation | None = None  # None: generated ids are compared without a word on near ties
     reference: Callable[[], LanguageModel] | None = None  # loads a model of its own, if a failing mean is drilled into
     repeat: int = 1  # how often the candidate is asked for each key
@@ -107,6 +114,16 @@ class ParityRun:
             self.memory.actual[key] = self._ask(key, inputs)
         return self.memory.actual[key]
 
+    def chained_again(self, key: str) -> Artifact:
+        """The candidate's answer on its own inputs, asked for once more."""
+        return self._ask(key, [self._chained_input(name) for name in INPUTS[key]])
+
+    def is_given_the_goldens(self, key: str) -> bool:
+        """Whether the candidate's own inputs of a key are the golden's, to the last bit."""
+        from fvcore.compare import compare
+
+        return all(compare(self.expected(name), self._chained_input(name)).passed for name in INPUTS[key])
+
     def isolated(self, key: str) -> Artifact:
         """The candidate's artifact on the golden's inputs."""
         return self._ask(key, [copied(self.expected(name)) for name in INPUTS[key]])
@@ -125,7 +142,8 @@ class ParityRun:
             expected = {leaf: value for leaf, value in expected.items() if leaf in actual}
         verdict = self.part.placed(key, compare(expected, actual, self.tolerances.of(key), _axes), _axes)
         if not verdict.compared:
-            return Verdict((Finding(key, "nothing was compared: the golden has no leaves"),), mismatch_count=1)
+            whose = "candidate" if self.expected(key) else "golden"
+            return Verdict((Finding(key, f"nothing was compared: the {whose} has no leaves"),), mismatch_count=1)
         details = dict(verdict.details)
         largest = details.pop("largest", {})
         rows = [{**row, **largest.get(row["leaf"], {})} for row in self.tolerances.table(key, expected)]
@@ -133,13 +151,16 @@ class ParityRun:
         unsteady = self.memory.unsteady.get(key)
         if partial and absent and verdict.passed and not unsteady:
             agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
-            raise NotProvided(f"{agrees} agree(s) with the golden; not provided: {names}")
+            told = "".join(f"; {note}" for note in _notes(self.candidate, key))
+            raise NotProvided(f"{agrees} agree(s) with the reference; not provided: {names}{told}")
         if key in REFINEMENTS and not (partial and absent):
             verdict = REFINEMENTS[key](self, verdict, expected, whole)
+        if not verdict.passed:
+            verdict = signed(self, key, verdict, expected, whole, _axes)
         lent = " and ".join(name for name in INPUTS[key] if name in self.memory.lent)
         notes = [
             *([f"{NOT_COMPARED}{left_out}"] if left_out else []),
-            *([f"judged on the golden's {lent}, for the candidate provides none"] if lent else []),
+            *([f"judged on the reference's {lent}, for the candidate provides none"] if lent else []),
             *_notes(self.candidate, key),
             *(f"{leaf}: {PROVES_NOTHING}" for leaf in self.tolerances.proving_nothing(key, expected)),
         ]
@@ -191,17 +212,19 @@ class ParityRun:
             inputs = [self._limited(inputs[0]), *inputs[1:]]
 
         def answer() -> Artifact:
-            # Copies, for a candidate may edit them, or know them again.
-            given = inputs if self.repeat == 1 else [copied(artifact) for artifact in inputs]
-            artifact: Artifact = method(*given)
-            if key == "slot_map" and isinstance(artifact, Mapping):
-                artifact = {leaf: _as_rows(value) for leaf, value in artifact.items()}
-            _require_leaves(key, artifact)
-            return artifact
+            hand = self.memory.in_hand
+            artifact = formed(key, method(*hand.handed(key, inputs)), self.expected(key))
+            return hand.took(key, artifact)
 
-        # Memory that the candidate takes beside its weights; nobody's who only looks up what was recorded.
-        with nullcontext() if isinstance(self.candidate, Answers) else peak_memory() as peak:
-            given = answer() if self.repeat == 1 else self._asked_again(key, answer)
+        try:
+            # Memory that the candidate takes beside its weights; nobody's who only looks up what was recorded.
+            with (
+                left_by_candidate(self, key),
+                nullcontext() if isinstance(self.candidate, Answers) else peak_memory() as peak,
+            ):
+                given = answer() if self.repeat == 1 else self._asked_again(key, answer)
+        finally:
+            self.memory.left += self.memory.in_hand.changed(key, _axes)
         if peak is not None:
             self.memory.peak[key] = max(peak.n_bytes, self.memory.peak.get(key, 0))
         return given
@@ -209,12 +232,11 @@ class ParityRun:
     def _asked_again(self, key: str, answer: Callable[[], Artifact]) -> Artifact:
         """The first answer; where a later one is another is remembered, for then no comparison says anything.
 
-        The first answer is copied before the next is asked for, for a candidate may keep what it gave, and edit that. Two
-        are the same if every value is, to the last bit, but that 0.0 and -0.0 are one value, and all NaN are.
+        Two are the same if every value is, to the last bit, but that 0.0 and -0.0 are one value, and all NaN are.
         """
         from fvcore.compare import compare
 
-        first = copied(answer())
+        first = answer()
         for _ in range(self.repeat - 1):
             if changed := compare(first, answer(), axes=_axes).first_mismatch:
                 by = "" if changed.abs_diff is None else f": differs by {changed.abs_diff:.3g}"
@@ -245,57 +267,26 @@ def _notes(candidate: Implementation, key: str) -> list[str]:
         return [f"notes of {key} failed: {type(error).__name__}: {error}"]
 
 
-def _as_rows(value: Any) -> Any:
-    """A map that came as a JSON object, whose keys are text, as the pairs (or rows) that a slot map is written in."""
-    if not isinstance(value, dict):
-        return value
-    rows = [(int(key) if str(key).isdecimal() else key, entry) for key, entry in value.items()]
-    return [[key, *entry] if isinstance(entry, list) else [key, entry] for key, entry in rows]
-
-
-def _require_leaves(key: str, artifact: Any) -> None:
-    """A candidate's artifact holds tensors, plain values and lists of them; raises StageError naming the leaf."""
-    from fvcore.artifacts import is_dense
-
-    if not isinstance(artifact, Mapping):
-        raise StageError(
-            f"{key}: expected a mapping from leaf to value, the candidate gave a {type(artifact).__name__}"
-        )
-    for leaf, value in artifact.items():
-        for foreign in [] if is_dense(value) else _foreign(value):
-            kind = f"{type(foreign).__module__}.{type(foreign).__qualname__}"
-            raise StageError(
-                f"{key}: leaf {leaf!r} holds a {kind}; expected a dense torch tensor, int, float, str, bool, None, or a list "
-                "of such plain values (convert with .item() or .tolist())"
-            )
-
-
-def _foreign(value: Any) -> Iterator[Any]:
-    """What a value holds that is no plain value."""
-    if isinstance(value, list):
-        for item in value:
-            yield from _foreign(item)
-    elif type(value) not in {int, float, str, bool, type(None)}:
-        yield value
-
-
 def check(run: ParityRun, key: str) -> Verdict:
     """The check of one key: chained first; if that fails, isolated, to say whose fault it is."""
-    from fvcore.model.hooks import hooks_left
-
-    with hooks_left(run.model) as left:
-        try:
-            verdict = _judge(run, key)
-        except Exception as error:
-            if not isinstance(error, NotProvided):
-                run.memory.failed.add(key)
-            raise
+    require_unspoilt(run.model)
+    try:
+        verdict = _judge(run, key)
+    except Exception as error:
+        if not isinstance(error, NotProvided):
+            run.memory.failed.add(key)
+        for found in run.memory.left:
+            error.add_note(found.message)
+        raise
+    finally:
+        left, run.memory.left = run.memory.left, []
     if left:
-        behind = Finding(key, f"the candidate left {len(left)} hook(s) on the model, at {', '.join(left)}; removed")
-        verdict = merge(Verdict((behind,), mismatch_count=1), verdict)
+        verdict = merge(Verdict(tuple(left), mismatch_count=len(left), details={"fault": "own"}), verdict)
     if not verdict.passed:
         run.memory.failed.add(key)
-        verdict = drilled(run, key, verdict)
+        with left_by_candidate(run, key):  # it is asked once more there, and what it leaves is told already
+            verdict = drilled(run, key, verdict)
+        run.memory.left = []
     return verdict
 
 
@@ -322,14 +313,21 @@ def _judge(run: ParityRun, key: str) -> Verdict:
         isolated = chained  # its code fails on golden inputs: the fault is here, and the chained numbers locate it
     if chained.passed and isolated.passed:
         return chained
-    fault = _origin(run, key) if isolated.passed else "own"
+    fault = "own" if not isolated.passed and not chained.passed else _origin(run, key)
     # A fault of its own can cancel an earlier one: then only the golden's inputs show it.
     shown = isolated if chained.passed else chained
     return replace(shown, details={**shown.details, "fault": fault})
 
 
 def _origin(run: ParityRun, key: str) -> str:
-    """Why a key differs that agrees on golden inputs."""
+    """Why a key agrees on one side's inputs and differs on the other's."""
+    if run.is_given_the_goldens(key):
+        return "unsteady"
+    if run.memory.agrees[key]:
+        return "own"
+    with suppress(Exception):
+        if run.compare(key, run.chained_again(key)).passed:
+            return "unsteady"
     return "accumulated" if all(run.agrees(name) for name in CHECK_KEYS if name in _feeding(key)) else "inherited"
 
 

@@ -26,6 +26,10 @@ CHECK_KEYS = tuple(INPUTS)
 PER_TRIAL_KEYS = frozenset({"prompt_boundary", "slot_map", "injection_output"})
 
 
+NO_CANDIDATE = "fvcore.pipeline.Pipeline, for no candidate was given"
+"""What a report calls the candidate that nobody gave."""
+
+
 @runtime_checkable
 class Implementation(Protocol):
     """An implementation of the method, as the checks see it."""

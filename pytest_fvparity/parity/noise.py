@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
 
 FACTOR = 4.0
-RULE = f"noise of the golden x {FACTOR:g}"
+RULE = f"noise of the reference x {FACTOR:g}"
 
 # The kernels that every installation of torch has.
 ATTENTION = ("eager", "sdpa")

@@ -37,7 +37,7 @@ def continuation_of(lm: LanguageModel, golden: Implementation, settings: Setting
         vector = None
         if mode == "with":
             vector = tensor_leaf(golden.fv_vector({}, {}), "function_vector").to(lm.device)
-        return continuation_logits(lm, ids, generated, vector, settings.edit_layer, settings.alpha)
+        return continuation_logits(lm, ids, generated, vector, settings.layer_of(lm), settings.alpha)
 
     return logits
 

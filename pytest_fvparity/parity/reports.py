@@ -14,6 +14,8 @@ from pytest_fvparity.parity.place import place_of
 from pytest_fvparity.suite.declaration import FILES_KEY, SuiteReports
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pytest_fvparity.report.report import Report
     from pytest_fvparity.suite.reporter import SuiteRun
 
@@ -36,8 +38,14 @@ class ParityReports(SuiteReports):
             self.planned.add(run.file)
             commands = {key: reproduce(self.config, f"{run.nodeid}::{key}", run.declared) for key in run.planned}
             place = place_of(self.config.rootpath / run.file)
-            reports.append(assemble(run.results(), run.rows, run.context, commands, run.keep_going, place))
+            under = "" if self.options.reference_profile == "src" else self.options.reference_profile
+            reports.append(assemble(run.results(), run.rows, run.context, commands, run.keep_going, place, under))
         return reports
+
+    def earlier(self, runs: Iterable[SuiteRun]) -> Iterable[Path]:
+        from pytest_fvparity.report.render import files_of
+
+        return files_of(self._reports(runs), self.options.report_dir)
 
     def begin(self, runs: Iterable[SuiteRun]) -> None:
         from pytest_fvparity.report.render import folders, write_all
@@ -81,7 +89,7 @@ class ParityReports(SuiteReports):
         if report.candidate:
             write(f"candidate: {report.candidate}")
         for name, (golden, here) in report.conditions.items():
-            write(f"condition {name}: golden {golden}, here {here}")
+            write(f"condition {name}: {report.beside} {golden}, here {here}")
         if report.repro_command:
             write(f"reproduce: {report.repro_command}")
         for line in () if good and len(self.reports) > 1 else _table(report):

@@ -11,10 +11,10 @@ import pytest
 from fvcore.gates import StageError, Suite, Verdict
 from pytest_fvparity.drill.conclusion import lines as drill_lines
 from pytest_fvparity.fixtures import device_of, in_one_sentence, load_model, options_of, run_settings, tolerances_of
-from pytest_fvparity.options import ParityOptions
 from pytest_fvparity.parity.checks import STAGES, Memory
 from pytest_fvparity.parity.place import title_of
 from pytest_fvparity.parity.reports import NAME, ParityReports
+from pytest_fvparity.report.report import LIVE
 from pytest_fvparity.suite.declaration import Declaration
 from pytest_fvparity.suite.item import StageItem
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from fvcore.trials.fixed import FixedTrials
     from pytest_fvparity.golden.golden import Golden
     from pytest_fvparity.parity.checks import ParityRun
-    from pytest_fvparity.parity.implementation import Implementation
 
 FAULTS = {
-    "own": "on golden inputs this key differs too: the fault is its own",
-    "inherited": "on golden inputs this key agrees: the fault is inherited from an earlier key",
-    "accumulated": "on golden inputs this key agrees: what differs adds up from earlier keys, each within tolerance",
+    "own": "on the reference's inputs this key differs too: the fault is its own",
+    "inherited": "on the reference's inputs this key agrees: the fault is inherited from an earlier key",
+    "accumulated": "on the reference's inputs this key agrees: what differs adds up from earlier keys, each within tolerance",
+    "unsteady": "the candidate answers another thing to the very same inputs: it does not say the same twice",
 }
 
 
@@ -40,7 +40,8 @@ def parity_suite() -> Suite[ParityRun]:
 def _lines(verdict: Verdict) -> Sequence[str]:
     """Whose fault it is, and what the drill found."""
     fault, drill = FAULTS.get(verdict.details.get("fault", "")), verdict.details.get("drill")
-    return [*([fault] if fault else []), *(drill_lines(drill) if drill else [])]
+    pattern = verdict.details.get("signature")
+    return [*filter(None, (pattern, fault)), *(drill_lines(drill) if drill else [])]
 
 
 PARITY = Declaration(
@@ -69,7 +70,9 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
 
     The suite's `context` is filled on the way with what the report says about the run.
     """
+    from fvcore.pipeline import Pipeline
     from fvcore.prompts import require_verified
+    from pytest_fvparity.candidates.candidates import name_of, required
     from pytest_fvparity.golden.golden import require_comparable
     from pytest_fvparity.parity.checks import ParityRun
     from pytest_fvparity.parity.refinements import continuation_of
@@ -83,32 +86,51 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     lm: LanguageModel = request.getfixturevalue("fv_model")
     context |= {"model": lm.name, "n_layers": lm.n_layers, "n_heads": lm.n_heads}
     require_verified(trials, lm.tokenizer)
+    settings = run_settings(request, trials)
+    Pipeline(lm, trials, settings).require_room()
     if (options.max_trials or 0) > n:
         raise StageError(f"--fv-max-trials {options.max_trials}: {trials.id} has {n} trials; ask for 1 to {n}")
     context["n_compared_trials"] = options.max_trials or n
     golden: Golden = request.getfixturevalue("fv_golden")
     context["golden"] = golden.profile.model_dump()
-    context["golden_path"] = "(live)" if options.live else options.shown(golden.path)
+    context["golden_path"] = LIVE if options.live else options.shown(golden.path)
     context["reference"] = golden.manifest.reference.model_dump(include={"commit", "repository"})
     profile: Profile = request.getfixturevalue("fv_profile")
     context["profile"] = profile.model_dump()
     require_comparable(golden.profile, profile)
     context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
-    context["conditions"] |= _spec_conditions(lm)
-    candidate: Implementation = request.getfixturevalue("fv_candidate")
-    context["candidate"] = _name_of(candidate, options)
+    context["conditions"] |= _spec_conditions(lm) | _generation_conditions(lm)
+    candidate = required(request.getfixturevalue("fv_candidate"), "fixture fv_candidate")
+    context["candidate"] = name_of(candidate, options.shown)
     # A golden of a user's own make may know no noise.
     noise = getattr(golden, "noise", None)
     processor = golden.profile.processor_against(profile)
     tolerances = tolerances_of(request, profile.identity.dtype, profile.conditions.device, noise, processor)
     context["tolerances"] = list(tolerances.sources)
     memory = collector.stash.setdefault(_MEMORY_KEY, Memory())
-    continuation = continuation_of(lm, golden, run_settings(request, trials))
+    continuation = continuation_of(lm, golden, settings)
     # What --fv-model names, loaded once more: nobody has had that model in hand, whatever fixture `fv_model` returns.
     fresh = partial(load_model, options, device_of(request, options)) if options.drill else None
     return ParityRun(
-        candidate, golden, tolerances, options.max_trials, memory, lm.hf, continuation, fresh, options.repeat
+        candidate,
+        golden,
+        tolerances,
+        options.max_trials,
+        memory,
+        model=lm.hf,
+        tokenizer=lm.tokenizer,
+        continuation=continuation,
+        reference=fresh,
+        repeat=options.repeat,
     )
+
+
+def _generation_conditions(lm: LanguageModel) -> dict[str, list[str]]:
+    """What a report says of generation settings that a model ships with, and that neither side uses."""
+    from fvcore.model.generation import set_aside
+
+    said = ", ".join(f"{name} {value}" for name, value in set_aside(lm.hf).items())
+    return {"generation_config": ["end tokens alone", f"end tokens alone, set aside: {said}"]} if said else {}
 
 
 def _spec_conditions(lm: LanguageModel) -> dict[str, list[str]]:
@@ -119,14 +141,3 @@ def _spec_conditions(lm: LanguageModel) -> dict[str, list[str]]:
     if ignored := ", ".join(f"{name} {value}" for name, value in lm.spec.defaults.items()):
         said["spec_defaults"] = ["not recorded", f"{ignored}; ignored, the options decide"]
     return said
-
-
-def _name_of(candidate: Implementation, options: ParityOptions) -> str:
-    """What a report calls the candidate: what an option named, else its class."""
-    from pytest_fvparity.candidates.candidates import Elsewhere, FromFolder
-
-    if isinstance(candidate, FromFolder):
-        return options.shown(candidate.path)
-    if isinstance(candidate, Elsewhere):
-        return candidate.name
-    return f"{type(candidate).__module__}.{type(candidate).__qualname__}"

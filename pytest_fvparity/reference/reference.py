@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fvcore.artifacts import Artifact
-from fvcore.gates import StageError
+from fvcore.gates import StageError, error_line
 from fvcore.model.model import DTYPES, LanguageModel
 from fvcore.pipeline import Settings, profile_of
 from fvcore.profile import Profile
@@ -168,7 +168,7 @@ def _start(python: str, job: Path, more: Mapping[str, str]) -> None:
         raise RecordingError(f"cannot start {python!r} ({error.strerror}); see --fv-src-python") from error
     if done.returncode == 0:
         return
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    last = error_line(done.stderr)
     if "No module named" in last:
         raise RecordingError(
             f"the reference cannot be imported: {last}. Install what it needs with `pip install "

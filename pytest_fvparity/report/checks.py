@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from fvcore import escapes, names
-from fvcore.gates import StageResult, Status
+from fvcore.gates import StageResult, Status, first_line
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
 from pytest_fvparity.suite.declaration import SuiteReports
 
@@ -45,7 +45,7 @@ def _headline(subject: str, about: str, n: int, failed: list[StageResult]) -> st
 
 def _said(result: StageResult) -> str:
     first = result.verdict.first_mismatch
-    return first.message if first else (result.message.strip().splitlines() or [str(result.status)])[-1]
+    return first.message if first else first_line(result.message, str(result.status))
 
 
 def _row(result: StageResult) -> dict[str, Any]:
@@ -87,10 +87,8 @@ class CheckReports(SuiteReports):
     def _file(self, run: SuiteRun) -> Path:
         return (self.config.rootpath / run.file).resolve()
 
-    def begin(self, runs: Iterable[SuiteRun]) -> None:
-        for run in runs:
-            if run.of(self.suite):
-                self._path(run).unlink(missing_ok=True)
+    def earlier(self, runs: Iterable[SuiteRun]) -> Iterable[Path]:
+        return [self._path(run) for run in runs if run.of(self.suite)]
 
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
         from fvcore.formats import write_json

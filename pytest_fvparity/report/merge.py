@@ -15,7 +15,7 @@ from typing import Any
 from fvcore.formats import json_text
 from fvcore.gates import Status, blocked_behind
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.report.report import UNKNOWN, Check, Report, Shard, conclusion
+from pytest_fvparity.report.report import UNKNOWN, Check, Report, Shard, concluded, conclusion
 
 SAYS_NOTHING = frozenset({Status.BLOCKED, Status.NOT_RUN})
 
@@ -30,14 +30,19 @@ class Contradiction(Exception):
 def merge(named: Sequence[Named]) -> list[Report]:
     """One report a trials file, in order of dataset and trials."""
     ordered = sorted(named, key=lambda pair: (pair[1].created_at, json_text(pair[1].model_dump(mode="json"))))
-    groups: dict[tuple[str, str], list[Named]] = {}
+    groups: dict[tuple[str, ...], list[Named]] = {}
     for name, report in ordered:
-        group = groups.setdefault((_dataset(report, named), report.fixed_trials_id), [])
+        group = groups.setdefault((_dataset(report, named), *report.named[1:]), [])
         if all(report != other for _, other in group):
             group.append((name, report))
     if problems := [problem for group in groups.values() for problem in _contradictions(group)]:
         raise Contradiction("these reports contradict each other:\n" + "\n".join(f"- {line}" for line in problems))
     return [_merged([report for _, report in groups[key]], key[0]) for key in sorted(groups)]
+
+
+def unjudged(report: Report) -> list[str]:
+    """Check keys that none of its shards has a verdict on."""
+    return [key for key in CHECK_KEYS if key not in report.by_key or report.by_key[key].status == Status.NOT_RUN]
 
 
 def _dataset(report: Report, named: Sequence[Named]) -> str:
@@ -87,7 +92,7 @@ def _facts(report: Report) -> dict[str, Any]:
 
 def _merged(reports: Sequence[Report], dataset: str) -> Report:
     if len(reports) == 1:
-        return reports[0]
+        return concluded(reports[0])
     sources = {key: _source(key, reports) for key in CHECK_KEYS if any(key in report.by_key for report in reports)}
     checks = _judged({key: report.by_key[key] for key, report in sources.items()}, reports[0].mode)
     known = next((report for report in reports if report.profile), reports[0])

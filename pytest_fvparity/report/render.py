@@ -21,6 +21,7 @@ from pytest_fvparity.report.report import (
     SCHEMA_VERSION,
     UNKNOWN,
     Report,
+    concluded,
     earliest_failure,
     largest_of,
 )
@@ -44,14 +45,14 @@ TRIAL_COLUMNS = (
     *(f"{WAYS[name]}_{LOGITS}" for name in ("base", "with")),
 )
 
-Comparisons = Mapping[tuple[str, str], "Comparison"]
-"""(dataset, fixed_trials_id) -> the report beside an earlier one."""
+Comparisons = Mapping[tuple[str, ...], "Comparison"]
+"""What a report is named by -> the report beside an earlier one."""
 
 
 def write_all(
     reports: Sequence[Report], report_dir: Path, comparisons: Comparisons | None = None, summarised: bool = True
 ) -> None:
-    """Every report into `<report dir>/<dataset>/<fixed_trials_id>/`, and a summary above them.
+    """Every report into `<report dir>/<dataset>/<fixed_trials_id>[/<profile>]/`, and a summary above them.
 
     All texts are rendered before the first file is written: no file says PASS beside one that says FAIL.
     """
@@ -82,23 +83,34 @@ def _summary(reports: Sequence[Report]) -> dict[str, str]:
 
 
 def folders(report: Report, report_dir: Path) -> list[Path]:
-    """`<report dir>/<dataset>/<fixed_trials_id>`.
+    """`<report dir>/<dataset>/<fixed_trials_id>`, and below it a folder of the reference's profile where it is not `src`.
 
     Trials that cannot be read do not tell their dataset: then every earlier report of that name is replaced, so that
     none is left to say PASS.
     """
-    earlier = sorted(path for path in report_dir.glob(f"*/{glob.escape(report.fixed_trials_id)}") if path.is_dir())
+    place = "/".join(["*", *map(glob.escape, report.named[1:])])
+    earlier = sorted(path for path in report_dir.glob(place) if path.is_dir())
     if report.dataset == UNKNOWN and earlier:
         return earlier
     return [report_dir.joinpath(*report.named)]
 
 
+def files_of(reports: Sequence[Report], report_dir: Path) -> list[Path]:
+    """Every file that `write_all` may have written of these trials before, and its summary."""
+    there = [(one, folder) for one in reports for folder in folders(one, report_dir) if folder.is_dir()]
+    named = [folder / name for one, folder in there for name in _files(one, None)]
+    return named + [report_dir / f"summary.{kind}" for kind in ("json", "md", "html")]
+
+
 def read_report(path: Path) -> Report:
-    """What `write_report` wrote: everything else can be rendered from it again, byte for byte."""
+    """What `write_report` wrote: everything else can be rendered from it again, byte for byte.
+
+    The file is believed about its checks and not about their conclusion, which is drawn anew.
+    """
     value = read_json(path)
     if isinstance(value, dict) and value.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise FormatError(f"{path}: a report of schema version {value['schema_version']}, not {SCHEMA_VERSION}")
-    return validated(Report, value, path, "a parity report")
+    return concluded(validated(Report, value, path, "a parity report"))
 
 
 def write_report(report: Report, folder: Path, comparison: Comparison | None = None) -> list[Path]:
@@ -128,6 +140,7 @@ def _files(report: Report, comparison: Comparison | None) -> dict[str, str | Non
 
 def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | None]:
     value, templates = report.model_dump(mode="json"), environment()
+    shown = value | {"beside": report.beside}
     stages = [
         {"name": check.key, "status": check.status, "cmd": check.repro_command}
         | {"exit_code": 0 if check.status in AGREEING else 1}
@@ -140,12 +153,12 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | 
     return {
         "parity_suite_report.json": json_text(_suite_report(report, stages)),
         "parity_suite_stages.csv": csv_text(STAGE_COLUMNS, rows),
-        "parity_suite.log": templates.get_template("suite.log.j2").render(value),
+        "parity_suite.log": templates.get_template("suite.log.j2").render(shown),
         "injection_parity_trials.csv": csv_text(TRIAL_COLUMNS, trials),
         "injection_parity_report.json": json_text(_injection_report(report, trials)),
         f"{REPORT}.json": json_text(value),
         f"{REPORT}.md": markdown(report, STEP_SUMMARY, comparison),
-        f"{REPORT}.html": page.render(value, keys=CHECK_KEYS, comparison=comparison),
+        f"{REPORT}.html": page.render(shown, keys=CHECK_KEYS, comparison=comparison),
         f"{COMPARISON}.json": json_text(comparison.model_dump(mode="json")) if comparison else None,
     }
 
@@ -153,7 +166,7 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | 
 def markdown(report: Report, budget: int, comparison: Comparison | None = None) -> str:
     """The report in at most so many bytes: verdict and earliest divergence first, failing keys before passing ones."""
     template = environment().get_template("report.md.j2")
-    text = template.render(report.model_dump(mode="json"), keys=CHECK_KEYS, comparison=comparison)
+    text = template.render(report.model_dump(mode="json"), beside=report.beside, keys=CHECK_KEYS, comparison=comparison)
     return within(text, budget, f"All of it is in `{REPORT}.html`.")
 
 

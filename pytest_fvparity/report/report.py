@@ -5,18 +5,19 @@ The field names are those of the milestone plans' diff report; the schema is pub
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from fvcore.gates import Finding, StageResult, Status
+from fvcore.gates import Finding, StageResult, Status, first_line
 from fvcore.profile import Part
 from fvcore.provenance import now
 from pytest_fvparity.golden.part import NOT_COMPARED
-from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.parity.implementation import CHECK_KEYS, NO_CANDIDATE
 
 SCHEMA_VERSION = 1
 UNKNOWN = "unknown"
+SAID_OF_A_RUN = {"candidate", "n_trials", "n_compared_trials"}
 LARGEST = ("max_abs_diff", "max_rel_diff")
 HEADS = ("aie_expected", "aie_actual", "heads_expected", "heads_actual", "scores_actual")
 
@@ -74,10 +75,11 @@ class ErrorTable(ReportPart):
 
 class Check(ReportPart):
     """One check key. `fault` says why a key failed: own (on golden inputs too), inherited (an earlier key failed), or
-    accumulated (it agrees on golden inputs and no earlier key failed: differences within tolerance add up)."""
+    accumulated (it agrees on golden inputs and no earlier key failed: differences within tolerance add up), or unsteady
+    (the candidate answers another thing to the very same inputs). `signature` is the pattern of its differences, in words."""
 
     key: str
-    status: str
+    status: Status
     n_compared: int = 0
     mismatch_count: int | None = None
     max_abs_diff: float | str | None = None
@@ -86,6 +88,7 @@ class Check(ReportPart):
     errors: list[ErrorTable] = []
     measurements: dict[str, float | str] = {}
     fault: str | None = None
+    signature: str | None = None
     blocked_by: str | None = None
     message: str = ""
     golden_path: str | None = None
@@ -97,6 +100,14 @@ class Check(ReportPart):
     stdout: str = ""
     stderr: str = ""
     repro_command: str = ""
+
+    @model_validator(mode="after")
+    def _is_no_empty_pass(self) -> Self:
+        if self.status is Status.PASS and (self.mismatch_count or self.details or self.n_compared < 1):
+            n = self.mismatch_count or len(self.details)
+            said = f"{n} mismatch(es)" if n else f"{self.n_compared} values compared"
+            raise ValueError(f"{self.key} is said to be PASS, with {said}: such a check agrees with nothing")
+        return self
 
 
 class Divergence(ReportPart):
@@ -123,6 +134,10 @@ class Shard(ReportPart):
     created_at: str
     keys: list[str]
     conditions: dict[str, Any]
+
+
+LIVE = "(live)"
+"""Where the golden lies of a run that was compared with the reference as it ran."""
 
 
 class Report(ReportPart):
@@ -152,11 +167,24 @@ class Report(ReportPart):
     trials: list[dict[str, Any]]
     heads: dict[str, Any]
     shards: list[Shard] = []
+    under: str = ""
+
+    @model_validator(mode="after")
+    def _has_each_key_once(self) -> Self:
+        keys = [check.key for check in self.checks]
+        if odd := [key for key in keys if key not in CHECK_KEYS or keys.count(key) > 1]:
+            raise ValueError(f"checks: expected each of the six keys once at most, found {', '.join(odd)}")
+        return self
 
     @property
-    def named(self) -> tuple[str, str]:
-        """The trials it is of: dataset and id."""
-        return self.dataset, self.fixed_trials_id
+    def named(self) -> tuple[str, ...]:
+        """What it is of, and where it lies: dataset and id of the trials, and the reference's profile where it is not `src`."""
+        return self.dataset, self.fixed_trials_id, *([self.under] if self.under else [])
+
+    @property
+    def beside(self) -> str:
+        """What it was compared with, in a word."""
+        return "reference" if self.golden_path == LIVE else "golden"
 
     @property
     def by_key(self) -> dict[str, Check]:
@@ -175,11 +203,13 @@ def assemble(
     commands: Mapping[str, str],
     keep_going: bool,
     place: tuple[str | None, str],
+    under: str = "",
 ) -> Report:
     """Build the report of one trials file.
 
     `results` are of every selected key, in order; `rows` what came back, by key, with its output; `context` what the rows
-    say of the run; `commands` reproduce a key; `place` is dataset and id where no row tells them.
+    say of the run; `commands` reproduce a key; `place` is dataset and id where no row tells them; `under` what else its folder
+    is named by.
     """
     checks = [_check(result, rows.get(key, {}), commands[key], context) for key, result in results.items()]
     same = ("candidate", "n_trials", "n_compared_trials", "profile", "golden_path", "reference")
@@ -198,21 +228,29 @@ def assemble(
         conditions=context.get("conditions", {}),
         tolerance_sources=context.get("tolerances", []),
         checks=checks,
+        under=under,
         trials=_words(details.get("injection_output", {}).get("trials", [])),
         heads={k: _words(v) for k, v in details.get("top_heads", {}).items() if k in HEADS},
     )
 
 
 def conclusion(checks: Sequence[Check], context: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a report that follow from its checks; `context` has tolerances, n_trials and n_compared_trials."""
+    """The fields of a report that follow from its checks; `context` has tolerances, and `SAID_OF_A_RUN`."""
     failed = earliest_failure(checks)
     divergence = _divergence(failed) if failed else None
+    pattern = f"; {failed.signature}" if failed and failed.signature else ""
     return {
         "overall_status": overall_status(checks),
-        "headline": _headline(checks, divergence, context),
+        "headline": _headline(checks, divergence, context) + pattern,
         "first_divergence": divergence,
         "repro_command": failed.repro_command if failed else None,
     }
+
+
+def concluded(report: Report) -> Report:
+    """The same checks under the conclusion that follows from them, whatever the file says of itself."""
+    context = {"tolerances": report.tolerance_sources, **report.model_dump(include=SAID_OF_A_RUN)}
+    return report.model_copy(update=conclusion(report.checks, context))
 
 
 def overall_status(checks: Sequence[Check]) -> str:
@@ -245,7 +283,7 @@ def earliest_failure(checks: Sequence[Check]) -> Check | None:
     if overall_status(checks) in {"PASS", "PARTIAL"}:
         return None
     open_ones = [check for check in checks if check.status != Status.PASS]
-    return min(open_ones, key=lambda check: ranks.get(Status(check.status), 0), default=None)
+    return min(open_ones, key=lambda check: ranks.get(check.status, 0), default=None)
 
 
 def _words(value: Any) -> Any:
@@ -263,7 +301,7 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
     golden = context.get("golden_path")
     return Check(
         key=result.key,
-        status=str(result.status),
+        status=result.status,
         n_compared=verdict.compared,
         mismatch_count=verdict.mismatch_count if verdict.findings or verdict.compared else None,
         **{name: _words(verdict.measurements.get(name)) for name in LARGEST},
@@ -271,9 +309,10 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         errors=[ErrorTable(leaf=leaf, counts=rows) for leaf, rows in verdict.details.get("errors", {}).items()],
         measurements=_words({k: v for k, v in verdict.measurements.items() if k not in LARGEST}),
         fault=verdict.details.get("fault"),
+        signature=verdict.details.get("signature"),
         blocked_by=result.blocked_by,
         message=result.message,
-        golden_path=f"{golden}/{result.key}.json" if golden else None,
+        golden_path=f"{golden}/{result.key}.json" if golden and golden != LIVE else None,
         candidate_path=context.get("candidate"),
         first_mismatch=blocking[0] if blocking else None,
         details=blocking,
@@ -324,7 +363,7 @@ def _divergence(check: Check) -> Divergence:
         leaf=first.where if first else None,
         coordinate=coordinate,
         **values,
-        message=first.message if first else (check.message.strip().splitlines() or [check.status])[-1],
+        message=first.message if first else first_line(check.message, check.status),
     )
 
 
@@ -332,6 +371,9 @@ def _headline(checks: Sequence[Check], divergence: Divergence | None, context: M
     """Verdict and earliest divergence in one sentence, with whatever makes the verdict a weaker one."""
     sources = context.get("tolerances")
     loosened = f" under tolerances of {' and '.join(sources)}" if sources else ""
+    loosened += "; no candidate given: fvcore judged against the reference" if _is_fvcore(context) else ""
+    if not checks:
+        return "FAIL: nothing was compared: there is no check in it"
     if divergence is None:
         return f"{overall_status(checks)}: {_agreement(checks, context)}{loosened}"
     if divergence.status == Status.NOT_PROVIDED:
@@ -343,10 +385,22 @@ def _headline(checks: Sequence[Check], divergence: Divergence | None, context: M
     if divergence.leaf is None:
         return f"{divergence.status}: nothing could be judged at {divergence.check_key}: {divergence.message}"
     trial = f", trial {divergence.trial_id}:{divergence.trial_idx}" if divergence.trial_id is not None else ""
+    file = f"file {divergence.artifact}, " if divergence.artifact else ""  # a run of the reference made now has none
     return (
-        f"FAIL: earliest divergence at stage {divergence.check_key}, file {divergence.artifact}, key {divergence.leaf}{trial}: "
-        f"{divergence.message}; expected {_short(divergence.expected)}, got {_short(divergence.got)}{loosened}"
+        f"FAIL: earliest divergence at stage {divergence.check_key}, {file}key {divergence.leaf}{trial}: "
+        f"{divergence.message}{_both(divergence)}{loosened}"
     )
+
+
+def _both(divergence: Divergence) -> str:
+    """What was expected and what came; nothing where a finding is of no value."""
+    if divergence.expected is None and divergence.got is None:
+        return ""
+    return f"; expected {_short(divergence.expected)}, got {_short(divergence.got)}"
+
+
+def _is_fvcore(context: Mapping[str, Any]) -> bool:
+    return context.get("candidate") == NO_CANDIDATE
 
 
 def _agreement(checks: Sequence[Check], context: Mapping[str, Any]) -> str:

@@ -7,8 +7,11 @@ floors of `tolerances.yaml` alone are in force; the shipped models are judged ag
 would judge them.
 """
 
+import os
+import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +19,11 @@ from typing import Any
 
 import torch
 
-from fvcore import Settings, read_trials
+from fvcore import Settings, artifacts, read_trials
 from fvcore.artifacts import Artifact
 from fvcore.compare import Tolerance
 from fvcore.embedded.random_models import AWKWARD_PAIRS, trials_for
-from fvcore.formats import write_text
+from fvcore.formats import json_text, read_json, write_text
 from fvcore.gates import Status, Suite, run_suite
 from fvcore.model import model as models
 from fvcore.model.model import LanguageModel
@@ -29,10 +32,16 @@ from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.manifest import MANIFEST
 from pytest_fvparity.parity.checks import STAGES, ParityRun
 from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS
-from pytest_fvparity.parity.noise import is_number, measured, other_attention
+from pytest_fvparity.parity.noise import (
+    OTHER_INSTRUCTIONS,
+    has_other_instructions,
+    is_number,
+    measured,
+    other_attention,
+)
 from pytest_fvparity.report.render import environment
 from pytest_fvparity.selftest.mean_heads import batched, padded_logits
-from pytest_fvparity.selftest.rig import FAMILIES, TRIALS, Rig, changed, rig_of
+from pytest_fvparity.selftest.rig import FAMILIES, TRIALS, Recorded, Rig, changed, rig_of
 
 SEEDS = tuple(range(10))
 HALF_SEEDS = SEEDS[:2]  # half precision is slow on a CPU, and two show what there is to see
@@ -63,7 +72,10 @@ def shipped_rigs() -> Iterator[Rig]:
         golden = Golden.open(manifest.parent)
         identity, conditions = golden.profile.identity, golden.profile.conditions
         chosen = {name: getattr(identity, name) for name in ("edit_layer", "n_top_heads", "token_class_idx", "alpha")}
-        fixed = read_trials(shipped.root() / shipped.FIXED_TRIALS / f"{identity.fixed_trials_id}.json")
+        path = shipped.root() / shipped.FIXED_TRIALS / f"{identity.fixed_trials_id}.json"
+        if not path.is_file():  # sampled trials of a relation run, which the transfer suite judges
+            continue
+        fixed = read_trials(path)
         lm = models.load(conditions.model, dtype=identity.dtype, attn=conditions.attn_implementation)
         settings = Settings(**chosen, reference_profile=identity.reference_profile, engine="exact")
         yield Rig(lm, fixed, settings, golden, golden.noise)
@@ -113,8 +125,15 @@ class Seen:
     """One run: the first key that was not green, if any, and the largest difference relative to its tolerance."""
 
     alarm: tuple[str, ...]
-    ratio: float
-    where: str
+    ratios: Mapping[str, float]  # by key and leaf, the largest share of its bound
+
+    @property
+    def where(self) -> str:
+        return max(self.ratios, key=lambda leaf: self.ratios[leaf])
+
+    @property
+    def ratio(self) -> float:
+        return self.ratios[self.where]
 
 
 def judge(rig: Rig, variation: Variation) -> Seen:
@@ -122,11 +141,10 @@ def judge(rig: Rig, variation: Variation) -> Seen:
         settings = replace(rig.settings, engine=variation.engine)
         subject = rig.run(rig.candidate(settings=settings, **variation.stations))
         results = list(run_suite(Suite("parity", STAGES, lambda: subject)))
-    return Seen(tuple(r.key for r in results if r.status is not Status.PASS)[:1], *_largest(subject))
+    return Seen(tuple(r.key for r in results if r.status is not Status.PASS)[:1], _ratios(subject))
 
 
-def _largest(subject: ParityRun) -> tuple[float, str]:
-    """Over all numbers that were compared; the leaf it was seen at."""
+def _ratios(subject: ParityRun) -> dict[str, float]:
     ratios = {"": 0.0}
     for key, actual in subject.memory.actual.items():
         expected, tolerance_of = subject.expected(key), subject.tolerances.of(key)
@@ -134,8 +152,7 @@ def _largest(subject: ParityRun) -> tuple[float, str]:
             if is_number(value) and leaf in actual:
                 name = f"{key} {leaf.rpartition('/')[2]}"
                 ratios[name] = max(ratios.get(name, 0.0), _ratio(value, actual[leaf], tolerance_of(leaf)))
-    where = max(ratios, key=lambda name: ratios[name])
-    return ratios[where], where
+    return ratios
 
 
 def _ratio(expected: Any, actual: Any, tolerance: Tolerance) -> float:
@@ -168,7 +185,40 @@ def rows(
     name = f"{len(families)} families x {len(seeds)} trial seeds, floors alone"
     yield from rows_of(name, (seeded(rig_of(family).lm, seed) for family in families for seed in seeds), variations)
     if with_shipped:
-        yield from rows_of("shipped models, their goldens", shipped_rigs(), variations)
+        yield from rows_of(SHIPPED, shipped_rigs(), variations)
+
+
+def lesser_rows(rigs: Callable[[], Iterable[Rig]], name: str) -> Iterator[Row]:
+    """The same runs with a lesser processor's kernels, in a process of its own, against the goldens of this one."""
+    if not has_other_instructions():
+        return
+    with tempfile.TemporaryDirectory(prefix="fvparity-alarms-") as scratch:
+        folder = Path(scratch)
+        for number, rig in enumerate(rigs()):
+            for key, artifact in rig.artifacts.items():
+                artifacts.save(artifact, folder / f"{number}-{key}")
+        words = [sys.executable, "-m", __spec__.name, "--lesser", name, scratch]
+        subprocess.run(words, env=os.environ | OTHER_INSTRUCTIONS, check=True)
+        seen = [Seen(tuple(alarm), ratios) for alarm, ratios in read_json(folder / SEEN)]
+    yield Row(name, "a lesser processor's kernels", tuple(seen))
+
+
+def judge_lesser(name: str, folder: Path) -> None:
+    """In that process: write what is seen of every rig against its golden in `folder`."""
+    seen = []
+    for number, rig in enumerate(RIGS[name]()):
+        golden = Recorded({key: artifacts.load(folder / f"{number}-{key}") for key in CHECK_KEYS})
+        found = judge(replace(rig, golden=golden), VARIATIONS[0])
+        seen.append([list(found.alarm), dict(found.ratios)])
+    write_text(folder / SEEN, json_text(seen))
+
+
+def seeded_rigs() -> Iterator[Rig]:
+    return (seeded(rig_of(family).lm, seed) for family in FAMILIES for seed in SEEDS)
+
+
+SEEN = "seen.json"
+RANDOM, SHIPPED = f"{len(FAMILIES)} families x {len(SEEDS)} trial seeds, floors alone", "shipped models, their goldens"
 
 
 def half_rows() -> Iterator[Row]:
@@ -190,15 +240,31 @@ def rows_of(name: str, rigs: Iterable[Rig], variations: Sequence[Variation]) -> 
     return [Row(name, variation, tuple(runs)) for variation, runs in seen.items() if runs]
 
 
+def shares(rows: Sequence[Row]) -> dict[str, tuple[float, Row]]:
+    """Key and leaf -> the largest share of its bound that a legal variation takes, and whose."""
+    found: dict[str, tuple[float, Row]] = {}
+    for row in rows:
+        for leaf, share in (pair for seen in row.seen for pair in seen.ratios.items()):
+            if leaf and share > found.get(leaf, (-1.0, row))[0]:
+                found[leaf] = share, row
+    return found
+
+
 def page(strict: Sequence[Row], half: Sequence[Row]) -> str:
-    return environment().get_template("alarms.md.j2").render(strict=strict, half=half)
+    return environment().get_template("alarms.md.j2").render(strict=strict, half=half, shares=shares(strict))
+
+
+RIGS: dict[str, Callable[[], Iterable[Rig]]] = {RANDOM: seeded_rigs, SHIPPED: shipped_rigs}
 
 
 def main(path: Path) -> int:
-    strict = list(rows())
+    strict = [*rows(), *(row for name, rigs in RIGS.items() for row in lesser_rows(rigs, name))]
     write_text(path, page(strict, list(half_rows())))
     return 1 if any(row.alarms for row in strict) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    if sys.argv[1] == "--lesser":
+        judge_lesser(sys.argv[2], Path(sys.argv[3]))
+    else:
+        sys.exit(main(Path(sys.argv[1])))

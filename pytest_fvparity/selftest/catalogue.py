@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from fvcore.formats import read_yaml
-from fvcore.gates import StageResult, Status
+from fvcore.gates import StageResult, Status, first_line
 from pytest_fvparity.selftest.rig import FAMILIES, Rig
 
 ROWS = Path(__file__).with_name("faults.yaml")
@@ -60,11 +60,12 @@ class Fault:
     expected: str
     plants: Plants
     signature: str = ""  # what the numbers look like
+    told: str = ""  # what must be among the words of it
     families: Sequence[str] = FAMILIES
 
     def met(self, seen: Observed) -> bool:
-        """Whether what was seen is what must come of it."""
-        return str(seen) == self.expected
+        """Whether what was seen is what must come of it, and what must be told is."""
+        return str(seen) == self.expected and self.told in seen.message
 
     def observe(self, rig: Rig) -> Observed:
         """Of several plants, the first counts of which something else is seen than expected."""
@@ -101,7 +102,9 @@ def observed(results: Sequence[StageResult]) -> Observed:
         return Observed(Outcome.TIE, ties[0][0], ties[0][1].message) if ties else Observed(Outcome.PASSES)
     outcome = STATUSES.get(first.status, Outcome.ERRORS)
     mismatch = first.verdict.first_mismatch
-    message = f"{mismatch.where}: {mismatch.message}" if mismatch else first.message.strip().splitlines()[-1]
+    pattern = first.verdict.details.get("signature")
+    message = f"{mismatch.where}: {mismatch.message}" if mismatch else first_line(first.message)
+    message += f"; {pattern}" if pattern else ""
     return Observed(outcome, None if outcome is Outcome.REFUSED else first.key, message)
 
 

@@ -94,7 +94,11 @@ class Rig:
     def run(self, candidate: Implementation, repeat: int = 1) -> ParityRun:
         """What the six checks look at, as the plugin makes it."""
         tolerances = Tolerances.read(None, (), self.lm.dtype, self.lm.device.type, self.noise)
-        how = {"model": self.lm.hf, "continuation": continuation_of(self.lm, self.golden, self.settings)}
+        how = {
+            "model": self.lm.hf,
+            "tokenizer": self.lm.tokenizer,
+            "continuation": continuation_of(self.lm, self.golden, self.settings),
+        }
         return ParityRun(candidate, self.golden, tolerances, repeat=repeat, **how)
 
     def judge(self, candidate: Implementation, profile: Profile | None = None, repeat: int = 1) -> list[StageResult]:

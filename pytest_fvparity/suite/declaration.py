@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 class SuiteReports:
     """What a suite is reported by, on the controller. It is handed every run of the session and picks its own."""
 
+    def earlier(self, runs: Iterable[SuiteRun]) -> Iterable[Path]:
+        """Files in which earlier sessions reported of these: they are taken away before anything is collected."""
+        return ()
+
     def begin(self, runs: Iterable[SuiteRun]) -> None:
-        """Before the first test: take back what earlier sessions reported of these."""
+        """Before the first test: say that nothing is judged yet, where something was judged before."""
 
     def keep(self, run: SuiteRun) -> None:
         """A stage has a result: write what is known, for this process may be killed."""

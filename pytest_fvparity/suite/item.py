@@ -141,7 +141,7 @@ class StageItem(pytest.Function):
             yield escapes.lines(result.message)
         verdict = result.verdict
         if verdict.mismatch_count:
-            yield f"{verdict.mismatch_count} of {verdict.compared} values differ; the first of them:"
+            yield f"{verdict.counted}; the first of what is wrong:"
         for finding in [f for f in verdict.findings if f.blocking][:5] if verdict.mismatch_count else ():
             yield escapes.line(f"  {finding.where}: {finding.message}")
             if finding.expected is not None or finding.actual is not None:

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from fvcore import escapes
-from fvcore.gates import UNHARMED, StageResult, Status, settled
+from fvcore.formats import write_bytes
+from fvcore.gates import UNHARMED, StageResult, Status, first_line, settled
 from pytest_fvparity.suite.collector import FAILURES
 from pytest_fvparity.suite.declaration import FILES_KEY, Declaration, SuiteFile, SuiteReports
+from pytest_fvparity.suite.early_end import Watch
 from pytest_fvparity.suite.item import REPORT_ATTRIBUTE, StageItem
 
 MAX_OUTPUT = 4000  # characters of a stage's own output that the log keeps: the last ones
@@ -70,6 +72,8 @@ class SuiteReporter:
         self.reports: list[SuiteReports] = [one.reports(config) for one in declared] + [PlainReports()]
         self.unwritten = ""
         self._begun: set[str] = set()
+        self._taken: dict[Path, bytes] = {}
+        self.watch = Watch()
         self._deaths: dict[str, pytest.TestReport] = {}
 
     # ------------------------------------------------------------ plan
@@ -86,6 +90,45 @@ class SuiteReporter:
             self.runs[suite] = SuiteRun(suite, known.suite.keys, keep_going, known.declared)
         run = self.runs.get(suite)
         return (run, key) if run and key in run.keys else None
+
+    def _declared(self, path: Path) -> SuiteRun:
+        """All stages of a declared file, whichever are selected."""
+        root, file = self.config.rootpath, self.files[path]
+        nodeid = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+        keys = file.suite.keys
+        return SuiteRun(f"{nodeid}::{file.suite.name}", keys, declared=file.declared, planned=set(keys))
+
+    def pytest_sessionstart(self) -> None:
+        """Before anything is collected."""
+        if self.judges:
+            self.take_back()
+            self._watch_out(bool(self.files))
+
+    @property
+    def judges(self) -> bool:
+        """Whether tests are run in this session, and not only shown."""
+        option = self.config.option
+        return not (option.collectonly or option.showfixtures or option.show_fixtures_per_test)
+
+    def _watch_out(self, stages: bool) -> None:
+        """Where stages are judged the process must not end itself before the session does."""
+        if stages and not self.watch.watching:
+            self.watch.begin()
+            self.config.add_cleanup(self.watch.end)
+
+    def take_back(self) -> None:
+        """Take away what earlier sessions reported of the files of this one: it says something else, or nothing."""
+        runs = [self._declared(path) for path in self.files]
+        for reports in self.reports if runs else ():
+            for path in self._writing(reports.earlier, runs) or ():
+                if path.is_file():
+                    self._taken[path] = path.read_bytes()
+                    path.unlink()
+
+    def _give_back(self) -> None:
+        """The session was refused: it could not have judged anything."""
+        for path, content in self._taken.items():
+            write_bytes(path, content)
 
     def plan(self, nodeids: Iterable[str]) -> None:
         for run, key in filter(None, map(self.find, nodeids)):
@@ -107,11 +150,12 @@ class SuiteReporter:
 
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Before the first test, and after goldens were recorded."""
-        if not self.config.option.collectonly:
+        if self.judges:
             self.begin()
 
     def begin(self) -> None:
-        """Take back what earlier sessions reported: a process that is killed from here on leaves no old PASS."""
+        """A process that is killed from here on leaves reports that say so."""
+        self._watch_out(bool(self.runs))
         fresh = [self.runs[name] for name in sorted(self.runs.keys() - self._begun)]
         self._begun |= self.runs.keys()
         for reports in self.reports if fresh else ():
@@ -175,8 +219,10 @@ class SuiteReporter:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """At the end, also after Ctrl-C: the reports are written, and what is missing turns the session red."""
-        refused = exitstatus == pytest.ExitCode.USAGE_ERROR  # nothing was run: the reports of the last run stay
-        if not self.runs or self.config.option.collectonly or refused:
+        refused = exitstatus == pytest.ExitCode.USAGE_ERROR
+        if refused:
+            self._give_back()
+        if refused or not self.runs or not self.judges:
             return
         runs = [self.runs[name] for name in sorted(self.runs)]
         green = [self._writing(reports.finish, runs) for reports in self.reports]
@@ -208,7 +254,7 @@ class PlainReports(SuiteReports):
             width = max(map(len, results))
             for key, result in results.items():
                 good, first = result.status is Status.PASS, result.verdict.first_mismatch
-                said = f"{first.where}: {first.message}" if first else (result.message.strip().splitlines() or [""])[-1]
+                said = f"{first.where}: {first.message}" if first else first_line(result.message)
                 note = f"blocked by {result.blocked_by}" if result.blocked_by else said
                 line = f"  {key:<{width}}  {result.status:<13}{note}".rstrip()
                 terminal.write_line(escapes.line(line), green=good, red=not good)

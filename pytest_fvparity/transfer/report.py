@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from fvcore.gates import UNHARMED, Finding, StageResult, Status
+from fvcore.gates import UNHARMED, Finding, StageResult, Status, first_line
 from fvcore.provenance import now
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.transfer.runs import QId
@@ -151,8 +151,7 @@ WORDS = (
 
 
 def _failure(q_id: str, suite: str, result: StageResult, q_ids: Sequence[QId]) -> StageFailure:
-    last_line = (result.message.strip().splitlines() or [str(result.status)])[-1]
-    first = result.verdict.first_mismatch or Finding("", last_line)
+    first = result.verdict.first_mismatch or Finding("", first_line(result.message, str(result.status)))
     own = next((q.cause for q in q_ids if q.name == q_id), None)
     return StageFailure(
         q_id=q_id,
@@ -171,6 +170,6 @@ def _cause(result: StageResult, message: str) -> str:
     for cause, words in WORDS:
         if any(word in message for word in words):
             return cause
-    if result.status is Status.CRASHED or result.message.startswith("Traceback"):
+    if result.status is Status.CRASHED or "\nTraceback" in result.message:
         return "code"
     return BY_KEY.get(result.key, "numeric" if result.status is Status.FAIL else "data")

@@ -32,8 +32,8 @@ class TransferReports(SuiteReports):
 
         return self.options.report_dir.joinpath(SUITE, *self.root.parts[-2:], NAME)
 
-    def begin(self, runs: Iterable[SuiteRun]) -> None:
-        self.path.unlink(missing_ok=True)
+    def earlier(self, runs: Iterable[SuiteRun]) -> Iterable[Path]:
+        return [self.path]
 
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
         from fvcore.formats import write_json

@@ -6,9 +6,8 @@ the reference's side reads them, so that the golden of the same q_id is one of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +47,6 @@ def qid_status(run: Transfer) -> Verdict:
     return merge(
         Verdict(compared=len(found.files)),
         _each("files", "is missing or was changed since", run.status.damage(run.folder)),
-        _each("files", "is required and not there", _missing(run)),
         _same("expected_layers", f"are not those of {run.lm.name}", layers, found.expected_layers),
     )
 
@@ -60,16 +58,6 @@ def _require_same_model(run: Transfer) -> None:
         f"{name}: run {there[name]}, here {value}" for name, value in here.items() if there[name] != value
     ]:
         raise Refused(f"the run is of another model than {run.lm.name}, nothing was compared. {'; '.join(different)}")
-
-
-def _missing(run: Transfer) -> Iterator[str]:
-    """Of the files that a completed q_id must have, those that it neither names nor holds."""
-    from fvcore.experiments.relation import gates
-
-    for pattern in gates.required(run.status.config["model"], run.lm.n_layers, run.status.q_id):
-        glob = pattern.replace("[", "[[]")
-        if not any(fnmatchcase(name, glob) for name in run.status.files) and not run.folder.names(glob):
-            yield pattern
 
 
 def sampled_trials(run: Transfer) -> Verdict:

@@ -78,7 +78,29 @@ def made(world: World) -> str:
     return "trials.json"
 
 
+def rewrite(world: World, change: Callable[[Any], Any]) -> None:
+    """The raw dataset with other rows, a file of its own."""
+    rows = json.loads((world.folder / "raw" / "pairs.json").read_text())
+    (world.folder / "raw").unlink()
+    (world.folder / "raw").mkdir()
+    (world.folder / "raw" / "pairs.json").write_text(json.dumps([change(row) for row in rows]))
+
+
 # ---------------------------------------------------------------- make
+
+
+def test_empty_answers_are_refused_by_their_row_or_left_out(world: World) -> None:
+    rewrite(world, lambda row: row | ({"output": ""} if row["input"] in {"hot", "up", "near"} else {}))
+    asked = ("--tokenizer", "Toy-bos", "--n-trials", "3", "--n-shots", "3", "--out", "trials.json")
+    refused = world.make(*asked)
+    assert refused.status == 2
+    assert "raw/pairs.json: row 0 has no output (3 of 24 rows lack one)" in refused.err
+    assert not (world.folder / "trials.json").exists()
+
+    made = world.make(*asked, "--without-empty-rows")
+    assert (made.status, "from 21 rows" in made.out) == (0, True)
+    assert world("trials", "verify", "trials.json", "--without-empty-rows").status == 0
+    assert "row 0 has no output" in world("trials", "verify", "trials.json").err
 
 
 def test_made_trials_go_to_their_folder_under_their_full_name(world: World) -> None:
@@ -185,6 +207,31 @@ def test_a_changed_target_is_found(world: World, made: str) -> None:
     assert lines[1].startswith("trial 2:2: target_first_token_id 5, the tokenizer gives ")
     assert lines[2].endswith("mismatch_count 2")
     assert len(lines) == 3
+
+
+def test_an_empty_answer_in_a_file_is_found_by_its_row(world: World, made: str) -> None:
+    def change(value: Any) -> None:
+        value["trials"][1]["demos_clean"][2]["output"] = " "
+
+    world.edit(made, change)
+    row = trials.read(world.folder / made).file
+    drawn = row.trials[1].demo_indices_in_train
+    assert row.splits is not None
+    assert drawn is not None
+    run = world("trials", "verify", made)
+    assert run.status == 1
+    assert (
+        f"trial 1:1: demonstration 3 (row {row.splits.train_indices[drawn[2]]} of the dataset) has no output" in run.out
+    )
+
+
+def test_what_has_no_slots_is_not_passed(world: World) -> None:
+    rewrite(world, lambda row: row | {"input": "?"})  # its token takes the line end with it
+    assert world.make("--tokenizer", "Toy-bos", "--n-trials", "1", "--n-shots", "2", "--out", "odd.json").status == 0
+    run = world("trials", "verify", "odd.json")
+    assert run.status == 1
+    assert "trial 0:0, clean prompt: " in run.out
+    assert "no token is left of demonstration_1_token" in run.out
 
 
 def test_changed_draws_are_found(world: World, made: str) -> None:

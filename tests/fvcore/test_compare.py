@@ -85,7 +85,7 @@ def test_a_dtype_is_never_coerced(dtype: str) -> None:
 @pytest.mark.parametrize("shape", [(1, 4), (4, 1), (2, 2), (), (1,)])
 def test_a_shape_is_never_broadcast(shape: tuple[int, ...]) -> None:
     verdict = compare({"a": torch.ones(4)}, {"a": torch.ones(shape)}, Tolerance(atol=100.0))
-    assert (verdict.mismatch_count, verdict.findings[0].expected) == (1, [4])
+    assert (verdict.mismatch_count, verdict.compared, verdict.findings[0].expected) == (4, 4, [4])
 
 
 def test_empty_tensors_of_one_shape_are_equal() -> None:
@@ -160,7 +160,7 @@ def test_findings_can_be_written_as_json() -> None:
     expected = {"a": torch.tensor([1.0, NAN, INF, 2.0]), "b": torch.zeros(2), "c": NAN, "d": [1]}
     actual = {"a": torch.tensor([NAN, 1.0, -INF, INF]), "b": 3, "c": 1.0, "d": torch.zeros(1)}
     verdict = compare(expected, actual)
-    assert verdict.mismatch_count == 7
+    assert verdict.mismatch_count == 8
     text = json.dumps([asdict(finding) for finding in verdict.findings], allow_nan=False)
     assert '"tensor float32 [2]"' in text
     assert '"nan"' in text

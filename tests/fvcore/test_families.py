@@ -304,9 +304,9 @@ def diagnostics_say_what_was_loaded(family: Family) -> None:
 def test_a_dtype_that_only_a_part_has_is_told() -> None:
     hf = random_model("llama", 30)
     hf.lm_head.to(torch.bfloat16)
+    hf.lm_head.register_forward_pre_hook(lambda module, args: (args[0].to(torch.bfloat16),))
     lm = LanguageModel.wrap(hf)
     n_parameters = len(list(hf.parameters()))
 
     assert lm.dtype == "fp32"
-    hf.lm_head.register_forward_pre_hook(lambda module, args: (args[0].to(torch.bfloat16),))
     assert diagnostics(lm)["parameter_dtypes"] == {"fp32": n_parameters - 1, "bf16": 1}

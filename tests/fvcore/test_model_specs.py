@@ -37,6 +37,7 @@ if RUNNING:
     from fvcore.model.hooks import read_heads
     from fvcore.model.model import LanguageModel, ModelError, ModelWarning
     from fvcore.model.placement import Placement
+    from fvcore.model.tokenizer import bos_left_out
 
 
 PATHS = {"blocks_path": "model.layers", "attn_path_in_block": "self_attn", "out_proj_path_in_attn": "o_proj"}
@@ -263,6 +264,26 @@ def test_a_file_of_another_ending_says_how_a_spec_file_ends(tmp_path: Path) -> N
     write_text(tmp_path / "spec.json", "{}")
     with pytest.raises(ModelError, match=r"a spec file ends in \.yaml or \.yml"):
         specs.spec_of(str(tmp_path / "spec.json"))
+
+
+def test_a_tokenizer_of_a_known_release_without_its_bos_is_named() -> None:
+    class Early:
+        bos_token, bos_token_id, eos_token_id = "<|begin_of_text|>", 128000, 128001
+
+        def __init__(self, adds: bool) -> None:
+            self.adds = adds
+
+        def __len__(self) -> int:
+            return 128256
+
+        def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
+            return SimpleNamespace(input_ids=[128000] * (self.adds and add_special_tokens) + [48, 25])
+
+    assert "the tokenizer of Llama 3, whose models were trained behind '<|begin_of_text|>'" in bos_left_out(
+        Early(False)
+    )
+    assert bos_left_out(Early(True)) == ""
+    assert bos_left_out(toy_tokenizer("plain")) == ""
 
 
 def test_the_file_knows_the_words_that_loading_knows() -> None:

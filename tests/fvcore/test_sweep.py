@@ -281,11 +281,12 @@ def test_a_prompt_is_not_changed_by_its_variants() -> None:
 
 
 def test_padding_stands_on_the_left_and_positions_count_tokens() -> None:
-    batch = Batch.of([[7, 8, 9], [5]], torch.device("cpu"))
+    lm, *_ = world("llama")
+    batch = Batch.of([[7, 8, 9], [5]], lm)
     assert batch.ids.tolist() == [[7, 8, 9], [0, 0, 5]]
     assert batch.positions.tolist() == [[0, 1, 2], [0, 0, 0]]
     assert "attention_mask" in batch.inputs()
-    assert "attention_mask" not in Batch.of([[7, 8]], torch.device("cpu")).inputs()
+    assert "attention_mask" not in Batch.of([[7, 8]], lm).inputs()
 
 
 def test_what_was_kept_of_a_prompt_is_what_entered_and_left_its_blocks() -> None:

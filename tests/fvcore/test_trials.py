@@ -373,7 +373,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     [
         ({"input": "a"}, "expected a list of .* found dict"),
         ([{"input": "a", "output": "b"}, {"input": "a"}], "entry 1: missing key 'output'"),
-        ([{"input": "a", "output": 3}], r"entry 0: key 'output'.*found 3"),
+        ([{"input": "a", "output": None}], r"entry 0: key 'output'.*found None"),
+        ([{"input": "a", "output": True}], r"entry 0: key 'output'.*found True"),
+        (
+            [{"input": "a", "output": "b"}, {"input": "c", "output": " "}],
+            r"row 1 has no output \(1 of 2 rows .*--without-empty-rows",
+        ),
+        ([{"input": "", "output": "b"}], "row 0 has no input"),
         (["a"], "entry 0: the top level"),
     ],
 )
@@ -382,6 +388,30 @@ def test_a_broken_dataset_is_refused_with_the_row(tmp_path: Path, rows: Any, mes
     path.write_text(json.dumps(rows))
     with pytest.raises(TrialsError, match=message):
         trials.read_pairs(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "texts"),
+    [
+        ([1990, 7], ["1990", "7"]),
+        ([1990, "seven"], ["1990", "seven"]),
+        ([[1990, 1991], 7], ["1990", "7"]),
+        ([1, 2.5], ["1.0", "2.5"]),
+        (["07", "7"], ["07", "7"]),
+    ],
+)
+def test_numbers_are_written_as_the_reference_writes_them(tmp_path: Path, column: list[Any], texts: list[str]) -> None:
+    path = tmp_path / "raw.json"
+    path.write_text(json.dumps([{"input": f"q{i}", "output": value} for i, value in enumerate(column)]))
+    assert [pair.output for pair in trials.read_pairs(path)] == texts
+
+
+def test_rows_without_an_answer_can_be_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "raw.json"
+    path.write_text(
+        json.dumps([{"input": "a", "output": "b"}, {"input": "c", "output": ""}, {"input": "d", "output": "e"}])
+    )
+    assert [pair.input for pair in trials.read_pairs(path, without_empty=True)] == ["a", "d"]
 
 
 # ---------------------------------------------------------------- sampled again from the raw rows

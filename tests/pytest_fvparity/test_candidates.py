@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def make(lm, trials, settings):
 
 # It is handed paths and settings alone, as in an interpreter that has never heard of this project.
 ELSEWHERE = """
-import os
+import os, subprocess, sys, time
 from pathlib import Path
 from fvcore.model import model as models
 from fvcore.trials import fixed as trials
@@ -44,6 +45,10 @@ from fvcore.pipeline import Pipeline, Settings
 class Mine(Pipeline):
     def slot_map(self, prompts):
         print("chatter on the output stream")
+        os.write(1, b'{"number": 2, "artifact": "elsewhere"}\\n')
+        print('{"number": 3}', file=sys.__stdout__, flush=True)
+        subprocess.run(["echo", "chatter of a child"])
+        assert not sys.stdin.read()
         FAULT
         return super().slot_map(prompts)
 
@@ -105,7 +110,69 @@ def test_a_factory_that_is_not_there_is_named(pytester: pytest.Pytester, world: 
     result.stdout.fnmatch_lines([f"*ERROR: nothing could be judged*{message}*"])
 
 
-@pytest.mark.parametrize("words", [["--fv-candidate-python=python"], ["--fv-candidate=a:b", "--fv-candidate-dir=."]])
+FORGETS = {
+    "a factory": ("mine.py", "def make(lm, trials, settings):\n    object()", ["--fv-candidate=mine:make"]),
+    "a factory elsewhere": (
+        "mine.py",
+        "def make(job):\n    object()",
+        ["--fv-candidate=mine:make", f"--fv-candidate-python={sys.executable}"],
+    ),
+    "a hook": ("conftest.py", "def pytest_fvparity_candidate(lm, trials, settings):\n    object()", []),
+    "a fixture": ("conftest.py", "import pytest\n@pytest.fixture\ndef fv_candidate(fv_model):\n    object()", []),
+}
+
+
+@pytest.mark.parametrize("who", FORGETS)
+def test_whoever_forgets_to_return_the_candidate_has_not_fvcore_judged_in_its_place(
+    pytester: pytest.Pytester, world: World, who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    name, text, words = FORGETS[who]
+    (pytester.path / name).write_text(text)
+
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options, *words)
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    (report,) = reports(pytester)
+    assert list(statuses(report).values()) == ["ERROR", *["BLOCKED"] * 5]
+    assert "returned None; expected the candidate" in report["headline"]
+
+
+def test_that_no_candidate_was_given_stands_in_the_first_line(pytester: pytest.Pytester, world: World) -> None:
+    said = "no candidate given: fvcore judged against the reference"
+
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options)
+    (report,) = reports(pytester)
+    assert report["headline"].endswith(said)
+    result.stdout.fnmatch_lines([f"PASS: all 6 check keys agree*; {said}"])
+
+    pytester.makeconftest(f"{FACTORY.replace('SCALE', '1')}\npytest_fvparity_candidate = make")
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+    (report,) = reports(pytester)
+    assert report["headline"].startswith("PASS: ")
+    assert "no candidate" not in report["headline"]
+
+
+def test_plain_argmax_is_right_whatever_generation_settings_a_model_ships_with(
+    pytester: pytest.Pytester, world: World, tmp_path: Path
+) -> None:
+    """Also for a golden that was recorded from the same weights without them."""
+    folder = shutil.copytree(world.model, tmp_path / world.model.name)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    shipped = {"repetition_penalty": 1.5, "do_sample": True, "no_repeat_ngram_size": 1, "_from_model_config": False}
+    (folder / "generation_config.json").write_text(json.dumps(settings | shipped))
+    words = [f"--fv-model={folder}", *world.trial_options, f"--fv-golden={world.golden}"]
+
+    for more in ([], ["--fv-candidate=pytest_fvparity.candidates.adapters.torch_hooks:make"]):
+        pytester.runpytest_inprocess("-m", "parity", *words, *more).assert_outcomes(passed=6)
+        (report,) = reports(pytester)
+        assert "repetition_penalty 1.5" in report["conditions"]["generation_config"][1]
+
+
+@pytest.mark.parametrize(
+    "words", [["--fv-candidate-python=python"], ["--fv-candidate=a:b", "--fv-candidate-dir=."], ["--fv-isolate"]]
+)
 def test_options_that_do_not_fit_together_are_refused(pytester: pytest.Pytester, words: list[str]) -> None:
     result = pytester.runpytest_inprocess(*words)
 
@@ -118,7 +185,7 @@ def test_options_that_do_not_fit_together_are_refused(pytester: pytest.Pytester,
 
 def elsewhere(pytester: pytest.Pytester, world: World, text: str, factory: str = "make") -> pytest.RunResult:
     (pytester.path / "mine.py").write_text(text)
-    words = [f"--fv-candidate=mine:{factory}", f"--fv-candidate-python={sys.executable}"]
+    words = [f"--fv-candidate=mine:{factory}", f"--fv-candidate-python={sys.executable}", "--fv-candidate-timeout=20"]
     return pytester.runpytest_inprocess("-m", "parity", *world.options, *words)
 
 
@@ -131,7 +198,11 @@ def test_a_candidate_in_another_interpreter_says_the_same(pytester: pytest.Pytes
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [("raise ValueError('over there')", "over there"), ("os._exit(3)", "ended its process (exit status 3)")],
+    [
+        ("raise ValueError('over there')", "over there"),
+        ("os._exit(3)", "ended its process (exit status 3)"),
+        ("time.sleep(600)", "gave no answer in 20 s (--fv-candidate-timeout)"),
+    ],
 )
 def test_what_happens_to_it_over_there_is_told_here(
     pytester: pytest.Pytester, world: World, fault: str, message: str
@@ -142,6 +213,72 @@ def test_what_happens_to_it_over_there_is_told_here(
     (report,) = reports(pytester)
     assert list(statuses(report).values())[:3] == ["PASS", "ERROR", "BLOCKED"]
     assert message in report["headline"]
+
+
+ISOLATED = """
+import os
+from fvcore.pipeline import Pipeline
+
+class Mine(Pipeline):
+    def top_heads(self, *inputs):
+        FAULT
+        return super().top_heads(*inputs)
+
+def make(lm, trials, settings):
+    return Mine(lm, trials, settings)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        ("pass", "PASS", "PASS: all 6 check keys agree"),
+        ("os._exit(0)", "ERROR", "candidate mine:make ended its process (exit status 0)"),
+        ("import ctypes; ctypes.CDLL(None).exit(0)", "ERROR", "candidate mine:make ended its process (exit status 0)"),
+    ],
+)
+def test_an_isolated_candidate_is_handed_the_same_and_ends_itself_alone(
+    pytester: pytest.Pytester, world: World, fault: str, status: str, said: str
+) -> None:
+    (pytester.path / "mine.py").write_text(ISOLATED.replace("FAULT", fault))
+
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options, "--fv-candidate=mine:make", "--fv-isolate")
+
+    (report,) = reports(pytester)
+    assert (statuses(report)["top_heads"], said in report["headline"]) == (status, True)
+    assert result.ret == (0 if status == "PASS" else 1)
+    assert "--fv-isolate" in report["checks"][0]["repro_command"]
+
+
+ECHO = "import itertools, json, sys\nfor line in itertools.chain([0], sys.stdin):\n    n = json.loads(line)['number'] if line else 0\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("print('a banner')", "which is not answer 0: 'a banner"),
+        ("print(json.dumps({'number': 7}))", 'which is not answer 0: \'{"number": 7}'),
+        ("print(json.dumps({'number': 0}))", 'which is not answer 1: \'{"number": 0}'),
+        ("print(json.dumps({'number': n}) if n < 2 else '[' * 99999)", "which is not answer 2: '[[["),
+        ("print(json.dumps({'number': n}) if n < 2 else 1 / 0)", "ended its process (exit status 1)"),
+        ("import time\n    print(json.dumps({'number': 0})) if not n else time.sleep(60)", "gave no answer in 2 s"),
+    ],
+)
+def test_a_line_that_is_no_answer_ends_the_conversation(tmp_path: Path, said: str, message: str) -> None:
+    """Nothing that comes later is taken for an answer, and nothing is waited for."""
+    from pytest_fvparity.candidates.conversation import CandidateError, Conversation
+
+    (tmp_path / "other.py").write_text(f"{ECHO}    {said}\n    sys.stdout.flush()\n")
+    talk = Conversation("mine", [sys.executable, "other.py"], tmp_path, 2 if "sleep" in said else 60)
+
+    with pytest.raises(CandidateError) as ended:
+        [talk.answer(), talk.ask({}), talk.ask({})]
+    with pytest.raises(CandidateError) as again:
+        talk.ask({})
+
+    assert message in str(ended.value)
+    assert str(again.value) == str(ended.value)
+    talk.close()
 
 
 def test_a_factory_that_fails_over_there_is_an_error(pytester: pytest.Pytester, world: World) -> None:
@@ -215,7 +352,7 @@ def test_the_plans_file_names_are_read(pytester: pytest.Pytester, world: World, 
     ]
     (report,) = reports(pytester)
     messages = {check["key"]: check["message"] for check in report["checks"]}
-    assert messages["top_heads"] == "heads agree(s) with the golden; not provided: cie, aie, scores"
+    assert messages["top_heads"] == "heads agree(s) with the reference; not provided: cie, aie, scores"
 
     torch.save({"fv_global_resid": -vector["function_vector"]}, folder / "fv_global_resid.pt")  # type: ignore[operator]
     assert judged(pytester, world, f"--fv-candidate-dir={folder}")["fv_vector"] == "FAIL"

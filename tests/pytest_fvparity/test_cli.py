@@ -449,6 +449,57 @@ def test_a_red_merge_is_red(fvparity: Program, reports: Path, tmp_path: Path) ->
     assert "words/fixed_trials_x: FAIL: earliest divergence at stage slot_map" in result.out
 
 
+@pytest.mark.parametrize(
+    ("keys", "status", "said"),
+    [
+        (CHECK_KEYS, Status.FAIL, "FAIL: earliest divergence at stage prompt_boundary"),
+        ((), Status.PASS, "FAIL: nothing was compared"),
+        (CHECK_KEYS[:2], Status.PASS, "PARTIAL: 2 of 6 check keys compared"),
+        (CHECK_KEYS[:2], Status.PASS, "no report judges mean_activations, top_heads, fv_vector, injection_output"),
+    ],
+)
+@pytest.mark.parametrize("command", ["merge", "render"])
+def test_a_report_is_not_believed_that_says_pass_of_itself(
+    fvparity: Program, tmp_path: Path, command: str, keys: tuple[str, ...], status: Status, said: str
+) -> None:
+    bad = {"verdict": failed()} if status is Status.FAIL else {}
+    honest = assemble(CHECK_KEYS, rows_of())
+    checks = assemble(keys, {key: row_of(key, status, **bad) for key in keys}, keep_going=True).checks if keys else []
+    write_all([honest.model_copy(update={"checks": checks})], tmp_path / "forged")
+
+    result = fvparity(command, tmp_path / "forged", "--out", tmp_path / "out")
+
+    if command == "merge":
+        assert (result.status, said in result.out) == (1, True)
+    found = json.loads((tmp_path / "out" / "words" / "fixed_trials_x" / NAME).read_text())
+    assert found["overall_status"] != "PASS"
+    assert "all 6 check keys agree" not in found["headline"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda checks: checks[2].update(n_compared=0), "mean_activations is said to be PASS, with 0 values compared"),
+        (lambda checks: checks[2].update(mismatch_count=3), "mean_activations is said to be PASS, with 3 mismatch"),
+        (lambda checks: checks[2].update(key="slot_map"), "expected each of the six keys once at most, found slot_map"),
+        (lambda checks: checks[2].update(status="pass"), "status"),
+    ],
+)
+def test_a_check_that_contradicts_itself_is_refused_by_name(
+    fvparity: Program, tmp_path: Path, change: Callable[[list[dict[str, Any]]], None], said: str
+) -> None:
+    write_all([assemble(CHECK_KEYS, rows_of())], tmp_path / "forged")
+    path = tmp_path / "forged" / "words" / "fixed_trials_x" / NAME
+    value = json.loads(path.read_text())
+    change(value["checks"])
+    path.write_text(json.dumps(value))
+
+    result = fvparity("merge", tmp_path / "forged", "--out", tmp_path / "out")
+
+    assert (result.status, said in " ".join(result.err.split())) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_contradiction_names_the_files_and_writes_nothing(fvparity: Program, reports: Path, tmp_path: Path) -> None:
     write_all([assemble(CHECK_KEYS, rows_of())], tmp_path / "other")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -485,6 +486,7 @@ def test_the_first_root_that_has_a_golden_wins(world: World, tmp_path: Path) -> 
 def test_a_golden_whose_swap_was_killed_half_way_is_back_when_it_is_looked_for(tmp_path: Path, path: Path) -> None:
     root = path.parents[2]
     kept = {file.name: file.read_bytes() for file in path.iterdir()}
+    shutil.copytree(path, golden.coming(path))
     path.rename(golden.previous(path))  # the first of the two renames, and then the process died
 
     found = golden.locate([root], path.relative_to(root))
@@ -492,6 +494,45 @@ def test_a_golden_whose_swap_was_killed_half_way_is_back_when_it_is_looked_for(t
     assert found == path
     assert {file.name: file.read_bytes() for file in path.iterdir()} == kept
     assert not golden.previous(path).exists()
+
+
+def test_what_a_killed_swap_left_does_not_come_back_when_the_golden_is_deleted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path, **_: Any) -> None:
+        if folder.exists():
+            raise KeyboardInterrupt
+
+    root, new = path.parents[2], path.with_name("new")
+    shutil.copytree(path, new)
+    with monkeypatch.context() as patched:
+        patched.setattr(golden.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            golden.swap(new, path)
+    assert golden.previous(path).exists()
+    shutil.rmtree(path)
+
+    with pytest.raises(NoGolden):
+        golden.locate([root], path.relative_to(root))
+
+
+def test_a_swap_that_fails_leaves_the_old_golden_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = path.with_name("new")
+    shutil.copytree(path, new)
+    (new / "new").touch()
+    rename, kept = Path.rename, sorted(file.name for file in path.iterdir())
+
+    def failing(self: Path, target: Path) -> Path:
+        if target == path and self == golden.coming(path):
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="no"):
+        golden.swap(new, path)
+
+    assert [folder.name for folder in path.parent.iterdir()] == [path.name]
+    assert sorted(file.name for file in path.iterdir()) == kept
 
 
 def test_without_a_golden_the_places_tried_and_the_command_are_named(tmp_path: Path) -> None:

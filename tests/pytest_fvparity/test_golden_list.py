@@ -161,7 +161,7 @@ def test_what_killed_recordings_left_is_listed_and_the_only_copy_is_never_to_be_
     shutil.copytree(place, staging / "first")
     shutil.copytree(place, golden.previous(place))
     both = {row["path"]: row for row in listing("--strict")}
-    shutil.rmtree(place)
+    place.rename(golden.coming(place))
     alone = {row["path"]: row for row in listing("--strict")}
 
     assert {path: row["state"] for path, row in both.items()} == {
@@ -171,7 +171,7 @@ def test_what_killed_recordings_left_is_listed_and_the_only_copy_is_never_to_be_
     }
     assert both[str(staging)]["remove"] == f"rm -r -- {staging}"
     assert both[str(golden.previous(place))]["remove"] == f"rm -r -- {golden.previous(place)}"
-    assert set(alone) == {str(staging), str(golden.previous(place))}
+    assert set(alone) == {str(staging), str(golden.previous(place)), str(golden.coming(place))}
     assert alone[str(golden.previous(place))]["remove"] is None
     assert "gives it back its name" in alone[str(golden.previous(place))]["what"]
 

@@ -554,16 +554,86 @@ def test_an_odd_answer_reaches_every_report_as_a_failure(
     assert "all 6 check keys agree" not in (folder / "src_vs_fv_diff_report.html").read_text()
 
 
-@pytest.mark.parametrize("death", slow_but(["os._exit(0)"], ["os._exit(0)", "os.kill(os.getpid(), 9)"]))
-def test_a_process_that_dies_leaves_no_old_pass(pytester: pytest.Pytester, world: World, death: str) -> None:
+C_EXIT = "import ctypes; ctypes.CDLL(None).exit(0)"
+
+
+@pytest.mark.parametrize("death", slow_but(["os._exit(0)", C_EXIT], ["os._exit(0)", C_EXIT, "os.kill(os.getpid(), 9)"]))
+def test_a_process_that_dies_leaves_no_old_pass_and_is_red(pytester: pytest.Pytester, world: World, death: str) -> None:
     pytester.runpytest_inprocess("-m", "parity", *world.options)
     plant(pytester, "slot_map", death)
 
-    pytester.runpytest_subprocess("-m", "parity", *world.options)
+    result = pytester.runpytest_subprocess("-m", "parity", *world.options)
 
+    assert result.ret != 0
     (report,) = reports(pytester)
     assert report["overall_status"] == "FAIL"
     assert list(statuses(report).values()) == ["PASS", "CRASHED", *["BLOCKED"] * 4]
+
+
+@pytest.mark.parametrize("death", slow_but(["os._exit(0)"], ["os._exit(0)", C_EXIT]))
+def test_a_process_that_dies_behind_its_last_stage_is_red(pytester: pytest.Pytester, world: World, death: str) -> None:
+    """Everything agreed, and nobody knows what would have come."""
+    teardown = "import os, pytest\n@pytest.fixture(autouse=True)\ndef last(request):\n    yield\n"
+    pytester.makeconftest(f"{teardown}    if request.node.name == 'injection_output':\n        {death}")
+
+    assert pytester.runpytest_subprocess("-m", "parity", *world.options).ret != 0
+
+
+def test_a_child_of_a_candidate_may_end_as_it_likes_and_a_whole_run_ends_as_ever(
+    pytester: pytest.Pytester, world: World
+) -> None:
+    forked = "import sys\n        child = os.fork()\n        if not child: sys.stderr.close(); os._exit(0)\n"
+    plant(pytester, "slot_map", f"{forked}        assert os.waitpid(child, 0)[1] == 0")
+
+    assert pytester.runpytest_subprocess("-m", "parity", *world.options).ret == 0
+
+
+NOTHING_JUDGED = {
+    "nothing is selected": ("", ["-k", "no_such_stage"], pytest.ExitCode.NO_TESTS_COLLECTED),
+    "a conftest.py that fails": ("raise ValueError('no')", [], pytest.ExitCode.USAGE_ERROR),
+    "a conftest.py that leaves with status 0": ("import sys; sys.exit(0)", [], pytest.ExitCode.USAGE_ERROR),
+    "a conftest.py that leaves": ("import pytest; pytest.exit('no', 0)", [], pytest.ExitCode.USAGE_ERROR),
+    "a process that dies while tests are collected": (
+        "import os\ndef pytest_collection(session): os._exit(3)",
+        [],
+        3,
+    ),
+    "a plugin that fails before the first test": (
+        "def pytest_collection_modifyitems(items): raise ValueError('no')",
+        [],
+        pytest.ExitCode.INTERNAL_ERROR,
+    ),
+}
+
+
+@pytest.mark.parametrize("why", NOTHING_JUDGED)
+def test_a_run_that_judged_nothing_leaves_no_old_pass(pytester: pytest.Pytester, world: World, why: str) -> None:
+    conftest, words, status = NOTHING_JUDGED[why]
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+    assert reports(pytester)[0]["overall_status"] == "PASS"
+    pytester.makeconftest(conftest)
+    leaves = "dies" in why or "leaves" in why
+    run = pytester.runpytest_subprocess if leaves else pytester.runpytest_inprocess
+
+    result = run("-m", "parity", *world.options, *words)
+
+    assert result.ret == status
+    assert {report["overall_status"] for report in reports(pytester)} <= {"FAIL"}
+    summaries = [json.loads(path.read_text()) for path in (pytester.path / "reports").glob("summary.json")]
+    assert {summary["overall_status"] for summary in summaries} <= {"FAIL"}
+
+
+@pytest.mark.parametrize("words", [["--collect-only"], ["--fixtures"], ["no_such_file.py"], ["--help"]])
+def test_a_command_that_could_judge_nothing_leaves_reports_as_they_are(
+    pytester: pytest.Pytester, world: World, words: list[str]
+) -> None:
+    pytester.runpytest_inprocess("-m", "parity", *world.options)
+    before = {path: path.read_bytes() for path in (pytester.path / "reports").rglob("*") if path.is_file()}
+
+    pytester.runpytest_inprocess("-m", "parity", *world.options, *words)
+
+    after = {path: path.read_bytes() for path in (pytester.path / "reports").rglob("*") if path.is_file()}
+    assert after == before
 
 
 def test_a_run_without_its_device_leaves_no_old_pass(pytester: pytest.Pytester, world: World) -> None:

@@ -118,7 +118,7 @@ def test_a_file_that_the_status_forgets_is_missed(q1: Folder, lm: LanguageModel)
     results = judged(lm, q1)
     assert first_red(results) == ("qid_status", Status.FAIL)
     (finding,) = results["qid_status"].verdict.findings
-    assert finding.message == f"{layout.layer_dir(2)}/eval_summary.json is required and not there"
+    assert finding.message == f"{layout.layer_dir(2)}/eval_summary.json is missing or was changed since"
 
 
 def test_a_run_of_other_weights_is_refused(q1: Folder, lm: LanguageModel) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +13,8 @@ from fvcore.experiments.evaluation import scores
 from fvcore.experiments.evaluation.config import EvaluationConfig
 from fvcore.experiments.evaluation.data import USUAL, Labels, NamedTemplate, Question, Task, TaskError, pair, questions
 from fvcore.experiments.evaluation.report import Generated, Result
-from fvcore.fast.shared_prompt import SharedPrompt
 from fvcore.injection import LEAST_LOGPROB, answer_nlls, generated_ids, read_injected
 from fvcore.model.model import LanguageModel
-from fvcore.model.spec import ModelError
 from fvcore.model.tokenizer import BosFacts
 from fvcore.prompts import (
     UPSTREAM_BOS_TEXT,
@@ -29,7 +26,6 @@ from fvcore.prompts import (
 )
 from fvcore.trials.fixed import Meta, WordPair
 
-WAYS = ("model", "head")
 """From a vector to tokens: through all that the model does behind its last block, its final norm included; or through
 the output head alone, so that a vector's length is not normed away."""
 
@@ -145,30 +141,3 @@ class Bench:
             for name, score in scores.SCORES.items()
         }
         return Generated(texts=texts, **scored)
-
-
-@torch.inference_mode()
-def vector_logits(lm: LanguageModel, vector: Tensor, way: str = "model") -> Tensor:
-    """(d_model,) -> (vocab,) in fp32 on the CPU."""
-    if way not in WAYS:
-        raise ValueError(f"unknown way {way!r}; expected one of {', '.join(WAYS)}")
-    row = vector.to(lm.device, lm.hf.dtype)
-    if way == "model":
-        # Any token will do: what the blocks make of it is put aside.
-        return SharedPrompt.run(lm, [[0]]).logits(row.view(1, 1, -1))[0, 0].float().cpu()
-    head = lm.hf.get_output_embeddings()
-    if head is None:
-        raise ModelError(f"{lm.name} names no output head; decode through the whole model (way 'model')")
-    found: Tensor = head(row.to(next(head.parameters()).device))
-    return found.float().cpu()
-
-
-def top_tokens(lm: LanguageModel, vector: Tensor, k: int = 10, way: str = "model") -> list[dict[str, Any]]:
-    """The k tokens with the largest logits, largest first: token_id, text, logit and probability of each."""
-    logits = vector_logits(lm, vector, way)
-    shares = torch.softmax(logits, dim=-1)
-    best = torch.topk(logits, min(k, len(logits))).indices.tolist()
-    return [
-        {"token_id": i, "text": lm.tokenizer.decode([i]), "logit": float(logits[i]), "probability": float(shares[i])}
-        for i in best
-    ]

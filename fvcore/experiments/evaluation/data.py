@@ -103,7 +103,9 @@ def _example(row: Any, where: str) -> Example:
 
 def _words(value: Any, where: str) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
-    if not values or any(isinstance(v, bool) or not isinstance(v, str | int | float) or v == "" for v in values):
+    if not values or any(
+        isinstance(v, bool) or not isinstance(v, str | int | float) or not str(v).strip() for v in values
+    ):
         raise TaskError(f"{where}: expected text, a number, or a list of those, found {value!r:.80}")
     return tuple(map(str, values))
 

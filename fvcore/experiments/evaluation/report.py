@@ -134,7 +134,7 @@ class VectorFacts(EvaluationPart):
 
 
 class TokenRow(EvaluationPart):
-    """A token that a vector raises; `way` is one of `compute.WAYS`, `rank` from 0."""
+    """A token that a vector raises; `way` is one of `decoding.WAYS`, `rank` from 0."""
 
     vector: str
     way: str

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fvcore.experiments.evaluation.compute import WAYS, Bench, top_tokens
+from fvcore.decoding import WAYS, top_tokens
+from fvcore.experiments.evaluation.compute import Bench
 from fvcore.experiments.evaluation.config import EvaluationConfig
 from fvcore.experiments.evaluation.data import LABELS, SHIPPED, NamedTemplate, load_task, read_templates, without_help
 from fvcore.experiments.evaluation.report import (

@@ -91,7 +91,7 @@ def computed(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Comp
 
 def of_random_heads(lm: LanguageModel, means: Tensor, but: Sequence[tuple[int, int]], seed: int) -> Tensor:
     """The control: as many heads, drawn from those that are not `but`; summed in the same way."""
-    every = [(layer, head) for layer in range(lm.n_layers) for head in range(lm.n_heads)]
+    every = lm.heads
     (heads,), source = random_heads(every, but, 1, seed)
     if source != OTHER_HEADS:
         raise ModelError(

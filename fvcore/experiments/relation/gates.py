@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from fvcore.experiments.errors import StepError
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.relation import files
-from fvcore.experiments.status import UnitStatus
+from fvcore.experiments.status import UnitStatus, literally
 from fvcore.experiments.steps import layout, sampled
 
 COMPLETED = "all stages completed"
@@ -19,11 +19,15 @@ class QIdStatus(UnitStatus):
         "q_id", "status", "created_at", "updated_at", "config", "q_row_count", "reason", "cause", "step",
         "expected_layers", "settings_digest", "settings", "files",
     )  # fmt: skip
+    UNSEALED: ClassVar[tuple[str, ...]] = (layout.RUN_META,)  # the record that digests are taken from
 
     q_id: str
     config: dict[str, Any]
     q_row_count: int
     expected_layers: list[int]
+
+    def required(self) -> list[str]:
+        return required(str(self.config.get("model")), len(self.expected_layers), self.q_id)
 
 
 def required(model: str, layers: int, q_id: str) -> list[str]:
@@ -43,9 +47,7 @@ def required(model: str, layers: int, q_id: str) -> list[str]:
 
 def require_complete(folder: Folder, model: str, layers: int, q_id: str, n_trials: int) -> None:
     """Raises StepError if something is missing that a completed q_id must have."""
-    # A `*` is the only wild card; a q_id may hold brackets.
-    globs = {name: name.replace("[", "[[]").replace("?", "[?]") for name in required(model, layers, q_id)}
-    missing = [name for name, pattern in globs.items() if not folder.names(pattern)]
+    missing = [name for name in required(model, layers, q_id) if not folder.names(literally(name))]
     if missing:
         without = [layer for layer in range(layers) if any(f"/layer_{layer}/" in name for name in missing)]
         raise StepError(

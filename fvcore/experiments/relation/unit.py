@@ -81,12 +81,17 @@ class Unit:
         current = self.fresh(ModelFacts.of(lm, self.settings), before)
         # Pictures that are asked for later are still to be drawn.
         drawn = not self.settings.pictures or (before is not None and layout.heatmap(self.name) in before.files)
-        if drawn and before is not None and before.status == "completed" and not before.damage(Folder(self.folder)):
+        if drawn and before is not None and self._is_completed(before, current):
             return Outcome(self.name, "completed", COMPLETED, ran=False)
         if self.too_small:
             current.write(Folder(self.folder), "skipped", reason=self.too_small)
             return Outcome(self.name, "skipped", self.too_small)
         return self._run(lm, current, before, Watched(progress))
+
+    def _is_completed(self, before: QIdStatus, current: QIdStatus) -> bool:
+        """Whether what the status says is so, and of this q_id and all of the model's layers."""
+        same = (before.q_id, before.expected_layers) == (current.q_id, current.expected_layers)
+        return same and before.status == "completed" and not before.damage(Folder(self.folder))
 
     def fresh(self, facts: ModelFacts, before: QIdStatus | None) -> QIdStatus:
         """The q_id's status before it runs. Raises OtherSettings where there are results of other settings."""

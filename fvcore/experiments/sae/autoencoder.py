@@ -6,7 +6,8 @@ activation is the length that it adds to the residual stream, and activations of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ class SAE:
     """w_enc (d_model, feature), b_enc (feature,), w_dec (feature, d_model), b_dec (d_model,), threshold (feature,)
 
     A feature is active above its threshold, and where there is `k`, if it also is among the `k` of a token that are largest
-    in the units of the files. kappa (feature,): a value in the units of the files times kappa is a canonical one.
+    in the units of the files, or with `in_length` in canonical ones. kappa (feature,): a value in the units of the files times kappa is a canonical one.
     info: where it is from: format, units, gating, digests of its files
     """
 
@@ -30,7 +31,8 @@ class SAE:
     threshold: Tensor
     kappa: Tensor
     k: int | None = None
-    info: dict[str, Any] | None = None
+    in_length: bool = False
+    info: dict[str, Any] = field(default_factory=dict)
 
     @property
     def d_sae(self) -> int:
@@ -48,7 +50,7 @@ class SAE:
         """(..., feature) -> (..., feature): 0 where a feature is not active."""
         active = pre > self.threshold
         if self.k is not None:
-            own = torch.where(active, pre / self.kappa, -torch.inf)
+            own = torch.where(active, pre if self.in_length else pre / self.kappa, -torch.inf)
             active = active & torch.zeros_like(active).scatter(-1, own.topk(self.k, dim=-1).indices, True)
         return torch.where(active, pre, 0)
 
@@ -59,13 +61,25 @@ class SAE:
     def rows(self, ids: Tensor) -> SAE:
         """The autoencoder of these features only (feature,). With `k` there is none: which are active depends on all."""
         if self.k is not None:
-            raise ValueError(
-                "a TopK autoencoder has no rows of its own: which features are active depends on all of them"
-            )
+            raise no_rows()
         picked: dict[str, Any] = {name: getattr(self, name)[ids] for name in ("b_enc", "w_dec", "threshold", "kappa")}
         return replace(self, w_enc=self.w_enc[:, ids], **picked)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> SAE:
-        values = ((one.name, getattr(self, one.name)) for one in fields(self))
-        moved: dict[str, Any] = {name: x.to(device, dtype) for name, x in values if isinstance(x, Tensor)}
-        return replace(self, **moved)
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SAE:
+        return self._each(lambda x: x.to(device=device, dtype=dtype))
+
+    def pinned(self) -> SAE:
+        """In memory that a device can read while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(x.nbytes for x in vars(self).values() if isinstance(x, Tensor))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> SAE:
+        changed: dict[str, Any] = {name: change(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **changed)
+
+
+def no_rows() -> ValueError:
+    return ValueError("a TopK autoencoder has no rows of its own: which features are active depends on all of them")

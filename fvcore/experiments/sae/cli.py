@@ -1,16 +1,19 @@
-"""`fvcore pathways audit` and `fvcore pathways load`."""
+"""`fvcore pathways ...`: the steps by name or all of them, what they would cost, how far they are, and what stands around them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import Field
 
 from fvcore import exits
 from fvcore.experiments.config import Option, add_command
-from fvcore.experiments.sae.config import PathwaysConfig
+from fvcore.experiments.sae.commands import sae_info, train_sae
+from fvcore.experiments.sae.config import Info, PathwaysConfig, Training
 
 if TYPE_CHECKING:
     from fvcore.experiments.progress import Progressing
@@ -18,8 +21,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Pathways of sparse-autoencoder features: their data audited, features and contexts chosen.",
+    help="Pathways of sparse-autoencoder features: data audited, causes found by replay, tokens, chains, a report.",
 )
+
+Json = Annotated[bool, Option(flag="json")]
+PRINTED = Field(default=False, exclude=True, description="Print JSON, and nothing else.")
 
 
 class AuditCommand(PathwaysConfig):
@@ -29,16 +35,48 @@ class AuditCommand(PathwaysConfig):
         default="default", exclude=True, description="v4: as the plan says it, to the first error."
     )
     strict: bool = Field(default=False, exclude=True, description="A warning is a failure, too.")
-    as_json: Annotated[bool, Option(flag="json")] = Field(
-        default=False, exclude=True, description="Print what is written, and nothing else."
+    as_json: Json = PRINTED
+
+
+class StepCommand(PathwaysConfig):
+    """How a step is done."""
+
+    resume: bool = Field(default=True, exclude=True, description="Go on where an earlier run stands.")
+    force: bool = Field(
+        default=False,
+        exclude=True,
+        description="Pass a closed gate, which is recorded, and take away results of other settings.",
+    )
+    limit_features: int | None = Field(default=None, ge=1, exclude=True, description="Only the first N targets.")
+
+
+class RunCommand(StepCommand):
+    """Which steps are done."""
+
+    steps: str = Field(default="0-5", exclude=True, description="Numbers or names, such as 0-2 or discover,tokens.")
+    dry_run: bool = Field(default=False, exclude=True, description="Say what it would cost, and compute nothing.")
+    example: bool = Field(
+        default=False, exclude=True, description="On data of the shipped model, made here; paths.out holds all of it."
+    )
+    strict: bool = Field(default=False, exclude=True, description="A warning of the audit is a failure, too.")
+    as_json: Json = PRINTED
+
+
+class DiscoverCommand(StepCommand):
+    """How pathways are found, or judged once more."""
+
+    rescore: bool = Field(
+        default=False, exclude=True, description="Judge what is there by other thresholds, into a file beside it."
     )
 
 
-class LoadCommand(PathwaysConfig):
-    force: bool = Field(default=False, exclude=True, description="Go on with data that did not pass; this is recorded.")
+class ShownCommand(PathwaysConfig):
+    """How it is shown."""
+
+    as_json: Json = PRINTED
 
 
-def progress_of(settings: PathwaysConfig) -> Progressing | None:
+def progress_of(settings: PathwaysConfig, each: str = "file") -> Progressing | None:
     """On the error stream, so that what is printed can be read by programs."""
     from rich.console import Console
 
@@ -46,27 +84,37 @@ def progress_of(settings: PathwaysConfig) -> Progressing | None:
 
     kind = settings.runtime.progress
     terminal = {"auto": None, "bar": True, "log": False}.get(kind)
-    return None if kind == "none" else Shown(Console(stderr=True, force_terminal=terminal), unit="file")
+    return None if kind == "none" else Shown(Console(stderr=True, force_terminal=terminal), unit=each)
 
 
 def audit(command: AuditCommand) -> None:
     """Read every checkpoint and every response log to its end, and say what is wrong with them; exit status 1 on an error."""
-    from fvcore.experiments.folder import locked
-    from fvcore.experiments.sae import audit as step
+    from fvcore.experiments.sae.run import Asked, run
+    from fvcore.experiments.sae.steps import chosen, validation_of
 
-    with locked(command.paths.out):
-        validation = step.audit(command, command.policy, progress_of(command))
-        path = step.write(command, validation)
-    if command.as_json:
-        from fvcore.formats import json_text
+    asked = Asked(resume=False, policy=command.policy)
+    for _, (path,) in run(command, chosen("audit"), asked, partial(progress_of, command)):
+        validation = validation_of(path)
+        if command.as_json:
+            _print(validation.model_dump(mode="json"))
+        else:
+            for line in (*lines(validation), f"wrote {path}"):
+                exits.tell(line)
+        _require_no_warning(validation, command.strict)
 
-        typer.echo(json_text(validation.model_dump(mode="json")))
-    else:
-        for line in (*lines(validation), f"wrote {path}"):
-            exits.tell(line)
-    warned = command.strict and any(group.severity == "warning" for group in validation.issues)
-    if warned or not validation.validated:
-        raise typer.Exit(exits.FAILED)
+
+def _require_no_warning(validation: Validation, strict: bool) -> None:
+    from fvcore.experiments.errors import StepError
+
+    warned = [group.code for group in validation.issues if group.severity == "warning"]
+    if strict and warned:
+        raise StepError(f"--strict: the audit has warnings ({', '.join(warned)})")
+
+
+def _print(value: Any) -> None:
+    from fvcore.formats import json_text
+
+    typer.echo(json_text(value))
 
 
 def lines(validation: Validation) -> Iterator[str]:
@@ -86,15 +134,157 @@ def lines(validation: Validation) -> Iterator[str]:
     yield "the data passes" if validation.validated else "the data does not pass"
 
 
-def load(command: LoadCommand) -> None:
-    """Choose the strongest features of each layer, and make contexts of the prompts and the logged responses."""
-    from fvcore.experiments.sae.load import load as step
+def discover(command: DiscoverCommand) -> None:
+    if command.rescore:
+        from fvcore.experiments.sae.discover import rescore
 
-    for path in step(command, command.force, progress_of(command)):
+        for path in rescore(command):
+            exits.tell(f"wrote {path}")
+    else:
+        _do(command, command, "discover")
+
+
+@app.command("selftest")
+def selftest(
+    seed: Annotated[int, typer.Option(min=0, help="Of the planted models.")] = 0,
+    markdown: Annotated[Path | None, typer.Option(help="A page to write the tables into, between its marks.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+) -> None:
+    """Find planted causes, beside what other methods find; exit status 1 where one is missed or a decoy is taken for one."""
+    from fvcore.experiments.sae import selftest as on_trial
+
+    found = on_trial.selftest(seed)
+    if as_json:
+        _print(found)
+    else:
+        typer.echo(on_trial.markdown(found))
+        for said, held in found["criteria"].items():
+            exits.tell(f"{'yes' if held else 'NO'}: {said}")
+        exits.tell(f"{found['seconds']:g} s")
+    if markdown:
+        on_trial.put_into(markdown, found)
+    if not found["passed"]:
+        raise typer.Exit(exits.FAILED)
+
+
+def step(name: str, said: str) -> Callable[[StepCommand], None]:
+    """What brings one step to its end."""
+
+    def work(command: StepCommand) -> None:
+        _do(command, command, name)
+
+    work.__doc__ = said
+    return work
+
+
+def _do(settings: PathwaysConfig, command: StepCommand, steps: str, strict: bool = False, quiet: bool = False) -> None:
+    """Bring steps to their end, and name each file as it is there."""
+    from fvcore.experiments.sae.audit import VALIDATION
+    from fvcore.experiments.sae.run import Asked, run
+    from fvcore.experiments.sae.steps import chosen, validation_of
+
+    asked = Asked(resume=command.resume, force=command.force, limit=command.limit_features)
+    for one, files in run(settings, chosen(steps), asked, partial(progress_of, settings)):
+        for path in files if not quiet else []:
+            exits.tell(f"wrote {path}")
+        if one.name == "audit":
+            _require_no_warning(validation_of(settings.paths.out / VALIDATION), strict)
+        if one.name == "load" and not settings.prompts.texts():
+            typer.echo("no contexts: the config has no prompts.safe and no prompts.risky", err=quiet)
+
+
+def run_all(command: RunCommand) -> None:
+    """All steps in order, each done once, with gates between them; exit status 1 where a step does not pass."""
+    if command.dry_run:
+        _plan(command)
+        return
+    settings = _example(command) if command.example else command
+    _do(settings, command, command.steps, command.strict, command.as_json)
+    if command.as_json:
+        from fvcore.experiments.sae.status import status
+
+        _print(status(settings))
+
+
+def _example(command: RunCommand) -> PathwaysConfig:
+    from fvcore.experiments.sae import example
+
+    return example.prepare(command, progress_of(command, "layer"))
+
+
+def _plan(command: RunCommand) -> None:
+    from fvcore.experiments.sae import plan
+
+    values = plan.Plan(command, command.limit_features).values()
+    if command.as_json:
+        _print(values)
+    else:
+        for line in plan.lines(values):
+            exits.tell(line)
+
+
+def show_status(command: ShownCommand) -> None:
+    """How far each step is, and why: missing, partial, complete, stale, not passed."""
+    from fvcore.experiments.sae.status import status
+
+    rows = status(command)
+    if command.as_json:
+        _print(rows)
+    for row in rows if not command.as_json else []:
+        exits.tell(f"{row['step']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""))
+
+
+def write_report(command: PathwaysConfig) -> None:
+    """Draw the report once more from a run's files; no model is loaded."""
+    from fvcore.experiments.sae import report
+
+    for path in report.write(command.paths.out, command.integrate.report):
         exits.tell(f"wrote {path}")
-    if not command.prompts.texts():
-        exits.tell("no contexts: the config has no prompts.safe and no prompts.risky")
 
 
+@app.command("faults")
+def show_faults(
+    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+) -> None:
+    """Look for pathways wrongly in every known way; exit status 1 if one is not caught by what must catch it."""
+    from fvcore.experiments.sae import faults
+
+    found = faults.rows()
+    for row in found:
+        verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
+        exits.tell(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {faults.rounded(row.seen.value)}")
+    if markdown is not None:
+        exits.tell(f"wrote {faults.write(markdown, found)}")
+    if not all(row.caught for row in found):
+        raise typer.Exit(exits.FAILED)
+
+
+@app.command("init")
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; its files must not be there yet.")],
+) -> None:
+    """Write the plan's folder: config.yaml, launch.sh, and its seven source files as short callers."""
+    from fvcore.experiments.sae import init as made
+
+    for path in made.write(folder):
+        exits.tell(f"wrote {path}")
+
+
+STEPS = {
+    "load": "Choose the strongest features of each layer, and make contexts of the prompts and the logged responses.",
+    "prototype": "Follow one feature from end to end, with every check that a discovery stands on.",
+    "discover": "Find by gradients which features cause which, and prove it by replay against two nulls.",
+    "tokens": "Find the tokens that stand in more, or fewer, responses when a feature is patched.",
+    "integrate": "Make chains, tokens and graphs of what was found, and the report.",
+}
+
+add_command(app, "run", RunCommand, run_all)
 add_command(app, "audit", AuditCommand, audit)
-add_command(app, "load", LoadCommand, load)
+discover.__doc__ = STEPS.pop("discover")
+add_command(app, "discover", DiscoverCommand, discover)
+for _name, _said in STEPS.items():
+    add_command(app, _name, StepCommand, step(_name, _said))
+add_command(app, "status", ShownCommand, show_status)
+add_command(app, "report", PathwaysConfig, write_report)
+add_command(app, "train-sae", Training, train_sae)
+add_command(app, "sae-info", Info, sae_info)

@@ -1,21 +1,20 @@
-"""Step 1: reads the data once more and writes what is gone on with, if the audit let it pass."""
+"""Step 1: reads the data once more and writes what is gone on with."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvcore.experiments.errors import OtherSettings, StepError
-from fvcore.experiments.folder import Folder, locked
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.progress import Watched
-from fvcore.experiments.sae.audit import LOADING, VALIDATION, files_of, fingerprint
+from fvcore.experiments.sae.audit import LOADING, files_of, fingerprint
 from fvcore.experiments.sae.checkpoints import Checkpoints
 from fvcore.experiments.sae.contexts import CONTEXTS, Draws, contexts
 from fvcore.experiments.sae.features import FEATURES, choose
 from fvcore.experiments.sae.issues import Issues
 from fvcore.experiments.sae.readers import Oddities, is_read, read_records
-from fvcore.experiments.sae.schemas import CausalFeatures, PromptsSample, Validation
-from fvcore.formats import FormatError, read_json, validated
+from fvcore.experiments.sae.schemas import CausalFeatures, PromptsSample
+from fvcore.formats import FormatError
 
 if TYPE_CHECKING:
     from fvcore.experiments.progress import Progressing
@@ -24,25 +23,23 @@ if TYPE_CHECKING:
 READING = "Reading responses"
 
 
-def load(settings: PathwaysConfig, force: bool = False, progress: Progressing | None = None) -> list[Path]:
+def load(settings: PathwaysConfig, forced: bool = False, progress: Progressing | None = None) -> list[Path]:
     """Write the features, and where there are prompts the contexts; returns the files.
 
-    Raises StepError where the audit did not pass and OtherSettings where it read other files, unless `force`.
+    forced: the data did not pass, which the file says
     """
     folder, watched = Folder(settings.paths.out), Watched(progress)
-    with locked(folder.root):
-        passed = _require_audited(folder, settings, force)
-        texts = settings.prompts.texts()
-        tokenizer = _tokenizer(settings) if texts else None
-        draws = Draws(texts, settings.contexts, settings.conditions.aliases)
-        logged = _read_logs(settings, draws, watched)
-        features = _features(settings, logged, watched, forced=not passed)
-        sample = [
-            one
-            for kind, text in texts.items()
-            for one in contexts(tokenizer, kind, text, draws.of(kind), settings.contexts)
-        ]
-        return folder.write({FEATURES: features.model_dump(mode="json")} | _sample(settings, sample))
+    texts = settings.prompts.texts()
+    tokenizer = _tokenizer(settings) if texts else None
+    draws = Draws(texts, settings.contexts, settings.conditions.aliases)
+    logged = _read_logs(settings, draws, watched)
+    features = _features(settings, logged, watched, forced)
+    sample = [
+        one
+        for kind, text in texts.items()
+        for one in contexts(tokenizer, kind, text, draws.of(kind), settings.contexts)
+    ]
+    return folder.write({FEATURES: features.model_dump(mode="json")} | _sample(settings, sample))
 
 
 def _sample(settings: PathwaysConfig, sample: list[Any]) -> dict[str, Any]:
@@ -57,23 +54,6 @@ def _tokenizer(settings: PathwaysConfig) -> Any:
     from fvcore.model.model import load_tokenizer
 
     return load_tokenizer(settings.tokens.tokenizer or settings.model.name)
-
-
-def _require_audited(folder: Folder, settings: PathwaysConfig, force: bool) -> bool:
-    """Whether the data passed; whoever forces it may go on without."""
-    path = folder / VALIDATION
-    if not path.is_file():
-        if force:
-            return False
-        raise StepError(f"{path}: no audit of this data; run `fvcore pathways audit` first, or give --force")
-    audit = validated(Validation, read_json(path), path, "an audit")
-    same = audit.inputs_fingerprint == fingerprint(settings)
-    if not same and not force:
-        raise OtherSettings(f"{path} is of other files, or of what they were before: run `fvcore pathways audit` again")
-    if not audit.validated and not force:
-        failed = [group.code for group in audit.issues if group.severity == "error"]
-        raise StepError(f"{path}: the data did not pass ({', '.join(failed)}); mend it, or give --force")
-    return audit.validated and same
 
 
 def _features(settings: PathwaysConfig, logged: set[str], watched: Watched, forced: bool) -> CausalFeatures:

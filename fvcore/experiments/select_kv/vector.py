@@ -63,7 +63,7 @@ def _of_one(
 
 
 def _n_heads(lm: LanguageModel) -> int:
-    return min(TOP_HEADS, lm.n_layers * lm.n_heads)
+    return min(TOP_HEADS, len(lm.heads))
 
 
 def _relation(sample: OnSample) -> str:

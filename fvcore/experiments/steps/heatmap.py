@@ -10,11 +10,9 @@ from fvcore.experiments.folder import Folder
 from fvcore.experiments.pictures import png
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.scores import Row, ranked, read_scores
-from fvcore.plots import MOST_TICKS, heat_map, whole_numbers
+from fvcore.plots import MOST_TICKS, heat_map, limits, whole_numbers
 
 SIZE, DPI = (11, 6.5), 200
-OUTER = (1, 99)  # percentiles of the values that are not zero: beyond, colours do not grow
-LINEAR = 20  # percentile of the absolute values, below which the colours grow linearly
 AT_MOST = 50
 
 
@@ -47,20 +45,8 @@ def grid_of(rows: Sequence[Row], metric: str, n_layers: int | None = None, n_hea
     return grid
 
 
-def limits(grid: Any, metric: str) -> tuple[float, float]:
-    """(where the colours end on both sides of 0, below what they grow linearly)."""
-    values = grid[grid != 0]
-    if not len(values):
-        return 1.0, 1.0
-    low, high = np.percentile(values, OUTER) if metric == "mean_delta_p" else (values.min(), values.max())
-    # Zero keeps the middle of the colours.
-    outer = max(abs(float(low)), abs(float(high))) or 1.0
-    linear = float(np.percentile(np.abs(values), LINEAR))
-    return outer, min(linear, outer) or outer
-
-
 def _heatmap(grid: Any, best: Sequence[Row], metric: str, name: str) -> bytes:
-    outer, linear = limits(grid, metric)
+    outer, linear = limits(grid, clipped=metric == "mean_delta_p")
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()

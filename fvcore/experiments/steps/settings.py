@@ -70,7 +70,13 @@ class StepSettings(Config):
     )
 
     def layers_of(self, lm: LanguageModel) -> list[int]:
-        return _chosen(self.layers, lm.n_layers, "layer")
+        layers = _chosen(self.layers, lm.n_layers, "layer")
+        if self.layers is None:
+            return list(lm.head_layers)
+        if without := [layer for layer in layers if layer not in lm.head_layers]:
+            has = ", ".join(map(str, lm.head_layers))
+            raise ModelError(f"layer {without[0]} of {lm.name} has no attention heads (--layers); these have: {has}")
+        return layers
 
     def heads_of(self, lm: LanguageModel) -> list[int]:
         return _chosen(self.heads, lm.n_heads, "head")

@@ -140,17 +140,17 @@ def global_vector(lm: LanguageModel, mean: Tensor, heads: Sequence[tuple[int, in
 
 def heads_by_layer(lm: LanguageModel, mean: Tensor, heads: Sequence[Row], layers: Sequence[int]) -> dict[int, Tensor]:
     """layer -> (n_heads * d_head,), zero but for the chosen heads of the layer; head space, not the residual stream."""
-    found = {layer: torch.zeros(lm.n_heads, lm.d_head) for layer in layers}
+    found = {layer: torch.zeros(lm.n_heads, lm.d_heads[layer]) for layer in layers}
     for row in heads:
-        found[row["layer"]][row["head"]] = mean[row["layer"], row["head"]]
+        found[row["layer"]][row["head"]] = mean[row["layer"], row["head"], : lm.d_heads[row["layer"]]]
     return {layer: heads_.flatten() for layer, heads_ in found.items()}
 
 
 def _eval(
     lm: LanguageModel, sampled: SampledTrials, settings: StepSettings, by_layer: dict[int, Tensor], advance: Advance
 ) -> Row:
-    if lm.n_heads * lm.d_head != lm.d_model:
-        note = f"head space is {lm.n_heads * lm.d_head} wide, the residual stream {lm.d_model}: nothing can be added"
+    if other := sorted({lm.n_heads * width for width in lm.d_heads} - {lm.d_model}):
+        note = f"head space is {other[-1]} wide, the residual stream {lm.d_model}: nothing can be added"
         return {"per_layer": {}, "overall": None, "note": note}
     chosen = [of_trial(settings.seed, i).choice(sampled.trials) for i in range(N_EVAL_TRIALS)]
     # The same trial drawn twice is computed once.

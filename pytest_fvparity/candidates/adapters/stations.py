@@ -71,6 +71,11 @@ class Stations(ABC):
     """A candidate: six methods named after the check keys."""
 
     def __init__(self, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> None:
+        if len(widths := set(lm.d_heads)) > 1:
+            raise StageError(
+                f"heads of {lm.name} are {', '.join(map(str, sorted(widths)))} wide, by layer (0: none); the adapters know "
+                "models whose layers have the same heads alone"
+            )
         self.lm, self.settings = lm, settings
         text = Pipeline(lm, trials, settings)
         self.prompt_boundary, self.slot_map = text.prompt_boundary, text.slot_map
@@ -167,7 +172,7 @@ class Stations(ABC):
         last, target = len(prompt) - 1, prompts[f"{key}/target_id"]
 
         def logits(ids: list[int], until: int | None = None) -> Tensor:
-            edit = None if vector is None else Addition(self.settings.edit_layer, vector, last, until)
+            edit = None if vector is None else Addition(self.settings.layer_of(self.lm), vector, last, until)
             return self.logits(self.ids(ids), edit)
 
         following = logits([*prompt, *answer], last + 1)[last:-1].float().log_softmax(dim=-1)

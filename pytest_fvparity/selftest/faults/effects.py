@@ -62,6 +62,20 @@ def clean(artifact: Artifact) -> Artifact:
     return {leaf: artifact.get(leaf.replace("/corrupted/", "/clean/"), value) for leaf, value in artifact.items()}
 
 
+def without_tokens(lm: LanguageModel, ids: list[int], target: int) -> Tensor:
+    """The target's probability among all tokens but four others, those behind the three likeliest."""
+    logits = lm.logits(lm.ids(ids))[0, -1].clone()
+    behind = [token for token in logits.topk(8).indices.tolist()[3:] if token != target]
+    logits[behind[:4]] = -torch.inf
+    return logits.softmax(-1)[target]
+
+
+def effects_then(change: Callable[[Tensor], Tensor]) -> Plant:
+    """A candidate that changes the effects of every trial before it averages them."""
+    right = effects.causal_indirect_effect
+    return patching(effects, "causal_indirect_effect", lambda *of: change(right(*of)))
+
+
 def diluted(cie: Tensor, token_class_idx: int = -1) -> Tensor:
     return average_indirect_effect(torch.cat([cie, torch.zeros_like(cie)]), token_class_idx)
 
@@ -72,7 +86,7 @@ def deep(rig: Rig) -> Rig:
 
 def ranked_by(rank: Callable[[Tensor, int], list[Head]], made: Callable[[Rig], Rig] = deep) -> Plant:
     """A candidate that ranks its heads by `rank`: effects (layer, head) and how many."""
-    return on(made, patching(pipeline, "top_heads", rank))
+    return on(made, patching(pipeline, "top_heads", lambda aie, k, layers: rank(aie, k)))
 
 
 def flat_topk(aie: Tensor, k: int, head_of: Callable[[int], tuple[int, int]]) -> list[Head]:
@@ -189,12 +203,15 @@ PLANTS: dict[str, Plants] = {
         lambda lm, ids, target: torch.log_softmax(lm.logits(lm.ids(ids))[0, -1], dim=-1)[target],
     ),
     "F39-logit": patching(effects, "target_probability", lambda lm, ids, target: lm.logits(lm.ids(ids))[0, -1, target]),
+    "F39-tokens": patching(effects, "target_probability", without_tokens),
     "F40": with_effect(lambda base, runs: runs - torch.cat([base[None], runs.flatten()[:-1]]).view_as(runs)),
     "F40-sign": with_effect(lambda base, runs: base - runs),
     "F41": padding_replaced,
     "F42": patching(pipeline, "average_indirect_effect", diluted),
     "F43": ranked_by(lambda aie, k: top_heads(aie.double().round(decimals=4), k)),
     "F43-digits": ranked_by(lambda aie, k: [head._replace(aie=round(head.aie, 3)) for head in top_heads(aie, k)]),
+    "F43-effects": effects_then(lambda cie: cie.round(decimals=4)),
+    "F43-small": effects_then(lambda cie: cie.where(cie.abs() >= 1e-4, 0)),
     "F44": ranked_by(lambda aie, k: flat_topk(aie, k, lambda i: divmod(i, aie.shape[0])[::-1])),
     "F45": ranked_by(lambda aie, k: [h._replace(aie=float(aie[h.layer, h.head])) for h in top_heads(aie.abs(), k)]),
     "F45-smallest": ranked_by(lambda aie, k: [head._replace(aie=-head.aie) for head in top_heads(-aie, k)]),

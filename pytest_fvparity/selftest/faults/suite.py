@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -26,7 +26,7 @@ from pytest_fvparity.golden.golden import Golden, require_comparable
 from pytest_fvparity.parity.checks import STAGES, ParityRun
 from pytest_fvparity.parity.implementation import INPUTS, Implementation
 from pytest_fvparity.reference.reference import Recording
-from pytest_fvparity.selftest.catalogue import Observed, Outcome, Plants, first_other, observed, replacing
+from pytest_fvparity.selftest.catalogue import Observed, Outcome, Plant, Plants, first_other, observed, replacing
 from pytest_fvparity.selftest.faults.prompts import answer_alone, prompted_by
 from pytest_fvparity.selftest.rig import Recorded, Rig, changed
 
@@ -166,9 +166,77 @@ def raises_beside_its_own_hook(self: Pipeline) -> None:
     handle.remove()
 
 
+def leaving(leave: Callable[[LanguageModel], object]) -> Plant:
+    """A candidate that leaves something on the model after its means; the next one must find nothing of it."""
+
+    def mean_activations(self: Pipeline, *inputs: Artifact) -> Artifact:
+        answer = Pipeline.mean_activations(self, *inputs)
+        leave(self.lm)
+        return answer
+
+    def plant(rig: Rig) -> Observed:
+        shared = replace(rig, lm=changed(rig.lm))
+        seen = observed(shared.judge(shared.candidate(mean_activations=mean_activations)))
+        then = observed(shared.judge(shared.candidate()))
+        return seen if then.outcome is Outcome.PASSES else then
+
+    return plant
+
+
+def scaled(lm: LanguageModel) -> None:
+    with torch.no_grad():
+        cast("torch.Tensor", lm.o_proj(1).weight).mul_(1.5)
+
+
+def scaled_through_data(lm: LanguageModel) -> None:
+    cast("torch.Tensor", lm.o_proj(1).weight).data *= 1.5
+
+
+def patched(lm: LanguageModel) -> None:
+    lm.o_proj(0).forward = lambda x: 0 * x
+
+
+def swapped(lm: LanguageModel) -> None:
+    lm.blocks[0], lm.blocks[1] = lm.blocks[1], lm.blocks[0]
+
+
+def reads_hidden_states(lm: LanguageModel) -> None:
+    found = lm.hf(input_ids=lm.ids([1, 2]), output_hidden_states=True).hidden_states
+    assert len(found) > lm.n_layers, "the library's hooks are gone"
+
+
+def edited(artifact: Artifact) -> None:
+    with torch.inference_mode():
+        artifacts.tensor_leaf(artifact, "mean_activations").mul_(1.05)
+
+
+def edits_its_input(self: Pipeline, *inputs: Artifact) -> Artifact:
+    answer = Pipeline.top_heads(self, *inputs)
+    edited(inputs[2])
+    return answer
+
+
+def edits_its_answer(rig: Rig) -> Observed:
+    given: list[Artifact] = []
+
+    def mean_activations(self: Pipeline, *inputs: Artifact) -> Artifact:
+        given.append(Pipeline.mean_activations(self, *inputs))
+        return given[-1]
+
+    def top_heads(self: Pipeline, *inputs: Artifact) -> Artifact:
+        edited(given[-1])
+        return Pipeline.top_heads(self, *inputs)
+
+    return replacing(mean_activations=mean_activations, top_heads=top_heads)(rig)
+
+
 PLANTS: dict[str, Plants] = {
     "F70": replacing(injection_output=matched_by_position),
     "F71": stale_folder,
     "F72": (overwritten_on_disk, overwritten_in_memory),
+    "F73-state": tuple(map(leaving, (scaled, scaled_through_data, patched, swapped, lambda lm: lm.hf.train()))),
+    "F73-library": leaving(reads_hidden_states),
+    "F73-input": replacing(top_heads=edits_its_input),
+    "F73-answer": edits_its_answer,
     "F73": (partial(next_run_after, raises_in_fvcores_hooks), partial(next_run_after, raises_beside_its_own_hook)),
 }

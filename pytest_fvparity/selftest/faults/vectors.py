@@ -113,6 +113,7 @@ PLANTS: dict[str, Plants] = {
     "F55": in_half_precision(torch.bfloat16),
     "F55-fp16": in_half_precision(torch.float16),
     "F55-fp32": patching(vectors, "head_term", lambda *of: head_term(*of).bfloat16()),  # of the vector's sum alone
+    "F55-terms": with_term(lambda *of: head_term(*of).half().float()),
     "F56": with_vector(in_head_space),
     "F57": from_slot(lambda own: -2),
     "F57-query": from_slot(lambda own: own.dummy_labels.index("query_demonstration_token")),

@@ -14,7 +14,7 @@ from tests.late import RUNNING
 if RUNNING:
     import torch
 
-    from fvcore.experiments.evaluation.compute import top_tokens, vector_logits
+    from fvcore.decoding import top_tokens, vector_logits
     from fvcore.experiments.evaluation.vectors import gaussian
     from tests.fvcore.evaluation import worlds
 

@@ -19,7 +19,8 @@ from tests.late import RUNNING
 if RUNNING:
     from torch import Tensor
 
-    from fvcore.experiments.evaluation.compute import Bench, top_tokens
+    from fvcore.decoding import top_tokens
+    from fvcore.experiments.evaluation.compute import Bench
     from fvcore.experiments.evaluation.report import Result
     from fvcore.fast.engines import chosen
     from tests.fvcore.evaluation import worlds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from tests.late import RUNNING
 if RUNNING:
     import torch
 
-    from fvcore.experiments.relation import control, intervals
+    from fvcore.experiments.relation import control, intervals, report
     from fvcore.experiments.relation.run import run
     from fvcore.experiments.relation.unit import Unit
     from fvcore.experiments.steps import stepd
@@ -88,6 +89,37 @@ def test_a_q_id_goes_from_running_to_completed(
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("forgotten", ["all", layout.FV])
+def test_completed_is_not_believed_if_it_does_not_name_what_is_required(
+    llama: LanguageModel, ran: Path, tmp_path: Path, forgotten: str, there: bool
+) -> None:
+    root = tmp_path / "out"
+    shutil.copytree(ran, root)
+    status = read_json(root / "Q2" / files.STATUS)
+    gone = list(status["files"]) if forgotten == "all" else [forgotten]
+    write_json(
+        root / "Q2" / files.STATUS,
+        status | {"files": {name: sha for name, sha in status["files"].items() if name not in gone}},
+    )
+    for name in () if there else gone:
+        (root / "Q2" / name).unlink()
+
+    assert layout.FV in _damage(root / "Q2")
+    (row,) = (row for row in report.rows(root) if row["q_id"] == "Q2")
+    assert row["status"] == "damaged"
+    ended = {outcome.name: outcome for outcome in run(small(tmp_path), root, SMALL, Local(llama)).outcomes}
+    assert (ended["Q2"].status, ended["Q2"].ran, ended["Q1"].ran) == ("completed", True, False)
+    assert _damage(root / "Q2") == []
+
+
+def test_completed_of_fewer_layers_than_the_model_has_is_not_believed(llama: LanguageModel, unit: Unit) -> None:
+    run_unit(llama, unit)
+    write_json(unit.folder / files.STATUS, _status(unit) | {"expected_layers": [0]})
+
+    assert run_unit(llama, unit).ran
+
+
 def test_too_few_rows_are_skipped_and_looked_at_again(llama: LanguageModel, unit: Unit) -> None:
     few = replace(unit, pairs=unit.pairs[:3])
 
@@ -123,8 +155,6 @@ def test_completed_is_not_believed_without_its_files(
     llama: LanguageModel, ran: Path, tmp_path: Path, name: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stages that stand on whole files are left alone, and the end is the same as before."""
-    import shutil
-
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     pairs = tuple(WordPair(input=a, output=b) for a, b in known("antonym", 8))
     copy = Unit(

@@ -22,7 +22,7 @@ if RUNNING:
 
 def chosen(data: Data, **more: Any) -> CausalFeatures:
     data.write()
-    path, *_ = step.load(data.settings(**{"features.layers": "1-3"} | more), force=True)
+    path, *_ = step.load(data.settings(**{"features.layers": "1-3"} | more), forced=True)
     return CausalFeatures.model_validate(read_json(path))
 
 
@@ -103,7 +103,7 @@ PROMPTS = {"prompts.safe": "Stay or go? Choice: ", "prompts.risky": "All in? Cho
 def sample(data: Data, **more: Any) -> PromptsSample:
     data.write()
     model = {"model.name": "tiny-llama", "contexts.per_prompt": 5}
-    *_, path = step.load(data.settings(**PROMPTS | model | more), force=True)
+    *_, path = step.load(data.settings(**PROMPTS | model | more), forced=True)
     return PromptsSample.model_validate(read_json(path))
 
 

@@ -1,0 +1,5 @@
+"""`python -m pytest_fvparity` is `fvparity`."""
+
+from pytest_fvparity.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The plans' module names; everything is fvcore's."""

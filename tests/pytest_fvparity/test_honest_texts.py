@@ -1,0 +1,127 @@
+"""What is said of a failure is its first sentence, counts what it says it counts, and can be run again."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fvcore.gates import Finding, Stage, Status, Verdict, error_line, run_stage, said
+from tests.late import RUNNING
+from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
+from tests.pytest_fvparity.worlds import World, plant, reports
+
+if RUNNING:
+    from fvcore import artifacts
+    from pytest_fvparity.candidates.candidates import FromFolder
+    from pytest_fvparity.selftest.rig import rig_of
+
+CUDA = "CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later.\nCompile with `TORCH_USE_CUDA_DSA`."
+
+
+def noted(error: Exception) -> Exception:
+    error.add_note("a note that says less")
+    return error
+
+
+class Broken(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (RuntimeError(CUDA), "RuntimeError: CUDA error: device-side assert triggered"),
+        (noted(ValueError("bad value")), "ValueError: bad value"),
+        (
+            ExceptionGroup("two", [KeyError("a"), OSError("b")]),
+            "ExceptionGroup: two (2 sub-exceptions); the first of them KeyError: 'a'",
+        ),
+        (AssertionError(), "AssertionError"),
+        (Broken(), "Broken (which cannot be shown)"),
+    ],
+)
+def test_the_headline_takes_the_first_sentence_of_an_error(error: Exception, sentence: str) -> None:
+    def check(subject: object) -> Verdict:
+        raise error
+
+    result = run_stage("parity", Stage("slot_map", "", check), lambda: None)
+    rows = rows_of(slot_map=row_of("slot_map", Status.ERROR, message=result.message))
+
+    assert said(error) == sentence
+    assert assemble(list(rows), rows).headline == f"ERROR: nothing could be judged at slot_map: {sentence}"
+
+
+def test_of_what_another_process_printed_the_error_is_taken_and_not_the_advice_below_it() -> None:
+    printed = f"loading\nTraceback (most recent call last):\n  File x\n    y()\nRuntimeError: {CUDA}\n"
+
+    assert error_line(printed) == "RuntimeError: CUDA error: device-side assert triggered"
+    assert error_line("Killed") == "Killed"
+    assert error_line("") == "no message"
+
+
+def test_a_finding_without_values_says_nothing_of_values() -> None:
+    without = Verdict((Finding("slot_map", "the candidate left a hook"),), compared=7, mismatch_count=1)
+    rows = rows_of(slot_map=row_of("slot_map", Status.FAIL, without))
+
+    assert assemble(list(rows), rows).headline.endswith("key slot_map: the candidate left a hook")
+    assert assemble(list(rows), rows_of(slot_map=row_of("slot_map", Status.FAIL, failed()))).headline.endswith(
+        "differs by 1; expected 1.0, got 2.0"
+    )
+
+
+def test_the_signature_stands_in_the_headline() -> None:
+    verdict = Verdict(failed().findings, 10, 1, details={"signature": "only layer 2 differs"})
+    rows = rows_of(slot_map=row_of("slot_map", Status.FAIL, verdict))
+
+    assert assemble(list(rows), rows).headline.endswith("got 2.0; only layer 2 differs")
+
+
+def test_values_are_counted_as_values() -> None:
+    left, value = Finding("a", "left a hook"), Finding("a[0]", "differs", 1, 2)
+
+    assert Verdict((value,), 10, 3).counted == "3 of 10 values differ"
+    assert Verdict((left,), 10, 1).counted == "10 values agree; 1 finding(s) beside them"
+    assert Verdict((left, value), 10, 4).counted == "3 of 10 values differ; 1 finding(s) beside them"
+
+
+def test_an_empty_file_is_the_candidates_own(tmp_path: Path) -> None:
+    folder = FromFolder(tmp_path)
+    (folder.path / "top_heads.json").write_text("{}")
+
+    results = {result.key: result for result in rig_of("llama").judge(folder)}
+
+    assert results["top_heads"].verdict.findings[0].message == "nothing was compared: the candidate has no leaves"
+
+
+def test_of_two_files_for_one_key_the_report_says_which_was_read(tmp_path: Path) -> None:
+    from fvcore.experiments import plan_files
+
+    folder = FromFolder(tmp_path)
+    artifacts.save(rig_of("llama").artifacts["mean_activations"], folder.path / "mean_activations")
+    assert folder.notes("mean_activations") == []
+    (folder.path / plan_files.MEANS).touch()
+
+    (note,) = folder.notes("mean_activations")
+    assert note == "two files for one key: mean_activations.pt was read, and mean_activations.json beside it was not"
+
+
+def test_the_reproduce_command_carries_what_the_outcome_hangs_on(pytester: pytest.Pytester, world: World) -> None:
+    plant(pytester, "slot_map", 'leaves["dummy_labels"] = []')
+    with (pytester.path / "conftest.py").open("a") as conftest:
+        conftest.write(
+            "\ndef pytest_addoption(parser):\n    parser.addoption('--mine')\n    parser.addoption('--own')\n"
+        )
+    dull = ("-q", "-x", "--tb=short", "-k", "slot_map or prompt_boundary", "--maxfail", "3")
+
+    pytester.runpytest_inprocess(
+        "-m", "parity", *dull, "-W", "error::UserWarning", "--mine=1", "--own", "two", "-s", *world.options
+    )
+
+    (report,) = reports(pytester)
+    program, *words = shlex.split(report["repro_command"])
+    assert (program, words[:6]) == ("pytest", ["-W", "error::UserWarning", "--mine=1", "--own", "two", "-s"])
+    assert not {"-q", "-x", "--tb=short", "--maxfail"} & set(words)
+    assert pytester.runpytest_inprocess(*words).ret == pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,139 @@
+"""The forms that an answer may have, that the page names them, and that any other is a sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvcore.gates import StageError, Status
+from pytest_fvparity.parity.asking import formed
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore import artifacts
+    from fvcore.pipeline import Pipeline
+    from pytest_fvparity.candidates.candidates import FromFolder
+    from pytest_fvparity.parity.implementation import CHECK_KEYS
+    from pytest_fvparity.selftest.rig import Rig, rig_of
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "candidates.md").read_text()
+MAPS = ("idx_map", "idx_avg", "full_idx_map")
+
+
+def as_objects(leaves: dict[str, Any]) -> dict[str, Any]:
+    """The maps as objects, with text for keys."""
+
+    def mapped(rows: list[list[Any]]) -> dict[str, Any]:
+        return {str(row[0]): row[1] if len(row) == 2 else row[1:] for row in rows}
+
+    return {leaf: mapped(value) if leaf.rpartition("/")[2] in MAPS else value for leaf, value in leaves.items()}
+
+
+def reversed_rows(leaves: dict[str, Any]) -> dict[str, Any]:
+    rows = (*MAPS, "labels", "dummy_labels")
+    return {leaf: value[::-1] if leaf.rpartition("/")[2] in rows else value for leaf, value in leaves.items()}
+
+
+def trials_reversed(leaves: dict[str, Any]) -> dict[str, Any]:
+    return dict(reversed(leaves.items()))
+
+
+def answering(key: str, form: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    return {key: lambda self, *inputs: form(dict(getattr(Pipeline, key)(self, *inputs)))}
+
+
+@pytest.mark.parametrize(
+    ("key", "form"),
+    [
+        ("slot_map", as_objects),
+        ("slot_map", reversed_rows),
+        ("slot_map", trials_reversed),
+        ("prompt_boundary", trials_reversed),
+        ("injection_output", trials_reversed),
+    ],
+)
+def test_another_legal_form_is_green_at_every_key(key: str, form: Callable[[Any], Any]) -> None:
+    rig = rig_of("llama")
+
+    assert {r.status for r in rig.judge(rig.candidate(**answering(key, form)))} == {Status.PASS}
+
+
+def test_maps_in_a_folder_may_be_objects(tmp_path: Path) -> None:
+    rig = rig_of("llama")
+    for key, artifact in rig.artifacts.items():
+        artifacts.save(artifact, tmp_path / key)
+    (tmp_path / "slot_map.json").write_text(json.dumps(as_objects(dict(rig.artifacts["slot_map"]))))
+
+    assert {result.status for result in rig.judge(FromFolder(tmp_path))} == {Status.PASS}
+
+
+def test_a_wrong_map_is_a_fault_in_every_form() -> None:
+    rig = rig_of("llama")
+
+    def wrong(leaves: dict[str, Any]) -> dict[str, Any]:
+        objects = as_objects(leaves)
+        objects["0:0/clean/idx_map"]["3"] += 1
+        return objects
+
+    results = {result.key: result for result in rig.judge(rig.candidate(**answering("slot_map", wrong)))}
+
+    assert results["slot_map"].status is Status.FAIL
+    assert results["slot_map"].verdict.findings[0].where.startswith("0:0/clean/idx_map")
+
+
+def test_the_guide_names_the_leaves_that_there_are() -> None:
+    rows = {
+        name: set(re.findall(r"`([^`]+)`", returns))
+        for name, returns in re.findall(r"^\| `(\w+)` \| [^|]*\| ([^|]+)\|$", GUIDE, flags=re.MULTILINE)
+        if name in CHECK_KEYS
+    }
+    there = {
+        key: {
+            re.sub(r"^\d+:\d+/", "T/", leaf).replace("/clean/", "/R/").replace("/corrupted/", "/R/") for leaf in leaves
+        }
+        for key, leaves in rig_of("llama").artifacts.items()
+    }
+
+    assert rows == there
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def holding_itself() -> list[Any]:
+    value: list[Any] = []
+    value += [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("leaves", "message"),
+    [
+        ({("a", 1): 2}, r"a leaf's name is text, the candidate gave \('a', 1\) \(tuple\)"),
+        ({"x": nested(3000)}, "leaf 'x' holds lists more than 100 deep"),
+        ({"x": holding_itself()}, "leaf 'x' holds lists more than 100 deep, or one that holds itself"),
+        ({"x": 10**5000}, "leaf 'x' holds an integer of 16610 bits"),
+        ({"x": [1, [2, {"a": 1}]]}, "leaf 'x' holds a builtins.dict"),
+        ([1], "expected a mapping from leaf to value, the candidate gave a list"),
+    ],
+)
+def test_what_is_no_artifact_is_a_sentence(leaves: Any, message: str) -> None:
+    with pytest.raises(StageError, match=message):
+        formed("top_heads", leaves, {})
+
+
+def test_what_is_no_artifact_is_an_error_at_its_key() -> None:
+    rig: Rig = rig_of("llama")
+    results = {r.key: r for r in rig.judge(rig.candidate(fv_vector=lambda *_: {"norm": 10**5000, 3: 1}))}
+
+    assert results["fv_vector"].status is Status.ERROR
+    assert results["fv_vector"].message.startswith("fv_vector: leaf 'norm' holds an integer")
