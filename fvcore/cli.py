@@ -14,6 +14,7 @@ from fvcore.experiments.relation.cli import app as relation_app
 from fvcore.experiments.sae.cli import app as pathways_app
 from fvcore.experiments.select_kv import cli as select_kv
 from fvcore.model.commands import app as spec_app
+from fvcore.profile import MOST_SEED
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Function vectors: data and experiments.")
 trials_app = typer.Typer(no_args_is_help=True, help="Fixed trials: make a file, verify a file.")
@@ -46,7 +47,7 @@ def trials_make(
     out: Annotated[Path | None, typer.Option(help="File, or folder (default: datasets/fixed_trials/).")] = None,
     n_trials: Annotated[int, typer.Option(min=1)] = 10,
     n_shots: Annotated[int, typer.Option(min=0)] = 10,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
     prepend_bos: Annotated[
         bool | None,
         typer.Option("--prepend-bos/--no-prepend-bos", help="The tokenizer adds a BOS (default: measured)."),
@@ -125,8 +126,4 @@ def trials_verify(
 
 def main() -> None:
     """The console script: an expected error is one line and its exit status, not a traceback."""
-    try:
-        app()
-    except exits.Expected as error:
-        exits.say(str(error))
-        raise SystemExit(error.status) from None
+    exits.run("fvcore", app)

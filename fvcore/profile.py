@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fvcore import names
 
@@ -28,6 +28,12 @@ def _part(name: str) -> str:
 
 Part = Annotated[str, AfterValidator(_part)]
 """A name that becomes a part of a path."""
+
+
+MOST_SEED = 2**32 - 1
+"""The generators of the reference take no larger one."""
+
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
 
 class Strict(BaseModel):

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fvcore import exits
 from fvcore.escapes import lines, markup
-from fvcore.formats import FormatError, read_json, write_text
+from fvcore.formats import read_json, write_text
 from fvcore.gates import StageError
 from fvcore.model.spec import ModelError
 from pytest_fvparity.children import following
@@ -274,8 +274,13 @@ def main() -> None:
     """The console script: an expected error is one message and exit status 2, not a traceback."""
     from pytest_fvparity.report.merge import Contradiction
 
-    try:
-        app()
-    except (FormatError, ModelError, StageError, Contradiction, Unusable) as error:
+    def told(error: str) -> None:
         errors.print(lines(f"fvparity: {error}"), style="red", soft_wrap=True, markup=False)
-        raise SystemExit(exits.USAGE) from None
+
+    def asked() -> None:
+        try:
+            app()
+        except (StageError, Contradiction, Unusable) as error:
+            raise exits.Expected(str(error)) from None
+
+    exits.run("fvparity", asked, told)

@@ -16,6 +16,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from fvcore import names
 from fvcore.formats import FormatError, json_text, read_json, read_text, sha256, twice, validated, write_text
+from fvcore.profile import Seed
 from fvcore.trials.draws import Splits, draws, split
 
 
@@ -105,10 +106,10 @@ class TrialRecord(FileRecord):
 
 class Meta(FileRecord):
     dataset_json: str = ""
-    seed: int = 0
+    seed: Seed = 0
     n_trials: int = 10
     n_shots: int = 10
-    test_split: float = 0.3
+    test_split: float = Field(default=0.3, ge=0, le=1)
     prefixes: TemplatePart = PREFIXES
     separators: TemplatePart = SEPARATORS
     model_name_for_tokenizer: str = "gpt2"

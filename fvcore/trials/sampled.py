@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, model_validator
 from fvcore import names
 from fvcore.formats import parting, read_json, sha256, twice, validated, write_json
 from fvcore.model.tokenizer import Tokenizer
+from fvcore.profile import Seed
 from fvcore.prompts import PromptTemplate
 from fvcore.trials import fixed as trials
 from fvcore.trials.fixed import (
@@ -42,7 +43,7 @@ class SampledMeta(FileRecord):
     source: Source
     relation_csv_path: str | None = None
     fixed_trials_path: str | None = None
-    seed: int
+    seed: Seed
     n_trials: int
     n_shots: int
     n_demos: int

@@ -118,10 +118,7 @@ def plan_main() -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     register(app, "cedkv_mvp", PLAN, PlanCommand)
     try:
-        app()
-    except exits.Expected as error:
-        exits.say(str(error))
-        status: int | str | None = error.status
+        exits.run("cedkv_mvp", app)
     except SystemExit as end:
         status = end.code
     raise SystemExit(PLAN_STATUS.get(status, status) if isinstance(status, int) else status)
