@@ -63,8 +63,6 @@ class FromFolder(Answers):
 
     path: Path
 
-    partial = True
-
     def __post_init__(self) -> None:
         if not self.path.is_dir():
             raise CandidateError(f"--fv-candidate-dir: no such folder: {self.path}")
@@ -152,7 +150,7 @@ class Elsewhere(ByKey):
             self.conversation = Conversation(name, command, folder, timeout_s)
         except OSError as error:
             raise CandidateError(f"--fv-candidate-python: cannot start {python!r} ({error.strerror})") from error
-        self._told(self.conversation.answer())
+        self.effects = self._told(self.conversation.answer()).get("effects")  # what its effects are of, if it says so
 
     def _told(self, answer: dict[str, Any]) -> dict[str, Any]:
         if "not_provided" in answer:

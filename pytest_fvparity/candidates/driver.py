@@ -97,7 +97,7 @@ def main(job_path: Path) -> None:
     if candidate is None:
         say(0, {"error": f"the factory {job['factory']} returned None; expected the candidate. Is a `return` missing?"})
         return
-    say(0, {"ready": True})
+    say(0, {"ready": True, "effects": getattr(candidate, "effects", None)})
     for line in requests:
         request = json.loads(line)
         say(request["number"], answer(candidate, request, job_path.with_name(f"answer-{request['number']}")))

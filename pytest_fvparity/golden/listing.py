@@ -51,7 +51,7 @@ def trials_under(folders: Iterable[Path]) -> Trials:
     for folder in folders:
         if not folder.is_dir():
             raise FormatError(f"{folder}: no such folder of trials; name yours with --trials")
-        for path in sorted(folder.rglob("*.json")):
+        for path in sorted(file for file in folder.rglob("*.json") if file.is_file()):
             id, digest = path.stem, sha256_file(path)
             if path.name == SAMPLED:  # the name of every run's frozen trials: they are told by their content
                 with suppress(FormatError):

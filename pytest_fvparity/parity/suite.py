@@ -12,9 +12,9 @@ from fvcore.gates import StageError, Suite, Verdict
 from pytest_fvparity.drill.conclusion import lines as drill_lines
 from pytest_fvparity.fixtures import device_of, in_one_sentence, load_model, options_of, run_settings, tolerances_of
 from pytest_fvparity.parity.checks import STAGES, Memory
+from pytest_fvparity.parity.implementation import LIVE
 from pytest_fvparity.parity.place import title_of
 from pytest_fvparity.parity.reports import NAME, ParityReports
-from pytest_fvparity.report.report import LIVE
 from pytest_fvparity.suite.declaration import Declaration
 from pytest_fvparity.suite.item import StageItem
 
@@ -75,6 +75,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     from pytest_fvparity.candidates.candidates import name_of, required
     from pytest_fvparity.golden.golden import require_comparable
     from pytest_fvparity.parity.checks import ParityRun
+    from pytest_fvparity.parity.log_effects import log_effects_of
     from pytest_fvparity.parity.refinements import continuation_of
 
     collector = request.node.collector
@@ -118,6 +119,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
         options.max_trials,
         memory,
         model=lm.hf,
+        log_effects=log_effects_of(lm, golden, settings),
         tokenizer=lm.tokenizer,
         continuation=continuation,
         reference=fresh,

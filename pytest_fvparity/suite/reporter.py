@@ -176,6 +176,8 @@ class SuiteReporter:
             row = json.loads(text)
             self._learn(report.nodeid.rpartition("::")[0], row.pop("suite"))
             self._judge(report, row)
+        if report.when == "teardown":
+            self._keep(report.nodeid)  # not before: a process that dies while it is cleaned up leaves no verdict of it
 
     def _learn(self, suite: str, said: Mapping[str, Any]) -> None:
         """A suite in a test module, on a worker, is known by what its first report says of it."""
@@ -193,8 +195,11 @@ class SuiteReporter:
         # A stage that is run again, by a plugin for flaky tests, stays what it was when it failed.
         if run.status(key) in {None, Status.PASS}:
             run.rows[key] = row | {"stdout": report.capstdout[-MAX_OUTPUT:], "stderr": report.capstderr[-MAX_OUTPUT:]}
-            for reports in self.reports if key in run.planned else ():
-                self._writing(reports.keep, run)
+
+    def _keep(self, nodeid: str) -> None:
+        if (found := self.find(nodeid)) and found[1] in found[0].planned:
+            for reports in self.reports:
+                self._writing(reports.keep, found[0])
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
@@ -206,6 +211,7 @@ class SuiteReporter:
     def _died(self, run: SuiteRun, key: str, report: pytest.TestReport) -> None:
         result = StageResult(run.name, key, Status.CRASHED, message=str(report.longrepr))
         self._judge(report, {"context": {}, "result": result.to_dict()})
+        self._keep(f"{run.nodeid}::{key}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -246,7 +252,8 @@ class PlainReports(SuiteReports):
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
         self.results = {run.nodeid: run.results() for run in runs if run.declared is None and run.planned}
         harmless = {Status.PASS, Status.NOT_HELD, Status.NOT_RUN}
-        return all(result.status in harmless for results in self.results.values() for result in results.values())
+        every = [result for results in self.results.values() for result in results.values()]
+        return all(r.status in harmless or (r.status is Status.NOT_PROVIDED and r.verdict.compared) for r in every)
 
     def summary(self, terminal: Any, written: bool) -> None:
         for nodeid, results in self.results.items():

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import Field
 
-from fvcore import exits
 from fvcore.experiments.config import Option, add_command
-from fvcore.experiments.sae.commands import sae_info, train_sae
+from fvcore.experiments.sae import commands
 from fvcore.experiments.sae.config import Info, PathwaysConfig, Training
 
 if TYPE_CHECKING:
@@ -144,29 +142,6 @@ def discover(command: DiscoverCommand) -> None:
         _do(command, command, "discover")
 
 
-@app.command("selftest")
-def selftest(
-    seed: Annotated[int, typer.Option(min=0, help="Of the planted models.")] = 0,
-    markdown: Annotated[Path | None, typer.Option(help="A page to write the tables into, between its marks.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
-) -> None:
-    """Find planted causes, beside what other methods find; exit status 1 where one is missed or a decoy is taken for one."""
-    from fvcore.experiments.sae import selftest as on_trial
-
-    found = on_trial.selftest(seed)
-    if as_json:
-        _print(found)
-    else:
-        typer.echo(on_trial.markdown(found))
-        for said, held in found["criteria"].items():
-            exits.tell(f"{'yes' if held else 'NO'}: {said}")
-        exits.tell(f"{found['seconds']:g} s")
-    if markdown:
-        on_trial.put_into(markdown, found)
-    if not found["passed"]:
-        raise typer.Exit(exits.FAILED)
-
-
 def step(name: str, said: str) -> Callable[[StepCommand], None]:
     """What brings one step to its end."""
 
@@ -242,34 +217,6 @@ def write_report(command: PathwaysConfig) -> None:
         exits.tell(f"wrote {path}")
 
 
-@app.command("faults")
-def show_faults(
-    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
-) -> None:
-    """Look for pathways wrongly in every known way; exit status 1 if one is not caught by what must catch it."""
-    from fvcore.experiments.sae import faults
-
-    found = faults.rows()
-    for row in found:
-        verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
-        exits.tell(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {faults.rounded(row.seen.value)}")
-    if markdown is not None:
-        exits.tell(f"wrote {faults.write(markdown, found)}")
-    if not all(row.caught for row in found):
-        raise typer.Exit(exits.FAILED)
-
-
-@app.command("init")
-def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; its files must not be there yet.")],
-) -> None:
-    """Write the plan's folder: config.yaml, launch.sh, and its seven source files as short callers."""
-    from fvcore.experiments.sae import init as made
-
-    for path in made.write(folder):
-        exits.tell(f"wrote {path}")
-
-
 STEPS = {
     "load": "Choose the strongest features of each layer, and make contexts of the prompts and the logged responses.",
     "prototype": "Follow one feature from end to end, with every check that a discovery stands on.",
@@ -286,5 +233,8 @@ for _name, _said in STEPS.items():
     add_command(app, _name, StepCommand, step(_name, _said))
 add_command(app, "status", ShownCommand, show_status)
 add_command(app, "report", PathwaysConfig, write_report)
-add_command(app, "train-sae", Training, train_sae)
-add_command(app, "sae-info", Info, sae_info)
+add_command(app, "train-sae", Training, commands.train_sae)
+add_command(app, "sae-info", Info, commands.sae_info)
+app.command("selftest")(commands.selftest)
+app.command("faults")(commands.show_faults)
+app.command("init")(commands.init)

@@ -1,10 +1,11 @@
-"""`fvcore pathways train-sae` and `fvcore pathways sae-info`."""
+"""What stands around the steps of `fvcore pathways`: its autoencoders, its self-test, its planted faults, the plan's folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -87,3 +88,51 @@ def _health(sae: SAE, command: Info) -> Health:
     lm.require_layer(sae.layer)
     streams = taken_for(lm, prompts)
     return health(sae.to(lm.device), streams.pop(f"layer {sae.layer}"), streams)
+
+
+def selftest(
+    seed: Annotated[int, typer.Option(min=0, help="Of the planted models.")] = 0,
+    markdown: Annotated[Path | None, typer.Option(help="A page to write the tables into, between its marks.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+) -> None:
+    """Find planted causes, beside what other methods find; exit status 1 where one is missed or a decoy is taken for one."""
+    from fvcore.experiments.sae import selftest as on_trial
+
+    found = on_trial.selftest(seed)
+    if as_json:
+        typer.echo(json_text(found))
+    else:
+        typer.echo(on_trial.markdown(found))
+        for said, held in found["criteria"].items():
+            typer.echo(f"{'yes' if held else 'NO'}: {said}")
+        typer.echo(f"{found['seconds']:g} s")
+    if markdown:
+        on_trial.put_into(markdown, found)
+    if not found["passed"]:
+        raise typer.Exit(exits.FAILED)
+
+
+def show_faults(
+    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+) -> None:
+    """Look for pathways wrongly in every known way; exit status 1 if one is not caught by what must catch it."""
+    from fvcore.experiments.sae import faults
+
+    found = faults.rows()
+    for row in found:
+        verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
+        typer.echo(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {faults.rounded(row.seen.value)}")
+    if markdown is not None:
+        typer.echo(f"wrote {faults.write(markdown, found)}")
+    if not all(row.caught for row in found):
+        raise typer.Exit(exits.FAILED)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; its files must not be there yet.")],
+) -> None:
+    """Write the plan's folder: config.yaml, launch.sh, and its seven source files as short callers."""
+    from fvcore.experiments.sae import init as made
+
+    for path in made.write(folder):
+        typer.echo(f"wrote {path}")

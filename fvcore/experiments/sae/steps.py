@@ -153,7 +153,7 @@ STEPS = (
     ),
     Step(
         "integrate",
-        (*MODEL, "integrate"),
+        (*MODEL, "integrate", "features.layers", "discover.positions", "contexts.exclude_special"),
         (FEATURES, CONTEXTS, PATHWAYS, TOKENS),
         ("results/integrated/*",),
         gate=_there(PATHWAYS),

@@ -14,7 +14,8 @@ from fvcore.experiments.sae import bench as benches
 from fvcore.experiments.sae import prototype
 from fvcore.experiments.sae.bench import Bench, Held
 from fvcore.experiments.sae.config import PathwaysConfig
-from fvcore.experiments.sae.prototype import SingleFeatureTest, examined, instrumented
+from fvcore.experiments.sae.instrumentation import instrumented
+from fvcore.experiments.sae.prototype import SingleFeatureTest, examined
 from fvcore.experiments.sae.schemas import Feature
 
 
