@@ -73,10 +73,9 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     from fvcore.pipeline import Pipeline
     from fvcore.prompts import require_verified
     from pytest_fvparity.candidates.candidates import name_of, required
+    from pytest_fvparity.parity.at_hand import continuation_of, log_effects_of
     from pytest_fvparity.parity.checks import ParityRun
     from pytest_fvparity.parity.conditions import conditions
-    from pytest_fvparity.parity.log_effects import log_effects_of
-    from pytest_fvparity.parity.refinements import continuation_of
 
     collector = request.node.collector
     context: dict[str, Any] = collector.context
