@@ -262,18 +262,18 @@ def of_biases(model: nn.Module, heads: Any, expected: Artifact, actual: Artifact
     """Whether a vector is off by whole multiples of the output projections' biases of its heads' layers, and by which."""
     import torch
 
+    from fvcore.artifacts import tensor_leaf
     from fvcore.model.model import LanguageModel
 
     lm = LanguageModel.wrap(model)
     of_heads = [layer for layer, _ in heads]
     layers = sorted(set(of_heads))
     biases: list[Any] = [getattr(lm.o_proj(layer), "bias", None) for layer in layers]
-    want, have = (side["function_vector"] for side in (expected, actual))
-    assert isinstance(want, torch.Tensor) and isinstance(have, torch.Tensor)
+    want, have = (tensor_leaf(side, "function_vector").detach().double().cpu() for side in (expected, actual))
     if not layers or any(bias is None for bias in biases):
         return None
     columns = torch.stack([bias.detach().double().cpu() for bias in biases], dim=1)
-    off = (have.detach().double().cpu() - want.detach().double().cpu())[:, None]
+    off = (have - want)[:, None]
     times = torch.linalg.lstsq(columns, off).solution.flatten()
     if (columns @ times.round()[:, None] - off).abs().max() > CLOSE * off.abs().max() or not times.round().any():
         return None
