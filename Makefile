@@ -14,7 +14,7 @@ help:
 	@echo "make test-slow  the tests that take long, and the others once more as on another processor"
 	@echo "make lint     ruff and mypy --strict"
 	@echo "make docs     regenerate what is generated under docs/"
-	@echo "make faults   plant every known fault and write what catches it to docs/faults.md and docs/select-kv-faults.md"
+	@echo "make faults   plant every known fault and write what catches it to docs/faults.md and docs/*-faults.md"
 	@echo "make goldens-verify FV_SRC=path   record the goldens again from a checkout and compare bytes"
 
 parity: $(VENV)/.run-time
@@ -45,6 +45,7 @@ faults: $(VENV)/.run-time
 	$(BIN)/fvparity selftest --markdown docs/faults.md
 	$(BIN)/python -m pytest_fvparity.selftest.sensitivity docs/sensitivity.md
 	$(BIN)/fvcore select-kv-faults --markdown docs/select-kv-faults.md
+	$(BIN)/fvcore pathways faults --markdown docs/pathways-faults.md
 
 goldens-verify: $(VENV)/.development
 	@test -n "$(FV_SRC)" || { echo "FV_SRC: path of a checkout of https://github.com/ericwtodd/function_vectors" >&2; exit 2; }

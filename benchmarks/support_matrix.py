@@ -8,14 +8,12 @@ Each family has a process of its own, so that one that crashes leaves the others
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill
 from typing import Annotated, Any
 
+import every_type
 import torch
 import typer
 from rich.console import Console
@@ -130,20 +128,16 @@ ABOUT = (
 
 
 def in_process_of_its_own(family: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, __file__, "--family", family], capture_output=True, text=True, check=False, timeout=600
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        crashed = {name: [NO, f"crashed: {last:.160}"] for name in OPERATIONS}
-        return {"about": None, "cells": dict.fromkeys(DTYPES, crashed)}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    crashed = {name: [NO, every_type.CRASHED] for name in OPERATIONS}
+    return every_type.forked(lambda: family_row(family)) or {"about": None, "cells": dict.fromkeys(DTYPES, crashed)}
 
 
 # ---------------------------------------------------------------- the page
 
 
-def page(rows: dict[str, dict[str, Any]], found: dict[str, str], tested: list[str]) -> str:
+def page(
+    rows: dict[str, dict[str, Any]], found: dict[str, str], tested: list[str], types: dict[str, every_type.Row]
+) -> str:
     notes: list[str] = []
     lines = [
         "# What works for which family",
@@ -170,6 +164,7 @@ def page(rows: dict[str, dict[str, Any]], found: dict[str, str], tested: list[st
         lines.append(f"| {family} | " + " | ".join(shown) + " |")
     lines = [fill(line, 120) for line in lines[:8]] + lines[8:]
     lines += ["", *(f"[{i}] {note}  " for i, note in enumerate(notes, 1)), "", *_parts(rows), ""]
+    lines += [*every_type.section(types, found["transformers"]), ""] if types else []
     return "\n".join(lines)
 
 
@@ -224,24 +219,36 @@ def tested_now(rows: dict[str, dict[str, Any]], version: str, before: dict[str, 
 
 
 def main(
-    family: Annotated[str | None, typer.Option(help="One family's row as JSON, and no page.")] = None,
     out: Annotated[Path, typer.Option(help="The page.")] = PAGE,
     tested: Annotated[Path, typer.Option(help="What loading warns by.")] = TESTED,
+    kept: Annotated[
+        Path | None, typer.Option(help="File of the rows found so far: a run that was killed goes on.")
+    ] = None,
 ) -> None:
-    if family is not None:
-        print(json.dumps(family_row(family)))
-        return
-    rows = {}
-    for name in EVERY_FAMILY:
+    rows, types = _kept(kept)
+    for name in (name for name in EVERY_FAMILY if name not in rows):
         rows[name] = in_process_of_its_own(name)
+        _keep(kept, rows, types)
         bad = sum(verdict == NO for row in rows[name]["cells"].values() for verdict, _ in row.values())
         console.print(f"{name}: {bad} of {len(DTYPES) * len(OPERATIONS)} cells not supported", soft_wrap=True)
+    rows = {name: rows[name] for name in EVERY_FAMILY}
+    types = every_type.rows(types, lambda now: _keep(kept, rows, now))
     found = versions()
     before = read_json(tested) if tested.is_file() else {}
     now = tested_now(rows, found["transformers"], before)
     write_text(tested, json_text(now))
-    write_text(out, page(rows, found, now["transformers"]))
+    write_text(out, page(rows, found, now["transformers"], types))
     console.print(f"wrote {out} and {tested}", soft_wrap=True)
+
+
+def _kept(path: Path | None) -> tuple[dict[str, Any], dict[str, every_type.Row]]:
+    value = read_json(path) if path is not None and path.is_file() else {"families": {}, "types": {}}
+    return value["families"], value["types"]
+
+
+def _keep(path: Path | None, families: dict[str, Any], types: dict[str, every_type.Row]) -> None:
+    if path is not None:
+        write_text(path, json_text({"families": families, "types": types}))
 
 
 if __name__ == "__main__":

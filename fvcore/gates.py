@@ -61,6 +61,14 @@ class NotProvided(StageError):
     status = Status.NOT_PROVIDED
 
 
+class PartlyProvided(NotProvided):
+    """It offers a part of this stage, and that part agrees: `verdict` is of it."""
+
+    def __init__(self, message: str, verdict: Verdict) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+
+
 class NotHeld(NotProvided):
     """The golden has nothing of this stage."""
 
@@ -138,7 +146,7 @@ class StageResult:
     suite: str
     key: str
     status: Status
-    verdict: Verdict = field(default_factory=Verdict)
+    verdict: Verdict = field(default_factory=Verdict)  # of what is provided, where that is a part
     duration_s: float = 0.0
     blocked_by: str | None = None
     message: str = ""
@@ -163,7 +171,7 @@ def run_stage(suite: str, stage: Stage[Subject], subject: Callable[[], Subject])
     try:
         verdict = stage.check(subject())
     except StageError as error:
-        return result(error.status, message=str(error))
+        return result(error.status, message=str(error), verdict=getattr(error, "verdict", Verdict()))
     except Exception as error:
         # The stage's own code failed; its traceback is the only trace of where.
         return result(Status.ERROR, message=f"{said(error)}\n{''.join(traceback.format_exception(error)).rstrip()}")

@@ -21,6 +21,7 @@ from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
 from fvcore.fast.engines import chosen
 from fvcore.fast.shared_prompt import Batch, SharedPrompt
 from fvcore.fast.sweep import rows_with_vector_added, trial_bytes, variant_bytes
+from fvcore.model.generation import end_ids, greedily
 from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import Prompt
@@ -227,15 +228,20 @@ def inject_nll(
     """Mean NLL of `answer_ids` after the prompt; the vector is added at the prompt's last token only."""
     if not answer_ids:
         raise ValueError("the answer has no tokens; its likelihood is undefined")
-    ids = lm.ids([*input_ids, *answer_ids])
-    labels = ids.clone()
-    labels[:, : -len(answer_ids)] = -100  # ignored by the loss
 
     def nll(added: Tensor | None) -> float:
         with _injected(lm, added, edit_layer, alpha, -1 - len(answer_ids)):
-            return float(lm.hf(input_ids=ids, labels=labels, use_cache=False).loss)
+            return _loss(lm, input_ids, answer_ids)
 
     return Likelihood(nll(None), nll(vector))
+
+
+def _loss(lm: LanguageModel, input_ids: Sequence[int], answer_ids: Sequence[int]) -> float:
+    """The model's own loss on an answer, as the reference takes it."""
+    ids = lm.ids([*input_ids, *answer_ids])
+    labels = ids.clone()
+    labels[:, : -len(answer_ids)] = -100  # ignored by the loss
+    return float(lm.hf(input_ids=ids, labels=labels, use_cache=False).loss)
 
 
 @torch.inference_mode()
@@ -250,17 +256,22 @@ def answer_nlls(
 ) -> list[float]:
     """Mean NLL (nats per token) of each prompt's answer; the vector is added at the prompt's last token only.
 
-    Prompts run together with those whose answers have as many tokens: their last tokens then stand in one column.
+    Prompts run together with those whose answers have as many tokens: their last tokens then stand in one column. Engine
+    `exact` takes the model's own loss, a prompt at a time: the very numbers of `inject_nll`.
     """
+    exact = chosen(lm, engine) == "exact"
     nlls = [0.0] * len(prompts)
     for n in sorted({len(prompt.answer_ids) for prompt in prompts}):
         rows = [row for row, prompt in enumerate(prompts) if len(prompt.answer_ids) == n]
         longest = n + max(len(prompts[row].input_ids) for row in rows)
         each = trial_bytes(lm, longest) + longest * lm.itemsize * lm.vocab_size
-        size = 1 if chosen(lm, engine) == "exact" else chunk_size(each, lm.device, len(rows), max_memory)
+        size = 1 if exact else chunk_size(each, lm.device, len(rows), max_memory)
 
         def run(some: Sequence[int], n: int = n) -> list[float]:
             with _injected(lm, vector, edit_layer, alpha, -1 - n):
+                if exact:
+                    one = prompts[some[0]]
+                    return [min(_loss(lm, one.input_ids, one.answer_ids), -LEAST_LOGPROB)]
                 return _nlls(lm, [prompts[row] for row in some], n)
 
         of_length = [nll for part in in_chunks(rows, size, run) for nll in part]
@@ -302,16 +313,20 @@ def generated_ids(
     max_memory: int | None = None,
     n_tokens: int = N_GENERATED,
 ) -> list[list[int]]:
-    """What follows each prompt, up to the end-of-text token, which is left out."""
+    """What follows each prompt, up to the end-of-text token and with it, as `inject_generate` says it."""
     each = trial_bytes(lm, n_tokens + max(map(len, prompts))) + variant_bytes(lm, 1)
     size = 1 if chosen(lm, engine) == "exact" else chunk_size(each, lm.device, len(prompts), max_memory)
 
     def run(some: Sequence[Sequence[int]]) -> list[list[int]]:
         return _generate(lm, some, vector, edit_layer, alpha, n_tokens)
 
-    ends = _end_ids(lm)
-    found = [ids for part in in_chunks(prompts, size, run) for ids in part]
-    return [list(takewhile(lambda token: token not in ends, ids)) for ids in found]
+    return [ids for part in in_chunks(prompts, size, run) for ids in part]
+
+
+def before_end(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
+    """Generated ids without the end-of-text token and what stands behind it."""
+    ends = end_ids(lm.hf)
+    return list(takewhile(lambda token: token not in ends, ids))
 
 
 @torch.inference_mode()
@@ -325,19 +340,13 @@ def _generate(
 ) -> list[list[int]]:
     # The last token that is generated is not read any more.
     batch = Batch.of(prompts, lm, n_tokens - 1)
-    options = {"attention_mask": batch.mask, "max_new_tokens": n_tokens, "do_sample": False}
-    # Sampling settings of a model's own generation config mean nothing to greedy decoding and only warn.
-    options |= dict.fromkeys(("temperature", "top_p", "top_k"))
     # Rows that have ended are filled up behind their end. A model's own id may be a list, or missing.
-    with _injected(lm, vector, edit_layer, alpha):
-        output = lm.hf.generate(batch.ids, pad_token_id=next(iter(_end_ids(lm)), 0), **options)
+    pad = next(iter(end_ids(lm.hf)), 0)
+    with _injected(lm, vector, edit_layer, alpha), greedily(lm.hf):
+        output = lm.hf.generate(batch.ids, attention_mask=batch.mask, max_new_tokens=n_tokens, pad_token_id=pad)
     ids: list[list[int]] = output[:, batch.n_tokens :].tolist()
-    return ids
-
-
-def _end_ids(lm: LanguageModel) -> list[int]:
-    ends = lm.hf.generation_config.eos_token_id
-    return [] if ends is None else [int(i) for i in (ends if isinstance(ends, list) else [ends])]
+    # Behind its end a row is filled up, as long as another one goes on.
+    return [row[: len(before_end(lm, row)) + 1] for row in ids]
 
 
 @torch.inference_mode()

@@ -13,13 +13,15 @@ from pytest_fvparity.suite.declaration import FILES_KEY
 from pytest_fvparity.suite.reporter import SuiteReporter
 
 
-def take_back(config: pytest.Config) -> None:
-    """Take away the reports of what this command line names; `config` has not read it in full."""
+def take_back(config: pytest.Config) -> bool:
+    """Take away the reports of what this command line names, if it names anything; `config` has not read it in full."""
     known: Any = config.known_args_namespace
     if known.help or known.version or hasattr(config, "workerinput"):
-        return
+        return False
     config.option, config.args = known, list(known.file_or_dir)
     options = config.stash[OPTIONS_KEY] = ParityOptions.from_config(config)
-    if not options.golden_diff:
-        config.stash[FILES_KEY] = select(config, options)
-        SuiteReporter(config).pytest_sessionstart()
+    files = config.stash[FILES_KEY] = select(config, options)
+    reporter = SuiteReporter(config)
+    if judged := bool(files) and reporter.judges and not options.golden_diff:
+        reporter.take_back()
+    return judged

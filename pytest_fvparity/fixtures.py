@@ -6,6 +6,7 @@ Nothing else loads them. A user who overrides one in a conftest.py changes what 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -93,9 +94,13 @@ def load_model(options: ParityOptions, device: str) -> LanguageModel:
     if spec is not None and spec.defaults:
         said = ", ".join(f"{name} {value}" for name, value in spec.defaults.items())
         warnings.warn(f"{LEFT} of spec {spec.name!r} ({said}); the options decide", models.ModelWarning, stacklevel=2)
-    how: dict[str, Any] = {name: getattr(options, name) for name in ("dtype", "attn", "seed", "quant")}
-    how |= {"device": device} if options.device_map is None else {"device_map": options.device_map}
-    return models.load(options.model, spec=spec, **how)
+    return models.load(options.model, **loading(options, device) | {"spec": spec})
+
+
+def loading(options: ParityOptions, device: str) -> dict[str, Any]:
+    """How the options have a model loaded, as plain values."""
+    how = {name: getattr(options, name) for name in ("spec", "dtype", "attn", "seed", "quant")}
+    return how | ({"device": device} if options.device_map is None else {"device_map": options.device_map})
 
 
 LEFT = "parity ignores the defaults"
@@ -250,10 +255,13 @@ def _candidate(
         return candidates.FromFolder(options.candidate_dir)
     if options.candidate is None:
         return _by_hook(request.config.hook.pytest_fvparity_candidate, lm, trials, settings)
-    if options.candidate_python is None:
+    if options.candidate_python is None and not options.isolate:
         return candidates.from_factory(options.candidate, folder, lm, trials, settings)
+    python, how = options.candidate_python or sys.executable, None
+    if options.isolate:
+        how = loading(options, device_of(request, options))
     candidate = candidates.Elsewhere(
-        options.candidate_python, options.candidate, folder, lm, trials, settings, options.candidate_timeout
+        python, options.candidate, folder, lm, trials, settings, options.candidate_timeout, how
     )
     request.config.add_cleanup(candidate.close)
     return candidate

@@ -69,6 +69,9 @@ class ParityOptions:
     live: bool = _option("compare with a run of the reference made now (needs --fv-src); no golden is read or written")
     candidate: str | None = _option("implementation under test: package.module:factory (default: hook, else fvcore)")
     candidate_python: str | None = _option("interpreter that runs --fv-candidate (default: this one)")
+    isolate: bool = _option(
+        "run --fv-candidate in a process of its own, so that it can neither end nor change this one"
+    )
     candidate_timeout: float = _option(
         "seconds after which a candidate in another process has failed that gave no answer (default 3600)",
         default=3600.0,
@@ -184,6 +187,8 @@ def _contradictions(given: Mapping[str, Any]) -> Iterator[str]:
         yield "--fv-candidate runs a candidate and --fv-candidate-dir reads one: give one of them"
     if given["candidate_python"] and not given["candidate"]:
         yield "--fv-candidate-python runs --fv-candidate=package.module:factory: give that too"
+    if given["isolate"] and (given["candidate_python"] or not given["candidate"]):
+        yield "--fv-isolate runs --fv-candidate=package.module:factory in this interpreter once more: give that, and no other"
     for flag in [f"--fv-{name.replace('_', '-')}" for name in ("live", "regen_golden", "golden_diff") if given[name]]:
         if given["quant"] != "none":
             yield f"{flag} runs the reference, which is recorded unquantised: give no --fv-quant"

@@ -44,9 +44,12 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
     """When the conftest.py files beside the arguments are read: where one fails there is no session, and no old report."""
     try:
         return (yield)
-    except BaseException:
+    except BaseException as error:
+        judged = False
         with suppress(Exception):
-            early.take_back(early_config)
+            judged = early.take_back(early_config)
+        if judged and isinstance(error, SystemExit):
+            raise pytest.UsageError(f"a conftest.py ended the process, with status {error.code}") from error
         raise
 
 

@@ -8,7 +8,9 @@ Its residual stream is spanned by orthogonal directions. A chain is four of them
 
 Beside the chains there is BIAS, in every word, which opens the gates of block 2; N, which block 2 writes always; E, in one
 word, which nobody reads; S, large at the first token alone, which attention adds to N; and the others are in words at
-random, and nobody reads them. All else in the weights is small noise.
+random, and nobody reads them. The largest part of every word is in no feature at all. All else in the weights is small noise.
+
+Norms couple everything: whatever grows makes all else that a block reads smaller. The part in no feature keeps that small.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ THRESHOLD = 0.2
 NOISE = 0.3  # of the weights that the library draws
 LENGTH = 12  # tokens of a context, the first one special
 MOVES, DRIVES = 7.5, 0.5  # how strongly A2 and B are written
-SINK, PLENTY = 12.0, 2.0  # sizes of S and of BIAS
+SINK, PLENTY, MASS = 12.0, 1.5, 4.0  # sizes of S, of BIAS, and of what is in every word and in no feature
 
 Node: TypeAlias = tuple[int, int]
 """A layer and a feature there."""
@@ -124,7 +126,7 @@ def _blank(draw: torch.Generator) -> Any:
 def _embed(model: Any, basis: Tensor, names: dict[str, int], nulls: Sequence[int], draw: torch.Generator) -> None:
     """Word 0 begins every context; word k + 1 holds A and C of chain k, word k + 1 + n C alone, the next one E."""
     table = model.model.embed_tokens.weight
-    table.normal_(0, 0.02, generator=draw).add_(PLENTY * basis[names["BIAS"]])
+    table.normal_(0, 0.02, generator=draw).add_(PLENTY * basis[names["BIAS"]] + MASS * basis[-1])
     n = sum(name.startswith("A.") for name in names)
     for k in range(n):
         table[k + 1] += basis[names[f"A.{k}"]] + basis[names[f"C.{k}"]]

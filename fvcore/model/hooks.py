@@ -3,18 +3,29 @@
 These are the only torch hooks in the library. Each is a context manager: hooks are gone when the block ends, however
 it ends, and a hook that never ran during the block is an error, because an intervention that silently does nothing
 is the field's most expensive mistake. `watch_modules` alone may see nothing: who looks on asks whether anything ran.
+What a hook reads or edits must be what its name says, (row, token, d_model) at a block and heads at a projection: an index
+into another axis would change another thing. That is asked of every model once, when it is wrapped, and of every tensor.
 """
+
+from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fvcore.model.model import LanguageModel
+from fvcore.exits import in_one_line
+from fvcore.model.spec import ModelError
+
+if TYPE_CHECKING:
+    from fvcore.model.model import LanguageModel
+
+PROBE = ((1, 2, 3), (3, 2, 1))
+"""Ids of the pass that is looked at: axes of three sizes, rows, tokens and d_model."""
 
 
 class HookNeverFired(RuntimeError):
@@ -36,6 +47,32 @@ def _hooks(register: Callable[[int, set[int]], RemovableHandle], layers: Iterabl
         )
 
 
+class NoResidualStream(ModelError):
+    """What a block or a projection handles is not what vectors are added to and heads are read from."""
+
+
+def _required(x: Any, width: int, what: str) -> Tensor:
+    """A tensor (row, token, width); raises NoResidualStream for anything else."""
+    if isinstance(x, Tensor) and x.ndim == 3 and x.shape[-1] == width:
+        return x
+    raise _no_stream(x, f"(row, token, {width})", what)
+
+
+def _no_stream(x: Any, expected: str, what: str) -> NoResidualStream:
+    found = tuple(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}"
+    return NoResidualStream(
+        f"{what} is {found}, expected {expected}: this model's residual stream is another thing than one vector for each "
+        "token (several streams, or another order of axes), and what is added to it or read from it would be another thing too. "
+        "Such families are not supported"
+    )
+
+
+def _left(output: Any, lm: LanguageModel, layer: int) -> Tensor:
+    """What leaves a block, alone or first of a tuple: (row, token, d_model)."""
+    hidden = output[0] if isinstance(output, tuple) else output
+    return _required(hidden, lm.d_model, f"{lm.name}: what leaves block {layer}")
+
+
 def _projection_hooks(
     lm: LanguageModel, layers: Iterable[int], what: str, take: Callable[[int, Tensor], Tensor | None]
 ) -> AbstractContextManager[None]:
@@ -44,7 +81,8 @@ def _projection_hooks(
     def register(layer: int, fired: set[int]) -> RemovableHandle:
         def hook(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             fired.add(layer)
-            instead = take(layer, args[0])
+            width = lm.n_heads * lm.d_heads[layer]
+            instead = take(layer, _required(args[0], width, f"{lm.name}: what enters the projection of layer {layer}"))
             return None if instead is None else (instead, *args[1:])
 
         return lm.o_proj(layer).register_forward_pre_hook(hook)
@@ -58,10 +96,12 @@ def split_heads(x: Tensor, lm: LanguageModel) -> Tensor:
 
 
 @contextmanager
-def read_heads(lm: LanguageModel, gradients: bool = False) -> Iterator[dict[int, Tensor]]:
+def read_heads(
+    lm: LanguageModel, gradients: bool = False, layers: Iterable[int] | None = None
+) -> Iterator[dict[int, Tensor]]:
     """Copies of the heads entering each `o_proj` that there is: layer -> (batch, token, head, d_head).
 
-    With `gradients` the heads as they are used: a backward pass leaves their gradients on them.
+    layers: those that the pass runs through (default: all). With `gradients` the heads as they are used: a backward pass leaves their gradients on them.
     """
     heads: dict[int, Tensor] = {}
 
@@ -74,7 +114,7 @@ def read_heads(lm: LanguageModel, gradients: bool = False) -> Iterator[dict[int,
         heads[layer].retain_grad()
         return heads[layer].flatten(-2)
 
-    with _projection_hooks(lm, lm.head_layers, "reading heads", take):
+    with _projection_hooks(lm, lm.head_layers if layers is None else layers, "reading heads", take):
         yield heads
 
 
@@ -100,9 +140,8 @@ def replace_outputs(
     def register(layer: int, fired: set[int]) -> RemovableHandle:
         def hook(module: Any, args: Any, output: Any) -> Any:
             fired.add(layer)
-            if isinstance(output, tuple):
-                return (take(layer, output[0]), *output[1:])
-            return take(layer, output)
+            instead = take(layer, _left(output, lm, layer))
+            return (instead, *output[1:]) if isinstance(output, tuple) else instead
 
         return lm.blocks[layer].register_forward_hook(hook)
 
@@ -133,7 +172,8 @@ def hide_slots(lm: LanguageModel, hidden: Mapping[int, Tensor]) -> AbstractConte
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
             fired.add(layer)
             bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
-            mask, residual = bound.arguments.get("attention_mask"), bound.args[1]
+            mask = bound.arguments.get("attention_mask")
+            residual = _required(bound.args[1], lm.d_model, f"{lm.name}: what enters block {layer}")
             bound.arguments["attention_mask"] = _without(mask, hidden[layer], residual.shape[1])
             return bound.args[1:], bound.kwargs
 
@@ -159,8 +199,9 @@ def one_token_per_row(lm: LanguageModel, tokens: Tensor) -> Iterator[None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         nonlocal fired
         fired = True
-        rows = torch.arange(len(tokens), device=args[0].device)
-        return (args[0][rows, tokens.to(args[0].device)][:, None], *args[1:])
+        hidden = _required(args[0], args[0].shape[-1], f"{lm.name}: what enters the output head")
+        rows = torch.arange(len(tokens), device=hidden.device)
+        return (hidden[rows, tokens.to(hidden.device)][:, None], *args[1:])
 
     with lm.hf.get_output_embeddings().register_forward_pre_hook(hook):
         yield
@@ -210,16 +251,37 @@ def read_blocks(lm: LanguageModel, n_tokens: int) -> Iterator[tuple[list[Tensor]
     def register(layer: int, fired: set[int]) -> RemovableHandle:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             fired.add(layer)
-            hidden = args[0] if args else kwargs["hidden_states"]
-            entered.append(hidden[:, -n_tokens:])
+            hidden, left = args[0] if args else kwargs["hidden_states"], _left(output, lm, layer)
+            entered.append(_required(hidden, lm.d_model, f"{lm.name}: what enters block {layer}")[:, -n_tokens:])
             tuples.append(isinstance(output, tuple))
             if layer == lm.n_layers - 1:
-                entered.append((output[0] if isinstance(output, tuple) else output)[:, -n_tokens:])
+                entered.append(left[:, -n_tokens:])
 
         return lm.blocks[layer].register_forward_hook(hook, with_kwargs=True)
 
     with _hooks(register, range(lm.n_layers), "reading blocks"):
         yield entered, tuples
+
+
+def require_streams(lm: LanguageModel) -> None:
+    """Look at a pass over two rows of three tokens; raises ModelError where it does not run, or a block or a projection
+    handles something else than (row, token, width)."""
+    ids = torch.tensor(PROBE, device=lm.device)
+    try:
+        with torch.inference_mode(), read_blocks(lm, ids.shape[1]) as (entered, _), read_heads(lm) as heads:
+            lm.hf(input_ids=ids, use_cache=False)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a model's code says
+        said = f"{type(error).__name__}: {in_one_line(error):.300}"
+        raise ModelError(
+            f"{lm.name}: a pass over {ids.shape[1]} tokens, by which a model is looked at, failed ({said})"
+        ) from error
+    names = [*(f"what enters block {layer}" for layer in range(lm.n_layers)), f"what leaves block {lm.n_layers - 1}"]
+    seen = dict(zip(names, entered, strict=True))
+    for what, x in (seen | {f"what enters the projection of layer {layer}": x for layer, x in heads.items()}).items():
+        if x.shape[:2] != ids.shape:
+            raise _no_stream(x, f"{tuple(ids.shape)} and a width", f"{lm.name}: {what}")
 
 
 @contextmanager
@@ -242,6 +304,7 @@ def passing_over(
         def forward(*args: Any, **kwargs: Any) -> Any:
             bound = names.bind(block, *args, **kwargs)
             _, (_, hidden), *rest = bound.arguments.items()
+            hidden = _required(hidden, lm.d_model, f"{lm.name}: what enters block {layer}")
             given = {name: value for name, value in rest if name not in {"kwargs"}} | bound.arguments.get("kwargs", {})
             output = instead(layer, hidden, given)
             return (output,) if tuples[layer] else output

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fvcore import embedded
 from fvcore.exits import in_one_line
 from fvcore.model.anatomy import head_widths, max_tokens, require_parts, spec_in, stated, text_config, types_of
+from fvcore.model.hooks import require_streams
 from fvcore.model.placement import DTYPES as DTYPES
 from fvcore.model.placement import FOR_PARITY, Placement, quant_of
 from fvcore.model.spec import ModelError as ModelError
@@ -64,10 +65,14 @@ class LanguageModel:
         """Take a Hugging Face causal LM as it is; it is put into eval mode and its gradients are switched off.
 
         spec: one of your own, or the name or file of one; found by the model's type or structure if not given.
+
+        Raises ModelError where its parts are not where the spec says, or what runs through them is no residual stream.
         """
         found = spec_in(hf) if spec is None else spec_of(spec)
         require_parts(hf, found)
-        return cls(hf.eval().requires_grad_(False), tokenizer, found, name, source)
+        lm = cls(hf.eval().requires_grad_(False), tokenizer, found, name, source)
+        require_streams(lm)
+        return lm
 
     @cached_property
     def blocks(self) -> nn.ModuleList:

@@ -74,6 +74,19 @@ def residual_stream(
     return found
 
 
+def hidden_states(lm: LanguageModel, input_ids: Tensor) -> tuple[Tensor, ...]:
+    """The library's own record of an unedited pass over prompts of one length, each (row, token, d_model).
+
+    Entry 0 enters the first block, entry `l + 1` leaves block `l`; but the last one is behind the final norm, so that the last
+    layer is not among them.
+    """
+    with torch.no_grad():
+        states: tuple[Tensor, ...] = lm.hf(
+            input_ids=input_ids, use_cache=False, output_hidden_states=True
+        ).hidden_states
+    return states
+
+
 def _from(lm: LanguageModel, start: Cached, n_rows: int) -> Any:
     """The blocks up to the cached one pass on what they are given; that one gives what is cached."""
 

@@ -94,16 +94,20 @@ class ModelSpec(SpecFile):
 
 LIKE_LLAMA = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "phi3",
-    "starcoder2", "granite", "cohere", "stablelm",
+    "starcoder2", "granite", "cohere", "stablelm", "gpt_oss", "smollm3", "olmo3", "exaone4", "glm4", "cohere2", "nemotron",
+    "phimoe", "hunyuan_v1_dense", "ernie4_5", "bitnet", "llama4_text", "falcon_h1",
 )  # fmt: skip
 
 PATHS = {
     "gpt2": ("transformer.h", "attn", "c_proj"),
     "gpt_neo": ("transformer.h", "attn.attention", "out_proj"),
+    "gpt_bigcode": ("transformer.h", "attn", "c_proj"),
     "gptj": ("transformer.h", "attn", "out_proj"),
+    "codegen": ("transformer.h", "attn", "out_proj"),
     "gpt_neox": ("gpt_neox.layers", "attention", "dense"),
     **dict.fromkeys(LIKE_LLAMA, ("model.layers", "self_attn", "o_proj")),
     "phi": ("model.layers", "self_attn", "dense"),
+    "persimmon": ("model.layers", "self_attn", "dense"),
     "opt": ("model.decoder.layers", "self_attn", "out_proj"),
     "falcon": ("transformer.h", "self_attention", "dense"),
     "bloom": ("transformer.h", "self_attention", "dense"),
@@ -112,6 +116,19 @@ MODEL_SPECS = {
     name: ModelSpec(name=name, blocks_path=blocks, attn_path_in_block=attention, out_proj_path_in_attn=projection)
     for name, (blocks, attention, projection) in PATHS.items()
 }
+
+OTHER_PLACES = [
+    ModelSpec(name="", blocks_path=blocks, attn_path_in_block=attention, out_proj_path_in_attn=projection)
+    for blocks, attention, projection in (
+        ("model.layers", "self_attn", "out_proj"),
+        ("model.layers", "mixer", "o_proj"),
+        ("model.layers", "temporal_block", "o_proj"),
+        ("biogpt.layers", "self_attn", "out_proj"),
+        ("transformer.blocks", "attn", "out_proj"),
+        ("transformer.h", "multi_head_attention", "dense"),
+    )
+]
+"""Where types keep these parts that are known by structure alone."""
 
 _NAMES = read_yaml(Path(__file__).with_name("names.yaml"))
 ALIASES, HF_IDS = (
@@ -163,7 +180,7 @@ def spec_found(model_types: Collection[str], modules: Collection[str]) -> ModelS
             # At no known place: whoever resolves the paths says what is missing where.
             return next(iter(placed(spec, modules)), spec)
     name = next(iter(model_types), "unknown")
-    like = {spec.paths: spec for spec in MODEL_SPECS.values()}.values()
+    like = {spec.paths: spec for spec in (*MODEL_SPECS.values(), *OTHER_PLACES)}.values()
     found = {place.paths: place for spec in like for place in placed(spec, modules)}
     if len(found) == 1:
         return next(iter(found.values())).changed(name=f"{name} (by structure)", found_by="structure")

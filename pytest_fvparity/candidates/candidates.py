@@ -9,7 +9,7 @@ import importlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -63,8 +63,6 @@ class FromFolder(Answers):
 
     path: Path
 
-    partial = True
-
     def __post_init__(self) -> None:
         if not self.path.is_dir():
             raise CandidateError(f"--fv-candidate-dir: no such folder: {self.path}")
@@ -110,7 +108,8 @@ class Elsewhere(ByKey):
 
     One process answers one request a line (`conversation`): the name of an artifact (JSON and safetensors) out. It needs torch
     and safetensors, and neither pytest nor this project. The factory gets one mapping, the job: `model_dir`, `trials`
-    (the file's path), `device`, `dtype` and `settings`; its methods take artifacts as plain dictionaries.
+    (the file's path), `device`, `dtype` and `settings`; its methods take artifacts as plain dictionaries. With `loading` it
+    is isolated: this interpreter once more, where the factory gets what it gets here, the model loaded in that way.
     """
 
     def __init__(
@@ -122,11 +121,14 @@ class Elsewhere(ByKey):
         trials: FixedTrials,
         settings: Settings,
         timeout_s: float,
+        loading: Mapping[str, Any] | None = None,
     ) -> None:
+        import torch
+
         if lm.source is None or trials.path is None:
             raise CandidateError(
-                "--fv-candidate-python: the other interpreter loads model and trials from disk; give a directory as "
-                "--fv-model and a file as --fv-trials"
+                f"{'--fv-isolate' if loading else '--fv-candidate-python'}: the other process loads model and trials from "
+                "disk; give a directory as --fv-model and a file as --fv-trials"
             )
         job = {
             "model_dir": str(lm.source),
@@ -136,6 +138,8 @@ class Elsewhere(ByKey):
             "settings": asdict(settings),
             "factory": name,
             "folder": str(folder),
+            "loading": loading,
+            "threads": torch.get_num_threads(),
         }
         self._scratch = tempfile.TemporaryDirectory(prefix="fvparity-candidate-")
         self.folder = Path(self._scratch.name)
@@ -146,7 +150,7 @@ class Elsewhere(ByKey):
             self.conversation = Conversation(name, command, folder, timeout_s)
         except OSError as error:
             raise CandidateError(f"--fv-candidate-python: cannot start {python!r} ({error.strerror})") from error
-        self._told(self.conversation.answer())
+        self.effects = self._told(self.conversation.answer()).get("effects")  # what its effects are of, if it says so
 
     def _told(self, answer: dict[str, Any]) -> dict[str, Any]:
         if "not_provided" in answer:

@@ -86,7 +86,20 @@ def apart() -> tuple[TextIO, TextIO]:
 def candidate_of(job: dict[str, Any]) -> Any:
     sys.path.insert(0, job["folder"])
     module, _, attribute = job["factory"].partition(":")
-    return getattr(importlib.import_module(module), attribute)(job)
+    factory = getattr(importlib.import_module(module), attribute)
+    return factory(*loaded(job)) if job["loading"] else factory(job)
+
+
+def loaded(job: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """What a factory gets that is not in another interpreter: model, trials and settings. This project is at hand then."""
+    import torch
+
+    from fvcore.model.model import load as load_model
+    from fvcore.pipeline import Settings
+    from fvcore.trials.sampled import read_trials
+
+    torch.set_num_threads(job["threads"])
+    return load_model(job["model_dir"], **job["loading"]), read_trials(Path(job["trials"])), Settings(**job["settings"])
 
 
 def main(job_path: Path) -> None:
@@ -104,7 +117,7 @@ def main(job_path: Path) -> None:
     if candidate is None:
         say(0, {"error": f"the factory {job['factory']} returned None; expected the candidate. Is a `return` missing?"})
         return
-    say(0, {"ready": True})
+    say(0, {"ready": True, "effects": getattr(candidate, "effects", None)})
     for line in requests:
         request = json.loads(line)
         say(request["number"], answer(candidate, request, job_path.with_name(f"answer-{request['number']}")))

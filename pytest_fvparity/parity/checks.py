@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fvcore.gates import Finding, NotHeld, NotProvided, Stage, Verdict, merge
+from fvcore.gates import Finding, NotHeld, NotProvided, PartlyProvided, Stage, Verdict, merge
 from pytest_fvparity.drill import drilled
 from pytest_fvparity.parity.asking import InHand, formed
 from pytest_fvparity.parity.custody import left_by_candidate, require_unspoilt
 from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Answers, Implementation, copied
+from pytest_fvparity.parity.partial import LACKS, LAST_SLOT, completed, offered
 from pytest_fvparity.parity.refinements import REFINEMENTS, Continuation
 from pytest_fvparity.parity.signatures import signed
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from fvcore.artifacts import Artifact
     from fvcore.model.model import LanguageModel
     from pytest_fvparity.golden.part import Part
+    from pytest_fvparity.parity.log_effects import LogEffects
     from pytest_fvparity.parity.tolerances import Tolerances
 
 TITLES = {
@@ -41,7 +43,9 @@ TITLES = {
 
 AXES: dict[str, tuple[str, ...]] = {
     "mean_activations": ("layer", "head", "slot", "dim"),
+    LAST_SLOT: ("layer", "head", "dim"),
     "cie": ("trial", "layer", "head", "token_class"),
+    "cie_logprob": ("trial", "layer", "head", "token_class"),
     "aie": ("layer", "head"),
     "scores": ("rank",),
     "function_vector": ("dim",),
@@ -49,6 +53,9 @@ AXES: dict[str, tuple[str, ...]] = {
     "base_logits": ("token_id",),
     "with_logits": ("token_id",),
 }
+
+NOT_PROVIDED = "not_provided"
+"""Under which a verdict's details say what of the key the candidate does not provide."""
 
 PROVES_NOTHING = "the tolerance is as large as the reference's own values, so that zeros would pass"
 
@@ -64,8 +71,8 @@ class Memory:
     failed: set[str] = field(default_factory=set)
     # Keys that differ from the golden by a tie alone: later keys take the golden's choice, or they would differ too.
     tied: set[str] = field(default_factory=set)
-    # Keys the candidate does not provide, whose golden artifact later keys were handed in its place.
-    lent: set[str] = field(default_factory=set)
+    # Keys of which the candidate does not provide something -> what that is; later keys were handed the golden's of it.
+    lent: dict[str, str] = field(default_factory=dict)
     # Keys for which the candidate said something else when it was asked again, and where.
     unsteady: dict[str, Finding] = field(default_factory=dict)
     # What the candidate has in hand; what of it changed, and what was left on the model, since the last stage.
@@ -87,6 +94,7 @@ class ParityRun:
     model: nn.Module | None = None  # what a candidate may leave hooks on, and other things
     tokenizer: Any = None  # its own
     continuation: Continuation | None = None  # None: generated ids are compared without a word on near ties
+    log_effects: LogEffects | None = None  # the golden's, for who measures in log-probabilities
     reference: Callable[[], LanguageModel] | None = None  # loads a model of its own, if a failing mean is drilled into
     repeat: int = 1  # how often the candidate is asked for each key
 
@@ -137,9 +145,10 @@ class ParityRun:
             expected, actual = self._limited(expected), self._limited(actual)
         whole = actual
         expected, actual, left_out = self.part.cut(key, expected, actual, _axes)
-        partial, absent = getattr(self.candidate, "partial", False), [leaf for leaf in expected if leaf not in actual]
-        if partial:
-            expected = {leaf: value for leaf, value in expected.items() if leaf in actual}
+        offer = offered(key, expected, actual, getattr(self.candidate, "effects", None), self.log_effects)
+        expected = offer.expected
+        if not actual:
+            raise NotProvided(f"the candidate gave none of {offer.absent}")
         verdict = self.part.placed(key, compare(expected, actual, self.tolerances.of(key), _axes), _axes)
         if not verdict.compared:
             whose = "candidate" if self.expected(key) else "golden"
@@ -148,18 +157,19 @@ class ParityRun:
         largest = details.pop("largest", {})
         rows = [{**row, **largest.get(row["leaf"], {})} for row in self.tolerances.table(key, expected)]
         verdict = replace(verdict, details={**details, "tolerances": rows})
+        if offer.absent:
+            verdict = replace(verdict, details={**verdict.details, NOT_PROVIDED: offer.absent})
         unsteady = self.memory.unsteady.get(key)
-        if partial and absent and verdict.passed and not unsteady:
-            agrees, names = ", ".join(expected), ", ".join(dict.fromkeys(leaf.rpartition("/")[2] for leaf in absent))
-            told = "".join(f"; {note}" for note in _notes(self.candidate, key))
-            raise NotProvided(f"{agrees} agree(s) with the reference; not provided: {names}{told}")
-        if key in REFINEMENTS and not (partial and absent):
+        if key in REFINEMENTS:
             verdict = REFINEMENTS[key](self, verdict, expected, whole)
         if not verdict.passed:
             verdict = signed(self, key, verdict, expected, whole, _axes)
-        lent = " and ".join(name for name in INPUTS[key] if name in self.memory.lent)
+        if offer.own_ranking:
+            self.memory.tied.add(key)
+        lent = " and ".join(self.memory.lent[name] for name in INPUTS[key] if name in self.memory.lent)
         notes = [
             *([f"{NOT_COMPARED}{left_out}"] if left_out else []),
+            *([offer.note] if offer.note else []),
             *([f"judged on the reference's {lent}, for the candidate provides none"] if lent else []),
             *_notes(self.candidate, key),
             *(f"{leaf}: {PROVES_NOTHING}" for leaf in self.tolerances.proving_nothing(key, expected)),
@@ -197,11 +207,20 @@ class ParityRun:
         except NotProvided:
             if not self.part.whole(key):
                 raise
-            self.memory.lent.add(key)
+            self.memory.lent[key] = key
             return copied(self.expected(key))  # what a candidate leaves out is not its fault at a later key
+        if self.part.whole(key):
+            actual = self._completed(key, actual)
         if key == "top_heads":
             self.agrees(key)  # whether it is a tie must be known, also when that stage was not selected
         return copied(self.expected(key) if key in self.memory.tied else actual)
+
+    def _completed(self, key: str, actual: Artifact) -> Artifact:
+        """With what the candidate does not provide of it, which is not its fault at a later key either."""
+        expected = self.expected(key)
+        if absent := offered(key, expected, actual).absent:
+            self.memory.lent[key] = f"{absent} of {key}"
+        return completed(key, expected, actual)
 
     def _ask(self, key: str, inputs: Sequence[Artifact]) -> Artifact:
         from fvcore.model.memory import peak_memory
@@ -287,6 +306,9 @@ def check(run: ParityRun, key: str) -> Verdict:
         with left_by_candidate(run, key):  # it is asked once more there, and what it leaves is told already
             verdict = drilled(run, key, verdict)
         run.memory.left = []
+    elif absent := verdict.details.get(NOT_PROVIDED):
+        told = "".join(f"; {note}" for note in _notes(run.candidate, key))
+        raise PartlyProvided(f"{verdict.compared} values agree with the reference; {LACKS}{absent}{told}", verdict)
     return verdict
 
 

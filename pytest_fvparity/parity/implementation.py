@@ -29,6 +29,9 @@ PER_TRIAL_KEYS = frozenset({"prompt_boundary", "slot_map", "injection_output"})
 NO_CANDIDATE = "fvcore.pipeline.Pipeline, for no candidate was given"
 """What a report calls the candidate that nobody gave."""
 
+LIVE = "(live)"
+"""What a report calls the golden's place where the candidate was compared with the reference as it ran."""
+
 
 @runtime_checkable
 class Implementation(Protocol):

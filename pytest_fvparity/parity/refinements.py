@@ -102,7 +102,9 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
     from fvcore.compare import compare
     from fvcore.pipeline import trial_keys
 
-    want, have, aie, own = _pairs(expected), _pairs(actual), expected.get("aie"), actual.get("aie")
+    want, have, aie = _pairs(expected), _pairs(actual), run.expected("top_heads").get("aie")
+    aie = expected.get("aie", aie)
+    own = actual.get("aie", aie)  # of a candidate that gives heads alone, the reference's say what is near
     # A row of the CIE tensor is a trial.
     verdict = _named(verdict, "trial", dict(enumerate(map(_trial, trial_keys(run.expected("prompt_boundary"))))))
     details = {

@@ -12,9 +12,9 @@ from fvcore.gates import StageError, Suite, Verdict
 from pytest_fvparity.drill.conclusion import lines as drill_lines
 from pytest_fvparity.fixtures import device_of, in_one_sentence, load_model, options_of, run_settings, tolerances_of
 from pytest_fvparity.parity.checks import STAGES, Memory
+from pytest_fvparity.parity.implementation import LIVE
 from pytest_fvparity.parity.place import title_of
 from pytest_fvparity.parity.reports import NAME, ParityReports
-from pytest_fvparity.report.report import LIVE
 from pytest_fvparity.suite.declaration import Declaration
 from pytest_fvparity.suite.item import StageItem
 
@@ -75,6 +75,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     from pytest_fvparity.candidates.candidates import name_of, required
     from pytest_fvparity.golden.golden import require_comparable
     from pytest_fvparity.parity.checks import ParityRun
+    from pytest_fvparity.parity.log_effects import log_effects_of
     from pytest_fvparity.parity.refinements import continuation_of
 
     collector = request.node.collector
@@ -99,7 +100,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["profile"] = profile.model_dump()
     require_comparable(golden.profile, profile)
     context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
-    context["conditions"] |= _spec_conditions(lm)
+    context["conditions"] |= _spec_conditions(lm) | _generation_conditions(lm)
     candidate = required(request.getfixturevalue("fv_candidate"), "fixture fv_candidate")
     context["candidate"] = name_of(candidate, options.shown)
     # A golden of a user's own make may know no noise.
@@ -118,11 +119,20 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
         options.max_trials,
         memory,
         model=lm.hf,
+        log_effects=log_effects_of(lm, golden, settings),
         tokenizer=lm.tokenizer,
         continuation=continuation,
         reference=fresh,
         repeat=options.repeat,
     )
+
+
+def _generation_conditions(lm: LanguageModel) -> dict[str, list[str]]:
+    """What a report says of generation settings that a model ships with, and that neither side uses."""
+    from fvcore.model.generation import set_aside
+
+    said = ", ".join(f"{name} {value}" for name, value in set_aside(lm.hf).items())
+    return {"generation_config": ["end tokens alone", f"end tokens alone, set aside: {said}"]} if said else {}
 
 
 def _spec_conditions(lm: LanguageModel) -> dict[str, list[str]]:

@@ -220,10 +220,22 @@ class StoredTarget:
             self.target_id = None
 
 
+COUNT = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
 def greedy_generation(model: Any) -> Normalisation:
-    """Generation never samples, whatever the model's own generation settings say."""
-    own = model.generation_config
-    return Normalisation("greedy_generation", lambda: not own.do_sample, lambda: setattr(own, "do_sample", False))
+    """Generation takes the largest logit up to an end token, whatever else the model's own generation settings say."""
+
+    def holds() -> bool:
+        given = model.generation_config.to_diff_dict().items()
+        without = {*COUNT, "transformers_version", "_from_model_config"}
+        return all(name in without or v in (None, name == "use_cache") for name, v in given)
+
+    def apply() -> None:
+        own = model.generation_config
+        model.generation_config = type(own)(**{name: getattr(own, name) for name in COUNT})
+
+    return Normalisation("greedy_generation", holds, apply)
 
 
 class Replay:

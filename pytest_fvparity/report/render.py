@@ -24,6 +24,7 @@ from pytest_fvparity.report.report import (
     Report,
     concluded,
     earliest_failure,
+    is_partial,
     largest_of,
 )
 
@@ -144,7 +145,7 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | 
     shown = value | {"beside": report.beside}
     stages = [
         {"name": check.key, "status": check.status, "cmd": check.repro_command}
-        | {"exit_code": 0 if check.status in AGREEING else 1}
+        | {"exit_code": 0 if check.status in AGREEING or is_partial(check) else 1}
         | {name: getattr(check, name) for name in ("mismatch_count", "max_abs_diff", "duration_sec")}
         for check in report.checks
     ]

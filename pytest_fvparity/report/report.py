@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from fvcore.gates import Finding, StageResult, Status, first_line
 from fvcore.provenance import now
 from pytest_fvparity.golden.part import NOT_COMPARED
-from pytest_fvparity.parity.implementation import CHECK_KEYS, NO_CANDIDATE
+from pytest_fvparity.parity.implementation import CHECK_KEYS, LIVE, NO_CANDIDATE
+from pytest_fvparity.parity.partial import LACKS
 
 SCHEMA_VERSION = 1
 UNKNOWN = "unknown"
@@ -135,10 +136,6 @@ class Shard(ReportPart):
     conditions: dict[str, Any]
 
 
-LIVE = "(live)"
-"""Where the golden lies of a run that was compared with the reference as it ran."""
-
-
 class Report(ReportPart):
     """One trials file's parity run, or several of them merged: then `shards` says which."""
 
@@ -255,7 +252,8 @@ def concluded(report: Report) -> Report:
 def overall_status(checks: Sequence[Check]) -> str:
     """PASS if all six keys agree, PARTIAL if those that were selected do, NOT_RUN if none could be run, else FAIL."""
     found = {check.status for check in checks}
-    if Status.PASS in found and found <= AGREEING:
+    some = [check for check in checks if check.status == Status.PASS or is_partial(check)]
+    if some and all(check.status in AGREEING or is_partial(check) for check in checks):
         whole = found == {Status.PASS} and len(checks) == len(CHECK_KEYS) and not left_out(checks)
         return "PASS" if whole else "PARTIAL"
     return "NOT_RUN" if found == {Status.NOT_RUN} else "FAIL"
@@ -263,6 +261,11 @@ def overall_status(checks: Sequence[Check]) -> str:
 
 AGREEING = frozenset({Status.PASS, Status.NOT_HELD})
 """Statuses of a run in which all that the golden holds agrees, as long as one of them is PASS."""
+
+
+def is_partial(check: Check) -> bool:
+    """Whether the candidate provides a part of the key, and that part agrees."""
+    return check.status == Status.NOT_PROVIDED and check.n_compared > 0
 
 
 def left_out(checks: Sequence[Check]) -> list[str]:
@@ -369,8 +372,8 @@ def _divergence(check: Check) -> Divergence:
 def _headline(checks: Sequence[Check], divergence: Divergence | None, context: Mapping[str, Any]) -> str:
     """Verdict and earliest divergence in one sentence, with whatever makes the verdict a weaker one."""
     sources = context.get("tolerances")
-    loosened = f" under tolerances of {' and '.join(sources)}" if sources else ""
-    loosened += "; no candidate given: fvcore judged against the reference" if _is_fvcore(context) else ""
+    loosened = "; no candidate given: fvcore judged against the reference" if _is_fvcore(context) else ""
+    loosened += f" under tolerances of {' and '.join(sources)}" if sources else ""
     if not checks:
         return "FAIL: nothing was compared: there is no check in it"
     if divergence is None:
@@ -413,7 +416,9 @@ def _agreement(checks: Sequence[Check], context: Mapping[str, Any]) -> str:
     largest = [check.max_abs_diff for check in checks if isinstance(check.max_abs_diff, float)]
     difference = f"; largest difference {max(largest):.3g}" if largest else ""
     absent = f"; the golden holds a part, {NOT_COMPARED}{'; '.join(left_out(checks))}" if left_out(checks) else ""
-    return f"{scope} with the reference{trials}{tied}{difference}{absent}"
+    lacking = "; ".join(f"of {check.key} {check.message.partition(LACKS)[2]}" for check in checks if is_partial(check))
+    partly = f"; {LACKS}{lacking}" if lacking else ""
+    return f"{scope} with the reference{trials}{tied}{difference}{absent}{partly}"
 
 
 def _short(value: Any) -> str:

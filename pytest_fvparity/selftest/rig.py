@@ -25,6 +25,7 @@ from fvcore.trials.fixed import FixedTrials
 from pytest_fvparity.golden.golden import require_comparable
 from pytest_fvparity.parity.checks import STAGES, ParityRun
 from pytest_fvparity.parity.implementation import CHECK_KEYS, Answers, Implementation
+from pytest_fvparity.parity.log_effects import log_effects_of
 from pytest_fvparity.parity.noise import Noise
 from pytest_fvparity.parity.refinements import continuation_of
 from pytest_fvparity.parity.tolerances import Tolerances
@@ -98,6 +99,7 @@ class Rig:
             "model": self.lm.hf,
             "tokenizer": self.lm.tokenizer,
             "continuation": continuation_of(self.lm, self.golden, self.settings),
+            "log_effects": log_effects_of(self.lm, self.golden, self.settings),
         }
         return ParityRun(candidate, self.golden, tolerances, repeat=repeat, **how)
 

@@ -43,6 +43,10 @@ class KeyNotHeld(Unjudged):
     """One of the sides has nothing of this key."""
 
 
+class PartNotProvided(Unjudged):
+    """The candidate has a part of this key, which agrees."""
+
+
 class StageFailed(Exception):
     """A stage's result is not PASS; its text is what the terminal shows."""
 
@@ -56,6 +60,8 @@ def judging(stage: Stage[Any]) -> Callable[..., None]:
         item.record(result)
         if result.status is Status.NOT_HELD:
             raise KeyNotHeld(result.message)
+        if result.status is Status.NOT_PROVIDED and result.verdict.compared:
+            raise PartNotProvided(f"{result.key}: {result.status}: {result.message}")
         if result.status is not Status.PASS:
             raise StageFailed("\n".join(item.described(result)))
 

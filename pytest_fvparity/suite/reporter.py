@@ -16,6 +16,7 @@ from fvcore.formats import write_bytes
 from fvcore.gates import UNHARMED, StageResult, Status, first_line, settled
 from pytest_fvparity.suite.collector import FAILURES
 from pytest_fvparity.suite.declaration import FILES_KEY, Declaration, SuiteFile, SuiteReports
+from pytest_fvparity.suite.early_end import Watch
 from pytest_fvparity.suite.item import REPORT_ATTRIBUTE, StageItem
 
 MAX_OUTPUT = 4000  # characters of a stage's own output that the log keeps: the last ones
@@ -71,6 +72,7 @@ class SuiteReporter:
         self.unwritten = ""
         self._begun: set[str] = set()
         self._taken: dict[Path, bytes] = {}
+        self.watch = Watch()
         self._deaths: dict[str, pytest.TestReport] = {}
 
     # ------------------------------------------------------------ plan
@@ -97,14 +99,21 @@ class SuiteReporter:
 
     def pytest_sessionstart(self) -> None:
         """Before anything is collected."""
-        if self._judges:
+        if self.judges:
             self.take_back()
+            self._watch_out(bool(self.files))
 
     @property
-    def _judges(self) -> bool:
+    def judges(self) -> bool:
         """Whether tests are run in this session, and not only shown."""
         option = self.config.option
         return not (option.collectonly or option.showfixtures or option.show_fixtures_per_test)
+
+    def _watch_out(self, stages: bool) -> None:
+        """Where stages are judged the process must not end itself before the session does."""
+        if stages and not self.watch.watching:
+            self.watch.begin()
+            self.config.add_cleanup(self.watch.end)
 
     def take_back(self) -> None:
         """Take away what earlier sessions reported of the files of this one: it says something else, or nothing."""
@@ -140,11 +149,12 @@ class SuiteReporter:
 
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Before the first test, and after goldens were recorded."""
-        if self._judges:
+        if self.judges:
             self.begin()
 
     def begin(self) -> None:
         """A process that is killed from here on leaves reports that say so."""
+        self._watch_out(bool(self.runs))
         fresh = [self.runs[name] for name in sorted(self.runs.keys() - self._begun)]
         self._begun |= self.runs.keys()
         for reports in self.reports if fresh else ():
@@ -165,6 +175,8 @@ class SuiteReporter:
             row = json.loads(text)
             self._learn(report.nodeid.rpartition("::")[0], row.pop("suite"))
             self._judge(report, row)
+        if report.when == "teardown":
+            self._keep(report.nodeid)  # not before: a process that dies while it is cleaned up leaves no verdict of it
 
     def _learn(self, suite: str, said: Mapping[str, Any]) -> None:
         """A suite in a test module, on a worker, is known by what its first report says of it."""
@@ -182,8 +194,11 @@ class SuiteReporter:
         # A stage that is run again, by a plugin for flaky tests, stays what it was when it failed.
         if run.status(key) in {None, Status.PASS}:
             run.rows[key] = row | {"stdout": report.capstdout[-MAX_OUTPUT:], "stderr": report.capstderr[-MAX_OUTPUT:]}
-            for reports in self.reports if key in run.planned else ():
-                self._writing(reports.keep, run)
+
+    def _keep(self, nodeid: str) -> None:
+        if (found := self.find(nodeid)) and found[1] in found[0].planned:
+            for reports in self.reports:
+                self._writing(reports.keep, found[0])
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
@@ -195,6 +210,7 @@ class SuiteReporter:
     def _died(self, run: SuiteRun, key: str, report: pytest.TestReport) -> None:
         result = StageResult(run.name, key, Status.CRASHED, message=str(report.longrepr))
         self._judge(report, {"context": {}, "result": result.to_dict()})
+        self._keep(f"{run.nodeid}::{key}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -211,7 +227,7 @@ class SuiteReporter:
         refused = exitstatus == pytest.ExitCode.USAGE_ERROR
         if refused:
             self._give_back()
-        if refused or not self.runs or not self._judges:
+        if refused or not self.runs or not self.judges:
             return
         runs = [self.runs[name] for name in sorted(self.runs)]
         green = [self._writing(reports.finish, runs) for reports in self.reports]
@@ -235,7 +251,8 @@ class PlainReports(SuiteReports):
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
         self.results = {run.nodeid: run.results() for run in runs if run.declared is None and run.planned}
         harmless = {Status.PASS, Status.NOT_HELD, Status.NOT_RUN}
-        return all(result.status in harmless for results in self.results.values() for result in results.values())
+        every = [result for results in self.results.values() for result in results.values()]
+        return all(r.status in harmless or (r.status is Status.NOT_PROVIDED and r.verdict.compared) for r in every)
 
     def summary(self, terminal: Any, written: bool) -> None:
         for nodeid, results in self.results.items():

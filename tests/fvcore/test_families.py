@@ -33,10 +33,17 @@ TEXT = "Q: hot\nA: cold\n\nQ: unhappy\nA: glad\n\nQ: sunny\nA:"
 
 # Engine `fast` runs rows at positions that no prompt has. These say, in modules of their own, which position sees which:
 # a local window by the length of the keys; ALiBi by the length of the mask.
-NOT_FAST = ("gpt_neo", "bloom")
-WITHOUT_SDPA = ("gptj", "gpt_neo", "gemma2", "bloom")
-WITH_BIAS = ("gpt2", "gpt_neo", "gpt_neox", "phi", "starcoder2", "opt", "falcon", "bloom")
-WIDE = ("qwen3", "mixtral", "gemma", "gemma2", "gemma3_text")
+# A state beside the attention; a mask of its own shape.
+NOT_FAST = ("gpt_neo", "bloom", "falcon_h1", "gpt_bigcode")
+WITHOUT_SDPA = ("gptj", "gpt_neo", "gemma2", "bloom", "gpt_oss", "codegen")
+WITH_BIAS = (
+    "gpt2", "gpt_neo", "gpt_neox", "phi", "starcoder2", "opt", "falcon", "bloom", "gpt_oss", "persimmon", "gpt_bigcode",
+)  # fmt: skip
+WIDE = (
+    "qwen3", "mixtral", "gemma", "gemma2", "gemma3_text", "gpt_oss", "exaone4", "glm4", "cohere2", "hunyuan_v1_dense",
+    "ernie4_5", "llama4_text", "falcon_h1",
+)  # fmt: skip
+NORMED = ("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4", "glm4")
 
 # One of every kind; the rest are slow. Conv1D with bias; norms behind the attention, a soft cap, windows, heads x width
 # != d_model; ALiBi; a factor on the residual stream; experts.
@@ -266,13 +273,13 @@ def injection_is_the_same_by_both_engines(family: Family) -> None:
 
 @check
 def a_norm_or_a_factor_behind_the_attention_is_seen_in_the_model(family: Family) -> None:
-    normed, scaled = family.name in {"gemma2", "gemma3_text", "olmo2"}, family.name == "granite"
+    normed, scaled = family.name in NORMED, family.name == "granite"
     said = caveats(family.lm)
 
     assert [sentence.split(":")[0] for sentence in said] == (
         ["post_attn_norm"] * normed + ["residual_multiplier"] * scaled
     )
-    assert not normed or "'post_attention_layernorm'" in said[0]
+    assert not normed or "_layernorm' stands between" in said[0]
     assert not scaled or "0.4 times" in said[0]
 
 
@@ -304,9 +311,9 @@ def diagnostics_say_what_was_loaded(family: Family) -> None:
 def test_a_dtype_that_only_a_part_has_is_told() -> None:
     hf = random_model("llama", 30)
     hf.lm_head.to(torch.bfloat16)
+    hf.lm_head.register_forward_pre_hook(lambda module, args: (args[0].to(torch.bfloat16),))
     lm = LanguageModel.wrap(hf)
     n_parameters = len(list(hf.parameters()))
 
     assert lm.dtype == "fp32"
-    hf.lm_head.register_forward_pre_hook(lambda module, args: (args[0].to(torch.bfloat16),))
     assert diagnostics(lm)["parameter_dtypes"] == {"fp32": n_parameters - 1, "bf16": 1}

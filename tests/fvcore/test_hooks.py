@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from fvcore.embedded.random_models import FAMILIES
+from fvcore.embedded.random_models import FAMILIES, of_config, random_model
 from tests.late import RUNNING, inference_mode
 
 if RUNNING:
     import torch
     from torch import Tensor
+    from transformers import AutoConfig
 
-    from fvcore.model.hooks import HookNeverFired, add_to_residual, edit_heads, read_heads
+    from fvcore.model.hooks import HookNeverFired, add_to_residual, edit_heads, read_blocks, read_heads
     from fvcore.model.model import LanguageModel, ModelError
 
 
@@ -230,3 +231,72 @@ def test_heads_that_were_read_are_not_changed_by_a_later_edit(tiny: Tiny) -> Non
         lm.logits(ids_of(lm))
         handle.remove()
     assert torch.equal(heads[0], clean[0])
+
+
+# ---------------------------------------------------------------- what is no residual stream
+
+
+def several_streams() -> Any:
+    """Blocks that hand on (stream, row, token, d_model): an index of a token would be one of a row."""
+    sizes: dict[str, Any] = {"hidden_size": 32, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"vocab_size": 60, "vocab_size_per_layer_input": 60, "hidden_size_per_layer_input": 8, "laurel_rank": 4}
+    sizes |= {"intermediate_size": 64, "num_hidden_layers": 2, "num_kv_shared_layers": 0, "sliding_window": 16}
+    sizes |= {"layer_types": ["sliding_attention", "full_attention"], "activation_sparsity_pattern": [0.0, 0.0]}
+    return of_config(AutoConfig.for_model("gemma3n_text", altup_num_inputs=4, **sizes))
+
+
+def leaving(change: Callable[[Tensor], Any], layer: int) -> Any:
+    """A model with a block that hands on something else."""
+    hf = random_model("llama", 60)
+    block = hf.model.layers[layer]
+    forward = block.forward
+    block.forward = lambda *args, **kwargs: change(forward(*args, **kwargs))
+    return hf
+
+
+def flat_projection() -> Any:
+    """A projection that is handed tokens without rows."""
+
+    class Flat(torch.nn.Linear):
+        def __call__(self, x: Tensor) -> Any:
+            return super().__call__(x.flatten(0, 1)).view(*x.shape[:2], -1)
+
+    hf = random_model("llama", 60)
+    hf.model.layers[1].self_attn.o_proj.__class__ = Flat
+    return hf
+
+
+NO_STREAMS: dict[str, tuple[Callable[[], Any], str]] = {
+    "several streams": (several_streams, r"what leaves block 0 is \(4, 2, 3, 32\), expected \(row, token, 32\)"),
+    "tokens before rows": (
+        lambda: leaving(lambda x: x.transpose(0, 1), 1),
+        r"what leaves block 1 is \(3, 2, 32\), expected \(2, 3\) and a width",
+    ),
+    "another width": (lambda: leaving(lambda x: x.repeat(1, 1, 2), 1), r"what leaves block 1 is \(2, 3, 64\)"),
+    "no rows": (lambda: leaving(lambda x: x.flatten(0, 1), 1), r"what leaves block 1 is \(6, 32\)"),
+    "something by name": (lambda: leaving(lambda x: {"hidden_states": x}, 0), "what leaves block 0 is a dict"),
+    "tokens without rows": (flat_projection, r"what enters the projection of layer 1 is \(6, 32\)"),
+}
+
+
+@pytest.mark.parametrize("what", NO_STREAMS)
+def test_a_model_without_a_residual_stream_is_refused_when_it_is_wrapped(what: str) -> None:
+    made, said = NO_STREAMS[what]
+
+    with pytest.raises(ModelError, match=f"{said}.*residual stream is another thing.*not supported"):
+        LanguageModel.wrap(made(), name=what)
+
+
+@inference_mode
+def test_a_tensor_of_another_shape_is_never_edited_or_read(tiny: Tiny) -> None:
+    """Whatever the model did when it was wrapped."""
+    lm = tiny("llama")
+    block = lm.blocks[1]
+    forward = block.forward
+    block.forward = lambda *args, **kwargs: torch.stack([forward(*args, **kwargs)] * 4)
+    try:
+        for hooked in (add_to_residual(lm, 1, VECTOR), read_blocks(lm, 1)):
+            with pytest.raises(ModelError, match=r"what leaves block 1 is \(4, 1, \d+, 32\)"), hooked:
+                lm.logits(ids_of(lm))
+    finally:
+        del block.forward

@@ -31,7 +31,8 @@ if RUNNING:
         target_probability,
         tokens_of_class,
     )
-    from fvcore.injection import N_GENERATED, inject, inject_generate, inject_nll
+    from fvcore.injection import N_GENERATED, generated_ids, inject, inject_generate, inject_nll
+    from fvcore.model.generation import set_aside
     from fvcore.model.hooks import HookNeverFired, add_to_residual, read_heads
     from fvcore.model.model import LanguageModel, ModelError
     from fvcore.pipeline import Pipeline, Settings
@@ -509,6 +510,48 @@ def test_generation_is_sixteen_greedy_tokens_whatever_the_model_would_sample(lla
     lm.hf.generation_config.update(do_sample=True, temperature=5.0, top_p=0.5, top_k=3)
     torch.manual_seed(1)
     assert inject_generate(lm, llama.ids, llama.vector, 0) == expected
+
+
+SHIPPED_SETTINGS: dict[str, Callable[[list[int]], dict[str, Any]]] = {
+    "a penalty of repetition": lambda ids: {"repetition_penalty": 5.0},
+    "no token twice": lambda ids: {"no_repeat_ngram_size": 1},
+    "several beams": lambda ids: {"num_beams": 4, "do_sample": True, "temperature": 3.0},
+    "a first token": lambda ids: {"begin_suppress_tokens": ids[:1]},
+    "forbidden tokens": lambda ids: {"suppress_tokens": ids[2:3]},
+    "forbidden words": lambda ids: {"bad_words_ids": [ids[3:4]]},
+    "a last token": lambda ids: {"forced_eos_token_id": ids[0], "max_length": 300},
+    "a least length": lambda ids: {"min_new_tokens": 16},
+    "a bias": lambda ids: {"sequence_bias": {(ids[1],): -30.0}},
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED_SETTINGS)
+def test_greedy_is_greedy_whatever_a_model_ships_with(llama: Bench, name: str) -> None:
+    """The largest logit, although the model's own settings would have it otherwise, and are there again afterwards."""
+    lm = random_lm("llama")
+    lm.hf.generation_config.eos_token_id = None
+    ids = inject_generate(lm, llama.ids, llama.vector, 0).base_ids
+    if name == "a least length":
+        at = next(i for i in range(2, len(ids) - 1) if ids[i] not in ids[:i])
+        lm.hf.generation_config.eos_token_id = ids[at]
+    expected, texts = inject_generate(lm, llama.ids, llama.vector, 0), generated_ids(lm, [llama.ids])
+    settings = SHIPPED_SETTINGS[name](ids)
+    lm.hf.generation_config.update(**settings)
+    own, before = lm.hf.generation_config, lm.hf.generation_config.to_dict()
+
+    assert inject_generate(lm, llama.ids, llama.vector, 0) == expected
+    assert generated_ids(lm, [llama.ids]) == texts
+
+    assert lm.hf.generation_config is own
+    assert own.to_dict() == before
+    assert set(set_aside(lm.hf)) == set(settings)
+    torch.manual_seed(0)
+    theirs = lm.hf.generate(lm.ids(llama.ids), max_new_tokens=16, pad_token_id=0)[0, len(llama.ids) :].tolist()
+    assert theirs != expected.base_ids
+
+
+def test_what_was_set_aside_is_nothing_where_a_model_only_says_how_a_text_ends(llama: Bench) -> None:
+    assert set_aside(llama.lm.hf) == {}
 
 
 def test_generation_stops_at_any_of_several_end_tokens(llama: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -164,7 +165,25 @@ def test_that_no_candidate_was_given_stands_in_the_first_line(pytester: pytest.P
     assert "no candidate" not in report["headline"]
 
 
-@pytest.mark.parametrize("words", [["--fv-candidate-python=python"], ["--fv-candidate=a:b", "--fv-candidate-dir=."]])
+def test_plain_argmax_is_right_whatever_generation_settings_a_model_ships_with(
+    pytester: pytest.Pytester, world: World, tmp_path: Path
+) -> None:
+    """Also for a golden that was recorded from the same weights without them."""
+    folder = shutil.copytree(world.model, tmp_path / world.model.name)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    shipped = {"repetition_penalty": 1.5, "do_sample": True, "no_repeat_ngram_size": 1, "_from_model_config": False}
+    (folder / "generation_config.json").write_text(json.dumps(settings | shipped))
+    words = [f"--fv-model={folder}", *world.trial_options, f"--fv-golden={world.golden}"]
+
+    for more in ([], ["--fv-candidate=pytest_fvparity.candidates.adapters.torch_hooks:make"]):
+        pytester.runpytest_inprocess("-m", "parity", *words, *more).assert_outcomes(passed=6)
+        (report,) = reports(pytester)
+        assert "repetition_penalty 1.5" in report["conditions"]["generation_config"][1]
+
+
+@pytest.mark.parametrize(
+    "words", [["--fv-candidate-python=python"], ["--fv-candidate=a:b", "--fv-candidate-dir=."], ["--fv-isolate"]]
+)
 def test_options_that_do_not_fit_together_are_refused(pytester: pytest.Pytester, words: list[str]) -> None:
     result = pytester.runpytest_inprocess(*words)
 
@@ -205,6 +224,41 @@ def test_what_happens_to_it_over_there_is_told_here(
     (report,) = reports(pytester)
     assert list(statuses(report).values())[:3] == ["PASS", "ERROR", "BLOCKED"]
     assert message in report["headline"]
+
+
+ISOLATED = """
+import os
+from fvcore.pipeline import Pipeline
+
+class Mine(Pipeline):
+    def top_heads(self, *inputs):
+        FAULT
+        return super().top_heads(*inputs)
+
+def make(lm, trials, settings):
+    return Mine(lm, trials, settings)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        ("pass", "PASS", "PASS: all 6 check keys agree"),
+        ("os._exit(0)", "ERROR", "candidate mine:make ended its process (exit status 0)"),
+        ("import ctypes; ctypes.CDLL(None).exit(0)", "ERROR", "candidate mine:make ended its process (exit status 0)"),
+    ],
+)
+def test_an_isolated_candidate_is_handed_the_same_and_ends_itself_alone(
+    pytester: pytest.Pytester, world: World, fault: str, status: str, said: str
+) -> None:
+    (pytester.path / "mine.py").write_text(ISOLATED.replace("FAULT", fault))
+
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options, "--fv-candidate=mine:make", "--fv-isolate")
+
+    (report,) = reports(pytester)
+    assert (statuses(report)["top_heads"], said in report["headline"]) == (status, True)
+    assert result.ret == (0 if status == "PASS" else 1)
+    assert "--fv-isolate" in report["checks"][0]["repro_command"]
 
 
 ECHO = "import itertools, json, sys\nfor line in itertools.chain([0], sys.stdin):\n    n = json.loads(line)['number'] if line else 0\n"
@@ -320,7 +374,7 @@ def test_the_plans_file_names_are_read(pytester: pytest.Pytester, world: World, 
     ]
     (report,) = reports(pytester)
     messages = {check["key"]: check["message"] for check in report["checks"]}
-    assert messages["top_heads"] == "heads agree(s) with the reference; not provided: cie, aie, scores"
+    assert messages["top_heads"].endswith("values agree with the reference; not provided: cie, aie, scores")
 
     torch.save({"fv_global_resid": -vector["function_vector"]}, folder / "fv_global_resid.pt")  # type: ignore[operator]
     assert judged(pytester, world, f"--fv-candidate-dir={folder}")["fv_vector"] == "FAIL"

@@ -112,7 +112,7 @@ def test_a_failure_is_not_forgotten_when_a_stage_is_run_again() -> None:
         suite = {"keys": ["one"], "planned": ["one"], "keep_going": False}
         row = {"suite": suite, "context": {}, "result": StageResult("toy", "one", status).to_dict()}
         return SimpleNamespace(
-            nodeid="a.py::toy::one", capstdout="", capstderr="", **{REPORT_ATTRIBUTE: json.dumps(row)}
+            nodeid="a.py::toy::one", when="call", capstdout="", capstderr="", **{REPORT_ATTRIBUTE: json.dumps(row)}
         )
 
     for status in (Status.FAIL, Status.PASS):
@@ -554,21 +554,46 @@ def test_an_odd_answer_reaches_every_report_as_a_failure(
     assert "all 6 check keys agree" not in (folder / "src_vs_fv_diff_report.html").read_text()
 
 
-@pytest.mark.parametrize("death", slow_but(["os._exit(0)"], ["os._exit(0)", "os.kill(os.getpid(), 9)"]))
-def test_a_process_that_dies_leaves_no_old_pass(pytester: pytest.Pytester, world: World, death: str) -> None:
+C_EXIT = "import ctypes; ctypes.CDLL(None).exit(0)"
+
+
+@pytest.mark.parametrize("death", slow_but(["os._exit(0)", C_EXIT], ["os._exit(0)", C_EXIT, "os.kill(os.getpid(), 9)"]))
+def test_a_process_that_dies_leaves_no_old_pass_and_is_red(pytester: pytest.Pytester, world: World, death: str) -> None:
     pytester.runpytest_inprocess("-m", "parity", *world.options)
     plant(pytester, "slot_map", death)
 
-    pytester.runpytest_subprocess("-m", "parity", *world.options)
+    result = pytester.runpytest_subprocess("-m", "parity", *world.options)
 
+    assert result.ret != 0
     (report,) = reports(pytester)
     assert report["overall_status"] == "FAIL"
     assert list(statuses(report).values()) == ["PASS", "CRASHED", *["BLOCKED"] * 4]
 
 
+@pytest.mark.parametrize("death", slow_but(["os._exit(0)"], ["os._exit(0)", C_EXIT]))
+def test_a_process_that_dies_behind_its_last_stage_is_red(pytester: pytest.Pytester, world: World, death: str) -> None:
+    """Everything agreed, and nobody knows what would have come."""
+    teardown = "import os, pytest\n@pytest.fixture(autouse=True)\ndef last(request):\n    yield\n"
+    pytester.makeconftest(f"{teardown}    if request.node.name == 'injection_output':\n        {death}")
+
+    assert pytester.runpytest_subprocess("-m", "parity", *world.options).ret != 0
+    (report,) = reports(pytester)
+    assert list(statuses(report).values()) == [*["PASS"] * 5, "CRASHED"]
+
+
+def test_a_child_of_a_candidate_may_end_as_it_likes_and_a_whole_run_ends_as_ever(
+    pytester: pytest.Pytester, world: World
+) -> None:
+    forked = "import sys\n        child = os.fork()\n        if not child: sys.stderr.close(); os._exit(0)\n"
+    plant(pytester, "slot_map", f"{forked}        assert os.waitpid(child, 0)[1] == 0")
+
+    assert pytester.runpytest_subprocess("-m", "parity", *world.options).ret == 0
+
+
 NOTHING_JUDGED = {
     "nothing is selected": ("", ["-k", "no_such_stage"], pytest.ExitCode.NO_TESTS_COLLECTED),
     "a conftest.py that fails": ("raise ValueError('no')", [], pytest.ExitCode.USAGE_ERROR),
+    "a conftest.py that leaves with status 0": ("import sys; sys.exit(0)", [], pytest.ExitCode.USAGE_ERROR),
     "a conftest.py that leaves": ("import pytest; pytest.exit('no', 0)", [], pytest.ExitCode.USAGE_ERROR),
     "a process that dies while tests are collected": (
         "import os\ndef pytest_collection(session): os._exit(3)",

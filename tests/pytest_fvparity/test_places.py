@@ -12,10 +12,9 @@ from fvcore.gates import Status
 from pytest_fvparity import cli
 from pytest_fvparity.milestones import run as milestones
 from pytest_fvparity.milestones.setup import MilestoneOutcome
-from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.parity.implementation import CHECK_KEYS, LIVE
 from pytest_fvparity.report.merge import merge
 from pytest_fvparity.report.render import markdown, read_report, write_all
-from pytest_fvparity.report.report import LIVE
 from tests.late import RUNNING
 from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
 

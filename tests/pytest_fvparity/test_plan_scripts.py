@@ -245,7 +245,7 @@ def test_every_criterion_of_the_table_is_there() -> None:
 
 
 def test_every_line_of_the_plans_is_held_by_a_test() -> None:
-    assert set(page.lines()) == set(PLANS)
+    assert set(page.lines()) > set(PLANS)  # and the plans of the two experiments, whose commands are their own
     files: dict[str, str] = {}
     for path in TESTS.rglob("test_*.py"):  # two rooms may have a file of one name
         files[path.name] = files.get(path.name, "") + path.read_text()

@@ -168,12 +168,20 @@ def test_a_normalisation_without_effect_is_refused() -> None:
         driver.normalise([idle])
 
 
-def test_generation_that_samples_is_made_greedy() -> None:
-    sampling = SimpleNamespace(generation_config=SimpleNamespace(do_sample=True))
+def test_generation_is_made_greedy_whatever_the_model_ships_with() -> None:
+    from transformers import GenerationConfig
+
+    own = GenerationConfig(
+        do_sample=True, repetition_penalty=1.05, min_new_tokens=3, eos_token_id=[2, 5], pad_token_id=0
+    )
+    sampling = SimpleNamespace(generation_config=own)
 
     for listed in ("applied", "already"):
         assert driver.normalise([driver.greedy_generation(sampling)])[listed] == ["greedy_generation"]
-    assert not sampling.generation_config.do_sample
+    left = sampling.generation_config
+    assert not left.do_sample
+    assert (left.repetition_penalty, left.min_new_tokens) == (GenerationConfig().repetition_penalty, None)
+    assert (left.eos_token_id, left.pad_token_id) == ([2, 5], 0)
 
 
 def test_a_function_is_replaced_in_every_module_that_holds_it(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_key_that_stands_on_what_the_candidate_lacks_says_so() -> None:
     ours = rig_of("llama")
     results = {result.key: result for result in ours.judge(ours.candidate(slot_map=slot_map))}
 
-    note = "judged on the golden's slot_map, for the candidate provides none"
+    note = "judged on the reference's slot_map, for the candidate provides none"
     assert [key for key, result in results.items() if note in said(result)] == ["mean_activations", "top_heads"]
     assert results["slot_map"].status is Status.NOT_PROVIDED
     assert results["injection_output"].status is Status.PASS

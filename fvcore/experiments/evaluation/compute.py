@@ -13,7 +13,7 @@ from fvcore.experiments.evaluation import scores
 from fvcore.experiments.evaluation.config import EvaluationConfig
 from fvcore.experiments.evaluation.data import USUAL, Labels, NamedTemplate, Question, Task, TaskError, pair, questions
 from fvcore.experiments.evaluation.report import Generated, Result
-from fvcore.injection import LEAST_LOGPROB, answer_nlls, generated_ids, read_injected
+from fvcore.injection import LEAST_LOGPROB, answer_nlls, before_end, generated_ids, read_injected
 from fvcore.model.model import LanguageModel
 from fvcore.model.tokenizer import BosFacts
 from fvcore.prompts import (
@@ -135,7 +135,7 @@ class Bench:
         self, asked: Sequence[Question], prompts: Sequence[Prompt], added: Tensor | None, layer: int
     ) -> Generated:
         ids = generated_ids(self.lm, [prompt.input_ids for prompt in prompts], added, layer, *self._how)
-        texts = [scores.answer_in(self.lm.tokenizer.decode(row)) for row in ids]
+        texts = [scores.answer_in(self.lm.tokenizer.decode(before_end(self.lm, row))) for row in ids]
         scored = {
             name: [scores.best(score, text, q.answers) for text, q in zip(texts, asked, strict=True)]
             for name, score in scores.SCORES.items()

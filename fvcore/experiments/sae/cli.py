@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import Field
 
 from fvcore.experiments.config import Option, add_command
-from fvcore.experiments.sae.config import PathwaysConfig
+from fvcore.experiments.sae import commands
+from fvcore.experiments.sae.config import Info, PathwaysConfig, Training
 
 if TYPE_CHECKING:
     from fvcore.experiments.progress import Progressing
@@ -58,6 +58,14 @@ class RunCommand(StepCommand):
     )
     strict: bool = Field(default=False, exclude=True, description="A warning of the audit is a failure, too.")
     as_json: Json = PRINTED
+
+
+class DiscoverCommand(StepCommand):
+    """How pathways are found, or judged once more."""
+
+    rescore: bool = Field(
+        default=False, exclude=True, description="Judge what is there by other thresholds, into a file beside it."
+    )
 
 
 class ShownCommand(PathwaysConfig):
@@ -122,6 +130,16 @@ def lines(validation: Validation) -> Iterator[str]:
         if group.count > group.listed:
             yield f"  ... and {group.count - group.listed:,} more"
     yield "the data passes" if validation.validated else "the data does not pass"
+
+
+def discover(command: DiscoverCommand) -> None:
+    if command.rescore:
+        from fvcore.experiments.sae.discover import rescore
+
+        for path in rescore(command):
+            typer.echo(f"wrote {path}")
+    else:
+        _do(command, command, "discover")
 
 
 def step(name: str, said: str) -> Callable[[StepCommand], None]:
@@ -199,17 +217,6 @@ def write_report(command: PathwaysConfig) -> None:
         typer.echo(f"wrote {path}")
 
 
-@app.command("init")
-def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; its files must not be there yet.")],
-) -> None:
-    """Write the plan's folder: config.yaml, launch.sh, and its seven source files as short callers."""
-    from fvcore.experiments.sae import init as made
-
-    for path in made.write(folder):
-        typer.echo(f"wrote {path}")
-
-
 STEPS = {
     "load": "Choose the strongest features of each layer, and make contexts of the prompts and the logged responses.",
     "prototype": "Follow one feature from end to end, with every check that a discovery stands on.",
@@ -220,7 +227,14 @@ STEPS = {
 
 add_command(app, "run", RunCommand, run_all)
 add_command(app, "audit", AuditCommand, audit)
+discover.__doc__ = STEPS.pop("discover")
+add_command(app, "discover", DiscoverCommand, discover)
 for _name, _said in STEPS.items():
     add_command(app, _name, StepCommand, step(_name, _said))
 add_command(app, "status", ShownCommand, show_status)
 add_command(app, "report", PathwaysConfig, write_report)
+add_command(app, "train-sae", Training, commands.train_sae)
+add_command(app, "sae-info", Info, commands.sae_info)
+app.command("selftest")(commands.selftest)
+app.command("faults")(commands.show_faults)
+app.command("init")(commands.init)

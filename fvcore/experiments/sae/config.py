@@ -182,6 +182,9 @@ class Contexts(Config):
 class Prototype(Config):
     feature: str = Field(default="auto", pattern=r"^(auto|L\d+-\d+)$", description="auto, or a name such as L26-1069.")
     max_memory_gb: Positive = Field(default=28.0, description="At the peak.")
+    instrumentation: Annotated[Literal["hooks", "hidden_states"], Option(flag="instrumentation")] = Field(
+        default="hooks", description="hidden_states: as the plan reads layers, which the last one has not."
+    )
 
 
 class Scale(Config):
@@ -295,3 +298,34 @@ class PathwaysConfig(Config):
     tokens: Tokens = Tokens()
     integrate: Integrate = Integrate()
     runtime: Runtime = Runtime()
+
+
+class Training(Config):
+    """What autoencoders are trained on, and how."""
+
+    model: str = Field(default="tiny-llama", description="A shipped model, or one that knows the same relations.")
+    out: Path = Field(default=Path("reports/sae"), description="Holds a folder for each layer, as SAELens writes it.")
+    d_sae: int = Field(default=256, ge=1, description="Features of a layer.")
+    k: int = Field(default=8, ge=1, description="Features that are active at a token.")
+    prompts: int = Field(default=720, ge=18, description="Ten-shot prompts whose tokens are trained on.")
+    steps: int = Field(default=600, ge=1, description="Of the optimiser, at each layer.")
+    batch: int = Field(default=1024, ge=1, description="Tokens of a step.")
+    held_out: int = Field(default=180, ge=18, description="Prompts that are judged by, drawn after those.")
+    seed: int = Field(default=0, ge=0, description="Of every draw.")
+
+
+class Info(Config):
+    """Whose autoencoder is looked at, and on what."""
+
+    folder: Annotated[Path, Option(positional=True, metavar="DIR")] = Field(description="Folder of one autoencoder.")
+    format: Literal["auto", "llama_scope", "sae_lens", "dictionary_learning", "canonical"] = Field(
+        default="auto", description="Of the files; auto: found."
+    )
+    gating: Literal["own", "saelens", "relu"] = Field(default="own", description="As sae.gating.")
+    model: str | None = Field(default=None, description="The model whose residual stream it is run on (default: none).")
+    read: Path | None = Field(
+        default=None, description="What the model reads line by line (default: its own relations)."
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="Of the model's weights.")
+    device: str = Field(default="auto", description="Of the model.")
+    as_json: Annotated[bool, Option(flag="json")] = Field(default=False, description="Print JSON, and nothing else.")

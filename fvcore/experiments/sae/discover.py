@@ -2,7 +2,8 @@
 
 Work comes in batches: targets of a layer are attributed, sources of a layer are replayed, and of each layer random features
 are ablated. A batch leaves one whole file, so that a run that was killed goes on with the first batch that is not there, on
-this machine or on others, and ends in the same bytes.
+this machine or on others, and ends in the same bytes. What was validated is divided among the heads that carry it, and for
+some targets a bound is found on what screening passed over.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fvcore.exits import in_one_line
 from fvcore.experiments.errors import Cause, StepError, cause_of
-from fvcore.experiments.folder import Folder
+from fvcore.experiments.folder import Folder, locked
 from fvcore.experiments.progress import Watched
 from fvcore.experiments.sae import bench as benches
-from fvcore.experiments.sae.attribution import Sources
+from fvcore.experiments.sae import heads, missed
 from fvcore.experiments.sae.batches import Batch, attributions, by_layer, nulls, replays
 from fvcore.experiments.sae.bench import Bench
 from fvcore.experiments.sae.features import FEATURES
+from fvcore.experiments.sae.heads import HEADS
+from fvcore.experiments.sae.missed import MISSED
 from fvcore.experiments.sae.pathways import (
     CANDIDATES,
     NULLS,
     PATHWAYS,
     REPLAYS,
+    RESCORED,
     Node,
     NullRow,
     Pathway,
@@ -44,6 +48,7 @@ from fvcore.formats import digest, read_json, read_jsonl, validated, write_jsonl
 
 if TYPE_CHECKING:
     from fvcore.experiments.progress import Progressing
+    from fvcore.experiments.sae.attribution import Sources
     from fvcore.experiments.sae.config import PathwaysConfig
 
 UNITS = "results/pathways/units"
@@ -82,27 +87,30 @@ class Unit:
         return Outcome(self.name, "failed", f"{cause}: {reason}")
 
 
-def discover(
-    settings: PathwaysConfig, progress: Progressing | None = None, *, limit: int | None = None, rescore: bool = False
-) -> list[Path]:
-    """Write candidates, nulls, replays, and all pathways with their verdicts; returns the files.
+def discover(settings: PathwaysConfig, progress: Progressing | None = None, *, limit: int | None = None) -> list[Path]:
+    """Write candidates, nulls, replays, and all pathways with their verdicts; returns the files. limit: only the first targets
 
-    limit: only the first targets     rescore: judge what is there once more, by other thresholds; no model is loaded
     Raises StepError where more than a few batches failed: they are listed, and the others are kept.
     """
     folder = Folder(settings.paths.out)
-    about = (
-        read_json(folder / PATHWAYS)["metadata"] if rescore else _compute(settings, folder, limit, Watched(progress))
-    )
-    rows = _read(folder / CANDIDATES, TargetRow)
-    replayed, nulled = _read(folder / REPLAYS, ReplayRow), _read(folder / NULLS, NullRow)
-    pathways = judge(rows, replayed, nulled, benches.contexts_of(settings), settings.discover)
+    about = _compute(settings, folder, limit, Watched(progress))
+    made = [folder / name for name in (CANDIDATES, NULLS, REPLAYS, HEADS, MISSED)]
+    return made + _judge(settings, folder, about, PATHWAYS)
+
+
+def rescore(settings: PathwaysConfig) -> list[Path]:
+    """Judge what is there by other thresholds, into a file beside the run's own; no model is loaded."""
+    folder = Folder(settings.paths.out)
+    with locked(folder.root):
+        return _judge(settings, folder, read_json(folder / PATHWAYS)["metadata"], RESCORED)
+
+
+def _judge(settings: PathwaysConfig, folder: Folder, about: dict[str, Any], name: str) -> list[Path]:
+    rows, pathways = _read(folder / CANDIDATES, TargetRow), _verdicts(settings, folder)
     file = ValidatedPathways(
         metadata=about | _metadata(settings, rows, pathways), summary=summary_of(pathways, rows), pathways=pathways
     )
-    return [folder / name for name in (CANDIDATES, NULLS, REPLAYS)] + folder.write(
-        {PATHWAYS: file.model_dump(mode="json")}
-    )
+    return folder.write({name: file.model_dump(mode="json")})
 
 
 def _compute(settings: PathwaysConfig, folder: Folder, limit: int | None, progress: Watched) -> dict[str, Any]:
@@ -115,7 +123,15 @@ def _compute(settings: PathwaysConfig, folder: Folder, limit: int | None, progre
         rows = _read(folder / CANDIDATES, TargetRow)
         run(NULLS, "Null", nulls(rows, own, runtime.seed))
         run(REPLAYS, "Replay", replays(rows, own, runtime.seed, runtime.flush_every))
+        run(HEADS, "Heads", heads.batches(_verdicts(settings, folder)))
+        run(MISSED, "Missed", missed.batches(rows, list(sources), own, runtime.seed))
         return workers.ask(_about)
+
+
+def _verdicts(settings: PathwaysConfig, folder: Folder) -> list[Pathway]:
+    rows = _read(folder / CANDIDATES, TargetRow)
+    replayed, nulled = _read(folder / REPLAYS, ReplayRow), _read(folder / NULLS, NullRow)
+    return judge(rows, replayed, nulled, benches.contexts_of(settings), settings.discover)
 
 
 def _asked(settings: PathwaysConfig, folder: Folder, limit: int | None) -> tuple[list[Node], Sources]:
@@ -139,7 +155,9 @@ def _run(
             advance(layers[outcome.name], 1)
             if outcome.status == "failed":
                 failed[outcome.name] = outcome.reason
-    write_jsonl(folder / ERRORS, ({"batch": one, "reason": failed[one]} for one in sorted(failed)))
+    before = read_jsonl(folder / ERRORS) if (folder / ERRORS).is_file() else []
+    others = [row for row in before if row["batch"] not in layers]  # of other kinds
+    write_jsonl(folder / ERRORS, others + [{"batch": one, "reason": failed[one]} for one in sorted(failed)])
     if len(failed) > MOST_FAILED * len(units):
         first = failed[min(failed)].partition("\n")[0]
         raise StepError(f"{folder / ERRORS}: {len(failed)} of {len(units)} batches failed, the first of {first}")

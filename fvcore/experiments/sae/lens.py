@@ -41,11 +41,11 @@ class Lens(Row):
 
 def lens(settings: PathwaysConfig, chosen: Sequence[Feature], top_k: int, watched: Watched) -> dict[str, Lens]:
     """Feature -> its tokens."""
-    from fvcore.experiments.sae import bench
+    from fvcore.experiments.sae.bench import Bench, load_model
     from fvcore.experiments.sae.store import Store
 
-    lm = bench.load_model(settings)
-    looked = bench.Bench(lm, Store(settings.sae, lm.d_model, lm.device), [])
+    lm = load_model(settings)
+    looked = Bench(lm, Store(settings.sae, lm.d_model, lm.device), [])
     found: dict[str, Lens] = {}
     with watched.running(READING, len(chosen)) as advance:
         for layer, of in groupby(sorted(chosen, key=lambda one: one.layer), key=lambda one: one.layer):

@@ -217,15 +217,16 @@ def _sae_lens(path: Path, facts: Arguments, take: Take, gating: Gating) -> SAE:
     }
     found = _one_of(path, "architecture", kind, gates)()
     hook = (facts.get("metadata") or {}).get("hook_name") or facts.get("hook_name")
-    return canonical(
+    sae = canonical(
         layer_of(path, hook),
         **_gated(found, gating),
         centred=bool(facts.get("apply_b_dec_to_input", True)),
-        in_length=bool(facts.get("rescale_acts_by_decoder_norm", False)),
         kind=kind,
         nominal_l0=found.get("k"),
         units="activations as they are",
     )
+    in_length = facts.get("rescale_acts_by_decoder_norm", False)  # then its features are lengths already
+    return replace(sae, kappa=torch.ones_like(sae.kappa)) if in_length else sae
 
 
 def _dictionary(path: Path, facts: Arguments, take: Take, gating: Gating) -> SAE:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from fvcore.formats import write_json
 from fvcore.model.hooks import replace_outputs
 from fvcore.model.model import LanguageModel
 from fvcore.model.residual import residual_stream
+
+if TYPE_CHECKING:
+    from fvcore.fast.chunks import Advance
 
 LEAST, ALPHA = 0.1, 0.05
 CONDITIONS = {
@@ -95,13 +98,14 @@ class Logged:
     saes: Mapping[int, SAE]
     asked: Asked
 
-    def write(self, root: Path) -> None:
+    def write(self, root: Path, advance: Advance = lambda layer, n_rows: None) -> None:
         """Write checkpoints and logs below `root`, where `CHECKPOINTS` and `LOGS` of generated data find them."""
         results = []
         for layer in sorted(self.saes):
             records, of_layer = self._tried(layer)
             write_json(root / LOGS.replace("*", f"responses_L{layer:02d}"), records)
             results += of_layer
+            advance(layer, 1)
             told = {"timestamp": f"20250101_{layer:06d}", "features_tested": len(results), "results": list(results)}
             write_json(root / CHECKPOINTS.replace("*", f"{layer:03d}"), told)
 

@@ -12,6 +12,7 @@ CANDIDATES = "results/pathways/candidates.jsonl"
 REPLAYS = "results/pathways/replay.jsonl"
 NULLS = "results/pathways/nulls.jsonl"
 PATHWAYS = "results/pathways/validated_pathways.json"
+RESCORED = "results/pathways/rescored_pathways.json"
 
 Status: TypeAlias = Literal[
     "validated",
@@ -98,6 +99,7 @@ class ReplayRow(Row):
     n_on: contexts of these in which the target is active; n_off: those of them in which ablation switches it off
     directions: root mean square of the change per length, for random directions in the source's place
     n_directions: how many     noop: the largest change of the target when the source is given the value that it has
+    rounding: what rounding alone may make of that, which is much in half precision
     """
 
     source: str
@@ -111,6 +113,7 @@ class ReplayRow(Row):
     directions: float
     n_directions: int
     noop: float
+    rounding: float
 
 
 class NullRow(Row):

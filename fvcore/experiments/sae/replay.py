@@ -68,6 +68,19 @@ class Readers:
         before, behind = zip(*pairs, strict=True)
         return torch.cat(before, -1), torch.cat(behind, -1)
 
+    def rounding(self, ends: dict[int, Tensor], layer: int) -> Tensor:
+        """What rounding alone may do to a target before the gate (target,) on the way from `layer`, in passes of two shapes.
+
+        Each block rounds the stream, by half an eps of its length at most, in any direction: of that a target sees its part
+        of d_model directions. Two passes of n blocks add up like 2 n draws; these are six standard deviations.
+        """
+        found = []
+        for at, one in self.columns.items():
+            end = ends[at]
+            length = torch.finfo(end.dtype).eps / 2 * end.float().norm() / sqrt(len(end))
+            found.append(6 * sqrt(2 * (at - layer)) * length * one.weights.float().norm(dim=0))
+        return torch.cat(found)
+
 
 def run_edits(
     bench: Bench, context: Context, cached: Cached, edits: Sequence[Edit], readers: Readers
@@ -87,8 +100,11 @@ def run_edits(
 def measured(
     bench: Bench, layer: int, number: int, edits: Sequence[Edit], readers: Readers, batch_rows: int
 ) -> tuple[list[Seen], Tensor, Tensor]:
-    """What edits do in one context; then, of each target (target,), its activation unedited, and how far a pass from the cached
-    layer that edits nothing is from the whole pass. Changes are against a row of the same pass: no rounding of another is in them."""
+    """What edits do in one context; the targets' activations unedited (target,); how far from the whole pass one is that goes on
+    from the cached layer and edits nothing, and how far rounding may take it (2, target).
+
+    Changes are against a row of the same pass, so that no other pass's rounding is in them.
+    """
     plain = bench.plain(layer, readers.last)[number]
     whole, active = readers.read(plain.ends)
     seen: list[Seen] = []
@@ -102,7 +118,7 @@ def measured(
         chunk = edits[len(seen) : len(seen) + len(before) - 1]
         changes = (before[1:] - before[0]).cpu()
         seen += [Seen(*of) for of in zip(chunk, changes, behind[1:].cpu(), strict=True)]
-    return seen, active.cpu(), noop.cpu()
+    return seen, active.cpu(), torch.stack([noop, readers.rounding(plain.ends, layer)]).cpu()
 
 
 def modes_of(settings: Replay) -> dict[str, float]:
@@ -162,7 +178,7 @@ def replay(
 
 
 class Taken(NamedTuple):
-    """What came of one source in one context; `active` and `noop` are of each target (target,)."""
+    """What came of one source in one context. active (target,); noop (2, target): seen, and what rounding may do"""
 
     number: int
     seen: list[Seen]
@@ -197,7 +213,8 @@ def _row(bench: Bench, node: Node, target: Node, taken: Sequence[Taken], at: int
         n_off=sum(bool(before > 0) and not bool(one.active[at] > 0) for one, before in zeros),
         directions=root_mean_square(per_length),
         n_directions=len(per_length),
-        noop=max((short(of.noop[at]) for of in taken), default=0.0),
+        noop=max((short(of.noop[0, at]) for of in taken), default=0.0),
+        rounding=max((short(of.noop[1, at]) for of in taken), default=0.0),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fvcore.experiments import page
 from fvcore.experiments.folder import Folder
@@ -13,9 +13,11 @@ from fvcore.experiments.sae import drawing
 from fvcore.experiments.sae.audit import VALIDATION
 from fvcore.experiments.sae.contexts import CONTEXTS
 from fvcore.experiments.sae.features import FEATURES
+from fvcore.experiments.sae.heads import HEADS, HeadSplit
+from fvcore.experiments.sae.missed import MISSED, MissedRow
 from fvcore.experiments.sae.pathways import PATHWAYS, Pathway, ValidatedPathways
 from fvcore.experiments.sae.steps import INTEGRATED, PROTOTYPE, TOKENS
-from fvcore.formats import read_json, validated
+from fvcore.formats import read_json, read_jsonl, validated
 
 PACKAGE = "fvcore.experiments.sae"
 GRAPH = "results/integrated/pathway_graph.svg"
@@ -34,7 +36,11 @@ STATUS = {
     "numeric_error": "a number is not finite, or replaying the same value changed it",
 }
 
+LEAST = 0.1
+"""Share of an effect that is named."""
+
 Row = dict[str, Any]
+Kind = TypeVar("Kind", HeadSplit, MissedRow)
 
 
 def write(root: Path, kinds: Sequence[str]) -> list[Path]:
@@ -66,6 +72,8 @@ def values_of(folder: Folder) -> Row:
         "labels": {name: _label(of) for name, of in tokens.items()},
         "strongest": strongest[: SHOWN["pathways"]],
         "sign": drawing.sign,
+        "carried": {(one.source, one.target): _carried(one) for one in _rows(folder, HEADS, HeadSplit)},
+        "missed": missed(_rows(folder, MISSED, MissedRow)),
         "n_validated": len(strongest),
         "chains": integrated.get("integrated", [])[: SHOWN["chains"]],
         "n_chains": len(integrated.get("integrated", [])),
@@ -82,6 +90,36 @@ def _of(folder: Folder, name: str) -> Row:
     return dict(read_json(folder / name)) if (folder / name).is_file() else {}
 
 
+def _rows(folder: Folder, name: str, kind: type[Kind]) -> list[Kind]:
+    return (
+        [validated(kind, row, folder / name) for row in read_jsonl(folder / name)] if (folder / name).is_file() else []
+    )
+
+
+def _carried(split: HeadSplit) -> str:
+    """Who brings an effect to the target's token: its own stream, then the heads with the largest parts, in shares."""
+    whole = split.total or 1.0
+    shares = [("its own token", split.stays / whole)]
+    shares += [(f"L{one.layer}.H{one.head}", one.part / whole) for one in split.heads]
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares if abs(share) >= LEAST)
+
+
+def missed(rows: Sequence[MissedRow]) -> Row:
+    """What screening may have passed over, of the targets that were looked at."""
+    if not rows:
+        return {}
+    bounds = sorted(one.at_most for one in rows)
+    return {
+        "targets": len(rows),
+        "sets": rows[0].n_sets,
+        "size": rows[0].size,
+        "moving": sum(one.n_moving > 0 for one in rows),
+        "median": bounds[len(bounds) // 2],
+        "active": sorted(one.n_active for one in rows)[len(rows) // 2],
+        "confidence": rows[0].confidence,
+    }
+
+
 def headline(found: ValidatedPathways, integrated: Row) -> str:
     """The finding in a sentence."""
     n, validated_ones = len(found.pathways), found.summary.validated
@@ -90,8 +128,8 @@ def headline(found: ValidatedPathways, integrated: Row) -> str:
     said = f"{validated_ones} of {n} tested pathways to {targets} targets stand against both nulls"
     if persistence:
         said += f", {persistence} of them the same direction carried on"
-    chains = len(integrated.get("integrated", []))
-    return f"{said}; they make {chains} chain{'s' * (chains != 1)}." if integrated else f"{said}."
+    chains = sum(len(one["nodes"]) > 2 for one in integrated.get("integrated", []))
+    return f"{said}; they make {chains} chain{'s' * (chains != 1)} of several." if integrated else f"{said}."
 
 
 def pairs(pathways: Sequence[Pathway]) -> Row:

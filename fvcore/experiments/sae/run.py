@@ -88,8 +88,8 @@ class _Doing:
         record, name = Record(self.folder, RECORD, OUT), self.step.name
         closed = self.passes(self.step.gate)
         depends = depends_on(self.step, self.settings, self.folder, self.asked) | closed
-        rescore = self._make_room(record, depends)
-        more = {"load": {"forced": bool(closed)}, "discover": {"limit": self.asked.limit, "rescore": rescore}}
+        self._make_room(record, depends)
+        more: dict[str, dict[str, Any]] = {"load": {"forced": bool(closed)}, "discover": {"limit": self.asked.limit}}
         stage = Stage(name, depends, (), lambda _: WORK.get(name, _step)(self, progress, more.get(name, {})))
         if not record.is_done(stage):
             record.begin([stage])
@@ -108,25 +108,21 @@ class _Doing:
             return {"forced": str(error)}
         return {}
 
-    def _make_room(self, record: Record, depends: dict[str, Any]) -> bool:
-        """Take the step's files away where they are of other settings or not wanted, and refuse to where they took long.
+    def _make_room(self, record: Record, depends: dict[str, Any]) -> None:
+        """Take away what is of other settings or not wanted, and refuse to where it took long.
 
-        Returns whether nothing is other but what its verdicts depend on, of a step that was done.
+        Where only verdicts depend on what differs, that is what follows from them.
         """
         before = record.read().stages.get(self.step.name)
-        if before is None:
-            return False
+        if before is None or (depends == before.settings and self.asked.resume):
+            return
         other = _other(before.settings, depends, self.step.judging)
         if other and self.step.units and self.asked.resume and not self.asked.force:
             refuse_others(self.folder.root, [f"{what} ({self.step.name})" for what in other], f"{OUT}, give --force")
-        same = depends == before.settings
-        if other or not self.asked.resume:
-            for name in {name for glob in self.step.leaves for name in self.folder.names(glob)}:
-                (self.folder / name).unlink()
-        if not same or not self.asked.resume:
-            record.forget(self.step.name)
-        whole = bool(before.writes) and self.folder.digests(before.writes) == before.writes
-        return whole and not same and not other
+        globs = self.step.leaves if other or not self.asked.resume else self.step.judged
+        for path in {path for glob in globs for path in self.folder.root.glob(glob) if path.is_file()}:
+            path.unlink()
+        record.forget(self.step.name)
 
 
 def _other(before: dict[str, Any], depends: dict[str, Any], judging: Sequence[str]) -> list[str]:

@@ -85,7 +85,8 @@ def _any(settings: PathwaysConfig, folder: Folder) -> None:
 class Step:
     """about: groups of settings, or dotted names, that its results depend on     reads: files of the run, if they are there
     leaves: globs of its files     units: those that grow unit by unit, so that a killed step goes on with them
-    judging: settings that its verdicts alone depend on, which are passed anew where nothing else is other
+    judging: settings that its verdicts alone depend on: where nothing else differs, they are passed anew on the units that
+    are there, without those (`judged`) that follow from verdicts
     gate: what must hold before it     passed: what must hold of what it wrote     each: what a bar counts
     """
 
@@ -95,6 +96,7 @@ class Step:
     leaves: tuple[str, ...]
     units: tuple[str, ...] = ()
     judging: tuple[str, ...] = ()
+    judged: tuple[str, ...] = ()
     gate: Gate = _any
     passed: Gate = _any
     each: str = "layer"
@@ -126,7 +128,7 @@ STEPS = (
     ),
     Step(
         "prototype",
-        (*MODEL, "prototype", "discover", "contexts.exclude_special"),
+        (*MODEL, "prototype", "discover", "features.layers", "contexts.exclude_special"),
         (FEATURES, CONTEXTS),
         ("results/prototype/*",),
         gate=_there(FEATURES, CONTEXTS),
@@ -139,18 +141,19 @@ STEPS = (
         ("results/pathways/*", UNITS),
         (UNITS,),
         ("discover.fdr", *(f"discover.replay.{one}" for one in ("min_rel_effect", "min_sign_agreement", "noop_tol"))),
+        tuple(UNITS.replace("*", f"{one}-*") for one in ("heads", "missed")),
         _prototype_passed,
     ),
     Step(
         "tokens",
-        (*DATA, "tokens", "prompts", "model.name", "model.revision", "sae.source", "runtime.seed"),
+        (*DATA, *MODEL, "tokens", "prompts"),
         (FEATURES,),
         ("results/tokens/*",),
         gate=_there(FEATURES),
     ),
     Step(
         "integrate",
-        (*MODEL, "integrate"),
+        (*MODEL, "integrate", "features.layers", "discover.positions", "contexts.exclude_special"),
         (FEATURES, CONTEXTS, PATHWAYS, TOKENS),
         ("results/integrated/*",),
         gate=_there(PATHWAYS),

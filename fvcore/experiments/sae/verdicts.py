@@ -58,20 +58,17 @@ class Features:
     """The second null: per layer and target, what random active features do that are no candidates of the target."""
 
     def __init__(self, nulls: Iterable[NullRow], targets: Sequence[TargetRow]) -> None:
-        self.rows = list(nulls)
+        self.rows: dict[int, list[NullRow]] = {}
+        for row in nulls:
+            self.rows.setdefault(Node.of(row.source).layer, []).append(row)
         self.candidates = {one.target: {candidate.source for candidate in one.candidates} for one in targets}
         self.known: dict[tuple[int, str], tuple[float, int]] = {}
 
     def of(self, layer: int, target: str, n: int) -> tuple[float, int]:
         """Root mean square of the change per length, and of how many features, at most `n`."""
         if (layer, target) not in self.known:
-            squares = [
-                row.effects[target]
-                for row in self.rows
-                if Node.of(row.source).layer == layer
-                and row.source not in self.candidates[target]
-                and row.source != target
-            ][:n]
+            others = [row for row in self.rows.get(layer, []) if row.source not in self.candidates[target]]
+            squares = [row.effects[target] for row in others[:n]]
             self.known[layer, target] = (sqrt(fmean(squares)) if squares else 0.0, len(squares))
         return self.known[layer, target]
 
@@ -139,9 +136,11 @@ def _tests(row: ReplayRow, size: float, n: int) -> dict[str, float | None]:
 
 
 def _lost(target: TargetRow, row: ReplayRow, settings: Discover) -> bool:
-    """Whether a number is none, or replaying the same value changed the target by more than a share of its scale."""
+    """Whether a number is none, or replaying the same value changed the target: by more than a share of its scale, and by more
+    than rounding can."""
     numbers = (row.noop, row.directions, *row.norms, *(one for of in row.deltas.values() for one in of))
-    return not all(map(isfinite, numbers)) or row.noop > settings.replay.noop_tol * max(1.0, target.scale)
+    allowed = max(settings.replay.noop_tol * max(1.0, target.scale), row.rounding)
+    return not all(map(isfinite, numbers)) or row.noop > allowed
 
 
 def _effect(deltas: Sequence[float], scale: float) -> dict[str, Any]:

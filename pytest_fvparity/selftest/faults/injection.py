@@ -1,7 +1,7 @@
 """Faults of station 6, injection."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -148,6 +148,11 @@ def logprob_in_dtype_of(logits: Tensor, target: int) -> float:
     return float(torch.log_softmax(logits, dim=-1)[target])
 
 
+def shipping_a_penalty(rig: Rig) -> Rig:
+    """The same model, as if it had been released with a generation setting that greedy decoding must not hear of."""
+    return rig.on(changed(rig.lm, lambda hf: hf.generation_config.update(repetition_penalty=1.5)))
+
+
 PLANTS: dict[str, Plants] = {
     "F60": hooked(edit=lambda output, vector, at: added(output, vector, at) if isinstance(output, tuple) else output),
     "F61": hooked(edit=not_returned),
@@ -168,6 +173,12 @@ PLANTS: dict[str, Plants] = {
     "F69": choosing(alpha=2.0),
     "F69-normalised": with_adding(
         lambda lm, layer, vector, *rest: add_to_residual(lm, layer, vector / vector.norm(), *rest)
+    ),
+    "F76": on(
+        shipping_a_penalty,
+        patching(
+            injection, "greedily", lambda hf: nullcontext(), these_leaves_alone("base_generated", "with_generated")
+        ),
     ),
     "F74": beside_a_copy(lambda other: with_adding(lambda lm, *where: add_to_residual(other, *where))),
     "F74-silent": beside_a_copy(lambda other: hooked(lambda lm, layer: other.blocks[layer])),

@@ -27,7 +27,7 @@ if RUNNING:
     from fvcore.experiments.evaluation.scores import ranks
     from fvcore.experiments.evaluation.vectors import of_random_heads
     from fvcore.fast.engines import chosen
-    from fvcore.injection import answer_nlls, generated_ids, inject, inject_generate, inject_nll
+    from fvcore.injection import answer_nlls, before_end, generated_ids, inject, inject_generate, inject_nll
     from tests.fvcore.evaluation import worlds
 
 
@@ -196,6 +196,7 @@ class TestWholeAnswers:
         ):
             runs = [inject_nll(bench.lm, p.input_ids, p.answer_ids, vector, EARLY) for p in prompts]
             assert found == pytest.approx([getattr(run, kind) for run in runs], abs=2e-5), given
+            assert answer_nlls(bench.lm, prompts, given, EARLY, engine="exact") == [getattr(run, kind) for run in runs]
 
     def test_generated_ids_are_those_of_the_station(self) -> None:
         bench, vector = worlds.bench(), worlds.vector_of_best_heads("tiny-llama").vector
@@ -203,8 +204,8 @@ class TestWholeAnswers:
         base, injected = (generated_ids(bench.lm, [p.input_ids for p in prompts], v, 4) for v in (None, -3 * vector))
         for i, prompt in enumerate(prompts):
             run = inject_generate(bench.lm, prompt.input_ids, -3 * vector, 4)
-            assert base[i] == run.base_ids[: len(base[i])]
-            assert injected[i] == run.with_ids[: len(injected[i])]
+            assert base[i] == run.base_ids
+            assert injected[i] == run.with_ids
         assert base != injected
 
     def test_an_end_of_text_ends_an_answer(self) -> None:
@@ -217,9 +218,12 @@ class TestWholeAnswers:
         lm.hf.generation_config.eos_token_id = ended[0]
         try:
             cut = generated_ids(lm, ids_of)
+            alone = inject_generate(lm, ids_of[0], torch.zeros(lm.d_model), 0).base_ids
+            assert before_end(lm, cut[0]) == cut[0][:-1]
         finally:
             lm.hf.generation_config.eos_token_id = before
-        assert cut == [ids[: ids.index(ended[0])] if ended[0] in ids else ids for ids in whole]
+        assert cut == [ids[: ids.index(ended[0]) + 1] if ended[0] in ids else ids for ids in whole]
+        assert cut[0] == alone
         assert len(cut[0]) < len(whole[0])
 
     def test_a_whole_answer_can_be_wrong_behind_a_right_token(self) -> None:

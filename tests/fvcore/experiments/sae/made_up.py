@@ -78,10 +78,11 @@ def write(root: Path, pathways: list[Pathway]) -> None:
         }
         for one in kept[:3]
     ]
+    account = {"L3-1": {"faithfulness": 0.81, "completeness": 0.72, "by_layer": {"1": {}, "2": {}}}}
     files = {
         PATHWAYS: file.model_dump(mode="json"),
         TOKENS: {"token_associations": {one.target: {"comparisons": {"a_on_b": of_tokens}} for one in kept}},
-        INTEGRATED: {"integrated": chains, "coverage": {}},
+        INTEGRATED: {"integrated": chains, "coverage": {}, "faithfulness": account},
         PROTOTYPE: {"passed": True, "criteria": {}, "feature": "L3-1", "sae_health": {"0": {"l0": 8.0, "fvu": 0.02}}},
     }
     for name, value in files.items():

@@ -167,13 +167,14 @@ def test_files_of_sae_lens(tmp_path: Path, architecture: str, centred: bool) -> 
     agrees(load(tmp_path, LAYER, WIDTH), features, features @ w["decoder"] + w["b_dec"])
 
 
-def test_largest_by_length_where_files_say_so(tmp_path: Path) -> None:
+def test_features_that_are_lengths_already(tmp_path: Path) -> None:
     w = drawn()
     lens(tmp_path, w, "topk", k=8, rescale_acts_by_decoder_norm=True)
-    features = largest((HIDDEN - w["b_dec"]) @ w["encoder"].T + w["b_enc"], w["decoder"].norm(dim=1))
+    pre, length = (HIDDEN - w["b_dec"]) @ w["encoder"].T + w["b_enc"], w["decoder"].norm(dim=1)
+    features = largest(pre * length)
 
-    agrees(load(tmp_path), features, features @ w["decoder"] + w["b_dec"])
-    assert not torch.equal(features, largest((HIDDEN - w["b_dec"]) @ w["encoder"].T + w["b_enc"]))
+    agrees(load(tmp_path), features, (features / length) @ w["decoder"] + w["b_dec"])
+    assert not torch.equal(features > 0, largest(pre) > 0)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ def test_files_of_dictionary_learning(tmp_path: Path, kind: str) -> None:
 def written(root: Path, name: str) -> Path:
     """A folder of each format that has rows."""
     folder = root / name
-    makers = {
+    makers: dict[str, Any] = {
         "llama_scope": scope,
         "sae_lens": lens,
         "dictionary_learning": lambda f, w: dictionary(f, w, "BatchTopKSAE"),
