@@ -38,8 +38,8 @@ class Numbers:
 
     def explains(self, have: Tensor) -> bool:
         """Whether these numbers in place of the expected ones would leave next to nothing of the difference."""
-        rest, off = (self.have - have).abs(), (self.have - self.want).abs()
-        return bool(rest.max() <= CLOSE * off.max()) or bool((rest <= self.allowed).all())
+        rest, off = (self.have - have).abs(), float((self.have - self.want).abs().max())
+        return float(rest.max()) <= CLOSE * off or (float(rest.max()) <= off / 10 and bool((rest <= self.allowed).all()))
 
     def indices(self, axis: int) -> list[int]:
         """Along an axis, the indices under which something is wrong."""
@@ -197,12 +197,12 @@ def _half_precision(seen: Numbers) -> str | None:
 SIGNATURES: tuple[Callable[[Numbers], str | None], ...] = (
     _not_finite,
     _all_zero,
+    _dropped,
     _factor,
     _offset,
     _differences,
     _words_of_several_tokens,
     _another_order,
-    _dropped,
     _rounded,
     _one_place,
     _from_a_place_on,
