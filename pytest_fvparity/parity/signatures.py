@@ -39,7 +39,9 @@ class Numbers:
     def explains(self, have: Tensor) -> bool:
         """Whether these numbers in place of the expected ones would leave next to nothing of the difference."""
         rest, off = (self.have - have).abs(), float((self.have - self.want).abs().max())
-        return float(rest.max()) <= CLOSE * off or (float(rest.max()) <= off / 10 and bool((rest <= self.allowed).all()))
+        return float(rest.max()) <= CLOSE * off or (
+            float(rest.max()) <= off / 10 and bool((rest <= self.allowed).all())
+        )
 
     def indices(self, axis: int) -> list[int]:
         """Along an axis, the indices under which something is wrong."""
