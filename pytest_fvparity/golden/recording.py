@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fvcore import escapes
 from fvcore.formats import FormatError, write_json
 from fvcore.gates import StageError
 from pytest_fvparity import fixtures
@@ -118,4 +119,4 @@ def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable
 def _tell(config: pytest.Config, *lines: str) -> None:
     if (terminal := config.pluginmanager.get_plugin("terminalreporter")) is not None:
         for line in lines:
-            terminal.write_line(line)
+            terminal.write_line(escapes.line(line))

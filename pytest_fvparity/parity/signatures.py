@@ -269,7 +269,8 @@ def of_biases(model: nn.Module, heads: Any, expected: Artifact, actual: Artifact
     layers = sorted(set(of_heads))
     biases: list[Any] = [getattr(lm.o_proj(layer), "bias", None) for layer in layers]
     want, have = (side["function_vector"] for side in (expected, actual))
-    assert isinstance(want, torch.Tensor) and isinstance(have, torch.Tensor)
+    assert isinstance(want, torch.Tensor)
+    assert isinstance(have, torch.Tensor)
     if not layers or any(bias is None for bias in biases):
         return None
     columns = torch.stack([bias.detach().double().cpu() for bias in biases], dim=1)

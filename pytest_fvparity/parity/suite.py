@@ -73,8 +73,8 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     from fvcore.pipeline import Pipeline
     from fvcore.prompts import require_verified
     from pytest_fvparity.candidates.candidates import name_of, required
-    from pytest_fvparity.golden.golden import require_comparable
     from pytest_fvparity.parity.checks import ParityRun
+    from pytest_fvparity.parity.conditions import conditions
     from pytest_fvparity.parity.log_effects import log_effects_of
     from pytest_fvparity.parity.refinements import continuation_of
 
@@ -98,9 +98,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["reference"] = golden.manifest.reference.model_dump(include={"commit", "repository"})
     profile: Profile = request.getfixturevalue("fv_profile")
     context["profile"] = profile.model_dump()
-    require_comparable(golden.profile, profile)
-    context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
-    context["conditions"] |= _spec_conditions(lm) | _generation_conditions(lm)
+    context["conditions"] = conditions(golden.profile, profile, lm)
     candidate = required(request.getfixturevalue("fv_candidate"), "fixture fv_candidate")
     context["candidate"] = name_of(candidate, options.shown)
     # A golden of a user's own make may know no noise.
@@ -125,21 +123,3 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
         reference=fresh,
         repeat=options.repeat,
     )
-
-
-def _generation_conditions(lm: LanguageModel) -> dict[str, list[str]]:
-    """What a report says of generation settings that a model ships with, and that neither side uses."""
-    from fvcore.model.generation import set_aside
-
-    said = ", ".join(f"{name} {value}" for name, value in set_aside(lm.hf).items())
-    return {"generation_config": ["end tokens alone", f"end tokens alone, set aside: {said}"]} if said else {}
-
-
-def _spec_conditions(lm: LanguageModel) -> dict[str, list[str]]:
-    """What a report says of a spec that is not the one of the model's type: condition -> golden's, this run's."""
-    if lm.spec.found_by == "model_type":
-        return {}
-    said = {"spec": ["not recorded", f"{lm.spec.name} ({lm.spec.found_by}): {' / '.join(lm.spec.paths)}"]}
-    if ignored := ", ".join(f"{name} {value}" for name, value in lm.spec.defaults.items()):
-        said["spec_defaults"] = ["not recorded", f"{ignored}; ignored, the options decide"]
-    return said

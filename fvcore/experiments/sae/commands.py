@@ -30,8 +30,8 @@ def train_sae(command: Training) -> None:
 
     report = train(command, Shown(Console(stderr=True)))
     for line in trained(report):
-        typer.echo(line)
-    typer.echo(f"wrote {command.out}")
+        exits.tell(line)
+    exits.tell(f"wrote {command.out}")
     if report.failures:
         raise typer.Exit(exits.FAILED)
 
@@ -56,11 +56,11 @@ def sae_info(command: Info) -> None:
     else:
         for name, value in told.items():
             if value is not None and name not in {"findings", "info"}:
-                typer.echo(f"{name:11} {_text(value)}")
+                exits.tell(f"{name:11} {_text(value)}")
         for name, value in sae.info.items():
-            typer.echo(f"{name:11} {_text(value)}")
+            exits.tell(f"{name:11} {_text(value)}")
         for sentence in found.findings:
-            typer.echo(sentence)
+            exits.tell(sentence)
     if found.findings:
         raise typer.Exit(exits.FAILED)
 
