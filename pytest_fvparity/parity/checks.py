@@ -297,8 +297,8 @@ def check(run: ParityRun, key: str) -> Verdict:
         for found in run.memory.left:
             error.add_note(found.message)
         raise
-    finally:
-        left, run.memory.left = run.memory.left, []
+    finally:  # what is left each time it is asked is told once
+        left, run.memory.left = list({found.message: found for found in run.memory.left}.values()), []
     if left:
         verdict = merge(Verdict(tuple(left), mismatch_count=len(left), details={"fault": "own"}), verdict)
     if not verdict.passed:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fvcore import escapes
 from fvcore.formats import write_bytes
 from fvcore.gates import UNHARMED, StageResult, Status, first_line, settled
 from pytest_fvparity.suite.collector import FAILURES
@@ -175,6 +176,8 @@ class SuiteReporter:
             row = json.loads(text)
             self._learn(report.nodeid.rpartition("::")[0], row.pop("suite"))
             self._judge(report, row)
+        if report.when == "teardown":
+            self._keep(report.nodeid)  # not before: a process that dies while it is cleaned up leaves no verdict of it
 
     def _learn(self, suite: str, said: Mapping[str, Any]) -> None:
         """A suite in a test module, on a worker, is known by what its first report says of it."""
@@ -192,8 +195,11 @@ class SuiteReporter:
         # A stage that is run again, by a plugin for flaky tests, stays what it was when it failed.
         if run.status(key) in {None, Status.PASS}:
             run.rows[key] = row | {"stdout": report.capstdout[-MAX_OUTPUT:], "stderr": report.capstderr[-MAX_OUTPUT:]}
-            for reports in self.reports if key in run.planned else ():
-                self._writing(reports.keep, run)
+
+    def _keep(self, nodeid: str) -> None:
+        if (found := self.find(nodeid)) and found[1] in found[0].planned:
+            for reports in self.reports:
+                self._writing(reports.keep, found[0])
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
@@ -205,6 +211,7 @@ class SuiteReporter:
     def _died(self, run: SuiteRun, key: str, report: pytest.TestReport) -> None:
         result = StageResult(run.name, key, Status.CRASHED, message=str(report.longrepr))
         self._judge(report, {"context": {}, "result": result.to_dict()})
+        self._keep(f"{run.nodeid}::{key}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -233,7 +240,7 @@ class SuiteReporter:
         for reports in self.reports:
             reports.summary(terminalreporter, not self.unwritten)
         if self.unwritten:
-            terminalreporter.write_line(self.unwritten, yellow=True, bold=True)
+            terminalreporter.write_line(escapes.line(self.unwritten), yellow=True, bold=True)
 
 
 class PlainReports(SuiteReports):
@@ -257,4 +264,4 @@ class PlainReports(SuiteReports):
                 said = f"{first.where}: {first.message}" if first else first_line(result.message)
                 note = f"blocked by {result.blocked_by}" if result.blocked_by else said
                 line = f"  {key:<{width}}  {result.status:<13}{note}".rstrip()
-                terminal.write_line(line, green=good, red=not good)
+                terminal.write_line(escapes.line(line), green=good, red=not good)

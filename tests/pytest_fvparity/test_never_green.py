@@ -112,7 +112,7 @@ def test_a_failure_is_not_forgotten_when_a_stage_is_run_again() -> None:
         suite = {"keys": ["one"], "planned": ["one"], "keep_going": False}
         row = {"suite": suite, "context": {}, "result": StageResult("toy", "one", status).to_dict()}
         return SimpleNamespace(
-            nodeid="a.py::toy::one", capstdout="", capstderr="", **{REPORT_ATTRIBUTE: json.dumps(row)}
+            nodeid="a.py::toy::one", when="call", capstdout="", capstderr="", **{REPORT_ATTRIBUTE: json.dumps(row)}
         )
 
     for status in (Status.FAIL, Status.PASS):
@@ -577,6 +577,8 @@ def test_a_process_that_dies_behind_its_last_stage_is_red(pytester: pytest.Pytes
     pytester.makeconftest(f"{teardown}    if request.node.name == 'injection_output':\n        {death}")
 
     assert pytester.runpytest_subprocess("-m", "parity", *world.options).ret != 0
+    (report,) = reports(pytester)
+    assert list(statuses(report).values()) == [*["PASS"] * 5, "CRASHED"]
 
 
 def test_a_child_of_a_candidate_may_end_as_it_likes_and_a_whole_run_ends_as_ever(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -62,17 +62,20 @@ def _batch(bench: Bench, sources: Sources, settings: Discover, targets: Sequence
     scales = torch.maximum(active, read.threshold.cpu()).mean(0)
     rows = []
     for at, target in enumerate(targets):
-        scale = float(scales[at])
-        lost = not y[:, at].isfinite().all()
-        found_of = {below: tally.candidates(at, scale, settings) for below, tally in tallies.items()}
+        n_active = int((active[:, at] > 0).sum())
+        status: Literal["ok", "target_inactive", "numeric_error"]
+        status = "numeric_error" if not y[:, at].isfinite().all() else "ok" if n_active else "target_inactive"
+        told = tallies if status == "ok" else {}
+        scale = 0.0 if status == "numeric_error" else short(scales[at])
+        found_of = {below: tally.candidates(at, scale, settings) for below, tally in told.items()}
         rows.append(
             TargetRow(
                 target=target.name,
-                status="numeric_error" if lost else "ok" if bool((active[:, at] > 0).any()) else "target_inactive",
-                scale=0.0 if lost else short(scale),
-                n_active=int((active[:, at] > 0).sum()),
-                activations=[] if lost else [short(one) for one in y[:, at]],
-                explained={} if lost else {str(below): tally.explained(at) for below, tally in tallies.items()},
+                status=status,
+                scale=scale,
+                n_active=n_active,
+                activations=[] if status == "numeric_error" else [short(one) for one in y[:, at]],
+                explained={str(below): tally.explained(at) for below, tally in told.items()},
                 candidates=_strongest(found_of, settings.top_k),
             )
         )
@@ -137,7 +140,8 @@ class Tally:
         self.gradients += ((along * active).sum(1) / n_tokens.clamp(min=1)).cpu()
         self.n_active += (n_tokens > 0).cpu()
         self.norms += found.norm(dim=0).cpu()
-        self.whole += (hidden * self.bench.counted(context)[:, None] * slope).sum((1, 2)).to(found.dtype).cpu()
+        counted = hidden.to(found.dtype) * self.bench.counted(context)[:, None]
+        self.whole += (counted * slope.to(found.dtype)).sum((1, 2)).cpu()
         largest, token = (one.cpu() for one in shares.abs().max(1))
         better = largest > self.best
         self.best = torch.where(better, largest, self.best)

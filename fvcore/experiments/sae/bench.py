@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fvcore.experiments.folder import Folder
+from fvcore.experiments.model_choice import one_thread_if_small
 from fvcore.experiments.sae.autoencoder import SAE
 from fvcore.experiments.sae.contexts import CONTEXTS
 from fvcore.experiments.sae.schemas import Context, PromptsSample
@@ -133,11 +134,15 @@ class Bench:
 
 
 def load_model(settings: PathwaysConfig) -> LanguageModel:
-    if settings.runtime.threads is not None:
-        torch.set_num_threads(settings.runtime.threads)
-    model = settings.model
+    """The model of a config, in as many threads as it asks for; a small one in one, unless it does."""
+    model, seed = settings.model, settings.runtime.seed
     spec = None if model.spec == "auto" else model.spec
-    return load(model.name, model.device, DTYPES[model.dtype], attn=model.attn, seed=settings.runtime.seed, spec=spec)
+    lm = load(model.name, model.device, DTYPES[model.dtype], attn=model.attn, seed=seed, spec=spec)
+    if settings.runtime.threads is None:
+        one_thread_if_small(lm)
+    else:
+        torch.set_num_threads(settings.runtime.threads)
+    return lm
 
 
 def of(settings: PathwaysConfig) -> Bench:

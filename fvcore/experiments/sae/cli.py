@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -12,7 +11,7 @@ from pydantic import Field
 
 from fvcore import exits
 from fvcore.experiments.config import Option, add_command
-from fvcore.experiments.sae.commands import sae_info, train_sae
+from fvcore.experiments.sae import commands
 from fvcore.experiments.sae.config import Info, PathwaysConfig, Training
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def audit(command: AuditCommand) -> None:
             _print(validation.model_dump(mode="json"))
         else:
             for line in (*lines(validation), f"wrote {path}"):
-                typer.echo(line)
+                commands.tell(line)
         _require_no_warning(validation, command.strict)
 
 
@@ -139,32 +138,9 @@ def discover(command: DiscoverCommand) -> None:
         from fvcore.experiments.sae.discover import rescore
 
         for path in rescore(command):
-            typer.echo(f"wrote {path}")
+            commands.tell(f"wrote {path}")
     else:
         _do(command, command, "discover")
-
-
-@app.command("selftest")
-def selftest(
-    seed: Annotated[int, typer.Option(min=0, help="Of the planted models.")] = 0,
-    markdown: Annotated[Path | None, typer.Option(help="A page to write the tables into, between its marks.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
-) -> None:
-    """Find planted causes, beside what other methods find; exit status 1 where one is missed or a decoy is taken for one."""
-    from fvcore.experiments.sae import selftest as on_trial
-
-    found = on_trial.selftest(seed)
-    if as_json:
-        _print(found)
-    else:
-        typer.echo(on_trial.markdown(found))
-        for said, held in found["criteria"].items():
-            typer.echo(f"{'yes' if held else 'NO'}: {said}")
-        typer.echo(f"{found['seconds']:g} s")
-    if markdown:
-        on_trial.put_into(markdown, found)
-    if not found["passed"]:
-        raise typer.Exit(exits.FAILED)
 
 
 def step(name: str, said: str) -> Callable[[StepCommand], None]:
@@ -186,7 +162,7 @@ def _do(settings: PathwaysConfig, command: StepCommand, steps: str, strict: bool
     asked = Asked(resume=command.resume, force=command.force, limit=command.limit_features)
     for one, files in run(settings, chosen(steps), asked, partial(progress_of, settings)):
         for path in files if not quiet else []:
-            typer.echo(f"wrote {path}")
+            commands.tell(f"wrote {path}")
         if one.name == "audit":
             _require_no_warning(validation_of(settings.paths.out / VALIDATION), strict)
         if one.name == "load" and not settings.prompts.texts():
@@ -220,7 +196,7 @@ def _plan(command: RunCommand) -> None:
         _print(values)
     else:
         for line in plan.lines(values):
-            typer.echo(line)
+            commands.tell(line)
 
 
 def show_status(command: ShownCommand) -> None:
@@ -231,7 +207,7 @@ def show_status(command: ShownCommand) -> None:
     if command.as_json:
         _print(rows)
     for row in rows if not command.as_json else []:
-        typer.echo(f"{row['step']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""))
+        commands.tell(f"{row['step']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""))
 
 
 def write_report(command: PathwaysConfig) -> None:
@@ -239,35 +215,7 @@ def write_report(command: PathwaysConfig) -> None:
     from fvcore.experiments.sae import report
 
     for path in report.write(command.paths.out, command.integrate.report):
-        typer.echo(f"wrote {path}")
-
-
-@app.command("faults")
-def show_faults(
-    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
-) -> None:
-    """Look for pathways wrongly in every known way; exit status 1 if one is not caught by what must catch it."""
-    from fvcore.experiments.sae import faults
-
-    found = faults.rows()
-    for row in found:
-        verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
-        typer.echo(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {faults.rounded(row.seen.value)}")
-    if markdown is not None:
-        typer.echo(f"wrote {faults.write(markdown, found)}")
-    if not all(row.caught for row in found):
-        raise typer.Exit(exits.FAILED)
-
-
-@app.command("init")
-def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; its files must not be there yet.")],
-) -> None:
-    """Write the plan's folder: config.yaml, launch.sh, and its seven source files as short callers."""
-    from fvcore.experiments.sae import init as made
-
-    for path in made.write(folder):
-        typer.echo(f"wrote {path}")
+        commands.tell(f"wrote {path}")
 
 
 STEPS = {
@@ -286,5 +234,8 @@ for _name, _said in STEPS.items():
     add_command(app, _name, StepCommand, step(_name, _said))
 add_command(app, "status", ShownCommand, show_status)
 add_command(app, "report", PathwaysConfig, write_report)
-add_command(app, "train-sae", Training, train_sae)
-add_command(app, "sae-info", Info, sae_info)
+add_command(app, "train-sae", Training, commands.train_sae)
+add_command(app, "sae-info", Info, commands.sae_info)
+app.command("selftest")(commands.selftest)
+app.command("faults")(commands.show_faults)
+app.command("init")(commands.init)

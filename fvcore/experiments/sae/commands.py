@@ -1,14 +1,16 @@
-"""`fvcore pathways train-sae` and `fvcore pathways sae-info`."""
+"""What stands around the steps of `fvcore pathways`: its autoencoders, its self-test, its planted faults, the plan's folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fvcore import exits
+from fvcore.exits import tell as tell
 from fvcore.experiments.sae.config import Info, Training
 from fvcore.formats import json_text, read_text
 
@@ -29,8 +31,8 @@ def train_sae(command: Training) -> None:
 
     report = train(command, Shown(Console(stderr=True)))
     for line in trained(report):
-        typer.echo(line)
-    typer.echo(f"wrote {command.out}")
+        exits.tell(line)
+    exits.tell(f"wrote {command.out}")
     if report.failures:
         raise typer.Exit(exits.FAILED)
 
@@ -55,11 +57,11 @@ def sae_info(command: Info) -> None:
     else:
         for name, value in told.items():
             if value is not None and name not in {"findings", "info"}:
-                typer.echo(f"{name:11} {_text(value)}")
+                exits.tell(f"{name:11} {_text(value)}")
         for name, value in sae.info.items():
-            typer.echo(f"{name:11} {_text(value)}")
+            exits.tell(f"{name:11} {_text(value)}")
         for sentence in found.findings:
-            typer.echo(sentence)
+            exits.tell(sentence)
     if found.findings:
         raise typer.Exit(exits.FAILED)
 
@@ -87,3 +89,51 @@ def _health(sae: SAE, command: Info) -> Health:
     lm.require_layer(sae.layer)
     streams = taken_for(lm, prompts)
     return health(sae.to(lm.device), streams.pop(f"layer {sae.layer}"), streams)
+
+
+def selftest(
+    seed: Annotated[int, typer.Option(min=0, help="Of the planted models.")] = 0,
+    markdown: Annotated[Path | None, typer.Option(help="A page to write the tables into, between its marks.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+) -> None:
+    """Find planted causes, beside what other methods find; exit status 1 where one is missed or a decoy is taken for one."""
+    from fvcore.experiments.sae import selftest as on_trial
+
+    found = on_trial.selftest(seed)
+    if as_json:
+        typer.echo(json_text(found))
+    else:
+        typer.echo(on_trial.markdown(found))
+        for said, held in found["criteria"].items():
+            exits.tell(f"{'yes' if held else 'NO'}: {said}")
+        exits.tell(f"{found['seconds']:g} s")
+    if markdown:
+        on_trial.put_into(markdown, found)
+    if not found["passed"]:
+        raise typer.Exit(exits.FAILED)
+
+
+def show_faults(
+    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+) -> None:
+    """Look for pathways wrongly in every known way; exit status 1 if one is not caught by what must catch it."""
+    from fvcore.experiments.sae import faults
+
+    found = faults.rows()
+    for row in found:
+        verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
+        exits.tell(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {faults.rounded(row.seen.value)}")
+    if markdown is not None:
+        typer.echo(f"wrote {faults.write(markdown, found)}")
+    if not all(row.caught for row in found):
+        raise typer.Exit(exits.FAILED)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; its files must not be there yet.")],
+) -> None:
+    """Write the plan's folder: config.yaml, launch.sh, and its seven source files as short callers."""
+    from fvcore.experiments.sae import init as made
+
+    for path in made.write(folder):
+        exits.tell(f"wrote {path}")

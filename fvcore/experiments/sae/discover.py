@@ -22,7 +22,6 @@ from fvcore.experiments.folder import Folder, locked
 from fvcore.experiments.progress import Watched
 from fvcore.experiments.sae import bench as benches
 from fvcore.experiments.sae import heads, missed
-from fvcore.experiments.sae.attribution import Sources
 from fvcore.experiments.sae.batches import Batch, attributions, by_layer, nulls, replays
 from fvcore.experiments.sae.bench import Bench
 from fvcore.experiments.sae.features import FEATURES
@@ -49,6 +48,7 @@ from fvcore.formats import digest, read_json, read_jsonl, validated, write_jsonl
 
 if TYPE_CHECKING:
     from fvcore.experiments.progress import Progressing
+    from fvcore.experiments.sae.attribution import Sources
     from fvcore.experiments.sae.config import PathwaysConfig
 
 UNITS = "results/pathways/units"

@@ -27,7 +27,8 @@ from fvcore.experiments.sae.config import Discover
 from fvcore.experiments.sae.health import health
 from fvcore.experiments.sae.pathways import Node
 from fvcore.experiments.sae.selftest import Survey, survey
-from fvcore.model.residual import Cached, residual_stream
+from fvcore.model.hooks import watch_modules
+from fvcore.model.residual import Cached, hidden_states, residual_stream
 
 NOTHING = "nothing"
 LENGTHS = (0.5, 1.5)
@@ -54,23 +55,24 @@ def _world() -> Planted:
     return build(n_contexts=8)
 
 
-def _states(bench: Bench) -> Sequence[Tensor]:
-    """What the library itself says the hidden states of the first context are, (token, d_model) each."""
-    ids = bench.ids(bench.contexts[0])
-    with torch.no_grad():
-        states = bench.lm.hf(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-    return [state[0] for state in states]
-
-
 def _site(rig: Rig) -> float:
-    states = _states(rig.bench)
-    layers = range(rig.bench.lm.n_layers - 1)
-    return max(_apart(rig.bench.plain(layer, layer)[0].hidden, states[layer + 1]) for layer in layers)
+    bench = rig.bench
+    states = hidden_states(bench.lm, bench.ids(bench.contexts[0]))
+    layers = range(bench.lm.n_layers - 1)
+    return max(_apart(bench.plain(layer, layer)[0].hidden, states[layer + 1][0]) for layer in layers)
 
 
 def _last_site(rig: Rig) -> float:
-    last = rig.bench.lm.n_layers - 1
-    return _apart(rig.bench.lm.hf.model.norm(rig.bench.plain(last, last)[0].hidden), _states(rig.bench)[-1])
+    bench, last = rig.bench, rig.bench.lm.n_layers - 1
+    entering: dict[str, Tensor] = {}
+
+    def see(name: str, side: str, x: Tensor | None, named: Any) -> None:
+        if x is not None and side == "input":
+            entering[name] = x
+
+    with torch.no_grad(), watch_modules(bench.lm.hf, see):
+        bench.lm.hf(input_ids=bench.ids(bench.contexts[0]), use_cache=False)
+    return _apart(bench.plain(last, last)[0].hidden, entering["model.norm"][0])
 
 
 def _edit(rig: Rig) -> float:
@@ -85,37 +87,26 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
 
 def _health(rig: Rig) -> float:
-    """Findings, of all layers, in what the contexts' tokens are."""
+    """Findings in the weights of all layers."""
     bench = rig.bench
-    found = 0
-    for layer in range(bench.lm.n_layers):
-        plains = zip(bench.plain(layer, layer), bench.contexts, strict=True)
-        stream = torch.cat([plain.hidden[bench.counted(context)] for plain, context in plains])
-        found += len(health(bench.store.sae(layer), stream).findings)
-    return float(found)
+    return float(sum(len(health(bench.store.sae(layer)).findings) for layer in range(bench.lm.n_layers)))
 
 
 def _gradient(rig: Rig) -> float:
-    """How far B's slope in A2 is from what a small step of A2, up and down at one token, does to B, as a share of it."""
+    """How far B's slope in A2 is from what a small step of A2, up and down at the last token, does to B, as a share of it."""
     bench, source, target = rig.bench, rig.node("A2.0", 1), rig.node("B.0", 2)
     columns = bench.columns(1, [source.id])
-    number, at = _where_active(bench, columns)
+    ends = [float(of[-1, 0]) for of in replay.found_in(bench, 1, 2, columns)]
+    number = ends.index(max(ends))
     context, direction = bench.contexts[number], columns.directions[0]
-    slope = attribution.gradients(bench, context, 2, bench.columns(2, [target.id]), [1])[3][1][0, at] @ direction
+    slope = attribution.gradients(bench, context, 2, bench.columns(2, [target.id]), [1])[3][1][0, -1] @ direction
     step = torch.zeros(context.n_tokens)
-    step[at] = 0.1
+    step[-1] = 0.02
     edits = [replay.Edit(0, "step", sign * step, direction) for sign in (1, -1)]
     cached = Cached(1, bench.plain(1, 2)[number].hidden)
     before, _ = replay.run_edits(bench, context, cached, edits, replay.Readers(bench, [target]))
-    told = (before[1, 0] - before[2, 0]) / (2 * step[at])
+    told = (before[1, 0] - before[2, 0]) / (2 * step[-1])
     return float((slope - told).abs() / told.abs())
-
-
-def _where_active(bench: Bench, columns: Any) -> tuple[int, int]:
-    """Context and token where a feature is strongest."""
-    found = [of[:, 0] for of in replay.found_in(bench, 1, 2, columns)]
-    number = max(range(len(found)), key=lambda at: float(found[at].max()))
-    return number, int(found[number].argmax())
 
 
 def _noop(rig: Rig) -> float:
@@ -145,15 +136,15 @@ class Check:
 
 CHECKS = {
     "site": Check("what is recorded behind a block, against the library's own hidden states", 1e-4, _site),
-    "last site": Check("the same of the last block, whose hidden state the library gives behind the norm", 1e-4, _last_site),
+    "last site": Check("what is recorded behind the last block, against what enters the final norm", 1e-4, _last_site),
     "edit": Check("what is recorded at a layer that is edited, against the edit", 1e-4, _edit),
-    "health": Check("findings of the autoencoders' health check", 0, _health),
-    "gradient": Check("a slope against a step of the same feature, as a share", 0.05, _gradient),
+    "health": Check("findings of the health check in the autoencoders' weights", 0, _health),
     "no-op": Check("what replaying the value that is there changes", Discover().replay.noop_tol, _noop),
+    "gradient": Check("a slope against a step of the same feature, as a share", 0.01, _gradient),
     "causes": Check("planted causes that are not validated", 0, _causes),
     "decoys": Check("validated pathways that are no causes", 0, _decoys),
 }  # fmt: skip
-"""Cheap ones first. The run has them too: in the prototype, at every replay, in `selftest`."""
+"""Cheap ones first. A run's prototype asks for site and health, every replay for no-op, `selftest` for the last two."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,12 +150,13 @@ class Plan:
 
     @cached_property
     def operations(self) -> dict[str, float]:
-        """Of each part. A backward pass without gradients of weights costs as much as a forward pass."""
+        """Of each part. One pass forward serves a batch of targets; back, each of them costs as much, without gradients of weights."""
         first, last = min(self.per_layer, default=0), max(self.targets, default=0)
         row = self.block.operations * self.tokens
-        blocks = sum(n * (layer + 1 + layer - first) for layer, n in self.batches.items())
+        together = self.settings.discover.batch_size
+        blocks = sum(n * (layer + 1 + together * (layer - first)) for layer, n in self.batches.items())
         return {
-            "gradients": blocks * self.contexts[0] * self.settings.discover.batch_size * row,
+            "gradients": blocks * self.contexts[0] * row,
             "replay": sum(n * (last - layer) for layer, n in self.replayed.items()) * row,
         }
 
@@ -167,10 +168,10 @@ class Plan:
         row, rows = self.tokens * text.hidden_size, chosen.replay.batch_rows
         return {
             "weights of the model": self.parameters * size,
-            f"kept for the backward pass of {chosen.batch_size} targets": (
-                chosen.batch_size * self.tokens * self.block.kept * depth
+            "kept for the backward pass of a context": self.tokens * self.block.kept * depth,
+            f"gradients of {chosen.batch_size} targets": (
+                chosen.batch_size * (self.tokens * self.block.kept + row * (depth + 1) * size)
             ),
-            "residual streams and their gradients": chosen.batch_size * row * (depth + 1) * (size + 4),
             "autoencoders, at most": self.autoencoders,
             f"a replay of {rows} rows": rows * (self.tokens * self.block.kept + row * size * (depth + 1)),
         }
@@ -186,8 +187,8 @@ class Plan:
     @property
     def peak(self) -> float:
         """Bytes on the device at once."""
-        weights, kept, streams, autoencoders, replay = self.memory.values()
-        return weights + autoencoders + max(kept + streams, replay)
+        weights, kept, gradients, autoencoders, replay = self.memory.values()
+        return weights + autoencoders + max(kept + gradients, replay)
 
     @property
     def written(self) -> float:

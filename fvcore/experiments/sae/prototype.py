@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor
 
-from fvcore.experiments.config import ConfigError
-from fvcore.experiments.errors import StepError
+from fvcore.experiments.errors import StepError, cause_of
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.progress import Watched
 from fvcore.experiments.sae import bench as benches
@@ -24,13 +23,12 @@ from fvcore.experiments.sae.batches import by_layer, nulls, replays
 from fvcore.experiments.sae.bench import Bench
 from fvcore.experiments.sae.features import FEATURES
 from fvcore.experiments.sae.health import Health, health, shifted
+from fvcore.experiments.sae.instrumentation import instrumented
 from fvcore.experiments.sae.pathways import Node, NullRow, Pathway, ReplayRow
 from fvcore.experiments.sae.schemas import CausalFeatures, Context, Feature, Row
 from fvcore.experiments.sae.steps import PROTOTYPE
 from fvcore.experiments.sae.verdicts import judge
 from fvcore.formats import read_json, validated
-from fvcore.model.memory import is_out_of_memory
-from fvcore.model.residual import hidden_states, residual_stream
 from fvcore.provenance import peak_rss
 
 if TYPE_CHECKING:
@@ -120,7 +118,7 @@ def examined(
         timing["pathways_s"] = monotonic() - started - timing["reading_s"]
         advance(2, 1)
     except Exception as error:
-        if not is_out_of_memory(error):
+        if cause_of(error) != "memory":
             raise
         told = {"out_of_memory": True}
     return _judged(bench, node, told, timing, settings)
@@ -149,23 +147,6 @@ def _read(bench: Bench, last: int, settings: PathwaysConfig) -> list[Read]:
         Read(context, instrumented(bench, context, last, settings.prototype.instrumentation))
         for context in bench.contexts
     ]
-
-
-def instrumented(bench: Bench, context: Context, last: int, instrumentation: str) -> dict[int, Tensor]:
-    """Layer -> what leaves its block (token, d_model), up to `last`.
-
-    hidden_states: as the plan reads it, without a hook, where entry `l + 1` is what leaves block `l`. Raises ConfigError
-    for the last layer, of which the library shows what is behind the final norm.
-    """
-    if instrumentation == "hooks":
-        return {layer: hidden[0] for layer, hidden in residual_stream(bench.lm, bench.ids(context), last=last).items()}
-    if last == bench.lm.n_layers - 1:
-        raise ConfigError(
-            f"--instrumentation hidden_states: layer {last} is the last one, and the library shows it behind the final norm; "
-            "expected an earlier layer, or hooks"
-        )
-    states = hidden_states(bench.lm, bench.ids(context))
-    return {layer: states[layer + 1][0] for layer in range(last + 1)}
 
 
 def _active(bench: Bench, node: Node, reads: Sequence[Read]) -> tuple[float, Read] | None:

@@ -117,7 +117,14 @@ MODEL = ("model", "sae", "runtime.seed")
 DATA = ("paths.checkpoints", "paths.response_logs", "conditions")
 
 STEPS = (
-    Step("audit", (*DATA, "audit"), (), (VALIDATION,), passed=_data_passed, each="file"),
+    Step(
+        "audit",
+        (*DATA, "audit", "model.name", "sae.source", "sae.pattern"),
+        (),
+        (VALIDATION,),
+        passed=_data_passed,
+        each="file",
+    ),
     Step(
         "load",
         (*DATA, "features", "prompts", "contexts", "model.name", "tokens.tokenizer"),
@@ -153,7 +160,7 @@ STEPS = (
     ),
     Step(
         "integrate",
-        (*MODEL, "integrate"),
+        (*MODEL, "integrate", "features.layers", "discover.positions", "contexts.exclude_special"),
         (FEATURES, CONTEXTS, PATHWAYS, TOKENS),
         ("results/integrated/*",),
         gate=_there(PATHWAYS),

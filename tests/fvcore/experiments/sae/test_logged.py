@@ -46,14 +46,13 @@ def test_a_feature_is_set_along_its_direction_at_every_token_but_special_ones(sa
     after = setting(hidden)
 
     assert torch.equal(after[:, 0], hidden[:, 0])
-    assert torch.allclose(sae.encode(after)[0, 1:, 3], torch.tensor(0.5), atol=1e-5)
-    assert torch.allclose(sae.encode(after)[1, 1:, 7], torch.tensor(4.0), atol=1e-5)
-    # All else of the stream is as it was, what the autoencoder leaves over included.
-    others = [at for at in range(128) if at != 3]
-    active = sae.pre(hidden)[0, 1:, 3] > 0
-    assert torch.allclose(
-        sae.pre(after)[0, 1:][active][:, others], sae.pre(hidden)[0, 1:][active][:, others], atol=1e-5
-    )
+    for row, (feature, value) in enumerate(((3, 0.5), (7, 4.0))):
+        before, now = sae.pre(hidden)[row, 1:], sae.pre(after)[row, 1:]
+        # Where it is not active, its activation is 0 and not what stands before the gate.
+        expected = torch.where(before[:, feature] > 0, value, before[:, feature] + value)
+        assert torch.allclose(now[:, feature], expected, atol=1e-5)
+        others = [at for at in range(128) if at != feature]
+        assert torch.allclose(now[:, others], before[:, others], atol=1e-5)
 
     setting.repeat(2)
     one = setting(hidden[:, 1:2].repeat_interleave(2, 0))

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from typer.testing import CliRunner
 
 from fvcore.embedded.planted import Edge, build
 from fvcore.experiments.sae import attribution, replay
 from fvcore.experiments.sae import bench as benches
 from fvcore.experiments.sae.attribution import gradients, integrated
-from fvcore.experiments.sae.autoencoder import SAE
 from fvcore.experiments.sae.bench import Bench, Columns, Held
+from fvcore.experiments.sae.cli import app
 from fvcore.experiments.sae.config import Discover, Scale
 from fvcore.experiments.sae.pathways import Node, Pathway
 from fvcore.experiments.sae.replay import DIRECTION, ZERO, Edit, Readers, run_edits
 from fvcore.experiments.sae.schemas import Context
-from fvcore.experiments.sae.selftest import Survey, calibration, null_survey, power, survey
+from fvcore.experiments.sae.selftest import BEGIN, END, OURS, Survey, calibration, null_survey, power, put_into, survey
 from fvcore.experiments.sae.verdicts import judge
+from fvcore.formats import FormatError
 from fvcore.model.model import LanguageModel
 from fvcore.model.residual import Cached, residual_stream
 
@@ -141,6 +146,15 @@ def test_the_way_to_no_features_adds_up_to_what_their_ablation_does_where_one_gr
         true.append(float((read.pre(bench.plain(1, 2)[number].ends[2]) - read.pre(after))[0]))
     assert sum(curved) == pytest.approx(sum(true), rel=0.01)
     assert abs(sum(straight) / sum(true) - 1) > 0.25
+
+
+def test_integrated_gradients_are_a_way_to_screen_as_well() -> None:
+    world = build(0, n_contexts=6)
+    found = survey(world, Discover(attribution="ig", ig_steps=2)).targets
+    best = {Node.of(row.target): {Node.of(one.source) for one in row.candidates[:4]} for row in found}
+    names = world.names
+    assert {Node(0, names["A.0"]), Node(1, names["A2.0"])} <= best[Node(2, names["B.0"])]
+    assert Node(0, names["A.1"]) in best[Node(1, names["A2.1"])]
 
 
 def test_every_planted_cause_is_validated_and_no_decoy(one: Survey) -> None:
@@ -297,11 +311,21 @@ def test_a_number_that_is_none_is_an_error_and_no_effect() -> None:
     assert not any(row.candidates for row in rows if row.status == "numeric_error")
 
 
+def test_a_target_that_is_active_nowhere_is_said_to_be_and_has_no_candidates(one: Survey) -> None:
+    """Its threshold may be 0, as in TopK autoencoders, and then there is no scale that anything could be a part of."""
+    assert isinstance(one.bench.store, Held)
+    sae, silent = one.bench.store.saes[2], one.world.names["E"]
+    without = replace(sae, threshold=sae.threshold * 0, b_enc=sae.b_enc - 100 * (torch.arange(sae.d_sae) == silent))
+    bench = Bench(one.bench.lm, Held(dict(one.bench.store.saes) | {2: without}), one.bench.contexts)
+    (row,) = attribution.attribute(bench, [Node(2, silent)], one.sources, one.settings)
+    assert (row.status, row.scale, row.candidates) == ("target_inactive", 0.0, [])
+
+
 def test_a_topk_autoencoder_is_asked_as_a_whole(one: Survey) -> None:
     """Which features are active depends on all; of a part of them the activations are the same."""
     assert isinstance(one.bench.store, Held)
     sae = one.bench.store.saes[1]
-    whole = SAE(**{name: getattr(sae, name) for name in sae.__dataclass_fields__} | {"k": 4})
+    whole = replace(sae, k=4)
     bench = Bench(one.bench.lm, Held({1: whole}), one.bench.contexts)
     hidden = one.bench.plain(1, 1)[0].hidden
     ids = [12, 2, 6]
@@ -313,3 +337,28 @@ def test_modes_are_what_the_settings_say_and_ablation_is_always_among_them() -> 
     own = Discover().replay
     assert replay.modes_of(own) == {"zero": 0.0, "scale 2": 2.0}
     assert replay.modes_of(own.model_copy(update={"modes": (Scale(scale=0.5),)})) == {"zero": 0.0, "scale 0.5": 0.5}
+
+
+@pytest.mark.slow
+def test_the_command_says_how_often_it_is_right_and_writes_that_between_the_marks_of_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    done = CliRunner().invoke(app, ["selftest", "--seed", "1", "--markdown", str(page), "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    ours = found["comparison"][OURS]
+    assert ours["precision"] == max(row["precision"] for row in found["comparison"].values())
+    assert ours["precision"] >= 0.95
+    assert ours["recall"] >= 0.9
+    text = page.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    assert f"| {OURS} | {ours['found']} | {ours['false']} |" in text
+
+
+def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("no marks\n")
+    with pytest.raises(FormatError, match=r"page\.md: expected the lines"):
+        put_into(page, {})

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+TRIALS = 24
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     return load_tokenizer("tiny-llama")
@@ -51,6 +54,19 @@ def test_where_nothing_differs_a_test_says_so_as_often_as_it_should(mode: Any, l
     p_values = np.concatenate([table.p_values(mode, 0.05, str(at)) for at, table in enumerate(tables)])
     assert len(p_values) > 1000
     assert least <= (p_values <= 0.05).mean() <= most
+
+
+def test_where_nothing_differs_little_is_listed_but_by_the_plan(tokenizer: Any) -> None:
+    random = np.random.default_rng(0)
+    sides = [(bursty(random), bursty(random)) for _ in range(10)]
+    found = {
+        mode: [compare(*both, own(mode=mode), "0", tokenizer) for both in sides]
+        for mode in ("response_fisher", "permutation", "token_chi2_legacy")
+    }
+    with_any = {mode: sum(bool(one.added or one.removed) for one in of) for mode, of in found.items()}
+    # Any at all in .05 of comparisons, so in more than 2 of 10 with a chance of .012.
+    assert max(with_any["response_fisher"], with_any["permutation"]) <= 2
+    assert with_any["token_chi2_legacy"] == len(sides)
 
 
 def test_numbers_are_those_of_their_formulas() -> None:
@@ -147,9 +163,10 @@ def test_a_token_that_begins_responses_says_so(tokenizer: Any) -> None:
 
 
 def logged(root: Path) -> worlds.Data:
-    """Features 0 and 1, of which the first's patch brings a word; a trial stands there twice, and half a pair once."""
+    """Two features, of which the first's patch brings a word; a trial stands there twice, and half a pair once."""
     data = worlds.right(root, 2)
-    for number in (1, 2):
+    for number, name in enumerate(("L1-0", "L2-1"), start=1):
+        data.files[f"l{number}.json"] = worlds.records([name], TRIALS)
         for row in data.files[f"l{number}.json"]:
             row["response"] = f"one {'two' if row['trial'] % 2 else 'ten'}"
     rows = [row for row in data.files["l1.json"] if row["condition"] == "safe_with_risky_patch"]
@@ -170,28 +187,20 @@ def run(data: worlds.Data, **more: Any) -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
 
 
-def test_the_step_finds_what_a_patch_brings_and_counts_a_trial_once(
-    tmp_path: Path, monkeypatch: Any, tokenizer: Any
-) -> None:
-    monkeypatch.setattr(worlds.trials, "__defaults__", (24,))
-    monkeypatch.setattr(worlds.records, "__defaults__", (24,))
+def test_the_step_finds_what_a_patch_brings_and_counts_a_trial_once(tmp_path: Path, tokenizer: Any) -> None:
     file = run(logged(tmp_path))
     found = file["token_associations"]
-    (name,) = {"L1-0", "L2-1"} & {
-        name for name, of in found.items() if of["comparisons"]["risky_patch_on_safe"]["added"]
-    }
-    assert name == "L1-0"
-    risky = found[name]["comparisons"]["risky_patch_on_safe"]
+    brings = [name for name, of in found.items() if of["comparisons"]["risky_patch_on_safe"]["added"]]
+    assert brings == ["L1-0"]
+    risky = found["L1-0"]["comparisons"]["risky_patch_on_safe"]
     assert {row["token_id"] for row in risky["added"]} == set(encode(tokenizer, [" bet"])[0].tolist())
-    assert (risky["n_baseline"], risky["n_patched"]) == (24, 24)
+    assert (risky["n_baseline"], risky["n_patched"]) == (TRIALS, TRIALS)
     assert file["metadata"]["repeated_trials_left_out"] == 1
     assert file["metadata"]["mode"] == "response_fisher"
 
 
-def test_a_pool_is_of_all_features_and_the_same_for_each(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(worlds.trials, "__defaults__", (24,))
-    monkeypatch.setattr(worlds.records, "__defaults__", (24,))
-    for most, expected in ((2000, 48), (30, 30)):
+def test_a_pool_is_of_all_features_and_the_same_for_each(tmp_path: Path) -> None:
+    for most, expected in ((2000, 2 * TRIALS), (30, 30)):
         more = {"tokens.baseline_pool": "pooled", "tokens.pooled_max": most}
         of = run(logged(tmp_path), **more)["token_associations"].values()
         assert {one["comparisons"]["risky_patch_on_safe"]["n_baseline"] for one in of} == {expected}
