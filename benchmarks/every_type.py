@@ -54,8 +54,8 @@ def row(kind: str) -> Row:
 
 
 def computed(lm: LanguageModel) -> None:
-    """All stations; raises where no head does anything, or the vector moves nothing."""
-    made = run(lm, trials_for(lm, n_trials=1, n_shots=2), Settings(LAYER, n_top_heads=2))
+    """All stations up to the vector, and the vector injected; raises where no head does anything, or the vector moves nothing."""
+    made = run(lm, trials_for(lm, n_trials=1, n_shots=2), Settings(LAYER, n_top_heads=2), injected=False)
     if not made["top_heads"]["cie"].any():  # type: ignore[union-attr]
         raise ValueError("no head has an effect")
     ids: Any = made["prompt_boundary"]["0:0/corrupted/input_ids"]
@@ -108,8 +108,8 @@ def section(found: dict[str, Row], version: str) -> list[str]:
     lines = [
         f"## Every causal language model type of transformers {version}",
         "",
-        "Each on its own config class with small sizes (`fvcore/embedded/every_type.yaml`), in fp32: all stations on one trial, and "
-        "the vector injected. `by exact`: engine `fast` does not hold for its code. `refused`: by a sentence, which stands "
+        "Each on its own config class with small sizes (`fvcore/embedded/every_type.yaml`), in fp32: the stations up to the "
+        "vector on one trial, and the vector injected. `by exact`: engine `fast` does not hold for its code. `refused`: by a sentence, which stands "
         "here. `not built`: transformers' own code does not make or run such a small model. "
         + ", ".join(f"{verdict} {n}" for verdict, n in counts.items() if n)
         + ". Types that see or hear too are left out; their text towers are types of their own.",
