@@ -23,6 +23,7 @@ from fvcore.model.model import LanguageModel, ModelError
 from fvcore.pipeline import Settings, run
 
 WORKS, BY_EXACT, REFUSED, UNBUILT, BROKEN = "works", "by exact", "refused", "not built", "broken"
+NOT_RUN = "not run"  # yet: the page was made of what had been found
 SECONDS, BYTES = 120, 8 << 30
 CRASHED = f"crashed, or ran past {SECONDS} s or {BYTES >> 30} GiB"
 LAYER = 1
@@ -125,4 +126,4 @@ def section(found: dict[str, Row], version: str) -> list[str]:
     return lines
 
 
-ORDER = (WORKS, BY_EXACT, REFUSED, UNBUILT, BROKEN)
+ORDER = (WORKS, BY_EXACT, REFUSED, UNBUILT, BROKEN, NOT_RUN)
