@@ -113,7 +113,7 @@ def section(found: dict[str, Row], version: str) -> list[str]:
         "vector on one trial, and the vector injected. `by exact`: engine `fast` does not hold for its code. `refused`: by a sentence, which stands "
         "here. `not built`: transformers' own code does not make or run such a small model. "
         + ", ".join(f"{verdict} {n}" for verdict, n in counts.items() if n)
-        + ". Types that see or hear too are left out; their text towers are types of their own.",
+        + ". Types that see or hear too are left out, for their text towers are types of their own; and blt, which is several models.",
         "",
         "| type | verdict | blocks / attention / projection | heads' widths by layer | why |",
         "|---|---|---|---|---|",
