@@ -9,7 +9,7 @@ under a longer path.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -181,8 +181,9 @@ def spec_found(model_types: Collection[str], modules: Collection[str]) -> ModelS
             # At no known place: whoever resolves the paths says what is missing where.
             return next(iter(placed(spec, modules)), spec)
     name = next(iter(model_types), "unknown")
-    like = {spec.paths: spec for spec in (*MODEL_SPECS.values(), *OTHER_PLACES)}.values()
-    found = {place.paths: place for spec in like for place in placed(spec, modules)}
+    like = {spec.paths: spec for spec in MODEL_SPECS.values()}.values()
+    # Some mixers are called like other families' attention: where a family's own place fits, nobody looks further.
+    found = _places(like, modules) or _places(OTHER_PLACES, modules)
     if len(found) == 1:
         return next(iter(found.values())).changed(name=f"{name} (by structure)", found_by="structure")
     fits = "; ".join(" / ".join(paths) for paths in found) or "none"
@@ -191,6 +192,10 @@ def spec_found(model_types: Collection[str], modules: Collection[str]) -> ModelS
         f"these do: {fits}. Write the three paths into a YAML file and name it as the model's spec (in code: spec=), or "
         "add one line to fvcore/model/spec.py."
     )
+
+
+def _places(specs: Iterable[ModelSpec], modules: Collection[str]) -> dict[tuple[str, str, str], ModelSpec]:
+    return {place.paths: place for spec in specs for place in placed(spec, modules)}
 
 
 SUFFIXES = (".yaml", ".yml")
