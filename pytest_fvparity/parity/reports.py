@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fvcore import escapes
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.parity.place import place_of
@@ -75,12 +76,14 @@ class ParityReports(SuiteReports):
         own = [path for path, file in self.config.stash[FILES_KEY].items() if file.declared.name == NAME]
         for path in (path for path in own if path not in planned and not self.config.option.collectonly):
             line = f"no parity stage of {path.name} is selected: nothing of it was compared"
-            terminal.write_line(line, yellow=True, bold=True)
+            terminal.write_line(escapes.line(line), yellow=True, bold=True)
 
     def _summary(self, report: Report, terminal: Any, written: bool) -> None:
         from pytest_fvparity.report.render import folders
 
-        write = terminal.write_line
+        def write(text: str, **look: bool) -> None:
+            terminal.write_line(escapes.line(text), **look)
+
         good, bad = report.overall_status in {"PASS", "PARTIAL"}, report.overall_status == "FAIL"
         terminal.write_sep("=", f"parity of {report.fixed_trials_id}", bold=True)
         write(report.headline, green=good, red=bad, yellow=not good and not bad, bold=True)

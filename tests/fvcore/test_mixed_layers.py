@@ -19,6 +19,8 @@ from tests.late import RUNNING, inference_mode
 if RUNNING:
     import torch
 
+    from fvcore.experiments.select_kv.errors import SelectKVRuntimeError
+    from fvcore.experiments.select_kv.model_runtime import ModelRuntime
     from fvcore.experiments.steps.settings import StepSettings
     from fvcore.fast.engines import why_not_fast
     from fvcore.fast.screening import screened_top_heads
@@ -171,6 +173,14 @@ def test_what_is_said_of_a_model_says_which_layers_differ() -> None:
     smoke = resolver_smoke(model("qwen3_next"), "qwen3_next")
     assert smoke.ok
     assert smoke.checked_layer_indices == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("qwen3_next", "LinearAttentionLayer"), ("gemma4_text", "are 8, 16 wide")]
+)
+def test_a_state_of_layers_that_differ_is_refused(kind: str, message: str) -> None:
+    with pytest.raises(SelectKVRuntimeError, match=message):
+        ModelRuntime(model(kind))
 
 
 def test_a_report_says_which_layers_have_no_heads() -> None:

@@ -110,4 +110,5 @@ def _ends(values: Tensor) -> tuple[float, float]:
 
 def fvu(stream: Tensor, made: Tensor) -> float:
     """Fraction of variance unexplained: 0 for a stream (token, d_model) itself, 1 for its mean."""
-    return float((stream - made).square().sum() / (stream - stream.mean(0)).square().sum())
+    exact = stream.float()
+    return float((exact - made.float()).square().sum() / (exact - exact.mean(0)).square().sum())

@@ -58,20 +58,17 @@ class Features:
     """The second null: per layer and target, what random active features do that are no candidates of the target."""
 
     def __init__(self, nulls: Iterable[NullRow], targets: Sequence[TargetRow]) -> None:
-        self.rows = list(nulls)
+        self.rows: dict[int, list[NullRow]] = {}
+        for row in nulls:
+            self.rows.setdefault(Node.of(row.source).layer, []).append(row)
         self.candidates = {one.target: {candidate.source for candidate in one.candidates} for one in targets}
         self.known: dict[tuple[int, str], tuple[float, int]] = {}
 
     def of(self, layer: int, target: str, n: int) -> tuple[float, int]:
         """Root mean square of the change per length, and of how many features, at most `n`."""
         if (layer, target) not in self.known:
-            squares = [
-                row.effects[target]
-                for row in self.rows
-                if Node.of(row.source).layer == layer
-                and row.source not in self.candidates[target]
-                and row.source != target
-            ][:n]
+            others = [row for row in self.rows.get(layer, []) if row.source not in self.candidates[target]]
+            squares = [row.effects[target] for row in others[:n]]
             self.known[layer, target] = (sqrt(fmean(squares)) if squares else 0.0, len(squares))
         return self.known[layer, target]
 

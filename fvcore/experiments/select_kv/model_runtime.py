@@ -54,6 +54,11 @@ class ModelRuntime:
         require_fast(self.lm.tokenizer)
         _require_positions(self.lm)
         _require_plain(self._fresh_cache())
+        if len(widths := sorted(set(self.lm.d_heads))) > 1:
+            raise SelectKVRuntimeError(
+                f"heads of {self.lm.name} are {', '.join(map(str, widths))} wide, by layer; a state holds keys and values of one "
+                "width: take a model whose layers are alike"
+            )
 
     @property
     def tokenizer(self) -> Tokenizer:
