@@ -13,7 +13,7 @@ from pytest_fvparity.parity.checks import STAGES, Memory
 from pytest_fvparity.parity.implementation import LIVE
 from pytest_fvparity.parity.place import title_of
 from pytest_fvparity.parity.reports import NAME, ParityReports
-from pytest_fvparity.parity.words import generation_conditions, lines, spec_conditions
+from pytest_fvparity.parity.words import lines
 from pytest_fvparity.suite.declaration import Declaration
 from pytest_fvparity.suite.item import StageItem
 
@@ -58,10 +58,9 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     from fvcore.pipeline import Pipeline
     from fvcore.prompts import require_verified
     from pytest_fvparity.candidates.candidates import name_of, required
-    from pytest_fvparity.golden.golden import require_comparable
+    from pytest_fvparity.parity.at_hand import continuation_of, log_effects_of
     from pytest_fvparity.parity.checks import ParityRun
-    from pytest_fvparity.parity.log_effects import log_effects_of
-    from pytest_fvparity.parity.refinements import continuation_of
+    from pytest_fvparity.parity.conditions import conditions
 
     collector = request.node.collector
     context: dict[str, Any] = collector.context
@@ -83,9 +82,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["reference"] = golden.manifest.reference.model_dump(include={"commit", "repository"})
     profile: Profile = request.getfixturevalue("fv_profile")
     context["profile"] = profile.model_dump()
-    require_comparable(golden.profile, profile)
-    context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
-    context["conditions"] |= spec_conditions(lm) | generation_conditions(lm)
+    context["conditions"] = conditions(golden.profile, profile, lm)
     candidate = required(request.getfixturevalue("fv_candidate"), "fixture fv_candidate")
     context["candidate"] = name_of(candidate, options.shown)
     # A golden of a user's own make may know no noise.
