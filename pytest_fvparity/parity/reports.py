@@ -35,7 +35,6 @@ class ParityReports(SuiteReports):
 
         reports = []
         for run in (run for run in runs if run.of(NAME) and run.planned):
-            self.planned.add(run.file)
             commands = {key: reproduce(self.config, f"{run.nodeid}::{key}", run.declared) for key in run.planned}
             place = place_of(self.config.rootpath / run.file)
             under = "" if self.options.reference_profile == "src" else self.options.reference_profile
@@ -63,6 +62,8 @@ class ParityReports(SuiteReports):
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
         from pytest_fvparity.report.render import write_all
 
+        runs = list(runs)
+        self.planned = {run.file for run in runs if run.of(NAME) and run.planned}
         self.reports = self._reports(runs)
         if self.reports:
             write_all(self.reports, self.options.report_dir)

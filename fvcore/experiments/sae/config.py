@@ -69,7 +69,9 @@ class Model(Config):
     )
     revision: str | None = Field(default=None, description="Of a hub id (default: the cached one).")
     dtype: Literal["float32", "float16", "bfloat16"] = Field(default="bfloat16", description="Of the weights.")
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:K.")
+    device: Annotated[str, Option("device")] = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:K."
+    )
     attn: Literal["sdpa", "eager"] = Field(default="sdpa", description="Attention implementation.")
     spec: str = Field(default="auto", description="Registered spec, alias or YAML file; auto: found.")
 
