@@ -14,6 +14,7 @@ from fvcore.experiments.relation.cli import app as relation_app
 from fvcore.experiments.sae.cli import app as pathways_app
 from fvcore.experiments.select_kv import cli as select_kv
 from fvcore.model.commands import app as spec_app
+from fvcore.profile import MOST_SEED
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Function vectors: data and experiments.")
 trials_app = typer.Typer(no_args_is_help=True, help="Fixed trials: make a file, verify a file.")
@@ -46,7 +47,7 @@ def trials_make(
     out: Annotated[Path | None, typer.Option(help="File, or folder (default: datasets/fixed_trials/).")] = None,
     n_trials: Annotated[int, typer.Option(min=1)] = 10,
     n_shots: Annotated[int, typer.Option(min=0)] = 10,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
     prepend_bos: Annotated[
         bool | None,
         typer.Option("--prepend-bos/--no-prepend-bos", help="The tokenizer adds a BOS (default: measured)."),
@@ -85,7 +86,7 @@ def trials_make(
     folder = Path("datasets", "fixed_trials") if out is None else out
     path = folder if folder.suffix == ".json" else folder / trials.file_name(meta)
     trials.write(path, file)
-    typer.echo(f"wrote {path}: {n_trials} trials of {n_shots} shots from {len(pairs)} rows, seed {seed}")
+    exits.tell(f"wrote {path}: {n_trials} trials of {n_shots} shots from {len(pairs)} rows, seed {seed}")
 
 
 @trials_app.command("verify")
@@ -117,16 +118,12 @@ def trials_verify(
         problems += trials.same_draws(fixed.file, trials.read_pairs(raw, without_empty_rows), first)
         sampled = f"sampled again from {raw}"
     for problem in problems:
-        typer.echo(problem)
-    typer.echo(f"{file}: {first or n} of {n} trials checked with {name}, {sampled}; mismatch_count {len(problems)}")
+        exits.tell(problem)
+    exits.tell(f"{file}: {first or n} of {n} trials checked with {name}, {sampled}; mismatch_count {len(problems)}")
     if problems:
         raise typer.Exit(exits.FAILED)
 
 
 def main() -> None:
     """The console script: an expected error is one line and its exit status, not a traceback."""
-    try:
-        app()
-    except exits.Expected as error:
-        exits.say(str(error))
-        raise SystemExit(error.status) from None
+    exits.run("fvcore", app)

@@ -1,5 +1,10 @@
 """What a command's exit status says, in one table, and which errors are one line of its own."""
 
+from collections.abc import Callable
+from functools import partial
+
+from fvcore import escapes
+
 PASSED = 0
 FAILED = 1
 """A gate or a step failed."""
@@ -21,8 +26,42 @@ def in_one_line(said: object) -> str:
     return " ".join(str(said).split())
 
 
-def say(text: str) -> None:
+def system_words(error: Exception) -> str:
+    """What the system says of a file, without its name."""
+    return getattr(error, "strerror", None) or in_one_line(error) or type(error).__name__
+
+
+def run(program: str, app: Callable[[], object], tell_error: Callable[[str], None] | None = None) -> None:
+    """A console script: what is wrong outside of the program is one line and its exit status, not a traceback."""
+    tell_error = tell_error or partial(say, program=program)
+    try:
+        app()
+    except Expected as error:
+        tell_error(str(error))
+        raise SystemExit(error.status) from None
+    except OSError as error:  # what no room of its own has said better
+        tell_error(f"{error.filename or 'the system'}: {system_words(error)}")
+        raise SystemExit(USAGE) from None
+    except MemoryError:
+        tell_error("there is not enough memory for this; ask for less, or on a larger machine")
+        raise SystemExit(FAILED) from None
+
+
+def say(text: str, program: str = "fvcore") -> None:
     """One red line, whatever the text holds."""
     import typer
 
-    typer.secho(f"fvcore: {in_one_line(text)}", fg="red", err=True)
+    typer.secho(f"{program}: {escapes.line(in_one_line(text))}", fg="red", err=True)
+
+
+def cells(*values: object) -> list[str]:
+    """A row of a table of rich, whatever the values hold."""
+    return [escapes.markup(value) for value in values]
+
+
+def tell(*texts: object) -> None:
+    """A line for each text, whatever it holds."""
+    import typer
+
+    for text in texts:
+        typer.echo(escapes.line(text))

@@ -15,17 +15,19 @@ import json
 import math
 import os
 import re
-import tempfile
+import secrets
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from fvcore.exits import Expected, in_one_line
+from fvcore.exits import Expected, in_one_line, system_words
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
     from torch import Tensor
+    from yaml import SafeLoader
 
 Valid = TypeVar("Valid")
 
@@ -83,30 +85,73 @@ def parting(one: str, other: str) -> int:
     return next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), shorter)
 
 
-def read_bytes(path: Path) -> bytes:
+MOST_BYTES = 2**34
+"""Of a file that is read as a whole."""
+
+KINDS = {"DIR": "a folder", "FIFO": "a pipe", "CHR": "a device", "BLK": "a device", "SOCK": "a socket"}
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, to read; raises FormatError for one that is not there, and for what may have no end."""
     try:
-        return path.read_bytes()
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            found = next((said for kind, said in KINDS.items() if getattr(stat, f"S_IS{kind}")(mode)), "something else")
+            raise FormatError(f"{path}: expected a regular file, found {found}")
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError:
         raise FormatError(f"{path}: no such file") from None
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # a path with a NUL in it is a wrong value
+        raise FormatError(f"{path!s:.1000}: cannot be read ({system_words(error)})") from error
+
+
+def read_bytes(path: Path, n_bytes: int | None = None) -> bytes:
+    """The bytes of a regular file; the first `n_bytes` of it, or all where they are no more than MOST_BYTES."""
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if n_bytes is None and size > MOST_BYTES:
+            raise FormatError(f"{path}: has {size} bytes; at most {MOST_BYTES} are read")
+        return file.read(-1 if n_bytes is None else min(n_bytes, size))
+
+
+class WriteError(FormatError):
+    """A file or a folder cannot be made where it should be."""
+
+
+@contextlib.contextmanager
+def writing(path: Path, done: str = "written") -> Iterator[None]:
+    """Raises WriteError, with the file's name, for whatever the system says while `path` is written."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise WriteError(f"{path!s:.1000}: cannot be {done} ({system_words(error)})") from error
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, which is made if it is not there."""
+    with writing(path, "made"):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write atomically: `path` never holds a part of `data`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # mkstemp gives 0600, which would lock out a shared results folder
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
+    """Write atomically: `path` never holds a part of `data`. The new file has the mode that the user's umask gives."""
+    # Of a long name the head: what is added must not make it too long.
+    unfinished = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}")
+    make_folder(path.parent)
+    with writing(path):
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
 
 
 def sha256(data: bytes) -> str:
@@ -154,7 +199,11 @@ def read_json(path: Path, strict: bool = True) -> Any:
     a key that stands twice in one object, and more levels than `MAX_DEPTH`; if `strict`, also NaN, infinite numbers and
     lone surrogates, which a candidate's values may well be and no file of ours holds.
     """
-    text = read_text(path)
+    return _json(read_text(path), str(path), strict)
+
+
+def _json(text: str, named: str, strict: bool) -> Any:
+    """The value of a text; `named` is where it stands."""
     hooks: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite} if strict else {}
     try:
         value = json.loads(text, object_pairs_hook=_unique, **hooks)
@@ -162,13 +211,15 @@ def read_json(path: Path, strict: bool = True) -> Any:
         if strict and SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise FormatError(f"{path}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})") from error
+        raise FormatError(
+            f"{named}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
+        ) from error
     except UnicodeEncodeError:
-        raise FormatError(f"{path}: not valid JSON (half a surrogate pair, which is no character)") from None
+        raise FormatError(f"{named}: not valid JSON (half a surrogate pair, which is no character)") from None
     except ValueError as error:  # the hooks' own, and a number of more digits than Python takes
-        raise FormatError(f"{path}: not valid JSON ({str(error).partition(';')[0]})") from None
+        raise FormatError(f"{named}: not valid JSON ({str(error).partition(';')[0]})") from None
     except RecursionError:
-        raise FormatError(f"{path}: not valid JSON (nested deeper than {MAX_DEPTH} levels)") from None
+        raise FormatError(f"{named}: not valid JSON (nested deeper than {MAX_DEPTH} levels)") from None
     return value
 
 
@@ -211,8 +262,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
+MOST_YAML = 2**18
+"""Bytes, and what its aliases may stand for in all: YAML is for what people write, and slow to read."""
+
+
 def read_yaml(path: Path, as_text: bool = False) -> Any:
-    """YAML of plain values; a key that stands twice in one mapping, and more levels than `MAX_DEPTH`, are refused.
+    """YAML of plain values; a key that stands twice in one mapping, and more levels than `MAX_DEPTH`, are refused, and so
+    is what its aliases would blow up.
 
     With `as_text` every scalar that bears no tag is the text that is written: YAML itself takes 010 for 8, 1:30 for 90
     and `on` for true.
@@ -227,14 +283,49 @@ def read_yaml(path: Path, as_text: bool = False) -> Any:
 
     if as_text:
         Loader.yaml_implicit_resolvers = {}
+    text = read_text(path)
+    if len(text) > MOST_YAML:
+        raise FormatError(f"{path}: not valid YAML here ({len(text)} characters; at most {MOST_YAML} are read)")
     try:
-        value = yaml.load(read_text(path), Loader)  # a SafeLoader: plain values alone
-        _require_shallow(value)
-    except (yaml.YAMLError, ValueError) as error:
+        return yaml_value(text, Loader)
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
         raise FormatError(f"{path}: not valid YAML ({in_one_line(error)[:300]})") from error
     except RecursionError:
         raise FormatError(f"{path}: not valid YAML (nested deeper than {MAX_DEPTH} levels)") from None
+
+
+def yaml_value(text: str, loader: type[SafeLoader] | None = None) -> Any:
+    """The plain value of a text, read by a safe loader; raises yaml's own errors, ValueError and RecursionError."""
+    import yaml
+
+    reading = (loader or yaml.SafeLoader)(text)
+    try:
+        if (node := reading.get_single_node()) is None:
+            return None
+        _require_small(node, {})
+        value = reading.construct_document(node)
+    finally:
+        reading.dispose()
+    _require_shallow(value)
     return value
+
+
+def _require_small(node: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many nodes one stands for, every alias written out, and how many levels: counted before anything is built."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = (0, MAX_DEPTH + 1)  # of a node that holds itself
+    inside = node.value if isinstance(node.value, list) else []
+    parts = [part for one in inside for part in (one if isinstance(one, tuple) else (one,))]
+    counted = [_require_small(part, known) for part in parts]
+    n = 1 + sum(n for n, _ in counted)
+    depth = 1 + max((depth for _, depth in counted), default=0)
+    if n > MOST_YAML:
+        raise ValueError(f"its aliases stand for more than {MOST_YAML} values")
+    if depth > MAX_DEPTH + 1:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    known[id(node)] = (n, depth)
+    return n, depth
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -266,7 +357,9 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    return [json.loads(line) for line in read_text(path).splitlines()]
+    """The values of a file with one a line, each as `read_json` reads it."""
+    lines = read_text(path).removesuffix("\n").split("\n")
+    return [_json(line, f"{path}, line {number}", True) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -275,13 +368,13 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
+    data = read_bytes(path)
     try:
-        return dict(load(read_bytes(path)))
-    except SafetensorError as error:
-        raise FormatError(f"{path}: not a whole safetensors file ({error})") from error
+        return dict(load(data))
+    except Exception as error:  # its own, and what comes of a header that names what there is not
+        raise FormatError(f"{path}: not a whole safetensors file ({in_one_line(error)[:200]})") from error
 
 
 @contextlib.contextmanager

@@ -6,9 +6,11 @@ experiment under other circumstances: it is reported and selects the tolerance.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from fvcore import names
 
 # How the processor of a recording stands to this one's.
 SAME, OTHER, NOT_RECORDED = "same", "other", "not recorded"
@@ -16,6 +18,22 @@ SAME, OTHER, NOT_RECORDED = "same", "other", "not recorded"
 # Reference profiles: `src` is the project copy of the reference, `todd_upstream` the public repository as it stands.
 TARGET_RULES = {"src": "trial's target_first_token_id", "todd_upstream": "recomputed on the corrupted prompt"}
 REFERENCE_PROFILES = tuple(TARGET_RULES)
+
+
+def _part(name: str) -> str:
+    if not names.is_part(name):
+        raise ValueError(f"expected the name of a file or folder, without slashes, of at most {names.MOST_BYTES} bytes")
+    return name
+
+
+Part = Annotated[str, AfterValidator(_part)]
+"""A name that becomes a part of a path."""
+
+
+MOST_SEED = 2**32 - 1
+"""The generators of the reference take no larger one."""
+
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
 
 class Strict(BaseModel):
@@ -30,8 +48,8 @@ class Identity(Strict):
     weights_sha: str
     tokenizer_sha: str
     trials_sha256: str
-    dataset: str
-    fixed_trials_id: str
+    dataset: Part
+    fixed_trials_id: Part
     seed: int
     n_shots: int
     n_trials: int

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fvcore.exits import Expected
 from fvcore.formats import read_json
 
 if TYPE_CHECKING:
@@ -47,7 +48,12 @@ ONEDNN = {
 def now() -> str:
     """UTC, to the microsecond; the moment `SOURCE_DATE_EPOCH` names (seconds) where it is set, so that bytes can be compared."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH")
-    at = datetime.now(UTC) if fixed is None else datetime.fromtimestamp(int(fixed), UTC)
+    try:
+        at = datetime.now(UTC) if fixed is None else datetime.fromtimestamp(int(fixed), UTC)
+    except (ValueError, OverflowError, OSError):
+        raise Expected(
+            f"SOURCE_DATE_EPOCH {fixed!r:.80}: expected whole seconds since 1970, before the year 10000"
+        ) from None
     return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 

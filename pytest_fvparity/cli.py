@@ -12,9 +12,11 @@ import typer
 from rich.console import Console
 
 from fvcore import exits
-from fvcore.formats import FormatError, read_json, write_text
+from fvcore.escapes import lines, markup
+from fvcore.formats import read_json, write_text
 from fvcore.gates import StageError
 from fvcore.model.spec import ModelError
+from pytest_fvparity.children import following
 from pytest_fvparity.golden import commands as golden_cli
 from pytest_fvparity.golden.commands import say
 from pytest_fvparity.milestones import cli as milestones_cli
@@ -50,7 +52,6 @@ def selftest(
     markdown: Annotated[Path | None, typer.Option(help="Write the table there, as Markdown.")] = None,
 ) -> None:
     """Plant every fault of the catalogue and check that the harness finds it at its key. Status 1 if it does not."""
-    from rich.markup import escape
     from rich.table import Table
 
     from pytest_fvparity.selftest import run
@@ -70,7 +71,7 @@ def selftest(
     table = Table("id", "hazard", "expected", "seen", "verdict")
     for row in rows:
         verdict = f"[{COLOURS[row.verdict]}]{row.verdict}[/]"
-        table.add_row(row.fault.id, *map(escape, (row.fault.hazard, row.fault.expected, row.seen_words)), verdict)
+        table.add_row(row.fault.id, *map(markup, (row.fault.hazard, row.fault.expected, row.seen_words)), verdict)
     console.print(table)
     say(run.counted(rows))
     if markdown:
@@ -266,15 +267,20 @@ def _one_trial(model: str, dataset_json: Path, out: Path) -> Path:
 
 def _run(*words: str) -> int:
     """The exit status of a module of this interpreter, whose output goes where this process's does."""
-    return subprocess.run([sys.executable, "-m", *words], check=False).returncode
+    return subprocess.run(following([sys.executable, "-m", *words]), check=False).returncode
 
 
 def main() -> None:
     """The console script: an expected error is one message and exit status 2, not a traceback."""
     from pytest_fvparity.report.merge import Contradiction
 
-    try:
-        app()
-    except (FormatError, ModelError, StageError, Contradiction, Unusable) as error:
-        errors.print(f"fvparity: {error}", style="red", soft_wrap=True, markup=False)
-        raise SystemExit(exits.USAGE) from None
+    def told(error: str) -> None:
+        errors.print(lines(f"fvparity: {error}"), style="red", soft_wrap=True, markup=False)
+
+    def asked() -> None:
+        try:
+            app()
+        except (StageError, Contradiction, Unusable) as error:
+            raise exits.Expected(str(error)) from None
+
+    exits.run("fvparity", asked, told)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import pytest
 
+from fvcore import escapes
 from pytest_fvparity import shipped
 
 if TYPE_CHECKING:
@@ -289,9 +289,9 @@ def reproduce(config: pytest.Config, nodeid: str, declared: Declaration | None) 
     given, carried = _reproduce_options(config), _carried(config)
     if declared is None or path.is_relative_to(here):
         shown = path.relative_to(here).as_posix() if path.is_relative_to(here) else path
-        return shlex.join(["pytest", *carried, f"{shown}::{stage}", *given])
+        return escapes.shell(["pytest", *carried, f"{shown}::{stage}", *given])
     # An argument outside this folder would leave the conftest.py here unread, and with it the candidate.
-    return shlex.join(["pytest", *carried, "-m", suite, "-k", key, declared.option(path), *given])
+    return escapes.shell(["pytest", *carried, "-m", suite, "-k", key, declared.option(path), *given])
 
 
 # fmt: off

@@ -76,7 +76,7 @@ def test_there_are_no_import_cycles() -> None:
         reach(name, ())
 
 
-BASE = ("gates", "formats", "artifacts", "compare", "profile", "provenance", "exits")
+BASE = ("gates", "escapes", "formats", "names", "artifacts", "compare", "profile", "provenance", "exits")
 STATIONS = ("slots", "activations", "effects", "heads", "vectors", "injection")
 FLOORS = (
     BASE,
@@ -156,7 +156,8 @@ def test_the_adapter_of_suites_knows_none_of_them() -> None:
     known = set().union(*(ARROWS[name] for name in adapter))
 
     others = {"pytest_fvparity.options", "pytest_fvparity.report", "pytest_fvparity.report.junit"}
-    assert known - adapter <= {"fvcore.gates", "fvcore.formats", "pytest_fvparity", "pytest_fvparity.suite", *others}
+    base = {"fvcore", "fvcore.gates", "fvcore.formats", "fvcore.escapes"}
+    assert known - adapter <= base | {"pytest_fvparity", "pytest_fvparity.suite", *others}
     code = "".join(_code(MODULES[name]) for name in adapter).replace("fvparity", "")
     assert not {word for word in ("parity", "transfer", "check_keys", "model", "trials") if word in code}
 
@@ -226,12 +227,19 @@ def test_only_formats_writes_files() -> None:
 
 
 def test_no_code_from_elsewhere_is_trusted() -> None:
+    """Where nothing is said of it the library asks standard input."""
+    loads = 0
     for name, path in MODULES.items():
         code = _code(path)
-        assert "trust_remote_code" not in code, name
+        assert code.count("trust_remote_code") == code.count("trust_remote_code=false"), name
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "from_pretrained":
+                assert "trust_remote_code" in {keyword.arg for keyword in node.keywords}, name
+                loads += 1
         assert "pickle" not in code, name
         if "torch.load(" in code:
             assert "weights_only=true" in code, name
+    assert loads >= 5
 
 
 def test_every_file_opens_with_its_idea() -> None:

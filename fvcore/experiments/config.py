@@ -26,7 +26,7 @@ from typer.core import TyperCommand
 
 from fvcore import exits
 from fvcore.experiments.errors import StepError
-from fvcore.formats import read_yaml, sentence, write_text
+from fvcore.formats import read_yaml, sentence, write_text, yaml_value
 from fvcore.model.spec import ModelError
 
 
@@ -82,6 +82,9 @@ class Config(BaseModel):
 
 SomeConfig = TypeVar("SomeConfig", bound=Config)
 
+MOST_NUMBERS = 100_000
+"""That ranges in one option stand for: layers, heads, positions."""
+
 
 def numbers(value: Any) -> Any:
     """`0,2,5-7` -> 0, 2, 5, 6, 7; a list of a file as it is."""
@@ -89,8 +92,11 @@ def numbers(value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", value.replace(" ", "")):
         raise ValueError("expected numbers and ranges such as 0,2,5-7")
-    ranges = [part.split("-") for part in value.replace(" ", "").split(",")]
-    return tuple(number for ends in ranges for number in range(int(ends[0]), int(ends[-1]) + 1))
+    ends = [[int(end) for end in part.split("-")] for part in value.replace(" ", "").split(",")]
+    ranges = [range(pair[0], pair[-1] + 1) for pair in ends]
+    if (n := sum(max(0, one.stop - one.start) for one in ranges)) > MOST_NUMBERS:
+        raise ValueError(f"expected at most {MOST_NUMBERS} numbers, these are {n}")
+    return tuple(number for one in ranges for number in one)
 
 
 def words(value: Any) -> Any:
@@ -167,8 +173,8 @@ def _of_sets(sets: Sequence[str]) -> Iterator[dict[str, Any]]:
         if not equals:
             raise ConfigError(f"--set {text!r}: expected key=value, such as --set seed=1")
         try:
-            yield _nested({key.strip(): yaml.safe_load(value)})
-        except yaml.YAMLError as error:
+            yield _nested({key.strip(): yaml_value(value)})
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"--set {text!r}: {exits.in_one_line(error)}") from None
 
 
@@ -315,7 +321,7 @@ def experiment(
 
 def _write(path: Path, config: Config) -> None:
     write_text(path, config.text())
-    typer.echo(f"wrote {path}")
+    exits.tell(f"wrote {path}")
 
 
 class _Spelled(TyperCommand):

@@ -10,8 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fvcore import names
 from fvcore.experiments.errors import FolderInUse, OtherSettings
-from fvcore.formats import sha256_file, write_bytes, write_csv, write_json, write_jsonl, write_pt, write_text
+from fvcore.formats import (
+    make_folder,
+    sha256_file,
+    write_bytes,
+    write_csv,
+    write_json,
+    write_jsonl,
+    write_pt,
+    write_text,
+    writing,
+)
 
 LOCK = ".lock"
 OUT = "--out"
@@ -34,7 +45,7 @@ class Folder:
     root: Path
 
     def __truediv__(self, name: str) -> Path:
-        return self.root / name
+        return names.below(self.root, name)
 
     def write(self, files: Mapping[str, Any]) -> list[Path]:
         """Write each file as its suffix says, in order; returns them. A table's columns are those of its first row."""
@@ -46,25 +57,15 @@ class Folder:
         """Files below the root that match, sorted."""
         return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
 
-    def digests(self, names: Iterable[str]) -> dict[str, str]:
+    def digests(self, files: Iterable[str]) -> dict[str, str]:
         """Name -> sha256, of the files that are there."""
-        return {name: sha256_file(self / name) for name in names if (self / name).is_file()}
+        return {name: sha256_file(self / name) for name in files if (self / name).is_file()}
 
     def remove_unfinished(self, pattern: str = "**/.*") -> None:
         """Files that a killed process was still writing: they bear the name of the file to be and eight characters."""
         for path in self.root.glob(pattern):
             if UNFINISHED.fullmatch(path.name) and path.is_file():
                 path.unlink()
-
-
-def safe_name(model: str) -> str:
-    """A model's name as part of a file's name."""
-    return model.replace("/", "_").replace(":", "_")
-
-
-def names_a_folder(name: str) -> bool:
-    """Whether a folder of this name lies where it is made, and is taken for none of a run's own."""
-    return name[0] not in "._" and not any(character in name for character in "/\\:\0\n\r")
 
 
 @contextmanager
@@ -74,9 +75,10 @@ def locked(root: Path, option: str = OUT) -> Iterator[None]:
     The system gives the lock back when its process ends, in whatever way. Where a file system knows no locks, nothing is
     held: to run is better than to refuse then.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     path = root / LOCK
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

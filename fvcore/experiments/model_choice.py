@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from pydantic import Field
 
+from fvcore import exits
 from fvcore.experiments.config import Config, ConfigError, Option
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ModelChoice(Config):
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         for doubt in doubts(lm):
-            typer.echo(doubt)
+            exits.tell(doubt)
         return lm
 
 

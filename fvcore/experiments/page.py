@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fvcore import escapes
 from fvcore.formats import write_text
 
 NONE = "\u2013"
@@ -20,7 +21,7 @@ def write(path: Path, package: str, template: str, values: Mapping[str, Any]) ->
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters |= {"number": number} | escapes.FILTERS
     write_text(path, environment.get_template(template).render(values))
     return path
 

@@ -10,12 +10,15 @@ Paint = Callable[[Any], None]
 
 def png(paint: Paint, size: tuple[float, float], dpi: int) -> bytes:
     """What `paint` draws on a matplotlib Figure of `size` inches, with `dpi` dots an inch."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure, buffer = Figure(figsize=size, dpi=dpi, layout="constrained"), io.BytesIO()
-    paint(figure)
-    # Without the name of the program that drew it: it changes with every release of matplotlib.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    buffer = io.BytesIO()
+    with rc_context({"text.parse_math": False}):  # a dollar sign in a word is a dollar sign
+        figure = Figure(figsize=size, dpi=dpi, layout="constrained")
+        paint(figure)
+        # Without the name of the program that drew it: it changes with every release of matplotlib.
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 

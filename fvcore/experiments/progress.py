@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from fvcore.escapes import line, markup
 from fvcore.exits import in_one_line
 from fvcore.formats import read_text, write_text
 from fvcore.provenance import now
@@ -56,16 +57,16 @@ class Shown:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("time left"), TimeRemainingColumn())
         started = monotonic()
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
-            task = progress.add_task(f"{self.label}{step}", total=total)
+            task = progress.add_task(markup(f"{self.label}{step}"), total=total)
 
             def advance(layer: int, n_rows: int) -> None:
-                progress.update(task, advance=n_rows, description=f"{self.label}{step}, {self.unit} {layer}")
+                progress.update(task, advance=n_rows, description=markup(f"{self.label}{step}, {self.unit} {layer}"))
 
             yield advance
-        self.console.print(f"{self.label}{step}: {monotonic() - started:.1f} s", markup=False)
+        self.console.print(line(f"{self.label}{step}: {monotonic() - started:.1f} s"), markup=False)
 
     def already(self, step: str) -> None:
-        self.console.print(f"{self.label}{step}: already done, not run again", markup=False)
+        self.console.print(line(f"{self.label}{step}: already done, not run again"), markup=False)
 
 
 class Bar:
@@ -90,7 +91,7 @@ class Bar:
         return _OfUnit(self, name)
 
     def say(self, text: str) -> None:
-        self.progress.update(self.task, description=text)
+        self.progress.update(self.task, description=markup(text))
 
     def advance(self, name: str, n_rows: int) -> None:
         """Never beyond the unit that is at work, so that what was counted too high is not held against the next."""
@@ -104,7 +105,7 @@ class Bar:
         reason = "already done, not run again" if not outcome.ran else outcome.reason
         style = "red" if outcome.status == "failed" else None
         text = f"{outcome.name}: {outcome.status}, {reason} ({took:.1f} s)"
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
+        self.console.print(line(text), style=style, markup=False, soft_wrap=True)
 
 
 class _OfUnit:

@@ -32,6 +32,9 @@ ATTEMPTS = 3
 LOW_MEMORY = "running low on memory"
 """What Ray says of a process that it killed itself for its memory."""
 
+LOOPBACK = "127.0.0.1"
+"""Where a Ray of this run's own listens: nobody on the network is asked for work, and nobody may bring any."""
+
 SHOWN = 300  # characters of what Ray says
 TOKEN = secrets.token_hex(32)  # one a process: Ray remembers the first it has seen
 
@@ -223,7 +226,7 @@ def ray_workers(
         os.environ["RAY_AUTH_TOKEN"] = TOKEN
         # Sockets lie in this folder, and their paths must be short.
         scratch = Path(tempfile.mkdtemp(prefix="fvcore-ray-"))
-        how |= {"include_dashboard": False, "_temp_dir": str(scratch)}
+        how |= {"include_dashboard": False, "_temp_dir": str(scratch), "_node_ip_address": LOOPBACK}
         # Those that this process may use: inside an allocation not all that the machine has.
         how["num_cpus"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:

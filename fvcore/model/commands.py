@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fvcore import exits
+from fvcore.escapes import markup
 from fvcore.model.spec import ALIASES, MODEL_SPECS, ModelError
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _write(folder: Path, bos: dict[str, Any], smoke: ResolverSmoke, facts: dict[
     if facts is not None:
         _print("model", facts)
     for file in files:
-        typer.echo(f"wrote {file}")
+        exits.tell(f"wrote {file}")
 
 
 def _print(title: str, facts: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ def _print(title: str, facts: dict[str, Any]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, "-" if value is None else escape(_text(value)))
+        table.add_row(name, "-" if value is None else markup(_text(value)))
     console.print(table)
 
 

@@ -27,6 +27,7 @@ from fvcore.model.placement import FOR_PARITY, Placement, quant_of
 from fvcore.model.spec import ModelError as ModelError
 from fvcore.model.spec import ModelSpec, spec_found, spec_of
 from fvcore.model.tokenizer import BosFacts, bos_left_out
+from fvcore.profile import MOST_SEED
 from fvcore.provenance import untested
 
 
@@ -240,6 +241,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 def deterministic(seed: int) -> None:
     """Seeds fixed; TF32 and kernel search off, so that fp32 means fp32 and two runs agree."""
+    if not 0 <= seed <= MOST_SEED:
+        raise ModelError(f"seed {seed}: expected 0 to {MOST_SEED}")
     random.seed(seed)
     np.random.seed(seed)  # the reference draws from the legacy generator
     torch.manual_seed(seed)
@@ -273,7 +276,8 @@ def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     with _loading("tokenizer", name):
-        return AutoTokenizer.from_pretrained(str(resolve(name)), local_files_only=True)
+        _require_bounded(name)
+        return AutoTokenizer.from_pretrained(str(resolve(name)), local_files_only=True, trust_remote_code=False)
 
 
 def load(
@@ -309,7 +313,7 @@ def load(
     options = placement.options() | ({"attn_implementation": attn} if attn else {})
     with _loading("model", name, f" Asked for: {placement}; {FOR_PARITY}."):
         hf, report = _auto_class(config).from_pretrained(
-            str(where), local_files_only=True, output_loading_info=True, **options
+            str(where), local_files_only=True, trust_remote_code=False, output_loading_info=True, **options
         )
         if "device_map" not in options:
             hf.to(placement.device)
@@ -346,7 +350,26 @@ def config_on_disk(name: str) -> Any:
     from transformers import AutoConfig
 
     with _loading("config", name):
-        return AutoConfig.from_pretrained(str(resolve(name)), local_files_only=True)
+        _require_bounded(name)
+        return AutoConfig.from_pretrained(str(resolve(name)), local_files_only=True, trust_remote_code=False)
+
+
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+MOST_LAYERS = 2**12
+
+
+def _require_bounded(name: str) -> None:
+    """Raise ValueError for more layers than any model has: a config is already built as large as it says it is."""
+    from transformers import PretrainedConfig
+
+    try:
+        said, _ = PretrainedConfig.get_config_dict(str(resolve(name)), local_files_only=True)
+    except OSError:  # a tokenizer by itself has none
+        return
+    for part in (said, *(value for value in said.values() if isinstance(value, dict))):
+        for key in LAYERS:
+            if isinstance(part.get(key), int) and part[key] > MOST_LAYERS:
+                raise ValueError(f"its config says {key} {part[key]:.10g}; at most {MOST_LAYERS} are taken")
 
 
 def without_weights(config: Any, dtype: torch.dtype, n_layers: int | None = None) -> Any:

@@ -14,7 +14,9 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
+from fvcore import names
 from fvcore.formats import FormatError, json_text, read_json, read_text, sha256, twice, validated, write_text
+from fvcore.profile import Seed
 from fvcore.trials.draws import Splits, draws, split
 
 
@@ -104,10 +106,10 @@ class TrialRecord(FileRecord):
 
 class Meta(FileRecord):
     dataset_json: str = ""
-    seed: int = 0
+    seed: Seed = 0
     n_trials: int = 10
     n_shots: int = 10
-    test_split: float = 0.3
+    test_split: float = Field(default=0.3, ge=0, le=1)
     prefixes: TemplatePart = PREFIXES
     separators: TemplatePart = SEPARATORS
     model_name_for_tokenizer: str = "gpt2"
@@ -195,14 +197,12 @@ class FixedTrials:
         )
 
 
-MAX_NAME = 100  # characters of a dataset's name: file systems take 255 bytes
-
-
 def read(path: Path | str) -> FixedTrials:
     """Read a fixed-trials file; every accepted variant of the format, and a located error for the rest."""
     path = Path(path)
     text = read_text(path)
-    return FixedTrials(path.stem, sha256(text.encode()), parse(read_json(path), str(path)), path)
+    id = names.part(path.stem, f"{path}: its name without the ending", TrialsError)
+    return FixedTrials(id, sha256(text.encode()), parse(read_json(path), str(path)), path)
 
 
 def parse(value: Any, name: str) -> TrialsFile:
@@ -213,7 +213,7 @@ def parse(value: Any, name: str) -> TrialsFile:
     if not file.trials:
         raise TrialsError(f"{name}: holds no trials; make some with `fvcore trials make`")
     dataset = Path(file.meta.dataset_json).stem
-    if dataset == ".." or not dataset.isprintable() or len(dataset) > MAX_NAME:
+    if dataset and not names.is_part(dataset):
         raise TrialsError(
             f"{name}: meta.dataset_json {file.meta.dataset_json!r:.80} names no dataset: its goldens and reports lie in a "
             "folder of that name. Expected the path of a JSON file"

@@ -10,12 +10,13 @@ from urllib.parse import quote
 
 from pydantic import BeforeValidator, model_validator
 
+from fvcore import names
 from fvcore.formats import parting, read_json, sha256, twice, validated, write_json
 from fvcore.model.tokenizer import Tokenizer
+from fvcore.profile import Seed
 from fvcore.prompts import PromptTemplate
 from fvcore.trials import fixed as trials
 from fvcore.trials.fixed import (
-    MAX_NAME,
     PREFIXES,
     SEPARATORS,
     FileRecord,
@@ -42,7 +43,7 @@ class SampledMeta(FileRecord):
     source: Source
     relation_csv_path: str | None = None
     fixed_trials_path: str | None = None
-    seed: int
+    seed: Seed
     n_trials: int
     n_shots: int
     n_demos: int
@@ -216,11 +217,10 @@ def _id(sampled: SampledTrials, name: str) -> str:
     """Different for every q_id: what a file's name cannot hold is written as in a URL, not dropped."""
     meta, q_ids = sampled.meta, sampled.q_ids
     if meta.fixed_trials_path:
-        return f"sampled_{Path(meta.fixed_trials_path).stem}"
+        return names.made(f"sampled_{Path(meta.fixed_trials_path).stem}")
     first = "sampled"
     if meta.is_relation:
         first = quote(q_ids[0], safe=" ") if len(q_ids) == 1 else f"{len(q_ids)}_q_ids"
-    if len(first) > MAX_NAME:
-        raise TrialsError(f"{name}: q_id {q_ids[0]!r:.60} makes too long a name: its goldens lie in a folder of it")
     parts = [first, f"t{meta.n_trials}", f"s{meta.n_shots}", f"seed{meta.seed}", meta.tokenizer]
-    return "_".join(part for part in parts if part)
+    id = "_".join(part for part in parts if part)
+    return names.part(id, f"{name}: the name of these trials, by q_id and tokenizer,", TrialsError)

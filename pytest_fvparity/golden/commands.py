@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fvcore import exits
+from fvcore import escapes, exits
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,7 +53,6 @@ def list_goldens(
 
 
 def _table(rows: list[GoldenRow]) -> Table:
-    from rich.markup import escape
     from rich.table import Column, Table
 
     from pytest_fvparity.golden.manifest import SCHEMA_VERSION
@@ -65,24 +64,26 @@ def _table(rows: list[GoldenRow]) -> Table:
         schema += f" ({behind} behind)" if behind > 0 else ""
         full = f"{_size(row.full_bytes_here)} of {_size(row.full_bytes)}" if row.full_bytes else "-"
         state = f"[{COLOURS[row.state]}]{row.state}[/]"
-        table.add_row(escape(row.path), escape(row.model or "-"), schema, _size(row.core_bytes), full, state)
+        table.add_row(
+            escapes.markup(row.path), escapes.markup(row.model or "-"), schema, _size(row.core_bytes), full, state
+        )
     return table
 
 
 @app.command()
 def split(
     golden: Place,
-    full_to: Annotated[str, typer.Option(help="Folder or URL (file://, s3://, hf://, ...) to store the full tier at.")],
+    full_to: Annotated[str, typer.Option(help="Folder or URL (file, s3, gs or hf) to store the full tier at.")],
     url: Annotated[
         str | None, typer.Option(help="URL that the manifest names (default: --full-to, if it is one).")
     ] = None,
 ) -> None:
     """Keep a core that fits git, and store the large tensors elsewhere."""
-    from pytest_fvparity.golden import tiers
+    from pytest_fvparity.golden import stores, tiers
 
     core, full = tiers.split(golden, full_to, url)
     large = f" (more than {_size(tiers.CORE_LIMIT)})" if core > tiers.CORE_LIMIT else ""
-    say(f"{golden}: core {_size(core)}{large}, full {_size(full)} at {full_to}")
+    say(f"{golden}: core {_size(core)}{large}, full {_size(full)} at {stores.shown(full_to)}")
 
 
 @app.command()
@@ -134,8 +135,7 @@ def import_golden(
 
 
 def say(*lines: str) -> None:
-    for line in lines:
-        typer.echo(line)
+    exits.tell(*lines)
 
 
 def _size(n_bytes: int) -> str:

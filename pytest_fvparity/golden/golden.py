@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fvcore import artifacts
+from fvcore import artifacts, names
 from fvcore.artifacts import Artifact, Leaf
-from fvcore.formats import FormatError, read_safetensors, sha256_file
+from fvcore.formats import FormatError, make_folder, read_safetensors, sha256_file
 from fvcore.gates import Refused, StageError, Status
 from fvcore.profile import Profile
 from pytest_fvparity import shipped
@@ -140,7 +140,8 @@ def _changed_content(golden: Profile, candidate: Profile, different: set[str]) -
 
 
 def relative_path(dataset: str, fixed_trials_id: str, reference_profile: str) -> Path:
-    return Path(dataset) / fixed_trials_id / reference_profile
+    parts = {"dataset": dataset, "trials": fixed_trials_id, "reference profile": reference_profile}
+    return Path(*(names.part(name, f"a golden's {what}") for what, name in parts.items()))
 
 
 def own_place(relative: Path, weights_sha: str) -> Path:
@@ -166,8 +167,8 @@ def locate(roots: Iterable[Path], relative: Path, weights_sha: str = "") -> Path
 
     weights_sha: of the model, whose own golden comes before one that lies at the usual place
     """
-    names = [own_place(relative, weights_sha), relative] if weights_sha else [relative]
-    found = [root / name for name in names for root in roots]
+    relatives = [own_place(relative, weights_sha), relative] if weights_sha else [relative]
+    found = [root / name for name in relatives for root in roots]
     tried = [path for path in found if path.name == relative.name]
     for path in found:
         restore(path)
@@ -221,7 +222,7 @@ def regenerate(record: Record, path: Path) -> dict[str, KeyDiff]:
         staged = recorded_twice(record, Path(scratch))
         restore(path)
         changes = differences(path, staged)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         swap(staged, path)
     return changes
 

@@ -17,7 +17,17 @@ from torch import Tensor
 from fvcore.artifacts import Artifact
 from fvcore.effects import TOKEN_CLASSES, average_indirect_effect
 from fvcore.experiments.plan_files import ReferenceFiles
-from fvcore.formats import FormatError, json_text, pt_bytes, read_bytes, read_json, read_pt, sha256_file, write_bytes
+from fvcore.formats import (
+    FormatError,
+    json_text,
+    make_folder,
+    pt_bytes,
+    read_bytes,
+    read_json,
+    read_pt,
+    sha256_file,
+    write_bytes,
+)
 from fvcore.model.model import DTYPES
 from fvcore.pipeline import Pipeline, Settings, profile_of
 from fvcore.profile import Conditions, Profile
@@ -87,7 +97,7 @@ def import_results(folder: Path, lm: LanguageModel, trials: FixedTrials, setting
     profile = Profile(identity=profile_of(lm, trials, settings).identity, conditions=conditions)
     sources = {file.name: sha256_file(file) for file in results.read}
     nothing = {"repository": UNKNOWN, "commit": UNKNOWN, "normalisations": {}, "versions": {}}
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=STAGING) as scratch:
         staged = Path(scratch) / "imported"
         # Of the means there is one leaf; of the effects all are told once the heads are; of other keys there are more.

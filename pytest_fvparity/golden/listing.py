@@ -4,12 +4,12 @@ What is used is told by the trials files that lie there, not by what a run happe
 """
 
 import os
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from fvcore import escapes
 from fvcore.formats import FormatError, sha256_file
 from fvcore.gates import StageError
 from fvcore.profile import Strict
@@ -51,7 +51,7 @@ def trials_under(folders: Iterable[Path]) -> Trials:
     for folder in folders:
         if not folder.is_dir():
             raise FormatError(f"{folder}: no such folder of trials; name yours with --trials")
-        for path in sorted(folder.rglob("*.json")):
+        for path in sorted(file for file in folder.rglob("*.json") if file.is_file()):
             id, digest = path.stem, sha256_file(path)
             if path.name == SAMPLED:  # the name of every run's frozen trials: they are told by their content
                 with suppress(FormatError):
@@ -84,7 +84,7 @@ def _is_leftover(folder: str) -> bool:
 
 
 def _row(path: Path, trials: Trials) -> GoldenRow:
-    remove = shlex.join(["rm", "-r", "--", str(path)])
+    remove = escapes.shell(["rm", "-r", "--", path])
     if _is_leftover(path.name):
         return _leftover(path, remove)
     sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}

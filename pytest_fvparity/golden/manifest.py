@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from fvcore import escapes
 from fvcore.exits import in_one_line
 from fvcore.formats import FormatError, read_json, sentence, sha256, sha256_file, write_json
 from fvcore.gates import Refused
-from fvcore.profile import Profile, Strict
+from fvcore.profile import Part, Profile, Strict
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 
 MANIFEST = "manifest.json"
@@ -110,7 +111,7 @@ class Manifest(Strict):
     # What the reference's legal variations change, at most: check key -> leaf name -> absolute difference.
     variations: list[str]
     noise: dict[CheckKey, dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]]
-    files: dict[str, str]
+    files: dict[Part, str]
     # Check keys of which not every leaf is known: what a candidate says beside them is not compared.
     incomplete: list[CheckKey] = Field(default=[])
     full: Full | None = None
@@ -134,7 +135,7 @@ def settings(profile: Profile, prefix: str) -> str:
         "reference-profile": identity.reference_profile,
         "dtype": identity.dtype,
     }
-    return " ".join(f"{prefix}{name}={value}" for name, value in named.items())
+    return escapes.shell(f"{prefix}{name}={value}" for name, value in named.items())
 
 
 def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fvcore import escapes
 from fvcore.formats import FormatError, write_json
 from fvcore.gates import StageError
 from pytest_fvparity import fixtures
@@ -109,7 +110,7 @@ def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable
             place = golden.place_for(root, usual, lm.weights_sha)
             record = partial(reference.run, options.src, lm, fixed, settings, options.src_python)
             results[fixed.id] = do(place, root, record)
-    except (StageError, FormatError, ModelError) as error:
+    except (StageError, FormatError, ModelError, OSError) as error:
         before = f" (done before it: {', '.join(results)})" if results else ""
         raise pytest.UsageError(f"{flag}: {error}{before}") from error
     return list(results.values())
@@ -118,4 +119,4 @@ def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable
 def _tell(config: pytest.Config, *lines: str) -> None:
     if (terminal := config.pluginmanager.get_plugin("terminalreporter")) is not None:
         for line in lines:
-            terminal.write_line(line)
+            terminal.write_line(escapes.line(line))

@@ -8,18 +8,17 @@ nothing away from an older commit. With them beside the core a golden is what it
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from fvcore import artifacts
-from fvcore.exits import in_one_line
-from fvcore.formats import FormatError, read_bytes, sha256, sha256_file, write_bytes, write_safetensors
+from fvcore.formats import read_bytes, sha256, sha256_file, write_bytes, write_safetensors
 from pytest_fvparity.golden import manifest as manifests
+from pytest_fvparity.golden import stores
 from pytest_fvparity.golden.golden import STAGING, Golden, swap
 from pytest_fvparity.golden.manifest import FULL, Full, Slice, Stored
 from pytest_fvparity.golden.part import taken
+from pytest_fvparity.golden.stores import TierError
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 
 if TYPE_CHECKING:
@@ -31,10 +30,6 @@ N_LARGEST = 64
 """How many logits a core holds beside the target's: the largest, where a difference would be seen first."""
 
 CORE_LIMIT = 2**20
-
-
-class TierError(FormatError):
-    """A golden cannot be split, or its full tier cannot be had."""
 
 
 def slices_of(key: str, artifact: Artifact) -> dict[str, Slice]:
@@ -68,6 +63,8 @@ def split(path: Path, full_to: str, url: str | None = None) -> tuple[int, int]:
     `url` is what the core says of where the full tier lies (by default `full_to`, if it is a URL). The full files are
     read back before the golden is changed.
     """
+    told = url or (full_to if stores.is_url(full_to) else None)
+    stores.require_no_secret(told)
     golden = Golden.open(path)
     if golden.manifest.full is not None:
         raise TierError(f"{path}: is split already; fetch its full tier and record it again to split it anew")
@@ -84,7 +81,7 @@ def split(path: Path, full_to: str, url: str | None = None) -> tuple[int, int]:
         for key in (key for key in CHECK_KEYS if f"{key}.json" in golden.manifest.files):
             cut = {leaf: taken(piece, golden.stored(key)[leaf]) for leaf, piece in slices.get(key, {}).items()}
             artifacts.save({**golden.stored(key), **cut}, core / key, compact=True)
-        full = Full(url=url or (full_to if "://" in full_to else None), files=files, slices=slices)
+        full = Full(url=told, files=files, slices=slices)
         manifests.write(golden.manifest.model_copy(update={"files": manifests.digests(core), "full": full}), core)
         in_core = sum(file.stat().st_size for file in core.iterdir())
         swap(core, path)
@@ -92,18 +89,13 @@ def split(path: Path, full_to: str, url: str | None = None) -> tuple[int, int]:
 
 
 def _place(base: str, stored: Stored) -> str:
-    return f"{base.rstrip('/')}/{stored.sha256}.safetensors"
+    return stores.below(base, f"{stored.sha256}.safetensors")
 
 
 def _store(file: Path, stored: Stored, base: str) -> None:
     """Copy a file to where it is kept, and read it back."""
-    where, data = _place(base, stored), read_bytes(file)
-    if "://" not in base:
-        write_bytes(Path(where), data)
-    else:
-        with _elsewhere(where) as (store, name):
-            store.makedirs(name.rpartition("/")[0], exist_ok=True)
-            store.pipe_file(name, data)
+    where = _place(base, stored)
+    stores.write(where, read_bytes(file))
     _read(where, stored)
 
 
@@ -127,25 +119,11 @@ def fetch(path: Path, url: str | None = None) -> list[Path]:
 
 
 def _read(where: str, stored: Stored) -> bytes:
-    """The bytes that are stored; raises TierError where there are others. One byte more than there should be is read at
-    most: a wrong file may be of any size."""
-    with _elsewhere(where) as (store, name), store.open(name, "rb") as file:
-        data: bytes = file.read(stored.n_bytes + 1)
+    """The bytes that are stored; raises TierError where there are others."""
+    data, place = stores.read(where, stored.n_bytes), stores.shown(where)
     if len(data) != stored.n_bytes:
         size = f"{len(data)}" if len(data) < stored.n_bytes else f"more than {stored.n_bytes}"
-        raise TierError(f"{where}: expected {stored.n_bytes} bytes, found {size}; nothing was kept")
+        raise TierError(f"{place}: expected {stored.n_bytes} bytes, found {size}; nothing was kept")
     if (found := sha256(data)) != stored.sha256:
-        raise TierError(f"{where}: sha256 {stored.sha256:.12}... expected, {found:.12}... found; nothing was kept")
+        raise TierError(f"{place}: sha256 {stored.sha256:.12}... expected, {found:.12}... found; nothing was kept")
     return data
-
-
-@contextmanager
-def _elsewhere(where: str) -> Iterator[tuple[Any, str]]:
-    """The store of a URL, and the file's name there; raises TierError with the reason."""
-    import fsspec
-
-    try:
-        yield fsspec.url_to_fs(where)
-    except Exception as error:  # of as many kinds as there are stores
-        reason = in_one_line(error) or type(error).__name__
-        raise TierError(f"{where}: {reason:.300}") from error

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fvcore import exits
+from fvcore.escapes import line
 from fvcore.formats import FormatError
 from pytest_fvparity.golden.commands import say
 from pytest_fvparity.milestones.setup import Setup
@@ -30,7 +31,8 @@ def milestone(which: Which, **options: Any) -> None:
     for name, outcome in run_all(names, Setup(**options)):
         first = first or ("" if outcome.passed else f"{name} failed first: {outcome.message}")
         verdict = typer.style("PASS", fg="green") if outcome.passed else typer.style("FAIL", fg="red")
-        say(f"{name} {verdict} {outcome.message}", *(f"   {line}" for line in _told(outcome.files)))
+        typer.echo(f"{name} {verdict} {line(outcome.message)}")
+        say(*(f"   {file}" for file in _told(outcome.files)))
     if first:
         say(first if len(names) > 1 else "")
         raise typer.Exit(exits.FAILED)

@@ -75,7 +75,7 @@ def _require(setup: Setup, milestone: str, needed: str, settings: Mapping[str, A
     if different := changes(ended.settings, settings):
         said = "; ".join(f"{name}: {there} there, {here} here" for name, (there, here) in different.items())
         raise NotReady(f"{milestone} builds on {needed}, which ran on other settings ({said})")
-    files = {name: setup.root / name for name in ended.files}
+    files = {name: setup.file(name) for name in ended.files}
     changed = [name for name, file in files.items() if not (file.is_file() and sha256_file(file) == ended.files[name])]
     if changed:
         raise NotReady(f"{milestone} builds on {needed}, and {changed[0]} is not what it wrote: run {needed} again")

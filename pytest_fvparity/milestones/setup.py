@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fvcore import names
 from fvcore.formats import FormatError, sha256_file
 from fvcore.trials.fixed import FixedTrials
 from fvcore.trials.fixed import read as read_trials
 from pytest_fvparity import shipped
+from pytest_fvparity.children import following
 from pytest_fvparity.milestones.lock import Lock
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.render import REPORT, read_report
@@ -153,6 +155,10 @@ class Setup:
             "quant": self.quant,
         }
 
+    def file(self, name: str) -> Path:
+        """One that a record names, below the root."""
+        return names.below(self.root, name)
+
     def raw_dataset(self) -> Path:
         """What the trials were drawn from: as given, else where the file says, else as it ships."""
         named = self.dataset_json or Path(self.fixed.meta.dataset_json)
@@ -204,8 +210,8 @@ class Setup:
     @property
     def running(self) -> list[str]:
         """Options of every run, whatever it compares."""
-        names = ("model", "reference_profile", "device", "dtype", "quant", "spec")
-        return [*_options({name: getattr(self, name) for name in names}), *(self.pytest_option or ())]
+        asked = ("model", "reference_profile", "device", "dtype", "quant", "spec")
+        return [*_options({name: getattr(self, name) for name in asked}), *(self.pytest_option or ())]
 
     def comparing(self, n_trials: int | None = None) -> list[str]:
         """Options of a run against a golden; `n_trials` of them at the per-trial keys, or as many as was asked for."""
@@ -232,7 +238,7 @@ def run_pytest(marker: str, words: Sequence[str], report: Path, what: str = "") 
     """The stages of a marker in a pytest of its own, from the current folder; its exit status, once it wrote its report."""
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-m", marker, "-q", "-p", "no:cacheprovider", *words]
-    code = subprocess.run(command, check=False).returncode
+    code = subprocess.run(following(command), check=False).returncode
     if not report.is_file():
         raise Failed(f"{what}pytest ended with status {code} and wrote no report; what it printed says why")
     return code

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from fvcore import names
+
 SAMPLED = "sampled_trials.json"
 """The name that every run gives its frozen trials, so that it says nothing."""
 
@@ -12,14 +14,14 @@ def place_of(path: Path) -> tuple[str | None, str]:
     A file that cannot be read keeps its own name: the stages say what is wrong with it.
     """
     if path.name != SAMPLED:
-        return None, path.stem
+        return None, names.made(path.stem)
     from fvcore.formats import FormatError
     from fvcore.trials.sampled import read_trials
 
     try:
         fixed = read_trials(path)
     except FormatError:
-        return None, path.stem
+        return None, names.made(path.stem)
     return fixed.dataset, fixed.id
 
 

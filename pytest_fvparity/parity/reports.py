@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fvcore import escapes
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.parity.place import place_of
@@ -34,7 +35,6 @@ class ParityReports(SuiteReports):
 
         reports = []
         for run in (run for run in runs if run.of(NAME) and run.planned):
-            self.planned.add(run.file)
             commands = {key: reproduce(self.config, f"{run.nodeid}::{key}", run.declared) for key in run.planned}
             place = place_of(self.config.rootpath / run.file)
             under = "" if self.options.reference_profile == "src" else self.options.reference_profile
@@ -62,6 +62,8 @@ class ParityReports(SuiteReports):
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
         from pytest_fvparity.report.render import write_all
 
+        runs = list(runs)
+        self.planned = {run.file for run in runs if run.of(NAME) and run.planned}
         self.reports = self._reports(runs)
         if self.reports:
             write_all(self.reports, self.options.report_dir)
@@ -74,12 +76,14 @@ class ParityReports(SuiteReports):
         own = [path for path, file in self.config.stash[FILES_KEY].items() if file.declared.name == NAME]
         for path in (path for path in own if path not in planned and not self.config.option.collectonly):
             line = f"no parity stage of {path.name} is selected: nothing of it was compared"
-            terminal.write_line(line, yellow=True, bold=True)
+            terminal.write_line(escapes.line(line), yellow=True, bold=True)
 
     def _summary(self, report: Report, terminal: Any, written: bool) -> None:
         from pytest_fvparity.report.render import folders
 
-        write = terminal.write_line
+        def write(text: str, **look: bool) -> None:
+            terminal.write_line(escapes.line(text), **look)
+
         good, bad = report.overall_status in {"PASS", "PARTIAL"}, report.overall_status == "FAIL"
         terminal.write_sep("=", f"parity of {report.fixed_trials_id}", bold=True)
         write(report.headline, green=good, red=bad, yellow=not good and not bad, bold=True)

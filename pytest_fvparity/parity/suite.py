@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fvcore.gates import StageError, Suite, Verdict
-from pytest_fvparity.drill.conclusion import lines as drill_lines
+from fvcore.gates import StageError, Suite
 from pytest_fvparity.fixtures import device_of, in_one_sentence, load_model, options_of, run_settings, tolerances_of
 from pytest_fvparity.parity.checks import STAGES, Memory
 from pytest_fvparity.parity.implementation import LIVE
 from pytest_fvparity.parity.place import title_of
 from pytest_fvparity.parity.reports import NAME, ParityReports
+from pytest_fvparity.parity.words import lines
 from pytest_fvparity.suite.declaration import Declaration
 from pytest_fvparity.suite.item import StageItem
 
@@ -25,23 +24,9 @@ if TYPE_CHECKING:
     from pytest_fvparity.golden.golden import Golden
     from pytest_fvparity.parity.checks import ParityRun
 
-FAULTS = {
-    "own": "on the reference's inputs this key differs too: the fault is its own",
-    "inherited": "on the reference's inputs this key agrees: the fault is inherited from an earlier key",
-    "accumulated": "on the reference's inputs this key agrees: what differs adds up from earlier keys, each within tolerance",
-    "unsteady": "the candidate answers another thing to the very same inputs: it does not say the same twice",
-}
-
 
 def parity_suite() -> Suite[ParityRun]:
     return Suite(NAME, STAGES, lambda fv_parity_run: fv_parity_run)
-
-
-def _lines(verdict: Verdict) -> Sequence[str]:
-    """Whose fault it is, and what the drill found."""
-    fault, drill = FAULTS.get(verdict.details.get("fault", "")), verdict.details.get("drill")
-    pattern = verdict.details.get("signature")
-    return [*filter(None, (pattern, fault)), *(drill_lines(drill) if drill else [])]
 
 
 PARITY = Declaration(
@@ -50,7 +35,7 @@ PARITY = Declaration(
     title=title_of,
     option=lambda path: f"--fv-trials={path}",
     reports=ParityReports,
-    lines=_lines,
+    lines=lines,
 )
 
 
@@ -73,10 +58,9 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     from fvcore.pipeline import Pipeline
     from fvcore.prompts import require_verified
     from pytest_fvparity.candidates.candidates import name_of, required
-    from pytest_fvparity.golden.golden import require_comparable
+    from pytest_fvparity.parity.at_hand import continuation_of, log_effects_of
     from pytest_fvparity.parity.checks import ParityRun
-    from pytest_fvparity.parity.log_effects import log_effects_of
-    from pytest_fvparity.parity.refinements import continuation_of
+    from pytest_fvparity.parity.conditions import conditions
 
     collector = request.node.collector
     context: dict[str, Any] = collector.context
@@ -98,9 +82,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["reference"] = golden.manifest.reference.model_dump(include={"commit", "repository"})
     profile: Profile = request.getfixturevalue("fv_profile")
     context["profile"] = profile.model_dump()
-    require_comparable(golden.profile, profile)
-    context["conditions"] = {name: list(pair) for name, pair in golden.profile.diff_conditions(profile).items()}
-    context["conditions"] |= _spec_conditions(lm) | _generation_conditions(lm)
+    context["conditions"] = conditions(golden.profile, profile, lm)
     candidate = required(request.getfixturevalue("fv_candidate"), "fixture fv_candidate")
     context["candidate"] = name_of(candidate, options.shown)
     # A golden of a user's own make may know no noise.
@@ -125,21 +107,3 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
         reference=fresh,
         repeat=options.repeat,
     )
-
-
-def _generation_conditions(lm: LanguageModel) -> dict[str, list[str]]:
-    """What a report says of generation settings that a model ships with, and that neither side uses."""
-    from fvcore.model.generation import set_aside
-
-    said = ", ".join(f"{name} {value}" for name, value in set_aside(lm.hf).items())
-    return {"generation_config": ["end tokens alone", f"end tokens alone, set aside: {said}"]} if said else {}
-
-
-def _spec_conditions(lm: LanguageModel) -> dict[str, list[str]]:
-    """What a report says of a spec that is not the one of the model's type: condition -> golden's, this run's."""
-    if lm.spec.found_by == "model_type":
-        return {}
-    said = {"spec": ["not recorded", f"{lm.spec.name} ({lm.spec.found_by}): {' / '.join(lm.spec.paths)}"]}
-    if ignored := ", ".join(f"{name} {value}" for name, value in lm.spec.defaults.items()):
-        said["spec_defaults"] = ["not recorded", f"{ignored}; ignored, the options decide"]
-    return said

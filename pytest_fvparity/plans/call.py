@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from fvcore import exits
+from fvcore import escapes, exits
 from fvcore.trials.fixed import read as read_trials
 from pytest_fvparity.milestones.lock import Lock
 from pytest_fvparity.plans.table import PlanUsage, Script, Way, scripts
@@ -30,7 +30,7 @@ def call(name: str, arguments: Sequence[str]) -> int:
         given = read_flags(name, script, arguments)
         return _run(script.way(given), given)
     except exits.Expected as error:
-        typer.secho(f"{name}: {exits.in_one_line(error)}", fg="red", err=True)
+        exits.say(str(error), name)
         return error.status
 
 
@@ -59,7 +59,7 @@ def _listed(script: Script) -> str:
 
 def _run(way: Way, given: Mapping[str, str]) -> int:
     words, known = translated(way, given)
-    typer.echo(f"$ {' '.join(words)}")
+    exits.tell(f"$ {escapes.shell(words)}")
     options = {flag.option: f"--{name}" for name, flag in way.flags.items() if flag.option and name in given}
     status = _started(words, options)
     if status and not (way.passes == "ran_to_its_end" and status == exits.FAILED):
@@ -131,7 +131,7 @@ def _judged(way: Way, known: Mapping[str, str]) -> bool:
         criteria.deliver(known)
     told = [*criteria.files(way.writes, known), *(criteria.of(name, known) for name in way.criteria)]
     for met, text in told:
-        typer.echo(f"{'PASS' if met else 'FAIL'} {text}")
+        exits.tell(f"{'PASS' if met else 'FAIL'} {text}")
     return all(met for met, _ in told)
 
 

@@ -269,7 +269,7 @@ class Recorder:
         self.job = job
         provided = provide_modules()
         self.src = Checkout.at(Path(job["checkout"]))
-        self.tokenizer = AutoTokenizer.from_pretrained(job["model_dir"], local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(job["model_dir"], local_files_only=True, trust_remote_code=False)
         self.model = load_model(job, job["attn_implementation"])
         bos = self.tokenizer.bos_token_id
         self.adds_bos = bos is not None and self.tokenizer("Q: a").input_ids[0] == bos
@@ -544,7 +544,9 @@ def load_model(job: dict[str, Any], attn_implementation: str | None) -> Any:
     # Always passed on: without it the library chooses the checkpoint's. Before transformers 4.56 it was `torch_dtype`.
     dtype = "dtype" if [int(part) for part in transformers.__version__.split(".")[:2]] >= [4, 56] else "torch_dtype"
     options[dtype] = getattr(torch, job["dtype"])
-    model = transformers.AutoModelForCausalLM.from_pretrained(job["model_dir"], local_files_only=True, **options)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        job["model_dir"], local_files_only=True, trust_remote_code=False, **options
+    )
     return model.eval().to(job["device"])
 
 

@@ -22,6 +22,7 @@ from fvcore.pipeline import Settings, profile_of
 from fvcore.profile import Profile
 from fvcore.prompts import PromptTemplate, require_bos_agreement
 from fvcore.trials.fixed import FixedTrials
+from pytest_fvparity.children import following
 from pytest_fvparity.parity.implementation import Answers
 from pytest_fvparity.parity.noise import Noise, measured, variations
 
@@ -161,7 +162,7 @@ def _start(python: str, job: Path, more: Mapping[str, str]) -> None:
     environment["OMP_WAIT_POLICY"] = "PASSIVE"  # two threads that spin on one core take minutes for a second's work
     environment |= more
     try:
-        words = [python, str(DRIVER), str(job)]
+        words = following([python, str(DRIVER), str(job)])
         done = subprocess.run(words, env=environment, cwd=job.parent, capture_output=True, text=True, check=False)
     except OSError as error:
         raise RecordingError(f"cannot start {python!r} ({error.strerror}); see --fv-src-python") from error

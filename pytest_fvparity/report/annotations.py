@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from fvcore import escapes
 from pytest_fvparity.report.markdown import cut
 from pytest_fvparity.report.report import Report
 
@@ -36,4 +37,4 @@ def _command(kind: str, properties: dict[str, str | None], message: str) -> str:
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return escapes.lines(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
+from fvcore import escapes, names
 from fvcore.gates import StageResult, Status, first_line
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
 from pytest_fvparity.suite.declaration import SuiteReports
@@ -78,7 +79,7 @@ class CheckReports(SuiteReports):
     @classmethod
     def folder_of(cls, options: ParityOptions, file: Path) -> Path:
         """Where the report on a file lies, and what is made for it."""
-        return options.report_dir / cls.suite / cls.title(file)
+        return options.report_dir / cls.suite / names.made(cls.title(file))
 
     def _path(self, run: SuiteRun) -> Path:
         return self.folder_of(self.options, self._file(run)) / f"{self.suite}_report.json"
@@ -106,4 +107,4 @@ class CheckReports(SuiteReports):
         if self.headlines:
             terminal.section(f"fvparity: {self.heading}")
             for line in self.headlines:
-                terminal.write_line(line)
+                terminal.write_line(escapes.line(line))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import glob
 import math
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvcore.exits import in_one_line
+from fvcore import escapes
 from fvcore.formats import FormatError, csv_text, json_text, read_json, validated, write_text
 from fvcore.profile import Processor
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -187,10 +186,9 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"number": _number, "share": _share, "fence": _fence, "worst_first": _worst_first}
-    templates.filters |= {"grids": grids, "colour": colour, "ran_on": _ran_on}
-    # Text that cannot break out of a Markdown table.
-    templates.filters["cell"] = lambda value: in_one_line(value).replace("|", "\\|").replace("`", "'")
+    templates.filters |= {"number": _number, "share": _share}
+    templates.filters |= escapes.FILTERS
+    templates.filters |= {"worst_first": _worst_first, "grids": grids, "colour": colour, "ran_on": _ran_on}
     templates.filters["failing_first"] = lambda checks: sorted(checks, key=lambda check: check["status"] == "PASS")
     templates.filters["used"] = lambda tolerances: largest_of(row["used"] for row in tolerances)
     # A word is no finite number, and no tolerance allows that.
@@ -209,12 +207,6 @@ def _share(value: float | str | None) -> str:
     if not isinstance(value, float | int):
         return _number(value)
     return f"{100 * value:.3g} %" if value < 10 else f"{100 * value:,.0f} %"
-
-
-def _fence(text: str) -> str:
-    """A code fence that nothing inside can close."""
-    mark = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{mark}\n{text}\n{mark}"
 
 
 def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from fvcore.gates import Finding, StageResult, Status, first_line
+from fvcore.profile import Part
 from fvcore.provenance import now
 from pytest_fvparity.golden.part import NOT_COMPARED
 from pytest_fvparity.parity.implementation import CHECK_KEYS, LIVE, NO_CANDIDATE
@@ -143,8 +144,8 @@ class Report(ReportPart):
     created_at: str
     overall_status: str
     headline: str
-    dataset: str
-    fixed_trials_id: str
+    dataset: Part
+    fixed_trials_id: Part
     model: str
     candidate: str | None = None
     reference_profile: str | None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fvcore import escapes
 from fvcore.gates import Stage, StageError, StageResult, Status, run_stage
 from pytest_fvparity.options import reproduce
 from pytest_fvparity.report import junit
@@ -143,12 +144,12 @@ class StageItem(pytest.Function):
         """A result in a few lines: what, where, both values."""
         yield f"{result.key}: {result.status}" + (f" (blocked by {result.blocked_by})" if result.blocked_by else "")
         if result.message:
-            yield result.message
+            yield escapes.lines(result.message)
         verdict = result.verdict
         if verdict.mismatch_count:
             yield f"{verdict.counted}; the first of what is wrong:"
         for finding in [f for f in verdict.findings if f.blocking][:5] if verdict.mismatch_count else ():
-            yield f"  {finding.where}: {finding.message}"
+            yield escapes.line(f"  {finding.where}: {finding.message}")
             if finding.expected is not None or finding.actual is not None:
                 yield f"    expected {finding.expected!r:.200}"
                 yield f"    actual   {finding.actual!r:.200}"

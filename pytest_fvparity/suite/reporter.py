@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fvcore import escapes
 from fvcore.formats import write_bytes
 from fvcore.gates import UNHARMED, StageResult, Status, first_line, settled
 from pytest_fvparity.suite.collector import FAILURES
@@ -239,7 +240,7 @@ class SuiteReporter:
         for reports in self.reports:
             reports.summary(terminalreporter, not self.unwritten)
         if self.unwritten:
-            terminalreporter.write_line(self.unwritten, yellow=True, bold=True)
+            terminalreporter.write_line(escapes.line(self.unwritten), yellow=True, bold=True)
 
 
 class PlainReports(SuiteReports):
@@ -263,4 +264,4 @@ class PlainReports(SuiteReports):
                 said = f"{first.where}: {first.message}" if first else first_line(result.message)
                 note = f"blocked by {result.blocked_by}" if result.blocked_by else said
                 line = f"  {key:<{width}}  {result.status:<13}{note}".rstrip()
-                terminal.write_line(line, green=good, red=not good)
+                terminal.write_line(escapes.line(line), green=good, red=not good)

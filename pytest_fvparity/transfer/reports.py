@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fvcore import escapes
 from pytest_fvparity.options import OPTIONS_KEY
 from pytest_fvparity.suite.declaration import SuiteReports
 from pytest_fvparity.transfer import SUITE
@@ -64,6 +65,6 @@ class TransferReports(SuiteReports):
     def summary(self, terminal: Any, written: bool) -> None:
         if self.headline:
             terminal.section("fvparity: relation transfer")
-            terminal.write_line(self.headline)
+            terminal.write_line(escapes.line(self.headline))
             if written:
                 terminal.write_line(self.options.from_here(self.path))

@@ -33,7 +33,7 @@ def test_a_write_makes_its_folders_and_replaces_the_old_file(tmp_path: Path) -> 
     assert everything_in(path.parent) == {"file.bin": b"new"}
 
 
-@pytest.mark.parametrize("failing", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, error: BaseException
@@ -45,9 +45,12 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(
         raise error
 
     monkeypatch.setattr(*((os, "fsync") if failing == "fsync" else (Path, failing)), fail)
-    with pytest.raises(type(error)):
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else formats.WriteError) as told:
         formats.write_text(path, "new")
     assert everything_in(tmp_path) == {"file.json": b"old"}
+    if isinstance(error, OSError):
+        assert str(told.value) == f"{path}: cannot be written (disk full)"
+        assert told.value.__cause__ is error
 
 
 def test_a_reader_never_sees_a_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,9 +68,40 @@ def test_a_reader_never_sees_a_part_of_a_file(tmp_path: Path, monkeypatch: pytes
     assert path.read_bytes() == b"new" * 10_000
 
 
-def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
-    formats.write_bytes(tmp_path / "file", b"x")
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o002, 0o664)])
+def test_a_written_file_has_the_mode_that_the_umask_gives(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        formats.write_bytes(tmp_path / "file", b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("file/below", "File exists"),
+        ("x" * 300, "File name too long"),
+        ("a\0b", "embedded null byte"),
+        ("folder", "Is a directory"),
+    ],
+)
+def test_what_cannot_be_written_is_one_sentence_that_names_it(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+
+    with pytest.raises(formats.WriteError, match=rf"cannot be (written|made) \({reason}\)$") as told:
+        formats.write_text(tmp_path / name, "new")
+
+    assert str(told.value).startswith(f"{tmp_path / name.removesuffix('/below')}: ")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_name_as_long_as_may_be_is_written(tmp_path: Path) -> None:
+    formats.write_text(tmp_path / ("\u00e9" * 127), "x")
+
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 # ---------------------------------------------------------------- JSON, YAML, CSV
@@ -124,8 +158,54 @@ def test_every_reader_names_the_missing_file(tmp_path: Path, reader: Callable[[P
 
 @pytest.mark.parametrize("reader", READERS)
 def test_every_reader_names_what_is_no_file(tmp_path: Path, reader: Callable[[Path], Any]) -> None:
-    with pytest.raises(FormatError, match=r": cannot be read \(.*directory\)$"):
-        reader(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path, "folder"), (tmp_path / "pipe", "pipe"), (Path("/dev/zero"), "device")):
+        with pytest.raises(FormatError, match=f"^{path}: expected a regular file, found a {kind}$"):
+            reader(path)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_names_what_no_path_may_be(tmp_path: Path, reader: Callable[[Path], Any]) -> None:
+    for name, reason in (("a\0b", "null"), ("x" * 300, "too long")):
+        with pytest.raises(FormatError, match=rf"cannot be read \(.*{reason}.*\)$"):
+            reader(tmp_path / name)
+
+
+def test_a_file_that_no_memory_holds_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        file.truncate(2**40)
+
+    with pytest.raises(FormatError, match=f"has {2**40} bytes; at most"):
+        formats.read_bytes(tmp_path / "file")
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        (LAUGHS, "its aliases stand for more than"),
+        (MERGES, "its aliases stand for more than"),
+        ("a: &a [*a]", "nested deeper than 64 levels"),
+        ("a: &a {<<: *a}", "nested deeper than 64 levels"),
+        ("? &a [*a]\n: 1", "nested deeper than 64 levels"),
+        ("".join(f"key_of_some_length_{i}: {i}\n" for i in range(60_000)), "characters; at most"),
+    ],
+)
+def test_yaml_that_is_small_and_stands_for_much_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+
+    with pytest.raises(FormatError, match=f"not valid YAML .*{reason}"):
+        formats.read_yaml(tmp_path / "a.yaml")
+
+
+def test_a_line_of_json_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": "\u2028"}\n{"a": NaN}\n')
+
+    with pytest.raises(FormatError, match=r"a\.jsonl, line 3: not valid JSON \(NaN is no finite number\)"):
+        formats.read_jsonl(tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ if RUNNING:
     from fvcore.model.hooks import read_heads
     from fvcore.model.model import LanguageModel, ModelError, tokenizer_digest, weights_digest
     from fvcore.vectors import head_term
+    from pytest_fvparity.reference import driver
 
 
 if RUNNING:
@@ -320,3 +323,33 @@ def test_tied_weights_lack_nothing(tmp_path: Path) -> None:
     toy_tokenizer("gpt2").save_pretrained(tmp_path)
     loaded = models.load(str(tmp_path)).hf
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
+
+
+OWN_CODE = """
+import pathlib
+
+pathlib.Path({mark!r}).write_text("ran")
+
+
+def __getattr__(name):
+    raise SystemExit("code of a model's folder was run")
+"""
+
+
+@pytest.mark.parametrize("file, key", [("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer")])
+def test_code_that_lies_beside_a_model_is_not_run_whatever_standard_input_says(
+    llama_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, key: str
+) -> None:
+    mark, value = tmp_path / "ran", json.loads((llama_directory / file).read_text())
+    of_key = ["own.Own", "own.Own"] if key == "AutoTokenizer" else "own.Own"
+    classes = {"auto_map": {key: of_key, "AutoModelForCausalLM": "own.Own"}, "tokenizer_class": "Own"}
+    (llama_directory / file).write_text(json.dumps(value | classes | {"model_type": "of_its_own"}))
+    (llama_directory / "own.py").write_text(OWN_CODE.format(mark=str(mark)))
+    monkeypatch.setattr("builtins.input", lambda *said: "y")
+    job = {"model_dir": str(llama_directory), "dtype": "float32", "device": "cpu"}
+
+    for load in (lambda: models.load(str(llama_directory)), lambda: driver.load_model(job, None)):
+        with contextlib.suppress(ModelError, ValueError):  # of a tokenizer it may take the library's own class
+            load()
+
+    assert not mark.exists()

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from fvcore.formats import read_json, sha256_file, write_json, write_safetensors
 from pytest_fvparity import cli, shipped
@@ -51,10 +52,22 @@ def elsewhere(tmp_path: Path) -> str:
     return (tmp_path / "elsewhere").as_uri()
 
 
+class Bucket(MemoryFileSystem):  # type: ignore[misc]
+    """A store of a scheme that may be named, in memory."""
+
+    protocol = "s3"
+    store: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return f"/{path.removeprefix('s3://').strip('/')}"
+
+
 @pytest.fixture
 def memory() -> Iterator[str]:
-    yield "memory://goldens/of/mine"
-    fsspec.filesystem("memory").store.clear()
+    fsspec.register_implementation("s3", Bucket, clobber=True)
+    yield "s3://goldens/of/mine"
+    Bucket.store.clear()
 
 
 def same(one: Golden, other: Golden) -> bool:
@@ -167,11 +180,11 @@ def test_a_golden_of_one_tier_has_nothing_to_fetch_and_none_is_split_twice(place
 def test_a_store_that_keeps_something_else_leaves_the_golden_as_it_was(
     place: Path, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, store = digests(place.parent), fsspec.filesystem("memory")
-    pipe = type(store).pipe_file
-    monkeypatch.setattr(type(store), "pipe_file", lambda self, name, data: pipe(self, name, data[:-1]))
+    before = digests(place.parent)
+    pipe = Bucket.pipe_file
+    monkeypatch.setattr(Bucket, "pipe_file", lambda self, name, data: pipe(self, name, data[:-1]))
 
-    with pytest.raises(TierError, match=r"memory://.*expected \d+ bytes, found \d+; nothing was kept"):
+    with pytest.raises(TierError, match=r"s3://.*expected \d+ bytes, found \d+; nothing was kept"):
         split(place, memory)
 
     assert digests(place.parent) == before

@@ -126,7 +126,7 @@ def test_markdown_cells_cannot_break_the_table(tmp_path: Path) -> None:
 
     lines = (tmp_path / "src_vs_fv_diff_report.md").read_text().splitlines()
     (line,) = [line for line in lines if line.startswith("| `mean_activations[")]
-    assert "a\\|b 'c'" in line
+    assert "a\\|b \\`c\\`" in line
 
 
 def test_the_plans_own_files_hold_their_fields(pytester: pytest.Pytester, world: World) -> None:

@@ -158,7 +158,7 @@ def test_nothing_in_a_message_can_end_it_or_start_another() -> None:
 
     assert "\n" not in line
     assert "\r" not in line
-    assert "100%25%0D%0A::error::forged" in line
+    assert "100%25%0A\\::error::forged" in line
     assert "title=a%2Cb%3Ac%0A%25%3A FAIL" in line
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from fvcore import names
 from fvcore.experiments.config import ConfigError, Option, Words
-from fvcore.experiments.folder import safe_name
 from fvcore.experiments.model_choice import ModelChoice
 from fvcore.experiments.steps.settings import STEPS, StepSettings
 
@@ -53,4 +53,4 @@ class AntonymConfig(StepSettings, ModelChoice):
         data = self.trials or self.dataset
         if self.out is None and data is None:
             raise ConfigError("--out: name the run's folder, with the earlier steps' files in it")
-        return self.out or Path("reports", "runtime", data.stem if data else "", safe_name(self.model))
+        return self.out or Path("reports", "runtime", names.made(data.stem) if data else "", names.of_model(self.model))

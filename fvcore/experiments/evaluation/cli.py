@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
+from fvcore import escapes, exits
 from fvcore.experiments.evaluation.config import EvaluationConfig
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def evaluate(config: EvaluationConfig) -> None:
     folder = config.out or Path("results", "eval", f"{found.task.name}_{model_tag(lm.name)}")
     written = [*report.write(found, folder), *report.draw(found, folder)]
     _show(found)
-    typer.echo(f"wrote {', '.join(path.name for path in written)} to {folder}")
+    exits.tell(f"wrote {', '.join(path.name for path in written)} to {folder}")
 
 
 def _show(found: Evaluation) -> None:
@@ -41,16 +41,16 @@ def _show(found: Evaluation) -> None:
         console.print(_table(port.template, [port.baseline, *port.with_vectors]))
     for vector, way in dict.fromkeys((row.vector, row.way) for row in found.tokens):
         texts = [repr(row.text) for row in found.tokens if (row.vector, row.way) == (vector, way)]
-        typer.echo(f"{vector}, {way}: {' '.join(texts)}")
+        exits.tell(f"{vector}, {way}: {' '.join(texts)}")
 
 
 def _table(name: str, results: Sequence[Result]) -> Table:
     columns = ("shots", "labels", "vector", "layer", "n", "top 1", "95 %", "top 3", "mean rank")
-    table = Table(*columns, title=name, title_justify="left", box=None, pad_edge=False)
+    table = Table(*columns, title=escapes.markup(name), title_justify="left", box=None, pad_edge=False)
     for result in results:
         row = result.summary
         layer = "" if result.layer is None else str(result.layer)
         share = f"{row['top1']:.3f}", f"{row['top1_low']:.2f}-{row['top1_high']:.2f}", f"{row['top3']:.3f}"
-        asked = str(result.n_shots), result.labels, result.vector or "", layer, str(row["n"])
+        asked = map(escapes.markup, (result.n_shots, result.labels, result.vector or "", layer, row["n"]))
         table.add_row(*asked, *share, f"{row['mean_rank']:.1f}")
     return table

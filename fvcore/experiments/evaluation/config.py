@@ -7,6 +7,7 @@ from pydantic import Field
 
 from fvcore.experiments.config import Numbers, Option
 from fvcore.experiments.model_choice import ModelChoice
+from fvcore.profile import MOST_SEED
 
 TABLES = ("nshot", "layers", "tokens", "portability")
 
@@ -39,7 +40,7 @@ class EvaluationConfig(ModelChoice):
     )
     split: Literal["test", "valid"] = Field(default="test", description="Split that questions come from.")
     test_split: float = Field(default=0.3, gt=0, lt=1, description="Share of the rows held out of the demonstrations.")
-    seed: int = Field(default=42, ge=0, description="Of the split and of the draws.")
+    seed: int = Field(default=42, ge=0, le=MOST_SEED, description="Of the split and of the draws.")
     filter: bool = Field(
         default=True, description="Only questions that the model gets right behind the most demonstrations."
     )

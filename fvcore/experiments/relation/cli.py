@@ -47,9 +47,9 @@ def run(config: RelationConfig) -> None:
     with workers as computing, bar.progress:
         summary = run_relation(relation, root, config, computing, config.q, config.stop_on_error, bar.ended)
     counts = ", ".join(f"{len(summary.q_ids(state))} {state}" for state in ENDED)
-    typer.echo(f"{counts}{'; stopped at the first failure' if summary.stopped else ''}, in {root}")
+    exits.tell(f"{counts}{'; stopped at the first failure' if summary.stopped else ''}, in {root}")
     if config.pictures:
-        typer.echo(f"report: {root / files.REPORT}")
+        exits.tell(f"report: {root / files.REPORT}")
     if summary.q_ids("failed"):
         typer.secho(f"fvcore relation: see {root / files.FAILURES}", fg="red", err=True)
         raise typer.Exit(exits.FAILED)
@@ -73,7 +73,7 @@ def run_steps(config: RelationConfig, steps: list[str]) -> None:
     with locked(root):
         for q_id in asked:
             run_in_folder(lm, root / q_id, config, sources.get(q_id), steps, Shown(console, q_id))
-            typer.echo(f"{q_id}: {', '.join(steps)} done in {root / q_id}")
+            exits.tell(f"{q_id}: {', '.join(steps)} done in {root / q_id}")
 
 
 def draw(config: RelationConfig) -> None:
@@ -89,7 +89,7 @@ def draw(config: RelationConfig) -> None:
         same = status is None or (status.config["score_key"], status.config["topk"]) == chosen
         name = config.out_name or (q_id if same else f"{q_id}_{config.score_key}_top{config.top_heads}")
         for path in heatmap.alone(config.root / q_id, *chosen, name):
-            typer.echo(f"wrote {path}")
+            exits.tell(f"wrote {path}")
 
 
 def show_status(config: RelationConfig) -> None:
@@ -108,7 +108,8 @@ def show_status(config: RelationConfig) -> None:
         damaged = one.damage(Folder(root / q_id))
         reason = f"{one.reason} ({one.cause}, {one.step})" if one.cause else one.reason
         note = f"missing or changed: {', '.join(damaged)}; run again" if damaged else reason
-        table.add_row(q_id, "damaged" if damaged else one.status, str(one.q_row_count), one.updated_at[:19], note)
+        status = "damaged" if damaged else one.status
+        table.add_row(*exits.cells(q_id, status, one.q_row_count, one.updated_at[:19], note))
     console.print(table)
 
 
@@ -117,7 +118,7 @@ def write_report(config: RelationConfig) -> None:
     from fvcore.experiments.relation import report
 
     for path in (report.write(config.root), report.write_overview(config.root)):
-        typer.echo(f"wrote {path}")
+        exits.tell(f"wrote {path}")
 
 
 app = experiment(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from fvcore import names
 from fvcore.experiments.config import ConfigError, Option, Words
-from fvcore.experiments.folder import safe_name
 from fvcore.experiments.model_choice import ModelChoice, one_thread_if_small
 from fvcore.experiments.relation.files import LAYOUTS
 from fvcore.experiments.steps.settings import STEPS, StepSettings
@@ -75,18 +75,18 @@ class RelationConfig(RelationSettings, ModelChoice):
         """The run's folder."""
         if self.out is not None:
             return self.out
-        root = LAYOUTS[self.layout] / self.dataset.stem
+        root = LAYOUTS[self.layout] / names.made(self.dataset.stem)
         if self.layout == "plan":
             return root
         if not self.model:
             raise ConfigError(
                 f"the run's folder lies by model below {root}: name it with --model, or the folder with --out"
             )
-        return root / safe_name(self.model)
+        return root / names.of_model(self.model)
 
     @property
     def asked(self) -> tuple[str, ...]:
         """q_ids of a step, of which there must be one."""
         if self.q:
-            return self.q
+            return tuple(names.part(q_id, "--q") for q_id in self.q)
         raise ConfigError("--q: no q_id asked for; such as --q Q3,Q5")

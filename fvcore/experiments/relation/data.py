@@ -14,16 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fvcore.experiments.folder import names_a_folder
+from fvcore.experiments.relation import files
 from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials, of_draws
 from fvcore.formats import read_text, sha256, sha256_file
 from fvcore.model.tokenizer import Tokenizer
+from fvcore.names import names_a_folder
 from fvcore.trials.draws import of_relation
 from fvcore.trials.fixed import TrialsError, WordPair
 
 Q_NAMES = ("q", "id", "qid")
 A_NAMES = ("exA", "ex_A", "ex_a", "input")
 B_NAMES = ("exB", "ex_B", "ex_b", "output")
+
+TAKEN = {files.OVERVIEW, files.REPORT}
+"""What lies beside the folders of the q_ids."""
 
 Pairs: TypeAlias = tuple[WordPair, ...]
 """Those of one q_id, in the file's order."""
@@ -76,6 +80,10 @@ def read(path: Path) -> Relation:
         if not (q_id and word and answer):
             dropped.append(number)
             continue
+        if q_id.lower() in TAKEN:
+            raise RelationError(
+                f"{path}: line {number}: q_id {q_id!r} is the name of a run's own file; call it otherwise"
+            )
         if not names_a_folder(q_id):
             raise RelationError(
                 f"{path}: line {number}: q_id {q_id!r} cannot name a folder; it must not begin with a dot or an underscore, "

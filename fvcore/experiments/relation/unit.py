@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fvcore.exits import in_one_line
+from fvcore.exits import Expected, in_one_line
 from fvcore.experiments.errors import Cause, OtherSettings, cause_of
 from fvcore.experiments.folder import Folder, require_same
 from fvcore.experiments.progress import Progressing, Watched
@@ -139,7 +139,10 @@ class Unit:
     def _fail(self, current: QIdStatus | None, cause: Cause, step: str, reason: str, log: str) -> Outcome:
         """Say so in the log and the status. step: the stage that was at work"""
         folder = Folder(self.folder)
-        folder.write({files.FAILURE_LOG: log})
-        if current is not None:
-            current.write(folder, "failed", reason=reason, cause=cause, step=step)
+        try:
+            folder.write({files.FAILURE_LOG: log})
+            if current is not None:
+                current.write(folder, "failed", reason=reason, cause=cause, step=step)
+        except Expected as unwritten:  # a full disk: what is there is as a killed process leaves it, and said here
+            reason = f"{reason}; and this could not be written down ({unwritten})"
         return Outcome(self.name, "failed", reason)

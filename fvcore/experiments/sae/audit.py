@@ -20,6 +20,7 @@ from fvcore.experiments.folder import Folder
 from fvcore.experiments.progress import Watched
 from fvcore.experiments.sae.checkpoints import Checkpoints
 from fvcore.experiments.sae.issues import Issues, Stopped, place, severity_of
+from fvcore.experiments.sae.known import Known
 from fvcore.experiments.sae.logs import Cell, Cells, Log, canonical, scan
 from fvcore.experiments.sae.readers import Oddities, is_read
 from fvcore.experiments.sae.schemas import IssueGroup, PlanResults, Validation
@@ -100,7 +101,7 @@ class _Audit:
             self._none("NO_CHECKPOINTS", "No checkpoint files found", self.settings.paths.checkpoints)
         with watched.running(LOADING, len(self.checkpoint_files)) as advance:
             self.checkpoints.read(self.checkpoint_files, advance)
-        self.checkpoints.check()
+        self.checkpoints.check(Known(self.settings))
 
     def _none(self, code: Literal["NO_CHECKPOINTS", "NO_RESPONSE_LOGS"], said: str, globs: Sequence[str]) -> None:
         self.issues.add(code, said if self.plan else f"{said} (no file is {' or '.join(globs)})")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from fvcore.experiments.sae.issues import Issues, place
+from fvcore.experiments.sae.known import Known
 from fvcore.experiments.sae.readers import Oddities, read_document
 from fvcore.experiments.sae.schemas import Result
 from fvcore.formats import FormatError, sentence
@@ -110,9 +111,11 @@ class Checkpoints:
         if age >= kept.age:
             kept.result, kept.age = result, age
 
-    def check(self) -> None:
+    def check(self, known: Known) -> None:
         """What is odd about features, once every file was read."""
         for name, kept in self.best.items():
+            if not self.issues.plan and (wrong := known.wrong(kept.result.layer, kept.result.feature_id)):
+                self.issues.add("FEATURE_ID_MISMATCH", f"{name}: {wrong}", name)
             if not isfinite(kept.result.cohen_d):
                 self.issues.add("NONFINITE_D", f"{name}: Cohen's d is {kept.result.cohen_d}", name)
             if kept.differs:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fvcore import exits
+from fvcore.exits import tell as tell
 from fvcore.experiments.sae.config import Info, Training
 from fvcore.formats import json_text, read_text
 
@@ -30,8 +31,8 @@ def train_sae(command: Training) -> None:
 
     report = train(command, Shown(Console(stderr=True)))
     for line in trained(report):
-        typer.echo(line)
-    typer.echo(f"wrote {command.out}")
+        exits.tell(line)
+    exits.tell(f"wrote {command.out}")
     if report.failures:
         raise typer.Exit(exits.FAILED)
 
@@ -56,11 +57,11 @@ def sae_info(command: Info) -> None:
     else:
         for name, value in told.items():
             if value is not None and name not in {"findings", "info"}:
-                typer.echo(f"{name:11} {_text(value)}")
+                exits.tell(f"{name:11} {_text(value)}")
         for name, value in sae.info.items():
-            typer.echo(f"{name:11} {_text(value)}")
+            exits.tell(f"{name:11} {_text(value)}")
         for sentence in found.findings:
-            typer.echo(sentence)
+            exits.tell(sentence)
     if found.findings:
         raise typer.Exit(exits.FAILED)
 
@@ -104,8 +105,8 @@ def selftest(
     else:
         typer.echo(on_trial.markdown(found))
         for said, held in found["criteria"].items():
-            typer.echo(f"{'yes' if held else 'NO'}: {said}")
-        typer.echo(f"{found['seconds']:g} s")
+            exits.tell(f"{'yes' if held else 'NO'}: {said}")
+        exits.tell(f"{found['seconds']:g} s")
     if markdown:
         on_trial.put_into(markdown, found)
     if not found["passed"]:
@@ -121,7 +122,7 @@ def show_faults(
     found = faults.rows()
     for row in found:
         verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
-        typer.echo(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {faults.rounded(row.seen.value)}")
+        exits.tell(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {faults.rounded(row.seen.value)}")
     if markdown is not None:
         typer.echo(f"wrote {faults.write(markdown, found)}")
     if not all(row.caught for row in found):
@@ -135,4 +136,4 @@ def init(
     from fvcore.experiments.sae import init as made
 
     for path in made.write(folder):
-        typer.echo(f"wrote {path}")
+        exits.tell(f"wrote {path}")

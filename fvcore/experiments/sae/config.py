@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from fvcore.experiments.config import Config, Numbers, Option, Words
 from fvcore.experiments.sae.schemas import Code, Severity
-from fvcore.formats import read_text, read_yaml
+from fvcore.formats import read_text, read_yaml, yaml_value
+from fvcore.profile import MOST_SEED
 
 PLAN = Path(__file__).parent / "configs" / "plan.yaml"
 """Ids of models and repositories, and the plan's folders, stand there alone."""
@@ -33,8 +34,8 @@ def _yaml(value: Any) -> Any:
     import yaml
 
     try:
-        read = yaml.safe_load(value) if isinstance(value, str) else value
-    except yaml.YAMLError as error:
+        read = yaml_value(value) if isinstance(value, str) else value
+    except (yaml.YAMLError, TypeError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from None
     return tuple(read) if isinstance(read, list) else read
 
@@ -68,7 +69,9 @@ class Model(Config):
     )
     revision: str | None = Field(default=None, description="Of a hub id (default: the cached one).")
     dtype: Literal["float32", "float16", "bfloat16"] = Field(default="bfloat16", description="Of the weights.")
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:K.")
+    device: Annotated[str, Option("device")] = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:K."
+    )
     attn: Literal["sdpa", "eager"] = Field(default="sdpa", description="Attention implementation.")
     spec: str = Field(default="auto", description="Registered spec, alias or YAML file; auto: found.")
 
@@ -175,7 +178,7 @@ class Contexts(Config):
     prefix_tokens: Numbers = Field(
         default=(0, 4, 8, 16), min_length=1, description="Tokens of a logged response behind the prompt, in turn."
     )
-    seed: int = Field(default=0, ge=0, description="Of the choice among responses.")
+    seed: int = Field(default=0, ge=0, le=MOST_SEED, description="Of the choice among responses.")
     exclude_special: bool = Field(default=True, description="BOS and the like count in no sum.")
 
 
@@ -269,7 +272,7 @@ class Integrate(Config):
 
 
 class Runtime(Config):
-    seed: int = Field(default=0, ge=0, description="Of every draw.")
+    seed: int = Field(default=0, ge=0, le=MOST_SEED, description="Of every draw.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: as torch has them).")
     flush_every: int = Field(default=1, ge=1, description="Batches of a discovery between two files on disk.")
     ray: Annotated[str | None, Option(alone="local", metavar="[ADDRESS]")] = Field(
@@ -311,7 +314,7 @@ class Training(Config):
     steps: int = Field(default=600, ge=1, description="Of the optimiser, at each layer.")
     batch: int = Field(default=1024, ge=1, description="Tokens of a step.")
     held_out: int = Field(default=180, ge=18, description="Prompts that are judged by, drawn after those.")
-    seed: int = Field(default=0, ge=0, description="Of every draw.")
+    seed: int = Field(default=0, ge=0, le=MOST_SEED, description="Of every draw.")
 
 
 class Info(Config):

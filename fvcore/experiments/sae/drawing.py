@@ -17,6 +17,8 @@ MARGIN = (12.0, 40.0)
 SWEEPS = 8
 GAP = "|"
 WIDTHS = (1.2, 8.0)
+FULL = 1.0
+"""An effect as large as the target is as wide as can be."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def draw(pathways: Sequence[Pathway]) -> Drawing:
     columns = sorted({feature.layer for feature in map(Feature.of, names)})
     ways = {(one.source, one.target): _way(one, columns) for one in shown}
     places = _placed(list(ways.values()), columns)
-    most = max((one.rel_effect or 0.0 for one in shown), default=0.0)
+    most = min(max((one.rel_effect or 0.0 for one in shown), default=0.0), FULL)
     lines = [_line(one, [one.source, one.target], places, 0.0) for one in reversed(controls)]
     lines += [_line(one, ways[one.source, one.target], places, most) for one in reversed(shown)]
     boxes = tuple(Box(name, Feature.of(name).layer, *places[name]) for name in sorted(names))
@@ -124,7 +126,7 @@ def _ordered(ways: Sequence[Sequence[str]]) -> dict[int, list[str]]:
 
 
 def _line(edge: Pathway, way: Sequence[str], places: Mapping[str, tuple[float, float]], most: float) -> Line:
-    share = (edge.rel_effect or 0.0) / most if most else 0.0
+    share = min(edge.rel_effect or 0.0, FULL) / most if most else 0.0
     return Line(
         path=_path([places[name] for name in way]),
         width=round(WIDTHS[0] + share * (WIDTHS[1] - WIDTHS[0]), 2) if edge.validated else WIDTHS[0] / 2,

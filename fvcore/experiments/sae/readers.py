@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
-from fvcore.formats import FormatError
+from fvcore.formats import FormatError, opened
 
 READ = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 KEYS = ("feature", "condition", "trial", "response")
@@ -105,14 +105,11 @@ def is_lone(text: str) -> bool:
     return False
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
 def _bytes(path: Path, size: int) -> Iterator[bytes]:
     """Pieces of a file, unpacked."""
     try:
-        with _open(path) as file:
+        with opened(path) as raw:
+            file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
             while piece := file.read(size):
                 yield piece
     except (OSError, EOFError, zlib.error) as error:

@@ -128,8 +128,10 @@ def headline(found: ValidatedPathways, integrated: Row) -> str:
     said = f"{validated_ones} of {n} tested pathways to {targets} targets stand against both nulls"
     if persistence:
         said += f", {persistence} of them the same direction carried on"
-    chains = sum(len(one["nodes"]) > 2 for one in integrated.get("integrated", []))
-    return f"{said}; they make {chains} chain{'s' * (chains != 1)} of several." if integrated else f"{said}."
+    if integrated:
+        chains = sum(len(one["nodes"]) > 2 for one in integrated["integrated"])
+        said += f"; they make {chains} chain{'s' * (chains != 1)} of two or more" if chains else "; no two make a chain"
+    return f"{said}."
 
 
 def pairs(pathways: Sequence[Pathway]) -> Row:

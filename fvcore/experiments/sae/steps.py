@@ -117,7 +117,14 @@ MODEL = ("model", "sae", "runtime.seed")
 DATA = ("paths.checkpoints", "paths.response_logs", "conditions")
 
 STEPS = (
-    Step("audit", (*DATA, "audit"), (), (VALIDATION,), passed=_data_passed, each="file"),
+    Step(
+        "audit",
+        (*DATA, "audit", "model.name", "sae.source", "sae.pattern"),
+        (),
+        (VALIDATION,),
+        passed=_data_passed,
+        each="file",
+    ),
     Step(
         "load",
         (*DATA, "features", "prompts", "contexts", "model.name", "tokens.tokenizer"),

@@ -46,7 +46,7 @@ def run(command: Command) -> None:
 
     settings = command.resolve()
     for warning in settings.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        exits.say(f"warning: {warning}")
     result = run_phase2(
         settings,
         run_id=command.run_id,
@@ -55,7 +55,7 @@ def run(command: Command) -> None:
         progress=Shown(Console(stderr=True)),
     )
     for key, value in _lines(settings, result, command.report_path).items():
-        typer.echo(f"{key}={value}")
+        exits.tell(f"{key}={value}")
     if "error" in result.report:
         exits.say(result.report["error"])
     if result.exit_code:
@@ -94,9 +94,9 @@ def show_faults(
     found = faults.rows()
     for row in found:
         verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
-        typer.echo(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {row.number}")
+        exits.tell(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {row.number}")
     if markdown is not None:
-        typer.echo(f"wrote {faults.write(markdown, found)}")
+        exits.tell(f"wrote {faults.write(markdown, found)}")
     if not all(row.caught for row in found):
         raise typer.Exit(exits.FAILED)
 
@@ -118,10 +118,7 @@ def plan_main() -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     register(app, "cedkv_mvp", PLAN, PlanCommand)
     try:
-        app()
-    except exits.Expected as error:
-        exits.say(str(error))
-        status: int | str | None = error.status
+        exits.run("cedkv_mvp", app)
     except SystemExit as end:
         status = end.code
     raise SystemExit(PLAN_STATUS.get(status, status) if isinstance(status, int) else status)

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field
 from fvcore.experiments.config import Config, Numbers, Option, Words
 from fvcore.experiments.select_kv.errors import HFBackendUnavailable
 from fvcore.formats import read_yaml
+from fvcore.profile import MOST_SEED
 
 CONFIGS = Path(__file__).parent / "configs"
 TINY, WIRED, PLAN = (CONFIGS / f"{name}.yaml" for name in ("tiny", "wired", "plan"))
@@ -244,7 +245,7 @@ class Phase2Block(Config):
 class Shared(Config):
     """What stands at the top, and may stand in `phase2`."""
 
-    seed: int = Field(default=7, ge=0, description="Of every draw.")
+    seed: int = Field(default=7, ge=0, le=MOST_SEED, description="Of every draw.")
     model: ModelSettings = Field(default_factory=ModelSettings)
     data: DataSettings = DataSettings()
     metrics: MetricsSettings = MetricsSettings()

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from fvcore.exits import FAILED, PASSED, UNJUDGED, USAGE
 from fvcore.experiments.config import ConfigError
 from fvcore.experiments.errors import OtherSettings, StepError
-from fvcore.experiments.folder import LOCK, Folder, locked, names_a_folder
+from fvcore.experiments.folder import LOCK, Folder, locked
 from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.record import Record, Stage
 from fvcore.experiments.select_kv import files, reading, verdict
 from fvcore.formats import digest, read_json, write_json
+from fvcore.names import names_a_folder
 from fvcore.provenance import git_state, now
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def run_phase2(
     FolderInUse for one that is written; whatever else stops a run is told by its report.
     """
     name = _new_run_id() if run_id is None else run_id
-    if not name or not names_a_folder(name):
+    if not names_a_folder(name):
         raise ConfigError(f"{RUN_ID} {name!r}: expected the name of a folder, without slashes and a leading dot")
     folder = Folder(settings.runtime.output_root / name)
     with locked(folder.root, RUN_ID):

@@ -1,7 +1,7 @@
 """The folder of one run: which file lies where, under the names people already use."""
 
+from fvcore import names
 from fvcore.experiments import plan_files
-from fvcore.experiments.folder import safe_name
 
 SAMPLED = "artifacts/sampled_trials.json"
 ZERO_SHOT = "artifacts/sampled_trials_zeroshot.json"
@@ -23,7 +23,7 @@ STEP_D_LOG = "logs/stepD_aie.log"
 
 
 def q_mean(q_id: str) -> str:
-    return f"artifacts/stepD_mean_acts/qid_{safe_name(q_id)}_clean_mean.pt"
+    return f"artifacts/stepD_mean_acts/qid_{names.of_model(q_id)}_clean_mean.pt"
 
 
 def heatmap(name: str) -> str:
@@ -39,7 +39,7 @@ OF_LAYER = ("eval_summary.json", "eval_trials.jsonl", "eval_meta.json")
 
 
 def step6_results(model: str, layer: int, n: int | str) -> str:
-    return f"step6_results_{safe_name(model)}_layer{layer}_n{n}.json"
+    return f"step6_results_{names.of_model(model)}_layer{layer}_n{n}.json"
 
 
 def layer_dir(layer: int) -> str:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from fvcore import names
 from fvcore.experiments.config import Config, ConfigError, LayerOrAll, Numbers, Option
-from fvcore.experiments.folder import safe_name
 from fvcore.experiments.steps.scores import SCORES
 from fvcore.model.spec import ModelError
+from fvcore.profile import MOST_SEED
 from fvcore.provenance import model_identity
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def _one_of(known: Sequence[str], value: str) -> str:
 class StepSettings(Config):
     """Defaults are the plan's, and so are the names in files: there `top_heads` is `topk`."""
 
-    seed: int = Field(default=0, ge=0, description="Of every draw.")
+    seed: int = Field(default=0, ge=0, le=MOST_SEED, description="Of every draw.")
     engine: Literal["fast", "exact", "screened"] = Field(
         default="fast",
         description="fast, where it holds; exact; or screened: heads that cannot come to the top are left out.",
@@ -145,7 +146,7 @@ def settings_of(stage: str, settings: StepSettings, lm: LanguageModel) -> dict[s
 def identity(lm: LanguageModel, settings: StepSettings) -> dict[str, Any]:
     from fvcore.fast import engines
 
-    return {"model": safe_name(lm.name), **model_identity(lm), "engine": engines.chosen(lm, settings.engine)}
+    return {"model": names.of_model(lm.name), **model_identity(lm), "engine": engines.chosen(lm, settings.engine)}
 
 
 def sizes_of(lm: LanguageModel) -> dict[str, Any]:

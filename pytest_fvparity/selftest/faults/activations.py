@@ -57,7 +57,7 @@ def reloaded(lm: LanguageModel, **options: Any) -> LanguageModel:
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as directory:
         lm.hf.save_pretrained(directory)
-        hf = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, **options)
+        hf = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **options)
     return LanguageModel.wrap(hf, lm.tokenizer, lm.name)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fvcore.experiments.errors import FolderInUse
-from fvcore.experiments.folder import Folder, locked, names_a_folder
-from fvcore.formats import read_csv, read_jsonl, read_text
+from fvcore.experiments.folder import Folder, locked
+from fvcore.formats import FormatError, read_csv, read_jsonl, read_text
 
 HOLD = "import sys; from pathlib import Path; from fvcore.experiments.folder import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
@@ -52,11 +52,14 @@ def test_a_folder_is_free_again_after_an_error(tmp_path: Path) -> None:
         raise AssertionError("not reached")
 
 
-@pytest.mark.parametrize(
-    ("name", "fits"), [("Q1", True), ("Q 1", True), ("../x", False), (".x", False), ("a/b", False)]
-)
-def test_a_name_that_would_lie_elsewhere_names_no_folder(name: str, fits: bool) -> None:
-    assert names_a_folder(name) is fits
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "a\0b"])
+def test_a_folder_has_no_file_that_lies_elsewhere(tmp_path: Path, name: str) -> None:
+    folder = Folder(tmp_path / "run")
+    (tmp_path / "x").write_text("not of this run")
+
+    for use in (lambda: folder / name, lambda: folder.digests([name]), lambda: folder.write({f"{name}.log": "x"})):
+        with pytest.raises(FormatError, match="expected the name of a file below"):
+            use()
 
 
 def test_each_file_of_a_table_is_written_as_its_suffix_says(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fvcore.formats import write_json
 from tests.fvcore.experiments.sae.worlds import CONDITIONS, Data, codes, records, result, right, trials
 
 
@@ -104,6 +105,30 @@ def test_each_code_is_found_by_itself_and_decides_whether_the_data_passes(data: 
     assert set(codes(found)) == {code} | behind.get(code, set())
     listed = found.audit_results.errors + found.audit_results.warnings
     assert severity == "info" or next(g.first[0].message for g in found.issues if g.code == code) in listed
+
+
+@pytest.mark.parametrize(
+    ("name", "about"), [("cfg.json", {"d_sae": 4}), ("config.json", {"trainer": {"dict_size": 4}})]
+)
+def test_features_that_an_autoencoder_does_not_have(data: Data, name: str, about: dict[str, Any]) -> None:
+    """It is asked where it lies on this machine; of layer 2 nothing is there, so nothing is said."""
+    write_json(data.root / "sae/L1" / name, about)
+    where = {"sae.source": str(data.root / "sae"), "sae.pattern": "L{layer}"}
+    beyond = [f"L1-{at}" for at in range(4, 10) if f"L1-{at}" in json.dumps(data.files)]
+
+    found = data.audit(**where)
+
+    assert codes(found) == {"FEATURE_ID_MISMATCH": ("error", len(beyond))}
+    assert f"{beyond[0]}: its autoencoder has 4 features" in found.audit_results.errors
+    assert data.audit(policy="v4", **where).validated
+
+
+def test_layers_that_a_model_does_not_have(data: Data) -> None:
+    write_json(data.root / "model/config.json", {"num_hidden_layers": 2})
+    found = data.audit(**{"model.name": str(data.root / "model")})
+    assert {row.feature[:3] for group in found.issues for row in group.first} == {"L2-"}
+    assert all("has 2 layers" in row.message for group in found.issues for row in group.first)
+    assert data.audit(**{"model.name": "tiny-llama"}).validated
 
 
 def test_every_code_has_a_case() -> None:

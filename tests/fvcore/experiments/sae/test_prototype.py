@@ -26,7 +26,14 @@ def world() -> Planted:
 
 @pytest.fixture(scope="module")
 def bench(world: Planted) -> Bench:
-    return benches.planted(world)
+    """With autoencoders that also hold what every token has of the directions that no feature reads."""
+    plain = benches.planted(world)
+    streams = [instrumented(plain, context, 3, "hooks") for context in plain.contexts]
+    saes = {}
+    for layer in range(plain.lm.n_layers):
+        sae, stream = plain.store.sae(layer), torch.cat([one[layer][1:] for one in streams])
+        saes[layer] = replace(sae, b_dec=(stream - sae.decode(sae.encode(stream))).mean(0))
+    return replace(plain, store=Held(saes), kept={})
 
 
 def settings(feature: str = "auto", **more: Any) -> PathwaysConfig:
