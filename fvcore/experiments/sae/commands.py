@@ -121,9 +121,9 @@ def show_faults(
     found = faults.rows()
     for row in found:
         verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
-        typer.echo(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {faults.rounded(row.seen.value)}")
+        exits.tell(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {faults.rounded(row.seen.value)}")
     if markdown is not None:
-        typer.echo(f"wrote {faults.write(markdown, found)}")
+        exits.tell(f"wrote {faults.write(markdown, found)}")
     if not all(row.caught for row in found):
         raise typer.Exit(exits.FAILED)
 
@@ -135,4 +135,4 @@ def init(
     from fvcore.experiments.sae import init as made
 
     for path in made.write(folder):
-        typer.echo(f"wrote {path}")
+        exits.tell(f"wrote {path}")
