@@ -43,6 +43,7 @@ docs: $(VENV)/.run-time
 
 faults: $(VENV)/.run-time
 	$(BIN)/fvparity selftest --markdown docs/faults.md
+	$(BIN)/python -m pytest_fvparity.selftest.sensitivity docs/sensitivity.md
 	$(BIN)/fvcore select-kv-faults --markdown docs/select-kv-faults.md
 	$(BIN)/fvcore pathways faults --markdown docs/pathways-faults.md
 

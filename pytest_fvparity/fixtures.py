@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -239,7 +240,7 @@ def fv_candidate(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_tri
 
     def make() -> Implementation:
         with nothing_left_by_factory(fv_model):
-            return _candidate(request, fv_model, fv_trials, settings)
+            return _candidate(request, fv_model, deepcopy(fv_trials), settings)  # whose lists it may sort
 
     return _cached(request, make, "candidate", fv_trials.id, fv_trials.sha256, str(id(fv_model)))
 

@@ -327,12 +327,12 @@ def hooks_left(root: nn.Module | None) -> Iterator[list[str]]:
     """The modules on which the block leaves hooks that were not there before; the hooks are taken off again.
 
     The library's own are none of these: it sets those that capture hidden states once, and a model without them would
-    answer `output_hidden_states=True` with nothing.
+    answer `output_hidden_states=True` with nothing. Where the block takes them off, they are put back, or set anew.
     """
     modules = dict(root.named_modules()) if root is not None else {}
     tables = [(name, getattr(module, kind)) for name, module in modules.items() for kind in HOOK_TABLES]
     tables += [("every module", getattr(nn.modules.module, f"_global{kind}")) for kind in HOOK_TABLES]
-    before = [set(table) for _, table in tables]
+    before = [dict(table) for _, table in tables]
     left: list[str] = []
     try:
         yield left
@@ -341,9 +341,21 @@ def hooks_left(root: nn.Module | None) -> Iterator[list[str]]:
             for handle in [handle for handle in table if handle not in known and not _of_library(table[handle])]:
                 del table[handle]
                 left.append(name)
+            table.update({handle: hook for handle, hook in known.items() if _of_library(hook)})
+        for module in modules.values():
+            if vars(module).get(CAPTURES) and not any(map(_has_captures, module.modules())):
+                setattr(module, CAPTURES, False)  # so that the library sets them once more
 
 
 HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+CAPTURES = "_output_capturing_hooks_installed"
+"""Where transformers keeps whether it has set its hooks."""
+
+
+def _has_captures(module: nn.Module) -> bool:
+    return any(map(_of_library, module._forward_hooks.values()))
 
 
 def _of_library(hook: Any) -> bool:

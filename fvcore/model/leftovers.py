@@ -31,7 +31,6 @@ HARMLESS = {
 """Entries of a configuration that change no number: put back without a word."""
 
 ABSENT = object()
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,18 +218,19 @@ def _scales_by_length(module: nn.Module) -> bool:
     return "dynamic" in kinds or "longrope" in kinds
 
 
-def _mark(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...], int]:
+def _mark(tensor: Tensor) -> tuple[Any, ...]:
     """What two tensors of the same bits have in common, and others all but surely have not."""
     form = tensor.dtype, tuple(tensor.shape)
     if tensor.is_meta or not tensor.numel() or tensor.layout is not torch.strided:
-        return (*form, 0)
-    bits = tensor.detach().contiguous().flatten().view(INTEGERS[tensor.element_size()])
-    rows = bits.view(tensor.shape[0] if tensor.ndim > 1 else 1, -1)
-
-    def placed(sums: Tensor) -> int:
-        return int((sums * torch.arange(1, len(sums) + 1, device=sums.device)).sum())
-
-    return (*form, placed(rows.sum(1, dtype=torch.int64)) ^ placed(rows.sum(0, dtype=torch.int64)))
+        return form
+    bits = tensor.detach().contiguous().flatten().view(torch.uint8)
+    whole = (
+        bits[: len(bits) // 8 * 8].clone().view(torch.int64)
+    )  # eight bytes a number are summed as fast as they are read
+    n_rows = len(tensor) if tensor.ndim > 1 and len(whole) % len(tensor) == 0 else 1
+    sums = whole.view(n_rows, -1).sum(dim=1)
+    places = torch.arange(1, n_rows + 1, device=sums.device)
+    return (*form, int((sums * places).sum()), int(sums.sum()), int(bits[8 * len(whole) :].sum()))
 
 
 def _configs(model: nn.Module) -> Settle:

@@ -164,7 +164,8 @@ def placed(spec: ModelSpec, modules: Collection[str]) -> list[ModelSpec]:
     # As the table says, in a wrapper, in the text tower of a multimodal model.
     paths = [path, *(f"{wrapper}.{path}" for wrapper in WRAPPERS), *(f"{tower}.{below}" for tower in TOWERS)]
     specs = (spec.changed(blocks_path=path) for path in dict.fromkeys(paths))
-    return [spec for spec in specs if any(spec.is_projection(name) for name in modules)]
+    alike = [name for name in modules if name.endswith(f".{spec.attn_path_in_block}.{spec.out_proj_path_in_attn}")]
+    return [spec for spec in specs if any(spec.is_projection(name) for name in alike)]
 
 
 def spec_found(model_types: Collection[str], modules: Collection[str]) -> ModelSpec:

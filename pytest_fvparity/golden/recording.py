@@ -110,7 +110,7 @@ def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable
             place = golden.place_for(root, usual, lm.weights_sha)
             record = partial(reference.run, options.src, lm, fixed, settings, options.src_python)
             results[fixed.id] = do(place, root, record)
-    except (StageError, FormatError, ModelError) as error:
+    except (StageError, FormatError, ModelError, OSError) as error:
         before = f" (done before it: {', '.join(results)})" if results else ""
         raise pytest.UsageError(f"{flag}: {error}{before}") from error
     return list(results.values())

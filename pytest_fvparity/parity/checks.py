@@ -20,7 +20,7 @@ from pytest_fvparity.parity.asking import InHand, formed
 from pytest_fvparity.parity.custody import left_by_candidate, require_unspoilt
 from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Answers, Implementation, copied
 from pytest_fvparity.parity.partial import LACKS, LAST_SLOT, completed, offered
-from pytest_fvparity.parity.refinements import REFINEMENTS, Continuation
+from pytest_fvparity.parity.refinements import REFINEMENTS
 from pytest_fvparity.parity.signatures import signed
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fvcore.artifacts import Artifact
     from fvcore.model.model import LanguageModel
     from pytest_fvparity.golden.part import Part
-    from pytest_fvparity.parity.log_effects import LogEffects
+    from pytest_fvparity.parity.at_hand import Continuation, LogEffects
     from pytest_fvparity.parity.tolerances import Tolerances
 
 TITLES = {
@@ -297,8 +297,8 @@ def check(run: ParityRun, key: str) -> Verdict:
         for found in run.memory.left:
             error.add_note(found.message)
         raise
-    finally:
-        left, run.memory.left = run.memory.left, []
+    finally:  # what is left each time it is asked is told once
+        left, run.memory.left = list({found.message: found for found in run.memory.left}.values()), []
     if left:
         verdict = merge(Verdict(tuple(left), mismatch_count=len(left), details={"fault": "own"}), verdict)
     if not verdict.passed:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fvcore.artifacts import Artifact
-    from pytest_fvparity.parity.log_effects import LogEffects
+    from pytest_fvparity.parity.at_hand import LogEffects
 
 LAST_SLOT = "last_slot"
 """Leaf of `mean_activations` in place of the one of its name: the means at the last slot alone, (layer, head, d_head)."""

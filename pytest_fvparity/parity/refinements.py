@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fvcore.gates import Finding, Verdict, merge
 from pytest_fvparity.parity.ties import may_swap, tied_heads
@@ -13,34 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fvcore.artifacts import Artifact
-    from fvcore.model.model import LanguageModel
-    from fvcore.pipeline import Settings
     from pytest_fvparity.parity.checks import ParityRun
-    from pytest_fvparity.parity.implementation import Implementation
 
 OWN_LOGPROB = 1e-4
 """How far (nats) a log-probability may be from the candidate's own logits: fp32 is within 1e-6, fp16 is off by 1e-3."""
-
-Continuation: TypeAlias = "Callable[[str, str, Sequence[int]], Tensor]"
-"""(trial key, "base" or "with", ids generated so far) -> logits (vocab,) of the next token."""
-
-
-def continuation_of(lm: LanguageModel, golden: Implementation, settings: Settings) -> Continuation:
-    """How the golden's prompts go on under the golden's vector, by the model at hand."""
-
-    def logits(trial: str, mode: str, generated: Sequence[int]) -> Tensor:
-        from fvcore.artifacts import tensor_leaf
-        from fvcore.injection import continuation_logits
-
-        prompts = golden.prompt_boundary()
-        ids = cast("list[int]", prompts[f"{trial}/corrupted/input_ids"])
-        vector = None
-        if mode == "with":
-            vector = tensor_leaf(golden.fv_vector({}, {}), "function_vector").to(lm.device)
-        return continuation_logits(lm, ids, generated, vector, settings.layer_of(lm), settings.alpha)
-
-    return logits
-
 
 TAIL = 16
 """How many ids of a prompt's end are shown."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fvcore.gates import StageError, Suite, Verdict
-from pytest_fvparity.drill.conclusion import lines as drill_lines
+from fvcore.gates import StageError, Suite
 from pytest_fvparity.fixtures import device_of, in_one_sentence, load_model, options_of, run_settings, tolerances_of
 from pytest_fvparity.parity.checks import STAGES, Memory
 from pytest_fvparity.parity.implementation import LIVE
 from pytest_fvparity.parity.place import title_of
 from pytest_fvparity.parity.reports import NAME, ParityReports
+from pytest_fvparity.parity.words import lines
 from pytest_fvparity.suite.declaration import Declaration
 from pytest_fvparity.suite.item import StageItem
 
@@ -25,23 +24,9 @@ if TYPE_CHECKING:
     from pytest_fvparity.golden.golden import Golden
     from pytest_fvparity.parity.checks import ParityRun
 
-FAULTS = {
-    "own": "on the reference's inputs this key differs too: the fault is its own",
-    "inherited": "on the reference's inputs this key agrees: the fault is inherited from an earlier key",
-    "accumulated": "on the reference's inputs this key agrees: what differs adds up from earlier keys, each within tolerance",
-    "unsteady": "the candidate answers another thing to the very same inputs: it does not say the same twice",
-}
-
 
 def parity_suite() -> Suite[ParityRun]:
     return Suite(NAME, STAGES, lambda fv_parity_run: fv_parity_run)
-
-
-def _lines(verdict: Verdict) -> Sequence[str]:
-    """Whose fault it is, and what the drill found."""
-    fault, drill = FAULTS.get(verdict.details.get("fault", "")), verdict.details.get("drill")
-    pattern = verdict.details.get("signature")
-    return [*filter(None, (pattern, fault)), *(drill_lines(drill) if drill else [])]
 
 
 PARITY = Declaration(
@@ -50,7 +35,7 @@ PARITY = Declaration(
     title=title_of,
     option=lambda path: f"--fv-trials={path}",
     reports=ParityReports,
-    lines=_lines,
+    lines=lines,
 )
 
 
@@ -73,10 +58,9 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     from fvcore.pipeline import Pipeline
     from fvcore.prompts import require_verified
     from pytest_fvparity.candidates.candidates import name_of, required
+    from pytest_fvparity.parity.at_hand import continuation_of, log_effects_of
     from pytest_fvparity.parity.checks import ParityRun
     from pytest_fvparity.parity.conditions import conditions
-    from pytest_fvparity.parity.log_effects import log_effects_of
-    from pytest_fvparity.parity.refinements import continuation_of
 
     collector = request.node.collector
     context: dict[str, Any] = collector.context

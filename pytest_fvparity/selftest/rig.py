@@ -23,11 +23,10 @@ from fvcore.pipeline import Pipeline, Settings, profile_of, run
 from fvcore.profile import Profile
 from fvcore.trials.fixed import FixedTrials
 from pytest_fvparity.golden.golden import require_comparable
+from pytest_fvparity.parity.at_hand import continuation_of, log_effects_of
 from pytest_fvparity.parity.checks import STAGES, ParityRun
 from pytest_fvparity.parity.implementation import CHECK_KEYS, Answers, Implementation
-from pytest_fvparity.parity.log_effects import log_effects_of
 from pytest_fvparity.parity.noise import Noise
-from pytest_fvparity.parity.refinements import continuation_of
 from pytest_fvparity.parity.tolerances import Tolerances
 
 FAMILIES = tuple(RIG_TOKENIZERS)

@@ -8,7 +8,6 @@ at a normal end. What ends a process by other means (a system call of its own, `
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 from collections.abc import Callable
@@ -55,6 +54,8 @@ class Watch:
 
 
 def _set_page(protection: int) -> None:
+    import ctypes
+
     if page := _page():
         ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), protection)
 
@@ -62,6 +63,8 @@ def _set_page(protection: int) -> None:
 @cache
 def _page() -> int | None:
     """The page that is read when the C library ends the process; None where there is no such library."""
+    import ctypes
+
     try:
         libc = ctypes.CDLL(None)
         register, take, read = libc.__cxa_atexit, libc.mmap, ctypes.cast(libc.strlen, ctypes.c_void_p)

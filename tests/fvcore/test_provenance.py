@@ -81,7 +81,7 @@ def test_conditions_that_are_nested_differ_by_their_path() -> None:
     assert changes({"a": {"b.py": 1}}, {"a": {"b.py": 2}, "c": 3}) == {'a."b.py"': (1, 2), "c": (None, 3)}
 
 
-@pytest.mark.parametrize(("relation", "atol"), [(SAME, 5e-5), (NOT_RECORDED, 5e-5), (OTHER, 1e-4)])
+@pytest.mark.parametrize(("relation", "atol"), [(SAME, 1e-6), (NOT_RECORDED, 1e-6), (OTHER, 2e-6)])
 def test_the_processor_chooses_the_row_of_the_tolerances(relation: str, atol: float) -> None:
     tolerances = Tolerances.read(None, (), "fp32", "cpu", processor=relation)
 

@@ -68,6 +68,17 @@ class Mine:
 """
 
 
+EDITS = """
+class Edits:
+    def fv_vector(self, mean_activations, top_heads):
+        top_heads["heads"].pop()
+        return {"norm": 1.0}
+
+def make(job):
+    return Edits()
+"""
+
+
 @pytest.fixture
 def computed(world: World, tmp_path: Path) -> Path:
     """A folder with all six artifacts, as engine `exact` computes them."""
@@ -279,6 +290,17 @@ def test_a_line_that_is_no_answer_ends_the_conversation(tmp_path: Path, said: st
     assert message in str(ended.value)
     assert str(again.value) == str(ended.value)
     talk.close()
+
+
+def test_an_input_that_is_edited_over_there_is_an_error(pytester: pytest.Pytester, world: World) -> None:
+    elsewhere(pytester, world, EDITS)
+
+    (report,) = reports(pytester)
+    assert statuses(report)["fv_vector"] == "ERROR"
+    assert (
+        "while it was asked for fv_vector it changed what it was handed, at 'heads'; copy it first"
+        in report["headline"]
+    )
 
 
 def test_a_factory_that_fails_over_there_is_an_error(pytester: pytest.Pytester, world: World) -> None:

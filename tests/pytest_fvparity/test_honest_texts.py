@@ -15,6 +15,7 @@ from tests.pytest_fvparity.worlds import World, plant, reports
 if RUNNING:
     from fvcore import artifacts
     from pytest_fvparity.candidates.candidates import FromFolder
+    from pytest_fvparity.report.render import write_report
     from pytest_fvparity.selftest.rig import rig_of
 
 CUDA = "CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later.\nCompile with `TORCH_USE_CUDA_DSA`."
@@ -62,11 +63,18 @@ def test_of_what_another_process_printed_the_error_is_taken_and_not_the_advice_b
     assert error_line("") == "no message"
 
 
-def test_a_finding_without_values_says_nothing_of_values() -> None:
+def test_a_finding_without_values_says_nothing_of_values(tmp_path: Path) -> None:
     without = Verdict((Finding("slot_map", "the candidate left a hook"),), compared=7, mismatch_count=1)
     rows = rows_of(slot_map=row_of("slot_map", Status.FAIL, without))
 
-    assert assemble(list(rows), rows).headline.endswith("key slot_map: the candidate left a hook")
+    report = assemble(list(rows), rows)
+    folder = tmp_path / "reports"
+    write_report(report, folder)
+    pages = [file.read_text() for file in folder.rglob("*") if file.suffix in {".html", ".md", ".log"}]
+    assert report.headline.endswith("key slot_map: the candidate left a hook")
+    assert len(pages) == 3
+    assert all("the candidate left a hook" in page for page in pages)
+    assert not [page for page in pages for words in ("expected None", "got None", "| None", ">None<") if words in page]
     assert assemble(list(rows), rows_of(slot_map=row_of("slot_map", Status.FAIL, failed()))).headline.endswith(
         "differs by 1; expected 1.0, got 2.0"
     )

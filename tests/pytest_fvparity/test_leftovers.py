@@ -12,6 +12,7 @@ import pytest
 from fvcore.gates import StageError, Status
 from pytest_fvparity.parity.custody import nothing_left_by_factory
 from tests.late import RUNNING
+from tests.slow import slow_but
 
 if RUNNING:
     import torch
@@ -121,7 +122,17 @@ def torch_as_it_was() -> Iterator[None]:
     torch.nn.modules.module._global_forward_hooks.clear()
 
 
-@pytest.mark.parametrize("name", LEFT)
+QUICK = [
+    "weights through .data",
+    "a patched class",
+    "another submodule",
+    "training mode",
+    "default device",
+    "added tokens",
+]
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, LEFT))
 def test_what_is_left_is_named_at_its_key_and_gone_afterwards(own: Rig, name: str) -> None:
     leave, words = LEFT[name]
 
@@ -190,6 +201,45 @@ def test_hooks_of_the_library_itself_are_no_leftovers_and_stay(own: Rig) -> None
     for _ in range(2):
         assert {status for status, _ in statuses(own, mean_activations=doing(read)).values()} == {Status.PASS}
     assert len(hidden_states(own.lm)) == own.lm.n_layers + 1
+
+
+def test_a_candidate_that_clears_all_hooks_takes_none_of_the_library_away(own: Rig) -> None:
+    def clears(lm: Any) -> None:
+        hidden_states(lm)
+        for module in lm.hf.modules():
+            module._forward_hooks.clear()
+
+    for _ in range(2):  # set by the candidate itself; there before it came
+        assert {status for status, _ in statuses(own, mean_activations=doing(clears)).values()} == {Status.PASS}
+        assert len(hidden_states(own.lm)) == own.lm.n_layers + 1
+
+
+def test_a_vocabulary_that_grows_is_cut_to_what_it_was(own: Rig) -> None:
+    def grows(lm: Any) -> None:
+        lm.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        lm.hf.resize_token_embeddings(len(lm.tokenizer))
+
+    before = {name: value.clone() for name, value in own.lm.hf.state_dict().items()}
+    seen = statuses(own, mean_activations=doing(grows))
+
+    assert seen["mean_activations"][0] is Status.FAIL
+    assert {status for status, _ in statuses(own).values()} == {Status.PASS}
+    assert all(value.equal(before[name]) for name, value in own.lm.hf.state_dict().items())
+    assert "[PAD]" not in own.lm.tokenizer.get_vocab()
+
+
+def test_weights_of_any_form_are_told_apart() -> None:
+    from fvcore.model.leftovers import _mark
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.int8, torch.bool):
+        for shape in ((), (3,), (5, 7), (8, 16), (2, 3, 8)):
+            x = torch.arange(1, 1 + int(torch.tensor(shape).prod())).reshape(shape).to(dtype)
+            y = x.clone()
+            y.view(-1)[-1] = 0
+            assert _mark(x) == _mark(x.clone())
+            assert _mark(x) != _mark(y)
+        swapped = torch.arange(64.0).view(8, 8)
+        assert _mark(swapped) != _mark(swapped.flip(0))
 
 
 def harmless(lm: Any) -> None:

@@ -35,7 +35,7 @@ KEY = "mean_activations"
 if RUNNING:
     # What a processor of which nothing more can be taken away is not varied in.
     INSTRUCTIONS = ["instructions=SSE41"] if has_other_instructions() else []
-FLOOR = 5e-5  # of mean activations, fp32 on the CPU
+FLOOR = 1e-6  # of mean activations that are 0, fp32 on the CPU
 
 
 def of(noise: float, key: str = KEY, leaf: str = KEY) -> Noise:
@@ -53,7 +53,7 @@ def judged(difference: float, tolerances: Tolerances) -> Verdict:
 
 
 @pytest.mark.parametrize(
-    ("noise", "allowed", "rule"), [(0.0, FLOOR, "default rule 1"), (1e-6, FLOOR, "default rule 1"), (1e-3, 4e-3, None)]
+    ("noise", "allowed", "rule"), [(0.0, FLOOR, "default rule 1"), (1e-7, FLOOR, "default rule 1"), (1e-3, 4e-3, None)]
 )
 def test_the_larger_of_floor_and_four_times_the_noise_decides_and_is_named(
     noise: float, allowed: float, rule: str | None
@@ -63,7 +63,8 @@ def test_the_larger_of_floor_and_four_times_the_noise_decides_and_is_named(
 
     assert judged(0.99 * allowed, tolerances).passed
     (finding,) = judged(1.01 * allowed, tolerances).findings
-    assert f"(allowed: atol {allowed:g}; {rule};" in finding.message
+    assert f"(allowed: atol {allowed:g}" in finding.message
+    assert f"; {rule};" in finding.message
     (row,) = tolerances.table(KEY, {KEY: torch.ones(2)})
     assert (row["atol"], row["rule"]) == (allowed, rule)
 
@@ -78,7 +79,7 @@ def test_a_leaf_of_one_trial_has_the_noise_of_its_name() -> None:
 
     for trial in ("0:0/", "7:9/"):
         assert tolerances.of("injection_output")(f"{trial}base_logprob").allowed(torch.zeros(())) == 4.0
-        assert tolerances.of("injection_output")(f"{trial}with_logprob").allowed(torch.zeros(())) == 5e-4
+        assert tolerances.of("injection_output")(f"{trial}with_logprob").allowed(torch.zeros(()).double()) == 4e-6
 
 
 def test_where_a_floor_grows_with_the_values_each_element_has_the_larger_bound() -> None:
@@ -89,7 +90,7 @@ def test_where_a_floor_grows_with_the_values_each_element_has_the_larger_bound()
     wide = Tolerances.read(None, (), "bf16", "cpu", of(0.1))
     assert wide.of(KEY)(KEY).allowed(expected).amax(dim=-1).tolist() == [0.4, 5.0]
     (row,) = wide.table(KEY, {KEY: expected})
-    assert (row["of_norm"], row["rule"]) == (0.05, f"default rule 11; {RULE} (0.4) where that is larger")
+    assert (row["of_norm"], row["rule"]) == (0.05, f"default rule 21; {RULE} (0.4) where that is larger")
     assert compare({KEY: expected}, {KEY: expected + 0.41}, wide.of(KEY)).findings[0].message.count(f"; {RULE};") == 1
 
 
@@ -229,7 +230,7 @@ def test_legal_variations_raise_no_alarm_and_the_table_says_so() -> None:
     assert 0 < max(run.ratio for row in found for run in row.seen) < 1  # the variations do vary something
     page = alarms.page(found, []).splitlines()
     assert f"**{sum(n_runs.values())} runs, 0 alarms.**" in page
-    (row,) = (line for line in page if "run a second time" in line)
+    (row,) = (line for line in page if line.startswith("| 2 families") and "run a second time" in line)
     assert row == "| 2 families x 1 trial seeds, floors alone | run a second time | 2 | 0 | 0 | - |"
 
 

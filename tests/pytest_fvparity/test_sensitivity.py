@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.late import RUNNING
+from tests.slow import slow_but
 
 if RUNNING:
     from fvcore import effects
@@ -49,7 +50,7 @@ def test_the_page_is_what_is_measured(rigs: dict[str, Rig]) -> None:
     assert (ROOT / "docs" / "sensitivity.md").read_text() == sensitivity.page(rows)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", slow_but(["tiny-llama"], MODELS))
 def test_a_fault_is_caught_from_the_share_that_the_page_names(rigs: dict[str, Rig], model: str) -> None:
     """One part of a leaf alone is scaled, to either side of that share."""
     rig = rigs[model]
@@ -113,7 +114,7 @@ def weakest_row(x: Any) -> Any:
     return size == size.min()
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", slow_but(["tiny-llama"], MODELS))
 @pytest.mark.parametrize("name", HIDDEN)
 def test_what_hid_under_a_wider_bound_is_red_at_its_key(rigs: dict[str, Rig], model: str, name: str) -> None:
     key, fault = HIDDEN[name]
@@ -135,7 +136,7 @@ def test_a_softmax_without_four_tokens_is_red(
     assert not run_of(rig).compare("top_heads", Pipeline(rig.lm, rig.trials, rig.settings).top_heads(*given)).passed
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", slow_but(["tiny-llama"], MODELS))
 def test_a_likelihood_with_the_vector_on_the_answers_tokens_is_red(
     rigs: dict[str, Rig], model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

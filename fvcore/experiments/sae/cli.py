@@ -98,7 +98,7 @@ def audit(command: AuditCommand) -> None:
             _print(validation.model_dump(mode="json"))
         else:
             for line in (*lines(validation), f"wrote {path}"):
-                exits.tell(line)
+                commands.tell(line)
         _require_no_warning(validation, command.strict)
 
 
@@ -138,7 +138,7 @@ def discover(command: DiscoverCommand) -> None:
         from fvcore.experiments.sae.discover import rescore
 
         for path in rescore(command):
-            exits.tell(f"wrote {path}")
+            commands.tell(f"wrote {path}")
     else:
         _do(command, command, "discover")
 
@@ -162,7 +162,7 @@ def _do(settings: PathwaysConfig, command: StepCommand, steps: str, strict: bool
     asked = Asked(resume=command.resume, force=command.force, limit=command.limit_features)
     for one, files in run(settings, chosen(steps), asked, partial(progress_of, settings)):
         for path in files if not quiet else []:
-            exits.tell(f"wrote {path}")
+            commands.tell(f"wrote {path}")
         if one.name == "audit":
             _require_no_warning(validation_of(settings.paths.out / VALIDATION), strict)
         if one.name == "load" and not settings.prompts.texts():
@@ -196,7 +196,7 @@ def _plan(command: RunCommand) -> None:
         _print(values)
     else:
         for line in plan.lines(values):
-            exits.tell(line)
+            commands.tell(line)
 
 
 def show_status(command: ShownCommand) -> None:
@@ -207,7 +207,7 @@ def show_status(command: ShownCommand) -> None:
     if command.as_json:
         _print(rows)
     for row in rows if not command.as_json else []:
-        exits.tell(f"{row['step']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""))
+        commands.tell(f"{row['step']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""))
 
 
 def write_report(command: PathwaysConfig) -> None:
@@ -215,7 +215,7 @@ def write_report(command: PathwaysConfig) -> None:
     from fvcore.experiments.sae import report
 
     for path in report.write(command.paths.out, command.integrate.report):
-        exits.tell(f"wrote {path}")
+        commands.tell(f"wrote {path}")
 
 
 STEPS = {

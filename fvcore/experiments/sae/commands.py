@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fvcore import exits
+from fvcore.exits import tell as tell
 from fvcore.experiments.sae.config import Info, Training
 from fvcore.formats import json_text, read_text
 
@@ -104,8 +105,8 @@ def selftest(
     else:
         typer.echo(on_trial.markdown(found))
         for said, held in found["criteria"].items():
-            typer.echo(f"{'yes' if held else 'NO'}: {said}")
-        typer.echo(f"{found['seconds']:g} s")
+            exits.tell(f"{'yes' if held else 'NO'}: {said}")
+        exits.tell(f"{found['seconds']:g} s")
     if markdown:
         on_trial.put_into(markdown, found)
     if not found["passed"]:

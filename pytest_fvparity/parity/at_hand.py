@@ -1,13 +1,14 @@
-"""The reference's effects as differences of log-probabilities: a candidate may measure those in place of probabilities.
+"""What the model at hand says of a golden: how its prompts go on, and what its effects are in log-probabilities.
 
-A recording that holds them (leaf `cie_logprob`) is believed. Else they are computed from its own prompts, slots and means by
-the model at hand, which must give the recorded effects in probabilities beside them.
+A candidate may measure effects in log-probabilities in place of probabilities. A recording that holds them (leaf
+`cie_logprob`) is believed. Else they are computed from its own prompts, slots and means by the model at hand, which must
+give the recorded effects in probabilities beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from fvcore.gates import NotHeld
 
@@ -18,12 +19,32 @@ if TYPE_CHECKING:
     from fvcore.pipeline import Settings
     from pytest_fvparity.parity.implementation import Implementation
 
+Continuation: TypeAlias = "Callable[[str, str, Sequence[int]], Tensor]"
+"""(trial key, "base" or "with", ids generated so far) -> logits (vocab,) of the next token."""
+
 LogEffects: TypeAlias = "Callable[[], Tensor]"
 """(trial, layer, head), of the golden's trials in its order."""
 
 NEAR = 1e-3
 """How far, of the largest one, the model at hand may be from a recorded effect: wider than any rule for the same processor,
 and far below what another model gives."""
+
+
+def continuation_of(lm: LanguageModel, golden: Implementation, settings: Settings) -> Continuation:
+    """How the golden's prompts go on under the golden's vector, by the model at hand."""
+
+    def logits(trial: str, mode: str, generated: Sequence[int]) -> Tensor:
+        from fvcore.artifacts import tensor_leaf
+        from fvcore.injection import continuation_logits
+
+        prompts = golden.prompt_boundary()
+        ids = cast("list[int]", prompts[f"{trial}/corrupted/input_ids"])
+        vector = None
+        if mode == "with":
+            vector = tensor_leaf(golden.fv_vector({}, {}), "function_vector").to(lm.device)
+        return continuation_logits(lm, ids, generated, vector, settings.layer_of(lm), settings.alpha)
+
+    return logits
 
 
 def log_effects_of(lm: LanguageModel, golden: Implementation, settings: Settings) -> LogEffects:

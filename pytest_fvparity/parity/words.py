@@ -1,0 +1,22 @@
+"""What is said of a stage beside its numbers: whose fault it is, what its differences give away, what the drill found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fvcore.gates import Verdict
+from pytest_fvparity.drill.conclusion import lines as drill_lines
+
+FAULTS = {
+    "own": "on the reference's inputs this key differs too: the fault is its own",
+    "inherited": "on the reference's inputs this key agrees: the fault is inherited from an earlier key",
+    "accumulated": "on the reference's inputs this key agrees: what differs adds up from earlier keys, each within tolerance",
+    "unsteady": "the candidate answers another thing to the very same inputs: it does not say the same twice",
+}
+
+
+def lines(verdict: Verdict) -> Sequence[str]:
+    """Whose fault it is, and what the drill found."""
+    fault, drill = FAULTS.get(verdict.details.get("fault", "")), verdict.details.get("drill")
+    pattern = verdict.details.get("signature")
+    return [*filter(None, (pattern, fault)), *(drill_lines(drill) if drill else [])]
