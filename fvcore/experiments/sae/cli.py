@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import Field
 
-from fvcore import exits
 from fvcore.experiments.config import Option, add_command
 from fvcore.experiments.sae import commands
 from fvcore.experiments.sae.config import Info, PathwaysConfig, Training
