@@ -52,7 +52,7 @@ class Rig:
 
 @cache
 def _world() -> Planted:
-    return build(n_contexts=8)
+    return build()
 
 
 def _site(rig: Rig) -> float:
