@@ -156,7 +156,7 @@ class ParityOptions:
             raise pytest.UsageError(
                 f"--fv-model {self.model} is no shipped model, so --fv-trials is needed. Make a file with `fvcore trials "
                 f"make --dataset datasets/antonym/raw/antonym.json --n-trials 10 --n-shots 10 --seed 0 --tokenizer "
-                f"{self.model}`"
+                f"{escapes.shell([self.model])}`"
             )
         return path
 

@@ -156,6 +156,7 @@ def test_a_report_that_would_lie_elsewhere_is_not_read(field: str, name: str, tm
         merge([(str(file), read_report(file))])
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
 @each_word
 def test_a_word_is_drawn_as_it_is_written(word: str) -> None:
     word = word.encode("utf-8", "backslashreplace").decode()

@@ -32,11 +32,14 @@ ATTEMPTS = 3
 LOW_MEMORY = "running low on memory"
 """What Ray says of a process that it killed itself for its memory."""
 
-LOOPBACK = "127.0.0.1"
-"""Where a Ray of this run's own listens: nobody on the network is asked for work, and nobody may bring any."""
+TOKEN = secrets.token_hex(32)  # one a process: Ray remembers the first it has seen
+OWN = {"RAY_AUTH_TOKEN": TOKEN, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""The environment of a Ray of this run's own. It lets in who knows the token: where it finds none it writes one into the
+home folder, and that one stays. And it listens on loopback alone, as it does by itself where it knows no clusters; an
+address of loopback that it is given it takes for the network's. It reads this when it is imported.
+"""
 
 SHOWN = 300  # characters of what Ray says
-TOKEN = secrets.token_hex(32)  # one a process: Ray remembers the first it has seen
 
 Tool = TypeVar("Tool")
 Answer = TypeVar("Answer")
@@ -215,18 +218,17 @@ def ray_workers(
     if needs_gpu and device != "cuda":
         raise RayError(f"--device {device} is one GPU of one machine; with --ray each actor has its own: cuda")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    scratch, before = None, dict(os.environ)
+    os.environ |= OWN if address == LOCAL else {}
     try:
         import ray
     except ImportError as error:
         raise RayError(f"--ray needs Ray ({error}): pip install 'pytest-fvparity[ray]'") from None
-    scratch, before = None, dict(os.environ)
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == LOCAL:
-        # Ray lets in who knows a token. Where it finds none it writes one into the home folder, and that one stays.
-        os.environ["RAY_AUTH_TOKEN"] = TOKEN
         # Sockets lie in this folder, and their paths must be short.
         scratch = Path(tempfile.mkdtemp(prefix="fvcore-ray-"))
-        how |= {"include_dashboard": False, "_temp_dir": str(scratch), "_node_ip_address": LOOPBACK}
+        how |= {"include_dashboard": False, "_temp_dir": str(scratch)}
         # Those that this process may use: inside an allocation not all that the machine has.
         how["num_cpus"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -238,7 +240,7 @@ def ray_workers(
     finally:
         ray.shutdown()
         if scratch:
-            for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+            for name in ("RAY_AUTH_MODE", *OWN):
                 os.environ.pop(name, None)
                 os.environ |= {name: before[name]} if name in before else {}
             shutil.rmtree(scratch, ignore_errors=True)

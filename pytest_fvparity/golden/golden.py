@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fvcore import artifacts, names
+from fvcore import artifacts, escapes, names
 from fvcore.artifacts import Artifact, Leaf
 from fvcore.formats import FormatError, make_folder, read_safetensors, sha256_file
 from fvcore.gates import Refused, StageError, Status
@@ -204,7 +204,7 @@ def write(recording: Recording, path: Path, how: str = "", complete: Collection[
 
 def command(profile: Profile) -> str:
     """How to record this golden again; paths are left to the reader."""
-    attention = f"--fv-attn={profile.conditions.attn_implementation}"
+    attention = escapes.shell([f"--fv-attn={profile.conditions.attn_implementation}"])
     return f"pytest -m parity --fv-regen-golden --fv-src=PATH {manifests.settings(profile, '--fv-')} {attention}"
 
 

@@ -16,6 +16,7 @@ from fvcore.profile import Strict
 from fvcore.trials.sampled import NAME as SAMPLED
 from fvcore.trials.sampled import read_trials
 from pytest_fvparity.golden import golden
+from pytest_fvparity.golden import manifest as manifests
 from pytest_fvparity.golden.golden import COMING, PREVIOUS, STAGING, Golden
 from pytest_fvparity.golden.manifest import FULL, MANIFEST, SCHEMA_VERSION, OtherSchema
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -118,8 +119,15 @@ def _told(path: Path, digests: set[str]) -> dict[str, Any]:
     if identity.trials_sha256 not in digests:
         now = ", ".join(f"{digest:.12}..." for digest in sorted(digests))
         what = f"recorded from trials {identity.trials_sha256:.12}..., the file is now {now}"
-        return told | {"state": "stale", "what": f"{what}; record again: {opened.manifest.command}"}
+        return told | {"state": "stale", "what": f"{what}; record again: {_again(opened)}"}
     return told
+
+
+def _again(opened: Golden) -> str:
+    """The command by what was recorded: the one that a manifest holds may be anybody's."""
+    if opened.manifest.reference.origin == "imported":
+        return f"fvparity golden import PATH {manifests.settings(opened.profile, '--')}"
+    return golden.command(opened.profile)
 
 
 def _leftover(path: Path, remove: str | None) -> GoldenRow:

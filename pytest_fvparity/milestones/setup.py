@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fvcore import names
+from fvcore import escapes, names
 from fvcore.formats import FormatError, sha256_file
 from fvcore.trials.fixed import FixedTrials
 from fvcore.trials.fixed import read as read_trials
@@ -116,7 +116,7 @@ class Setup:
         if (trials := self.trials or shipped.trials_of(self.model, Path.cwd())) is None:
             raise FormatError(
                 f"{self.model} is no shipped model, so --trials is needed: fvcore trials make --dataset FILE "
-                f"--tokenizer {self.model}"
+                f"--tokenizer {escapes.shell([self.model])}"
             )
         return trials.resolve()
 

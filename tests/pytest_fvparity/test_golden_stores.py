@@ -32,6 +32,7 @@ def served(answer: Answer) -> Iterator[str]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    server.handle_error = lambda *of: None  # type: ignore[method-assign]  # whoever asked may have hung up
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -155,7 +156,7 @@ def test_a_user_is_told_to_the_server_that_was_named_and_to_nobody_else() -> Non
     [
         "https://me:secret@127.0.0.1:1/x?X-Amz-Signature=secret",
         "s3://key:secret@bucket/x",
-        "secret://me:secret@host/x?token=secret",
+        "odd://me:secret@host/x?token=secret",
         "file:///nowhere?token=secret",
     ],
 )
@@ -163,8 +164,8 @@ def test_no_message_holds_what_a_url_keeps_secret(url: str) -> None:
     with pytest.raises(TierError) as told:
         read(below(url, "name"), 4)
 
-    assert "secret" not in str(told.value).replace("'secret'", "")  # the scheme of that name
-    assert "secret" not in shown(url).removeprefix("secret://")
+    assert "secret" not in str(told.value)
+    assert "secret" not in shown(url)
     with pytest.raises(TierError, match="the manifest would keep it"):
         require_no_secret(url)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import Field
 
-from fvcore import exits
 from fvcore.experiments.config import Option, add_command
 from fvcore.experiments.sae import commands
 from fvcore.experiments.sae.config import Info, PathwaysConfig, Training
@@ -46,7 +45,9 @@ class StepCommand(PathwaysConfig):
         exclude=True,
         description="Pass a closed gate, which is recorded, and take away results of other settings.",
     )
-    limit_features: int | None = Field(default=None, ge=1, exclude=True, description="Only the first N targets.")
+    limit_features: int | None = Field(
+        default=None, ge=1, exclude=True, description="Only the first N features as targets."
+    )
 
 
 class RunCommand(StepCommand):

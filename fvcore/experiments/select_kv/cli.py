@@ -9,6 +9,7 @@ import typer
 from pydantic import AfterValidator, Field
 
 from fvcore import exits
+from fvcore.escapes import line
 from fvcore.experiments.config import Option, add_command
 from fvcore.experiments.select_kv import files
 from fvcore.experiments.select_kv.config import PLAN, TINY, Phase2, SelectKVConfig
@@ -46,7 +47,7 @@ def run(command: Command) -> None:
 
     settings = command.resolve()
     for warning in settings.warnings:
-        exits.say(f"warning: {warning}")
+        typer.echo(line(f"warning: {warning}"), err=True)
     result = run_phase2(
         settings,
         run_id=command.run_id,

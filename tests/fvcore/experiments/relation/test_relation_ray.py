@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -251,3 +253,30 @@ def test_an_actor_that_fits_nowhere_is_refused(connected: None) -> None:
 def test_one_gpu_by_number_is_refused() -> None:
     with pytest.raises(RayError, match="one GPU of one machine"), ray_workers(LOCAL, LOAD, "cuda:1"):
         raise AssertionError("not reached")
+
+
+LISTENING = """
+import psutil
+from fvcore.experiments.workers import LOCAL, ray_workers
+
+def load():
+    return 1
+
+if __name__ == "__main__":
+    with ray_workers(LOCAL, load) as workers:
+        workers.ask(str)
+        me = psutil.Process()
+        for process in (me, *me.children(recursive=True)):
+            for one in process.net_connections(kind="inet"):
+                if one.status == "LISTEN":
+                    print(one.laddr.ip)
+"""
+
+
+def test_a_ray_of_a_runs_own_listens_on_loopback_alone(tmp_path: Path) -> None:
+    (tmp_path / "listening.py").write_text(LISTENING)
+
+    done = subprocess.run([sys.executable, "listening.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    assert set(done.stdout.split()) <= {"127.0.0.1", "::1"}
+    assert done.stdout.split()

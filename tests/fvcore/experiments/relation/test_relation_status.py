@@ -439,3 +439,13 @@ def _failing_for(q_id: str, work: Callable[..., Any]) -> Callable[..., Any]:
         return work(measure, sampled, *args)
 
     return maybe
+
+
+def test_a_failure_that_cannot_be_written_down_is_said_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    unit = Unit("Q1", tmp_path / "file" / "Q1", (), "a.csv", RelationSettings())
+
+    outcome = unit.give_up("code", "its process ended")
+
+    assert (outcome.name, outcome.status) == ("Q1", "failed")
+    assert outcome.reason.startswith("its process ended; and this could not be written down (")
