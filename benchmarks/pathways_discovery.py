@@ -2,8 +2,8 @@
 
     python benchmarks/pathways_discovery.py               # a random model of 12 layers, 768 wide; minutes
 
-Seconds are those of this machine; a busy one makes all of them longer, and the ratios hold better than they do. Each figure
-is the best of some repeats, which take turns.
+Seconds are those of the processor, in one thread, so that other work on the machine does little to them. Each figure is the
+best of some repeats, which take turns.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def _sae(layer: int) -> SAE:
 
 
 def best(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Seconds of each, the ways taking turns."""
+    """Seconds of the processor for each, the ways taking turns."""
     took: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, do in ways.items():
-            started = time.perf_counter()
+            started = time.process_time()
             do()
-            took[name].append(time.perf_counter() - started)
+            took[name].append(time.process_time() - started)
     return {name: min(times) for name, times in took.items()}
 
 
@@ -123,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
+    torch.set_num_threads(1)
     print("| | speed | ratio |\n|---|---|---|")
     batches(repeats, SHORT)
     batches(repeats, LONG)

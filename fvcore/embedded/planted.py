@@ -94,7 +94,7 @@ def build(
         more = torch.randn(D_MODEL, D_MODEL, generator=draw)
         rows = torch.cat([rows, more / more.norm(dim=1, keepdim=True)])
     contexts = tuple(_context(draw, len(effects)) for _ in range(n_contexts))
-    return Planted(model, rows, names, nulls, contexts, _true(names, effects), _open(names, effects))
+    return Planted(model, rows, names, nulls, contexts, _true(names, effects, curved), _open(names, effects))
 
 
 def _names(n_chains: int) -> dict[str, int]:
@@ -173,13 +173,14 @@ def _context(draw: torch.Generator, n_chains: int) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def _true(names: dict[str, int], effects: Sequence[float]) -> frozenset[Edge]:
-    """BIAS counts from layer 1 on, where it is what opens the gates."""
+def _true(names: dict[str, int], effects: Sequence[float], curved: bool) -> frozenset[Edge]:
+    """BIAS counts from layer 1 on, where it is what opens the gates, of B those that A2 does not open itself."""
     edges = {((1, names["BIAS"]), (2, names["N"]))}
     for k, effect in enumerate(effects):
         a, a2, b = (names[f"{kind}.{k}"] for kind in ("A", "A2", "B"))
-        edges |= {((0, a), (1, a2)), ((1, names["BIAS"]), (2, b))}
+        edges |= {((0, a), (1, a2))}
         edges |= {((0, a), (2, b)), ((1, a2), (2, b))} if effect else set()
+        edges |= {((1, names["BIAS"]), (2, b))} if effect < 1 or not curved else set()
     return frozenset(edges)
 
 

@@ -75,8 +75,8 @@ def random_model(family: str, vocab_size: int, seed: int = 0, n_layers: int = 2)
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(
-        family, vocab_size=vocab_size, initializer_range=0.3, bos_token_id=1, eos_token_id=2, pad_token_id=None,
-        tie_word_embeddings=False, **_sizes(family, n_layers),
+        family, vocab_size=vocab_size, bos_token_id=1, eos_token_id=2, pad_token_id=None,
+        tie_word_embeddings=False, **{"initializer_range": 0.3} | _sizes(family, n_layers),
     )  # fmt: skip
     return of_config(config, seed)
 

@@ -4,12 +4,14 @@ Weights are told by a sum over their bits: torch's version counters do not see w
 kept of small models alone, and of a larger one changed weights cannot be put back.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,25 +75,40 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _switches(model: nn.Module | None) -> Settle:
-    """Torch's own state that changes numbers made later."""
+    """State of torch and of the process that changes what is made later. Gradients are left as they are: no number changes."""
     devices = {"cpu"} | {parameter.device.type for parameter in (model.parameters() if model is not None else ())}
     switches: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-        "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-        "default device": (torch.get_default_device, _set_default_device),
-        "float32 matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        "torch's inference mode": (torch.is_inference_mode_enabled, _enter_inference_mode),
+        "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+        "torch's default device": (torch.get_default_device, _set_default_device),
+        "torch's float32 matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        "torch's deterministic algorithms": (
+            torch.are_deterministic_algorithms_enabled,
+            torch.use_deterministic_algorithms,
+        ),
+        "the working directory": (Path.cwd, os.chdir),
     }
     for device in devices - {"meta"}:
         autocast = partial(torch.is_autocast_enabled, device), partial(torch.set_autocast_enabled, device)
-        switches[f"autocast on {device}"] = autocast
+        switches[f"torch's autocast on {device}"] = autocast
     before = {name: read() for name, (read, _) in switches.items()}
 
     def settle() -> Iterator[Leftover]:
         for name, (read, write) in switches.items():
             if (now := read()) != before[name]:
                 write(before[name])
-                yield Leftover(f"torch's {name} at {now} (it was {before[name]})")
+                yield Leftover(f"{name} at {now} (it was {before[name]})")
 
     return settle
+
+
+_ENTERED: list[Any] = []
+"""What was entered to put a mode back; a mode ends with the object that began it."""
+
+
+def _enter_inference_mode(on: bool) -> None:
+    _ENTERED.append(torch.inference_mode(on))
+    _ENTERED[-1].__enter__()
 
 
 def _set_default_device(device: torch.device) -> None:
@@ -272,9 +289,8 @@ def _differing_entries(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 def _tokens(tokenizer: Any) -> Settle:
     """The vocabulary, and whether text becomes the same ids."""
     backend: Any = getattr(tokenizer, "_tokenizer", None)
-    saved = backend.to_str() if backend is not None else None
-    others = {name: value for name, value in vars(tokenizer).items() if name != "_tokenizer"}
-    others, before = deepcopy(others), _reading(tokenizer)
+    saved, before = backend.to_str() if backend is not None else None, _reading(tokenizer)
+    others = {name: _copied(value) for name, value in vars(tokenizer).items() if name != "_tokenizer"}
 
     def settle() -> Iterator[Leftover]:
         if (now := _reading(tokenizer)) == before:
@@ -287,6 +303,13 @@ def _tokens(tokenizer: Any) -> Settle:
         yield Leftover(what, _reading(tokenizer) == before)
 
     return settle
+
+
+def _copied(value: Any) -> Any:
+    try:
+        return deepcopy(value)
+    except Exception:  # some libraries' objects cannot be copied; they are put back as they are
+        return value
 
 
 def _reading(tokenizer: Any) -> tuple[dict[str, int], list[int]]:

@@ -12,6 +12,7 @@ import pytest
 from fvcore.trials import fixed as trials
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.late import RUNNING
+from tests.slow import slow_but
 
 if RUNNING:
     import torch
@@ -196,7 +197,7 @@ def test_options_that_do_not_fit_together_are_refused(pytester: pytest.Pytester,
 
 def elsewhere(pytester: pytest.Pytester, world: World, text: str, factory: str = "make") -> pytest.RunResult:
     (pytester.path / "mine.py").write_text(text)
-    words = [f"--fv-candidate=mine:{factory}", f"--fv-candidate-python={sys.executable}", "--fv-candidate-timeout=20"]
+    words = [f"--fv-candidate=mine:{factory}", f"--fv-candidate-python={sys.executable}", "--fv-candidate-timeout=60"]
     return pytester.runpytest_inprocess("-m", "parity", *world.options, *words)
 
 
@@ -207,14 +208,14 @@ def test_a_candidate_in_another_interpreter_says_the_same(pytester: pytest.Pytes
     assert {check["max_abs_diff"] for check in report["checks"]} <= {0.0, None}
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("raise ValueError('over there')", "over there"),
-        ("os._exit(3)", "ended its process (exit status 3)"),
-        ("time.sleep(600)", "gave no answer in 20 s (--fv-candidate-timeout)"),
-    ],
-)
+OVER_THERE = [
+    ("raise ValueError('over there')", "over there"),
+    ("os._exit(3)", "ended its process (exit status 3)"),
+    ("time.sleep(600)", "gave no answer in 60 s (--fv-candidate-timeout)"),
+]
+
+
+@pytest.mark.parametrize(("fault", "message"), slow_but(OVER_THERE[:2], OVER_THERE))
 def test_what_happens_to_it_over_there_is_told_here(
     pytester: pytest.Pytester, world: World, fault: str, message: str
 ) -> None:
@@ -240,14 +241,15 @@ def make(lm, trials, settings):
 """
 
 
-@pytest.mark.parametrize(
-    ("fault", "status", "said"),
-    [
-        ("pass", "PASS", "PASS: all 6 check keys agree"),
-        ("os._exit(0)", "ERROR", "candidate mine:make ended its process (exit status 0)"),
-        ("import ctypes; ctypes.CDLL(None).exit(0)", "ERROR", "candidate mine:make ended its process (exit status 0)"),
-    ],
-)
+ENDED = "candidate mine:make ended its process (exit status 0)"
+ENDS = [
+    ("pass", "PASS", "PASS: all 6 check keys agree"),
+    ("os._exit(0)", "ERROR", ENDED),
+    ("import ctypes; ctypes.CDLL(None).exit(0)", "ERROR", ENDED),
+]
+
+
+@pytest.mark.parametrize(("fault", "status", "said"), slow_but(ENDS[1:2], ENDS))
 def test_an_isolated_candidate_is_handed_the_same_and_ends_itself_alone(
     pytester: pytest.Pytester, world: World, fault: str, status: str, said: str
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -85,6 +86,18 @@ def own_hook(lm: Any) -> None:
     lm.blocks[0].register_forward_hook(lambda module, args, output: None)
 
 
+ENTERED: list[Any] = []
+
+
+def enters_inference_mode(lm: Any) -> None:
+    ENTERED.append(torch.inference_mode())  # kept, for the mode ends with the object
+    ENTERED[-1].__enter__()
+
+
+def without_bos(lm: Any) -> None:
+    lm.tokenizer._tokenizer.post_processor = None
+
+
 LEFT: dict[str, tuple[Callable[[Any], object], str]] = {
     "weights in place": (in_place, "changed weights at model.layers.1.self_attn.o_proj.weight; put back"),
     "weights through .data": (through_data, "changed weights at model.layers.1.self_attn.o_proj.weight"),
@@ -106,6 +119,10 @@ LEFT: dict[str, tuple[Callable[[Any], object], str]] = {
     "default dtype": (lambda lm: torch.set_default_dtype(torch.float64), "torch's default dtype at torch.float64"),
     "default device": (lambda lm: torch.set_default_device("meta"), "torch's default device at meta"),
     "autocast": (lambda lm: torch.autocast("cpu").__enter__(), "torch's autocast on cpu at True"),
+    "inference mode": (enters_inference_mode, "torch's inference mode at True (it was False)"),
+    "determinism": (lambda lm: torch.use_deterministic_algorithms(True), "torch's deterministic algorithms at True"),
+    "another folder": (lambda lm: os.chdir("/"), "the working directory at / (it was "),
+    "no BOS": (without_bos, "a tokenizer that gives other ids"),
     "added tokens": (lambda lm: lm.tokenizer.add_tokens(["Q:"]), "1 more token(s) in the tokenizer"),
 }
 
@@ -119,6 +136,8 @@ def torch_as_it_was() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     torch.set_autocast_enabled("cpu", False)
+    torch.use_deterministic_algorithms(False)
+    assert not torch.is_inference_mode_enabled()
     torch.nn.modules.module._global_forward_hooks.clear()
 
 

@@ -557,7 +557,7 @@ def test_an_odd_answer_reaches_every_report_as_a_failure(
 C_EXIT = "import ctypes; ctypes.CDLL(None).exit(0)"
 
 
-@pytest.mark.parametrize("death", slow_but(["os._exit(0)", C_EXIT], ["os._exit(0)", C_EXIT, "os.kill(os.getpid(), 9)"]))
+@pytest.mark.parametrize("death", slow_but([C_EXIT], ["os._exit(0)", C_EXIT, "os.kill(os.getpid(), 9)"]))
 def test_a_process_that_dies_leaves_no_old_pass_and_is_red(pytester: pytest.Pytester, world: World, death: str) -> None:
     pytester.runpytest_inprocess("-m", "parity", *world.options)
     plant(pytester, "slot_map", death)
@@ -581,6 +581,7 @@ def test_a_process_that_dies_behind_its_last_stage_is_red(pytester: pytest.Pytes
     assert list(statuses(report).values()) == [*["PASS"] * 5, "CRASHED"]
 
 
+@pytest.mark.slow
 def test_a_child_of_a_candidate_may_end_as_it_likes_and_a_whole_run_ends_as_ever(
     pytester: pytest.Pytester, world: World
 ) -> None:

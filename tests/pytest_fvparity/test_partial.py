@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fvcore.gates import StageResult, Status
+from fvcore.gates import NotHeld, StageResult, Status
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.late import RUNNING
 
@@ -17,6 +17,8 @@ if RUNNING:
 
     from fvcore import effects
     from fvcore.pipeline import Pipeline, slots_of, trial_keys
+    from pytest_fvparity.parity.at_hand import log_effects_of
+    from pytest_fvparity.parity.checks import check
     from pytest_fvparity.selftest.rig import Recorded, Rig, changed, rig_of
     from tests.pytest_fvparity.worlds import World, plant, reports, statuses
 
@@ -190,12 +192,11 @@ def test_where_a_golden_lacks_them_the_model_at_hand_says_what_they_are() -> Non
 
 def test_a_model_that_does_not_give_the_goldens_effects_says_nothing_of_them() -> None:
     ours = rig_of("llama")
-    other = replace(ours, lm=ours.on(changed(ours.lm, lambda hf: hf.lm_head.weight.mul_(1.1))).lm)
-    results = {
-        r.key: r for r in other.judge(ours.candidate(top_heads=measured_in_logprob, effects="logprob"), ours.profile)
-    }
-    assert results["top_heads"].status is Status.NOT_HELD
-    assert "the model at hand gives other effects than the golden holds" in results["top_heads"].message
+    other = changed(ours.lm, lambda hf: hf.lm_head.weight.mul_(1.1))
+    run = ours.run(ours.candidate(top_heads=measured_in_logprob, effects="logprob"))
+    run.log_effects = log_effects_of(other, ours.golden, ours.settings)
+    with pytest.raises(NotHeld, match="the model at hand gives other effects than the golden holds"):
+        check(run, "top_heads")
 
 
 def test_a_run_with_a_part_is_partial_and_no_more(pytester: pytest.Pytester, world: World) -> None:

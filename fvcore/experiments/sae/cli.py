@@ -45,7 +45,9 @@ class StepCommand(PathwaysConfig):
         exclude=True,
         description="Pass a closed gate, which is recorded, and take away results of other settings.",
     )
-    limit_features: int | None = Field(default=None, ge=1, exclude=True, description="Only the first N targets.")
+    limit_features: int | None = Field(
+        default=None, ge=1, exclude=True, description="Only the first N features as targets."
+    )
 
 
 class RunCommand(StepCommand):

@@ -124,7 +124,7 @@ def show_faults(
         verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
         exits.tell(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {faults.rounded(row.seen.value)}")
     if markdown is not None:
-        typer.echo(f"wrote {faults.write(markdown, found)}")
+        exits.tell(f"wrote {faults.write(markdown, found)}")
     if not all(row.caught for row in found):
         raise typer.Exit(exits.FAILED)
 

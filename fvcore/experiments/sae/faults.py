@@ -52,7 +52,7 @@ class Rig:
 
 @cache
 def _world() -> Planted:
-    return build(n_contexts=8)
+    return build()
 
 
 def _site(rig: Rig) -> float:
@@ -116,6 +116,13 @@ def _noop(rig: Rig) -> float:
     return replay.replay(rig.bench, {source: [target]}, 1.0, own, 0)[0].noop
 
 
+def _special(rig: Rig) -> float:
+    """Candidates of all targets that count most at a special token."""
+    contexts = {one.id: one for one in rig.bench.contexts}
+    places = [one.top_position for row in rig.survey.targets for one in row.candidates]
+    return float(sum(contexts[at.context].special[at.offset_from_end - 1] for at in places))
+
+
 def _causes(rig: Rig) -> float:
     return float(len(rig.survey.world.true - rig.survey.validated))
 
@@ -141,6 +148,7 @@ CHECKS = {
     "health": Check("findings of the health check in the autoencoders' weights", 0, _health),
     "no-op": Check("what replaying the value that is there changes", Discover().replay.noop_tol, _noop),
     "gradient": Check("a slope against a step of the same feature, as a share", 0.01, _gradient),
+    "special": Check("candidates that count most at a special token", 0, _special),
     "causes": Check("planted causes that are not validated", 0, _causes),
     "decoys": Check("validated pathways that are no causes", 0, _decoys),
 }  # fmt: skip
@@ -289,7 +297,7 @@ FAULTS = (
     Fault("last_token_only", "causes at earlier tokens are not looked for",
           "sources count at the last token alone", "causes", lambda: _bench(lambda one: replace(one, positions="last"))),
     Fault("bos_included", "the first token's huge activations count as causes",
-          "special tokens count like others", "decoys", lambda: _bench(lambda one: replace(one, exclude_special=False))),
+          "special tokens count like others", "special", lambda: _bench(lambda one: replace(one, exclude_special=False))),
 )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ class MissedRow(Row):
     """A line of `missed.jsonl`: one target.
 
     n_active: active features below the target that are none of its candidates     n_moving: sets that moved it enough
-    an effect is the largest over contexts, over the target's scale; largest: that of all sets
+    an effect is a mean over contexts, over the target's scale, as a pathway's; largest: that of all sets
     share: upper bound of the share of sets that would
     at_most: features among `n_active` of which one alone would move it, at most
     """
@@ -125,12 +125,12 @@ def drawn(others: Mapping[int, Sequence[int]], random: Random) -> dict[int, list
 
 
 def _effects(bench: Bench, layer: int, sets: Sequence[Sequence[int]], target: Node, settings: Discover) -> list[float]:
-    """How far ablating each set moves the target before its gate, at most, in contexts spread over all."""
+    """How far ablating each set moves the target before its gate, mean over those of some contexts where it is active."""
     readers = Readers(bench, [target])
     columns = bench.columns(layer, sorted({number for of in sets for number in of}))
     member = torch.tensor([[number in of for number in columns.ids] for of in sets], device=bench.lm.device)
     found = found_in(bench, layer, readers.last, columns)
-    changes = []
+    changes, active = [], []
     for number in spread(len(bench.contexts)):
         context = bench.contexts[number]
         plain = bench.plain(layer, readers.last)[number]
@@ -146,8 +146,11 @@ def _effects(bench: Bench, layer: int, sets: Sequence[Sequence[int]], target: No
             return readers.read({target.layer: stream[target.layer][:, -1]})[0][:, 0]
 
         after = torch.cat(list(in_chunks(list(member), settings.replay.batch_rows, run)))
-        changes.append((after - before).tolist())
-    return [max(map(abs, of)) for of in zip(*changes, strict=True)]
+        changes.append(after - before)
+        active.append((member & features.any(0)).any(1))
+    means = torch.stack(changes).sum(0) / torch.stack(active).sum(0).clamp(min=1)
+    effects: list[float] = means.abs().tolist()
+    return effects
 
 
 def spread(n: int) -> range:

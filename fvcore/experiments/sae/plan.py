@@ -105,12 +105,12 @@ class Plan:
 
     @cached_property
     def targets(self) -> dict[int, int]:
-        """Layer -> targets, those that have a layer before them."""
-        found, left = {}, self.limit if self.limit is not None else sum(self.per_layer.values())
-        for layer, n in list(self.per_layer.items())[1:]:
+        """Layer -> targets, of the first `limit` features; those of the first layer have no sources."""
+        found, left = {}, sum(self.per_layer.values()) if self.limit is None else self.limit
+        for layer, n in self.per_layer.items():
             found[layer] = min(n, left)
             left -= found[layer]
-        return found
+        return {layer: n for layer, n in list(found.items())[1:] if n}
 
     @cached_property
     def sources(self) -> dict[int, int]:

@@ -8,7 +8,6 @@ from random import Random
 import pytest
 
 from fvcore.embedded.planted import Planted, build
-from fvcore.experiments.config import resolve
 from fvcore.experiments.sae import bench as benches
 from fvcore.experiments.sae.attribution import attribute
 from fvcore.experiments.sae.bench import Bench
@@ -16,8 +15,7 @@ from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.missed import CONTEXTS, SETS, SIZE, at_most, batches, drawn, missed, spread, upper
 from fvcore.experiments.sae.pathways import Node, TargetRow
 
-SETTINGS = resolve(PathwaysConfig, {"discover.replay.min_rel_effect": 0.3}).discover
-"""Norms couple everything a little: sets of four move the target by up to a sixth."""
+SETTINGS = PathwaysConfig().discover
 
 
 @pytest.fixture(scope="module")

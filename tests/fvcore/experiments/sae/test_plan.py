@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,10 +19,31 @@ from tests.late import RUNNING
 
 if RUNNING:
     import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
 
     from fvcore.experiments.sae.plan import Plan
     from fvcore.model.model import LanguageModel, load
     from fvcore.model.residual import residual_stream
+
+    class Living(TorchDispatchMode):
+        """Bytes of all that computations make and that is still there, at most."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.there: dict[int, int] = {}
+            self.most = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            for one in tree_leaves(made):
+                if isinstance(one, torch.Tensor) and one.untyped_storage()._cdata not in self.there:
+                    storage = one.untyped_storage()
+                    self.there[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self.there.pop, storage._cdata, None)
+            self.most = max(self.most, sum(self.there.values()))
+            return made
+
 
 TINY = {"model.name": "tiny-llama", "model.dtype": "float32", "features.layers": "0-5", "features.top_k_per_layer": 7}
 
@@ -67,6 +90,19 @@ def test_what_a_pass_costs_and_what_its_backward_pass_keeps_is_what_a_real_one_d
     assert 0.5 * told < kept_by(fused, ids) < told
 
 
+def test_gradients_of_several_targets_take_no_more_than_is_planned() -> None:
+    plan, lm = planned(), load("tiny-llama")
+    last = lm.n_layers - 1
+    with Living() as living:
+        stream = residual_stream(lm, lm.ids([1] * plan.tokens), last=last, leaf=0)
+        targets = stream[last][0, -1, :5]
+        streams = [stream[layer] for layer in range(last)]
+        torch.autograd.grad(targets, streams, grad_outputs=torch.eye(5), is_grads_batched=True)
+    _, kept, gradients, *_ = plan.memory.values()
+
+    assert living.most < kept + gradients < 1.5 * living.most
+
+
 def test_counts_are_those_of_the_files_where_they_are_there(tmp_path: Path) -> None:
     row = {"layer": 0, "feature_id": 0, "cohen_d": 1.0, "abs_d_rank_in_layer": 1, "direction": "safe"}
     row |= {
@@ -92,7 +128,7 @@ def test_counts_are_those_of_the_files_where_they_are_there(tmp_path: Path) -> N
     assert plan.passes["gradient passes"] == (2 + 2) * 32
     # Of each source: two modes in 32 contexts and 32 directions; of each layer: 64 random features in 8 contexts.
     assert plan.passes["rows of replay"] == 6 * (2 * 32 + 32) + 2 * 64 * 8
-    assert Plan(plan.settings, limit=4).targets == {2: 3, 5: 1}
+    assert Plan(plan.settings, limit=7).targets == {2: 3, 5: 1}
 
 
 def test_more_targets_cost_in_proportion_and_integrated_gradients_their_steps() -> None:

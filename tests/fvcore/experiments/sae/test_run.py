@@ -131,9 +131,12 @@ def test_units_of_other_settings_are_refused_and_taken_away_if_that_is_asked_for
     with pytest.raises(OtherSettings, match=r"discover\.ig_steps is 8, now 4 \(discover\); .*top_k is 25, now 7"):
         do(other, "3")
     assert states(other)["discover"] == "stale"
-    (other.paths.out / UNIT).write_text("old")
+    with pytest.raises(OtherSettings, match="flush_every is 1, now 2"):  # the files of units are cut by it
+        do(with_prompts(data, **{"runtime.flush_every": 2}), "3")
+    left = other.paths.out / UNIT.replace("0000", "0001")
+    left.write_text("of the settings before")
     do(other, "3", force=True)
-    assert (other.paths.out / UNIT).read_text() == "{}\n"
+    assert ((other.paths.out / UNIT).is_file(), left.exists()) == (True, False)
 
 
 def test_other_contexts_make_a_discovery_another_one(data: Data, called: list[str]) -> None:
