@@ -135,12 +135,16 @@ def _verdicts(settings: PathwaysConfig, folder: Folder) -> list[Pathway]:
 
 
 def _asked(settings: PathwaysConfig, folder: Folder, limit: int | None) -> tuple[list[Node], Sources]:
-    """The chosen features as targets, in their file's order, and what may be a source of them."""
+    """The chosen features as targets, in their file's order, and what may be a source of them.
+
+    limit: the first ones of those that have a layer before them
+    """
     path = folder / FEATURES
     chosen = validated(CausalFeatures, read_json(path), path, "chosen features").features
     nodes = [Node(one.layer, one.feature_id) for one in chosen]
     whole = settings.discover.source_scope == "all"
-    return nodes[:limit], {layer: None if whole else [node.id for node in of] for layer, of in by_layer(nodes).items()}
+    asked = nodes if limit is None else [node for node in nodes if node.layer > min(nodes).layer][:limit]
+    return asked, {layer: None if whole else [node.id for node in of] for layer, of in by_layer(nodes).items()}
 
 
 def _run(

@@ -167,7 +167,7 @@ def test_other_thresholds_need_no_model_and_leave_the_run_as_it_is(
 def test_only_the_first_targets_are_asked_for_where_there_is_a_limit(tmp_path: Path) -> None:
     discover.discover(written(tmp_path), limit=20)
     rows = read_jsonl(tmp_path / CANDIDATES)
-    assert [row["target"] for row in rows][:2] == ["L0-0", "L0-1"]
+    assert [row["target"] for row in rows][:2] == ["L1-0", "L1-1"]  # nothing lies before layer 0
     assert len(rows) == 20
 
 
