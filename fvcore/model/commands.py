@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fvcore import exits
 from fvcore.escapes import markup
@@ -34,7 +34,8 @@ Layout = Annotated[str, typer.Option(help="own, or plan: artifacts/model_spec_au
 @app.command("list")
 def spec_list() -> None:
     """The families of the table, where they keep their parts, and their other names."""
-    table = Table("spec", "blocks", "attention", "output projection", "aliases", box=None)
+    names = ("spec", "blocks", "attention", "output projection", "aliases")
+    table = Table(*(Column(name, overflow="fold", no_wrap=name == "spec") for name in names), box=None)
     for name, spec in sorted(MODEL_SPECS.items()):
         aliases = ", ".join(alias for alias, key in ALIASES.items() if key == name)
         table.add_row(name, *spec.paths, aliases)

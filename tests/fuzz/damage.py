@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fvcore.formats import FormatError
 from fvcore.gates import StageError
-from fvcore.model.model import ModelError
+from fvcore.model.spec import ModelError
 
 # What this project raises on purpose. Anything else is a traceback from the depths.
 OURS = (FormatError, StageError, ModelError)

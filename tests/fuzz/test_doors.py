@@ -15,40 +15,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fvcore.embedded import path_of
-from fvcore.experiments.config import resolve
-from fvcore.experiments.evaluation import data as tasks
-from fvcore.experiments.evaluation.config import EvaluationConfig
-from fvcore.experiments.folder import Folder
-from fvcore.experiments.plan_files import heads_in
-from fvcore.experiments.record import Record
-from fvcore.experiments.relation import data as relation
-from fvcore.experiments.relation.gates import QIdStatus
-from fvcore.experiments.sae import readers
-from fvcore.experiments.sae.logs import scan_file
-from fvcore.experiments.select_kv.cli import Command
-from fvcore.formats import read_csv, read_json, read_jsonl, read_yaml
-from fvcore.gates import Status
-from fvcore.model.spec import read_spec
-from fvcore.trials import fixed, sampled
-from pytest_fvparity import shipped
-from pytest_fvparity.golden import listing
-from pytest_fvparity.milestones.lock import Lock
-from pytest_fvparity.parity.place import place_of
-from pytest_fvparity.report.merge import Contradiction, merge
-from pytest_fvparity.report.render import read_report, write_all
 from tests.fuzz.damage import OURS, Campaign, byte_damage, contents, drawn, json_damage
 from tests.late import RUNNING
-from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
 
 if RUNNING:
-    pass
+    from fvcore.embedded import path_of
+    from fvcore.experiments.config import resolve
+    from fvcore.experiments.evaluation import data as tasks
+    from fvcore.experiments.evaluation.config import EvaluationConfig
+    from fvcore.experiments.folder import Folder
+    from fvcore.experiments.plan_files import heads_in
+    from fvcore.experiments.record import Record
+    from fvcore.experiments.relation import data as relation
+    from fvcore.experiments.relation.gates import QIdStatus
+    from fvcore.experiments.sae import readers
+    from fvcore.experiments.sae.logs import scan_file
+    from fvcore.experiments.select_kv.cli import Command
+    from fvcore.formats import read_csv, read_json, read_jsonl, read_yaml
+    from fvcore.gates import Status
+    from fvcore.model.spec import read_spec
+    from fvcore.trials import fixed, sampled
+    from pytest_fvparity import shipped
+    from pytest_fvparity.golden import listing
+    from pytest_fvparity.milestones.lock import Lock
+    from pytest_fvparity.parity.place import place_of
+    from pytest_fvparity.report.merge import Contradiction, merge
+    from pytest_fvparity.report.render import read_report, write_all
+    from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
 
 N = 150
 """Damages of each door."""
 
 ROOT = Path(__file__).parents[2]
-TRIALS = ROOT / shipped.TRIALS["tiny-llama"]
 PACKAGE = ROOT / "fvcore" / "experiments"
 
 
@@ -130,40 +128,67 @@ SPEC = (
 )
 EVALUATION = "what: all\nmodel: tiny-llama\ndataset: antonym\nseed: 3\nalpha: 1.5\n"
 
-DOORS = {
-    "fixed trials": Door(_trials(1), "trials.json", fixed.read),
-    "their place": Door(_trials(1), "sampled_trials.json", place_of),
-    "sampled trials": Door(_sampled(), "sampled_trials.json", sampled.read_trials),
-    "raw dataset": Door('[{"input": "hot", "output": "cold"}, {"input": "up", "output": ["down"]}]', "raw.json", fixed.read_pairs),
-    "task": Door('[{"input": "hot", "output": "cold"}, {"input": "up", "output": ["down", "low"]}]', "task.json", tasks.read_rows),
-    "relation": Door("q,exA,exB\r\nQ1,hot,cold\r\nQ1,up,down\r\nQ2,a,b\r\n", "relation.csv", relation.read),
-    "report": Door(_report(), "src_vs_fv_diff_report.json", _judged),
-    "record": Door(json.dumps(RECORD), "record.json", lambda path: Record(Folder(path.parent), path.name).read()),
-    "status": Door(json.dumps(STATUS), "artifacts/qid_status.json", lambda path: QIdStatus.all_of(path.parents[2])),
-    "heads": Door('[{"layer": 0, "head": 1, "score": 0.5}]', "heads.json", lambda path: heads_in(read_json(path), path)),
-    "spec": Door(SPEC, "spec.yaml", read_spec),
-    "lock": Door((ROOT / "pytest_fvparity/milestones/antonym-lock.yaml").read_text(), "lock.yaml", lambda p: Lock.load(str(p))),
-    "templates": Door((PACKAGE / "evaluation/templates.yaml").read_text(), "templates.yaml", tasks.read_templates),
-    "evaluation": Door(EVALUATION, "config.yaml", _as_config(EvaluationConfig)),
-    "select-kv": Door((PACKAGE / "select_kv/configs/tiny.yaml").read_text(), "config.yaml", _as_config(Command)),
-    "log": Door(json.dumps(ROWS), "log.json", _read_log),
-    "log by lines": Door("".join(json.dumps(row) + "\n" for row in ROWS), "log.jsonl", _read_log),
-    "golden": Door(
-        next(ROOT.glob(f"golden/*/{TRIALS.stem}/src/manifest.json")).read_text(),
-        "golden/d/t/src/manifest.json",
-        lambda path: listing.rows([path.parents[3]], {"t": {"0"}}),
-    ),
-    "table": Door("a,b\r\n1,2\r\n", "table.csv", read_csv),
-    "lines": Door('{"a": 1}\n{"a": 2}\n', "lines.jsonl", read_jsonl),
-    "yaml": Door("a: &x {b: 1}\nc: [*x, 2.5, on]\n", "a.yaml", read_yaml),
-}  # fmt: skip
+NAMES = (
+    "fixed trials",
+    "their place",
+    "sampled trials",
+    "raw dataset",
+    "task",
+    "relation",
+    "report",
+    "record",
+    "status",
+    "heads",
+    "spec",
+    "lock",
+    "templates",
+    "evaluation",
+    "select-kv",
+    "log",
+    "log by lines",
+    "golden",
+    "table",
+    "lines",
+    "yaml",
+)
+
+if RUNNING:
+    TRIALS = ROOT / shipped.TRIALS["tiny-llama"]
+    DOORS = {
+        "fixed trials": Door(_trials(1), "trials.json", fixed.read),
+        "their place": Door(_trials(1), "sampled_trials.json", place_of),
+        "sampled trials": Door(_sampled(), "sampled_trials.json", sampled.read_trials),
+        "raw dataset": Door('[{"input": "hot", "output": "cold"}, {"input": "up", "output": ["down"]}]', "raw.json", fixed.read_pairs),
+        "task": Door('[{"input": "hot", "output": "cold"}, {"input": "up", "output": ["down", "low"]}]', "task.json", tasks.read_rows),
+        "relation": Door("q,exA,exB\r\nQ1,hot,cold\r\nQ1,up,down\r\nQ2,a,b\r\n", "relation.csv", relation.read),
+        "report": Door(_report(), "src_vs_fv_diff_report.json", _judged),
+        "record": Door(json.dumps(RECORD), "record.json", lambda path: Record(Folder(path.parent), path.name).read()),
+        "status": Door(json.dumps(STATUS), "artifacts/qid_status.json", lambda path: QIdStatus.all_of(path.parents[2])),
+        "heads": Door('[{"layer": 0, "head": 1, "score": 0.5}]', "heads.json", lambda path: heads_in(read_json(path), path)),
+        "spec": Door(SPEC, "spec.yaml", read_spec),
+        "lock": Door((ROOT / "pytest_fvparity/milestones/antonym-lock.yaml").read_text(), "lock.yaml", lambda p: Lock.load(str(p))),
+        "templates": Door((PACKAGE / "evaluation/templates.yaml").read_text(), "templates.yaml", tasks.read_templates),
+        "evaluation": Door(EVALUATION, "config.yaml", _as_config(EvaluationConfig)),
+        "select-kv": Door((PACKAGE / "select_kv/configs/tiny.yaml").read_text(), "config.yaml", _as_config(Command)),
+        "log": Door(json.dumps(ROWS), "log.json", _read_log),
+        "log by lines": Door("".join(json.dumps(row) + "\n" for row in ROWS), "log.jsonl", _read_log),
+        "golden": Door(
+            next(ROOT.glob(f"golden/*/{TRIALS.stem}/src/manifest.json")).read_text(),
+            "golden/d/t/src/manifest.json",
+            lambda path: listing.rows([path.parents[3]], {"t": {"0"}}),
+        ),
+        "table": Door("a,b\r\n1,2\r\n", "table.csv", read_csv),
+        "lines": Door('{"a": 1}\n{"a": 2}\n', "lines.jsonl", read_jsonl),
+        "yaml": Door("a: &x {b: 1}\nc: [*x, 2.5, on]\n", "a.yaml", read_yaml),
+    }  # fmt: skip
 
 
 def test_three_thousand_damages_are_drawn() -> None:
+    assert tuple(DOORS) == NAMES
     assert N * len(DOORS) >= 3000
 
 
-@pytest.mark.parametrize("name", DOORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_sound_file_is_taken(name: str, tmp_path: Path) -> None:
     door = DOORS[name]
     _put(tmp_path / "run" / door.name, door.sound.encode())
@@ -193,7 +218,7 @@ def settled(door: Door, path: Path) -> str:
     return type(told).__name__
 
 
-@pytest.mark.parametrize("name", DOORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_damaged_file_is_refused_or_taken(name: str, tmp_path: Path, part: int) -> None:
     door, campaign = DOORS[name], Campaign()
     sound = door.sound.encode()
@@ -216,18 +241,20 @@ def test_a_damaged_file_is_refused_or_taken(name: str, tmp_path: Path, part: int
     assert len(campaign.seen) >= N // part // 2
 
 
-@pytest.mark.parametrize("name", DOORS)
 @pytest.mark.parametrize("what", ["folder", "pipe", "device", "nothing"])
-def test_what_is_no_file_at_all_is_refused(name: str, what: str, tmp_path: Path) -> None:
+def test_what_is_no_file_at_all_is_refused(what: str, tmp_path: Path) -> None:
+    for number, door in enumerate(DOORS.values()):
+        _put_no_file(what, path := tmp_path / str(number) / "run" / door.name)
+        settled(door, path)
+
+
+def _put_no_file(what: str, path: Path) -> None:
     import os
 
-    path = tmp_path / "run" / DOORS[name].name
     path.parent.mkdir(parents=True)
     {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "device": lambda: path.symlink_to("/dev/zero")}.get(
         what, lambda: None
     )()
-
-    settled(DOORS[name], path)
 
 
 def test_the_shipped_models_lie_where_they_are_looked_for() -> None:

@@ -18,7 +18,7 @@ if RUNNING:
     import torch
     from safetensors.torch import load_file, save_file
     from torch import Tensor, nn
-    from transformers import MptConfig, MptForCausalLM
+    from transformers import MambaConfig, MambaForCausalLM
 
     from fvcore.model import model as models
     from fvcore.model.hooks import read_heads
@@ -135,10 +135,10 @@ def test_a_layer_that_is_not_there_is_refused(tiny: Tiny) -> None:
 
 
 def test_an_unknown_family_names_the_known_ones() -> None:
-    hf = MptForCausalLM(MptConfig(vocab_size=20, d_model=8, n_layers=1, n_heads=2))
+    hf = MambaForCausalLM(MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, state_size=4))
     with pytest.raises(ModelError) as error:
         LanguageModel.wrap(hf)
-    assert "'mpt'" in str(error.value)
+    assert "'mamba'" in str(error.value)
     assert ", ".join(sorted(MODEL_SPECS)) in str(error.value)
     assert "fvcore/model/spec.py" in str(error.value)
 

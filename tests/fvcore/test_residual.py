@@ -1,12 +1,19 @@
 """What is read of the residual stream is what leaves each block, edited first, and a pass can go on from it."""
 
-import pytest
-import torch
-from torch import Tensor
+from __future__ import annotations
 
-from fvcore.embedded.random_models import FAMILIES, random_lm
-from fvcore.model.model import LanguageModel, ModelError
-from fvcore.model.residual import Cached, residual_stream
+import pytest
+
+from tests.late import RUNNING, inference_mode
+
+if RUNNING:
+    import torch
+    from torch import Tensor
+
+    from fvcore.embedded.random_models import FAMILIES, random_lm
+    from fvcore.model.model import LanguageModel, ModelError
+    from fvcore.model.residual import Cached, residual_stream
+
 
 LAYERS = 4
 
@@ -22,7 +29,7 @@ def ids(lm: LanguageModel) -> Tensor:
     return torch.randint(3, lm.vocab_size, (2, 9), generator=torch.Generator().manual_seed(1))
 
 
-@torch.no_grad()
+@inference_mode
 def states(lm: LanguageModel, ids: Tensor) -> tuple[Tensor, ...]:
     found: tuple[Tensor, ...] = lm.hf(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
     return found

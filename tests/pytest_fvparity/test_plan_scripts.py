@@ -12,12 +12,17 @@ from typing import Any
 
 import pytest
 
-from fvcore.formats import FormatError, read_json, read_yaml, write_json
-from pytest_fvparity.plans import criteria, page
-from pytest_fvparity.plans.call import read_flags, translated
-from pytest_fvparity.plans.init import PLANS, README, init
-from pytest_fvparity.plans.table import PlanUsage, scripts
-from tests.pytest_fvparity.stand_in import plant as plant_reference
+from fvcore.formats import read_yaml
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.formats import FormatError, read_json, write_json
+    from pytest_fvparity.plans import criteria, page
+    from pytest_fvparity.plans.call import read_flags, translated
+    from pytest_fvparity.plans.init import PLANS, README, init
+    from pytest_fvparity.plans.table import PlanUsage, scripts
+    from tests.pytest_fvparity.stand_in import plant as plant_reference
+
 
 TESTS = Path(__file__).parents[1]
 BLOCKS: dict[str, list[list[str]]] = read_yaml(TESTS / "plans_blocks.yaml")
@@ -128,6 +133,7 @@ def test_m1_and_m2(m0: str, folder: Path) -> None:
     assert "suite PASS, mismatch_count of each stage: prompt_boundary 0, slot_map 0" in passes(folder, "M2")
 
 
+@pytest.mark.slow
 def test_the_trials_of_antonym_itself_are_made_and_verified(folder: Path) -> None:
     """No reference and no golden is needed for these; what compares with the reference says that it has none."""
     words = {"dataset": "antonym", "id": "fixed_antonym", "trials": "datasets/fixed_trials/fixed_antonym.json"}
@@ -197,6 +203,7 @@ def test_a_folder_of_another_q_id_is_refused() -> None:
         translated(*way_of("scripts/run_stepD_aie_head_sweep.py", *words))
 
 
+@pytest.mark.slow
 def test_what_we_refuse_names_the_plans_flag(folder: Path) -> None:
     """The sentence is our command's; the flag in it is the plan's."""
     words = BLOCKS["smoke"][0][:-1]

@@ -21,7 +21,7 @@ out_proj_path_in_attn: o_proj
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--fv-spec=bert"], "*--fv-spec: Unsupported model spec: 'bert'; supported: bloom, *"),
+        (["--fv-spec=bert"], "*--fv-spec: Unsupported model spec: 'bert'; supported: bitnet, bloom, *"),
         (["--fv-spec=absent.yaml"], "*--fv-spec: *absent.yaml: no such file*"),
         (["--fv-spec=wrong.yaml"], "*--fv-spec: *wrong.yaml: no ModelSpec: missing key 'attn_path_in_block'*"),
         (["--fv-device=cpu", "--fv-device-map=auto"], "*two answers to one question*"),

@@ -260,7 +260,7 @@ def test_a_verdict_that_fails_is_told_with_both_values_and_the_rest_is_blocked(p
     result.stdout.fnmatch_lines(
         [
             "two: FAIL",
-            "1 of 1 values differ; the first of them:",
+            "1 of 1 values differ; the first of what is wrong:",
             "  here: differs",
             "    expected 1",
             "*suite test_toy.py::toy*",

@@ -1,9 +1,16 @@
 """What an autoencoder does in canonical form, by its formula."""
 
-import pytest
-import torch
+from __future__ import annotations
 
-from fvcore.experiments.sae.autoencoder import SAE
+import pytest
+
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.experiments.sae.autoencoder import SAE
+
 
 SIZE, WIDTH = 24, 6
 
@@ -15,7 +22,8 @@ def sae(k: int | None = None, threshold: float = 0.3) -> SAE:
     return SAE(0, rows.T.clone(), bias, rows, torch.ones(WIDTH), torch.full((SIZE,), threshold), kappa, k)
 
 
-HIDDEN = torch.randn(5, 7, WIDTH, generator=torch.Generator().manual_seed(1))
+if RUNNING:
+    HIDDEN = torch.randn(5, 7, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
 def test_a_feature_is_what_stands_above_its_threshold() -> None:

@@ -15,26 +15,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from fvcore.embedded.planted import build
-from fvcore.experiments.config import resolve
-from fvcore.experiments.errors import StepError
-from fvcore.experiments.progress import Watched
-from fvcore.experiments.sae import attribution, discover, replay
-from fvcore.experiments.sae import bench as benches
-from fvcore.experiments.sae.batches import Batch
-from fvcore.experiments.sae.bench import Bench
-from fvcore.experiments.sae.config import PathwaysConfig
-from fvcore.experiments.sae.contexts import CONTEXTS
-from fvcore.experiments.sae.discover import ERRORS, UNITS, Unit
-from fvcore.experiments.sae.features import FEATURES
-from fvcore.experiments.sae.pathways import CANDIDATES, NULLS, PATHWAYS, REPLAYS, Node, ValidatedPathways
-from fvcore.experiments.sae.schemas import CausalFeatures, Feature, FeaturesMetadata, PromptsSample
-from fvcore.experiments.sae.selftest import survey
-from fvcore.experiments.workers import Local
-from fvcore.formats import read_json, read_jsonl, validated, write_json
+from fvcore.experiments.sae.pathways import CANDIDATES, NULLS, PATHWAYS, REPLAYS
+from tests.late import RUNNING
 from tests.slow import slow_but
+
+if RUNNING:
+    import torch
+
+    from fvcore.embedded.planted import build
+    from fvcore.experiments.config import resolve
+    from fvcore.experiments.errors import StepError
+    from fvcore.experiments.progress import Watched
+    from fvcore.experiments.sae import attribution, discover, replay
+    from fvcore.experiments.sae import bench as benches
+    from fvcore.experiments.sae.batches import Batch
+    from fvcore.experiments.sae.bench import Bench
+    from fvcore.experiments.sae.config import PathwaysConfig
+    from fvcore.experiments.sae.contexts import CONTEXTS
+    from fvcore.experiments.sae.discover import ERRORS, UNITS, Unit
+    from fvcore.experiments.sae.features import FEATURES
+    from fvcore.experiments.sae.pathways import Node, ValidatedPathways
+    from fvcore.experiments.sae.schemas import CausalFeatures, Feature, FeaturesMetadata, PromptsSample
+    from fvcore.experiments.sae.selftest import survey
+    from fvcore.experiments.workers import Local
+    from fvcore.formats import read_json, read_jsonl, validated, write_json
+
 
 FILES = (CANDIDATES, NULLS, REPLAYS, PATHWAYS)
 N_CONTEXTS = 6
@@ -132,13 +138,14 @@ def test_a_process_that_is_killed_leaves_whole_files_alone(whole: dict[str, byte
     settings = written(tmp_path)
     code = (
         "from tests.fvcore.experiments.sae import test_discover as t\n"
-        "import sys, contextlib\nfrom pathlib import Path\n"
+        "import sys, contextlib\nfrom tests.late import import_late\nimport_late(t)\n"
         "t.discover._workers = contextlib.contextmanager(lambda settings: iter([t.Local(t.planted())]))\n"
         "t.discover.discover(t.resolve(t.PathwaysConfig, {'paths.out': sys.argv[1]}))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     until = time.monotonic() + 120
     while len(list((tmp_path / UNITS).glob("*.jsonl"))) < 3 and time.monotonic() < until:
+        assert process.poll() is None  # it is killed, and does not end by itself
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

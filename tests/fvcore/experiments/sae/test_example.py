@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from typer.testing import CliRunner
 
-from fvcore.cli import app
-from fvcore.experiments.sae.example import CONFIG
-from fvcore.experiments.sae.pathways import PATHWAYS, ValidatedPathways
-from fvcore.experiments.sae.report import GRAPH, REPORTS
-from fvcore.formats import read_json
+from tests.late import RUNNING
+
+if RUNNING:
+    from typer.testing import CliRunner
+
+    from fvcore.cli import app
+    from fvcore.experiments.sae.example import CONFIG
+    from fvcore.experiments.sae.pathways import PATHWAYS, ValidatedPathways
+    from fvcore.experiments.sae.report import GRAPH, REPORTS
+    from fvcore.formats import read_json
+
 
 PLANS = (
     "data/causal_features.json",

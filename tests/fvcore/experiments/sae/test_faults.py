@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from fvcore.experiments.sae import faults
+from tests.late import RUNNING
 from tests.slow import slow_but
+
+if RUNNING:
+    from fvcore.experiments.sae import faults
+
 
 IDS = (
     "off_by_one", "post_norm", "edits_after_recording", "units", "no_grad_encoder", "error_dropped", "last_token_only",

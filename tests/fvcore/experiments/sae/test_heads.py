@@ -5,15 +5,19 @@ from __future__ import annotations
 from statistics import fmean
 
 import pytest
-import torch
-from torch import Tensor
 
-from fvcore.embedded.planted import Planted, build
-from fvcore.experiments.sae import bench as benches
-from fvcore.experiments.sae.bench import Bench
-from fvcore.experiments.sae.heads import HeadSplit, split
-from fvcore.experiments.sae.pathways import Node
-from fvcore.model.residual import residual_stream
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+    from torch import Tensor
+
+    from fvcore.embedded.planted import Planted, build
+    from fvcore.experiments.sae import bench as benches
+    from fvcore.experiments.sae.bench import Bench
+    from fvcore.experiments.sae.heads import HeadSplit, split
+    from fvcore.experiments.sae.pathways import Node
+    from fvcore.model.residual import residual_stream
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["straight", "curved"])

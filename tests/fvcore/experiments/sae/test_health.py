@@ -8,20 +8,25 @@ from random import Random
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
-from typer.testing import CliRunner
 
-from fvcore.cli import app
-from fvcore.experiments.sae.autoencoder import SAE
 from fvcore.experiments.sae.config import Training
-from fvcore.experiments.sae.health import Health, health, shifted
-from fvcore.experiments.sae.loaders import load as load_sae
-from fvcore.experiments.sae.loaders import save_sae_lens
-from fvcore.experiments.sae.streams import questions, taken_for
-from fvcore.experiments.sae.train import fitted, train
-from fvcore.formats import FormatError, read_json, write_pt
-from fvcore.model.model import LanguageModel, load
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+    from torch import Tensor
+    from typer.testing import CliRunner
+
+    from fvcore.cli import app
+    from fvcore.experiments.sae.autoencoder import SAE
+    from fvcore.experiments.sae.health import Health, health, shifted
+    from fvcore.experiments.sae.loaders import load as load_sae
+    from fvcore.experiments.sae.loaders import save_sae_lens
+    from fvcore.experiments.sae.streams import questions, taken_for
+    from fvcore.experiments.sae.train import fitted, train
+    from fvcore.formats import FormatError, read_json, write_pt
+    from fvcore.model.model import LanguageModel, load
+
 
 LAYER, LAST = 2, 5
 BRIEF = Training(steps=120, batch=256)

@@ -13,18 +13,22 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fvcore.embedded.planted import Planted, build
-from fvcore.experiments.config import resolve
-from fvcore.experiments.sae import bench as benches
-from fvcore.experiments.sae.chains import Chain, influence, strength, strongest
-from fvcore.experiments.sae.config import PathwaysConfig
-from fvcore.experiments.sae.features import FEATURES
-from fvcore.experiments.sae.graph import EDGES, GRAPHML, LISTING, VIEWER, viewer
-from fvcore.experiments.sae.integrate import chosen_chains, integrate
-from fvcore.experiments.sae.mediation import mediated, shares
-from fvcore.experiments.sae.pathways import Node, Pathway
-from fvcore.experiments.sae.steps import INTEGRATED, TOKENS
-from tests.fvcore.experiments.sae.made_up import pathway, write
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.embedded.planted import Planted, build
+    from fvcore.experiments.config import resolve
+    from fvcore.experiments.sae import bench as benches
+    from fvcore.experiments.sae.chains import Chain, influence, strength, strongest
+    from fvcore.experiments.sae.config import PathwaysConfig
+    from fvcore.experiments.sae.features import FEATURES
+    from fvcore.experiments.sae.graph import EDGES, GRAPHML, LISTING, VIEWER, viewer
+    from fvcore.experiments.sae.integrate import chosen_chains, integrate
+    from fvcore.experiments.sae.mediation import mediated, shares
+    from fvcore.experiments.sae.pathways import Node, Pathway
+    from fvcore.experiments.sae.steps import INTEGRATED, TOKENS
+    from tests.fvcore.experiments.sae.made_up import pathway, write
+
 
 HOSTILE = ' </clerp>\x00"é'
 

@@ -7,18 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from fvcore.experiments.sae.autoencoder import SAE
-from fvcore.experiments.sae.config import Autoencoders
-from fvcore.experiments.sae.loaders import folder_of, load, save, save_sae_lens
-from fvcore.experiments.sae.store import Store
-from fvcore.formats import FormatError, write_json, write_pt, write_safetensors
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+    from torch import Tensor
+
+    from fvcore.experiments.sae.autoencoder import SAE
+    from fvcore.experiments.sae.config import Autoencoders
+    from fvcore.experiments.sae.loaders import folder_of, load, save, save_sae_lens
+    from fvcore.experiments.sae.store import Store
+    from fvcore.formats import FormatError, write_json, write_pt, write_safetensors
+
 
 SIZE, WIDTH, LAYER = 40, 12, 3
 HOOK = f"blocks.{LAYER}.hook_resid_post"
-HIDDEN = 3 * torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+if RUNNING:
+    HIDDEN = 3 * torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
 
 
 def drawn() -> dict[str, Tensor]:

@@ -7,13 +7,17 @@ from random import Random
 
 import pytest
 
-from fvcore.embedded.planted import Planted, build
-from fvcore.experiments.sae import bench as benches
-from fvcore.experiments.sae.attribution import attribute
-from fvcore.experiments.sae.bench import Bench
 from fvcore.experiments.sae.config import PathwaysConfig
-from fvcore.experiments.sae.missed import CONTEXTS, SETS, SIZE, at_most, batches, drawn, missed, spread, upper
-from fvcore.experiments.sae.pathways import Node, TargetRow
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.embedded.planted import Planted, build
+    from fvcore.experiments.sae import bench as benches
+    from fvcore.experiments.sae.attribution import attribute
+    from fvcore.experiments.sae.bench import Bench
+    from fvcore.experiments.sae.missed import CONTEXTS, SETS, SIZE, at_most, batches, drawn, missed, spread, upper
+    from fvcore.experiments.sae.pathways import Node, TargetRow
+
 
 SETTINGS = PathwaysConfig().discover
 

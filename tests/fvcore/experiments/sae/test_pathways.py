@@ -9,26 +9,40 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from scipy import stats
-from torch import Tensor
-from typer.testing import CliRunner
 
-from fvcore.embedded.planted import Edge, build
-from fvcore.experiments.sae import attribution, replay
-from fvcore.experiments.sae import bench as benches
-from fvcore.experiments.sae.attribution import gradients, integrated
-from fvcore.experiments.sae.bench import Bench, Columns, Held
-from fvcore.experiments.sae.cli import app
-from fvcore.experiments.sae.config import Discover, Scale
-from fvcore.experiments.sae.pathways import Node, Pathway
-from fvcore.experiments.sae.replay import DIRECTION, ZERO, Edit, Readers, run_edits
-from fvcore.experiments.sae.schemas import Context
-from fvcore.experiments.sae.selftest import BEGIN, END, OURS, Survey, calibration, null_survey, power, put_into, survey
-from fvcore.experiments.sae.verdicts import judge
-from fvcore.formats import FormatError
-from fvcore.model.model import LanguageModel
-from fvcore.model.residual import Cached, residual_stream
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+    from scipy import stats
+    from torch import Tensor
+    from typer.testing import CliRunner
+
+    from fvcore.embedded.planted import Edge, build
+    from fvcore.experiments.sae import attribution, replay
+    from fvcore.experiments.sae import bench as benches
+    from fvcore.experiments.sae.attribution import gradients, integrated
+    from fvcore.experiments.sae.bench import Bench, Columns, Held
+    from fvcore.experiments.sae.cli import app
+    from fvcore.experiments.sae.config import Discover, Scale
+    from fvcore.experiments.sae.pathways import Node, Pathway
+    from fvcore.experiments.sae.replay import DIRECTION, ZERO, Edit, Readers, run_edits
+    from fvcore.experiments.sae.schemas import Context
+    from fvcore.experiments.sae.selftest import (
+        BEGIN,
+        END,
+        OURS,
+        Survey,
+        calibration,
+        null_survey,
+        power,
+        put_into,
+        survey,
+    )
+    from fvcore.experiments.sae.verdicts import judge
+    from fvcore.formats import FormatError
+    from fvcore.model.model import LanguageModel
+    from fvcore.model.residual import Cached, residual_stream
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,21 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
-from fvcore.embedded.planted import Planted, build
-from fvcore.experiments.config import ConfigError, resolve
-from fvcore.experiments.sae import bench as benches
-from fvcore.experiments.sae import prototype
-from fvcore.experiments.sae.bench import Bench, Held
-from fvcore.experiments.sae.config import PathwaysConfig
-from fvcore.experiments.sae.instrumentation import instrumented
-from fvcore.experiments.sae.prototype import SingleFeatureTest, examined
-from fvcore.experiments.sae.schemas import Feature
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.embedded.planted import Planted, build
+    from fvcore.experiments.config import ConfigError, resolve
+    from fvcore.experiments.sae import bench as benches
+    from fvcore.experiments.sae import prototype
+    from fvcore.experiments.sae.bench import Bench, Held
+    from fvcore.experiments.sae.config import PathwaysConfig
+    from fvcore.experiments.sae.instrumentation import instrumented
+    from fvcore.experiments.sae.prototype import SingleFeatureTest, examined
+    from fvcore.experiments.sae.schemas import Feature
 
 
 @pytest.fixture(scope="module")

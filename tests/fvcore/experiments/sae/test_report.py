@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from fvcore.experiments.sae import report
-from fvcore.experiments.sae.drawing import BOX, MOST_EDGES, draw
-from fvcore.formats import FormatError
-from tests.fvcore.experiments.sae.made_up import HOSTILE, many, pathway, write
+from tests.late import RUNNING
+
+if RUNNING:
+    from fvcore.experiments.sae import report
+    from fvcore.experiments.sae.drawing import BOX, MOST_EDGES, draw
+    from fvcore.formats import FormatError
+    from tests.fvcore.experiments.sae.made_up import HOSTILE, many, pathway, write
 
 
 @pytest.fixture(scope="module")

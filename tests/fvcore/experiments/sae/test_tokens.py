@@ -8,18 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 
-from fvcore.experiments.sae import lens
-from fvcore.experiments.sae.association import Ids, Table, compare
-from fvcore.experiments.sae.config import Tokens
-from fvcore.experiments.sae.load import load
-from fvcore.experiments.sae.steps import TOKENS
-from fvcore.experiments.sae.tokens import encode, tokens
-from fvcore.experiments.statistics import fisher
-from fvcore.model.model import load as load_model
-from fvcore.model.model import load_tokenizer
-from tests.fvcore.experiments.sae import worlds
+from tests.late import RUNNING
+
+if RUNNING:
+    import torch
+
+    from fvcore.experiments.sae import lens
+    from fvcore.experiments.sae.association import Ids, Table, compare
+    from fvcore.experiments.sae.config import Tokens
+    from fvcore.experiments.sae.load import load
+    from fvcore.experiments.sae.steps import TOKENS
+    from fvcore.experiments.sae.tokens import encode, tokens
+    from fvcore.experiments.statistics import fisher
+    from fvcore.model.model import load as load_model
+    from fvcore.model.model import load_tokenizer
+    from tests.fvcore.experiments.sae import worlds
+
 
 if TYPE_CHECKING:
     from pathlib import Path
