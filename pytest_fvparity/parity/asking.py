@@ -67,7 +67,7 @@ def formed(key: str, artifact: Any, like: Artifact) -> Artifact:
     """A candidate's answer in the one form that is compared and handed on; raises StageError naming the leaf that has none.
 
     Maps of slots may be objects, their keys text as JSON writes them; leaves, and the rows of a map, may stand in any
-    order: they are put into the golden's.
+    order: they are put into the golden's. Numbers in a list are a tensor where the golden has one.
     """
     if not isinstance(artifact, Mapping):
         raise StageError(
@@ -76,6 +76,7 @@ def formed(key: str, artifact: Any, like: Artifact) -> Artifact:
     leaves = dict(artifact)
     if key == "slot_map":
         leaves = {leaf: _as_rows(value, like.get(leaf)) for leaf, value in leaves.items()}
+    leaves = {leaf: _as_tensor(value, like.get(leaf)) for leaf, value in leaves.items()}
     _require_leaves(key, leaves)
     return {leaf: leaves[leaf] for leaf in (*(leaf for leaf in like if leaf in leaves), *leaves)}
 
@@ -89,6 +90,18 @@ def _as_rows(value: Any, like: Any) -> Any:
         return value
     places = {row[0]: place for place, row in enumerate(like)}
     return sorted(value, key=lambda row: places.get(row[0], len(places)))
+
+
+def _as_tensor(value: Any, like: Any) -> Any:
+    """A list of plain numbers as the golden's tensor of them."""
+    from fvcore.artifacts import is_dense
+
+    numbers = isinstance(value, list) and value and all(type(one) in {int, float} for one in value)
+    if not (numbers and is_dense(like)):
+        return value
+    import torch
+
+    return torch.tensor(value, dtype=like.dtype)
 
 
 def _is_rows(value: Any) -> bool:

@@ -319,7 +319,9 @@ def _of_prompts(expected: Artifact, actual: Artifact, wrong: Mapping[str, Any]) 
     if not all(isinstance(side, list) for pair in ids for side in pair):
         return None
     if all(have[1:] == want for want, have in ids):
-        return "every prompt that differs has one token more at its start: look at the BOS"
+        more = "every prompt that differs has one token more at its start: look at the BOS"
+        written = texts and all(isinstance(have, str) and have.endswith(want) for want, have in texts)
+        return f"{more}{UPSTREAM if written else ''}"
     if all(have == want[1:] for want, have in ids):
         return "every prompt that differs lacks its first token: look at the BOS"
     if all(have[:-1] == want for want, have in ids):
@@ -329,6 +331,9 @@ def _of_prompts(expected: Artifact, actual: Artifact, wrong: Mapping[str, Any]) 
 
 
 TARGETS = {"target_id", "answer_ids"}
+UPSTREAM = (
+    "; its text is in the prompt, as the public repository writes it: --fv-reference-profile=todd_upstream compares so"
+)
 
 
 def _of_slots(expected: Artifact, actual: Artifact, wrong: Mapping[str, Any]) -> str | None:
@@ -340,6 +345,8 @@ def _of_slots(expected: Artifact, actual: Artifact, wrong: Mapping[str, Any]) ->
         return "only the ranges that are averaged differ"
     if names <= {"query_predictive_slot", "query_predictive_token"}:
         return "slots agree, only the predictive one is another"
+    if names <= {"labels", "dummy_labels"}:
+        return "slots agree, only names of labels differ"
     return None
 
 

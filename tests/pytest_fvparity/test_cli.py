@@ -248,7 +248,8 @@ EDITED = 'x = leaves["mean_activations"] = leaves["mean_activations"].clone(); {
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        without = {"created_at", "duration_sec", "stdout", "stderr"}
+        # What a process takes is no more of the run than its times.
+        without = {"created_at", "duration_sec", "peak_memory_mib", "stdout", "stderr"}
         return {key: _timeless(item) for key, item in value.items() if key not in without}
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 

@@ -43,6 +43,10 @@ def trials_reversed(leaves: dict[str, Any]) -> dict[str, Any]:
     return dict(reversed(leaves.items()))
 
 
+def scores_in_a_list(leaves: dict[str, Any]) -> dict[str, Any]:
+    return leaves | {"scores": leaves["scores"].tolist()}
+
+
 def answering(key: str, form: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     return {key: lambda self, *inputs: form(dict(getattr(Pipeline, key)(self, *inputs)))}
 
@@ -55,6 +59,7 @@ def answering(key: str, form: Callable[[dict[str, Any]], dict[str, Any]]) -> dic
         ("slot_map", trials_reversed),
         ("prompt_boundary", trials_reversed),
         ("injection_output", trials_reversed),
+        ("top_heads", scores_in_a_list),
     ],
 )
 def test_another_legal_form_is_green_at_every_key(key: str, form: Callable[[Any], Any]) -> None:
