@@ -352,9 +352,9 @@ def _of_slots(expected: Artifact, actual: Artifact, wrong: Mapping[str, Any]) ->
 
 def _of_heads(expected: Artifact, actual: Artifact, wrong: Mapping[str, Any]) -> str | None:
     """Which of effects, their mean, and their ranking is the first to differ."""
-    if "cie" not in wrong and "aie" in wrong:
+    if "cie" in actual and "cie" not in wrong and "aie" in wrong:
         return "effects of single trials agree, their mean does not: look at what is averaged"
-    if not {"cie", "aie"} & wrong.keys() and "heads" in wrong:
+    if {"cie", "aie"} & actual.keys() and not {"cie", "aie"} & wrong.keys() and "heads" in wrong:
         return f"effects agree, their ranking does not{_ranking(expected['heads'], actual.get('heads'))}"
     if wrong.keys() == {"scores"}:
         return "effects and heads agree, only the scores shown beside them differ"

@@ -380,9 +380,11 @@ def _headline(checks: Sequence[Check], divergence: Divergence | None, context: M
     if divergence is None:
         return f"{overall_status(checks)}: {_agreement(checks, context)}{loosened}"
     if divergence.status == Status.NOT_PROVIDED:
-        absent = ", ".join(check.key for check in checks if check.status == Status.NOT_PROVIDED)
+        parts = ", ".join(check.key for check in checks if is_partial(check))
+        absent = (check.key for check in checks if check.status == Status.NOT_PROVIDED and not is_partial(check))
         agreeing = sum(check.status == Status.PASS for check in checks)
-        return f"NOT_PROVIDED: {absent} cannot be judged; {agreeing} of 6 check keys agree with the reference"
+        given = f", and so does what is given of {parts}" if parts else ""
+        return f"NOT_PROVIDED: {', '.join(absent)} cannot be judged; {agreeing} of 6 check keys agree with the reference{given}"
     if divergence.status == Status.NOT_RUN:
         return f"NOT_RUN: {len(checks)} check keys, nothing was compared: {divergence.message}"
     if divergence.leaf is None:

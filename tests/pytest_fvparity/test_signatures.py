@@ -13,7 +13,7 @@ if RUNNING:
     import torch
     from torch import Tensor
 
-    from pytest_fvparity.parity.signatures import Numbers, of_numbers
+    from pytest_fvparity.parity.signatures import Numbers, _of_heads, of_numbers
     from pytest_fvparity.selftest.run import catalogue
 
 AXES = ("layer", "head", "slot", "dim")
@@ -81,6 +81,14 @@ def test_words_of_several_tokens_are_told_by_their_slots() -> None:
 
     assert (of_numbers(numbers(adding(ALL, ALL, [1, 4]), words)) or "").startswith("only slots of words with several")
     assert (of_numbers(numbers(adding(ALL, ALL, [1, 2]), words)) or "") == ""
+
+
+def test_nothing_is_said_of_effects_that_were_not_given() -> None:
+    want = {"cie": [1.0], "aie": [1.0], "heads": [[0, 0], [1, 1]]}
+    assert "mean does not" in (_of_heads(want, {"cie": [1.0], "aie": [2.0]}, {"aie": 1}) or "")
+    assert _of_heads(want, {"aie": [2.0]}, {"aie": 1}) is None
+    assert "ranking" in (_of_heads(want, {"aie": [1.0], "heads": [[1, 1], [0, 0]]}, {"heads": 1}) or "")
+    assert _of_heads(want, {"heads": [[1, 1], [0, 0]]}, {"heads": 1}) is None
 
 
 def test_of_random_differences_nothing_is_told() -> None:
