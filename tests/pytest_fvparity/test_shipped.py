@@ -37,7 +37,7 @@ def test_all_six_keys_agree_with_the_recorded_reference(model: str, profile: str
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    (file,) = tmp_path.glob("*/*/src_vs_fv_diff_report.json")
+    (file,) = tmp_path.rglob("src_vs_fv_diff_report.json")
     report = json.loads(file.read_text())
     assert [check["status"] for check in report["checks"]] == ["PASS"] * 6
     assert report["reference"]["repository"] == "https://github.com/ericwtodd/function_vectors"

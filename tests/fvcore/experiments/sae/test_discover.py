@@ -28,7 +28,6 @@ if RUNNING:
     from fvcore.experiments.errors import StepError
     from fvcore.experiments.progress import Watched
     from fvcore.experiments.sae import attribution, discover, replay
-    from fvcore.experiments.sae import bench as benches
     from fvcore.experiments.sae.batches import Batch
     from fvcore.experiments.sae.bench import Bench
     from fvcore.experiments.sae.config import PathwaysConfig
@@ -47,6 +46,10 @@ N_CONTEXTS = 6
 
 
 def planted() -> Bench:
+    # Also in a process of Ray's, where nothing has been imported late.
+    from fvcore.embedded.planted import build
+    from fvcore.experiments.sae import bench as benches
+
     return benches.planted(build(0, n_contexts=N_CONTEXTS))
 
 
