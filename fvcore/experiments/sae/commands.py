@@ -117,16 +117,10 @@ def show_faults(
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
 ) -> None:
     """Look for pathways wrongly in every known way; exit status 1 if one is not caught by what must catch it."""
+    from fvcore.experiments.fault_table import show
     from fvcore.experiments.sae import faults
 
-    found = faults.rows()
-    for row in found:
-        verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
-        exits.tell(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {faults.rounded(row.seen.value)}")
-    if markdown is not None:
-        exits.tell(f"wrote {faults.write(markdown, found)}")
-    if not all(row.caught for row in found):
-        raise typer.Exit(exits.FAILED)
+    show(faults.rows(), lambda row: faults.rounded(row.seen.value), faults.write, markdown)
 
 
 def init(

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from fvcore.embedded.planted import Planted, build
-from fvcore.experiments import page
+from fvcore.experiments import fault_table
+from fvcore.experiments.fault_table import FaultRow
 from fvcore.experiments.sae import attribution, mediation, replay
 from fvcore.experiments.sae import bench as benches
 from fvcore.experiments.sae.bench import Bench, Held
@@ -301,29 +302,14 @@ FAULTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    fault: Fault
-    seen: Seen
-
-    @property
-    def caught(self) -> bool:
-        return self.seen.caught_by == self.fault.expected
-
-
-def rows(chosen: Sequence[Fault] = FAULTS) -> list[Row]:
+def rows(chosen: Sequence[Fault] = FAULTS) -> list[FaultRow]:
     """Each fault with what caught it."""
-    return [Row(fault, fault.seen()) for fault in chosen]
+    return [FaultRow(fault, fault.seen()) for fault in chosen]
 
 
-def rounded(value: float | None) -> str:
-    """Two digits: what is behind them, and what is next to nothing, differs from machine to machine."""
-    if value is None:
-        return page.NONE
-    return f"{value:.2g}" if abs(value) >= 1e-4 or value == 0 else "below 1e-4"
+rounded = partial(fault_table.rounded, least=1e-4)
 
 
-def write(path: Path, found: Sequence[Row]) -> Path:
+def write(path: Path, found: Sequence[FaultRow]) -> Path:
     """The table as Markdown."""
-    values = {"rows": found, "checks": CHECKS, "n_caught": sum(row.caught for row in found), "rounded": rounded}
-    return page.write(path, "fvcore.experiments.sae", "faults.md.j2", values)
+    return fault_table.write(path, "fvcore.experiments.sae", found, checks=CHECKS, rounded=rounded)

@@ -90,16 +90,10 @@ def show_faults(
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
 ) -> None:
     """Carry a state wrongly in every known way; exit status 1 if one is not caught by what must catch it."""
+    from fvcore.experiments.fault_table import show
     from fvcore.experiments.select_kv import faults
 
-    found = faults.rows()
-    for row in found:
-        verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
-        exits.tell(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {row.number}")
-    if markdown is not None:
-        exits.tell(f"wrote {faults.write(markdown, found)}")
-    if not all(row.caught for row in found):
-        raise typer.Exit(exits.FAILED)
+    show(faults.rows(), lambda row: row.number, faults.write, markdown)
 
 
 def _second(phase: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,7 +18,8 @@ from unittest.mock import patch
 import torch
 
 from fvcore.exits import in_one_line
-from fvcore.experiments import page
+from fvcore.experiments import fault_table
+from fvcore.experiments.fault_table import FaultRow
 from fvcore.experiments.select_kv import gates, model_runtime, selection
 from fvcore.experiments.select_kv.bench import Bench
 from fvcore.experiments.select_kv.config import Phase2
@@ -273,15 +274,7 @@ FAULTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    fault: Fault
-    seen: Seen
-
-    @property
-    def caught(self) -> bool:
-        return self.seen.caught_by == self.fault.expected
-
+class Row(FaultRow):
     @property
     def number(self) -> str:
         """What the fault is caught on: the check's number, or the words of the error."""
@@ -292,11 +285,7 @@ class Row:
         return rounded(self.seen.clean)
 
 
-def rounded(value: float | None) -> str:
-    """Two digits: what is behind them, and what is next to nothing, differs from machine to machine."""
-    if value is None:
-        return page.NONE
-    return f"{value:.2g}" if abs(value) >= 1e-6 or value == 0 else "below 1e-6"
+rounded = partial(fault_table.rounded, least=1e-6)
 
 
 def rows(chosen: Sequence[Fault] = FAULTS) -> list[Row]:
@@ -306,5 +295,4 @@ def rows(chosen: Sequence[Fault] = FAULTS) -> list[Row]:
 
 def write(path: Path, found: Sequence[Row]) -> Path:
     """The table as Markdown."""
-    values = {"rows": found, "rigs": RIGS, "n_caught": sum(row.caught for row in found)}
-    return page.write(path, "fvcore.experiments.select_kv", "faults.md.j2", values)
+    return fault_table.write(path, "fvcore.experiments.select_kv", found, rigs=RIGS)

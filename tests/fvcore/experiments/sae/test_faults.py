@@ -13,6 +13,7 @@ from tests.late import RUNNING
 from tests.slow import slow_but
 
 if RUNNING:
+    from fvcore.experiments.fault_table import FaultRow
     from fvcore.experiments.sae import faults
 
 
@@ -42,12 +43,12 @@ def test_every_fault_is_looked_at() -> None:
 def test_nothing_is_caught_where_nothing_is_planted() -> None:
     idle = faults.Fault("idle", "", "", "site", nullcontext)
     assert idle.seen() == faults.Seen(faults.NOTHING)
-    assert not faults.Row(idle, idle.seen()).caught
+    assert not FaultRow(idle, idle.seen()).caught
 
 
 @pytest.mark.slow
 def test_the_page_is_what_the_command_writes(tmp_path: Path) -> None:
-    made = faults.write(tmp_path / "page.md", [faults.Row(fault, seen(fault.id)) for fault in faults.FAULTS])
+    made = faults.write(tmp_path / "page.md", [FaultRow(fault, seen(fault.id)) for fault in faults.FAULTS])
 
     # Digits are those of the machine that wrote them.
     numbers = re.compile(r"(below )?\d[\d.e-]*")
