@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fvcore.pipeline import Settings
     from fvcore.profile import Profile
     from fvcore.trials.fixed import FixedTrials
+    from pytest_fvparity.bundle.keeping import Keeper
     from pytest_fvparity.golden.golden import Golden
     from pytest_fvparity.parity.implementation import Implementation
     from pytest_fvparity.parity.noise import Noise
@@ -300,3 +301,14 @@ def tolerances_of(
     added = request.config.pluginmanager.hook.pytest_fvparity_tolerances(dtype=dtype, device=device)
     rules = [rule for rules in added for rule in rules or ()]
     return Tolerances.read(options_of(request).tolerances, rules, dtype, device, noise, processor)
+
+
+def keeper_of(
+    options: ParityOptions, trials: FixedTrials, profile: Profile, golden: Profile, candidate: str
+) -> Keeper | None:
+    """What writes a failure into a file, if that is asked for."""
+    if options.bundle is None:
+        return None
+    from pytest_fvparity.bundle.keeping import Keeper
+
+    return Keeper(options.bundle, options.under, trials, profile, golden, candidate)

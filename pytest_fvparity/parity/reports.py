@@ -37,14 +37,26 @@ class ParityReports(SuiteReports):
         for run in (run for run in runs if run.of(NAME) and run.planned):
             commands = {key: reproduce(self.config, f"{run.nodeid}::{key}", run.declared) for key in run.planned}
             place = place_of(self.config.rootpath / run.file)
-            under = "" if self.options.reference_profile == "src" else self.options.reference_profile
-            reports.append(assemble(run.results(), run.rows, run.context, commands, run.keep_going, place, under))
+            under = "".join(self.options.under)
+            report = assemble(run.results(), run.rows, run.context, commands, run.keep_going, place, under)
+            kept = next((path for path in self._bundles(report, [report.failed_key]) if path.is_file()), None)
+            reports.append(report.model_copy(update={"bundle": self.options.shown(kept) if kept else None}))
         return reports
+
+    def _bundles(self, report: Report, keys: Iterable[str | None]) -> list[Path]:
+        """Where failures of these keys lie in files, if they are there."""
+        from pytest_fvparity.bundle.bundle import place
+        from pytest_fvparity.report.render import folders
+
+        there = folders(report, self.options.bundle) if self.options.bundle else []
+        return [place(folder, (), key) for folder in there for key in keys if key]
 
     def earlier(self, runs: Iterable[SuiteRun]) -> Iterable[Path]:
         from pytest_fvparity.report.render import files_of
 
-        return files_of(self._reports(runs), self.options.report_dir)
+        reports = self._reports(runs)
+        kept = [path for report in reports for path in self._bundles(report, CHECK_KEYS)]
+        return [*files_of(reports, self.options.report_dir), *kept]
 
     def begin(self, runs: Iterable[SuiteRun]) -> None:
         from pytest_fvparity.report.render import folders, write_all
@@ -65,6 +77,9 @@ class ParityReports(SuiteReports):
         runs = list(runs)
         self.planned = {run.file for run in runs if run.of(NAME) and run.planned}
         self.reports = self._reports(runs)
+        for report in self.reports:  # workers that did not know of one another may have kept more than the earliest
+            for path in self._bundles(report, [key for key in CHECK_KEYS if key != report.failed_key]):
+                path.unlink(missing_ok=True)
         if self.reports:
             write_all(self.reports, self.options.report_dir)
         return all(report.overall_status != "FAIL" for report in self.reports)
@@ -93,6 +108,9 @@ class ParityReports(SuiteReports):
             write(f"condition {name}: {report.beside} {golden}, here {here}")
         if report.repro_command:
             write(f"reproduce: {report.repro_command}")
+        if report.bundle:
+            kept = self.options.from_here(self.config.rootpath / report.bundle)
+            write(f"the failure in a file: {escapes.shell(['fvparity', 'replay', kept])}")
         for line in () if good and len(self.reports) > 1 else _table(report):
             write(line)
         if written:

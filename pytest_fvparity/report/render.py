@@ -141,7 +141,7 @@ def _files(report: Report, comparison: Comparison | None) -> dict[str, str | Non
 
 def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | None]:
     value, templates = report.model_dump(mode="json"), environment()
-    shown = value | {"beside": report.beside}
+    shown = value | {"beside": report.beside, "replay_command": report.replay_command}
     stages = [
         {"name": check.key, "status": check.status, "cmd": check.repro_command}
         | {"exit_code": 0 if check.status in AGREEING or is_partial(check) else 1}
@@ -167,7 +167,8 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | 
 def markdown(report: Report, budget: int, comparison: Comparison | None = None) -> str:
     """The report in at most so many bytes: verdict and earliest divergence first, failing keys before passing ones."""
     template = environment().get_template("report.md.j2")
-    text = template.render(report.model_dump(mode="json"), beside=report.beside, keys=CHECK_KEYS, comparison=comparison)
+    shown = report.model_dump(mode="json") | {"beside": report.beside, "replay_command": report.replay_command}
+    text = template.render(shown, keys=CHECK_KEYS, comparison=comparison)
     return within(text, budget, f"All of it is in `{REPORT}.html`.")
 
 
