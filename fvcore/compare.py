@@ -32,7 +32,7 @@ TRIAL_KEY = re.compile(r"(\d+):(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """|actual - expected| <= max(atol, of_max * max|expected|, of_norm * ||expected||) + rtol * |expected|.
+    """`|actual - expected| <= max(atol, of_max * max|expected|, of_norm * ||expected||) + rtol * |expected|`.
 
     `of_max` is relative to the largest magnitude in the leaf, `of_norm` to the norm along its last axis.
     `rule` says where the numbers come from and travels into the report. With `measured`, the larger bound of the two

@@ -37,12 +37,23 @@ LIVE = "(live)"
 class Implementation(Protocol):
     """An implementation of the method, as the checks see it."""
 
-    def prompt_boundary(self) -> Artifact: ...
-    def slot_map(self, prompts: Artifact, /) -> Artifact: ...
-    def mean_activations(self, prompts: Artifact, slot_map: Artifact, /) -> Artifact: ...
-    def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact, /) -> Artifact: ...
-    def fv_vector(self, mean_activations: Artifact, top_heads: Artifact, /) -> Artifact: ...
-    def injection_output(self, prompts: Artifact, fv_vector: Artifact, /) -> Artifact: ...
+    def prompt_boundary(self) -> Artifact:
+        """Text, ids, boundary and target of every prompt, and what the tokenizer does with BOS."""
+
+    def slot_map(self, prompts: Artifact, /) -> Artifact:
+        """Which slot each token of each prompt belongs to, and what is averaged to one."""
+
+    def mean_activations(self, prompts: Artifact, slot_map: Artifact, /) -> Artifact:
+        """`mean_activations` (layer, head, slot, d_head), fp32; or `last_slot` (layer, head, d_head)."""
+
+    def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact, /) -> Artifact:
+        """`cie` (trial, layer, head), `aie` (layer, head), `heads` and `scores` in rank order."""
+
+    def fv_vector(self, mean_activations: Artifact, top_heads: Artifact, /) -> Artifact:
+        """`function_vector` (d_model,), its `norm`, `head_terms` (rank, d_model)."""
+
+    def injection_output(self, prompts: Artifact, fv_vector: Artifact, /) -> Artifact:
+        """Per trial logits, log-probabilities, likelihoods and generated ids, without and with the vector."""
 
 
 def copied(artifact: Artifact) -> Artifact:
