@@ -19,7 +19,7 @@ from fvcore.fast.screening import screened_top_heads
 from fvcore.heads import top_heads
 from fvcore.injection import N_GENERATED, generated_ids, inject, inject_nll
 from fvcore.model.diagnostics import caveats
-from fvcore.model.model import LanguageModel, doubts
+from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.profile import REFERENCE_PROFILES, TARGET_RULES, Conditions, Identity, Profile
 from fvcore.prompts import REGIMES, UPSTREAM_BOS_TEXT, Prompt, PromptTemplate, require_bos_agreement, trial_prompt
@@ -240,7 +240,7 @@ class Pipeline:
         if key == "top_heads":
             return self.said.get(key, [])
         if key == "fv_vector":
-            return [*doubts(self.lm), *caveats(self.lm)]
+            return caveats(self.lm)
         if key != "slot_map" or type(self).slot_map is not Pipeline.slot_map:
             return []  # what a subclass does at that key is not known here
         return [

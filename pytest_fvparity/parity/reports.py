@@ -89,7 +89,7 @@ class ParityReports(SuiteReports):
         if report.candidate:
             write(f"candidate: {report.candidate}")
         for name, (golden, here) in report.conditions.items():
-            write(f"condition {name}: {report.beside} {golden}, here {here}")
+            write(f"condition {name}: {golden} -> {here}")
         if report.repro_command:
             write(f"reproduce: {report.repro_command}")
         for line in () if good and len(self.reports) > 1 else _table(report):

@@ -83,7 +83,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["reference"] = golden.manifest.reference.model_dump(include={"commit", "repository"})
     profile: Profile = request.getfixturevalue("fv_profile")
     context["profile"] = profile.model_dump()
-    context["conditions"] = conditions(golden.profile, profile, lm)
+    context["conditions"] = conditions(golden.profile, profile, lm, options.model_words)
     candidate = required(request.getfixturevalue("fv_candidate"), "fixture fv_candidate")
     context["candidate"] = name_of(candidate, options.shown)
     context["whereabouts"] = whereabouts(candidate, options.rootdir, options.shown)
