@@ -4,7 +4,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from fvcore.experiments import page
+from fvcore import page
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.pictures import data_uri
 from fvcore.experiments.relation import files, pictures

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fvcore.experiments import page
+from fvcore import page
 from fvcore.experiments.pictures import data_uri
 from fvcore.experiments.select_kv import files, gates, pictures
 from fvcore.experiments.select_kv.points import mean
