@@ -72,8 +72,9 @@ def colour(value: float | str, largest: float) -> str:
     return around_zero(math.copysign(math.sqrt(abs(share)), share))
 
 
-def colour_map() -> Any:
-    """The same scale for matplotlib."""
+def colour_map(from_zero: bool = False) -> Any:
+    """The same scale for matplotlib; `from_zero`: its blue half, for what has no sign."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("around zero", [*reversed(NEGATIVE), *POSITIVE[1:]])
+    steps = NEGATIVE if from_zero else (*reversed(NEGATIVE), *POSITIVE[1:])
+    return LinearSegmentedColormap.from_list("around zero", steps)
