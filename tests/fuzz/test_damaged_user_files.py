@@ -40,8 +40,8 @@ N = {
     "fv_global_resid.pt, pickle": 250,
     "top_heads.json, bytes": 100,
     "top_heads.json, structure": 250,
-    "tolerances, bytes": 300,
-    "tolerances, structure": 400,
+    "tolerances, bytes": 150,
+    "tolerances, structure": 100,
 }
 KEYS = {"mean_activations.pt": "mean_activations", "fv_global_resid.pt": "fv_vector", "top_heads.json": "top_heads"}
 
