@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fvcore import escapes
+from fvcore.gates import Status
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
 from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.parity.partial import LACKS
 from pytest_fvparity.parity.place import place_of
 from pytest_fvparity.suite.declaration import FILES_KEY, SuiteReports
 
@@ -106,6 +108,8 @@ def _table(report: Report) -> list[str]:
         number = check.max_abs_diff
         largest = f"{number:.3g}" if isinstance(number, float) else number or "-"
         note = f"blocked by {check.blocked_by}" if check.blocked_by else f"{check.fault} fault" if check.fault else ""
+        if check.status == Status.NOT_PROVIDED and check.n_compared:
+            note = f"not provided: {check.message.partition(LACKS)[2]}"
         note = note or "; ".join(dict.fromkeys(w.message.split(":")[0] for w in check.warnings))
         n = CHECK_KEYS.index(check.key) + 1
         mismatches = "-" if check.mismatch_count is None else check.mismatch_count
