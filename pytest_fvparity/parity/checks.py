@@ -175,6 +175,7 @@ class ParityRun:
         notes = [
             *([f"{NOT_COMPARED}{left_out}"] if left_out else []),
             *([offer.note] if offer.note else []),
+            *([f"{LACKS}{offer.absent}"] if offer.absent and not verdict.passed else []),
             *([f"judged on the reference's {lent}, for the candidate provides none"] if lent else []),
             *_notes(self.candidate, key),
             *(f"{leaf}: {PROVES_NOTHING}" for leaf in self.tolerances.proving_nothing(key, expected)),

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fvcore import escapes
-from fvcore.gates import Status
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.parity.partial import LACKS
-from pytest_fvparity.parity.place import place_of
+from pytest_fvparity.parity.place import particular, place_of
 from pytest_fvparity.suite.declaration import FILES_KEY, SuiteReports
 
 if TYPE_CHECKING:
@@ -38,8 +37,9 @@ class ParityReports(SuiteReports):
         reports = []
         for run in (run for run in runs if run.of(NAME) and run.planned):
             commands = {key: reproduce(self.config, f"{run.nodeid}::{key}", run.declared) for key in run.planned}
-            place = place_of(self.config.rootpath / run.file)
-            under = "" if self.options.reference_profile == "src" else self.options.reference_profile
+            path = self.config.rootpath / run.file
+            place = place_of(path)
+            under = particular(path, self.options.reference_profile, self.config.getoption("fv_model"))
             reports.append(assemble(run.results(), run.rows, run.context, commands, run.keep_going, place, under))
         return reports
 
@@ -82,6 +82,7 @@ class ParityReports(SuiteReports):
 
     def _summary(self, report: Report, terminal: Any, written: bool) -> None:
         from pytest_fvparity.report.render import folders
+        from pytest_fvparity.report.report import not_provided
 
         def write(text: str, **look: bool) -> None:
             terminal.write_line(escapes.line(text), **look)
@@ -97,6 +98,8 @@ class ParityReports(SuiteReports):
             write(f"reproduce: {report.repro_command}")
         for line in () if good and len(self.reports) > 1 else _table(report):
             write(line)
+        if not good and (lacking := not_provided(report.checks)):
+            write(f"{LACKS}{'; '.join(lacking)}")
         if written:
             page = folders(report, self.options.report_dir)[0] / "src_vs_fv_diff_report.html"
             write(f"report: {self.options.from_here(page)}")
@@ -108,8 +111,6 @@ def _table(report: Report) -> list[str]:
         number = check.max_abs_diff
         largest = f"{number:.3g}" if isinstance(number, float) else number or "-"
         note = f"blocked by {check.blocked_by}" if check.blocked_by else f"{check.fault} fault" if check.fault else ""
-        if check.status == Status.NOT_PROVIDED and check.n_compared:
-            note = f"not provided: {check.message.partition(LACKS)[2]}"
         note = note or "; ".join(dict.fromkeys(w.message.split(":")[0] for w in check.warnings))
         n = CHECK_KEYS.index(check.key) + 1
         mismatches = "-" if check.mismatch_count is None else check.mismatch_count
