@@ -25,6 +25,7 @@ from fvcore.gates import Finding, Verdict, merge
 
 MAX_FINDINGS = 100
 MAX_ERROR_TABLES = 10
+ENDED = "nothing: the list ends before it"
 TEXT_AROUND = 30  # characters shown on either side of the place where two texts part
 ZERO, NOT_FINITE = -999, 999  # decades of what has none
 TRIAL_KEY = re.compile(r"(\d+):(\d+)")
@@ -246,7 +247,7 @@ def _compare_lists(leaf: str, expected: list[Any], actual: list[Any]) -> Verdict
         message = f"position {first}; length {len(expected)} expected, {len(actual)} actual"
     else:
         message = f"position {first}; {n_changes} difference(s) in all"
-    pair = [side[first] if first < len(side) else None for side in (expected, actual)]
+    pair = [side[first] if first < len(side) else ENDED for side in (expected, actual)]
     n_wrong = max(1, n_changes)
     return Verdict((_parted(leaf, first, message, *pair),), max(n_elements, n_wrong), n_wrong)
 
