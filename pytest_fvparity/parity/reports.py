@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fvcore import escapes
+from pytest_fvparity import runners
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.parity.partial import LACKS
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_fvparity.report.report import Report
+    from pytest_fvparity.runners import Annotation
     from pytest_fvparity.suite.reporter import SuiteRun
 
 NAME = "parity"
@@ -78,6 +80,19 @@ class ParityReports(SuiteReports):
         for path in (path for path in own if path not in planned and not self.config.option.collectonly):
             line = f"no parity stage of {path.name} is selected: nothing of it was compared"
             terminal.write_line(escapes.line(line), yellow=True, bold=True)
+
+    def annotations(self) -> Sequence[Annotation]:
+        from pytest_fvparity.report.annotations import annotations
+
+        return annotations(self.reports, self.options.rootdir)
+
+    def step_summary(self, room: int) -> str:
+        from pytest_fvparity.report.step_summary import identity, step_summary
+
+        text = step_summary(self.reports, room)
+        for report in self.reports:
+            runners.mark_told(identity(report))
+        return text
 
     def _summary(self, report: Report, terminal: Any, written: bool) -> None:
         from pytest_fvparity.report.render import folders

@@ -299,6 +299,11 @@ OVERALL = ("FAIL", "NOT_RUN", "PARTIAL", "PASS")
 """Overall statuses, the worst first. FAIL alone turns a session red; under --fv-require-gpu it is what others call NOT_RUN."""
 
 
+def worst_first(reports: Iterable[Report]) -> list[Report]:
+    """So that a cut takes the best."""
+    return sorted(reports, key=lambda report: (OVERALL.index(report.overall_status), report.named))
+
+
 def earliest_failure(checks: Sequence[Check]) -> Check | None:
     """The first key that failed itself; blocked keys stand behind one, and what is not provided says nothing."""
     ranks = {Status.PASS: 4, Status.BLOCKED: 3, Status.NOT_HELD: 2, Status.NOT_PROVIDED: 1}
