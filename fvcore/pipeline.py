@@ -17,9 +17,9 @@ from fvcore.fast import engines
 from fvcore.fast.engines import ENGINES, why_not_fast
 from fvcore.fast.screening import screened_top_heads
 from fvcore.heads import top_heads
-from fvcore.injection import N_GENERATED, inject, inject_generate, inject_nll
+from fvcore.injection import N_GENERATED, generated_ids, inject, inject_nll
 from fvcore.model.diagnostics import caveats
-from fvcore.model.model import LanguageModel, doubts
+from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.profile import REFERENCE_PROFILES, TARGET_RULES, Conditions, Identity, Profile
 from fvcore.prompts import REGIMES, UPSTREAM_BOS_TEXT, Prompt, PromptTemplate, require_bos_agreement, trial_prompt
@@ -210,11 +210,12 @@ class Pipeline:
         vector = tensor_leaf(fv_vector, "function_vector").to(self.lm.device)
         where = (self.settings.layer_of(self.lm), self.settings.alpha)
         leaves: dict[str, Leaf] = {}
-        for key in trial_keys(prompts):
-            ids, target = _asked(prompts, key)
+        asked = {key: _asked(prompts, key) for key in trial_keys(prompts)}
+        every = [ids for ids, _ in asked.values()]
+        base, injected = (generated_ids(self.lm, every, added, *where, *self._how) for added in (None, vector))
+        for (key, (ids, target)), base_ids, with_ids in zip(asked.items(), base, injected, strict=True):
             injection = inject(self.lm, ids, target, vector, *where)
             likelihood = inject_nll(self.lm, ids, _leaf(prompts, f"{key}/corrupted/answer_ids"), vector, *where)
-            generation = inject_generate(self.lm, ids, vector, *where)
             leaves |= {
                 f"{key}/target_id": target,
                 f"{key}/base_logprob": injection.base_logprob,
@@ -224,8 +225,8 @@ class Pipeline:
                 f"{key}/with_logits": injection.with_logits,
                 f"{key}/base_nll": likelihood.base_nll,
                 f"{key}/with_nll": likelihood.with_nll,
-                f"{key}/base_generated": generation.base_ids,
-                f"{key}/with_generated": generation.with_ids,
+                f"{key}/base_generated": base_ids,
+                f"{key}/with_generated": with_ids,
             }
         return leaves
 
@@ -239,7 +240,7 @@ class Pipeline:
         if key == "top_heads":
             return self.said.get(key, [])
         if key == "fv_vector":
-            return [*doubts(self.lm), *caveats(self.lm)]
+            return caveats(self.lm)
         if key != "slot_map" or type(self).slot_map is not Pipeline.slot_map:
             return []  # what a subclass does at that key is not known here
         return [

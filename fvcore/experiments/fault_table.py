@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fvcore import exits
-from fvcore.experiments import page
+from fvcore import exits, page
 
 
 @dataclass(frozen=True)

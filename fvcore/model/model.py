@@ -417,10 +417,8 @@ def _auto_class(config: Any) -> Any:
 
 
 def doubts(lm: LanguageModel) -> list[str]:
-    """What makes a loaded model's numbers doubtful: quantised weights, a BOS left out, a family or a library not tested."""
-    import transformers
-
-    said = untested(lm.config.model_type, transformers.__version__)
+    """What makes a loaded model's numbers doubtful: quantised weights, a soft cap or a BOS left out."""
+    said = []
     if lm.quant != "none":
         said.append(
             f"weights are quantised ({lm.quant}): numbers are comparable with no other quantisation, nor with none"
@@ -429,6 +427,13 @@ def doubts(lm: LanguageModel) -> list[str]:
         said.append("attention sdpa leaves out the soft cap that its config asks for: use eager")
     left_out = bos_left_out(lm.tokenizer) if lm.tokenizer is not None else ""
     return [*said, left_out] if left_out else said
+
+
+def untested_in(lm: LanguageModel) -> dict[str, tuple[str, str]]:
+    """Of its family and of the library that runs it, what the project has not tested: name -> (tested, here)."""
+    import transformers
+
+    return untested(lm.config.model_type, transformers.__version__)
 
 
 @contextmanager

@@ -58,9 +58,17 @@ class Implementation(Protocol):
 
 def copied(artifact: Artifact) -> Artifact:
     """The same leaves in tensors and lists of their own."""
-    leaves: Mapping[str, Any] = artifact
+    return {leaf: _own(value) for leaf, value in artifact.items()}
+
+
+PLAIN = frozenset({int, float, str, bool, type(None)})
+
+
+def _own(value: Any) -> Any:
+    if isinstance(value, list):  # of which there are many, and `deepcopy` is slow
+        return [item if type(item) in PLAIN else _own(item) for item in value]
     # A tensor made in inference mode cannot be edited or deep-copied elsewhere; its clone can.
-    return {leaf: value.clone() if hasattr(value, "clone") else deepcopy(value) for leaf, value in leaves.items()}
+    return value.clone() if hasattr(value, "clone") else deepcopy(value)
 
 
 def _method(key: str) -> Callable[..., Artifact]:
