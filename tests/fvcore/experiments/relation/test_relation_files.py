@@ -189,7 +189,7 @@ def test_the_report_is_whole_in_itself_and_takes_no_word_for_a_tag(drawn: Path) 
     text = (drawn / files.REPORT).read_text()
     page = _Html(text)
 
-    assert len(page.images) == 2 + 2 * 2  # bars and overlap; a curve and a heat map each
+    assert len(page.images) == 2 + 3 * 2  # bars and overlap; two curves and a heat map each
     assert all(image.startswith("data:image/png;base64,") for image in page.images)
     assert "http" not in text
     assert "<b>" not in text
