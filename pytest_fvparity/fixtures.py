@@ -86,24 +86,18 @@ def fv_model(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
 
 
 def load_model(options: ParityOptions, device: str) -> LanguageModel:
-    """The model that the options name, as they say. Every one of them counts: a spec's own defaults are told of and left."""
+    """The model that the options name, as they say. Every one of them counts: a spec's own defaults are left."""
     from fvcore.model import model as models
-    from fvcore.model import spec as specs
 
-    spec = None if options.spec is None else specs.spec_of(options.spec)
-    if spec is not None and spec.defaults:
-        said = ", ".join(f"{name} {value}" for name, value in spec.defaults.items())
-        warnings.warn(f"{LEFT} of spec {spec.name!r} ({said}); the options decide", models.ModelWarning, stacklevel=2)
-    return models.load(options.model, **loading(options, device) | {"spec": spec})
+    with warnings.catch_warnings():  # what is doubtful stands among the conditions, whatever becomes of warnings here
+        warnings.simplefilter("ignore", models.ModelWarning)
+        return models.load(options.model, **loading(options, device))
 
 
 def loading(options: ParityOptions, device: str) -> dict[str, Any]:
     """How the options have a model loaded, as plain values."""
     how = {name: getattr(options, name) for name in ("spec", "dtype", "attn", "seed", "quant")}
     return how | ({"device": device} if options.device_map is None else {"device_map": options.device_map})
-
-
-LEFT = "parity ignores the defaults"
 
 
 def device_of(request: pytest.FixtureRequest, options: ParityOptions) -> str:

@@ -143,6 +143,13 @@ class ParityOptions:
         """A path as the terminal shows it: from the folder this run was started in if it is inside."""
         return str(path.relative_to(self.here) if path.is_relative_to(self.here) else path)
 
+    @property
+    def model_words(self) -> list[str]:
+        """How a command that is typed in the project's folder names the model of this run."""
+        path = Path(self.model)
+        words = [self.shown(path) if path.is_absolute() else self.model]
+        return words if self.spec is None else [*words, "--spec", self.spec]
+
     def default_trials(self) -> Path:
         """The trials of a shipped model; for any other model the command that makes some is shown."""
         path = shipped.trials_of(self.model, self.rootdir)

@@ -1,6 +1,7 @@
 """Keys and values that later tokens see and never join: one cached prefix serves any number of queries."""
 
 from collections.abc import Iterable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,3 +27,9 @@ def prefix_cache(layers: Iterable[tuple[Tensor, Tensor]], n_rows: int = 1) -> Ca
     layers: keys and values of each layer, (1, kv_heads, slot, d_head), or (n_rows, ...) where every row has its own
     """
     return Cache(layers=[PrefixLayer(*(part.expand(n_rows, -1, -1, -1) for part in pair)) for pair in layers])
+
+
+def cache_given(module: Any, cache: Cache | None) -> dict[str, Any]:
+    """A cache as a model takes it: by the name `cache`, or by `past_key_values`, as versions before 5.24 call it."""
+    takes = {name for part in (module, module.base_model) for name in signature(part.forward).parameters}
+    return {"cache" if "cache" in takes else "past_key_values": cache}

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fvcore.gates import Status
+from fvcore.profile import flat
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.report import Check, Report, ReportPart, largest_of
 
@@ -131,5 +132,9 @@ def _changed(*reports: Report) -> dict[str, list[Any]]:
     """Fields of the profile, where both reports have one."""
     from fvcore.compare import changes  # with torch, which a report alone does not need
 
-    sides = [report.of_profile("identity") | report.of_profile("conditions") for report in reports]
-    return {name: list(pair) for name, pair in changes(*sides).items()} if all(sides) else {}
+    sides = [report.of_profile("identity") | flat(report.of_profile("conditions")) for report in reports]
+    return (
+        {name: list(pair) for name, pair in changes(*sides).items()}
+        if all(report.profile for report in reports)
+        else {}
+    )

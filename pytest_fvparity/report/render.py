@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,13 +46,24 @@ TRIAL_COLUMNS = (
     *(f"{WAYS[name]}_{LOGITS}" for name in ("base", "with")),
 )
 
+FILES = (
+    "parity_suite_report.json",
+    "parity_suite_stages.csv",
+    "parity_suite.log",
+    "injection_parity_trials.csv",
+    "injection_parity_report.json",
+    f"{REPORT}.json",
+    f"{REPORT}.md",
+    f"{REPORT}.html",
+    f"{COMPARISON}.json",
+)
+"""All that a report may be written in."""
+
 Comparisons = Mapping[tuple[str, ...], "Comparison"]
 """What a report is named by -> the report beside an earlier one."""
 
 
-def write_all(
-    reports: Sequence[Report], report_dir: Path, comparisons: Comparisons | None = None, summarised: bool = True
-) -> None:
+def write_all(reports: Sequence[Report], report_dir: Path, comparisons: Comparisons | None = None) -> None:
     """Every report into `<report dir>/<dataset>/<fixed_trials_id>[/<profile>]/`, and a summary above them.
 
     All texts are rendered before the first file is written: no file says PASS beside one that says FAIL.
@@ -63,7 +74,17 @@ def write_all(
         for name, text in _files(report, (comparisons or {}).get(report.named)).items()
         for folder in folders(report, report_dir)
     }
-    _put(files | {report_dir / name: text for name, text in (_summary(reports) if summarised else {}).items()})
+    _put(files | {report_dir / name: text for name, text in _summary(reports).items()})
+
+
+def write_records(reports: Iterable[Report], report_dir: Path) -> None:
+    """Of each report the one file that all others can be rendered from (`fvparity render`): what is known so far.
+
+    A run that goes on to its end writes all of them; one that is killed leaves these.
+    """
+    for report in reports:
+        for folder in folders(report, report_dir):
+            write_text(folder / f"{REPORT}.json", json_text(report.model_dump(mode="json")))
 
 
 def _summary(reports: Sequence[Report]) -> dict[str, str]:
@@ -98,8 +119,8 @@ def folders(report: Report, report_dir: Path) -> list[Path]:
 
 def files_of(reports: Sequence[Report], report_dir: Path) -> list[Path]:
     """Every file that `write_all` may have written of these trials before, and its summary."""
-    there = [(one, folder) for one in reports for folder in folders(one, report_dir) if folder.is_dir()]
-    named = [folder / name for one, folder in there for name in _files(one, None)]
+    there = {folder for one in reports for folder in folders(one, report_dir)}
+    named = [folder / name for folder in sorted(there) for name in FILES]
     return named + [report_dir / f"summary.{kind}" for kind in ("json", "md", "html")]
 
 
@@ -173,7 +194,7 @@ def markdown(report: Report, budget: int, comparison: Comparison | None = None) 
 
 @cache
 def environment() -> Environment:
-    """Templates of this package on the base of all pages. One a process, so that they are compiled once: pages are rendered anew behind every stage."""
+    """Templates of this package on the base of all pages. One a process, so that they are compiled once."""
     templates = page.environment("pytest_fvparity.report")
     templates.filters |= {"number": _number, "share": _share}
     templates.filters |= {"worst_first": _worst_first, "grids": grids, "ran_on": _ran_on}

@@ -314,6 +314,12 @@ def blind(lm: LanguageModel) -> LanguageModel:
     return LanguageModel.wrap(hf, lm.tokenizer, "blind")
 
 
+def seen_before(given: dict[str, Any]) -> int:
+    """How many tokens the cache that a module is handed holds, by whatever name this version of the library calls it."""
+    cache = given.get("cache", given.get("past_key_values"))
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
 def raising(lm: LanguageModel) -> LanguageModel:
     """A copy whose blocks take one token after a cached prompt, and no more."""
     hf = copy.deepcopy(lm.hf)
@@ -321,7 +327,7 @@ def raising(lm: LanguageModel) -> LanguageModel:
     inner = block.forward
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        cached = kwargs["past_key_values"] is not None and kwargs["past_key_values"].get_seq_length()
+        cached = seen_before(kwargs)
         if cached and hidden_states.shape[1] > 1:
             raise ValueError("one token at a time")
         return inner(hidden_states, *args, **kwargs)
@@ -336,7 +342,7 @@ def unmasked(lm: LanguageModel) -> LanguageModel:
     inner = hf.model.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        cached = kwargs.get("past_key_values") is not None and kwargs["past_key_values"].get_seq_length()
+        cached = seen_before(kwargs)
         if cached and kwargs.get("attention_mask") is None:
             raise ValueError("no mask")
         return inner(*args, **kwargs)

@@ -197,7 +197,7 @@ def test_a_model_moved_to_another_folder_is_the_same_model(pytester: pytest.Pyte
     result = pytester.runpytest_inprocess("-m", "parity", *World(copy, world.trials, world.golden).options)
 
     assert result.ret == pytest.ExitCode.OK
-    result.stdout.fnmatch_lines(["condition model: golden random-llama, here elsewhere"])
+    result.stdout.fnmatch_lines(["condition model: random-llama -> elsewhere"])
 
 
 def test_a_damaged_golden_is_found_by_its_hash_before_it_is_used(pytester: pytest.Pytester, world: World) -> None:

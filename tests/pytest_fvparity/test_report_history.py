@@ -128,7 +128,7 @@ def test_what_changed_around_the_numbers_is_listed() -> None:
 
     assert compared(sides[1], sides[0]).changed == {
         "edit_layer": [8, 9],
-        "versions.torch": ["2.8", "2.9"],
+        "torch": ["2.8", "2.9"],
     }
 
 

@@ -204,7 +204,8 @@ def test_every_pass_is_told_its_mask_and_its_positions() -> None:
 
     assert len(seen) >= 7
     for given in seen:
-        slots = 0 if given["past_key_values"] is None else given["past_key_values"].get_seq_length()
+        cache = given.get("cache", given.get("past_key_values"))
+        slots = 0 if cache is None else cache.get_seq_length()
         # A cache that was filled by the call itself holds the tokens already.
         assert given["attention_mask"].shape[1] in {slots, slots + given["input_ids"].shape[1]}
         assert given["position_ids"].shape[1] == given["input_ids"].shape[1]
