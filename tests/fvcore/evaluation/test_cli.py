@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from fvcore import cli
 from fvcore.formats import FormatError, pt_bytes, read_json, write_bytes, write_json
+from tests.eyes import problems
 from tests.late import RUNNING
 
 if RUNNING:
@@ -72,6 +74,9 @@ def test_all_writes_every_table_and_says_so(fvcore: Any, vector: Path, tmp_path:
     }
     assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"evaluation.json"}
     assert all(name in out for name in names)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert re.search(r"<h1>Behind layer \d the vector answers \d+% of 5 questions, against \d+% without it", page)
+    assert problems(page) == []
     found = report.read(tmp_path / "out")
     assert [fact.name for fact in found.vectors] == ["fv", "gaussian"]
     assert found.kept == [0, 1, 2, 3, 4]
