@@ -1,4 +1,4 @@
-"""What a suite of checks on a file is reported by: a small file, and one line that says which failed first, with its numbers."""
+"""What a suite of checks on a file is reported by: a small file, its page, and one line that says which failed first."""
 
 from __future__ import annotations
 
@@ -91,16 +91,20 @@ class CheckReports(SuiteReports):
         return (self.config.rootpath / run.file).resolve()
 
     def earlier(self, runs: Iterable[SuiteRun]) -> Iterable[Path]:
-        return [self._path(run) for run in runs if run.of(self.suite)]
+        paths = [self._path(run) for run in runs if run.of(self.suite)]
+        return [path.with_suffix(kind) for path in paths for kind in (".json", ".html")]
 
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
-        from fvcore.formats import write_json
+        from fvcore.formats import write_json, write_text
+        from pytest_fvparity.report.render import environment
 
         for run in runs:
             if run.of(self.suite) and run.planned:
                 subject = self.options.shown(self._file(run))
                 report = assemble(subject, self.about, run.context, run.results())
                 write_json(self._path(run), report)
+                text = environment().get_template("checks.html.j2").render(report)
+                write_text(self._path(run).with_suffix(".html"), text)
                 self.headlines += [report["headline"], self.options.from_here(self._path(run))]
                 if report["overall_status"] != "PASS":
                     self.red.append(
