@@ -76,7 +76,19 @@ def test_there_are_no_import_cycles() -> None:
         reach(name, ())
 
 
-BASE = ("gates", "escapes", "formats", "names", "artifacts", "compare", "profile", "provenance", "exits")
+BASE = (
+    "gates",
+    "escapes",
+    "formats",
+    "names",
+    "artifacts",
+    "compare",
+    "profile",
+    "provenance",
+    "exits",
+    "sizes",
+    "terminal",
+)
 STATIONS = ("slots", "activations", "effects", "heads", "vectors", "injection")
 FLOORS = (
     BASE,
