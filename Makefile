@@ -4,9 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 8
+# Tests start many processes: none should compile again what an earlier one did.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help parity test test-slow lint format docs faults goldens-verify clean
+.PHONY: help parity test test-slow lint format docs docs-site faults goldens-verify clean
 
 help:
 	@echo "make parity   six check keys of fvcore against the recorded reference, on the shipped model"
@@ -14,6 +16,7 @@ help:
 	@echo "make test-slow  the tests that take long, and the others once more as on another processor"
 	@echo "make lint     ruff and mypy --strict"
 	@echo "make docs     regenerate what is generated under docs/"
+	@echo "make docs-site  the documentation as a site, in build/docs"
 	@echo "make faults   plant every known fault and write what catches it to docs/faults.md and docs/*-faults.md"
 	@echo "make goldens-verify FV_SRC=path   record the goldens again from a checkout and compare bytes"
 
@@ -41,6 +44,10 @@ docs: $(VENV)/.run-time
 	$(BIN)/python -m pytest_fvparity.report.schema docs/report.schema.json
 	$(BIN)/python -m pytest_fvparity.plans.page docs/milestones.md
 
+docs-site: $(VENV)/.site
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
+	@echo "build/docs/index.html"
+
 faults: $(VENV)/.run-time
 	$(BIN)/fvparity selftest --markdown docs/faults.md
 	$(BIN)/python -m pytest_fvparity.selftest.sensitivity docs/sensitivity.md
@@ -61,4 +68,8 @@ $(VENV)/.run-time: pyproject.toml constraints.txt
 
 $(VENV)/.development: $(VENV)/.run-time
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.site: $(VENV)/.run-time
+	$(PIP) --editable '.[site]'
 	@touch $@

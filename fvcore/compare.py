@@ -32,7 +32,7 @@ TRIAL_KEY = re.compile(r"(\d+):(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """|actual - expected| <= max(atol, of_max * max|expected|, of_norm * ||expected||) + rtol * |expected|.
+    """`|actual - expected| <= max(atol, of_max * max|expected|, of_norm * ||expected||) + rtol * |expected|`.
 
     `of_max` is relative to the largest magnitude in the leaf, `of_norm` to the norm along its last axis.
     `rule` says where the numbers come from and travels into the report. With `measured`, the larger bound of the two
@@ -261,6 +261,8 @@ def changes(before: Any, after: Any, *, separator: str = ".") -> dict[str, tuple
 
     A path is `noise.fv_vector.norm`; a key that holds the separator itself, such as a file's name, stands in quotes.
     """
+    if _same(before, after):
+        return {}
     from deepdiff import DeepDiff
     from deepdiff.helper import notpresent
 
@@ -292,7 +294,10 @@ def _around(text: str, place: int) -> str:
 
 def _n_elements(value: Any) -> int:
     """How many values a nested list holds; an empty list is one statement."""
-    return max(1, sum(map(_n_elements, value))) if isinstance(value, list) else 1
+    if not isinstance(value, list):
+        return 1
+    lists = [item for item in value if isinstance(item, list)]
+    return max(1, len(value) - len(lists) + sum(map(_n_elements, lists)))
 
 
 def _same(expected: Any, actual: Any) -> bool:

@@ -101,6 +101,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Whether nothing disagrees; findings that do not block are none."""
         return self.mismatch_count == 0 and not any(f.blocking for f in self.findings)
 
     @property
@@ -113,11 +114,14 @@ class Verdict:
 
     @property
     def first_mismatch(self) -> Finding | None:
+        """The first finding that blocks."""
         return next((f for f in self.findings if f.blocking), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Stage(Generic[Subject]):
+    """A key, a title, and the check that turns a subject into a verdict."""
+
     key: str
     title: str
     check: Callable[[Subject], Verdict]
@@ -138,11 +142,14 @@ class Suite(Generic[Subject]):
 
     @property
     def keys(self) -> tuple[str, ...]:
+        """Its stages' keys in order."""
         return tuple(stage.key for stage in self.stages)
 
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
+    """What became of a stage, with its verdict and how long it took."""
+
     suite: str
     key: str
     status: Status
@@ -152,10 +159,12 @@ class StageResult:
     message: str = ""
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it; `from_dict` reads it again."""
         return asdict(self) | {"status": str(self.status)}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> StageResult:
+        """What `to_dict` gave."""
         verdict = dict(row["verdict"])
         verdict["findings"] = tuple(Finding(**f) for f in verdict["findings"])
         return cls(**{**row, "status": Status(row["status"]), "verdict": Verdict(**verdict)})

@@ -79,6 +79,8 @@ def test_there_are_no_import_cycles() -> None:
 BASE = (
     "gates",
     "escapes",
+    "palette",
+    "page",
     "formats",
     "names",
     "artifacts",

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fvcore import exits, terminal
-from fvcore.experiments import page
+from fvcore import exits, page, terminal
 
 
 @dataclass(frozen=True)

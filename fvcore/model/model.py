@@ -78,16 +78,19 @@ class LanguageModel:
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
+        """The decoder's blocks in order, as the spec finds them."""
         blocks = self.hf.get_submodule(self.spec.blocks_path)
         assert isinstance(blocks, nn.ModuleList)
         return blocks
 
     def o_proj(self, layer: int) -> nn.Module:
+        """A layer's output projection: what enters it is the layer's heads, one behind the other."""
         module: nn.Module = self.hf.get_submodule(self.spec.out_proj_path(layer))
         return module
 
     @property
     def n_layers(self) -> int:
+        """How many blocks there are."""
         return len(self.blocks)
 
     @cached_property
@@ -97,6 +100,7 @@ class LanguageModel:
 
     @property
     def n_heads(self) -> int:
+        """Query heads of a layer."""
         return int(self.config.num_attention_heads)
 
     @property
@@ -107,6 +111,7 @@ class LanguageModel:
 
     @property
     def d_model(self) -> int:
+        """Width of the residual stream."""
         return int(self.config.hidden_size)
 
     @cached_property
@@ -131,6 +136,7 @@ class LanguageModel:
 
     @property
     def vocab_size(self) -> int:
+        """How many tokens the logits are of."""
         return int(self.config.vocab_size)
 
     @property
@@ -145,6 +151,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
+        """Where the first of the weights lies."""
         device: torch.device = next(self.hf.parameters()).device
         return device
 
@@ -156,6 +163,7 @@ class LanguageModel:
 
     @property
     def attn_implementation(self) -> str:
+        """The attention that runs: sdpa, eager or another of the library's."""
         return str(self.config._attn_implementation)
 
     def logits(self, input_ids: Tensor) -> Tensor:
@@ -175,6 +183,7 @@ class LanguageModel:
         return max_tokens(self.hf)
 
     def require_room(self, n_tokens: int) -> None:
+        """Raise ModelError for more tokens than the model reads, where it says how many it reads."""
         if self.max_tokens is not None and n_tokens > self.max_tokens:
             raise ModelError(
                 f"{n_tokens} tokens to read, prompt and what follows it, and {self.name} reads {self.max_tokens} (its config's "
@@ -182,6 +191,7 @@ class LanguageModel:
             )
 
     def require_layer(self, layer: int) -> None:
+        """Raise ModelError for a layer that there is not, a negative one too."""
         if not 0 <= layer < self.n_layers:
             raise ModelError(on_disk.out_of_range("this model", layer, self.n_layers))
 
@@ -192,6 +202,7 @@ class LanguageModel:
 
     @property
     def tokenizer_sha(self) -> str:
+        """Digest of what decides the ids that a text has."""
         return self.once("tokenizer", lambda: tokenizer_digest(self.tokenizer))
 
     def once(self, name: str, find: Callable[[], str]) -> str:

@@ -47,17 +47,16 @@ class ParityReports(SuiteReports):
         return files_of(self._reports(runs), self.options.report_dir)
 
     def begin(self, runs: Iterable[SuiteRun]) -> None:
-        from pytest_fvparity.report.render import folders, write_all
+        from pytest_fvparity.report.render import folders, write_records
 
         report_dir = self.options.report_dir
         stale = [one for one in self._reports(runs) if any(folder.is_dir() for folder in folders(one, report_dir))]
-        if stale:
-            write_all(stale, report_dir)
+        write_records(stale, report_dir)
 
     def keep(self, run: SuiteRun) -> None:
-        from pytest_fvparity.report.render import write_all
+        from pytest_fvparity.report.render import write_records
 
-        write_all(self._reports([run]), self.options.report_dir, summarised=False)
+        write_records(self._reports([run]), self.options.report_dir)
 
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
         from pytest_fvparity.report.render import write_all

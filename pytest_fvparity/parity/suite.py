@@ -58,6 +58,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     from fvcore.pipeline import Pipeline
     from fvcore.prompts import require_verified
     from pytest_fvparity.candidates.candidates import name_of, required
+    from pytest_fvparity.candidates.whereabouts import whereabouts
     from pytest_fvparity.parity.at_hand import continuation_of, log_effects_of
     from pytest_fvparity.parity.checks import ParityRun
     from pytest_fvparity.parity.conditions import conditions
@@ -85,6 +86,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["conditions"] = conditions(golden.profile, profile, lm, options.model_words)
     candidate = required(request.getfixturevalue("fv_candidate"), "fixture fv_candidate")
     context["candidate"] = name_of(candidate, options.shown)
+    context["whereabouts"] = whereabouts(candidate, options.rootdir, options.shown)
     # A golden of a user's own make may know no noise.
     noise = getattr(golden, "noise", None)
     processor = golden.profile.processor_against(profile)

@@ -74,6 +74,13 @@ class ErrorTable(ReportPart):
     counts: list[ErrorCount]
 
 
+class Source(ReportPart):
+    """Where the candidate's answer comes from: a file, inside the project relative to it, and the line of its method."""
+
+    file: str
+    line: int | None = None
+
+
 class Check(ReportPart):
     """One check key. `fault` says why a key failed: own (on golden inputs too), inherited (an earlier key failed), or
     accumulated (it agrees on golden inputs and no earlier key failed: differences within tolerance add up), or unsteady
@@ -94,6 +101,7 @@ class Check(ReportPart):
     message: str = ""
     golden_path: str | None = None
     candidate_path: str | None = None
+    source: Source | None = None
     first_mismatch: Mismatch | None = None
     details: list[Mismatch] = []
     warnings: list[Mismatch] = []
@@ -317,6 +325,7 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         message=result.message,
         golden_path=f"{golden}/{result.key}.json" if golden and golden != LIVE else None,
         candidate_path=context.get("candidate"),
+        source=context.get("whereabouts", {}).get(result.key),
         first_mismatch=blocking[0] if blocking else None,
         details=blocking,
         warnings=[_mismatch(f) for f in verdict.findings if not f.blocking],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fvcore import palette
 from fvcore.gates import Status, Verdict
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.render import write_all, write_report
@@ -194,14 +195,13 @@ def test_the_heat_map_puts_layer_zero_at_the_bottom_and_marks_the_heads(tmp_path
     drawn = (tmp_path / "src_vs_fv_diff_report.html").read_text().partition("<figcaption>candidate")[2]
 
     squares = {
-        at: (y, fill)
-        for y, fill, at in re.findall(r'<rect x="." y="(.)".* fill="(.*)"><title>(layer ., head .)', drawn)
+        at: (y, fill) for y, fill, at in re.findall(r'<rect.* y="(\d+)".* fill="(.*)"><title>(layer ., head .)', drawn)
     }
     assert squares == {
-        "layer 0, head 0": ("1", "rgb(255,255,255)"),
-        "layer 0, head 1": ("1", "rgb(214,96,20)"),
-        "layer 1, head 0": ("0", "rgb(33,102,172)"),
+        "layer 0, head 0": ("28", "#ffffff"),
+        "layer 0, head 1": ("28", palette.POSITIVE[-1]),
+        "layer 1, head 0": ("0", palette.NEGATIVE[-1]),
         "layer 1, head 1": ("0", "none"),
     }
-    assert re.findall(r"<circle.*>", drawn) == ['<circle cx="1.48" cy="1.48" r="0.3"/>']
+    assert re.findall(r"<circle.*?>", drawn)[0].startswith('<circle class="ring" cx="42.0" cy="42.0"')
     assert drawn.count(">?<") == 1
