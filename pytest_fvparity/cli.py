@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fvcore import exits
-from fvcore.escapes import lines, markup
+from fvcore import exits, terminal
+from fvcore.escapes import lines
 from fvcore.formats import read_json, write_text
 from fvcore.gates import StageError
 from fvcore.model.spec import ModelError
@@ -29,14 +29,13 @@ if TYPE_CHECKING:
     from pytest_fvparity.selftest.catalogue import Fault
     from pytest_fvparity.selftest.run import Row
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="The parity harness: its self-test and its reports.")
+app = terminal.program("fvparity", "The parity harness: its self-test and its reports.")
 app.add_typer(golden_cli.app, name="golden")
 app.command()(milestones_cli.milestone)
 app.command()(compare)
 spec_app = typer.Typer(no_args_is_help=True, help="A model beside the reference: reduced parity.")
 app.add_typer(spec_app, name="spec")
 
-console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 Reports = Annotated[list[Path], typer.Argument(help="Report JSON files, or folders that hold some.")]
@@ -52,10 +51,9 @@ class Unusable(Exception):
 def selftest(
     ids: Annotated[list[str] | None, typer.Argument(help="Faults by id (default: all).")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table there, as Markdown.")] = None,
+    as_json: terminal.Json = False,
 ) -> None:
     """Plant every fault of the catalogue and check that the harness finds it at its key. Status 1 if it does not."""
-    from rich.table import Table
-
     from pytest_fvparity.selftest import run
 
     known = run.catalogue()
@@ -63,23 +61,32 @@ def selftest(
         raise Unusable(f"no fault {', '.join(unknown)} in the catalogue; known: {', '.join(known)}")
     asked: list[str] = list(dict.fromkeys(ids or known))
     rows: list[Row] = []
+    progress = terminal.console(stderr=True)
 
     def begin(fault: Fault) -> None:
-        errors.print(f"[{len(rows) + 1}/{len(asked)}] {fault.id}: ", end="", markup=False)
+        progress.print(f"[{len(rows) + 1}/{len(asked)}] {fault.id}: ", end="", markup=False)
 
     for row in run.rows(asked, begin):
         rows.append(row)
-        errors.print(row.verdict, style=COLOURS[row.verdict])
-    table = Table("id", "hazard", "expected", "seen", "verdict")
-    for row in rows:
-        verdict = f"[{COLOURS[row.verdict]}]{row.verdict}[/]"
-        table.add_row(row.fault.id, *map(markup, (row.fault.hazard, row.fault.expected, row.seen_words)), verdict)
-    console.print(table)
-    say(run.counted(rows))
+        progress.print(row.verdict, style=COLOURS[row.verdict])
+    terminal.show([_told(row) for row in rows], as_json)
+    if not as_json:
+        say(run.counted(rows))
     if markdown:
         write_text(markdown, run.faults_markdown(rows, known) + "\n")
     if run.red(rows):
         raise typer.Exit(exits.FAILED)
+
+
+def _told(row: Row) -> dict[str, str]:
+    fault = row.fault
+    return {
+        "id": fault.id,
+        "hazard": fault.hazard,
+        "expected": fault.expected,
+        "seen": row.seen_words,
+        "verdict": row.verdict,
+    }
 
 
 @app.command()
@@ -296,3 +303,7 @@ def main() -> None:
             raise exits.Expected(str(error)) from None
 
     exits.run("fvparity", asked, told)
+
+
+if __name__ == "__main__":
+    main()

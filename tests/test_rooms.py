@@ -88,6 +88,8 @@ BASE = (
     "profile",
     "provenance",
     "exits",
+    "sizes",
+    "terminal",
 )
 STATIONS = ("slots", "activations", "effects", "heads", "vectors", "injection")
 FLOORS = (
