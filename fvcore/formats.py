@@ -416,13 +416,13 @@ METADATA = "about"
 
 def safetensors_metadata(path: Path) -> dict[str, str]:
     """What `write_safetensors` kept beside the tensors; empty where it was given nothing."""
-    length = int.from_bytes(read_bytes(path, 8), "little")
+    named, length = f"{path}: not a whole safetensors file", int.from_bytes(read_bytes(path, 8), "little")
     try:
-        header = json_value(read_bytes(path, 8 + length)[8:].decode(), f"{path}: its header")
-        about = json_value(header.get("__metadata__", {}).get(METADATA, "{}"), f"{path}: its metadata")
+        header = json_value(read_bytes(path, 8 + length)[8:].decode(), f"{named}, its header")
+        about = json_value(header.get("__metadata__", {}).get(METADATA, "{}"), f"{named}, its metadata")
         return {str(name): str(value) for name, value in about.items()}
     except (ValueError, AttributeError, TypeError) as error:
-        raise FormatError(f"{path}: not a whole safetensors file ({error})") from None
+        raise FormatError(f"{named} ({error})") from None
 
 
 def read_pt(path: Path) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -161,9 +160,9 @@ class Recorded(Answers):
         return self.bundle.effects
 
 
-def place(folder: Path, named: Iterable[str], key: str) -> Path:
-    """Where the failure of a key lies; `named` is what the report's folder is named by."""
-    return folder.joinpath(*named) / f"failure-{key}.safetensors"
+def place(folder: Path, key: str) -> Path:
+    """Where the failure of a key lies in the folder of its trials."""
+    return folder / f"failure-{key}.safetensors"
 
 
 def write(path: Path, bundle: Bundle) -> None:

@@ -15,7 +15,7 @@ from fvcore.provenance import now
 from pytest_fvparity.bundle import bundle as bundles
 from pytest_fvparity.bundle.bundle import CANDIDATE, GOLDEN, MODEL, Allowed, Bundle, First
 from pytest_fvparity.parity.implementation import INPUTS, PER_TRIAL_KEYS
-from pytest_fvparity.parity.partial import IN_LOGPROB
+from pytest_fvparity.parity.partial import FURTHER, IN_LOGPROB
 
 if TYPE_CHECKING:
     from fvcore.profile import Profile
@@ -28,10 +28,9 @@ MOST_TRIALS = 4
 
 @dataclass(frozen=True)
 class Keeper:
-    """Writes the file of a run's earliest failure, below `folder`; what else a bundle says of the run."""
+    """Writes the file of a run's earliest failure into `folder`; what else a bundle says of the run."""
 
     folder: Path
-    under: Sequence[str]  # what the report's folder is named by behind dataset and trials
     trials: FixedTrials
     profile: Profile
     golden_profile: Profile
@@ -41,9 +40,8 @@ class Keeper:
         """What kept it from being written, if anything did: a verdict stands whatever becomes of its file."""
         if run.memory.failed - {key}:
             return ""
-        named = (self.trials.dataset, self.trials.id, *self.under)
         try:
-            bundles.write(bundles.place(self.folder, named, key), self.bundle(run, key, told))
+            bundles.write(bundles.place(self.folder, key), self.bundle(run, key, told))
         except Exception as error:
             return f"no bundle was written: {said(error)}"
         return ""
@@ -147,9 +145,9 @@ def _continuations(run: ParityRun, key: str) -> dict[str, Any]:
 
 
 def _allowed(run: ParityRun, key: str) -> list[Allowed]:
-    """By the names of the leaves."""
+    """By the names of the leaves, and of those that a candidate's may be held to."""
     tolerance_of: Callable[[str], Any] = run.tolerances.of(key)
-    names = {leaf.rpartition("/")[2] for leaf in (*run.expected(key), *run.memory.actual.get(key, ()))}
+    names = FURTHER | {leaf.rpartition("/")[2] for leaf in (*run.expected(key), *run.memory.actual.get(key, ()))}
     in_force = {name: tolerance_of(name) for name in sorted(names)}
     fields = ("rule", "atol", "rtol", "of_max", "of_norm")
     return [

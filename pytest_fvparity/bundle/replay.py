@@ -48,7 +48,7 @@ def _said_by(lm: LanguageModel, bundle: Bundle, golden: Any) -> dict[str, Any]:
     settings = settings_of(bundle)
     return {
         "continuation": continuation_of(lm, golden, settings),
-        "log_effects": log_effects_of(lm, golden, settings),
+        "log_effects": log_effects_of(lm, golden, settings, bundle.tolerances),
     }
 
 

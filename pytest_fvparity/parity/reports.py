@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fvcore import escapes
+from pytest_fvparity import runners
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.parity.place import place_of
+from pytest_fvparity.parity.partial import LACKS
+from pytest_fvparity.parity.place import particular, place_of
 from pytest_fvparity.suite.declaration import FILES_KEY, SuiteReports
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_fvparity.report.report import Report
+    from pytest_fvparity.runners import Annotation
     from pytest_fvparity.suite.reporter import SuiteRun
 
 NAME = "parity"
@@ -36,8 +39,9 @@ class ParityReports(SuiteReports):
         reports = []
         for run in (run for run in runs if run.of(NAME) and run.planned):
             commands = {key: reproduce(self.config, f"{run.nodeid}::{key}", run.declared) for key in run.planned}
-            place = place_of(self.config.rootpath / run.file)
-            under = "".join(self.options.under)
+            path = self.config.rootpath / run.file
+            place = place_of(path)
+            under = particular(path, self.options.reference_profile, self.config.getoption("fv_model"))
             report = assemble(run.results(), run.rows, run.context, commands, run.keep_going, place, under)
             kept = next((path for path in self._bundles(report, [report.failed_key]) if path.is_file()), None)
             reports.append(report.model_copy(update={"bundle": self.options.shown(kept) if kept else None}))
@@ -49,7 +53,7 @@ class ParityReports(SuiteReports):
         from pytest_fvparity.report.render import folders
 
         there = folders(report, self.options.bundle) if self.options.bundle else []
-        return [place(folder, (), key) for folder in there for key in keys if key]
+        return [place(folder, key) for folder in there for key in keys if key]
 
     def earlier(self, runs: Iterable[SuiteRun]) -> Iterable[Path]:
         from pytest_fvparity.report.render import files_of
@@ -59,17 +63,16 @@ class ParityReports(SuiteReports):
         return [*files_of(reports, self.options.report_dir), *kept]
 
     def begin(self, runs: Iterable[SuiteRun]) -> None:
-        from pytest_fvparity.report.render import folders, write_all
+        from pytest_fvparity.report.render import folders, write_records
 
         report_dir = self.options.report_dir
         stale = [one for one in self._reports(runs) if any(folder.is_dir() for folder in folders(one, report_dir))]
-        if stale:
-            write_all(stale, report_dir)
+        write_records(stale, report_dir)
 
     def keep(self, run: SuiteRun) -> None:
-        from pytest_fvparity.report.render import write_all
+        from pytest_fvparity.report.render import write_records
 
-        write_all(self._reports([run]), self.options.report_dir, summarised=False)
+        write_records(self._reports([run]), self.options.report_dir)
 
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
         from pytest_fvparity.report.render import write_all
@@ -93,8 +96,22 @@ class ParityReports(SuiteReports):
             line = f"no parity stage of {path.name} is selected: nothing of it was compared"
             terminal.write_line(escapes.line(line), yellow=True, bold=True)
 
+    def annotations(self) -> Sequence[Annotation]:
+        from pytest_fvparity.report.annotations import annotations
+
+        return annotations(self.reports, self.options.rootdir)
+
+    def step_summary(self, room: int) -> str:
+        from pytest_fvparity.report.step_summary import identity, step_summary
+
+        text = step_summary(self.reports, room)
+        for report in self.reports:
+            runners.mark_told(identity(report))
+        return text
+
     def _summary(self, report: Report, terminal: Any, written: bool) -> None:
         from pytest_fvparity.report.render import folders
+        from pytest_fvparity.report.report import not_provided
 
         def write(text: str, **look: bool) -> None:
             terminal.write_line(escapes.line(text), **look)
@@ -105,7 +122,7 @@ class ParityReports(SuiteReports):
         if report.candidate:
             write(f"candidate: {report.candidate}")
         for name, (golden, here) in report.conditions.items():
-            write(f"condition {name}: {report.beside} {golden}, here {here}")
+            write(f"condition {name}: {golden} -> {here}")
         if report.repro_command:
             write(f"reproduce: {report.repro_command}")
         if report.bundle:
@@ -113,6 +130,8 @@ class ParityReports(SuiteReports):
             write(f"the failure in a file: {escapes.shell(['fvparity', 'replay', kept])}")
         for line in () if good and len(self.reports) > 1 else _table(report):
             write(line)
+        if not good and (lacking := not_provided(report.checks)):
+            write(f"{LACKS}{'; '.join(lacking)}")
         if written:
             page = folders(report, self.options.report_dir)[0] / "src_vs_fv_diff_report.html"
             write(f"report: {self.options.from_here(page)}")

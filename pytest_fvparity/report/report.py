@@ -75,6 +75,13 @@ class ErrorTable(ReportPart):
     counts: list[ErrorCount]
 
 
+class Source(ReportPart):
+    """Where the candidate's answer comes from: a file, inside the project relative to it, and the line of its method."""
+
+    file: str
+    line: int | None = None
+
+
 class Check(ReportPart):
     """One check key. `fault` says why a key failed: own (on golden inputs too), inherited (an earlier key failed), or
     accumulated (it agrees on golden inputs and no earlier key failed: differences within tolerance add up), or unsteady
@@ -95,6 +102,7 @@ class Check(ReportPart):
     message: str = ""
     golden_path: str | None = None
     candidate_path: str | None = None
+    source: Source | None = None
     first_mismatch: Mismatch | None = None
     details: list[Mismatch] = []
     warnings: list[Mismatch] = []
@@ -288,8 +296,24 @@ def left_out(checks: Sequence[Check]) -> list[str]:
     return keys + [f"of {key} {message.removeprefix(NOT_COMPARED)}" for key, message in parts]
 
 
+def not_provided(checks: Sequence[Check]) -> list[str]:
+    """What the candidate does not provide: keys, and leaves of others, also of those that differ in what is provided."""
+
+    def lacking(check: Check) -> str:
+        told = [*(w.message for w in check.warnings if w.message.startswith(LACKS)), check.message][0]
+        leaves = told.partition(LACKS)[2]
+        return f"of {check.key} {leaves}" if leaves else check.key if check.status == Status.NOT_PROVIDED else ""
+
+    return list(filter(None, map(lacking, checks)))
+
+
 OVERALL = ("FAIL", "NOT_RUN", "PARTIAL", "PASS")
 """Overall statuses, the worst first. FAIL alone turns a session red; under --fv-require-gpu it is what others call NOT_RUN."""
+
+
+def worst_first(reports: Iterable[Report]) -> list[Report]:
+    """So that a cut takes the best."""
+    return sorted(reports, key=lambda report: (OVERALL.index(report.overall_status), report.named))
 
 
 def earliest_failure(checks: Sequence[Check]) -> Check | None:
@@ -329,6 +353,7 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         message=result.message,
         golden_path=f"{golden}/{result.key}.json" if golden and golden != LIVE else None,
         candidate_path=context.get("candidate"),
+        source=context.get("whereabouts", {}).get(result.key),
         first_mismatch=blocking[0] if blocking else None,
         details=blocking,
         warnings=[_mismatch(f) for f in verdict.findings if not f.blocking],
@@ -431,8 +456,7 @@ def _agreement(checks: Sequence[Check], context: Mapping[str, Any]) -> str:
     largest = [check.max_abs_diff for check in checks if isinstance(check.max_abs_diff, float)]
     difference = f"; largest difference {max(largest):.3g}" if largest else ""
     absent = f"; the golden holds a part, {NOT_COMPARED}{'; '.join(left_out(checks))}" if left_out(checks) else ""
-    lacking = "; ".join(f"of {check.key} {check.message.partition(LACKS)[2]}" for check in checks if is_partial(check))
-    partly = f"; {LACKS}{lacking}" if lacking else ""
+    partly = f"; {LACKS}{'; '.join(lacking)}" if (lacking := not_provided(checks)) else ""
     return f"{scope} with the reference{trials}{tied}{difference}{absent}{partly}"
 
 

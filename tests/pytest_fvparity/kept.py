@@ -20,7 +20,7 @@ class Kept(Rig):
         return cls(**{field.name: getattr(rig, field.name) for field in fields(Rig)}, folder=folder)
 
     def run(self, candidate: Implementation, repeat: int = 1) -> ParityRun:
-        keep = Keeper(self.folder, (), self.trials, self.profile, self.profile, "planted")
+        keep = Keeper(self.folder, self.trials, self.profile, self.profile, "planted")
         return replace(super().run(candidate, repeat), keep=keep)
 
     @property
