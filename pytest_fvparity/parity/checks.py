@@ -22,6 +22,7 @@ from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_
 from pytest_fvparity.parity.partial import LACKS, LAST_SLOT, completed, offered
 from pytest_fvparity.parity.refinements import REFINEMENTS
 from pytest_fvparity.parity.signatures import signed
+from pytest_fvparity.parity.where import placed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -163,7 +164,7 @@ class ParityRun:
         if key in REFINEMENTS:
             verdict = REFINEMENTS[key](self, verdict, expected, whole)
         if not verdict.passed:
-            verdict = signed(self, key, verdict, expected, whole, _axes)
+            verdict = placed(self, key, signed(self, key, verdict, expected, whole, _axes), expected, actual, _axes)
         if offer.own_ranking:
             self.memory.tied.add(key)
         lent = " and ".join(self.memory.lent[name] for name in INPUTS[key] if name in self.memory.lent)
@@ -320,7 +321,7 @@ def _judge(run: ParityRun, key: str) -> Verdict:
         raise
     except Exception as error:
         # A broken earlier artifact can make this key's code fail: only then is the error not its own.
-        if not INPUTS[key] or not can_isolate or not run.compare(key, run.isolated(key)).passed:
+        if not INPUTS[key] or not can_isolate or not _agrees_isolated(run, key):
             raise
         broken = Finding(key, f"fails on the candidate's own inputs: {type(error).__name__}: {error}")
         return Verdict((broken,), compared=1, mismatch_count=1, details={"fault": _origin(run, key)})
@@ -339,6 +340,12 @@ def _judge(run: ParityRun, key: str) -> Verdict:
     # A fault of its own can cancel an earlier one: then only the golden's inputs show it.
     shown = isolated if chained.passed else chained
     return replace(shown, details={**shown.details, "fault": fault})
+
+
+def _agrees_isolated(run: ParityRun, key: str) -> bool:
+    with suppress(Exception):
+        return run.compare(key, run.isolated(key)).passed
+    return False
 
 
 def _origin(run: ParityRun, key: str) -> str:
