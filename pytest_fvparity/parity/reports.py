@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fvcore import escapes
+from pytest_fvparity import runners
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
-from pytest_fvparity.parity.place import place_of
+from pytest_fvparity.parity.place import particular, place_of
 from pytest_fvparity.suite.declaration import FILES_KEY, SuiteReports
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from fvcore.gates import StageResult
     from pytest_fvparity.report.report import Report
+    from pytest_fvparity.runners import Annotation
     from pytest_fvparity.suite.reporter import SuiteRun
 
 NAME = "parity"
@@ -37,8 +39,9 @@ class ParityReports(SuiteReports):
         reports = []
         for run in (run for run in runs if run.of(NAME) and run.planned):
             commands = {key: reproduce(self.config, f"{run.nodeid}::{key}", run.declared) for key in run.planned}
-            place = place_of(self.config.rootpath / run.file)
-            under = "" if self.options.reference_profile == "src" else self.options.reference_profile
+            path = self.config.rootpath / run.file
+            place = place_of(path)
+            under = particular(path, self.options.reference_profile, self.config.getoption("fv_model"))
             reports.append(assemble(run.results(), run.rows, run.context, commands, run.keep_going, place, under))
         return reports
 
@@ -87,6 +90,19 @@ class ParityReports(SuiteReports):
         for path in (path for path in own if path not in planned and not self.config.option.collectonly):
             line = f"no parity stage of {path.name} is selected: nothing of it was compared"
             terminal.write_line(escapes.line(line), yellow=True, bold=True)
+
+    def annotations(self) -> Sequence[Annotation]:
+        from pytest_fvparity.report.annotations import annotations
+
+        return annotations(self.reports, self.options.rootdir)
+
+    def step_summary(self, room: int) -> str:
+        from pytest_fvparity.report.step_summary import identity, step_summary
+
+        text = step_summary(self.reports, room)
+        for report in self.reports:
+            runners.mark_told(identity(report))
+        return text
 
     def _summary(self, group: Sequence[Report], terminal: Any, written: bool, brief: bool) -> None:
         """Of reports that say the same the first, and the names of the others."""

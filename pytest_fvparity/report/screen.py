@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from fvcore.gates import Status, first_line
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report import story
-from pytest_fvparity.report.report import OVERALL, Check, Report, earliest_failure
+from pytest_fvparity.report.report import OVERALL, Check, Report, earliest_failure, not_provided, weaker
 
 WIDTH = 11  # of the words in front
+MOST = 9  # lines between the verdict and the page
 
 
 def lines(report: Report, page: str | None) -> Iterator[str]:
@@ -18,7 +19,7 @@ def lines(report: Report, page: str | None) -> Iterator[str]:
     rows = _failure(report, failed) if failed else _agreement(report)
     yield from rows
     if page:
-        yield _row("page", page) if failed else f"report: {page}"
+        yield f"  {'page':<{WIDTH}}{page}" if failed else f"report: {page}"
 
 
 def alike(reports: Sequence[Report]) -> list[list[Report]]:
@@ -33,30 +34,47 @@ def alike(reports: Sequence[Report]) -> list[list[Report]]:
 
 
 def _failure(report: Report, failed: Check) -> Iterator[str]:
+    """The verdict, and what is told of it, the most telling first; where that is too much the end is left out."""
     if failed.first_mismatch is None:
         yield report.headline
     else:
-        count, worst = story.parts(failed)
-        yield f"{report.overall_status} at {failed.key}: {count or worst}"
-        if count and worst:
-            yield _row("worst", worst.removeprefix("the largest difference "))
-        if where := story.summary(failed):
-            yield _row("where", where)
-        said = {"probably": failed.signature, "drill": story.drilled(failed), "fault": story.fault(failed)}
-        yield from (_row(word, text) for word, text in said.items() if text)
-        if others := [check for check in report.checks if check.status == Status.FAIL and check is not failed]:
-            yield _row(
-                "also", ", ".join(f"{one.key} {story.number(story.n_wrong(one))} ({one.fault})" for one in others)
-            )
-    yield _row("keys", _keys(report))
-    if report.conditions:
-        yield _row("conditions", f"other than the {report.beside}'s: {', '.join(report.conditions)}")
-    if report.candidate:
-        yield _row("candidate", report.candidate)
-    if failed.repro_command:
-        yield _row("reproduce", failed.repro_command)
-    for option, what in [] if story.drilled(failed) else list(story.deeper(failed, story.n_behind(report)))[:1]:
-        yield _row("deeper", f"{option} to {what}")
+        yield f"{report.overall_status} at {failed.key}: {story.parts(failed)[0]}"
+    rows = [(word, text) for word, text in _told(report, failed) if text]
+    yield from (f"  {word:<{WIDTH}}{first_line(text)}" for word, text in rows[:MOST])
+
+
+def _told(report: Report, failed: Check) -> Iterator[tuple[str, str]]:
+    drilled = story.drilled(failed)
+    yield "worst", story.parts(failed)[1].removeprefix("the largest difference ")
+    yield "note", weaker(report)
+    yield "where", story.summary(failed)
+    yield "probably", failed.signature or ""
+    yield "drill", drilled
+    yield "fault", story.fault(failed)
+    yield "open", _written(failed)
+    yield "candidate", "" if failed.source else report.candidate or ""
+    yield "reproduce", failed.repro_command
+    deeper = [] if drilled else [f"{option} to {what}" for option, what in story.deeper(failed, story.n_behind(report))]
+    yield "deeper", next(iter(deeper), "")
+    yield "keys", _keys(report)
+    yield (
+        "also",
+        ", ".join(_also(check) for check in report.checks if check.status == Status.FAIL and check is not failed),
+    )
+    yield "lacking", "; ".join(not_provided(report.checks))
+    names = ", ".join(report.conditions)
+    yield "conditions", f"other than the {report.beside}'s: {names}" if names else ""
+
+
+def _written(failed: Check) -> str:
+    if failed.source is None:
+        return ""
+    line = f":{failed.source.line}" if failed.source.line else ""
+    return f"{failed.source.file}{line}" + (f" ({failed.candidate_path})" if failed.candidate_path else "")
+
+
+def _also(check: Check) -> str:
+    return f"{check.key} {story.number(story.n_wrong(check))} ({check.fault or 'not told whose fault'})"
 
 
 def _keys(report: Report) -> str:
@@ -94,7 +112,3 @@ def table(report: Report) -> Iterator[str]:
         yield row.rstrip()
     if report.n_compared_trials != report.n_trials:
         yield f"{report.n_compared_trials} of {report.n_trials} trials compared at the per-trial keys"
-
-
-def _row(word: str, text: str) -> str:
-    return f"  {word:<{WIDTH}}{first_line(text)}"

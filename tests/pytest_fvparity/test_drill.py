@@ -919,6 +919,6 @@ def test_through_pytest_without_the_option_nothing_is_said(pytester: pytest.Pyte
 
     result = pytester.runpytest_inprocess("-m", "parity", *world.options)
 
-    assert "drill" not in result.stdout.str()
+    assert "drill into" not in result.stdout.str()
     (report,) = reports(pytester)
     assert report["checks"][2]["warnings"] == []
