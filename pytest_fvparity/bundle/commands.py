@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fvcore import exits
+from fvcore.gates import Status
 from pytest_fvparity.candidates.conversation import CandidateError
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def replay(
     other = _candidate(candidate, candidate_dir, lm, kept)
     result = replayed(kept, other, lm)
     exits.tell(*told(kept, result, other is not None))
+    if result.status is Status.ERROR and candidate and not model:
+        exits.tell("the candidate was given no model; if it needs one: --model")
     raise typer.Exit(status_of(kept, result, other is not None))
 
 

@@ -80,7 +80,7 @@ def status_of(bundle: Bundle, result: StageResult, by_candidate: bool) -> int:
     """0: this candidate agrees. 1: the failure is there. 3: it could not be judged, or the leaves do not show it."""
     if result.status is Status.PASS:
         return PASSED if by_candidate else UNJUDGED
-    return FAILED if result.status is Status.FAIL or (by_candidate and result.status is Status.ERROR) else UNJUDGED
+    return FAILED if result.status is Status.FAIL else UNJUDGED
 
 
 def is_same(first: First | None, found: Finding | None) -> bool:
@@ -106,13 +106,16 @@ def told(bundle: Bundle, result: StageResult, by_candidate: bool) -> Iterator[st
             f"PASS: {agrees}" if by_candidate else f"{agrees}: the failure is not in the leaves; it takes the candidate"
         )
     else:
-        yield f"{result.status}: {'as in the run' if same else 'otherwise than in the run'}"
+        there = same or (by_candidate and found and bundle.first and found.where == bundle.first.where)
+        where = "as in the run" if same else "at the same place" if there else "otherwise than in the run"
+        yield f"{result.status}: {where}"
         yield from _finding(found, pattern) if found else [first_line(result.message)]
     # With a model at hand a run has more words for the same place.
     if not same or (bundle.first and found and (bundle.first.message, bundle.signature) != (found.message, pattern)):
         yield "the run said:"
         yield from _finding(bundle.first, bundle.signature) if bundle.first else [bundle.message]
-    yield from filter(None, [FAULTS.get(bundle.fault or "")])
+    if bundle.fault in FAULTS:
+        yield f"whose fault, as the run found: {FAULTS[bundle.fault]}"
 
 
 def _finding(found: First | Finding, pattern: str | None) -> Iterator[str]:

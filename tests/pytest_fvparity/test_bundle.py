@@ -233,7 +233,7 @@ def test_a_red_run_writes_one_file_and_a_green_one_leaves_none(pytester: pytest.
     red = pytester.runpytest_inprocess(*words)
 
     (path,) = (pytester.path / "kept").rglob("*.safetensors")
-    red.stdout.fnmatch_lines([f"the failure in a file: fvparity replay *{path.name}"])
+    red.stdout.fnmatch_lines([f"  replay *fvparity replay *{path.name}"])
     assert path.name == "failure-slot_map.safetensors"
     (page,) = (pytester.path / "reports").rglob("src_vs_fv_diff_report.html")
     assert f"fvparity replay kept/pairs/{world.trials[0].stem}/{path.name}" in page.read_text()
