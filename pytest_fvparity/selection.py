@@ -76,7 +76,7 @@ def _trials_files(config: pytest.Config, options: ParityOptions, with_default: b
     named = _named(config, PARITY.name, alone=by_marker)
     wanted = list(options.trials) if config.getoption("fv_trials") else []
     if not named and not wanted and with_default and (by_marker or options.regen_golden or options.golden_diff):
-        wanted = list(options.trials) or [options.default_trials()]
+        wanted = list(options.trials) or [options.default_trials(config)]
     files = list(dict.fromkeys([*named, *wanted]))
     for path in files:
         _require_reachable(config, path)

@@ -49,8 +49,11 @@ class ModelChoice(Config):
         """The model in this process, in as many threads as were asked for; what is doubtful about it is printed."""
         import torch
 
+        from fvcore.model import on_disk
         from fvcore.model.model import doubts, untested_in
 
+        if isinstance(layer := getattr(self, "edit_layer", None), int):
+            on_disk.require_layer(self.model, layer)
         lm = self.loader(seed)()
         if self.threads is not None:
             torch.set_num_threads(self.threads)

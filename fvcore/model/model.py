@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fvcore import embedded
 from fvcore.exits import in_one_line
+from fvcore.model import on_disk
 from fvcore.model.anatomy import head_widths, max_tokens, require_parts, spec_in, stated, text_config, types_of
 from fvcore.model.hooks import require_streams
 from fvcore.model.placement import DTYPES as DTYPES
@@ -192,10 +193,7 @@ class LanguageModel:
     def require_layer(self, layer: int) -> None:
         """Raise ModelError for a layer that there is not, a negative one too."""
         if not 0 <= layer < self.n_layers:
-            raise ModelError(
-                f"edit_layer out of range: {layer} not in [0, {self.n_layers - 1}] (this model has "
-                f"{self.n_layers} layers)"
-            )
+            raise ModelError(on_disk.out_of_range("this model", layer, self.n_layers))
 
     @property
     def weights_sha(self) -> str:
@@ -286,6 +284,7 @@ def load_tokenizer(name: str) -> Any:
 def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
+    on_disk.folder_of(name)
     with _loading("tokenizer", name):
         _require_bounded(name)
         return AutoTokenizer.from_pretrained(str(resolve(name)), local_files_only=True, trust_remote_code=False)
@@ -360,12 +359,12 @@ def config_on_disk(name: str) -> Any:
     """A model's config; raises ModelError where there is none."""
     from transformers import AutoConfig
 
+    on_disk.folder_of(name)
     with _loading("config", name):
         _require_bounded(name)
         return AutoConfig.from_pretrained(str(resolve(name)), local_files_only=True, trust_remote_code=False)
 
 
-LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 MOST_LAYERS = 2**12
 
 
@@ -378,7 +377,7 @@ def _require_bounded(name: str) -> None:
     except OSError:  # a tokenizer by itself has none
         return
     for part in (said, *(value for value in said.values() if isinstance(value, dict))):
-        for key in LAYERS:
+        for key in on_disk.LAYERS:
             if isinstance(part.get(key), int) and part[key] > MOST_LAYERS:
                 raise ValueError(f"its config says {key} {part[key]:.10g}; at most {MOST_LAYERS} are taken")
 

@@ -30,6 +30,11 @@ def prefix_cache(layers: Iterable[tuple[Tensor, Tensor]], n_rows: int = 1) -> Ca
 
 
 def cache_given(module: Any, cache: Cache | None) -> dict[str, Any]:
-    """A cache as a model takes it: by the name `cache`, or by `past_key_values`, as versions before 5.24 call it."""
-    takes = {name for part in (module, module.base_model) for name in signature(part.forward).parameters}
-    return {"cache" if "cache" in takes else "past_key_values": cache}
+    """A cache by the name that a model, or else the library, has for it: `past_key_values`, and `cache` from 5.24 on."""
+    from transformers.generation import GenerationMixin
+
+    for takes in (signature(one).parameters for one in (module.forward, GenerationMixin.prepare_inputs_for_generation)):
+        for name in ("cache", "past_key_values"):
+            if name in takes:
+                return {name: cache}
+    return {"past_key_values": cache}

@@ -22,6 +22,7 @@ from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_
 from pytest_fvparity.parity.partial import FURTHER, HELD_TO, IN_LOGPROB, LACKS, LAST_SLOT, completed, offered
 from pytest_fvparity.parity.refinements import REFINEMENTS
 from pytest_fvparity.parity.signatures import signed
+from pytest_fvparity.parity.where import placed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -169,7 +170,7 @@ class ParityRun:
         if key in REFINEMENTS:
             verdict = REFINEMENTS[key](self, verdict, expected, whole)
         if not verdict.passed:
-            verdict = signed(self, key, verdict, expected, whole, _axes)
+            verdict = placed(self, key, signed(self, key, verdict, expected, whole, _axes), expected, actual, _axes)
         if offer.own_ranking:
             self.memory.tied.add(key)
         lent = " and ".join(self.memory.lent[name] for name in INPUTS[key] if name in self.memory.lent)

@@ -20,6 +20,7 @@ import inspect
 import json
 import platform
 import sys
+import time
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -260,6 +261,32 @@ def words(pairs: list[dict[str, str]]) -> dict[str, list[str]]:
     return {side: [pair[side][1:] for pair in pairs] for side in ("input", "output")}
 
 
+class Passes:
+    """Counts the model's passes, and says about once a second how many runs over all trials they make: `progress 1.25`."""
+
+    def __init__(self, job: dict[str, Any], n_heads: int, n_layers: int) -> None:
+        classes = 1 if job["token_class_idx"] == -1 else 10
+        self.in_a_run = max(1, len(job["trials"]) * (2 + n_layers * n_heads * classes))
+        self.runs, self.n, self.said = 0, 0, time.monotonic()
+
+    def of(self, model: Any) -> Any:
+        model.register_forward_pre_hook(self._count)
+        return model
+
+    def _count(self, *_: Any) -> None:
+        self.n += 1
+        if time.monotonic() - self.said > 1:
+            self._say()
+
+    def _say(self) -> None:
+        self.said = time.monotonic()
+        print(f"progress {self.runs + min(self.n / self.in_a_run, 1.0):.4f}", flush=True)
+
+    def next_run(self) -> None:
+        self.runs, self.n = self.runs + 1, 0
+        self._say()
+
+
 class Recorder:
     """The reference, its model and its trials: one method a check key."""
 
@@ -287,6 +314,8 @@ class Recorder:
             **{name: job[name] for name in ("attn_hook_names", "layer_hook_names")},
             "prepend_bos": self.adds_bos,
         }
+        self.passes = Passes(job, heads, self.config["n_layers"])
+        self.passes.of(self.model)
         self.template = {"prefixes": job["prefixes"], "separators": job["separators"]}
         self.stored_target = StoredTarget()
         normalisations = [injection_edits_bare_tensors(self.src), greedy_generation(self.model)]
@@ -545,6 +574,7 @@ class Recorder:
         injected = self.injection_output(vector["function_vector"])
         numbers = {"mean_activations": means, "top_heads": heads, "fv_vector": vector, "injection_output": injected}
         require_finite(numbers)
+        self.passes.next_run()
         return numbers
 
     def varied(self, change: dict[str, Any], recorded: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -552,7 +582,7 @@ class Recorder:
         import torch
 
         self.model = None  # two copies of a large model would not fit
-        self.model = load_model(self.job, change["attn_implementation"])
+        self.model = self.passes.of(load_model(self.job, change["attn_implementation"]))
         normalise([greedy_generation(self.model)])
         if change["copies_weights"]:
             for parameter in self.model.parameters():
