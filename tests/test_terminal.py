@@ -25,6 +25,7 @@ PRINT_TABLES = [
     *("fvcore spec list", "fvcore spec audit", "fvcore spec smoke", "fvcore spec engines", "fvcore relation status"),
     *("fvcore eval", "fvcore select-kv-faults", "fvcore pathways faults", "fvcore pathways status"),
     *("fvcore pathways sae-info", "fvcore pathways selftest", "fvparity selftest", "fvparity golden list"),
+    "fvparity compare",
 ]
 
 
