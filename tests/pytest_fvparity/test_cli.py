@@ -259,7 +259,6 @@ TIMES = (
     r"(?<=,)\d+\.\d{6}(?=,)",
     r' (time|timestamp)="[^"]*"',
     r'(?<="peak_memory_mib": )[\d.]+',  # what a process takes is no more of the run than its times
-    r"[\d.]+(?= MiB beside the weights)",
 )
 
 
