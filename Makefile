@@ -4,9 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 8
+# Tests start many processes: none should compile again what an earlier one did.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help parity test test-slow lint format docs faults goldens-verify clean
+.PHONY: help parity test test-slow lint format docs docs-site faults goldens-verify dist clean
 
 help:
 	@echo "make parity   six check keys of fvcore against the recorded reference, on the shipped model"
@@ -14,7 +16,9 @@ help:
 	@echo "make test-slow  the tests that take long, and the others once more as on another processor"
 	@echo "make lint     ruff and mypy --strict"
 	@echo "make docs     regenerate what is generated under docs/"
+	@echo "make docs-site  the documentation as a site, in build/docs"
 	@echo "make faults   plant every known fault and write what catches it to docs/faults.md and docs/*-faults.md"
+	@echo "make dist     wheel and sdist, as an index takes them"
 	@echo "make goldens-verify FV_SRC=path   record the goldens again from a checkout and compare bytes"
 
 parity: $(VENV)/.run-time
@@ -41,6 +45,10 @@ docs: $(VENV)/.run-time
 	$(BIN)/python -m pytest_fvparity.report.schema docs/report.schema.json
 	$(BIN)/python -m pytest_fvparity.plans.page docs/milestones.md
 
+docs-site: $(VENV)/.site
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
+	@echo "build/docs/index.html"
+
 faults: $(VENV)/.run-time
 	$(BIN)/fvparity selftest --markdown docs/faults.md
 	$(BIN)/python -m pytest_fvparity.selftest.sensitivity docs/sensitivity.md
@@ -50,6 +58,14 @@ faults: $(VENV)/.run-time
 goldens-verify: $(VENV)/.development
 	@test -n "$(FV_SRC)" || { echo "FV_SRC: path of a checkout of https://github.com/ericwtodd/function_vectors" >&2; exit 2; }
 	$(BIN)/python benchmarks/goldens_verify.py "$(FV_SRC)"
+
+# The version stands in one line; a release takes it from its tag, and has a place in the changelog.
+dist: $(VENV)/.release
+	$(if $(VERSION),$(BIN)/hatchling version "$(VERSION)")
+	@grep -q "^## $$($(BIN)/hatchling version)\b" CHANGELOG.md || { echo "CHANGELOG.md: no heading for this version" >&2; exit 2; }
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
@@ -61,4 +77,13 @@ $(VENV)/.run-time: pyproject.toml constraints.txt
 
 $(VENV)/.development: $(VENV)/.run-time
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.site: $(VENV)/.run-time
+	$(PIP) --editable '.[site]'
+	@touch $@
+
+$(VENV)/.release: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) build hatchling twine
 	@touch $@

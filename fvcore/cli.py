@@ -5,18 +5,19 @@ from typing import Annotated
 
 import typer
 
-from fvcore import exits
+from fvcore import terminal
 from fvcore.experiments.antonym.cli import app as antonym_app
 from fvcore.experiments.config import add_command
 from fvcore.experiments.evaluation.cli import evaluate
 from fvcore.experiments.evaluation.config import EvaluationConfig
 from fvcore.experiments.relation.cli import app as relation_app
 from fvcore.experiments.sae.cli import app as pathways_app
-from fvcore.experiments.select_kv import cli as select_kv
-from fvcore.model.commands import app as spec_app
+from fvcore.experiments.select_kv.cli import register as add_select_kv
+from fvcore.experiments.select_kv.cli import show_faults
+from fvcore.fast.commands import app as spec_app
 from fvcore.profile import MOST_SEED
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Function vectors: data and experiments.")
+app = terminal.program("fvcore", "Function vectors: data and experiments.")
 trials_app = typer.Typer(no_args_is_help=True, help="Fixed trials: make a file, verify a file.")
 COMMANDS = {
     "trials": trials_app,
@@ -31,10 +32,12 @@ COMMANDS = {
 for _name, _group in COMMANDS.items():
     app.add_typer(_group, name=_name, hidden=_name == "runtime")
 add_command(app, "eval", EvaluationConfig, evaluate)
-select_kv.register(app)
-app.command("select-kv-faults")(select_kv.show_faults)
+add_select_kv(app)
+app.command("select-kv-faults")(show_faults)
 
 DATASET = ("--dataset", "--dataset-json")
+
+
 WithoutEmpty = Annotated[
     bool, typer.Option("--without-empty-rows", help="Leave out rows of the raw dataset without input or answer.")
 ]
@@ -86,7 +89,7 @@ def trials_make(
     folder = Path("datasets", "fixed_trials") if out is None else out
     path = folder if folder.suffix == ".json" else folder / trials.file_name(meta)
     trials.write(path, file)
-    exits.tell(f"wrote {path}: {n_trials} trials of {n_shots} shots from {len(pairs)} rows, seed {seed}")
+    terminal.note(f"wrote {path}: {n_trials} trials of {n_shots} shots from {len(pairs)} rows, seed {seed}")
 
 
 @trials_app.command("verify")
@@ -118,12 +121,16 @@ def trials_verify(
         problems += trials.same_draws(fixed.file, trials.read_pairs(raw, without_empty_rows), first)
         sampled = f"sampled again from {raw}"
     for problem in problems:
-        exits.tell(problem)
-    exits.tell(f"{file}: {first or n} of {n} trials checked with {name}, {sampled}; mismatch_count {len(problems)}")
+        terminal.tell(problem)
+    terminal.tell(f"{file}: {first or n} of {n} trials checked with {name}, {sampled}; mismatch_count {len(problems)}")
     if problems:
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(terminal.FAILED)
 
 
 def main() -> None:
     """The console script: an expected error is one line and its exit status, not a traceback."""
-    exits.run("fvcore", app)
+    terminal.run("fvcore", app)
+
+
+if __name__ == "__main__":
+    main()

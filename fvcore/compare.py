@@ -25,6 +25,7 @@ from fvcore.gates import Finding, Verdict, merge
 
 MAX_FINDINGS = 100
 MAX_ERROR_TABLES = 10
+ENDED = "nothing: the list ends before it"
 TEXT_AROUND = 30  # characters shown on either side of the place where two texts part
 ZERO, NOT_FINITE = -999, 999  # decades of what has none
 TRIAL_KEY = re.compile(r"(\d+):(\d+)")
@@ -32,7 +33,7 @@ TRIAL_KEY = re.compile(r"(\d+):(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """|actual - expected| <= max(atol, of_max * max|expected|, of_norm * ||expected||) + rtol * |expected|.
+    """`|actual - expected| <= max(atol, of_max * max|expected|, of_norm * ||expected||) + rtol * |expected|`.
 
     `of_max` is relative to the largest magnitude in the leaf, `of_norm` to the norm along its last axis.
     `rule` says where the numbers come from and travels into the report. With `measured`, the larger bound of the two
@@ -151,13 +152,8 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     for name, wanted in kinds[0].items():
         if wanted != (found := kinds[1][name]):
             return _one(leaf, f"{name} differs: expected {wanted}, actual {found}", wanted, found, expected.numel())
-    # float64 holds every float32 and every half exactly, so the comparison adds no rounding of its own.
-    want, have = expected.detach().double().cpu(), actual.detach().double().cpu()
-    difference = torch.where(want == have, torch.zeros_like(want), (have - want).abs())  # inf == inf is no difference
-    difference = torch.where(want.isnan() & have.isnan(), torch.zeros_like(want), difference)
+    want, have, difference, wrong = beside(expected, actual, tolerance)
     allowed = tolerance.allowed(want)
-    wrong = ~(difference <= allowed)  # a NaN difference is wrong
-    wrong &= difference != 0
     relative = (difference / want.abs())[(want != 0) & difference.isfinite() & want.isfinite()]
     largest = {"max_abs_diff": _most(difference), "max_rel_diff": _most(relative)}
     used = torch.where(difference == 0, difference, difference / allowed)  # infinite where nothing is allowed
@@ -168,8 +164,32 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
         for index in wrong.nonzero()[:MAX_FINDINGS].tolist()
     ]
     # A single number says all there is to say by itself.
-    errors = {"errors": {leaf: error_table(want, difference)}} if findings and want.ndim else {}
+    errors = (
+        {"errors": {leaf: error_table(want, torch.where(wrong, difference, 0.0))}} if findings and want.ndim else {}
+    )
     return Verdict(tuple(findings), want.numel(), int(wrong.sum()), largest, {"largest": {leaf: measured}, **errors})
+
+
+def beside(expected: Tensor, actual: Tensor, tolerance: Tolerance) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two tensors of one shape in float64 on the CPU, by how much they differ, and where that is more than is allowed."""
+    # float64 holds every float32 and every half exactly, so the comparison adds no rounding of its own.
+    want, have = expected.detach().double().cpu(), actual.detach().double().cpu()
+    same = (want == have) | (want.isnan() & have.isnan())  # inf == inf is no difference
+    difference = torch.where(same, torch.zeros_like(want), (have - want).abs())
+    wrong = ~(difference <= tolerance.allowed(want))  # a NaN difference is wrong
+    return want, have, difference, wrong & ~same
+
+
+def largest_wrong(
+    leaf: str, expected: Tensor, actual: Tensor, tolerance: Tolerance, axes: Sequence[str]
+) -> Finding | None:
+    """Of two tensors of one shape the element that is outside its tolerance by the largest difference, if one is."""
+    want, have, difference, wrong = beside(expected, actual, tolerance)
+    if not wrong.any():
+        return None
+    size = torch.where(wrong, difference.nan_to_num(nan=math.inf, posinf=math.inf), torch.full_like(difference, -1.0))
+    index = tuple(int(i) for i in torch.unravel_index(size.argmax(), size.shape))
+    return _element(leaf, index, want, have, difference, tolerance, _would_pass(difference, want, tolerance), axes)
 
 
 def _most(values: Tensor) -> float:
@@ -246,7 +266,7 @@ def _compare_lists(leaf: str, expected: list[Any], actual: list[Any]) -> Verdict
         message = f"position {first}; length {len(expected)} expected, {len(actual)} actual"
     else:
         message = f"position {first}; {n_changes} difference(s) in all"
-    pair = [side[first] if first < len(side) else None for side in (expected, actual)]
+    pair = [side[first] if first < len(side) else ENDED for side in (expected, actual)]
     n_wrong = max(1, n_changes)
     return Verdict((_parted(leaf, first, message, *pair),), max(n_elements, n_wrong), n_wrong)
 
@@ -261,6 +281,11 @@ def changes(before: Any, after: Any, *, separator: str = ".") -> dict[str, tuple
 
     A path is `noise.fv_vector.norm`; a key that holds the separator itself, such as a file's name, stands in quotes.
     """
+    # DeepDiff takes as long to import as a model to load, where pandas is installed.
+    if _same(before, after):
+        return {}
+    if _flat(before, after):
+        return {name: (before[name], after[name]) for name in before if not _same(before[name], after[name])}
     from deepdiff import DeepDiff
     from deepdiff.helper import notpresent
 
@@ -274,6 +299,15 @@ def changes(before: Any, after: Any, *, separator: str = ".") -> dict[str, tuple
     # By position: aligned, one value put in front would count as one difference, and every id would still be wrong.
     rows = [row for group in DeepDiff(before, after, view="tree", zip_ordered_iterables=True).values() for row in group]
     return {path(row): (given(row.t1), given(row.t2)) for row in rows}
+
+
+def _flat(*sides: Any) -> bool:
+    """Whether these are mappings of one set of names, and what differs in them is plain."""
+    if not all(isinstance(side, dict) for side in sides) or len({frozenset(side) for side in sides}) > 1:
+        return False
+    one, other = sides
+    differing = [value for name in one if not _same(one[name], other[name]) for value in (one[name], other[name])]
+    return all(isinstance(value, str | int | float | None) for value in differing)
 
 
 def _compare_texts(leaf: str, expected: str, actual: str) -> Verdict:
@@ -292,7 +326,10 @@ def _around(text: str, place: int) -> str:
 
 def _n_elements(value: Any) -> int:
     """How many values a nested list holds; an empty list is one statement."""
-    return max(1, sum(map(_n_elements, value))) if isinstance(value, list) else 1
+    if not isinstance(value, list):
+        return 1
+    lists = [item for item in value if isinstance(item, list)]
+    return max(1, len(value) - len(lists) + sum(map(_n_elements, lists)))
 
 
 def _same(expected: Any, actual: Any) -> bool:

@@ -15,21 +15,8 @@ from torch import Tensor
 
 from fvcore.model.hooks import edit_heads
 from fvcore.model.model import LanguageModel
-from fvcore.slots import QUERY_PREDICTIVE, SlotMap
-
-# The token classes of the rank-4 effect, in order.
-TOKEN_CLASSES = {
-    "demonstration": r"demonstration_\d+_token",
-    "label": r"demonstration_\d+_label_token",
-    "separator": "separator_token",
-    "predictive": "predictive_token",
-    "structural": "structural_token",
-    "end_of_example": "end_of_example_token",
-    "query_demonstration": "query_demonstration_token",
-    "query_structural": "query_structural_token",
-    "query_separator": "query_separator_token",
-    "query_predictive": QUERY_PREDICTIVE,
-}
+from fvcore.slots import TOKEN_CLASSES as TOKEN_CLASSES
+from fvcore.slots import SlotMap
 
 
 def tokens_of_class(slots: SlotMap, token_class: str) -> list[int]:

@@ -1,6 +1,10 @@
 """What a command's exit status says, in one table, and which errors are one line of its own."""
 
+import os
+import sys
+import traceback
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import partial
 
 from fvcore import escapes
@@ -13,6 +17,10 @@ USAGE = 2
 UNJUDGED = 3
 """It could not be judged."""
 INTERRUPTED = 130
+
+
+LOUDNESS = ContextVar("LOUDNESS", default=0)
+"""-1: results and errors alone; 1: errors with where they came from."""
 
 
 class Expected(Exception):
@@ -34,9 +42,14 @@ def system_words(error: Exception) -> str:
 def run(program: str, app: Callable[[], object], tell_error: Callable[[str], None] | None = None) -> None:
     """A console script: what is wrong outside of the program is one line and its exit status, not a traceback."""
     tell_error = tell_error or partial(say, program=program)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a locale of few characters stops no command
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except Expected as error:
+        if LOUDNESS.get() > 0:
+            traceback.print_exc()
         tell_error(str(error))
         raise SystemExit(error.status) from None
     except OSError as error:  # what no room of its own has said better
@@ -51,7 +64,12 @@ def say(text: str, program: str = "fvcore") -> None:
     """One red line, whatever the text holds."""
     import typer
 
-    typer.secho(f"{program}: {escapes.line(in_one_line(text))}", fg="red", err=True)
+    typer.secho(f"{program}: {escapes.line(in_one_line(text))}", fg="red", err=True, color=colour())
+
+
+def colour() -> bool | None:
+    """None: where it is a terminal; never where NO_COLOR is set."""
+    return False if os.environ.get("NO_COLOR") else None
 
 
 def cells(*values: object) -> list[str]:
@@ -65,3 +83,9 @@ def tell(*texts: object) -> None:
 
     for text in texts:
         typer.echo(escapes.line(text))
+
+
+def note(*texts: object) -> None:
+    """The same of what is no result, and unsaid where quiet was asked for."""
+    if LOUDNESS.get() >= 0:
+        tell(*texts)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cache
 from itertools import dropwhile
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 Subject = TypeVar("Subject")
@@ -101,6 +102,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Whether nothing disagrees; findings that do not block are none."""
         return self.mismatch_count == 0 and not any(f.blocking for f in self.findings)
 
     @property
@@ -113,11 +115,14 @@ class Verdict:
 
     @property
     def first_mismatch(self) -> Finding | None:
+        """The first finding that blocks."""
         return next((f for f in self.findings if f.blocking), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Stage(Generic[Subject]):
+    """A key, a title, and the check that turns a subject into a verdict."""
+
     key: str
     title: str
     check: Callable[[Subject], Verdict]
@@ -138,11 +143,14 @@ class Suite(Generic[Subject]):
 
     @property
     def keys(self) -> tuple[str, ...]:
+        """Its stages' keys in order."""
         return tuple(stage.key for stage in self.stages)
 
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
+    """What became of a stage, with its verdict and how long it took."""
+
     suite: str
     key: str
     status: Status
@@ -152,10 +160,12 @@ class StageResult:
     message: str = ""
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it; `from_dict` reads it again."""
         return asdict(self) | {"status": str(self.status)}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> StageResult:
+        """What `to_dict` gave."""
         verdict = dict(row["verdict"])
         verdict["findings"] = tuple(Finding(**f) for f in verdict["findings"])
         return cls(**{**row, "status": Status(row["status"]), "verdict": Verdict(**verdict)})
@@ -174,12 +184,35 @@ def run_stage(suite: str, stage: Stage[Subject], subject: Callable[[], Subject])
         return result(error.status, message=str(error), verdict=getattr(error, "verdict", Verdict()))
     except Exception as error:
         # The stage's own code failed; its traceback is the only trace of where.
-        return result(Status.ERROR, message=f"{said(error)}\n{''.join(traceback.format_exception(error)).rstrip()}")
+        trace = traceback.format_exception(type(error), error, _below(error, stage.check))
+        return result(Status.ERROR, message=f"{said(error)}\n{''.join(trace).rstrip()}")
     return result(Status.PASS if verdict.passed else Status.FAIL, verdict=verdict)
 
 
+def _below(error: BaseException, check: Callable[..., Any]) -> TracebackType | None:
+    """An error's frames without those of who judges, its first ones: a reader looks for what is judged."""
+
+    def package(name: str) -> str:
+        return name.partition(".")[0]
+
+    judge, trace = getattr(check, "func", check).__module__, error.__traceback__
+    while trace and (name := trace.tb_frame.f_globals.get("__name__", "")):
+        if name != __name__ and (package(name) != package(judge) or package(judge) == package(__name__)):
+            break
+        trace = trace.tb_next
+    return trace or error.__traceback__
+
+
 def said(error: BaseException) -> str:
-    """An error in its first line: what libraries add below, notes and advice, says less. Of a group its first error too."""
+    """An error in its first line: what libraries add below, notes and advice, says less. Of a group its first error too, and
+    of one that was raised from others the innermost, where that says more."""
+    told, cause = _own_line(error), error
+    while cause.__cause__ is not None and cause.__cause__ is not error:
+        cause = cause.__cause__
+    return _with_cause(told, _own_line(cause))
+
+
+def _own_line(error: BaseException) -> str:
     try:
         kind, line = type(error).__name__, first_line(str(error))
     except Exception:
@@ -188,15 +221,33 @@ def said(error: BaseException) -> str:
     return f"{kind}: {line}{inner}" if line else f"{kind}{inner}"
 
 
+def _with_cause(told: str, cause: str) -> str:
+    """An error's line with that of its cause, unless it says already what that says."""
+    return told if (cause.partition(": ")[2] or cause) in told else f"{told}; caused by {cause}"
+
+
 def first_line(text: str, otherwise: str = "") -> str:
     """What a message says before it says more."""
     return next(iter(text.strip().splitlines()), otherwise)
 
 
+BEGINS = "Traceback "
+CAUSED = "The above exception was the direct cause of the following exception:"
+
+
 def error_line(output: str) -> str:
-    """Of what a process printed the line that names its error: below the last traceback the first that is not indented."""
+    """Of what a process printed the line that names its error: below the last traceback the first that is not indented; and
+    the same of the innermost of its causes."""
+    *above, last = output.strip().split(CAUSED)
+    cause = last
+    while above and cause.count(BEGINS) == 1:  # in front of another traceback stands what it was not caused by
+        cause = above.pop()
+    return _with_cause(_last_error(last), _last_error(cause))
+
+
+def _last_error(output: str) -> str:
     lines = output.strip().splitlines() or ["no message"]
-    begins = [at for at, line in enumerate(lines) if line.startswith("Traceback ")]
+    begins = [at for at, line in enumerate(lines) if line.startswith(BEGINS)]
     below = lines[begins[-1] + 1 :] if begins else []
     return next((line for line in below if line.strip() and not line[0].isspace()), lines[-1])
 

@@ -314,7 +314,7 @@ def generated_ids(
     n_tokens: int = N_GENERATED,
 ) -> list[list[int]]:
     """What follows each prompt, up to the end-of-text token and with it, as `inject_generate` says it."""
-    each = trial_bytes(lm, n_tokens + max(map(len, prompts))) + variant_bytes(lm, 1)
+    each = trial_bytes(lm, n_tokens + max(map(len, prompts), default=0)) + variant_bytes(lm, 1)
     size = 1 if chosen(lm, engine) == "exact" else chunk_size(each, lm.device, len(prompts), max_memory)
 
     def run(some: Sequence[Sequence[int]]) -> list[list[int]]:

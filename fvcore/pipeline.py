@@ -17,9 +17,9 @@ from fvcore.fast import engines
 from fvcore.fast.engines import ENGINES, why_not_fast
 from fvcore.fast.screening import screened_top_heads
 from fvcore.heads import top_heads
-from fvcore.injection import N_GENERATED, inject, inject_generate, inject_nll
+from fvcore.injection import N_GENERATED, generated_ids, inject, inject_nll
 from fvcore.model.diagnostics import caveats
-from fvcore.model.model import LanguageModel, doubts
+from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.profile import REFERENCE_PROFILES, TARGET_RULES, Conditions, Identity, Profile
 from fvcore.prompts import REGIMES, UPSTREAM_BOS_TEXT, Prompt, PromptTemplate, require_bos_agreement, trial_prompt
@@ -86,19 +86,23 @@ class Pipeline:
 
     @cached_property
     def template(self) -> PromptTemplate:
+        """What stands around the words of every prompt. Raises BosError where tokenizer and trials disagree about BOS."""
         facts = require_bos_agreement(self.lm.tokenizer, self.trials.meta)
         writes_bos = self.settings.reference_profile == "todd_upstream" and not facts.adds_bos
         return PromptTemplate.of(self.trials.meta, self.lm.tokenizer, UPSTREAM_BOS_TEXT if writes_bos else "")
 
     @cached_property
     def dummy_labels(self) -> list[str]:
+        """The slots' labels, those of a prompt whose words are one token each."""
         meta = self.trials.meta
         return dummy_labels(self.lm.tokenizer, self.template, meta.n_shots, meta.model_prepend_bos)
 
     def prompt(self, trial: Trial, regime: str) -> Prompt:
+        """A trial's prompt in a regime, `clean` or `corrupted`, with the ids of its answer."""
         return trial_prompt(self.lm.tokenizer, trial, self.template, regime)
 
     def slots(self, trial: Trial, regime: str) -> SlotMap:
+        """Which slot each token of that prompt belongs to."""
         demos = trial.demos_by_regime[regime]
         return slot_map(
             self.lm.tokenizer,
@@ -127,6 +131,7 @@ class Pipeline:
         return self.settings.engine, self.settings.max_memory
 
     def prompt_boundary(self) -> Artifact:
+        """Station 1: what the tokenizer does with BOS, and text, ids, boundary and target of every prompt."""
         facts = require_bos_agreement(self.lm.tokenizer, self.trials.meta)
         leaves: dict[str, Leaf] = {
             "bos/adds_bos": facts.adds_bos,
@@ -150,6 +155,7 @@ class Pipeline:
         return leaves
 
     def slot_map(self, prompts: Artifact) -> Artifact:
+        """Station 2: the slot of every token, in both regimes."""
         leaves: dict[str, Leaf] = {"dummy_labels": [[i, label] for i, label in enumerate(self.dummy_labels)]}
         for trial, regime in product(self.trials.trials, REGIMES):
             slots, where = self.slots(trial, regime), f"{trial.key}/{regime}"
@@ -166,12 +172,14 @@ class Pipeline:
         return leaves
 
     def mean_activations(self, prompts: Artifact, slot_map: Artifact) -> Artifact:
+        """Station 3: `mean_activations` (layer, head, slot, d_head) over the clean prompts."""
         clean = [
             (_leaf(prompts, f"{key}/clean/input_ids"), slots_of(slot_map, key, "clean")) for key in trial_keys(prompts)
         ]
         return {"mean_activations": engines.mean_head_activations(self.lm, clean, *self._how)}
 
     def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact) -> Artifact:
+        """Station 4: effects of every trial and head, their mean `aie` (layer, head), and the best `heads` in order."""
         means = tensor_leaf(mean_activations, "mean_activations")
         cases = [(*_asked(prompts, key), slots_of(slot_map, key, "corrupted")) for key in trial_keys(prompts)]
         all_classes = self.settings.token_class_idx != -1
@@ -191,20 +199,23 @@ class Pipeline:
         }
 
     def fv_vector(self, mean_activations: Artifact, top_heads: Artifact) -> Artifact:
+        """Station 5: `function_vector` (d_model,), its `norm`, and what each head adds, `head_terms` (rank, d_model)."""
         means, heads = tensor_leaf(mean_activations, "mean_activations"), _leaf(top_heads, "heads")
         vector = function_vector(self.lm, means, heads)
         terms = [head_term(self.lm, layer, head, means[layer, head, -1]).cpu() for layer, head in heads]
         return {"function_vector": vector.cpu(), "norm": float(vector.float().norm()), "head_terms": torch.stack(terms)}
 
     def injection_output(self, prompts: Artifact, fv_vector: Artifact) -> Artifact:
+        """Station 6: of every trial the next token, its answer's likelihood and what is generated, without and with the vector."""
         vector = tensor_leaf(fv_vector, "function_vector").to(self.lm.device)
         where = (self.settings.layer_of(self.lm), self.settings.alpha)
         leaves: dict[str, Leaf] = {}
-        for key in trial_keys(prompts):
-            ids, target = _asked(prompts, key)
+        asked = {key: _asked(prompts, key) for key in trial_keys(prompts)}
+        every = [ids for ids, _ in asked.values()]
+        base, injected = (generated_ids(self.lm, every, added, *where, *self._how) for added in (None, vector))
+        for (key, (ids, target)), base_ids, with_ids in zip(asked.items(), base, injected, strict=True):
             injection = inject(self.lm, ids, target, vector, *where)
             likelihood = inject_nll(self.lm, ids, _leaf(prompts, f"{key}/corrupted/answer_ids"), vector, *where)
-            generation = inject_generate(self.lm, ids, vector, *where)
             leaves |= {
                 f"{key}/target_id": target,
                 f"{key}/base_logprob": injection.base_logprob,
@@ -214,8 +225,8 @@ class Pipeline:
                 f"{key}/with_logits": injection.with_logits,
                 f"{key}/base_nll": likelihood.base_nll,
                 f"{key}/with_nll": likelihood.with_nll,
-                f"{key}/base_generated": generation.base_ids,
-                f"{key}/with_generated": generation.with_ids,
+                f"{key}/base_generated": base_ids,
+                f"{key}/with_generated": with_ids,
             }
         return leaves
 
@@ -229,7 +240,7 @@ class Pipeline:
         if key == "top_heads":
             return self.said.get(key, [])
         if key == "fv_vector":
-            return [*doubts(self.lm), *caveats(self.lm)]
+            return caveats(self.lm)
         if key != "slot_map" or type(self).slot_map is not Pipeline.slot_map:
             return []  # what a subclass does at that key is not known here
         return [

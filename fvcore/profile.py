@@ -6,6 +6,7 @@ experiment under other circumstances: it is reported and selects the tolerance.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -107,11 +108,13 @@ class Profile(Strict):
         return changes(self.identity.model_dump(), other.identity.model_dump())
 
     def diff_conditions(self, other: Profile) -> dict[str, tuple[Any, Any]]:
-        """The same of the conditions, `versions.torch` for one of several; processors in words."""
+        """The same of the conditions, and of versions each by its name; processors in words.
+
+        A version's local part (`2.14.1+cu130`) names a build of it, and is no other version.
+        """
         from fvcore.compare import changes
 
-        sides = [profile.conditions for profile in (self, other)]
-        return changes(*(side.model_dump() | {"processor": str(side.processor or NOT_RECORDED)} for side in sides))
+        return changes(*(flat(profile.conditions.model_dump()) for profile in (self, other)))
 
     def processor_against(self, other: Profile) -> str:
         """Whether the other's processor is the SAME, an OTHER, or NOT_RECORDED on one side."""
@@ -122,4 +125,13 @@ class Profile(Strict):
 
     def same_kernels(self, other: Profile) -> bool:
         """Whether both ran the same code on the same processor, so that equal work gives equal bits."""
-        return self.processor_against(other) == SAME and not self.diff_conditions(other).keys() - {"model"}
+        builds = self.conditions.versions == other.conditions.versions
+        return builds and self.processor_against(other) == SAME and not self.diff_conditions(other).keys() - {"model"}
+
+
+def flat(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Conditions as read from a file, each by its name: a version without its build, a processor in words."""
+    known, processor = conditions.get("versions", {}), conditions.get("processor")
+    found = {name: value for name, value in conditions.items() if name != "versions"}
+    found["processor"] = str(Processor(**processor)) if processor else NOT_RECORDED
+    return found | {name: str(version).partition("+")[0] for name, version in known.items()}

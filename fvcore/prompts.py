@@ -52,6 +52,8 @@ class BosError(TrialsError):
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
+    """What stands around the words of a prompt: before and behind inputs, outputs and instructions."""
+
     prefixes: TemplatePart
     separators: TemplatePart
 
@@ -152,6 +154,7 @@ def require_bos_agreement(tokenizer: Tokenizer, meta: Meta) -> BosFacts:
 def trial_prompt(
     tokenizer: Tokenizer, trial: Trial, template: PromptTemplate, regime: str, add_special_tokens: bool = True
 ) -> Prompt:
+    """A trial's prompt with its answer; regime: `clean`, `corrupted` or `zero_shot`. Raises BoundaryError, which names the trial."""
     demos = (trial.demos_by_regime | {"zero_shot": ()})[regime]
     try:
         text = template.text(demos, trial.query.input)

@@ -100,17 +100,13 @@ def tested(path: Path) -> dict[str, Any]:
     return dict(read_json(path)) if path.is_file() else {}
 
 
-def untested(family: str, version: str, path: Path = TESTED) -> list[str]:
-    """What has not been tested about a family under a version of transformers, one sentence each."""
-    found, minor = tested(path), minor_of(version)
-    if not found:
-        return []
-    said = []
-    if family not in found["families"]:
-        said.append(f"family {family!r} has not been tested (docs/support.md lists those that have): audit it first")
-    if minor not in found["transformers"]:
-        versions = ", ".join(found["transformers"])
-        said.append(f"transformers {version} has not been tested (tested: {versions}): compare both engines first")
+def untested(family: str, version: str, path: Path = TESTED) -> dict[str, tuple[str, str]]:
+    """What has not been tested of a family and a version of transformers: its name -> what was tested, what is here."""
+    found, said = tested(path), dict[str, tuple[str, str]]()
+    if found and family not in found["families"]:
+        said["untested family"] = (f"{len(found['families'])} in docs/support.md", family)
+    if found and minor_of(version) not in found["transformers"]:
+        said["untested transformers"] = (", ".join(found["transformers"]), version)
     return said
 
 

@@ -18,6 +18,20 @@ from fvcore.prompts import Part, PromptTemplate
 from fvcore.trials.fixed import FixedTrials, WordPair
 
 QUERY_PREDICTIVE = "query_predictive_token"
+
+# The token classes of the rank-4 effect, in order.
+TOKEN_CLASSES = {
+    "demonstration": r"demonstration_\d+_token",
+    "label": r"demonstration_\d+_label_token",
+    "separator": "separator_token",
+    "predictive": "predictive_token",
+    "structural": "structural_token",
+    "end_of_example": "end_of_example_token",
+    "query_demonstration": "query_demonstration_token",
+    "query_structural": "query_structural_token",
+    "query_separator": "query_separator_token",
+    "query_predictive": QUERY_PREDICTIVE,
+}
 DUMMY_WORD = " a"
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fvcore import exits
-from fvcore.escapes import lines, markup
+from fvcore import exits, terminal
+from fvcore.escapes import lines
 from fvcore.formats import read_json, write_text
 from fvcore.gates import StageError
 from fvcore.model.spec import ModelError
@@ -20,6 +20,7 @@ from pytest_fvparity.children import following
 from pytest_fvparity.golden import commands as golden_cli
 from pytest_fvparity.golden.commands import say
 from pytest_fvparity.milestones import cli as milestones_cli
+from pytest_fvparity.report.comparing import compare
 from pytest_fvparity.report.markdown import LEAST
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
     from pytest_fvparity.selftest.catalogue import Fault
     from pytest_fvparity.selftest.run import Row
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="The parity harness: its self-test and its reports.")
+app = terminal.program("fvparity", "The parity harness: its self-test and its reports.")
 app.add_typer(golden_cli.app, name="golden")
 app.command()(milestones_cli.milestone)
+app.command()(compare)
 spec_app = typer.Typer(no_args_is_help=True, help="A model beside the reference: reduced parity.")
 app.add_typer(spec_app, name="spec")
 
-console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 Reports = Annotated[list[Path], typer.Argument(help="Report JSON files, or folders that hold some.")]
@@ -50,10 +51,9 @@ class Unusable(Exception):
 def selftest(
     ids: Annotated[list[str] | None, typer.Argument(help="Faults by id (default: all).")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table there, as Markdown.")] = None,
+    as_json: terminal.Json = False,
 ) -> None:
     """Plant every fault of the catalogue and check that the harness finds it at its key. Status 1 if it does not."""
-    from rich.table import Table
-
     from pytest_fvparity.selftest import run
 
     known = run.catalogue()
@@ -61,23 +61,32 @@ def selftest(
         raise Unusable(f"no fault {', '.join(unknown)} in the catalogue; known: {', '.join(known)}")
     asked: list[str] = list(dict.fromkeys(ids or known))
     rows: list[Row] = []
+    progress = terminal.console(stderr=True)
 
     def begin(fault: Fault) -> None:
-        errors.print(f"[{len(rows) + 1}/{len(asked)}] {fault.id}: ", end="", markup=False)
+        progress.print(f"[{len(rows) + 1}/{len(asked)}] {fault.id}: ", end="", markup=False)
 
     for row in run.rows(asked, begin):
         rows.append(row)
-        errors.print(row.verdict, style=COLOURS[row.verdict])
-    table = Table("id", "hazard", "expected", "seen", "verdict")
-    for row in rows:
-        verdict = f"[{COLOURS[row.verdict]}]{row.verdict}[/]"
-        table.add_row(row.fault.id, *map(markup, (row.fault.hazard, row.fault.expected, row.seen_words)), verdict)
-    console.print(table)
-    say(run.counted(rows))
+        progress.print(row.verdict, style=COLOURS[row.verdict])
+    terminal.show([_told(row) for row in rows], as_json)
+    if not as_json:
+        say(run.counted(rows))
     if markdown:
-        write_text(markdown, run.faults_markdown(rows, known) + "\n")
+        write_text(markdown, run.faults_markdown(rows, known))
     if run.red(rows):
         raise typer.Exit(exits.FAILED)
+
+
+def _told(row: Row) -> dict[str, str]:
+    fault = row.fault
+    return {
+        "id": fault.id,
+        "hazard": fault.hazard,
+        "expected": fault.expected,
+        "seen": row.seen_words,
+        "verdict": row.verdict,
+    }
 
 
 @app.command()
@@ -111,9 +120,9 @@ def merge(reports: Reports, out: Annotated[Path, typer.Option(help="Folder for t
     was judged by no shard."""
     from pytest_fvparity.report.merge import merge as merged_of
     from pytest_fvparity.report.merge import unjudged
-    from pytest_fvparity.report.render import write_all
+    from pytest_fvparity.report.render import read_all, write_all
 
-    found = _read(reports)
+    found = read_all(reports)
     merged = merged_of([(str(path), report) for path, report in found.items()])
     write_all(merged, out)
     say(*(f"{'/'.join(report.named)}: {report.headline}" for report in merged))
@@ -142,20 +151,20 @@ def render(
 ) -> None:
     """Write all files of reports again, from their JSON alone; or print one rendering for GitHub."""
     from pytest_fvparity.report import render as rendering
-    from pytest_fvparity.report.annotations import workflow_commands
 
     if (budget is not None) + annotations + (out is not None) > 1:
         raise Unusable("--out, --budget and --annotations exclude one another: the last two print and write no file")
-    found = _read(reports)
+    found = rendering.read_all(reports)
     every = list(found.values())
     comparisons = _comparisons(every, against) if against else {}
     if annotations:
-        typer.echo("".join(f"{line}\n" for line in workflow_commands(every)), nl=False)
+        _annotate(every)
     elif budget is not None:
         if len(every) > 1:
             raise Unusable(f"--budget prints one report, and {len(every)} were given")
-        text = rendering.markdown(every[0], budget, comparisons.get(every[0].named))
-        typer.echo(text.encode("utf-8", errors="backslashreplace"), nl=False)
+        if not _summarised(every[0]):
+            text = rendering.markdown(every[0], budget, comparisons.get(every[0].named))
+            typer.echo(text.encode("utf-8", errors="backslashreplace"), nl=False)
     elif out:
         _require_distinct("/".join([str(out), *report.named]) for report in every)
         rendering.write_all(every, out, comparisons)
@@ -163,6 +172,28 @@ def render(
         _require_distinct(str(path.parent) for path in found)
         for path, report in found.items():
             rendering.write_report(report, path.parent, comparisons.get(report.named))
+
+
+def _annotate(reports: Sequence[Report]) -> None:
+    """The workflow commands of what the run itself has not told this job's runner."""
+    from pytest_fvparity import runners
+    from pytest_fvparity.report.annotations import annotations
+
+    every = annotations(reports, Path.cwd())
+    fresh = [one for one in every if not runners.is_told(one.said)]
+    if len(fresh) < len(every):
+        errors.print(f"{len(every) - len(fresh)} annotation(s) that the run has made itself are left out")
+    typer.echo("".join(f"{line}\n" for line in runners.workflow_commands(fresh)), nl=False)
+
+
+def _summarised(report: Report) -> bool:
+    """Whether what is printed goes to a step summary of the job in which the run wrote it there itself."""
+    from pytest_fvparity import runners
+    from pytest_fvparity.report.step_summary import identity
+
+    if found := runners.prints_to_summary() and runners.is_told(identity(report)):
+        errors.print("nothing is printed: the run has written the step summary itself")
+    return found
 
 
 def _require_distinct(places: Iterable[str]) -> None:
@@ -174,27 +205,15 @@ def _require_distinct(places: Iterable[str]) -> None:
 
 def _comparisons(reports: Sequence[Report], against: Path) -> Comparisons:
     from pytest_fvparity.report.history import compared
+    from pytest_fvparity.report.render import read_all
 
-    sides = [{report.named: report for report in side} for side in (reports, _read([against]).values())]
+    sides = [{report.named: report for report in side} for side in (reports, read_all([against]).values())]
     now, earlier = sides
     common = {name: compared(report, earlier[name]) for name, report in now.items() if name in earlier}
     if not common:
         names = " and ".join(", ".join(map("/".join, side)) for side in sides)
         raise Unusable(f"--against {against}: no report of the same trials ({names})")
     return common
-
-
-def _read(paths: Sequence[Path]) -> dict[Path, Report]:
-    """The reports in files as given, once each; of a folder, every report under it."""
-    from pytest_fvparity.report.render import REPORT, read_report
-
-    found: dict[Path, None] = {}
-    for path in paths:
-        inside = sorted(path.rglob(f"{REPORT}.json")) if path.is_dir() else [path]
-        if not inside:
-            raise Unusable(f"{path}: no {REPORT}.json under this folder")
-        found |= dict.fromkeys(inside)
-    return {path: read_report(path) for path in found}
 
 
 ANTONYMS = Path("datasets/antonym/raw/antonym.json")
@@ -284,3 +303,7 @@ def main() -> None:
             raise exits.Expected(str(error)) from None
 
     exits.run("fvparity", asked, told)
+
+
+if __name__ == "__main__":
+    main()

@@ -41,6 +41,7 @@ Made = TypeVar("Made")
 CACHE_KEY = pytest.StashKey[dict[tuple[str, ...], Any]]()
 
 RECORDING_DEFAULTS = {"edit_layer": 9, "n_top_heads": 10, "token_class_idx": -1}
+"""The plan's, of models that have ten layers and ten heads; `recording_defaults` are those of any model."""
 
 # Below this size one CPU thread is faster than two, and several pools of spinning threads are far slower.
 SMALL_MODEL = 50_000_000
@@ -86,24 +87,18 @@ def fv_model(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
 
 
 def load_model(options: ParityOptions, device: str) -> LanguageModel:
-    """The model that the options name, as they say. Every one of them counts: a spec's own defaults are told of and left."""
+    """The model that the options name, as they say. Every one of them counts: a spec's own defaults are left."""
     from fvcore.model import model as models
-    from fvcore.model import spec as specs
 
-    spec = None if options.spec is None else specs.spec_of(options.spec)
-    if spec is not None and spec.defaults:
-        said = ", ".join(f"{name} {value}" for name, value in spec.defaults.items())
-        warnings.warn(f"{LEFT} of spec {spec.name!r} ({said}); the options decide", models.ModelWarning, stacklevel=2)
-    return models.load(options.model, **loading(options, device) | {"spec": spec})
+    with warnings.catch_warnings():  # what is doubtful stands among the conditions, whatever becomes of warnings here
+        warnings.simplefilter("ignore", models.ModelWarning)
+        return models.load(options.model, **loading(options, device))
 
 
 def loading(options: ParityOptions, device: str) -> dict[str, Any]:
     """How the options have a model loaded, as plain values."""
     how = {name: getattr(options, name) for name in ("spec", "dtype", "attn", "seed", "quant")}
     return how | ({"device": device} if options.device_map is None else {"device_map": options.device_map})
-
-
-LEFT = "parity ignores the defaults"
 
 
 def device_of(request: pytest.FixtureRequest, options: ParityOptions) -> str:
@@ -151,7 +146,7 @@ def trials_files(config: pytest.Config) -> list[Path]:
     """Of this run, or those that the options name: one for every test that asks for `fv_trials`."""
     options, selected = config.stash[OPTIONS_KEY], config.stash[FILES_KEY].items()
     judged = [path for path, file in selected if file.suite.name == "parity"]
-    return sorted(judged or options.trials) or [options.default_trials()]
+    return sorted(judged or options.trials) or [options.default_trials(config)]
 
 
 @pytest.fixture
@@ -184,13 +179,15 @@ def _recorded(options: ParityOptions, lm: LanguageModel, trials: FixedTrials) ->
 
 def _live(request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTrials) -> Golden:
     from pytest_fvparity.golden import golden
-    from pytest_fvparity.reference import reference
+    from pytest_fvparity.reference import progress, reference
 
     options = options_of(request)
     scratch = tempfile.TemporaryDirectory(prefix="fvparity-live-")
     request.config.add_cleanup(scratch.cleanup)
-    settings, words_only = settings_of(options), _words_alone(request)
-    recording = reference.run(options.src, lm, trials, settings, options.src_python, words_only=words_only)
+    settings, words_only = settings_of(options, recording_defaults(lm)), _words_alone(request)
+    advance = progress.shown(request.config, f"the reference runs {trials.id}")
+    how: dict[str, Any] = {"words_only": words_only, "advance": advance}
+    recording = reference.run(options.src, lm, trials, settings, options.src_python, **how)
     golden.write(recording, Path(scratch.name))
     return golden.Golden.open(Path(scratch.name))
 
@@ -205,14 +202,30 @@ def _words_alone(request: pytest.FixtureRequest) -> bool:
     return all(isinstance(i, StageItem) and i.collector.suite.name == "parity" and i.name in WORDS for i in items)
 
 
-def settings_of(options: ParityOptions, defaults: Mapping[str, int] = RECORDING_DEFAULTS) -> Settings:
-    """The options, then `defaults`: of a recording the plan's."""
+def recording_defaults(lm: LanguageModel) -> dict[str, int]:
+    """The plan's; of a model that has no such layer a third of its depth, and never more heads than there are."""
+    small = {"edit_layer": lm.n_layers // 3} if lm.n_layers <= RECORDING_DEFAULTS["edit_layer"] else {}
+    return {**RECORDING_DEFAULTS, **small, "n_top_heads": min(RECORDING_DEFAULTS["n_top_heads"], len(lm.heads))}
+
+
+def chosen_for(lm: LanguageModel, options: ParityOptions) -> str:
+    """What a recording takes in place of the plan's defaults, in words; nothing where it takes those."""
+    given = {"edit_layer": options.edit_layer, "n_top_heads": options.top_heads}
+    own = {name: value for name, value in recording_defaults(lm).items() if value != RECORDING_DEFAULTS[name]}
+    layer = f"edit layer {own.get('edit_layer')}, a third of {lm.n_layers} layers (--fv-edit-layer)"
+    top = f"{own.get('n_top_heads')} top heads, all there are (--fv-top-heads)"
+    said = {"edit_layer": layer, "n_top_heads": top}
+    return "; ".join(words for name, words in said.items() if name in own and given[name] is None)
+
+
+def settings_of(options: ParityOptions, defaults: Mapping[str, int]) -> Settings:
+    """The options, then `defaults`."""
     from fvcore.pipeline import Settings
 
     given = {"edit_layer": options.edit_layer, "n_top_heads": options.top_heads, "token_class_idx": options.token_class}
-    chosen = {**defaults, **{name: value for name, value in given.items() if value is not None}}
-    memory = None if options.max_memory is None else int(options.max_memory * 2**30)
-    return Settings(**chosen, reference_profile=options.reference_profile, engine=options.engine, max_memory=memory)
+    chosen: dict[str, Any] = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    chosen |= {name: getattr(options, name) for name in ("reference_profile", "engine", "max_memory")}
+    return Settings(**chosen)
 
 
 def run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Settings:
@@ -220,14 +233,14 @@ def run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Setting
     from pytest_fvparity.golden.golden import NoGolden
 
     options = options_of(request)
+    lm: LanguageModel = request.getfixturevalue("fv_model")
     if options.live:
-        return settings_of(options)
+        return settings_of(options, recording_defaults(lm))
     try:
-        lm: LanguageModel = request.getfixturevalue("fv_model")
         find = partial(_recorded, options, lm, trials)
         recorded = _cached(request, find, "golden", trials.id, trials.sha256, lm.weights_sha)
     except NoGolden:
-        return settings_of(options)
+        return settings_of(options, recording_defaults(lm))
     identity = recorded.profile.identity
     return settings_of(options, {name: getattr(identity, name) for name in RECORDING_DEFAULTS})
 
@@ -250,18 +263,18 @@ def _candidate(
 ) -> Implementation:
     from pytest_fvparity.candidates import candidates
 
-    options, folder = options_of(request), request.config.invocation_params.dir
+    options = options_of(request)
     if options.candidate_dir is not None:
         return candidates.FromFolder(options.candidate_dir)
     if options.candidate is None:
         return _by_hook(request.config.hook.pytest_fvparity_candidate, lm, trials, settings)
     if options.candidate_python is None and not options.isolate:
-        return candidates.from_factory(options.candidate, folder, lm, trials, settings)
+        return candidates.from_factory(options.candidate, options.beside, lm, trials, settings)
     python, how = options.candidate_python or sys.executable, None
     if options.isolate:
         how = loading(options, device_of(request, options))
     candidate = candidates.Elsewhere(
-        python, options.candidate, folder, lm, trials, settings, options.candidate_timeout, how
+        python, options.candidate, options.beside, lm, trials, settings, options.candidate_timeout, how
     )
     request.config.add_cleanup(candidate.close)
     return candidate

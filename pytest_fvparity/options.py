@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NewType, get_args, get_origin, get_type_hints
 
 import pytest
 
-from fvcore import escapes
+from fvcore import embedded, escapes, sizes
 from pytest_fvparity import shipped
 
 if TYPE_CHECKING:
     from pytest_fvparity.suite.declaration import Declaration
 
 REFERENCE_PROFILES = ("src", "todd_upstream")
+ENGINES = ("fast", "exact", "screened")
 QUANTS = ("none", "8bit", "4bit")
 DEVICES = "cpu, cuda, cuda:N or auto"
+
+Memory = NewType("Memory", int)
+"""Bytes; written with a unit."""
 
 NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
 
@@ -54,6 +60,8 @@ class ParityOptions:
 
     rootdir: Path
     here: Path
+    beside: Path
+    """The folder in which --fv-candidate is looked for first: this one, or that of the ini file that names it."""
     model: str = _option(
         f"shipped model, directory or cached hub id (default {shipped.DEFAULT_MODEL})", default=shipped.DEFAULT_MODEL
     )
@@ -80,9 +88,11 @@ class ParityOptions:
     src: Path | None = _option("checkout of the public reference")
     src_python: str | None = _option("interpreter that runs the reference (default: this one)")
     reference_profile: str = _option("src (default) or todd_upstream", default="src", choices=REFERENCE_PROFILES)
-    engine: str = _option("how fvcore computes means and effects: fast (default), exact, or screened", default="fast")
-    max_memory: float | None = _option(
-        "GiB that engine fast may take beside the weights (default: half of what is free)"
+    engine: str = _option(
+        "how fvcore computes means and effects: fast (default), exact, or screened", default="fast", choices=ENGINES
+    )
+    max_memory: Memory | None = _option(
+        "memory that engine fast may take beside the weights, such as 8GiB (default: half of what is free)"
     )
     device: str = _option(f"{DEVICES} (default cpu)")
     dtype: str = _option("fp32 (default), fp16 or bf16", default="fp32", choices=("fp32", "fp16", "bf16"))
@@ -121,11 +131,17 @@ class ParityOptions:
                 given[option.field] = bool(given[option.field])
             elif option.many:
                 given[option.field] = tuple(given[option.field] or ())
+            elif option.type is Memory and given[option.field] is not None:
+                given[option.field] = _memory(option, given[option.field])
             elif option.type is Path and given[option.field] is not None:
-                given[option.field] = _path(_base(config, option.field), given[option.field])
+                given[option.field] = _path(base_of(config, option.field), given[option.field])
         given["device"] = given["device"] or "cpu"
-        given["trials"] = tuple(_trials_file(_base(config, "trials"), name) for name in given["trials"])
-        given["spec"] = _spec(_base(config, "spec"), given["spec"])
+        given["trials"] = tuple(_trials_file(base_of(config, "trials"), name) for name in given["trials"])
+        given["spec"] = _spec(base_of(config, "spec"), given["spec"])
+        given["model"] = _model(base_of(config, "model"), given["model"])
+        for name in ("candidate_python", "src_python"):
+            given[name] = _interpreter(base_of(config, name), given[name])
+        given["beside"] = base_of(config, "candidate")
         return cls(**given, rootdir=config.rootpath, here=config.invocation_params.dir)
 
     @property
@@ -143,7 +159,14 @@ class ParityOptions:
         """A path as the terminal shows it: from the folder this run was started in if it is inside."""
         return str(path.relative_to(self.here) if path.is_relative_to(self.here) else path)
 
-    def default_trials(self) -> Path:
+    @property
+    def model_words(self) -> list[str]:
+        """How a command that is typed in the project's folder names the model of this run."""
+        path = Path(self.model)
+        words = [self.shown(path) if path.is_absolute() else self.model]
+        return words if self.spec is None else [*words, "--spec", self.spec]
+
+    def default_trials(self, config: pytest.Config) -> Path:
         """The trials of a shipped model; for any other model the command that makes some is shown."""
         path = shipped.trials_of(self.model, self.rootdir)
         if path and not path.is_relative_to(self.rootdir) and not shipped.is_packaged():
@@ -153,10 +176,11 @@ class ParityOptions:
                 f"{path} into this project and give it as --fv-trials"
             )
         if path is None:
+            require_model(config, self.model)
             raise pytest.UsageError(
-                f"--fv-model {self.model} is no shipped model, so --fv-trials is needed. Make a file with `fvcore trials "
+                f"--fv-model={self.model_words[0]} is no shipped model, so --fv-trials is needed. Make a file with `fvcore trials "
                 f"make --dataset datasets/antonym/raw/antonym.json --n-trials 10 --n-shots 10 --seed 0 --tokenizer "
-                f"{escapes.shell([self.model])}`"
+                f"{escapes.shell(self.model_words[:1])}`"
             )
         return path
 
@@ -176,8 +200,6 @@ def _contradictions(given: Mapping[str, Any]) -> Iterator[str]:
         yield f"--fv-repeat: at least 1, found {given['repeat']}"
     if not given["candidate_timeout"] > 0:
         yield f"--fv-candidate-timeout: more than 0 s, found {given['candidate_timeout']:g}"
-    if given["max_memory"] is not None and given["max_memory"] <= 0:
-        yield f"--fv-max-memory: more than 0 GiB, found {given['max_memory']:g}"
     if given["live"] and given["regen_golden"]:
         yield "--fv-live changes no golden and --fv-regen-golden does: give one of them"
     if given["golden_diff"] and (given["live"] or given["regen_golden"]):
@@ -193,7 +215,7 @@ def _contradictions(given: Mapping[str, Any]) -> Iterator[str]:
         if given["quant"] != "none":
             yield f"{flag} runs the reference, which is recorded unquantised: give no --fv-quant"
         if given["src"] is None:
-            from pytest_fvparity.reference.reference import GET_ONE
+            from pytest_fvparity.reference.checkout import GET_ONE
 
             yield f"{flag} needs a checkout of the reference: {GET_ONE}"
 
@@ -220,7 +242,7 @@ def register(parser: pytest.Parser) -> None:
         if option.type is bool:
             how["action"] = "store_true"
         else:
-            kind = str if option.type is Path else option.type
+            kind = str if option.type in (Path, Memory) else option.type
             how |= {"type": kind, "metavar": option.field.rpartition("_")[2].upper()}
             how |= {"action": "append"} if option.many else {}
             how |= {"choices": option.choices, "metavar": None} if option.choices else {}
@@ -249,7 +271,7 @@ def _value(config: pytest.Config, option: ParityOption) -> Any:
     return written
 
 
-def _base(config: pytest.Config, name: str) -> Path:
+def base_of(config: pytest.Config, name: str) -> Path:
     """A path on the command line is relative to where one types, a path in the ini file to that file."""
     if config.getoption(f"fv_{name}") is not None or config.inipath is None:
         return config.invocation_params.dir
@@ -258,6 +280,36 @@ def _base(config: pytest.Config, name: str) -> Path:
 
 def _path(base: Path, name: str) -> Path:
     return (base / Path(name).expanduser()).resolve()
+
+
+def _model(base: Path, name: str) -> str:
+    """A shipped name or a hub id as it is, a directory by its absolute path."""
+    path = base / Path(name).expanduser()
+    is_path = path.is_dir() or name.count("/") > 1 or name[:1] in {".", "/", "~"}
+    return str(path.resolve()) if is_path and name not in (*embedded.EMBEDDED, embedded.WIRED) else name
+
+
+def require_model(config: pytest.Config, name: str) -> None:
+    """Raise pytest.UsageError where there is no such model, with the directory that was looked for."""
+    from fvcore.model.on_disk import folder_of
+    from fvcore.model.spec import ModelError
+
+    try:
+        folder_of(name, base_of(config, "model"))
+    except ModelError as error:
+        raise pytest.UsageError(f"--fv-model: {error}") from None
+
+
+def _interpreter(base: Path, name: str | None) -> str | None:
+    """A path is relative to where it was written; its links stay, for by them an environment knows itself."""
+    return name if name is None or os.sep not in name else str(base / Path(name).expanduser())
+
+
+def _memory(option: ParityOption, text: str) -> int:
+    try:
+        return sizes.n_bytes(text)
+    except ValueError as error:
+        raise pytest.UsageError(f"{option.flag} or ini {option.dest}: {error}, found {text!r:.80}") from None
 
 
 def _spec(base: Path, name: str | None) -> str | None:
@@ -307,10 +359,12 @@ _DULL = {
 
 
 def _carried(config: pytest.Config) -> list[str]:
-    """What the command line says beside this plugin's own options and the dull ones, also options of a user's conftest.py."""
+    """What PYTEST_ADDOPTS and the command line say beside this plugin's own options and the dull ones, also options of a
+    user's conftest.py."""
     known: Mapping[str, Any] = getattr(config._parser.optparser, "_option_string_actions", {})
     dull = _DULL | {option.dest for option in OPTIONS}
-    words, kept = [str(word) for word in config.invocation_params.args], list[str]()
+    given = list(map(str, config.invocation_params.args))
+    words, kept = [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *given], list[str]()
     while words and words[0] != "--":
         word = words.pop(0)
         name = word.partition("=")[0] if word.startswith("--") else word[:2]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fvcore.gates import Status, Suite
-from pytest_fvparity import early, fixtures, hookspecs, options
+from pytest_fvparity import beforehand, early, fixtures, hookspecs, options
 from pytest_fvparity.audit import suite as audit
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
 from pytest_fvparity.parity import suite as parity
@@ -71,6 +71,8 @@ def pytest_configure(config: pytest.Config) -> None:
         require_allowed(config, parsed)
     files = config.stash[FILES_KEY] = select(config, parsed)
     on_controller = not hasattr(config, "workerinput")
+    if on_controller and (trials := [path for path, file in files.items() if file.declared is parity.PARITY]):
+        beforehand.require_possible(config, parsed, trials)
     if on_controller and not parsed.golden_diff:  # a dry run judges nothing, and reports of earlier runs stay
         config.pluginmanager.register(SuiteReporter(config, parsed.keep_going), "fvparity-reporter")
         config.pluginmanager.register(SuiteWorkers(config.stash[_DIST_KEY], bool(files)), "fvparity-workers")

@@ -76,7 +76,21 @@ def test_there_are_no_import_cycles() -> None:
         reach(name, ())
 
 
-BASE = ("gates", "escapes", "formats", "names", "artifacts", "compare", "profile", "provenance", "exits")
+BASE = (
+    "gates",
+    "escapes",
+    "palette",
+    "page",
+    "formats",
+    "names",
+    "artifacts",
+    "compare",
+    "profile",
+    "provenance",
+    "exits",
+    "sizes",
+    "terminal",
+)
 STATIONS = ("slots", "activations", "effects", "heads", "vectors", "injection")
 FLOORS = (
     BASE,
@@ -155,7 +169,8 @@ def test_the_adapter_of_suites_knows_none_of_them() -> None:
     adapter = {name for name in MODULES if name.startswith("pytest_fvparity.suite.")}
     known = set().union(*(ARROWS[name] for name in adapter))
 
-    others = {"pytest_fvparity.options", "pytest_fvparity.report", "pytest_fvparity.report.junit"}
+    others = {"pytest_fvparity.options", "pytest_fvparity.runners", "pytest_fvparity.report"}
+    others |= {f"pytest_fvparity.report.{name}" for name in ("junit", "markdown")}  # which know no suite either
     base = {"fvcore", "fvcore.gates", "fvcore.formats", "fvcore.escapes"}
     assert known - adapter <= base | {"pytest_fvparity", "pytest_fvparity.suite", *others}
     code = "".join(_code(MODULES[name]) for name in adapter).replace("fvparity", "")
@@ -184,7 +199,7 @@ NAMED = {
     "pytest_fvparity.shipped": {"gpt", "llama"},  # the shipped models' trials
     "pytest_fvparity.selftest.faults.effects": {"gpt", "llama"},  # paths that mislead the reference
 }
-ROOMS_OF_FAMILIES = {"fvcore.model.spec", "pytest_fvparity.reference.reference"}
+ROOMS_OF_FAMILIES = {"fvcore.model.spec", "pytest_fvparity.reference.checkout"}
 
 
 def test_no_model_family_is_named_outside_its_rooms() -> None:

@@ -20,11 +20,11 @@ from textwrap import indent
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
-from fvcore import exits
+from fvcore import exits, sizes
 from fvcore.experiments.errors import StepError
 from fvcore.formats import read_yaml, sentence, write_text, yaml_value
 from fvcore.model.spec import ModelError
@@ -112,6 +112,12 @@ def layer_or_all(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value != "all" else value
 
 
+def memory(value: Any, info: ValidationInfo) -> Any:
+    """`8GiB` in bytes; a number says no unit, and is one of the code's own."""
+    return value if value is None or (info.mode == "python" and isinstance(value, int)) else sizes.n_bytes(value)
+
+
+Memory = Annotated[int, BeforeValidator(memory), PlainSerializer(sizes.exact, return_type=str, when_used="json")]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(numbers)]
 Words = Annotated[tuple[str, ...], BeforeValidator(words)]
 LayerOrAll = Annotated[int | Literal["all"], BeforeValidator(layer_or_all)]
@@ -243,6 +249,10 @@ def _option(kind: type[Config], name: str) -> Option:
     return next((one for one in _field(kind, name).metadata if isinstance(one, Option)), Option())
 
 
+Json = Annotated[bool, Option(flag="json")]
+PRINTED = Field(default=False, exclude=True, description="Print JSON, and nothing else.")
+"""What a command has that prints a table: `as_json: Json = PRINTED`, which is none of its settings."""
+
 File = Annotated[Path | None, typer.Option("--config", help="YAML file of these settings.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, again and again.")]
 Write = Annotated[Path | None, typer.Option("--write-config", help="Write the settings to this file, and end.")]
@@ -321,7 +331,7 @@ def experiment(
 
 def _write(path: Path, config: Config) -> None:
     write_text(path, config.text())
-    exits.tell(f"wrote {path}")
+    exits.note(f"wrote {path}")
 
 
 class _Spelled(TyperCommand):
@@ -378,7 +388,8 @@ def _plain(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, types.UnionType) and len(options) == 1:
         return _plain(options[0])
     if get_origin(annotation) is Annotated:
-        return _plain(options[0])
+        text = any(isinstance(one, BeforeValidator) for one in annotation.__metadata__)
+        return str if text else _plain(options[0])
     if get_origin(annotation) is list:
         return list[str]
     return annotation if annotation in (bool, int, float, Path) else str

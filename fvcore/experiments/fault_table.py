@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fvcore import exits
-from fvcore.experiments import page
+from fvcore import exits, page, terminal
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,18 @@ def show(
     number: Callable[[Seen], str],
     write: Callable[[Path, Sequence[Seen]], Path],
     markdown: Path | None,
+    as_json: bool = False,
 ) -> None:
-    """A line for each fault, and the page if one is asked for; exit status 1 if one is not caught by what must catch it."""
+    """A row for each fault, and the page if one is asked for; exit status 1 if one is not caught by what must catch it."""
     import typer
 
-    for row in found:
-        verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
-        exits.tell(f"{row.fault.id}: {verdict}, {row.seen.caught_by}: {number(row)}")
+    terminal.show([_told(row, number(row)) for row in found], as_json)
     if markdown is not None:
-        exits.tell(f"wrote {write(markdown, found)}")
+        exits.note(f"wrote {write(markdown, found)}")
     if not all(row.caught for row in found):
         raise typer.Exit(exits.FAILED)
+
+
+def _told(row: FaultRow, number: str) -> dict[str, str]:
+    verdict = "caught" if row.caught else f"NOT CAUGHT by {row.fault.expected}"
+    return {"fault": row.fault.id, "verdict": verdict, "by": str(row.seen.caught_by), "number": number}

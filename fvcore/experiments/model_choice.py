@@ -49,13 +49,15 @@ class ModelChoice(Config):
         """The model in this process, in as many threads as were asked for; what is doubtful about it is printed."""
         import torch
 
-        from fvcore.model.model import doubts
+        from fvcore.model import on_disk
+        from fvcore.model.model import doubts, untested_in
 
+        if isinstance(layer := getattr(self, "edit_layer", None), int):
+            on_disk.require_layer(self.model, layer)
         lm = self.loader(seed)()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        for doubt in doubts(lm):
-            exits.tell(doubt)
+        exits.tell(*doubts(lm), *(f"{what}: {now} (tested: {was})" for what, (was, now) in untested_in(lm).items()))
         return lm
 
 

@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from fvcore.model.hooks import passing_over, read_blocks
 from fvcore.model.model import LanguageModel
-from fvcore.model.prefix import PrefixLayer
+from fvcore.model.prefix import PrefixLayer, cache_given
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class SharedPrompt:
         batch, cache = Batch.of(prompts, lm), DynamicCache()
         with read_blocks(lm, n_kept) as (entered, tuples):
             # Without the output head: most of its rows would be thrown away.
-            lm.hf.base_model(**batch.inputs(), past_key_values=cache, use_cache=True)
+            lm.hf.base_model(**batch.inputs(), **cache_given(lm.hf.base_model, cache), use_cache=True)
         return cls(lm, batch, cache, entered, tuples)
 
     def suffix(self, n_tokens: int) -> Suffix:
@@ -84,7 +84,8 @@ class SharedPrompt:
             return hidden
 
         with passing_over(self.lm, note, self.tuples):
-            self.lm.hf.base_model(**self.batch.inputs(start), past_key_values=Cache(layers=layers), use_cache=True)
+            seen = cache_given(self.lm.hf.base_model, Cache(layers=layers))
+            self.lm.hf.base_model(**self.batch.inputs(start), **seen, use_cache=True)
         return Suffix(self, n_tokens, calls)
 
     def logits(self, rows: Tensor) -> Tensor:

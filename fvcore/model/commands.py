@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
 
-from fvcore import exits
-from fvcore.escapes import markup
+from fvcore import exits, terminal
+from fvcore.formats import json_text
 from fvcore.model.spec import ALIASES, MODEL_SPECS, ModelError
 from fvcore.profile import MOST_SEED
 
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
     from fvcore.model.audit import ResolverSmoke
 
 app = typer.Typer(no_args_is_help=True, help="Model specs: list them, audit a model, smoke-test its paths.")
-console = Console(highlight=False)
-
 FOLDERS = {"own": Path("reports", "model_spec_audit"), "plan": Path("artifacts", "model_spec_audit")}
 
 Model = Annotated[str, typer.Argument(help="Shipped model, directory or cached hub id.")]
@@ -33,14 +29,12 @@ Layout = Annotated[str, typer.Option(help="own, or plan: artifacts/model_spec_au
 
 
 @app.command("list")
-def spec_list() -> None:
+def spec_list(as_json: terminal.Json = False) -> None:
     """The families of the table, where they keep their parts, and their other names."""
     names = ("spec", "blocks", "attention", "output projection", "aliases")
-    table = Table(*(Column(name, overflow="fold", no_wrap=name == "spec") for name in names), box=None)
-    for name, spec in sorted(MODEL_SPECS.items()):
-        aliases = ", ".join(alias for alias, key in ALIASES.items() if key == name)
-        table.add_row(name, *spec.paths, aliases)
-    console.print(table)
+    other = {name: ", ".join(alias for alias, key in ALIASES.items() if key == name) for name in MODEL_SPECS}
+    rows = [(name, *spec.paths, other[name]) for name, spec in sorted(MODEL_SPECS.items())]
+    terminal.show([dict(zip(names, row, strict=True)) for row in rows], as_json, whole="spec")
 
 
 @app.command("audit")
@@ -54,6 +48,7 @@ def spec_audit(
     quant: Quant = None,
     out: Out = None,
     layout: Layout = "own",
+    as_json: terminal.Json = False,
 ) -> None:
     """BOS and padding as the tokenizer does them; with --loaded also the parts, sizes and dtypes of the model."""
     from fvcore.model import audit
@@ -62,11 +57,11 @@ def spec_audit(
 
     folder = _folder(out, layout)
     if not loaded:
-        _write(folder, *_on_disk(model, spec))
+        _write(folder, as_json, *_on_disk(model, spec))
         return
     lm = load(model, device, dtype, spec=spec, quant=quant, device_map=device_map)
     bos, smoke = audit.bos_audit(lm.tokenizer, lm.spec, model), audit.resolver_smoke(lm, model)
-    _write(folder, bos, smoke, diagnostics(lm))
+    _write(folder, as_json, bos, smoke, diagnostics(lm))
 
 
 @app.command("smoke")
@@ -82,6 +77,7 @@ def spec_smoke(
     ] = False,
     out: Out = None,
     layout: Layout = "own",
+    as_json: terminal.Json = False,
 ) -> None:
     """Load the model, walk the spec's paths, run "Hello" past a hook on the output projection. Exit 1 if that fails."""
     from fvcore.model import audit
@@ -93,7 +89,7 @@ def spec_smoke(
         bos, smoke = _on_disk(model, spec, error)
     else:
         bos, smoke = audit.bos_audit(lm.tokenizer, lm.spec, model), audit.resolver_smoke(lm, model, negative)
-    _write(_folder(out, layout), bos, smoke)
+    _write(_folder(out, layout), as_json, bos, smoke)
     if not smoke.ok:
         raise typer.Exit(exits.FAILED)
 
@@ -144,29 +140,24 @@ def _on_disk(model: str, spec: str | None, error: ModelError | None = None) -> t
     return audit.bos_audit(load_tokenizer(model), found, model), audit.not_loaded(found, model, error)
 
 
-def _write(folder: Path, bos: dict[str, Any], smoke: ResolverSmoke, facts: dict[str, Any] | None = None) -> None:
-    """The audit's files; what they say as tables, and where they lie."""
+def _write(
+    folder: Path, as_json: bool, bos: dict[str, Any], smoke: ResolverSmoke, facts: dict[str, Any] | None = None
+) -> None:
+    """The audit's files; what they say as tables or as JSON, and where they lie."""
     from fvcore.model import audit
 
     files = audit.write(folder, bos, smoke, facts)
-    _print("tokenizer", bos)
-    _print("resolver", vars(smoke) | {"ok": smoke.ok})
-    if facts is not None:
-        _print("model", facts)
+    told = {"tokenizer": bos, "resolver": vars(smoke) | {"ok": smoke.ok}} | ({"model": facts} if facts else {})
+    if as_json:
+        typer.echo(json_text(told))
+        return
+    for title, found in told.items():
+        terminal.show([{title: name, "": _text(value)} for name, value in found.items()])
     for file in files:
-        exits.tell(f"wrote {file}")
-
-
-def _print(title: str, facts: dict[str, Any]) -> None:
-    table = Table(title=title, title_justify="left", show_header=False, box=None)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        table.add_row(name, "-" if value is None else markup(_text(value)))
-    console.print(table)
+        exits.note(f"wrote {file}")
 
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {item}" if name else str(item) for name, item in value.items())
-    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
+    return "-" if value is None else ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)

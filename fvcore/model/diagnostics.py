@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fvcore.model.hooks import read_blocks, watch_modules
-from fvcore.model.model import DTYPES, LanguageModel, doubts
+from fvcore.model.model import DTYPES, LanguageModel, doubts, untested_in
 from fvcore.provenance import versions
 
 SHORT = {dtype: name for name, dtype in DTYPES.items()}
@@ -52,6 +52,7 @@ def diagnostics(lm: LanguageModel) -> dict[str, Any]:
         "resolved_device_map": {k: str(v) for k, v in device_map.items()} if device_map else {"": str(lm.device)},
         **{f"{name}_token_id": getattr(holder, f"{name}_token_id", None) for name in ("bos", "eos", "pad")},
         "warnings": [*doubts(lm), *caveats(lm)],
+        "untested": {what: now for what, (_, now) in untested_in(lm).items()},
         "versions": versions(),
     }
 

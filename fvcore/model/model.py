@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fvcore import embedded
 from fvcore.exits import in_one_line
+from fvcore.model import on_disk
 from fvcore.model.anatomy import head_widths, max_tokens, require_parts, spec_in, stated, text_config, types_of
 from fvcore.model.hooks import require_streams
 from fvcore.model.placement import DTYPES as DTYPES
@@ -77,16 +78,19 @@ class LanguageModel:
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
+        """The decoder's blocks in order, as the spec finds them."""
         blocks = self.hf.get_submodule(self.spec.blocks_path)
         assert isinstance(blocks, nn.ModuleList)
         return blocks
 
     def o_proj(self, layer: int) -> nn.Module:
+        """A layer's output projection: what enters it is the layer's heads, one behind the other."""
         module: nn.Module = self.hf.get_submodule(self.spec.out_proj_path(layer))
         return module
 
     @property
     def n_layers(self) -> int:
+        """How many blocks there are."""
         return len(self.blocks)
 
     @cached_property
@@ -96,6 +100,7 @@ class LanguageModel:
 
     @property
     def n_heads(self) -> int:
+        """Query heads of a layer."""
         return int(self.config.num_attention_heads)
 
     @property
@@ -106,6 +111,7 @@ class LanguageModel:
 
     @property
     def d_model(self) -> int:
+        """Width of the residual stream."""
         return int(self.config.hidden_size)
 
     @cached_property
@@ -130,6 +136,7 @@ class LanguageModel:
 
     @property
     def vocab_size(self) -> int:
+        """How many tokens the logits are of."""
         return int(self.config.vocab_size)
 
     @property
@@ -144,6 +151,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
+        """Where the first of the weights lies."""
         device: torch.device = next(self.hf.parameters()).device
         return device
 
@@ -155,6 +163,7 @@ class LanguageModel:
 
     @property
     def attn_implementation(self) -> str:
+        """The attention that runs: sdpa, eager or another of the library's."""
         return str(self.config._attn_implementation)
 
     def logits(self, input_ids: Tensor) -> Tensor:
@@ -174,6 +183,7 @@ class LanguageModel:
         return max_tokens(self.hf)
 
     def require_room(self, n_tokens: int) -> None:
+        """Raise ModelError for more tokens than the model reads, where it says how many it reads."""
         if self.max_tokens is not None and n_tokens > self.max_tokens:
             raise ModelError(
                 f"{n_tokens} tokens to read, prompt and what follows it, and {self.name} reads {self.max_tokens} (its config's "
@@ -181,11 +191,9 @@ class LanguageModel:
             )
 
     def require_layer(self, layer: int) -> None:
+        """Raise ModelError for a layer that there is not, a negative one too."""
         if not 0 <= layer < self.n_layers:
-            raise ModelError(
-                f"edit_layer out of range: {layer} not in [0, {self.n_layers - 1}] (this model has "
-                f"{self.n_layers} layers)"
-            )
+            raise ModelError(on_disk.out_of_range("this model", layer, self.n_layers))
 
     @property
     def weights_sha(self) -> str:
@@ -194,6 +202,7 @@ class LanguageModel:
 
     @property
     def tokenizer_sha(self) -> str:
+        """Digest of what decides the ids that a text has."""
         return self.once("tokenizer", lambda: tokenizer_digest(self.tokenizer))
 
     def once(self, name: str, find: Callable[[], str]) -> str:
@@ -275,6 +284,7 @@ def load_tokenizer(name: str) -> Any:
 def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
+    on_disk.folder_of(name)
     with _loading("tokenizer", name):
         _require_bounded(name)
         return AutoTokenizer.from_pretrained(str(resolve(name)), local_files_only=True, trust_remote_code=False)
@@ -349,12 +359,12 @@ def config_on_disk(name: str) -> Any:
     """A model's config; raises ModelError where there is none."""
     from transformers import AutoConfig
 
+    on_disk.folder_of(name)
     with _loading("config", name):
         _require_bounded(name)
         return AutoConfig.from_pretrained(str(resolve(name)), local_files_only=True, trust_remote_code=False)
 
 
-LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 MOST_LAYERS = 2**12
 
 
@@ -367,7 +377,7 @@ def _require_bounded(name: str) -> None:
     except OSError:  # a tokenizer by itself has none
         return
     for part in (said, *(value for value in said.values() if isinstance(value, dict))):
-        for key in LAYERS:
+        for key in on_disk.LAYERS:
             if isinstance(part.get(key), int) and part[key] > MOST_LAYERS:
                 raise ValueError(f"its config says {key} {part[key]:.10g}; at most {MOST_LAYERS} are taken")
 
@@ -406,10 +416,8 @@ def _auto_class(config: Any) -> Any:
 
 
 def doubts(lm: LanguageModel) -> list[str]:
-    """What makes a loaded model's numbers doubtful: quantised weights, a BOS left out, a family or a library not tested."""
-    import transformers
-
-    said = untested(lm.config.model_type, transformers.__version__)
+    """What makes a loaded model's numbers doubtful: quantised weights, a soft cap or a BOS left out."""
+    said = []
     if lm.quant != "none":
         said.append(
             f"weights are quantised ({lm.quant}): numbers are comparable with no other quantisation, nor with none"
@@ -418,6 +426,13 @@ def doubts(lm: LanguageModel) -> list[str]:
         said.append("attention sdpa leaves out the soft cap that its config asks for: use eager")
     left_out = bos_left_out(lm.tokenizer) if lm.tokenizer is not None else ""
     return [*said, left_out] if left_out else said
+
+
+def untested_in(lm: LanguageModel) -> dict[str, tuple[str, str]]:
+    """Of its family and of the library that runs it, what the project has not tested: name -> (tested, here)."""
+    import transformers
+
+    return untested(lm.config.model_type, transformers.__version__)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Keys and values that later tokens see and never join: one cached prefix serves any number of queries."""
 
 from collections.abc import Iterable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,3 +27,14 @@ def prefix_cache(layers: Iterable[tuple[Tensor, Tensor]], n_rows: int = 1) -> Ca
     layers: keys and values of each layer, (1, kv_heads, slot, d_head), or (n_rows, ...) where every row has its own
     """
     return Cache(layers=[PrefixLayer(*(part.expand(n_rows, -1, -1, -1) for part in pair)) for pair in layers])
+
+
+def cache_given(module: Any, cache: Cache | None) -> dict[str, Any]:
+    """A cache by the name that a model, or else the library, has for it: `past_key_values`, and `cache` from 5.24 on."""
+    from transformers.generation import GenerationMixin
+
+    for takes in (signature(one).parameters for one in (module.forward, GenerationMixin.prepare_inputs_for_generation)):
+        for name in ("cache", "past_key_values"):
+            if name in takes:
+                return {name: cache}
+    return {"past_key_values": cache}

@@ -20,7 +20,7 @@ from fvcore.experiments import plan_files
 from fvcore.formats import FormatError, read_json
 from fvcore.gates import NotProvided, error_line
 from pytest_fvparity.candidates.conversation import CandidateError, Conversation
-from pytest_fvparity.parity.implementation import NO_CANDIDATE, Answers, ByKey, Implementation
+from pytest_fvparity.parity.implementation import CHECK_KEYS, NO_CANDIDATE, Answers, ByKey, Implementation
 
 if TYPE_CHECKING:
     from fvcore.model.model import LanguageModel
@@ -140,6 +140,7 @@ class Elsewhere(ByKey):
             "folder": str(folder),
             "loading": loading,
             "threads": torch.get_num_threads(),
+            "keys": list(CHECK_KEYS),
         }
         self._scratch = tempfile.TemporaryDirectory(prefix="fvparity-candidate-")
         self.folder = Path(self._scratch.name)
@@ -150,7 +151,10 @@ class Elsewhere(ByKey):
             self.conversation = Conversation(name, command, folder, timeout_s)
         except OSError as error:
             raise CandidateError(f"--fv-candidate-python: cannot start {python!r} ({error.strerror})") from error
-        self.effects = self._told(self.conversation.answer()).get("effects")  # what its effects are of, if it says so
+        told = self._told(self.conversation.answer())
+        self.effects = told.get("effects")  # what its effects are of, if it says so
+        said = told.get("written")  # the places of its methods
+        self.written: dict[str, Any] = said if isinstance(said, dict) else {}
 
     def _told(self, answer: dict[str, Any]) -> dict[str, Any]:
         if "not_provided" in answer:

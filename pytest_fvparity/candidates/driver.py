@@ -10,10 +10,12 @@ writes: the answers leave by a descriptor that it does not know. Nor does it fin
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -73,6 +75,22 @@ def edited(given: dict[str, Any], file: dict[str, Any]) -> list[str]:
     return [leaf for leaf, value in file.items() if not same(given.get(leaf), value)]
 
 
+def written(candidate: Any, names: Iterable[str]) -> dict[str, list[list[Any]]]:
+    """Of each method the places [file, line] where it is written: its own, and its class's. None of the candidate's code runs."""
+    static = {name: inspect.getattr_static(candidate, name, None) for name in names}
+    found = {name: [place(method), place(type(candidate))] for name, method in static.items() if method is not None}
+    return {name: [one for one in places if one] for name, places in found.items()}
+
+
+def place(thing: Any) -> list[Any] | None:
+    """None of what has no source: C, or an interpreter's prompt."""
+    try:
+        thing = inspect.unwrap(getattr(thing, "func", thing))
+        return [inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1] or 1]
+    except (OSError, TypeError, ValueError):
+        return None
+
+
 def apart() -> tuple[TextIO, TextIO]:
     """The streams of requests and answers; input and output of everybody else are empty, and the error stream."""
     requests, answers = open(os.dup(0)), open(os.dup(1), "w")  # noqa: PTH123, SIM115 - descriptors, open to the end
@@ -117,7 +135,8 @@ def main(job_path: Path) -> None:
     if candidate is None:
         say(0, {"error": f"the factory {job['factory']} returned None; expected the candidate. Is a `return` missing?"})
         return
-    say(0, {"ready": True, "effects": getattr(candidate, "effects", None)})
+    said = {"effects": getattr(candidate, "effects", None), "written": written(candidate, job["keys"])}
+    say(0, {"ready": True, **said})
     for line in requests:
         request = json.loads(line)
         say(request["number"], answer(candidate, request, job_path.with_name(f"answer-{request['number']}")))

@@ -6,20 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from fvcore import escapes, exits
+from fvcore import exits, terminal
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from pytest_fvparity.golden.listing import GoldenRow
 
 app = typer.Typer(no_args_is_help=True, help="Look after goldens: list, split in two tiers, fetch, export, import.")
 
-console = Console(highlight=False)
-
-COLOURS = {"current": "green", "stale": "red", "damaged": "red", "unused": "yellow", "leftover": "yellow"}
 Place = Annotated[Path, typer.Argument(help="A golden's own folder: golden/<dataset>/<trials>/<profile>.")]
 
 
@@ -30,7 +24,7 @@ def list_goldens(
         list[Path] | None,
         typer.Option(help="Folder of trials files (default: datasets/fixed_trials, datasets/relation)."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: terminal.Json = False,
     strict: Annotated[bool, typer.Option(help="Status 1 if a golden is stale or damaged.")] = False,
 ) -> None:
     """Every golden: current, stale, damaged or unused, and what killed recordings left. Nothing is removed."""
@@ -43,7 +37,7 @@ def list_goldens(
     if as_json:
         typer.echo(json_text([row.model_dump() for row in rows]))
     else:
-        console.print(_table(rows))
+        terminal.show([_told(row) for row in rows])
         for row in rows:
             told = {f"{row.path}: {row.state}: {row.what}": row.what, f"  {row.remove}": row.remove}
             say(*(line for line, said in told.items() if said))
@@ -52,22 +46,19 @@ def list_goldens(
         raise typer.Exit(exits.FAILED)
 
 
-def _table(rows: list[GoldenRow]) -> Table:
-    from rich.table import Column, Table
-
+def _told(row: GoldenRow) -> dict[str, str]:
     from pytest_fvparity.golden.manifest import SCHEMA_VERSION
 
-    table = Table(Column("golden", overflow="fold"), "model", "schema", "core", "full", "state")
-    for row in rows:
-        schema = "-" if row.schema_version is None else str(row.schema_version)
-        behind = SCHEMA_VERSION - row.schema_version if row.schema_version is not None else 0
-        schema += f" ({behind} behind)" if behind > 0 else ""
-        full = f"{_size(row.full_bytes_here)} of {_size(row.full_bytes)}" if row.full_bytes else "-"
-        state = f"[{COLOURS[row.state]}]{row.state}[/]"
-        table.add_row(
-            escapes.markup(row.path), escapes.markup(row.model or "-"), schema, _size(row.core_bytes), full, state
-        )
-    return table
+    behind = SCHEMA_VERSION - (row.schema_version or SCHEMA_VERSION)
+    schema = "-" if row.schema_version is None else str(row.schema_version)
+    return {
+        "golden": row.path,
+        "model": row.model or "-",
+        "schema": f"{schema} ({behind} behind)" if behind > 0 else schema,
+        "core": _size(row.core_bytes),
+        "full": f"{_size(row.full_bytes_here)} of {_size(row.full_bytes)}" if row.full_bytes else "-",
+        "state": row.state,
+    }
 
 
 @app.command()

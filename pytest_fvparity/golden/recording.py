@@ -18,7 +18,7 @@ from fvcore import escapes
 from fvcore.formats import FormatError, write_json
 from fvcore.gates import StageError
 from pytest_fvparity import fixtures
-from pytest_fvparity.fixtures import load_model, settings_of
+from pytest_fvparity.fixtures import chosen_for, load_model, recording_defaults, settings_of
 from pytest_fvparity.options import ParityOptions
 
 if TYPE_CHECKING:
@@ -52,9 +52,11 @@ def before_tests(session: pytest.Session, options: ParityOptions) -> bool | None
                 f"{definitions[-1].baseid or '.'}: record without that override, with its model's directory as --fv-model"
             )
     if options.regen_golden:
-        _each("--fv-regen-golden", options, list(stages), partial(_record, session.config))
+        _each("--fv-regen-golden", session.config, options, list(stages), partial(_record, session.config))
         return None
-    if n_changed := sum(_each("--fv-golden-diff", options, list(stages), partial(_rehearse, session.config, options))):
+    if n_changed := sum(
+        _each("--fv-golden-diff", session.config, options, list(stages), partial(_rehearse, session.config, options))
+    ):
         raise session.Failed(f"--fv-golden-diff: {n_changed} golden(s) would change")
     return True
 
@@ -85,7 +87,9 @@ def _rehearse(config: pytest.Config, options: ParityOptions, place: Path, root: 
     return changes
 
 
-def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable[..., Any]) -> list[Any]:
+def _each(
+    flag: str, config: pytest.Config, options: ParityOptions, files: Sequence[Path], do: Callable[..., Any]
+) -> list[Any]:
     """Do something with every golden of the run: told its place, the folder of goldens, and what records it. Every file
     is read and checked before anything is recorded; a refusal ends the run and says what was done before it."""
     from fvcore.model.model import ModelError
@@ -93,14 +97,17 @@ def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable
     from fvcore.prompts import require_verified
     from fvcore.trials.sampled import read_trials
     from pytest_fvparity.golden import golden
-    from pytest_fvparity.reference import reference
+    from pytest_fvparity.reference import progress, reference
 
     if not files:
         raise pytest.UsageError(f"{flag}: no parity stage is selected, so there is nothing to record")
     results: dict[str, Any] = {}
     try:
-        settings, lm = settings_of(options), load_model(replace(options, device_map=None), "cpu")
+        lm = load_model(replace(options, device_map=None), "cpu")
+        settings = settings_of(options, recording_defaults(lm))
         settings.require_fit(lm)
+        if (chosen := chosen_for(lm, options)) != "":
+            _tell(config, f"fvparity: {chosen}")
         every, root = [read_trials(file) for file in files], options.golden or options.rootdir / "golden"
         for fixed in every:
             require_verified(fixed, lm.tokenizer)
@@ -108,7 +115,8 @@ def _each(flag: str, options: ParityOptions, files: Sequence[Path], do: Callable
         for fixed in every:
             usual = golden.relative_path(fixed.dataset, fixed.id, options.reference_profile)
             place = golden.place_for(root, usual, lm.weights_sha)
-            record = partial(reference.run, options.src, lm, fixed, settings, options.src_python)
+            told: dict[str, Any] = {"advance": progress.shown(config, f"recording {fixed.id}")}
+            record = partial(reference.run, options.src, lm, fixed, settings, options.src_python, **told)
             results[fixed.id] = do(place, root, record)
     except (StageError, FormatError, ModelError, OSError) as error:
         before = f" (done before it: {', '.join(results)})" if results else ""

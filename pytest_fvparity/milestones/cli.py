@@ -31,7 +31,7 @@ def milestone(which: Which, **options: Any) -> None:
     for name, outcome in run_all(names, Setup(**options)):
         first = first or ("" if outcome.passed else f"{name} failed first: {outcome.message}")
         verdict = typer.style("PASS", fg="green") if outcome.passed else typer.style("FAIL", fg="red")
-        typer.echo(f"{name} {verdict} {line(outcome.message)}")
+        typer.echo(f"{name} {verdict} {line(outcome.message)}", color=exits.colour())
         say(*(f"   {file}" for file in _told(outcome.files)))
     if first:
         say(first if len(names) > 1 else "")

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
+from fvcore import terminal
 from fvcore.exits import in_one_line
 from fvcore.experiments.errors import StepError
 from fvcore.experiments.progress import Shown
@@ -35,7 +34,7 @@ def run(setup: Setup) -> MilestoneOutcome:
     for name, source in sources.items():
         folder = setup.layout.runs / "runtime" / name
         try:
-            run_steps(lm, folder, settings, source, progress=Shown(Console(stderr=True)))
+            run_steps(lm, folder, settings, source, progress=Shown(terminal.console(stderr=True)))
         except (StepError, ModelError, FormatError, RuntimeError) as error:
             raise Failed(f"{name}: {in_one_line(error)}") from error
         files += _delivered(folder, lm.n_layers)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fvcore import escapes
 from fvcore.model.generation import set_aside
+from fvcore.model.model import doubts, untested_in
+from fvcore.profile import NOT_RECORDED
 from pytest_fvparity.golden.golden import require_comparable
 
 if TYPE_CHECKING:
@@ -12,11 +16,26 @@ if TYPE_CHECKING:
     from fvcore.profile import Profile
 
 
-def conditions(golden: Profile, here: Profile, lm: LanguageModel) -> dict[str, list[str]]:
-    """What differs, and what of the model a reader must know. Raises Refused where they are two experiments."""
+def conditions(golden: Profile, here: Profile, lm: LanguageModel, named: Sequence[str]) -> dict[str, list[str]]:
+    """What differs, and what of the model a reader must know. Raises Refused where they are two experiments.
+
+    named: the words by which a command finds this model
+    """
     require_comparable(golden, here)
-    different = {name: list(pair) for name, pair in golden.diff_conditions(here).items()}
-    return different | _of_spec(lm) | _of_generation(lm)
+    pairs = golden.diff_conditions(here).items()
+    different = {name: [NOT_RECORDED if side is None else side for side in pair] for name, pair in pairs}
+    return different | _untested(lm, named) | _doubtful(lm) | _of_spec(lm) | _of_generation(lm)
+
+
+def _untested(lm: LanguageModel, named: Sequence[str]) -> dict[str, list[str]]:
+    """Of a family or a library that the project has not run: what it has, and how to see whether the engines agree."""
+    compare = f"`{escapes.shell(['fvcore', 'spec', 'engines', *named])}` compares both engines"
+    return {name: [was, f"{now}; {compare}"] for name, (was, now) in untested_in(lm).items()}
+
+
+def _doubtful(lm: LanguageModel) -> dict[str, list[str]]:
+    said = "; ".join(doubts(lm))
+    return {"model in doubt": [NOT_RECORDED, said]} if said else {}
 
 
 def _of_generation(lm: LanguageModel) -> dict[str, list[str]]:
@@ -29,7 +48,7 @@ def _of_spec(lm: LanguageModel) -> dict[str, list[str]]:
     """Of a spec that is not the one of the model's type."""
     if lm.spec.found_by == "model_type":
         return {}
-    said = {"spec": ["not recorded", f"{lm.spec.name} ({lm.spec.found_by}): {' / '.join(lm.spec.paths)}"]}
+    said = {"spec": [NOT_RECORDED, f"{lm.spec.name} ({lm.spec.found_by}): {' / '.join(lm.spec.paths)}"]}
     if ignored := ", ".join(f"{name} {value}" for name, value in lm.spec.defaults.items()):
-        said["spec_defaults"] = ["not recorded", f"{ignored}; ignored, the options decide"]
+        said["spec_defaults"] = [NOT_RECORDED, f"{ignored}; ignored, the options decide"]
     return said

@@ -37,19 +37,38 @@ LIVE = "(live)"
 class Implementation(Protocol):
     """An implementation of the method, as the checks see it."""
 
-    def prompt_boundary(self) -> Artifact: ...
-    def slot_map(self, prompts: Artifact, /) -> Artifact: ...
-    def mean_activations(self, prompts: Artifact, slot_map: Artifact, /) -> Artifact: ...
-    def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact, /) -> Artifact: ...
-    def fv_vector(self, mean_activations: Artifact, top_heads: Artifact, /) -> Artifact: ...
-    def injection_output(self, prompts: Artifact, fv_vector: Artifact, /) -> Artifact: ...
+    def prompt_boundary(self) -> Artifact:
+        """Text, ids, boundary and target of every prompt, and what the tokenizer does with BOS."""
+
+    def slot_map(self, prompts: Artifact, /) -> Artifact:
+        """Which slot each token of each prompt belongs to, and what is averaged to one."""
+
+    def mean_activations(self, prompts: Artifact, slot_map: Artifact, /) -> Artifact:
+        """`mean_activations` (layer, head, slot, d_head), fp32; or `last_slot` (layer, head, d_head)."""
+
+    def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact, /) -> Artifact:
+        """`cie` (trial, layer, head), `aie` (layer, head), `heads` and `scores` in rank order."""
+
+    def fv_vector(self, mean_activations: Artifact, top_heads: Artifact, /) -> Artifact:
+        """`function_vector` (d_model,), its `norm`, `head_terms` (rank, d_model)."""
+
+    def injection_output(self, prompts: Artifact, fv_vector: Artifact, /) -> Artifact:
+        """Per trial logits, log-probabilities, likelihoods and generated ids, without and with the vector."""
 
 
 def copied(artifact: Artifact) -> Artifact:
     """The same leaves in tensors and lists of their own."""
-    leaves: Mapping[str, Any] = artifact
+    return {leaf: _own(value) for leaf, value in artifact.items()}
+
+
+PLAIN = frozenset({int, float, str, bool, type(None)})
+
+
+def _own(value: Any) -> Any:
+    if isinstance(value, list):  # of which there are many, and `deepcopy` is slow
+        return [item if type(item) in PLAIN else _own(item) for item in value]
     # A tensor made in inference mode cannot be edited or deep-copied elsewhere; its clone can.
-    return {leaf: value.clone() if hasattr(value, "clone") else deepcopy(value) for leaf, value in leaves.items()}
+    return value.clone() if hasattr(value, "clone") else deepcopy(value)
 
 
 def _method(key: str) -> Callable[..., Artifact]:

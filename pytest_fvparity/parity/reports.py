@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fvcore import escapes
+from pytest_fvparity import runners
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
-from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.parity.place import place_of
+from pytest_fvparity.parity.place import particular, place_of
 from pytest_fvparity.suite.declaration import FILES_KEY, SuiteReports
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fvcore.gates import StageResult
     from pytest_fvparity.report.report import Report
+    from pytest_fvparity.runners import Annotation
     from pytest_fvparity.suite.reporter import SuiteRun
 
 NAME = "parity"
+MOST = 10  # groups of reports that the terminal shows, and names in each
 
 
 class ParityReports(SuiteReports):
@@ -36,8 +39,9 @@ class ParityReports(SuiteReports):
         reports = []
         for run in (run for run in runs if run.of(NAME) and run.planned):
             commands = {key: reproduce(self.config, f"{run.nodeid}::{key}", run.declared) for key in run.planned}
-            place = place_of(self.config.rootpath / run.file)
-            under = "" if self.options.reference_profile == "src" else self.options.reference_profile
+            path = self.config.rootpath / run.file
+            place = place_of(path)
+            under = particular(path, self.options.reference_profile, self.config.getoption("fv_model"))
             reports.append(assemble(run.results(), run.rows, run.context, commands, run.keep_going, place, under))
         return reports
 
@@ -47,17 +51,16 @@ class ParityReports(SuiteReports):
         return files_of(self._reports(runs), self.options.report_dir)
 
     def begin(self, runs: Iterable[SuiteRun]) -> None:
-        from pytest_fvparity.report.render import folders, write_all
+        from pytest_fvparity.report.render import folders, write_records
 
         report_dir = self.options.report_dir
         stale = [one for one in self._reports(runs) if any(folder.is_dir() for folder in folders(one, report_dir))]
-        if stale:
-            write_all(stale, report_dir)
+        write_records(stale, report_dir)
 
     def keep(self, run: SuiteRun) -> None:
-        from pytest_fvparity.report.render import write_all
+        from pytest_fvparity.report.render import write_records
 
-        write_all(self._reports([run]), self.options.report_dir, summarised=False)
+        write_records(self._reports([run]), self.options.report_dir)
 
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
         from pytest_fvparity.report.render import write_all
@@ -69,48 +72,52 @@ class ParityReports(SuiteReports):
             write_all(self.reports, self.options.report_dir)
         return all(report.overall_status != "FAIL" for report in self.reports)
 
+    def tells(self, run: SuiteRun, result: StageResult) -> bool:
+        """Of numbers that differ, and of an error in one line; a traceback is shown above."""
+        return run.of(NAME) and "\n" not in result.message.strip()
+
     def summary(self, terminal: Any, written: bool) -> None:
-        for report in self.reports:
-            self._summary(report, terminal, written)
+        from pytest_fvparity.report.screen import alike
+
+        groups = alike(self.reports)
+        for at, group in enumerate(groups[:MOST]):
+            self._summary(group, terminal, written, brief=at > 0 and len(groups) > 2)
+        if len(groups) > MOST:
+            rest = sum(map(len, groups[MOST:]))
+            terminal.write_line(f"and {rest} more: {self.options.from_here(self.options.report_dir / 'summary.html')}")
         planned = {(self.config.rootpath / name).resolve() for name in self.planned}
         own = [path for path, file in self.config.stash[FILES_KEY].items() if file.declared.name == NAME]
         for path in (path for path in own if path not in planned and not self.config.option.collectonly):
             line = f"no parity stage of {path.name} is selected: nothing of it was compared"
             terminal.write_line(escapes.line(line), yellow=True, bold=True)
 
-    def _summary(self, report: Report, terminal: Any, written: bool) -> None:
+    def annotations(self) -> Sequence[Annotation]:
+        from pytest_fvparity.report.annotations import annotations
+
+        return annotations(self.reports, self.options.rootdir)
+
+    def step_summary(self, room: int) -> str:
+        from pytest_fvparity.report.step_summary import identity, step_summary
+
+        text = step_summary(self.reports, room)
+        for report in self.reports:
+            runners.mark_told(identity(report))
+        return text
+
+    def _summary(self, group: Sequence[Report], terminal: Any, written: bool, brief: bool) -> None:
+        """Of reports that say the same the first, and the names of the others."""
         from pytest_fvparity.report.render import folders
+        from pytest_fvparity.report.screen import lines
 
-        def write(text: str, **look: bool) -> None:
-            terminal.write_line(escapes.line(text), **look)
-
+        report, *others = group
+        page = folders(report, self.options.report_dir)[0] / "src_vs_fv_diff_report.html"
+        said = list(lines(report, self.options.from_here(page) if written else None))
         good, bad = report.overall_status in {"PASS", "PARTIAL"}, report.overall_status == "FAIL"
-        terminal.write_sep("=", f"parity of {report.fixed_trials_id}", bold=True)
-        write(report.headline, green=good, red=bad, yellow=not good and not bad, bold=True)
-        if report.candidate:
-            write(f"candidate: {report.candidate}")
-        for name, (golden, here) in report.conditions.items():
-            write(f"condition {name}: {report.beside} {golden}, here {here}")
-        if report.repro_command:
-            write(f"reproduce: {report.repro_command}")
-        for line in () if good and len(self.reports) > 1 else _table(report):
-            write(line)
-        if written:
-            page = folders(report, self.options.report_dir)[0] / "src_vs_fv_diff_report.html"
-            write(f"report: {self.options.from_here(page)}")
-
-
-def _table(report: Report) -> list[str]:
-    lines = [f"{'':2}{'check key':<18}{'status':<13}{'compared':>10}{'mismatches':>12}{'max abs diff':>14}  note"]
-    for check in report.checks:
-        number = check.max_abs_diff
-        largest = f"{number:.3g}" if isinstance(number, float) else number or "-"
-        note = f"blocked by {check.blocked_by}" if check.blocked_by else f"{check.fault} fault" if check.fault else ""
-        note = note or "; ".join(dict.fromkeys(w.message.split(":")[0] for w in check.warnings))
-        n = CHECK_KEYS.index(check.key) + 1
-        mismatches = "-" if check.mismatch_count is None else check.mismatch_count
-        row = f"{n} {check.key:<18}{check.status:<13}{check.n_compared:>10}{mismatches:>12}{largest:>14}  {note}"
-        lines.append(row.rstrip())
-    if report.n_compared_trials != report.n_trials:
-        lines.append(f"{report.n_compared_trials} of {report.n_trials} trials compared at the per-trial keys")
-    return lines
+        more = f" and {len(others)} more" if others else ""
+        terminal.write_sep("=", f"parity of {report.fixed_trials_id}{more}", bold=True)
+        terminal.write_line(escapes.line(said[0]), green=good, red=bad, yellow=not good and not bad, bold=True)
+        for line in said[-1:] if brief else said[1:]:
+            terminal.write_line(escapes.line(line))
+        if others:
+            named = ", ".join(one.fixed_trials_id for one in others[:MOST])
+            terminal.write_line(escapes.line(f"the same of {named}{' ...' if len(others) > MOST else ''}"))

@@ -58,6 +58,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     from fvcore.pipeline import Pipeline
     from fvcore.prompts import require_verified
     from pytest_fvparity.candidates.candidates import name_of, required
+    from pytest_fvparity.candidates.whereabouts import whereabouts
     from pytest_fvparity.parity.at_hand import continuation_of, log_effects_of
     from pytest_fvparity.parity.checks import ParityRun
     from pytest_fvparity.parity.conditions import conditions
@@ -82,9 +83,10 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["reference"] = golden.manifest.reference.model_dump(include={"commit", "repository"})
     profile: Profile = request.getfixturevalue("fv_profile")
     context["profile"] = profile.model_dump()
-    context["conditions"] = conditions(golden.profile, profile, lm)
+    context["conditions"] = conditions(golden.profile, profile, lm, options.model_words)
     candidate = required(request.getfixturevalue("fv_candidate"), "fixture fv_candidate")
     context["candidate"] = name_of(candidate, options.shown)
+    context["whereabouts"] = whereabouts(candidate, options.rootdir, options.shown)
     # A golden of a user's own make may know no noise.
     noise = getattr(golden, "noise", None)
     processor = golden.profile.processor_against(profile)
@@ -101,7 +103,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
         options.max_trials,
         memory,
         model=lm.hf,
-        log_effects=log_effects_of(lm, golden, settings),
+        log_effects=log_effects_of(lm, golden, settings, tolerances),
         tokenizer=lm.tokenizer,
         continuation=continuation,
         reference=fresh,

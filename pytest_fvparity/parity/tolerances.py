@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,8 @@ class Tolerances:
     # Of the golden; it widens the default rules alone.
     noise: Noise = field(default_factory=Noise)
     processor: str = NOT_RECORDED
+    # Leaf -> the one whose rules and noise it is held to, where that is another.
+    held_to: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -86,7 +89,7 @@ class Tolerances:
     ) -> Tolerances:
         """The rules that hooks added come first, then those of `path`, or the defaults."""
         hooks = _named(HOOK, {"rules": list(added)})
-        rules = _named(DEFAULT if path is None else path.name, read_yaml(path or DEFAULTS, as_text=True))
+        rules = _shipped() if path is None else _named(path.name, read_yaml(path, as_text=True))
         sources = ((HOOK,) if hooks else ()) + ((path.name,) if path else ())
         measured = noise if noise is not None and path is None else Noise()
         return cls((*hooks, *rules), dtype, device, sources, measured, processor)
@@ -96,6 +99,7 @@ class Tolerances:
 
         def tolerance_of(leaf: str) -> Tolerance:
             short = leaf.rpartition("/")[2]
+            short = self.held_to.get(short, short)
             for name, rule in self.rules:
                 if rule.fits(key, leaf=short, dtype=self.dtype, device=self.device, processor=self.processor):
                     measured = None if name.startswith(HOOK) else self.noise.tolerance(key, short)
@@ -141,6 +145,11 @@ def _row(tolerance: Tolerance, values: Sequence[Tensor]) -> dict[str, Any]:
         elif any(bool(where.any()) for where in widened):
             shown = replace(shown, rule=f"{shown.rule}; {measured.rule} ({measured.atol:.3g}) where that is larger")
     return {name: getattr(shown, name) for name in ("rtol", "atol", "of_max", "of_norm", "rule")}
+
+
+@cache
+def _shipped() -> list[tuple[str, Rule]]:
+    return _named(DEFAULT, read_yaml(DEFAULTS, as_text=True))
 
 
 def _named(source: str, value: Any) -> list[tuple[str, Rule]]:

@@ -6,17 +6,18 @@ its name branches fits a model family, how its process is started, and where it 
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fvcore.artifacts import Artifact
-from fvcore.gates import StageError, error_line
+from fvcore.gates import error_line
 from fvcore.model.model import DTYPES, LanguageModel
 from fvcore.pipeline import Settings, profile_of
 from fvcore.profile import Profile
@@ -25,28 +26,15 @@ from fvcore.trials.fixed import FixedTrials
 from pytest_fvparity.children import following
 from pytest_fvparity.parity.implementation import Answers
 from pytest_fvparity.parity.noise import Noise, measured, variations
+from pytest_fvparity.reference.checkout import BRANCHES as BRANCHES
+from pytest_fvparity.reference.checkout import GET_ONE as GET_ONE
+from pytest_fvparity.reference.checkout import REPOSITORY as REPOSITORY
+from pytest_fvparity.reference.checkout import RecordingError as RecordingError
+from pytest_fvparity.reference.checkout import commit_of as commit_of
+from pytest_fvparity.reference.checkout import require_checkout as require_checkout
 
-REPOSITORY = "https://github.com/ericwtodd/function_vectors"
-GET_ONE = f"get one with `git clone {REPOSITORY}` and pass its path as --fv-src (or ini `fv_src`)"
-NEEDED = ("src/utils/extract_utils.py", "src/compute_indirect_effect.py")
 OUT = "recorded.pt"
 DRIVER = Path(__file__).with_name("driver.py")
-
-# The reference branches on substrings of a model's name. These names reach the branch that fits a family; "llama" is
-# the one for blocks with `self_attn.o_proj` and no projection bias.
-BRANCHES = {
-    "gpt2": "gpt2-xl",
-    "gptj": "gpt-j",
-    "gpt_neox": "gpt-neox",
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "llama",
-    "qwen3": "llama",
-}
-
-
-class RecordingError(StageError):
-    """The reference could not be run, or what it gave must not be recorded."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +47,6 @@ class Recording(Answers):
     noise: Noise = field(default_factory=Noise)
 
 
-def require_checkout(path: Path | None) -> Path:
-    """The checkout's root; raises with the way to get one."""
-    if path is None:
-        raise RecordingError(f"recording needs a checkout of the reference: {GET_ONE}")
-    if missing := [name for name in NEEDED if not (path / name).is_file()]:
-        raise RecordingError(f"{path} is no checkout of the reference (missing: {', '.join(missing)}); {GET_ONE}")
-    return path.resolve()
-
-
 def run(
     checkout: Path | None,
     lm: LanguageModel,
@@ -76,12 +55,13 @@ def run(
     python: str | None = None,
     with_noise: bool = True,
     words_only: bool = False,
+    advance: Callable[[float], None] = lambda share: None,
 ) -> Recording:
     """Run the reference in a process of its own, on the files `lm` was loaded from: once to record what it says, and
     `with_noise` once under each legal variation, to measure how far it is from itself; another process runs it with other
     instructions of the processor.
 
-    `words_only` stops behind the slot map: prompts and slots are compared exactly, need no pass of the model and no noise.
+    `advance` is told from time to time which share of all is done. `words_only` stops behind the slot map: prompts and slots are compared exactly, need no pass of the model and no noise.
     """
     with_noise = with_noise and not words_only
     root = require_checkout(checkout)
@@ -96,16 +76,21 @@ def run(
     job = _job(root, lm, trials, settings) | {"words_only": words_only}
     with tempfile.TemporaryDirectory() as scratch:
         driver = partial(_answer, python or sys.executable, Path(scratch))
-        recorded = driver(job | {"variations": [change for change in every if not change["environment"]]})
+        runs, within = 1 + len(every), [change for change in every if not change["environment"]]
+        recorded = driver(job | {"variations": within}, advance=lambda n: advance(n / runs))
         varied = recorded["varied"]
-        for change in (change for change in every if change["environment"]):
+        for done, change in enumerate((change for change in every if change["environment"]), 1 + len(within)):
             again = job | {"variations": [change], "recorded": str(Path(scratch) / OUT)}
-            varied |= driver(again, change["environment"])["varied"]
+            varied |= driver(again, change["environment"], partial(_behind, advance, done, runs))["varied"]
     provenance = recorded["provenance"] | {"repository": REPOSITORY, "commit": commit_of(root)}
     if provenance["weights_sha"] != lm.weights_sha:
         raise RecordingError(f"the reference loaded other weights from {lm.source} than this process did")
     noise = measured(recorded["artifacts"], varied) if with_noise else Noise()
     return Recording(recorded["artifacts"], provenance, _profile(lm, trials, settings, provenance), noise)
+
+
+def _behind(advance: Callable[[float], None], done: int, runs: int, n: float) -> None:
+    advance((done + n) / runs)
 
 
 def _job(root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings) -> dict[str, Any]:
@@ -145,44 +130,47 @@ def _job(root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings)
     }
 
 
-def _answer(python: str, scratch: Path, job: dict[str, Any], environment: Mapping[str, str] | None = None) -> Any:
+def _answer(
+    python: str,
+    scratch: Path,
+    job: dict[str, Any],
+    environment: Mapping[str, str] | None = None,
+    advance: Callable[[float], None] = lambda n: None,
+) -> Any:
     """What the driver says of a job. Of a job that varies a recording, that lies where the recording was written."""
     import torch
 
     out, path = scratch / (f"varied_{OUT}" if "recorded" in job else OUT), scratch / "job.json"
     path.write_text(json.dumps(job | {"out": str(out)}))
-    _start(python, path, environment or {})
+    _start(python, path, environment or {}, advance)
     return torch.load(out, weights_only=True)
 
 
-def _start(python: str, job: Path, more: Mapping[str, str]) -> None:
+def _start(python: str, job: Path, more: Mapping[str, str], advance: Callable[[float], None]) -> None:
     # Its own module search path alone: the reference's top-level package is called `utils`.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"  # two threads that spin on one core take minutes for a second's work
     environment |= more
+    words, errors = following([python, str(DRIVER), str(job)]), job.with_name("errors.txt")
+    how: dict[str, Any] = {"env": environment, "cwd": job.parent, "stdout": subprocess.PIPE, "text": True}
     try:
-        words = following([python, str(DRIVER), str(job)])
-        done = subprocess.run(words, env=environment, cwd=job.parent, capture_output=True, text=True, check=False)
+        with errors.open("w") as told, subprocess.Popen(words, stderr=told, errors="replace", **how) as process:
+            for line in process.stdout or ():
+                if found := re.fullmatch(r"progress (\d+\.\d+)\s*", line):  # whatever else the reference prints
+                    advance(float(found[1]))
     except OSError as error:
         raise RecordingError(f"cannot start {python!r} ({error.strerror}); see --fv-src-python") from error
-    if done.returncode == 0:
+    if process.returncode == 0:
         return
-    last = error_line(done.stderr)
+    said = errors.read_text(errors="replace")
+    last = error_line(said)
     if "No module named" in last:
         raise RecordingError(
             f"the reference cannot be imported: {last}. Install what it needs with `pip install "
             "'pytest-fvparity[reference]'`, or name an interpreter that has it with --fv-src-python"
         )
-    raise RecordingError(f"the reference was not recorded: {last}\n{done.stderr.strip()[-3000:]}")
-
-
-def commit_of(root: Path) -> str:
-    """The checkout's commit, or "unknown" for a copy without history (its files are digested either way)."""
-    words = ["git", "-C", str(root), "rev-parse", "HEAD", "--show-toplevel"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    commit, _, top = done.stdout.strip().partition("\n")
-    return commit if done.returncode == 0 and Path(top).resolve() == root else "unknown"
+    raise RecordingError(f"the reference was not recorded: {last}\n{said.strip()[-3000:]}")
 
 
 def _profile(lm: LanguageModel, trials: FixedTrials, settings: Settings, provenance: Mapping[str, Any]) -> Profile:

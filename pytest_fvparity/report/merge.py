@@ -133,7 +133,7 @@ def _source(key: str, reports: Sequence[Report]) -> Report:
 def _judged(checks: dict[str, Check], mode: str) -> list[Check]:
     """The checks, blocked where they stand behind a failure: of such a one what it was given is kept, and no verdict."""
     blocked = {} if mode == "keep-going" else blocked_behind({key: check.status for key, check in checks.items()})
-    kept = {"key", "golden_path", "candidate_path", "stdout", "stderr", "repro_command"}
+    kept = {"key", "golden_path", "candidate_path", "source", "stdout", "stderr", "repro_command"}
     given = {key: checks[key].model_dump(include=kept) for key in blocked}
     behind = {key: Check(status=Status.BLOCKED, blocked_by=by, **given[key]) for key, by in blocked.items()}
     return list((checks | behind).values())

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvcore import escapes
+from fvcore import page
 from fvcore.formats import FormatError, csv_text, json_text, read_json, validated, write_text
 from fvcore.profile import Processor
 from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.report import story
+from pytest_fvparity.report.account import account
 from pytest_fvparity.report.error_grid import grids
 from pytest_fvparity.report.markdown import STEP_SUMMARY, within
 from pytest_fvparity.report.report import (
     AGREEING,
-    OVERALL,
     SCHEMA_VERSION,
     UNKNOWN,
     Report,
@@ -25,6 +26,8 @@ from pytest_fvparity.report.report import (
     earliest_failure,
     is_partial,
     largest_of,
+    weaker,
+    worst_first,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from pytest_fvparity.report.history import Comparison
 
 REPORT, COMPARISON = "src_vs_fv_diff_report", "src_vs_fv_comparison"
+MOST_TRIALS = 30  # rows of a page; all are in a file
 STAGE_COLUMNS = ("name", "status", "exit_code", "mismatch_count", "max_abs_diff", "duration_sec", "cmd")
 WAYS = {"base": "clean", "with": "with", "delta": "delta"}
 """Our words for a trial's three log-probabilities, and the plans': `clean` is the run without the vector."""
@@ -46,13 +50,24 @@ TRIAL_COLUMNS = (
     *(f"{WAYS[name]}_{LOGITS}" for name in ("base", "with")),
 )
 
+FILES = (
+    "parity_suite_report.json",
+    "parity_suite_stages.csv",
+    "parity_suite.log",
+    "injection_parity_trials.csv",
+    "injection_parity_report.json",
+    f"{REPORT}.json",
+    f"{REPORT}.md",
+    f"{REPORT}.html",
+    f"{COMPARISON}.json",
+)
+"""All that a report may be written in."""
+
 Comparisons = Mapping[tuple[str, ...], "Comparison"]
 """What a report is named by -> the report beside an earlier one."""
 
 
-def write_all(
-    reports: Sequence[Report], report_dir: Path, comparisons: Comparisons | None = None, summarised: bool = True
-) -> None:
+def write_all(reports: Sequence[Report], report_dir: Path, comparisons: Comparisons | None = None) -> None:
     """Every report into `<report dir>/<dataset>/<fixed_trials_id>[/<profile>]/`, and a summary above them.
 
     All texts are rendered before the first file is written: no file says PASS beside one that says FAIL.
@@ -63,12 +78,22 @@ def write_all(
         for name, text in _files(report, (comparisons or {}).get(report.named)).items()
         for folder in folders(report, report_dir)
     }
-    _put(files | {report_dir / name: text for name, text in (_summary(reports) if summarised else {}).items()})
+    _put(files | {report_dir / name: text for name, text in summaries(reports).items()})
 
 
-def _summary(reports: Sequence[Report]) -> dict[str, str]:
-    """The worst first, so that a cut takes the best."""
-    ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.named))
+def write_records(reports: Iterable[Report], report_dir: Path) -> None:
+    """Of each report the one file that all others can be rendered from (`fvparity render`): what is known so far.
+
+    A run that goes on to its end writes all of them; one that is killed leaves these.
+    """
+    for report in reports:
+        for folder in folders(report, report_dir):
+            write_text(folder / f"{REPORT}.json", json_text(report.model_dump(mode="json")))
+
+
+def summaries(reports: Sequence[Report]) -> dict[str, str]:
+    """File name -> text of what stands above all reports."""
+    ordered = worst_first(reports)
     worst = ordered[0].overall_status if ordered else "PASS"
     names = ("dataset", "fixed_trials_id", "model", "overall_status", "headline", "repro_command")
     runs = [
@@ -98,8 +123,8 @@ def folders(report: Report, report_dir: Path) -> list[Path]:
 
 def files_of(reports: Sequence[Report], report_dir: Path) -> list[Path]:
     """Every file that `write_all` may have written of these trials before, and its summary."""
-    there = [(one, folder) for one in reports for folder in folders(one, report_dir) if folder.is_dir()]
-    named = [folder / name for one, folder in there for name in _files(one, None)]
+    there = {folder for one in reports for folder in folders(one, report_dir)}
+    named = [folder / name for folder in sorted(there) for name in FILES]
     return named + [report_dir / f"summary.{kind}" for kind in ("json", "md", "html")]
 
 
@@ -112,6 +137,17 @@ def read_report(path: Path) -> Report:
     if isinstance(value, dict) and value.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise FormatError(f"{path}: a report of schema version {value['schema_version']}, not {SCHEMA_VERSION}")
     return concluded(validated(Report, value, path, "a parity report"))
+
+
+def read_all(paths: Sequence[Path]) -> dict[Path, Report]:
+    """The reports in files as given, once each; of a folder, every report under it."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        inside = sorted(path.rglob(f"{REPORT}.json")) if path.is_dir() else [path]
+        if not inside:
+            raise FormatError(f"{path}: no {REPORT}.json under this folder")
+        found |= dict.fromkeys(inside)
+    return {path: read_report(path) for path in found}
 
 
 def write_report(report: Report, folder: Path, comparison: Comparison | None = None) -> list[Path]:
@@ -141,7 +177,7 @@ def _files(report: Report, comparison: Comparison | None) -> dict[str, str | Non
 
 def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | None]:
     value, templates = report.model_dump(mode="json"), environment()
-    shown = value | {"beside": report.beside}
+    shown = _shown(report)
     stages = [
         {"name": check.key, "status": check.status, "cmd": check.repro_command}
         | {"exit_code": 0 if check.status in AGREEING or is_partial(check) else 1}
@@ -150,7 +186,7 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | 
     ]
     rows = [row | {"duration_sec": f"{row['duration_sec']:.6f}"} for row in stages]
     trials = [_trial_row(row) for row in report.trials]
-    page = templates.get_template("report.html.j2")
+    html = templates.get_template("report.html.j2")
     return {
         "parity_suite_report.json": json_text(_suite_report(report, stages)),
         "parity_suite_stages.csv": csv_text(STAGE_COLUMNS, rows),
@@ -159,7 +195,7 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | 
         "injection_parity_report.json": json_text(_injection_report(report, trials)),
         f"{REPORT}.json": json_text(value),
         f"{REPORT}.md": markdown(report, STEP_SUMMARY, comparison),
-        f"{REPORT}.html": page.render(shown, keys=CHECK_KEYS, comparison=comparison),
+        f"{REPORT}.html": html.render(shown, comparison=comparison),
         f"{COMPARISON}.json": json_text(comparison.model_dump(mode="json")) if comparison else None,
     }
 
@@ -167,29 +203,36 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | 
 def markdown(report: Report, budget: int, comparison: Comparison | None = None) -> str:
     """The report in at most so many bytes: verdict and earliest divergence first, failing keys before passing ones."""
     template = environment().get_template("report.md.j2")
-    text = template.render(report.model_dump(mode="json"), beside=report.beside, keys=CHECK_KEYS, comparison=comparison)
+    text = template.render(_shown(report), comparison=comparison)
     return within(text, budget, f"All of it is in `{REPORT}.html`.")
+
+
+def _shown(report: Report) -> dict[str, Any]:
+    """A report's fields, and what a page says beside them: the earliest failure, the other keys that say something, notes."""
+    value = report.model_dump(mode="json")
+    failed = earliest_failure(report.checks)
+    saying = [check for check in report.checks if (check.details or check.message) and check is not failed]
+    return value | {
+        "beside": report.beside,
+        "keys": CHECK_KEYS,
+        "by_key": {check["key"]: check for check in value["checks"]},
+        "failed": account(failed) if failed else None,
+        "source": getattr(failed, "source", None),
+        "wrong": {check.key: story.n_wrong(check) for check in report.checks},
+        "weaker": weaker(report),
+        "deeper": list(story.deeper(failed, story.n_behind(report))) if failed else [],
+        "others": [account(check) for check in saying],
+        "notes": [(c.key, row) for c in report.checks for row in c.warnings if not story.is_drill(row)],
+    }
 
 
 @cache
 def environment() -> Environment:
-    """Templates of this package; HTML is escaped, and a name the report lacks is an error.
-
-    One a process, so that templates are compiled once: pages are rendered anew behind every stage.
-    """
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    templates = Environment(
-        loader=PackageLoader("pytest_fvparity.report"),
-        autoescape=select_autoescape(enabled_extensions=("html.j2",)),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """Templates of this package on the base of all pages. One a process, so that they are compiled once."""
+    templates = page.environment("pytest_fvparity.report")
     templates.filters |= {"number": _number, "share": _share}
-    templates.filters |= escapes.FILTERS
-    templates.filters |= {"worst_first": _worst_first, "grids": grids, "colour": colour, "ran_on": _ran_on}
-    templates.filters["failing_first"] = lambda checks: sorted(checks, key=lambda check: check["status"] == "PASS")
+    templates.filters |= {"grids": grids, "ran_on": _ran_on}
+    templates.filters |= {"times": story.times, "worst_trials": _worst_trials, "beside": _beside}
     templates.filters["used"] = lambda tolerances: largest_of(row["used"] for row in tolerances)
     # A word is no finite number, and no tolerance allows that.
     templates.filters["over"] = lambda share: isinstance(share, str) or (share is not None and share > 1)
@@ -209,9 +252,19 @@ def _share(value: float | str | None) -> str:
     return f"{100 * value:.3g} %" if value < 10 else f"{100 * value:,.0f} %"
 
 
-def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """What has no number first, for it is no question of tolerance; then by size."""
-    return sorted(rows, key=lambda r: r["abs_diff"] if isinstance(r["abs_diff"], float) else math.inf, reverse=True)
+def _worst_trials(trials: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """All of a few, of many those whose logits differ most."""
+
+    def size(row: Mapping[str, Any]) -> float:
+        off = row[f"with_{LOGITS}"]
+        return math.inf if isinstance(off, str) else off or 0.0
+
+    return trials if len(trials) <= MOST_TRIALS else sorted(trials, key=size, reverse=True)[:MOST_TRIALS]
+
+
+def _beside(both: tuple[Any, Any], differ: bool) -> tuple[str, str]:
+    """Two numbers beside each other; of such as are said to differ enough digits to see it."""
+    return story.pair(*both) if differ else (_number(both[0]), _number(both[1]))
 
 
 def _ran_on(conditions: Mapping[str, Any]) -> str:
@@ -272,17 +325,3 @@ def _injection_report(report: Report, trials: Sequence[Mapping[str, Any]]) -> di
 def largest_effect(*maps: Sequence[Sequence[float | str]]) -> float:
     """The largest finite magnitude, 0.0 if there is none: one colour scale for all maps (layer, head) of a report."""
     return max((abs(v) for aie in maps for row in aie for v in row if isinstance(v, float)), default=0.0)
-
-
-def colour(value: float | str, largest: float) -> str:
-    """Blue for negative, white for zero, orange for positive, which tells apart for all kinds of colour vision.
-
-    What is not finite is a word, and has none.
-    """
-    if isinstance(value, str):
-        return "none"
-    share = max(-1.0, min(1.0, value / largest if largest else 0.0))
-    end = (214, 96, 20) if share > 0 else (33, 102, 172)
-    strength = abs(share) ** 0.5  # small effects stay visible beside large ones
-    red, green, blue = (round(255 + (channel - 255) * strength) for channel in end)
-    return f"rgb({red},{green},{blue})"

@@ -41,7 +41,7 @@ from pytest_fvparity.parity.noise import (
 )
 from pytest_fvparity.report.render import environment
 from pytest_fvparity.selftest.mean_heads import batched, padded_logits
-from pytest_fvparity.selftest.rig import FAMILIES, TRIALS, Recorded, Rig, changed, rig_of
+from pytest_fvparity.selftest.rig import FAMILIES, TRIALS, Recorded, Rig, changed, in_both, rig_of
 
 SEEDS = tuple(range(10))
 HALF_SEEDS = SEEDS[:2]  # half precision is slow on a CPU, and two show what there is to see
@@ -49,7 +49,9 @@ HALF_SEEDS = SEEDS[:2]  # half precision is slow on a CPU, and two show what the
 
 def seeded(lm: LanguageModel, seed: int) -> Rig:
     fixed = trials_for(lm, **{**TRIALS, "seed": seed, "pairs": AWKWARD_PAIRS})
-    return Rig.recorded(lm, fixed, Settings(edit_layer=1, n_top_heads=3, engine="exact"))
+    rig = Rig.recorded(lm, fixed, Settings(edit_layer=1, n_top_heads=3, engine="exact"))
+    heads = in_both(rig.candidate(), *(rig.artifacts[key] for key in INPUTS["top_heads"]))
+    return replace(rig, golden=Recorded({**rig.artifacts, "top_heads": heads}))
 
 
 def with_noise(rig: Rig) -> Rig:
@@ -61,7 +63,7 @@ def with_noise(rig: Rig) -> Rig:
         with varied(rig.lm, variation):
             # The numeric keys again, with the recorded heads, as the reference's driver runs a variation.
             for key in CHECK_KEYS[2:]:
-                found[key] = getattr(rig.candidate(), key)(*(given[name] for name in INPUTS[key]))
+                found[key] = getattr(rig.candidate(top_heads=in_both), key)(*(given[name] for name in INPUTS[key]))
                 if key != "top_heads":
                     given[key] = found[key]
     return replace(rig, noise=measured(rig.artifacts, seen))
@@ -139,7 +141,7 @@ class Seen:
 def judge(rig: Rig, variation: Variation) -> Seen:
     with varied(rig.lm, variation):
         settings = replace(rig.settings, engine=variation.engine)
-        subject = rig.run(rig.candidate(settings=settings, **variation.stations))
+        subject = rig.run(rig.candidate(settings=settings, top_heads=in_both, **variation.stations))
         results = list(run_suite(Suite("parity", STAGES, lambda: subject)))
     return Seen(tuple(r.key for r in results if r.status is not Status.PASS)[:1], _ratios(subject))
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fvcore.gates import Suite, Verdict
+from fvcore.gates import StageResult, Suite, Verdict
 
 if TYPE_CHECKING:
+    from pytest_fvparity.runners import Annotation
     from pytest_fvparity.suite.reporter import SuiteRun
 
 
@@ -32,8 +33,20 @@ class SuiteReports:
         """At the end: write, and say whether the session may be green."""
         raise NotImplementedError
 
+    def tells(self, run: SuiteRun, result: StageResult) -> bool:
+        """Whether `summary` says all there is to say of a stage that failed: then it is not said above too."""
+        return False
+
     def summary(self, terminal: Any, written: bool) -> None:
         """At the end of the terminal output."""
+
+    def annotations(self) -> Sequence[Annotation]:
+        """What a CI runner is to point at, the worst first."""
+        return ()
+
+    def step_summary(self, room: int) -> str:
+        """Markdown in at most so many bytes, for the page of a CI run."""
+        return ""
 
 
 @dataclass(frozen=True)

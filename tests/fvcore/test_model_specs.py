@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,7 @@ if RUNNING:
     from fvcore.model import model as models
     from fvcore.model import placement
     from fvcore.model.hooks import read_heads
-    from fvcore.model.model import LanguageModel, ModelError, ModelWarning
+    from fvcore.model.model import LanguageModel, ModelError
     from fvcore.model.placement import Placement
     from fvcore.model.tokenizer import bos_left_out
 
@@ -444,25 +445,27 @@ def test_the_profile_says_which_quantisation_was_loaded(config: dict[str, Any] |
 # ---------------------------------------------------------------- what was tested
 
 
-def test_a_family_or_a_version_that_was_not_tested_is_warned_of(
+def test_a_family_or_a_version_that_was_not_tested_is_said_and_no_warning(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import transformers
 
-    minor = provenance.minor_of(transformers.__version__)
-    written = tmp_path / "tested.json"
+    version, written = transformers.__version__, tmp_path / "tested.json"
+    minor = provenance.minor_of(version)
 
-    def said(families: str, version: str) -> list[str]:
-        write_text(written, f'{{"families": [{families}], "transformers": ["{version}"]}}')
+    def said(families: str, tested: str) -> dict[str, tuple[str, str]]:
+        write_text(written, f'{{"families": [{families}], "transformers": ["{tested}"]}}')
         provenance.tested.cache_clear()
-        return provenance.untested("llama", transformers.__version__, written)
+        return provenance.untested("llama", version, written)
 
-    assert said('"llama"', minor) == []
-    assert "family 'llama' has not been tested" in said('"gpt2"', minor)[0]
-    assert "has not been tested (tested: 4.1)" in said('"llama"', "4.1")[0]
+    assert said('"llama"', minor) == {}
+    assert said('"gpt2"', minor) == {"untested family": ("1 in docs/support.md", "llama")}
+    assert said('"llama"', "4.1") == {"untested transformers": ("4.1", version)}
     written.unlink()
     provenance.tested.cache_clear()
-    assert provenance.untested("llama", transformers.__version__, written) == []
-    monkeypatch.setattr(models, "untested", lambda family, version: [f"{family} is new"])
-    with pytest.warns(ModelWarning, match="tiny-llama: llama is new"):
-        models.load("tiny-llama")
+    assert provenance.untested("llama", version, written) == {}
+    monkeypatch.setattr(models, "untested", lambda family, version: {"untested family": ("none", family)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lm = models.load("tiny-llama")
+    assert models.untested_in(lm) == {"untested family": ("none", "llama")}

@@ -72,11 +72,13 @@ def test_the_processor_decides_whether_bits_can_be_equal(golden: Processor | Non
     assert shown == ({} if relation == SAME else {"processor": (str(golden or NOT_RECORDED), str(XEON))})
 
 
-def test_conditions_that_are_nested_differ_by_their_path() -> None:
-    assert profile(XEON).diff_conditions(profile(XEON, versions={"torch": "2.14", "python": "3.13"})) == {
-        "versions.python": (None, "3.13"),
-        "versions.torch": ("2.13", "2.14"),
-    }
+def test_conditions_differ_by_name_and_a_build_is_no_version() -> None:
+    here = profile(XEON, versions={"torch": "2.14.1+cu130", "python": "3.13"})
+    assert profile(XEON).diff_conditions(here) == {"python": (None, "3.13"), "torch": ("2.13", "2.14.1")}
+    assert profile(XEON, versions={}).diff_conditions(profile(XEON)) == {"torch": (None, "2.13")}
+    other = profile(XEON, versions={"torch": "2.13+cpu"})
+    assert profile(XEON).diff_conditions(other) == {}
+    assert not profile(XEON).same_kernels(other)  # two builds may bring two libraries of kernels
     assert changes({"a": [1, {"b": 1}]}, {"a": [1, {"b": 1.0}]}) == {"a.1.b": (1, 1.0)}
     assert changes({"a": {"b.py": 1}}, {"a": {"b.py": 2}, "c": 3}) == {'a."b.py"': (1, 2), "c": (None, 3)}
 

@@ -314,6 +314,12 @@ def blind(lm: LanguageModel) -> LanguageModel:
     return LanguageModel.wrap(hf, lm.tokenizer, "blind")
 
 
+def seen_before(given: dict[str, Any]) -> int:
+    """How many tokens the cache that a module is handed holds, by whatever name this version of the library calls it."""
+    cache = given.get("cache", given.get("past_key_values"))
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
 def raising(lm: LanguageModel) -> LanguageModel:
     """A copy whose blocks take one token after a cached prompt, and no more."""
     hf = copy.deepcopy(lm.hf)
@@ -321,7 +327,7 @@ def raising(lm: LanguageModel) -> LanguageModel:
     inner = block.forward
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        cached = kwargs["past_key_values"] is not None and kwargs["past_key_values"].get_seq_length()
+        cached = seen_before(kwargs)
         if cached and hidden_states.shape[1] > 1:
             raise ValueError("one token at a time")
         return inner(hidden_states, *args, **kwargs)
@@ -336,7 +342,7 @@ def unmasked(lm: LanguageModel) -> LanguageModel:
     inner = hf.model.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        cached = kwargs.get("past_key_values") is not None and kwargs["past_key_values"].get_seq_length()
+        cached = seen_before(kwargs)
         if cached and kwargs.get("attention_mask") is None:
             raise ValueError("no mask")
         return inner(*args, **kwargs)
@@ -383,5 +389,5 @@ def test_the_profile_says_that_the_fast_engine_ran() -> None:
 def test_the_engine_is_asked_of_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = random_lm("llama")
     assert why_not_fast(lm) == ""
-    monkeypatch.setattr("fvcore.fast.engines._difference", lambda lm: pytest.fail("asked again"))
+    monkeypatch.setattr("fvcore.fast.engines.apart", lambda lm: pytest.fail("asked again"))
     assert why_not_fast(lm) == ""

@@ -19,7 +19,7 @@ from tests.slow import slow_but
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "candidates.md").read_text()
 BLOCK = re.compile(
-    r"```(?P<kind>python|console|text)(?: with `(?P<old>.+?)` -> `(?P<new>.+?)`)?\n(?P<body>.*?)```", re.DOTALL
+    r'```(?P<kind>python|console|text)(?: with "(?P<old>.+?)" -> "(?P<new>.+?)")?\n(?P<body>.*?)```', re.DOTALL
 )
 SECTIONS = {text.splitlines()[0]: text for text in GUIDE.split("\n## ")[1:]}
 PACKAGES = {"torch_hooks": "torch", "nnsight": "nnsight", "transformer_lens": "transformer_lens"}
@@ -42,7 +42,7 @@ def words(adapter: str, *options: str) -> list[str]:
 @pytest.mark.parametrize(
     ("adapter", "model"),
     slow_but(
-        [("torch_hooks", "tiny-llama")],
+        [],
         [
             ("torch_hooks", "tiny-llama"),
             ("torch_hooks", "tiny-gpt2"),

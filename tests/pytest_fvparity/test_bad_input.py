@@ -12,7 +12,6 @@ import pytest
 
 from fvcore.embedded.random_models import toy_tokenizer
 from fvcore.trials import fixed as trials
-from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.late import RUNNING
 
 if RUNNING:
@@ -45,23 +44,35 @@ def _with_trials(pytester: pytest.Pytester, world: World, text: str) -> World:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "message", "better"),
     [
-        (["--fv-edit-layer=7"], "edit_layer out of range: 7 not in [[]0, 1[]]"),
-        (["--fv-top-heads=9"], "9 top heads asked for,*ask for 1 to 8"),
-        (["--fv-token-class=10"], "token class 10 is not in [[]-1, 9[]]"),
-        (["--fv-max-trials=4"], "--fv-max-trials 4:*has 3 trials; ask for 1 to 3"),
-        (["--fv-engine=warp"], "unknown engine 'warp'; expected one of exact, fast"),
+        (["--fv-edit-layer=7"], "edit_layer out of range: 7 not in [[]0, 1[]]", "--fv-edit-layer=0"),
+        (["--fv-top-heads", "9"], "9 top heads asked for,*ask for 1 to 8", "--fv-top-heads=8"),
+        (["--fv-token-class=10"], "10 is not in [[]-1, 9[]]", "--fv-token-class=-1"),
+        (["--fv-max-trials=4"], "--fv-max-trials 4:*has 3 trials; ask for 1 to 3", "--fv-max-trials=3"),
+        (
+            ["--fv-engine=screened", "--fv-token-class=3"],
+            "screened estimates*at the last token alone",
+            "--fv-engine=fast",
+        ),
     ],
 )
-def test_a_setting_the_model_cannot_have_is_named_with_its_range(
-    pytester: pytest.Pytester, world: World, words: list[str], message: str
+def test_a_setting_the_model_cannot_have_is_refused_before_anything_is_collected(
+    pytester: pytest.Pytester, world: World, words: list[str], message: str, better: str
 ) -> None:
-    result = _run(pytester, world, *words)
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options, *words)
 
-    result.stdout.fnmatch_lines([f"*{message}*"])
-    (report,) = reports(pytester)
-    assert statuses(report) == dict(zip(CHECK_KEYS, ["ERROR"] + ["BLOCKED"] * 5, strict=True))
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: *{message}*`pytest *{better}`"])
+    assert not list(pytester.path.glob("reports/**/*.json"))
+
+
+def test_a_setting_is_not_refused_for_a_model_that_a_fixture_puts_in_the_place(
+    pytester: pytest.Pytester, world: World
+) -> None:
+    pytester.makeconftest("import pytest\n\n\n@pytest.fixture\ndef fv_model():\n    pytest.fail('asked')\n")
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options, "--fv-edit-layer=7")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.mark.parametrize(
@@ -71,6 +82,18 @@ def test_a_setting_the_model_cannot_have_is_named_with_its_range(
         (["--fv-max-trials=0"], "--fv-max-trials: at least 1, found 0"),
         (["--fv-device=tpu"], "--fv-device: expected cpu, cuda, cuda:N or auto, found 'tpu'"),
         (["--fv-require-gpu", "--fv-device=cpu"], "--fv-require-gpu contradicts --fv-device cpu"),
+        (
+            ["--fv-model=models/ours"],
+            "--fv-model: no model *there is no directory */models/ours, *hf download models/ours*",
+        ),
+        (["--fv-golden=nowhere"], "--fv-golden: no such folder: */nowhere"),
+        (["--fv-tolerances=none.yaml"], "--fv-tolerances: no such file: */none.yaml"),
+        (["--fv-src-python=nowhere/python"], "--fv-src-python: no interpreter */nowhere/python"),
+        (["--fv-candidate=module"], "--fv-candidate: expected package.module:factory, found 'module'"),
+        (
+            ["--fv-max-memory=8"],
+            "--fv-max-memory or ini fv_max_memory: expected an amount with its unit*8GiB, found '8'",
+        ),
         (["--fv-live"], "--fv-live needs a checkout of the reference: get one with*git clone*"),
     ],
 )
@@ -197,7 +220,7 @@ def test_a_model_moved_to_another_folder_is_the_same_model(pytester: pytest.Pyte
     result = pytester.runpytest_inprocess("-m", "parity", *World(copy, world.trials, world.golden).options)
 
     assert result.ret == pytest.ExitCode.OK
-    result.stdout.fnmatch_lines(["condition model: golden random-llama, here elsewhere"])
+    result.stdout.fnmatch_lines(["condition model: random-llama -> elsewhere"])
 
 
 def test_a_damaged_golden_is_found_by_its_hash_before_it_is_used(pytester: pytest.Pytester, world: World) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import sys
+from functools import partial, wraps
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -95,6 +99,12 @@ def judged(pytester: pytest.Pytester, world: World, *words: str) -> dict[str, st
     return statuses(report)
 
 
+def written(pytester: pytest.Pytester) -> dict[str, tuple[str, int | None]]:
+    """Where the report says that each key's answer comes from."""
+    (report,) = reports(pytester)
+    return {one["key"]: (one["source"]["file"], one["source"]["line"]) for one in report["checks"] if one["source"]}
+
+
 # ---------------------------------------------------------------- a factory
 
 
@@ -105,6 +115,8 @@ def test_a_factory_beside_the_tests_is_the_candidate(
     for name, scale, status in (("sound", 1, "PASS"), ("doubled", 2, "FAIL")):
         (pytester.path / f"{name}.py").write_text(FACTORY.replace("SCALE", str(scale)))
         assert judged(pytester, world, f"--fv-candidate={name}:make")["fv_vector"] == status
+        # The method that was written, and the class of those it inherits.
+        assert written(pytester) == {key: (f"{name}.py", 5 if key == "fv_vector" else 4) for key in CHECK_KEYS}
 
 
 @pytest.mark.parametrize(
@@ -192,6 +204,43 @@ def test_options_that_do_not_fit_together_are_refused(pytester: pytest.Pytester,
     result.stderr.fnmatch_lines(["*--fv-candidate*"])
 
 
+class Bound:
+    def slot_map(self) -> None: ...
+
+
+def other(_: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("candidate", "line"),
+    [
+        (Bound(), inspect.getsourcelines(Bound.slot_map)[1]),
+        (SimpleNamespace(slot_map=partial(other, 1)), inspect.getsourcelines(other)[1]),
+        (SimpleNamespace(slot_map=staticmethod(wraps(other)(lambda: None))), inspect.getsourcelines(other)[1]),
+        (SimpleNamespace(slot_map=len), None),
+        (SimpleNamespace(), None),
+    ],
+)
+def test_a_method_is_found_whatever_it_is_wrapped_in(candidate: Any, line: int | None) -> None:
+    from pytest_fvparity.candidates.whereabouts import whereabouts
+
+    here = Path(__file__)
+    found = whereabouts(candidate, here.parent, lambda path: path.name)
+
+    assert found == ({"slot_map": {"file": here.name, "line": line}} if line else {})
+
+
+@pytest.mark.parametrize("said", [{"slot_map": 1}, {"slot_map": [["a"], ["\0", 1], ["a", "1"], ["a", -1]]}])
+def test_what_a_process_says_of_its_files_is_not_believed_blindly(said: dict[str, Any]) -> None:
+    from pytest_fvparity.candidates.candidates import Elsewhere
+    from pytest_fvparity.candidates.whereabouts import whereabouts
+
+    candidate = Elsewhere.__new__(Elsewhere)
+    candidate.written = said
+
+    assert whereabouts(candidate, Path(), str) == {}
+
+
 # ---------------------------------------------------------------- another interpreter
 
 
@@ -206,6 +255,7 @@ def test_a_candidate_in_another_interpreter_says_the_same(pytester: pytest.Pytes
 
     (report,) = reports(pytester)
     assert {check["max_abs_diff"] for check in report["checks"]} <= {0.0, None}
+    assert written(pytester) == {key: ("mine.py", 9 if key == "slot_map" else 8) for key in CHECK_KEYS}
 
 
 OVER_THERE = [
@@ -327,6 +377,7 @@ def test_it_may_provide_a_single_key_and_needs_none_of_our_packages(pytester: py
 
 def test_computed_artifacts_are_judged(pytester: pytest.Pytester, world: World, computed: Path) -> None:
     found = judged(pytester, world, f"--fv-candidate-dir={computed}")
+    assert written(pytester) == {key: (f"{computed}/{key}.json", None) for key in CHECK_KEYS}
 
     assert found == dict.fromkeys(CHECK_KEYS, "PASS")
 

@@ -1,4 +1,4 @@
-"""`fvparity selftest`, `merge` and `render`, from the command line to files, output and exit status."""
+"""`fvparity selftest`, `merge`, `render` and `compare`, from the command line to files, output and exit status."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from fvcore.embedded.random_models import PAIRS, random_lm, trials_for
-from fvcore.gates import Status
+from fvcore.gates import Status, Verdict
 from fvcore.trials import fixed as trials
 from pytest_fvparity import cli
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -50,7 +49,7 @@ Program = Callable[..., Result]
 
 @pytest.fixture
 def fvparity(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
-    monkeypatch.setattr("pytest_fvparity.cli.console", Console(highlight=False, width=200))
+    monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["fvparity", *map(str, arguments)])
@@ -109,8 +108,8 @@ def test_each_fault_has_a_line_and_a_row_and_is_counted(fvparity: Program, plant
         "[5/5] F05: caught",
     ]
     assert result.out.splitlines()[-1] == "2 caught, 1 wrong key, 1 missed, 1 not run here"
-    (row,) = [line for line in result.out.splitlines() if "│ F02" in line]
-    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+    (row,) = [row for row in json.loads(fvparity("selftest", "--json").out) if row["id"] == "F02"]
+    assert list(row.values()) == [
         "F02",
         "hazard | of F02",
         "fails at slot_map",
@@ -374,6 +373,117 @@ def test_a_run_leaves_no_comparison_of_an_earlier_one(
     assert not list(pytester.path.glob("reports/*/*/src_vs_fv_comparison.json"))
 
 
+# ---------------------------------------------------------------- compare
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Callable[..., Path]:
+    """A folder of reports of some trials, each with these statuses, the rest of the keys PASS; no status, no key."""
+
+    def write(name: str, **statuses: dict[str, Status | None]) -> Path:
+        reports = []
+        for id, changed in statuses.items():
+            rows = {k: row_of(k, s, failed() if s is Status.FAIL else None) for k, s in changed.items() if s}
+            planned = [key for key in CHECK_KEYS if changed.get(key, Status.PASS)]
+            report = assemble(planned, rows_of(**rows), keep_going=True)
+            reports.append(report.model_copy(update={"fixed_trials_id": id}))
+        write_all(reports, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+RED, IDLE_KEY, NO_KEY = ({"slot_map": status} for status in (Status.FAIL, Status.NOT_RUN, None))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "status", "sentence"),
+    [
+        ({"x": {}}, {"x": {}}, 0, "nothing new is red: 6 same"),
+        ({"x": RED}, {"x": {}}, 0, "nothing new is red: 1 fixed, 5 same"),
+        ({"x": RED}, {"x": RED}, 0, "nothing new is red: 1 still failing, 5 same"),
+        ({"x": {}}, {"x": RED}, 1, "something is red that was not: 1 new, 5 same"),
+        ({"x": IDLE_KEY}, {"x": RED}, 1, "something is red that was not: 1 new, 5 same"),
+        ({"x": {}}, {"x": {}, "y": RED}, 1, "something is red that was not: 1 new, 6 same; 1 report(s) added"),
+        ({"x": {}}, {"x": {}, "y": {}}, 0, "nothing new is red: 6 same; 1 report(s) added"),
+        ({"x": {}, "y": {}}, {"x": {}}, 3, "a verdict is gone: 6 same; 1 report(s) gone"),
+        ({"x": {}}, {"x": IDLE_KEY}, 3, "a verdict is gone: 5 same, 1 not judged"),
+        ({"x": {}}, {"x": NO_KEY}, 3, "a verdict is gone: 5 same, 1 gone"),
+        ({"x": NO_KEY}, {"x": {}}, 0, "nothing new is red: 5 same, 1 added"),
+        ({"x": IDLE_KEY}, {"x": IDLE_KEY}, 0, "nothing new is red: 5 same, 1 not judged"),
+    ],
+)
+def test_a_comparison_is_red_for_what_is_new_and_says_when_a_verdict_is_gone(
+    fvparity: Program, runs: Callable[..., Path], before: Any, now: Any, status: int, sentence: str
+) -> None:
+    result = fvparity("compare", runs("before", **before), runs("now", **now))
+
+    assert (result.status, result.out.splitlines()[-1]) == (status, sentence)
+
+
+def test_a_comparison_for_programs_and_for_comments(fvparity: Program, runs: Callable[..., Path]) -> None:
+    sides = runs("before", x={}, old={}), runs("now", x=RED)
+
+    value = json.loads(fvparity("compare", *sides, "--json").out)
+    text = fvparity("compare", *sides, "--markdown").out
+
+    assert (value["verdict"], value["gone"], value["added"]) == ("new", ["words/old"], [])
+    assert [row["change"] for row in value["reports"][0]["keys"]] == ["same", "new", *["same"] * 4]
+    assert text.startswith("**something is red that was not: 1 new")
+    assert "Only before: `words/old`." in text
+    assert "| `slot_map` | new | PASS | FAIL |" in text
+
+
+def test_a_drift_is_red_only_where_that_is_asked_for(fvparity: Program, tmp_path: Path) -> None:
+    none = {"rtol": 0, "atol": 0, "of_max": 0, "of_norm": 0, "rule": "r", "max_abs_diff": 1.0}
+    for name, used in {"before": 0.01, "now": 0.04}.items():
+        verdict = Verdict(compared=1, details={"tolerances": [{"leaf": "a", "used": used, **none}]})
+        write_all([assemble(CHECK_KEYS, rows_of(fv_vector=row_of("fv_vector", verdict=verdict)))], tmp_path / name)
+    sides = tmp_path / "before", tmp_path / "now"
+
+    assert fvparity("compare", *sides).status == fvparity("compare", *sides, "--fail-on-drift").status == 0
+    assert fvparity("compare", *sides, "--drift", 4).status == 0
+    result = fvparity("compare", *sides, "--drift", 4, "--fail-on-drift")
+    assert (result.status, "1 drift" in result.out) == (1, True)
+    assert "drift: fv_vector a, of its tolerance 1 % -> 4 %" in result.out
+
+
+@pytest.mark.parametrize(
+    ("sides", "message"),
+    [
+        (("before", "list.json"), "list.json: not a parity report"),
+        (("empty", "now"), "empty: no src_vs_fv_diff_report.json under this folder"),
+        (("before", "other"), "no two reports are of the same trials: words/x before, words/y now"),
+        (("twice", "now"), "two reports are of words/x; make one of them with `fvparity merge`, or name one"),
+        (("before", "now", "--json", "--markdown"), "--json and --markdown exclude one another"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    fvparity: Program,
+    runs: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sides: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs("before", x={})
+    runs("now", x={})
+    runs("other", y={})
+    shutil.copytree("before", "twice/a")
+    shutil.copytree("before", "twice/b")
+    Path("empty").mkdir()
+    Path("list.json").write_text("[1]")
+
+    result = fvparity("compare", *sides)
+
+    assert (result.status, result.out) == (2, "")
+    assert message in result.err
+
+
+# ---------------------------------------------------------------- what is refused
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -447,13 +557,13 @@ def test_a_red_merge_is_red(fvparity: Program, reports: Path, tmp_path: Path) ->
     result = fvparity("merge", reports, "--out", tmp_path / "merged")
 
     assert result.status == 1
-    assert "words/fixed_trials_x: FAIL: earliest divergence at stage slot_map" in result.out
+    assert "words/fixed_trials_x: FAIL at slot_map: " in result.out
 
 
 @pytest.mark.parametrize(
     ("keys", "status", "said"),
     [
-        (CHECK_KEYS, Status.FAIL, "FAIL: earliest divergence at stage prompt_boundary"),
+        (CHECK_KEYS, Status.FAIL, "FAIL at prompt_boundary: "),
         ((), Status.PASS, "FAIL: nothing was compared"),
         (CHECK_KEYS[:2], Status.PASS, "PARTIAL: 2 of 6 check keys compared"),
         (CHECK_KEYS[:2], Status.PASS, "no report judges mean_activations, top_heads, fv_vector, injection_output"),

@@ -287,7 +287,7 @@ def test_a_model_that_does_not_load_is_a_failed_milestone(setup: Setup) -> None:
     outcome = run("M0", replace(setup, model="no-such-model"))
 
     assert not outcome.passed
-    assert "cannot load the tokenizer of 'no-such-model'" in outcome.message
+    assert "no model 'no-such-model'" in outcome.message
     assert not ended_in(setup.layout.state)["M0"].passed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,20 @@ def test_a_run_in_the_other_profile_leaves_the_first_ones_report(pytester: pytes
     assert read_report(second).overall_status == "FAIL"  # no golden of that profile
 
 
+def test_reports_of_two_models_on_the_same_trials_have_places_of_their_own(
+    pytester: pytest.Pytester, world: World
+) -> None:
+    shutil.copytree(world.model, pytester.path / "tuned-model")
+    chosen = "-m", "parity", "-k", "prompt_boundary", *world.options
+    pytester.runpytest_inprocess(*chosen)
+    pytester.runpytest_inprocess(*chosen, "--fv-model=tuned-model")
+    found = {
+        path.parent.name: read_report(path) for path in pytester.path.glob("reports/**/src_vs_fv_diff_report.json")
+    }
+    assert {report.model for report in found.values()} == {world.model.name, "tuned-model"}
+    assert found["tuned_model"].model == "tuned-model"
+
+
 def test_reduced_runs_of_two_models_have_places_of_their_own(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name / "model").mkdir(parents=True)
@@ -112,9 +127,9 @@ def test_a_run_beside_the_reference_as_it_runs_does_not_speak_of_a_golden() -> N
     for row in rows.values():
         row["context"] |= {"golden_path": LIVE, "conditions": {"engine": ["exact", "fast"]}}
     report = assemble(CHECK_KEYS, rows)
-    assert report.headline.startswith("FAIL: earliest divergence at stage mean_activations, key mean_activations[")
+    assert report.headline.startswith("FAIL at mean_activations: ")
     assert "golden" not in markdown(report, 100_000)
-    assert "reference `exact`, here `fast`" in markdown(report, 100_000)
+    assert "reference `exact` -> `fast` here" in markdown(report, 100_000)
 
 
 def test_the_milestone_that_failed_first_is_named(

@@ -21,7 +21,8 @@ from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.model.spec import MODEL_SPECS
 from fvcore.profile import REFERENCE_PROFILES
 from fvcore.trials.fixed import FixedTrials
-from pytest_fvparity.reference import driver
+from pytest_fvparity import fixtures
+from pytest_fvparity.reference import driver, progress
 from tests.late import RUNNING
 from tests.slow import slow_but
 
@@ -33,6 +34,9 @@ if RUNNING:
     from fvcore.model import model as models
     from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings, profile_of, run
+    from pytest_fvparity.parity.at_hand import effects_in_both
+    from pytest_fvparity.parity.implementation import INPUTS
+    from pytest_fvparity.parity.partial import FURTHER
     from pytest_fvparity.reference import reference
     from pytest_fvparity.reference.reference import Recording, RecordingError
     from tests.pytest_fvparity.stand_in import digests, plant, saved, saved_trials
@@ -83,7 +87,7 @@ def fixed(llama: LanguageModel, tmp_path: Path) -> FixedTrials:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver without a process of its own, which takes seconds to start; what the process adds is tested apart."""
 
-    def start(_: str, path: Path, __: Any) -> None:
+    def start(_: str, path: Path, *__: Any) -> None:
         job, n_threads = json.loads(path.read_text()), torch.get_num_threads()
         try:
             with imported_for_a_while(), torch.no_grad():
@@ -118,8 +122,9 @@ def checkout_at(root: Path) -> Iterator[driver.Checkout]:
 
 
 def recorded_leaves(recording: Recording) -> dict[str, Artifact]:
-    """What a recording says when it is asked as an Implementation."""
-    return {key: getattr(recording, key)() for key in recording.artifacts}
+    """What a recording says when it is asked as an Implementation, of what an implementation has to say."""
+    said = {key: getattr(recording, key)() for key in recording.artifacts}
+    return {key: {leaf: value for leaf, value in of.items() if leaf not in FURTHER} for key, of in said.items()}
 
 
 def differences(
@@ -221,6 +226,11 @@ def test_what_is_recorded_is_what_fvcore_computes(
     recording = reference.run(plant(tmp_path), lm, trials, settings)
 
     assert differences(recorded_leaves(recording), run(lm, trials, settings), Tolerance(atol=1e-6)) == []
+    prompts, slots, means = (recording.artifacts[key] for key in INPUTS["top_heads"])
+    in_probability, in_logprob = effects_in_both(lm, prompts, slots, means, settings)
+    pair = {"cie": in_probability, "cie_logprob": in_logprob, "aie_logprob": in_logprob.mean(dim=0)}
+    recorded = {leaf: recording.artifacts["top_heads"][leaf] for leaf in pair}
+    assert compare(recorded, pair, Tolerance(atol=1e-6)).passed
     assert recording.profile.identity == profile_of(lm, trials, settings).identity
     normalisations = recording.provenance["normalisations"]
     assert [name for name in normalisations["applied"] if not name.endswith("_stand_in")] == APPLIED[profile]
@@ -244,8 +254,11 @@ def test_a_process_of_its_own_records_the_same_and_leaves_the_checkout_as_it_was
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "elsewhere"))
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
 
-    recording = reference.run(root, lm, trials, settings)
+    shares: list[float] = []
+    recording = reference.run(root, lm, trials, settings, advance=shares.append)
 
+    assert shares == sorted(shares)
+    assert (0 < shares[0] < 1, shares[-1]) == (True, 1)
     assert digests(root) == before
     assert differences(recorded_leaves(recording), run(lm, trials, settings), Tolerance(atol=1e-6)) == []
     assert recording.provenance["sources"] == {name: sha for name, sha in before.items() if name.endswith(".py")}
@@ -478,3 +491,19 @@ def test_a_number_that_is_not_finite_is_never_recorded(value: Any) -> None:
 
     with pytest.raises(driver.RecordingRefused, match="fv_vector: norm holds a number that is not finite"):
         driver.require_finite({"fv_vector": {"norm": value}})
+
+
+def test_how_long_it_still_takes_is_told_in_words() -> None:
+    assert progress.words("recording x", 0.25, 60) == "fvparity: recording x: 25 % after 60 s, about 3 min left"
+    assert [progress.duration(seconds) for seconds in (4, 89, 600, 7500)] == ["4 s", "89 s", "10 min", "2 h 5 min"]
+
+
+@pytest.mark.parametrize(("layers", "layer", "top"), [(2, 0, 8), (9, 3, 10), (10, 9, 10)])
+def test_a_small_model_is_recorded_a_third_of_the_way_up(layers: int, layer: int, top: int) -> None:
+    lm: Any = SimpleNamespace(n_layers=layers, heads=[(at, head) for at in range(layers) for head in range(4)])
+    options: Any = SimpleNamespace(edit_layer=None, top_heads=None)
+
+    assert fixtures.recording_defaults(lm) == {"edit_layer": layer, "n_top_heads": top, "token_class_idx": -1}
+    said = fixtures.chosen_for(lm, options)
+    assert (f"edit layer {layer}, a third of {layers} layers" in said) is (layers < 10)
+    assert ("8 top heads" in said) is (top < 10)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from fvcore import palette
 from fvcore.gates import Status, Verdict
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.render import write_all, write_report
 from pytest_fvparity.report.report import Report
 from pytest_fvparity.report.schema import report_schema
+from tests.eyes import problems
 from tests.late import RUNNING
 from tests.pytest_fvparity.made_reports import CONTEXT, FILE, assemble, failed, row_of, rows_of
 
@@ -36,12 +38,12 @@ def test_the_published_schema_is_current_and_a_report_fits_it() -> None:
     jsonschema.validate(report.model_dump(mode="json"), published)
 
 
-def test_the_first_line_is_verdict_divergence_and_values() -> None:
+def test_the_first_line_is_verdict_count_place_and_values() -> None:
     report = assemble(CHECK_KEYS, rows_of(mean_activations=row_of("mean_activations", Status.FAIL, failed())))
 
     assert report.headline == (
-        "FAIL: earliest divergence at stage mean_activations, file golden/words/fixed_trials_x/src/mean_activations.safetensors, "
-        "key mean_activations[layer 2, head 1, slot 3, dim 4]: differs by 1; expected 1.0, got 2.0"
+        "FAIL at mean_activations: 1 of 10 values is not what is expected; the largest difference at layer 2, head 1, slot 3, "
+        "dim 4: expected 1, got 2"
     )
     assert report.repro_command == f"pytest {FILE}::parity::mean_activations"
     assert report.first_divergence is not None
@@ -117,6 +119,7 @@ def test_html_is_escaped_and_uses_no_network(tmp_path: Path) -> None:
         assert "script" not in parser.tags, file
         assert not [link for link in parser.links if "//" in link], file
         assert "url(" not in file.read_text(), file
+        assert problems(file.read_text()) == [], file
 
 
 def test_markdown_cells_cannot_break_the_table(tmp_path: Path) -> None:
@@ -125,8 +128,8 @@ def test_markdown_cells_cannot_break_the_table(tmp_path: Path) -> None:
     write_report(report, tmp_path)
 
     lines = (tmp_path / "src_vs_fv_diff_report.md").read_text().splitlines()
-    (line,) = [line for line in lines if line.startswith("| `mean_activations[")]
-    assert "a\\|b \\`c\\`" in line
+    (line,) = [line for line in lines if line.startswith("| `mean_activations`")]
+    assert "a\\|b\\\\n\\`c\\`" in line
 
 
 def test_the_plans_own_files_hold_their_fields(pytester: pytest.Pytester, world: World) -> None:
@@ -194,14 +197,14 @@ def test_the_heat_map_puts_layer_zero_at_the_bottom_and_marks_the_heads(tmp_path
     drawn = (tmp_path / "src_vs_fv_diff_report.html").read_text().partition("<figcaption>candidate")[2]
 
     squares = {
-        at: (y, fill)
-        for y, fill, at in re.findall(r'<rect x="." y="(.)".* fill="(.*)"><title>(layer ., head .)', drawn)
+        at: (y, fill) for y, fill, at in re.findall(r'<rect.* y="(\d+)".* fill="(.*)"><title>(layer ., head .)', drawn)
     }
     assert squares == {
-        "layer 0, head 0": ("1", "rgb(255,255,255)"),
-        "layer 0, head 1": ("1", "rgb(214,96,20)"),
-        "layer 1, head 0": ("0", "rgb(33,102,172)"),
+        "layer 0, head 0": ("28", "#ffffff"),
+        "layer 0, head 1": ("28", palette.POSITIVE[-1]),
+        "layer 1, head 0": ("0", palette.NEGATIVE[-1]),
         "layer 1, head 1": ("0", "none"),
     }
-    assert re.findall(r"<circle.*>", drawn) == ['<circle cx="1.48" cy="1.48" r="0.3"/>']
+    assert re.findall(r"<circle.*?>", drawn)[0].startswith('<circle class="ring" cx="42.0" cy="42.0"')
     assert drawn.count(">?<") == 1
+    assert problems((tmp_path / "src_vs_fv_diff_report.html").read_text()) == []

@@ -1,13 +1,9 @@
 """`fvcore antonym ...`, `fvcore runtime ...`: the production steps, all in order or one by one in a run's folder."""
 
-from rich.console import Console
-
-from fvcore import exits
+from fvcore import exits, terminal
 from fvcore.experiments.antonym.config import AntonymConfig
 from fvcore.experiments.config import experiment
 from fvcore.experiments.steps.settings import STEP_COMMANDS, chosen_steps
-
-console = Console(highlight=False)
 
 
 def run(config: AntonymConfig) -> None:
@@ -17,7 +13,7 @@ def run(config: AntonymConfig) -> None:
         from fvcore.experiments.steps import heatmap
 
         for path in heatmap.alone(config.folder, config.score_key, config.top_heads, config.out_name or "all"):
-            exits.tell(f"wrote {path}")
+            exits.note(f"wrote {path}")
         return
     from fvcore.experiments.progress import Shown
     from fvcore.experiments.steps.run import run as run_steps
@@ -25,8 +21,13 @@ def run(config: AntonymConfig) -> None:
     if config.trials is not None and (config.n_trials or config.n_shots):
         exits.tell("--trials sets n_trials and n_shots; --n-trials and --n-shots are not used")
     source, folder = config.source, config.folder
-    run_steps(config.load(config.seed), folder, config, source, steps, Shown(console))
+    run_steps(config.load(config.seed), folder, config, source, steps, Shown(terminal.console()))
     exits.tell(f"{', '.join(steps)} done in {folder}")
+    if config.pictures:
+        from fvcore.experiments.antonym import report
+
+        if written := report.write(folder):
+            exits.tell(f"the page is {written}")
 
 
 app = experiment(

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fvcore.experiments.config import Numbers, Option
+from fvcore.experiments.config import PRINTED, Json, Memory, Numbers, Option
 from fvcore.experiments.model_choice import ModelChoice
 from fvcore.profile import MOST_SEED
 
@@ -56,10 +56,11 @@ class EvaluationConfig(ModelChoice):
         default="fast",
         description="fast, where it holds for the model; exact; or screened, where a vector is computed.",
     )
-    max_memory: int | None = Field(
-        default=None, ge=1, description="Bytes that engine fast may take beside the weights."
+    max_memory: Memory | None = Field(
+        default=None, description="Memory that engine fast may take beside the weights, such as 8GiB."
     )
-    out: Path | None = Field(default=None, description="Folder (default: results/eval/<dataset>_<model>).")
+    out: Path | None = Field(default=None, description="Folder (default: reports/eval/<dataset>_<model>).")
+    as_json: Json = PRINTED
 
     @property
     def tables(self) -> frozenset[str]:

@@ -6,10 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
-from fvcore import exits
-from fvcore.experiments.config import ConfigError, add_command, experiment
+from fvcore import terminal
+from fvcore.experiments.config import PRINTED, ConfigError, Json, add_command, experiment
 from fvcore.experiments.relation.config import RelationConfig
 from fvcore.experiments.steps.settings import STEP_COMMANDS, chosen_steps
 from fvcore.formats import FormatError
@@ -17,8 +16,6 @@ from fvcore.formats import FormatError
 if TYPE_CHECKING:
     from fvcore.experiments.workers import Workers
     from fvcore.model.model import LanguageModel
-
-console = Console(highlight=False)
 
 
 def run(config: RelationConfig) -> None:
@@ -39,20 +36,20 @@ def run(config: RelationConfig) -> None:
             raise ConfigError("--threads: with --ray an actor has as many threads as CPUs; give --ray-cpus")
         workers: AbstractContextManager[Workers[LanguageModel]]
         workers = ray_workers(config.ray, config.loader(config.seed), config.device, config.ray_cpus)
-        bar = Bar(console, {unit.name: unit.n_rows(1, 1) for unit in units})
+        bar = Bar(terminal.console(), {unit.name: unit.n_rows(1, 1) for unit in units})
     else:
         lm = config.load(config.seed)
-        bar = Bar(console, {unit.name: unit.n_rows(lm.n_layers, lm.n_heads) for unit in units})
+        bar = Bar(terminal.console(), {unit.name: unit.n_rows(lm.n_layers, lm.n_heads) for unit in units})
         workers = nullcontext(Local(lm, bar.of))
     with workers as computing, bar.progress:
         summary = run_relation(relation, root, config, computing, config.q, config.stop_on_error, bar.ended)
     counts = ", ".join(f"{len(summary.q_ids(state))} {state}" for state in ENDED)
-    exits.tell(f"{counts}{'; stopped at the first failure' if summary.stopped else ''}, in {root}")
+    terminal.tell(f"{counts}{'; stopped at the first failure' if summary.stopped else ''}, in {root}")
     if config.pictures:
-        exits.tell(f"report: {root / files.REPORT}")
+        terminal.tell(f"report: {root / files.REPORT}")
     if summary.q_ids("failed"):
-        typer.secho(f"fvcore relation: see {root / files.FAILURES}", fg="red", err=True)
-        raise typer.Exit(exits.FAILED)
+        terminal.say(f"see {root / files.FAILURES}", "fvcore relation")
+        raise typer.Exit(terminal.FAILED)
 
 
 def run_steps(config: RelationConfig, steps: list[str]) -> None:
@@ -72,8 +69,8 @@ def run_steps(config: RelationConfig, steps: list[str]) -> None:
     lm = config.load(config.seed)
     with locked(root):
         for q_id in asked:
-            run_in_folder(lm, root / q_id, config, sources.get(q_id), steps, Shown(console, q_id))
-            exits.tell(f"{q_id}: {', '.join(steps)} done in {root / q_id}")
+            run_in_folder(lm, root / q_id, config, sources.get(q_id), steps, Shown(terminal.console(), q_id))
+            terminal.tell(f"{q_id}: {', '.join(steps)} done in {root / q_id}")
 
 
 def draw(config: RelationConfig) -> None:
@@ -89,13 +86,17 @@ def draw(config: RelationConfig) -> None:
         same = status is None or (status.config["score_key"], status.config["topk"]) == chosen
         name = config.out_name or (q_id if same else f"{q_id}_{config.score_key}_top{config.top_heads}")
         for path in heatmap.alone(config.root / q_id, *chosen, name):
-            exits.tell(f"wrote {path}")
+            terminal.note(f"wrote {path}")
 
 
-def show_status(config: RelationConfig) -> None:
+class StatusCommand(RelationConfig):
+    """How it is shown."""
+
+    as_json: Json = PRINTED
+
+
+def show_status(config: StatusCommand) -> None:
     """A table of the q_ids; a completed one is checked against the digests of its files."""
-    from rich.table import Table
-
     from fvcore.experiments.folder import Folder
     from fvcore.experiments.relation.gates import QIdStatus
 
@@ -103,14 +104,15 @@ def show_status(config: RelationConfig) -> None:
     statuses = QIdStatus.all_of(root)
     if not statuses:
         raise FormatError(f"{root}: holds no q_id of a run; `fvcore relation run` makes them")
-    table = Table("q_id", "status", "rows", "since", "reason", box=None)
+    rows = []
     for q_id, one in statuses.items():
         damaged = one.damage(Folder(root / q_id))
         reason = f"{one.reason} ({one.cause}, {one.step})" if one.cause else one.reason
         note = f"missing or changed: {', '.join(damaged)}; run again" if damaged else reason
         status = "damaged" if damaged else one.status
-        table.add_row(*exits.cells(q_id, status, one.q_row_count, one.updated_at[:19], note))
-    console.print(table)
+        told = {"q_id": q_id, "status": status, "rows": one.q_row_count, "since": one.updated_at[:19], "reason": note}
+        rows.append(told)
+    terminal.show(rows, config.as_json)
 
 
 def write_report(config: RelationConfig) -> None:
@@ -118,11 +120,12 @@ def write_report(config: RelationConfig) -> None:
     from fvcore.experiments.relation import report
 
     for path in (report.write(config.root), report.write_overview(config.root)):
-        exits.tell(f"wrote {path}")
+        terminal.note(f"wrote {path}")
 
 
 app = experiment(
     RelationConfig, run, "A relation file, q_id by q_id: run, single steps, status, report.", STEP_COMMANDS
 )
-for _name, _work in (("status", show_status), ("report", write_report)):
-    add_command(app, _name, RelationConfig, _work, only=("dataset", "out", "layout", "model"))
+PLACE = ("dataset", "out", "layout", "model")
+add_command(app, "status", StatusCommand, show_status, only=(*PLACE, "as_json"))
+add_command(app, "report", RelationConfig, write_report, only=PLACE)

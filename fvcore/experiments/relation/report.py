@@ -1,18 +1,22 @@
 """What a run over a relation gave: overview.csv, a row for each q_id, and one HTML file, whole in itself, with pictures."""
 
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from fvcore.experiments import page
+import numpy as np
+
+from fvcore import page
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.pictures import data_uri
 from fvcore.experiments.relation import files, pictures
 from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.relation.intervals import DIFFERENCE, RANDOM, SHARES, TOP
-from fvcore.experiments.steps import layout
-from fvcore.experiments.steps.scores import HEAD, Row
-from fvcore.formats import FormatError, read_bytes, read_csv, read_json, write_csv
+from fvcore.experiments.steps import curves, layout
+from fvcore.experiments.steps.heatmap import grid_of
+from fvcore.experiments.steps.scores import HEAD, Row, read_scores
+from fvcore.formats import FormatError, read_csv, read_json, write_csv
+from fvcore.plots import limit
 from fvcore.provenance import now
 
 COLUMNS = (
@@ -103,6 +107,29 @@ def _three(name: str, row: Row) -> Row:
 
 
 SHOWN = 20  # heads of a q_id in its table
+NAMED = 4  # q_ids in the headline
+
+
+def headline(table: Sequence[Row]) -> str:
+    """The finding in a sentence: how many relations have a vector, which, and what became of the others."""
+    done = [row for row in table if row["status"] == "completed"]
+    found = sorted((row for row in done if has_vector(row)), key=lambda row: -row["difference"])
+    if not done:
+        return f"None of {len(table)} relations could be completed"
+    named = [f"{row['q_id']} {row['delta']:+.2g} behind layer {row['best_layer']}" for row in found[:NAMED]]
+    named += [f"{len(found) - NAMED} more"] if len(found) > NAMED else []
+    said = f"{len(found) or 'None'} of {len(done)} relations {'has' if len(found) == 1 else 'have'} a vector"
+    said += (
+        f": {', '.join(named)} ({done[0]['metric'].replace('_', ' ')})"
+        if named
+        else " that does more than random heads"
+    )
+    return said + (f"; {len(table) - len(done)} not completed" if len(table) > len(done) else "")
+
+
+def has_vector(row: Row) -> bool:
+    """Whether it does more than random heads behind its best layer, and the whole interval says so."""
+    return row["difference_low"] is not None and row["difference_low"] > 0
 
 
 def write(root: Path) -> Path:
@@ -113,36 +140,48 @@ def write(root: Path) -> Path:
     done = [row for row in table if row["status"] == "completed"]
     heads = {row["q_id"]: frozenset(map(HEAD, top_heads(Folder(root / row["q_id"])))) for row in done}
     meta = read_json(root / files.RUN_META) if (root / files.RUN_META).is_file() else None
+    grids = {row["q_id"]: _effects(Folder(root / row["q_id"]), meta) for row in done}
+    # One scale for all maps: what is pale in one is small beside the others.
+    scale = limit(np.concatenate([grid.ravel() for grid in grids.values()])) if grids else 1.0
     values = {
+        "headline": headline(table),
+        "has_vector": has_vector,
         "name": root.name if meta is None else meta["relation_name"],
         "meta": meta,
         "rows": table,
         "done": done,
         "others": [row for row in table if row["status"] != "completed"],
         "failed": [(q_id, one) for q_id, one in statuses.items() if one.status == "failed"],
-        "bars": data_uri(pictures.bars(done)) if done else None,
-        "overlap": data_uri(pictures.overlap(heads)) if len(done) > 1 else None,
-        "sections": [_section(root, row, statuses[row["q_id"]]) for row in done],
+        "bars": pictures.bars(done) if done else None,
+        "overlap": pictures.overlap(heads) if len(done) > 1 else None,
+        "sections": [_section(root, row, grids[row["q_id"]], scale) for row in done],
         "generated_at": now(),
     }
     return page.write(root / files.REPORT, "fvcore.experiments.relation", "report.html.j2", values)
 
 
-def _section(root: Path, row: Row, one: QIdStatus) -> dict[str, Any]:
+def _effects(folder: Folder, meta: Row | None) -> Any:
+    """(layer, head): the effects by which the heads were chosen."""
+    metric = top_heads(folder)[0]["score_key"]
+    size = (meta["n_layers"], meta["n_heads"]) if meta else (None, None)
+    return grid_of(read_scores(folder / layout.AIE, metric), metric, *size)
+
+
+def _section(root: Path, row: Row, grid: Any, scale: float) -> dict[str, Any]:
     folder, metric = Folder(root / row["q_id"]), row["metric"]
     heads = top_heads(folder)
     bounds = aie_intervals(folder, heads[0]["score_key"])
-    deltas = {which: curve(folder, which, metric) for which in (TOP, RANDOM)}
+    top, random = (curve(folder, which, metric) for which in (TOP, RANDOM))
     accuracy = curve(folder, TOP, "accuracy_with")
-    picture = folder / layout.heatmap(row["q_id"])
     queries = [trial["query"] for trial in read_json(folder / layout.SAMPLED)["trials"]]
     return {
         "row": row,
         "score_key": heads[0]["score_key"],
         "heads": [head | bounds.get(HEAD(head), {}) for head in heads[:SHOWN]],
         "n_more": max(0, len(heads) - SHOWN),
-        "heatmap": data_uri(read_bytes(picture)) if picture.is_file() else None,
-        "curve": data_uri(pictures.injection_curve(deltas, accuracy, row["acc_base"], metric)),
+        "effects": curves.effects(grid, scale, [HEAD(head) for head in heads], heads[0]["score_key"]),
+        "curve": curves.effect_curve(top, metric, random),
+        "accuracy": curves.accuracy_curve(accuracy, row["acc_base"]),
         "random": read_json(folder / files.RANDOM_HEADS)["meta"],
         # The first pairs that the trials show, so that a reader sees which relation this is.
         "examples": list(dict.fromkeys(f"{query['input']} \u2192 {query['output']}" for query in queries))[:3],

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from pydantic import Field
 
-from fvcore.experiments.config import Option, add_command
+from fvcore.experiments.config import PRINTED, Json, add_command
 from fvcore.experiments.sae import commands
 from fvcore.experiments.sae.config import Info, PathwaysConfig, Training
 
@@ -21,9 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Pathways of sparse-autoencoder features: data audited, causes found by replay, tokens, chains, a report.",
 )
-
-Json = Annotated[bool, Option(flag="json")]
-PRINTED = Field(default=False, exclude=True, description="Print JSON, and nothing else.")
 
 
 class AuditCommand(PathwaysConfig):
@@ -78,13 +75,12 @@ class ShownCommand(PathwaysConfig):
 
 def progress_of(settings: PathwaysConfig, each: str = "file") -> Progressing | None:
     """On the error stream, so that what is printed can be read by programs."""
-    from rich.console import Console
-
+    from fvcore import terminal
     from fvcore.experiments.progress import Shown
 
     kind = settings.runtime.progress
-    terminal = {"auto": None, "bar": True, "log": False}.get(kind)
-    return None if kind == "none" else Shown(Console(stderr=True, force_terminal=terminal), unit=each)
+    drawn = {"auto": None, "bar": True, "log": False}.get(kind)
+    return None if kind == "none" else Shown(terminal.console(stderr=True, force_terminal=drawn), unit=each)
 
 
 def audit(command: AuditCommand) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fvcore import exits
+from fvcore import exits, terminal
 from fvcore.exits import tell as tell
 from fvcore.experiments.sae.config import Info, Training
 from fvcore.formats import json_text, read_text
@@ -24,15 +24,13 @@ N_PROMPTS = 36
 
 def train_sae(command: Training) -> None:
     """Train an autoencoder for each layer of a shipped model, and judge them; exit status 1 if one is not good enough."""
-    from rich.console import Console
-
     from fvcore.experiments.progress import Shown
     from fvcore.experiments.sae.train import train
 
-    report = train(command, Shown(Console(stderr=True)))
+    report = train(command, Shown(terminal.console(stderr=True)))
     for line in trained(report):
         exits.tell(line)
-    exits.tell(f"wrote {command.out}")
+    exits.note(f"wrote {command.out}")
     if report.failures:
         raise typer.Exit(exits.FAILED)
 
@@ -94,7 +92,7 @@ def _health(sae: SAE, command: Info) -> Health:
 def selftest(
     seed: Annotated[int, typer.Option(min=0, help="Of the planted models.")] = 0,
     markdown: Annotated[Path | None, typer.Option(help="A page to write the tables into, between its marks.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+    as_json: terminal.Json = False,
 ) -> None:
     """Find planted causes, beside what other methods find; exit status 1 where one is missed or a decoy is taken for one."""
     from fvcore.experiments.sae import selftest as on_trial
@@ -115,12 +113,13 @@ def selftest(
 
 def show_faults(
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+    as_json: terminal.Json = False,
 ) -> None:
     """Look for pathways wrongly in every known way; exit status 1 if one is not caught by what must catch it."""
     from fvcore.experiments.fault_table import show
     from fvcore.experiments.sae import faults
 
-    show(faults.rows(), lambda row: faults.rounded(row.seen.value), faults.write, markdown)
+    show(faults.rows(), lambda row: faults.rounded(row.seen.value), faults.write, markdown, as_json)
 
 
 def init(
@@ -130,4 +129,4 @@ def init(
     from fvcore.experiments.sae import init as made
 
     for path in made.write(folder):
-        exits.tell(f"wrote {path}")
+        exits.note(f"wrote {path}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fvcore.experiments.config import Config, Numbers, Option, Words
+from fvcore.experiments.config import PRINTED, Config, Json, Numbers, Option, Words
 from fvcore.experiments.sae.schemas import Code, Severity
 from fvcore.formats import read_text, read_yaml, yaml_value
 from fvcore.profile import MOST_SEED
@@ -331,4 +331,4 @@ class Info(Config):
     )
     dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="Of the model's weights.")
     device: str = Field(default="auto", description="Of the model.")
-    as_json: Annotated[bool, Option(flag="json")] = Field(default=False, description="Print JSON, and nothing else.")
+    as_json: Json = PRINTED

@@ -26,6 +26,7 @@ from fvcore.experiments.statistics import fisher
 from fvcore.formats import write_json
 from fvcore.model.hooks import replace_outputs
 from fvcore.model.model import LanguageModel
+from fvcore.model.prefix import cache_given
 from fvcore.model.residual import residual_stream
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class Logged:
         edited, edit = ([layer], setting) if setting else ([], _same)
         with torch.no_grad(), replace_outputs(self.lm, edited, "a feature's setting", lambda _, h: edit(h)):
             for at in range(asked.n_tokens):
-                logits = self.lm.hf(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1]
+                logits = self.lm.hf(input_ids=ids, **cache_given(self.lm.hf, cache), use_cache=True).logits[:, -1]
                 if not at:
                     cache.batch_repeat_interleave(asked.trials)
                     logits = logits.repeat_interleave(asked.trials, 0)

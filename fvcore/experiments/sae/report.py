@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fvcore.experiments import page
+from fvcore import page
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.sae import drawing
 from fvcore.experiments.sae.audit import VALIDATION

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import AfterValidator, Field
 
-from fvcore import exits
+from fvcore import exits, terminal
 from fvcore.escapes import line
 from fvcore.experiments.config import Option, add_command
 from fvcore.experiments.select_kv import files
@@ -40,8 +40,6 @@ class Command(SelectKVConfig):
 
 def run(command: Command) -> None:
     """Carry what a demonstration says by a few of its tokens, and judge what that does to queries and to other prompts."""
-    from rich.console import Console
-
     from fvcore.experiments.progress import Shown
     from fvcore.experiments.select_kv.run import run_phase2
 
@@ -53,7 +51,7 @@ def run(command: Command) -> None:
         run_id=command.run_id,
         overwrite=command.overwrite,
         report_path=command.report_path,
-        progress=Shown(Console(stderr=True)),
+        progress=Shown(terminal.console(stderr=True)),
     )
     for key, value in _lines(settings, result, command.report_path).items():
         exits.tell(f"{key}={value}")
@@ -88,12 +86,13 @@ def register(app: typer.Typer, name: str = "select-kv", default: Path = TINY, ki
 
 def show_faults(
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+    as_json: terminal.Json = False,
 ) -> None:
     """Carry a state wrongly in every known way; exit status 1 if one is not caught by what must catch it."""
     from fvcore.experiments.fault_table import show
     from fvcore.experiments.select_kv import faults
 
-    show(faults.rows(), lambda row: row.number, faults.write, markdown)
+    show(faults.rows(), lambda row: row.number, faults.write, markdown, as_json)
 
 
 def _second(phase: int) -> int:
@@ -110,7 +109,7 @@ class PlanCommand(Command):
 
 def plan_main() -> None:
     """`python -m cedkv_mvp`: 0 both gates passed, 2 one did not, 3 could not be judged, 4 wrong use or settings."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     register(app, "cedkv_mvp", PLAN, PlanCommand)
     try:
         exits.run("cedkv_mvp", app)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from fvcore.experiments.config import Config, Numbers, Option, Words
+from fvcore.experiments.config import Config, Memory, Numbers, Option, Words
 from fvcore.experiments.select_kv.errors import HFBackendUnavailable
 from fvcore.formats import read_yaml
 from fvcore.profile import MOST_SEED
@@ -149,10 +149,9 @@ class EvalSettings(Config):
     )
     off_state_limit: int | None = Field(default=None, ge=1, description="States asked of an OFF prompt (default: all).")
     off_batch_size: int = Field(default=64, ge=1, description="Rows of an OFF forward pass.")
-    max_memory: int | None = Field(
+    max_memory: Memory | None = Field(
         default=None,
-        ge=1,
-        description="Bytes that a batch may take beside the weights, and all that is held of OFF prompts.",
+        description="Memory, such as 8GiB, that a batch may take beside the weights, and all that is held of OFF prompts.",
     )
 
     def off_held(self, vocab: int, n_prompts: int) -> int:

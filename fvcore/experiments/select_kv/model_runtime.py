@@ -24,7 +24,7 @@ from fvcore.experiments.select_kv.tokens import require_fast
 from fvcore.model import positions
 from fvcore.model.hooks import hide_slots, one_token_per_row
 from fvcore.model.model import LanguageModel, ModelError
-from fvcore.model.prefix import prefix_cache
+from fvcore.model.prefix import cache_given, prefix_cache
 
 if TYPE_CHECKING:
     from fvcore.experiments.select_kv.config import Phase2
@@ -230,7 +230,7 @@ class ModelRuntime:
             input_ids=ids,
             attention_mask=mask,
             position_ids=at.to(ids.device),
-            past_key_values=cache,
+            **cache_given(module, cache),
             use_cache=cache is not None,
             **more,
         )

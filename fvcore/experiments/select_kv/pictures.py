@@ -4,21 +4,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fvcore.experiments.pictures import png
-from fvcore.plots import banded_line, spans, whole_numbers
+from fvcore import palette
+from fvcore.experiments.pictures import INK, NARROW, png
+from fvcore.plots import banded_line, plain_numbers, spans, whole_numbers
 
-DPI = 110  # dots an inch
-SIZE = (4.6, 3.3)  # inches: two side by side on a desk, one below the other on a phone
+SIZE = (NARROW, 2.8)  # inches
 COLOURS = {
-    "select": "#b2182b",
-    "random": "#8a8a8a",
-    "recent": "#3b4cc0",
-    "full": "#1a7f37",
-    "attention_diversity_span": "#b2182b",
-    "random_span": "#8a8a8a",
-    "delimiter_span": "#8250df",
+    "select": palette.VECTOR,
+    "random": palette.RANDOM,
+    "recent": palette.SECOND,
+    "full": palette.THIRD,
+    "attention_diversity_span": palette.VECTOR,
+    "random_span": palette.RANDOM,
+    "delimiter_span": palette.SECOND,
 }
-OTHER = "#b58900"
+MARKS = {"random_span": "s", "delimiter_span": "^"}
+OTHER = palette.FOURTH
 LEAST = 1e-6  # nats: what is less is drawn here, for a logarithm has no zero
 GOLDEN = 0.618034  # of the way round for each next point: no two beside one another at one height
 
@@ -26,7 +27,7 @@ Point = Mapping[str, Any]
 
 
 def _one(paint: Callable[[Any], None], height: float = SIZE[1]) -> bytes:
-    return png(lambda figure: paint(figure.subplots()), (SIZE[0], height), DPI)
+    return png(lambda figure: paint(figure.subplots()), (SIZE[0], height))
 
 
 def spread(
@@ -51,15 +52,16 @@ def spread(
             axes.scatter(shown, heights, s=7, color=colour, alpha=0.35, linewidths=0)
             point = means[arm]
             reach = spans([point["mean"]], [point["low"]], [point["high"]])
-            axes.errorbar([point["mean"]], [row], xerr=reach, fmt="o", color="black", markersize=4, capsize=3, zorder=5)
+            axes.errorbar([point["mean"]], [row], xerr=reach, fmt="o", color=INK, markersize=4, capsize=3, zorder=5)
             if marks and arm in marks:
                 axes.plot([max(marks[arm], LEAST)], [row + 0.4], marker="v", color=colour, markersize=7, zorder=6)
         if limit is not None:
-            axes.axvline(max(limit, LEAST), color="black", linestyle="--", linewidth=1)
-        axes.set_yticks(range(len(values)), [name.replace("_", " ") for name in values], fontsize=8)
+            axes.axvline(max(limit, LEAST), color=INK, linestyle="--", linewidth=1)
+        axes.set_yticks(range(len(values)), [name.replace("_", " ") for name in values])
         axes.set(xlabel=label, ylim=(len(values) - 0.5, -0.5))
         if logarithmic:
             axes.set_xscale("log")
+            plain_numbers(axes.xaxis)
 
     return _one(paint, 1.2 + 0.5 * len(values))
 
@@ -71,13 +73,14 @@ def budget_accuracy(methods: Mapping[str, Sequence[Point]], base: float, teacher
         for method, points in methods.items():
             at, of = [point["kept"] for point in points], [point["accuracy"] for point in points]
             means, lows, highs = ([one[name] for one in of] for name in ("mean", "low", "high"))
-            style = {"label": method.replace("_", " "), "color": COLOURS.get(method, OTHER), "markersize": 4}
+            style = {"label": method.replace("_", " "), "color": COLOURS.get(method, OTHER)}
+            style["marker"] = MARKS.get(method, "o")
             banded_line(axes, at, means, lows, highs, shade=0.12, outlined=False, **style)
-        axes.axhline(base, color="grey", linestyle=":", linewidth=1)
-        axes.axhline(teacher, color="grey", linestyle="--", linewidth=1)
+        axes.axhline(base, color=palette.RANDOM, linestyle=":", linewidth=1)
+        axes.axhline(teacher, color=palette.RANDOM, linestyle="--", linewidth=1)
         axes.set(ylabel="ON accuracy", ylim=(-0.03, 1.05))
         _over_tokens(axes, methods)
-        axes.legend(fontsize=7, loc="lower right")
+        axes.legend(loc="lower right")
 
     return _one(paint)
 
@@ -91,13 +94,13 @@ def budget_off(methods: Mapping[str, Sequence[Point]], limit: float) -> bytes:
             axes.plot(
                 [point["kept"] for point in points],
                 heights,
-                marker="o",
-                markersize=4,
+                marker=MARKS.get(method, "o"),
                 color=COLOURS.get(method, OTHER),
                 label=method.replace("_", " "),
             )
-        axes.axhline(max(limit, LEAST), color="black", linestyle="--", linewidth=1)
+        axes.axhline(max(limit, LEAST), color=INK, linestyle="--", linewidth=1)
         axes.set(ylabel="OFF delta p99, nats", yscale="log")
+        plain_numbers(axes.yaxis)
         _over_tokens(axes, methods)
 
     return _one(paint)
@@ -121,18 +124,20 @@ def layer_accuracy(scopes: Sequence[Point], n_layers: int) -> bytes:
         singles = [by[layer,] for layer in range(n_layers)]
         heights = [one["mean"] for one in singles]
         reach = spans(heights, [one["low"] for one in singles], [one["high"] for one in singles])
-        bars = {"color": "#d6604d", "width": 0.6, "capsize": 2, "label": "this layer alone"}
+        bars = {"color": palette.VECTOR, "width": 0.6, "capsize": 2, "label": "this layer alone"}
         axes.bar(range(n_layers), heights, yerr=reach, **bars)
         pairs = [
             (layer + 0.5, by[layer, layer + 1]["mean"]) for layer in range(n_layers - 1) if (layer, layer + 1) in by
         ]
         if pairs:
-            axes.plot(*zip(*pairs, strict=True), marker="D", linestyle="none", color="#3b4cc0", label="with the next")
-        axes.axhline(by[tuple(range(n_layers))]["mean"], color="grey", linestyle="--", linewidth=1)
-        axes.axhline(by[()]["mean"], color="grey", linestyle=":", linewidth=1)
+            axes.plot(
+                *zip(*pairs, strict=True), marker="D", linestyle="none", color=palette.SECOND, label="with the next"
+            )
+        axes.axhline(by[tuple(range(n_layers))]["mean"], color=palette.RANDOM, linestyle="--", linewidth=1)
+        axes.axhline(by[()]["mean"], color=palette.RANDOM, linestyle=":", linewidth=1)
         axes.set(xlabel="layer that sees the state", ylabel="ON accuracy", ylim=(0, 1.05))
         whole_numbers(axes.xaxis)
-        axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, frameon=False)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2)
 
     return _one(paint)
 
@@ -144,11 +149,11 @@ def vector_accuracy(vector: Mapping[str, Any]) -> bytes:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         points = vector["layers"]
         means, lows, highs = ([one[name] for one in points] for name in ("mean", "low", "high"))
-        banded_line(above, range(len(points)), means, lows, highs, color="#d6604d", markersize=4)
-        above.axhline(vector["base"]["mean"], color="grey", linestyle=":", linewidth=1)
+        banded_line(above, range(len(points)), means, lows, highs, color=palette.VECTOR, markersize=3.5)
+        above.axhline(vector["base"]["mean"], color=palette.RANDOM, linestyle=":", linewidth=1)
         above.set(ylabel="accuracy", ylim=(0, 1.05))
-        below.bar(range(len(points)), vector["heads"], color="#3b4cc0", width=0.6)
+        below.bar(range(len(points)), vector["heads"], color=palette.RANDOM, width=0.6)
         below.set(xlabel="layer behind which the vector is added", ylabel="its heads")
         whole_numbers(below.xaxis)
 
-    return png(paint, SIZE, DPI)
+    return png(paint, SIZE)

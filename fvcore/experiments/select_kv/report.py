@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fvcore.experiments import page
-from fvcore.experiments.pictures import data_uri
+from fvcore import page
 from fvcore.experiments.select_kv import files, gates, pictures
 from fvcore.experiments.select_kv.points import mean
 from fvcore.experiments.select_kv.schemas import number
@@ -80,11 +79,15 @@ def headline(report: Row) -> str:
     cost, whole = (number(off[arm][f"p99_{reduction}"]) for arm in ("select", "full"))
     kept, brought = number(on["select"]["kept"]), [number(on[arm]["accuracy"]) for arm in ("select", "base", "teacher")]
     tokens, of = ("token", number(on["teacher"]["kept"])) if kept == 1 else ("tokens", number(on["teacher"]["kept"]))
-    ratio = f", {cost / whole:.0%} of what the whole demo does" if whole and math.isfinite(cost) else ""
+    ratio = f", {_of(cost / whole)} what the whole demo does" if whole and math.isfinite(cost) else ""
     return (
         f"{kept:.3g} {tokens} of {of:.0f} answer {brought[0]:.0%} of the queries, against {brought[1]:.0%} without and "
         f"{brought[2]:.0%} with the whole demo; unrelated prompts move by {cost:.3g} nats at the 99th percentile{ratio}."
     )
+
+
+def _of(share: float) -> str:
+    return f"{share:.0%} of" if share < 2 else f"{share:,.3g} times"
 
 
 def verdict(report: Row) -> str:
@@ -192,13 +195,13 @@ def _pieces(tokens: Sequence[Row], ranks: Mapping[tuple[Any, ...], int]) -> Iter
 
 def _pictures(
     report: Row, on: Sequence[Row], off: Sequence[Row], curves: Mapping[str, Row]
-) -> Iterator[tuple[str, str]]:
-    """Name -> the picture for an <img>; those for which there are numbers."""
+) -> Iterator[tuple[str, bytes]]:
+    """Name -> the picture; those for which there are numbers."""
     gains = {arm: [row["arms"][arm]["gain"] for row in on] for arm in ("select", "recent", "full")}
     gains["random"] = [row["random"][0]["gain"] for row in on]
     if all(_finite(values) for values in gains.values()):
         means = {arm: _mean(values) for arm, values in gains.items()}
-        yield "gain", data_uri(pictures.spread(gains, means, "gain of the answer's log-probability, nats"))
+        yield "gain", pictures.spread(gains, means, "gain of the answer's log-probability, nats")
     reduction, limits = report["thresholds"]["off_delta_reduction"], report["thresholds"]
     deltas = {arm: [row["arms"][arm][reduction] for row in off if arm in row["arms"]] for arm in report["off"]}
     if all(_finite(values) for values in deltas.values()):
@@ -206,16 +209,16 @@ def _pictures(
         marks = {arm: number(report["off"][arm][f"p99_{reduction}"]) for arm in deltas}
         limit = limits["off_delta_p99_max"]
         how = {"marks": marks, "limit": limit, "logarithmic": True}
-        yield "off", data_uri(pictures.spread(deltas, each, f"OFF delta ({reduction}), nats", **how))
+        yield "off", pictures.spread(deltas, each, f"OFF delta ({reduction}), nats", **how)
     if budgets := curves["budgets"]:
         ends = [number(report["on"][arm]["accuracy"]) for arm in ("base", "teacher")]
-        yield "budget_on", data_uri(pictures.budget_accuracy(budgets["methods"], *ends))
+        yield "budget_on", pictures.budget_accuracy(budgets["methods"], *ends)
         if budgets["n_off"]:
-            yield "budget_off", data_uri(pictures.budget_off(budgets["methods"], limits["off_delta_p99_max"]))
+            yield "budget_off", pictures.budget_off(budgets["methods"], limits["off_delta_p99_max"])
     if layers := curves["layers"]:
-        yield "layers", data_uri(pictures.layer_accuracy(layers["scopes"], layers["n_layers"]))
+        yield "layers", pictures.layer_accuracy(layers["scopes"], layers["n_layers"])
         if layers["vector"]:
-            yield "vector", data_uri(pictures.vector_accuracy(layers["vector"]))
+            yield "vector", pictures.vector_accuracy(layers["vector"])
 
 
 def _mean(values: Sequence[float]) -> Row:

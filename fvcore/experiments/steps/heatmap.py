@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from fvcore import palette
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.pictures import png
 from fvcore.experiments.steps import layout
 from fvcore.experiments.steps.scores import Row, ranked, read_scores
-from fvcore.plots import MOST_TICKS, heat_map, limits, whole_numbers
+from fvcore.plots import MOST_TICKS, heat_map, limit, whole_numbers
 
 SIZE, DPI = (11, 6.5), 200
 AT_MOST = 50
@@ -46,11 +47,11 @@ def grid_of(rows: Sequence[Row], metric: str, n_layers: int | None = None, n_hea
 
 
 def _heatmap(grid: Any, best: Sequence[Row], metric: str, name: str) -> bytes:
-    outer, linear = limits(grid, clipped=metric == "mean_delta_p")
+    outer = limit(grid, clipped=metric == "mean_delta_p")
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
-        heat_map(axes, grid, outer, linear, [(row["layer"], row["head"]) for row in best], metric)
+        heat_map(axes, grid, outer, [(row["layer"], row["head"]) for row in best], metric)
         axes.set_title(f"{metric} of every head ({name}), top {len(best)} circled")
 
     return png(paint, SIZE, DPI)
@@ -61,7 +62,7 @@ def _by_layer(best: Sequence[Row], n_layers: int, metric: str) -> bytes:
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
-        axes.bar(range(n_layers), counts, color="#3b4cc0")
+        axes.bar(range(n_layers), counts, color=palette.VECTOR)
         axes.set(xlabel="layer", ylabel="heads", title=f"the {len(best)} heads with the largest {metric}, by layer")
         whole_numbers(axes.xaxis, MOST_TICKS)
         whole_numbers(axes.yaxis, MOST_TICKS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from fvcore import names
-from fvcore.experiments.config import Config, ConfigError, LayerOrAll, Numbers, Option
+from fvcore.experiments.config import Config, ConfigError, LayerOrAll, Memory, Numbers, Option
 from fvcore.experiments.steps.scores import SCORES
 from fvcore.model.spec import ModelError
 from fvcore.profile import MOST_SEED
@@ -66,8 +66,9 @@ class StepSettings(Config):
     step6_score_key: Annotated[str, AfterValidator(partial(_one_of, STEP6_KEYS))] = Field(
         default="mean_delta_logprob", description="By which the best layer is chosen."
     )
-    max_memory: int | None = Field(
-        default=None, description="Bytes beside the weights, half of what is free by default; changes no result."
+    max_memory: Memory | None = Field(
+        default=None,
+        description="Memory beside the weights, such as 8GiB (default: half of what is free); changes no result.",
     )
 
     def layers_of(self, lm: LanguageModel) -> list[int]:

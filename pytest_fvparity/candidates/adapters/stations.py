@@ -90,6 +90,7 @@ class Stations(ABC):
 
     @torch.no_grad()
     def mean_activations(self, prompts: Artifact, slot_map: Artifact) -> Artifact:
+        """(layer, head, slot, d_head), the mean over the clean prompts."""
         by_trial = [self.by_slot(f"{key}/clean", prompts, slot_map) for key in trial_keys(prompts)]
         return {"mean_activations": torch.stack(by_trial).mean(dim=0)}
 
@@ -103,6 +104,7 @@ class Stations(ABC):
 
     @torch.no_grad()
     def top_heads(self, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact) -> Artifact:
+        """Effects by trial and their mean, the best heads in order; equal ones by (layer, head)."""
         means: Any = mean_activations["mean_activations"]
         effects = torch.stack([self.effects(key, prompts, slot_map, means) for key in trial_keys(prompts)])
         aie = effects[..., self.settings.token_class_idx].mean(dim=0)  # (layer, head)
@@ -136,6 +138,7 @@ class Stations(ABC):
 
     @torch.no_grad()
     def fv_vector(self, mean_activations: Artifact, top_heads: Artifact) -> Artifact:
+        """What the heads write at their means at the last slot, and the sum."""
         means: Any = mean_activations["mean_activations"]
         terms = [self.written(layer, head, means[layer, head, -1]) for layer, head in listed(top_heads, "heads")]
         vector = torch.stack(terms).float().sum(dim=0)
@@ -154,6 +157,7 @@ class Stations(ABC):
 
     @torch.no_grad()
     def injection_output(self, prompts: Artifact, fv_vector: Artifact) -> Artifact:
+        """Of every trial what the model says without and with the vector."""
         vector: Any = fv_vector["function_vector"]
         leaves: dict[str, Leaf] = {}
         for key in trial_keys(prompts):
@@ -194,6 +198,7 @@ class Stations(ABC):
         return x.view(*x.shape[:-1], self.lm.n_heads, self.lm.d_head)
 
     def ids(self, ids: Any) -> Tensor:
+        """One prompt's ids as (1, token) on the model's device."""
         return torch.tensor([ids], device=self.lm.device)
 
 

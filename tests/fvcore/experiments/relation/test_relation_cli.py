@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from fvcore import cli
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.relation import cli as relation_cli
 from fvcore.experiments.relation import files
 from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.steps import layout
@@ -247,7 +245,7 @@ def test_what_is_damaged_has_no_numbers_and_ends_no_run(where: Path) -> None:
 
 
 def test_status_shows_what_is_damaged_too(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relation_cli, "console", Console(highlight=False, width=200))
+    monkeypatch.setenv("COLUMNS", "200")
     _run("--out", "out")
     (where / "out" / "Q2" / layout.TOP_HEADS).unlink()
 

@@ -81,8 +81,9 @@ def processes() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def own_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Other processes start and end a Ray of their own meanwhile. The path is short: sockets lie in it."""
+    tmp_path_factory.getbasetemp()  # made now, or it would lie in this folder
     with tempfile.TemporaryDirectory(prefix="r") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         yield
@@ -273,8 +274,9 @@ if __name__ == "__main__":
 """
 
 
-def test_a_ray_of_a_runs_own_listens_on_loopback_alone(tmp_path: Path) -> None:
-    (tmp_path / "listening.py").write_text(LISTENING)
+@pytest.mark.parametrize("before", ["", "import ray"])
+def test_a_ray_of_a_runs_own_listens_on_loopback_alone(tmp_path: Path, before: str) -> None:
+    (tmp_path / "listening.py").write_text(before + LISTENING)
 
     done = subprocess.run([sys.executable, "listening.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
 

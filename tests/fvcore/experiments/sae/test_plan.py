@@ -150,4 +150,4 @@ def test_a_dry_run_writes_nothing_and_says_what_it_counted(tmp_path: Path) -> No
     values = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert values["memory_gb"]["at the peak"] > 0
     unknown = CliRunner().invoke(app, [*words, "--model-name", "nobody/nothing"])
-    assert (unknown.exit_code, "cannot load the config of 'nobody/nothing'" in str(unknown.exception)) == (1, True)
+    assert (unknown.exit_code, "no model 'nobody/nothing'" in str(unknown.exception)) == (1, True)

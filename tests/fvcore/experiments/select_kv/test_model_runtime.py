@@ -22,7 +22,7 @@ if RUNNING:
     )  # fmt: skip
     from fvcore.experiments.select_kv.model_runtime import ModelRuntime, load_runtime
     from fvcore.model import model as models
-    from fvcore.model.prefix import prefix_cache
+    from fvcore.model.prefix import cache_given, prefix_cache
     from tests.fvcore.experiments.select_kv import worlds
     from tests.fvcore.experiments.select_kv.worlds import (
         CLOSE,
@@ -87,9 +87,8 @@ def test_one_cache_of_a_prefix_serves_any_number_of_queries() -> None:
     cache = prefix_cache(prefix.layers)
     how = {
         "attention_mask": torch.tensor([[*prefix.mask, *[1] * len(QUERY)]]),
-        "past_key_values": cache,
         "use_cache": True,
-    }
+    } | cache_given(hf, cache)
     twice = [hf(torch.tensor([QUERY]), **how).logits for _ in range(2)]
 
     assert cache.get_seq_length() == prefix.n_slots
@@ -105,9 +104,8 @@ def test_a_cache_that_keeps_its_queries_answers_otherwise() -> None:
     def asked(query: list[int]) -> Any:
         mask = torch.tensor([[*prefix.mask, *[1] * len(query)]])
         positions = torch.arange(prefix.next_position, prefix.next_position + len(query))[None]
-        return hf(torch.tensor([query]), attention_mask=mask, position_ids=positions, past_key_values=cache).logits[
-            0, -1
-        ]
+        given = {"attention_mask": mask, "position_ids": positions} | cache_given(hf, cache)
+        return hf(torch.tensor([query]), **given).logits[0, -1]
 
     asked(list(QUERY))
     assert cache.get_seq_length() == n + len(QUERY)
@@ -204,7 +202,8 @@ def test_every_pass_is_told_its_mask_and_its_positions() -> None:
 
     assert len(seen) >= 7
     for given in seen:
-        slots = 0 if given["past_key_values"] is None else given["past_key_values"].get_seq_length()
+        cache = given.get("cache", given.get("past_key_values"))
+        slots = 0 if cache is None else cache.get_seq_length()
         # A cache that was filled by the call itself holds the tokens already.
         assert given["attention_mask"].shape[1] in {slots, slots + given["input_ids"].shape[1]}
         assert given["position_ids"].shape[1] == given["input_ids"].shape[1]
@@ -254,8 +253,9 @@ def test_a_dropped_span_is_hidden_from_the_query_and_from_nothing_else(family: s
     for (start, end), logits in zip(spans, dropped, strict=True):
         seen = [int(not start <= at - 1 < end) for at in range(1 + len(DEMO))] + [1] * len(QUERY)
         n = 1 + len(DEMO)
-        expected = runtime(family).lm.hf(
-            torch.tensor([QUERY]), attention_mask=torch.tensor([seen]), past_key_values=DynamicCache(list(demo.layers)),
+        hf, cache = runtime(family).lm.hf, DynamicCache(list(demo.layers))
+        expected = hf(
+            torch.tensor([QUERY]), attention_mask=torch.tensor([seen]), **cache_given(hf, cache),
             position_ids=torch.arange(n, n + len(QUERY))[None], use_cache=True,
         ).logits[0, -1]  # fmt: skip
         assert furthest(logits, expected) < CLOSE

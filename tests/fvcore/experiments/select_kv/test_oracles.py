@@ -18,7 +18,7 @@ if RUNNING:
 
     from fvcore.experiments.select_kv.errors import UnsupportedPositioning
     from fvcore.experiments.select_kv.prefix import PrefixBuilder
-    from fvcore.model.prefix import prefix_cache
+    from fvcore.model.prefix import cache_given, prefix_cache
     from tests.fvcore.experiments.select_kv import worlds
     from tests.fvcore.experiments.select_kv.worlds import (
         CLOSE,
@@ -68,11 +68,11 @@ def test_recomputed_absolute_is_one_text_with_gaps_in_its_positions(family: str,
 def test_gathered_absolute_is_the_whole_demo_with_the_rest_hidden(family: str, sink: bool) -> None:
     hf, cache = runtime(family).lm.hf, DynamicCache()
     whole = [SINK] * sink + list(DEMO)
-    hf(torch.tensor([whole]), past_key_values=cache, use_cache=True)
+    hf(torch.tensor([whole]), **cache_given(hf, cache), use_cache=True)
     seen = [1] * sink + [int(at in SELECTED) for at in range(len(DEMO))] + [1] * len(QUERY)
     positions = torch.arange(len(whole), len(whole) + len(QUERY))[None]
     expected = hf(
-        torch.tensor([QUERY]), attention_mask=torch.tensor([seen]), position_ids=positions, past_key_values=cache,
+        torch.tensor([QUERY]), attention_mask=torch.tensor([seen]), position_ids=positions, **cache_given(hf, cache),
         use_cache=True,
     ).logits[0, -1]  # fmt: skip
 
@@ -127,9 +127,10 @@ def test_gathered_compact_has_the_keys_that_the_model_would_have_rotated_there(f
     for layer, (expected, (_, values)) in enumerate(zip(oracle, prefix.layers, strict=True)):
         own.update(expected, values, layer)
     n = len(slots)
-    logits = runtime(family).lm.hf(
+    hf = runtime(family).lm.hf
+    logits = hf(
         torch.tensor([QUERY]), attention_mask=torch.ones(1, n + len(QUERY), dtype=torch.long),
-        position_ids=torch.arange(n, n + len(QUERY))[None], past_key_values=own, use_cache=True,
+        position_ids=torch.arange(n, n + len(QUERY))[None], **cache_given(hf, own), use_cache=True,
     ).logits[0, -1]  # fmt: skip
     assert furthest(runtime(family).next_logits([QUERY], prefix)[0], logits) < CLOSE
 
@@ -140,7 +141,8 @@ def test_keys_gathered_and_not_rotated_give_something_else(family: str) -> None:
     """The control of the oracles: the same slots, and positions as the library derives them for itself."""
     demo, at = read(family), torch.tensor(SELECTED)
     naive = [(keys[:, :, at], values[:, :, at]) for keys, values in demo.layers]
-    logits = runtime(family).lm.hf(torch.tensor([QUERY]), past_key_values=prefix_cache(naive), use_cache=True).logits
+    hf = runtime(family).lm.hf
+    logits = hf(torch.tensor([QUERY]), **cache_given(hf, prefix_cache(naive)), use_cache=True).logits
     right = answer(family, "gather", "absolute" if family == "gpt2" else "compact", False)
 
     assert furthest(logits[0, -1], right) > 0.05
