@@ -55,6 +55,9 @@ class Golden(Answers):
     # What is here of a recording: all of it, unless its full tier lies elsewhere or it was imported.
     part: Part = WHOLE
 
+    def __repr__(self) -> str:
+        return f"Golden({self.path})"
+
     @classmethod
     def open(cls, path: Path) -> Golden:
         manifest = manifests.read(path)
