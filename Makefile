@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest -n logical --maxprocesses 8
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help parity test test-slow lint format docs docs-site faults goldens-verify clean
+.PHONY: help parity test test-slow lint format docs docs-site faults goldens-verify dist clean
 
 help:
 	@echo "make parity   six check keys of fvcore against the recorded reference, on the shipped model"
@@ -18,6 +18,7 @@ help:
 	@echo "make docs     regenerate what is generated under docs/"
 	@echo "make docs-site  the documentation as a site, in build/docs"
 	@echo "make faults   plant every known fault and write what catches it to docs/faults.md and docs/*-faults.md"
+	@echo "make dist     wheel and sdist, as an index takes them"
 	@echo "make goldens-verify FV_SRC=path   record the goldens again from a checkout and compare bytes"
 
 parity: $(VENV)/.run-time
@@ -58,6 +59,14 @@ goldens-verify: $(VENV)/.development
 	@test -n "$(FV_SRC)" || { echo "FV_SRC: path of a checkout of https://github.com/ericwtodd/function_vectors" >&2; exit 2; }
 	$(BIN)/python benchmarks/goldens_verify.py "$(FV_SRC)"
 
+# The version stands in one line; a release takes it from its tag, and has a place in the changelog.
+dist: $(VENV)/.release
+	$(if $(VERSION),$(BIN)/hatchling version "$(VERSION)")
+	@grep -q "^## $$($(BIN)/hatchling version)\b" CHANGELOG.md || { echo "CHANGELOG.md: no heading for this version" >&2; exit 2; }
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
 
@@ -72,4 +81,9 @@ $(VENV)/.development: $(VENV)/.run-time
 
 $(VENV)/.site: $(VENV)/.run-time
 	$(PIP) --editable '.[site]'
+	@touch $@
+
+$(VENV)/.release: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) build hatchling twine
 	@touch $@

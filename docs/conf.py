@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from functools import cached_property
+from importlib import import_module
 from importlib.metadata import version as installed
 from inspect import isfunction
 from pathlib import Path
@@ -12,8 +13,12 @@ from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.util import logging
+from typer import Context
+from typer.cli import get_docs_for_click
+from typer.main import get_command
 
 from pytest_fvparity import fixtures
+from pytest_fvparity.options import OPTIONS
 
 project = "fvparity"
 version = release = installed("pytest-fvparity")
@@ -22,6 +27,9 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_title = f"fvparity {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+smartquotes = False  # two dashes are an option
 pygments_dark_style = "github-dark"
 highlight_language = "none"  # what a command prints is no code
 
@@ -44,6 +52,9 @@ ELSEWHERE = {
 }
 """Pages whose text is a file of the project that is read without this site as well."""
 
+COMMANDS = {"api/fvcore": "fvcore.cli", "api/fvparity": "pytest_fvparity.cli"}
+"""Pages of everything that a command says of itself."""
+
 SILENT = {"attribute", "data"}
 """What may stand without a docstring: fields, which their class tells of."""
 
@@ -53,18 +64,26 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", told)
     app.connect("autodoc-process-signature", called)
+    app.connect("build-finished", mend)
     for name, fixture in vars(fixtures).copy().items():
         if name.startswith("fv_"):
             setattr(fixtures, name, fixture.__wrapped__)  # what pytest wraps has no signature
 
 
 def complete(app: Sphinx, name: str, source: list[str]) -> None:
-    """Pages that stand elsewhere, and behind a page of examples the code that it speaks of."""
+    """Pages that stand elsewhere or in the code, and behind a page of examples the code that it speaks of."""
     if name in ELSEWHERE:
         file = DOCS.parent / ELSEWHERE[name]
         app.env.note_dependency(str(file))
         tables = "".join(re.findall(r"```{toctree}.*?```\n", source[0], re.DOTALL))
         source[0] = from_elsewhere(file) + tables
+    elif name in COMMANDS:
+        command = get_command(import_module(COMMANDS[name]).app)
+        told = get_docs_for_click(obj=command, ctx=Context(command, info_name=Path(name).name), name=Path(name).name)
+        source[0] = source[0].splitlines()[0] + "\n" + told.partition("\n")[2]
+    elif name == "api/options":
+        rows = [f"| `{option.flag}` | {option.help}{'' if option.ini else '; no ini twin'} |" for option in OPTIONS]
+        source[0] += "\n".join(["", "| option | what |", "|---|---|", *rows])
     elif name.startswith("examples/"):
         files = sorted((DOCS / name).parent.glob("*.py"), key=lambda file: source[0].find(file.name))
         source[0] += "".join(
@@ -94,7 +113,7 @@ def called(
     app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str | None, returns: str | None
 ) -> Any:
     """What a field is made of when it is not given is nobody's matter, and no expression either."""
-    return signature and signature.replace("=<factory>", ""), returns
+    return signature and re.sub(r" ?= ?<factory>", "", signature), returns
 
 
 def told(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
@@ -111,3 +130,30 @@ def shown(paragraph: str) -> str:
     if not all(re.match(r"\w+: ", part) for part in parts):
         return paragraph
     return "\n".join("- " + re.sub(r"^(\w+): ", r"``\1``: ", " ".join(part.split())) for part in parts)
+
+
+MENDED = {
+    'role="heading"': 'role="heading" aria-level="2"',
+    '<aside class="sidebar-drawer"': '<aside aria-label="All pages" class="sidebar-drawer"',
+    '<aside class="toc-drawer': '<aside aria-label="On this page" class="toc-drawer',
+    '<th class="head"><p></p></th>': '<td class="head"></td>',
+    # What scrolls must be reached by keys.
+    "<pre>": '<pre tabindex="0">',
+    '<div class="table-wrapper': '<div tabindex="0" class="table-wrapper',
+}
+"""What a checker of accessibility finds in every page of the theme, and what ends it."""
+
+
+def mend(app: Sphinx, error: Exception | None) -> None:
+    for page in app.outdir.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        for found, instead in MENDED.items():
+            text = text.replace(found, instead)
+        # The parameters of a signature are a list of definitions that defines nothing.
+        text = re.sub(r"<dl>\n(<dd>.*?)</dl>", as_list, text, flags=re.DOTALL)
+        page.write_text(text, encoding="utf-8")
+
+
+def as_list(found: re.Match[str]) -> str:
+    items = found[1].replace("<dd>", '<div role="listitem">').replace("</dd>", "</div>")
+    return f'<div role="list">{items}</div>'

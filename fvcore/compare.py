@@ -25,6 +25,7 @@ from fvcore.gates import Finding, Verdict, merge
 
 MAX_FINDINGS = 100
 MAX_ERROR_TABLES = 10
+ENDED = "nothing: the list ends before it"
 TEXT_AROUND = 30  # characters shown on either side of the place where two texts part
 ZERO, NOT_FINITE = -999, 999  # decades of what has none
 TRIAL_KEY = re.compile(r"(\d+):(\d+)")
@@ -246,7 +247,7 @@ def _compare_lists(leaf: str, expected: list[Any], actual: list[Any]) -> Verdict
         message = f"position {first}; length {len(expected)} expected, {len(actual)} actual"
     else:
         message = f"position {first}; {n_changes} difference(s) in all"
-    pair = [side[first] if first < len(side) else None for side in (expected, actual)]
+    pair = [side[first] if first < len(side) else ENDED for side in (expected, actual)]
     n_wrong = max(1, n_changes)
     return Verdict((_parted(leaf, first, message, *pair),), max(n_elements, n_wrong), n_wrong)
 
@@ -261,8 +262,11 @@ def changes(before: Any, after: Any, *, separator: str = ".") -> dict[str, tuple
 
     A path is `noise.fv_vector.norm`; a key that holds the separator itself, such as a file's name, stands in quotes.
     """
+    # DeepDiff takes as long to import as a model to load, where pandas is installed.
     if _same(before, after):
         return {}
+    if _flat(before, after):
+        return {name: (before[name], after[name]) for name in before if not _same(before[name], after[name])}
     from deepdiff import DeepDiff
     from deepdiff.helper import notpresent
 
@@ -276,6 +280,15 @@ def changes(before: Any, after: Any, *, separator: str = ".") -> dict[str, tuple
     # By position: aligned, one value put in front would count as one difference, and every id would still be wrong.
     rows = [row for group in DeepDiff(before, after, view="tree", zip_ordered_iterables=True).values() for row in group]
     return {path(row): (given(row.t1), given(row.t2)) for row in rows}
+
+
+def _flat(*sides: Any) -> bool:
+    """Whether these are mappings of one set of names, and what differs in them is plain."""
+    if not all(isinstance(side, dict) for side in sides) or len({frozenset(side) for side in sides}) > 1:
+        return False
+    one, other = sides
+    differing = [value for name in one if not _same(one[name], other[name]) for value in (one[name], other[name])]
+    return all(isinstance(value, str | int | float | None) for value in differing)
 
 
 def _compare_texts(leaf: str, expected: str, actual: str) -> Verdict:

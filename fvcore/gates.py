@@ -188,7 +188,15 @@ def run_stage(suite: str, stage: Stage[Subject], subject: Callable[[], Subject])
 
 
 def said(error: BaseException) -> str:
-    """An error in its first line: what libraries add below, notes and advice, says less. Of a group its first error too."""
+    """An error in its first line: what libraries add below, notes and advice, says less. Of a group its first error too, and
+    of one that was raised from others the innermost, where that says more."""
+    told, cause = _own_line(error), error
+    while cause.__cause__ is not None and cause.__cause__ is not error:
+        cause = cause.__cause__
+    return _with_cause(told, _own_line(cause))
+
+
+def _own_line(error: BaseException) -> str:
     try:
         kind, line = type(error).__name__, first_line(str(error))
     except Exception:
@@ -197,15 +205,33 @@ def said(error: BaseException) -> str:
     return f"{kind}: {line}{inner}" if line else f"{kind}{inner}"
 
 
+def _with_cause(told: str, cause: str) -> str:
+    """An error's line with that of its cause, unless it says already what that says."""
+    return told if (cause.partition(": ")[2] or cause) in told else f"{told}; caused by {cause}"
+
+
 def first_line(text: str, otherwise: str = "") -> str:
     """What a message says before it says more."""
     return next(iter(text.strip().splitlines()), otherwise)
 
 
+BEGINS = "Traceback "
+CAUSED = "The above exception was the direct cause of the following exception:"
+
+
 def error_line(output: str) -> str:
-    """Of what a process printed the line that names its error: below the last traceback the first that is not indented."""
+    """Of what a process printed the line that names its error: below the last traceback the first that is not indented; and
+    the same of the innermost of its causes."""
+    *above, last = output.strip().split(CAUSED)
+    cause = last
+    while above and cause.count(BEGINS) == 1:  # in front of another traceback stands what it was not caused by
+        cause = above.pop()
+    return _with_cause(_last_error(last), _last_error(cause))
+
+
+def _last_error(output: str) -> str:
     lines = output.strip().splitlines() or ["no message"]
-    begins = [at for at, line in enumerate(lines) if line.startswith("Traceback ")]
+    begins = [at for at, line in enumerate(lines) if line.startswith(BEGINS)]
     below = lines[begins[-1] + 1 :] if begins else []
     return next((line for line in below if line.strip() and not line[0].isspace()), lines[-1])
 

@@ -34,7 +34,7 @@ DARK = {
     "minus": "#74b4f7",
 }
 
-VECTOR, RANDOM, SECOND, THIRD, FOURTH = "#1a66ab", "#879094", "#bf4a00", "#10a75f", "#5b1556"
+VECTOR, RANDOM, SECOND, THIRD, FOURTH = "#1a66ab", "#8c9199", "#bf4a00", "#49a26c", "#450269"
 SERIES = (VECTOR, SECOND, FOURTH, THIRD, RANDOM)
 """Of pictures, which are drawn on white: a vector, random heads beside it, and what else there is."""
 

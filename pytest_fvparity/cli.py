@@ -20,6 +20,7 @@ from pytest_fvparity.children import following
 from pytest_fvparity.golden import commands as golden_cli
 from pytest_fvparity.golden.commands import say
 from pytest_fvparity.milestones import cli as milestones_cli
+from pytest_fvparity.report.comparing import compare
 from pytest_fvparity.report.markdown import LEAST
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 app = terminal.program("fvparity", "The parity harness: its self-test and its reports.")
 app.add_typer(golden_cli.app, name="golden")
 app.command()(milestones_cli.milestone)
+app.command()(compare)
 spec_app = typer.Typer(no_args_is_help=True, help="A model beside the reference: reduced parity.")
 app.add_typer(spec_app, name="spec")
 
@@ -118,9 +120,9 @@ def merge(reports: Reports, out: Annotated[Path, typer.Option(help="Folder for t
     was judged by no shard."""
     from pytest_fvparity.report.merge import merge as merged_of
     from pytest_fvparity.report.merge import unjudged
-    from pytest_fvparity.report.render import write_all
+    from pytest_fvparity.report.render import read_all, write_all
 
-    found = _read(reports)
+    found = read_all(reports)
     merged = merged_of([(str(path), report) for path, report in found.items()])
     write_all(merged, out)
     say(*(f"{'/'.join(report.named)}: {report.headline}" for report in merged))
@@ -149,20 +151,20 @@ def render(
 ) -> None:
     """Write all files of reports again, from their JSON alone; or print one rendering for GitHub."""
     from pytest_fvparity.report import render as rendering
-    from pytest_fvparity.report.annotations import workflow_commands
 
     if (budget is not None) + annotations + (out is not None) > 1:
         raise Unusable("--out, --budget and --annotations exclude one another: the last two print and write no file")
-    found = _read(reports)
+    found = rendering.read_all(reports)
     every = list(found.values())
     comparisons = _comparisons(every, against) if against else {}
     if annotations:
-        typer.echo("".join(f"{line}\n" for line in workflow_commands(every)), nl=False)
+        _annotate(every)
     elif budget is not None:
         if len(every) > 1:
             raise Unusable(f"--budget prints one report, and {len(every)} were given")
-        text = rendering.markdown(every[0], budget, comparisons.get(every[0].named))
-        typer.echo(text.encode("utf-8", errors="backslashreplace"), nl=False)
+        if not _summarised(every[0]):
+            text = rendering.markdown(every[0], budget, comparisons.get(every[0].named))
+            typer.echo(text.encode("utf-8", errors="backslashreplace"), nl=False)
     elif out:
         _require_distinct("/".join([str(out), *report.named]) for report in every)
         rendering.write_all(every, out, comparisons)
@@ -170,6 +172,28 @@ def render(
         _require_distinct(str(path.parent) for path in found)
         for path, report in found.items():
             rendering.write_report(report, path.parent, comparisons.get(report.named))
+
+
+def _annotate(reports: Sequence[Report]) -> None:
+    """The workflow commands of what the run itself has not told this job's runner."""
+    from pytest_fvparity import runners
+    from pytest_fvparity.report.annotations import annotations
+
+    every = annotations(reports, Path.cwd())
+    fresh = [one for one in every if not runners.is_told(one.said)]
+    if len(fresh) < len(every):
+        errors.print(f"{len(every) - len(fresh)} annotation(s) that the run has made itself are left out")
+    typer.echo("".join(f"{line}\n" for line in runners.workflow_commands(fresh)), nl=False)
+
+
+def _summarised(report: Report) -> bool:
+    """Whether what is printed goes to a step summary of the job in which the run wrote it there itself."""
+    from pytest_fvparity import runners
+    from pytest_fvparity.report.step_summary import identity
+
+    if found := runners.prints_to_summary() and runners.is_told(identity(report)):
+        errors.print("nothing is printed: the run has written the step summary itself")
+    return found
 
 
 def _require_distinct(places: Iterable[str]) -> None:
@@ -181,27 +205,15 @@ def _require_distinct(places: Iterable[str]) -> None:
 
 def _comparisons(reports: Sequence[Report], against: Path) -> Comparisons:
     from pytest_fvparity.report.history import compared
+    from pytest_fvparity.report.render import read_all
 
-    sides = [{report.named: report for report in side} for side in (reports, _read([against]).values())]
+    sides = [{report.named: report for report in side} for side in (reports, read_all([against]).values())]
     now, earlier = sides
     common = {name: compared(report, earlier[name]) for name, report in now.items() if name in earlier}
     if not common:
         names = " and ".join(", ".join(map("/".join, side)) for side in sides)
         raise Unusable(f"--against {against}: no report of the same trials ({names})")
     return common
-
-
-def _read(paths: Sequence[Path]) -> dict[Path, Report]:
-    """The reports in files as given, once each; of a folder, every report under it."""
-    from pytest_fvparity.report.render import REPORT, read_report
-
-    found: dict[Path, None] = {}
-    for path in paths:
-        inside = sorted(path.rglob(f"{REPORT}.json")) if path.is_dir() else [path]
-        if not inside:
-            raise Unusable(f"{path}: no {REPORT}.json under this folder")
-        found |= dict.fromkeys(inside)
-    return {path: read_report(path) for path in found}
 
 
 ANTONYMS = Path("datasets/antonym/raw/antonym.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -357,10 +358,12 @@ _DULL = {
 
 
 def _carried(config: pytest.Config) -> list[str]:
-    """What the command line says beside this plugin's own options and the dull ones, also options of a user's conftest.py."""
+    """What PYTEST_ADDOPTS and the command line say beside this plugin's own options and the dull ones, also options of a
+    user's conftest.py."""
     known: Mapping[str, Any] = getattr(config._parser.optparser, "_option_string_actions", {})
     dull = _DULL | {option.dest for option in OPTIONS}
-    words, kept = [str(word) for word in config.invocation_params.args], list[str]()
+    given = list(map(str, config.invocation_params.args))
+    words, kept = [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *given], list[str]()
     while words and words[0] != "--":
         word = words.pop(0)
         name = word.partition("=")[0] if word.startswith("--") else word[:2]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fvcore import escapes
 from fvcore.formats import FormatError
 from pytest_fvparity.audit.suite import AUDIT, audit_suite, config_file
 from pytest_fvparity.options import ParityOptions
@@ -78,6 +79,7 @@ def _trials_files(config: pytest.Config, options: ParityOptions, with_default: b
         wanted = list(options.trials) or [options.default_trials(config)]
     files = list(dict.fromkeys([*named, *wanted]))
     for path in files:
+        _require_reachable(config, path)
         same = [other for other in files if other.stem == path.stem and other != path]
         if others := [str(other) for other in same if place_of(other) == place_of(path)]:
             raise pytest.UsageError(
@@ -85,6 +87,30 @@ def _trials_files(config: pytest.Config, options: ParityOptions, with_default: b
                 "run them one at a time, or rename one"
             )
     return files
+
+
+def _require_reachable(config: pytest.Config, path: Path) -> None:
+    """Of a file elsewhere pytest reads every conftest.py on the way, and refuses one with `pytest_plugins` then."""
+    root, here = config.rootpath, config.invocation_params.dir
+    for folder in () if path.is_relative_to(root) else path.parents:
+        conftest = folder / "conftest.py"
+        if root.is_relative_to(folder) or config.pluginmanager.has_plugin(str(conftest)) or not conftest.is_file():
+            continue
+        if "pytest_plugins" in conftest.read_text(errors="replace"):
+            words = [str(word) for word in config.invocation_params.args]
+            copied = [_of_copy(word, path, here) for word in words]
+            copied += [] if copied != words else [f"--fv-trials={path.name}"]
+            command = f"{escapes.shell(['cp', str(path), '.'])} && {escapes.shell(['pytest', *copied])}"
+            raise pytest.UsageError(
+                f"{path} lies below {conftest}, which names pytest_plugins, and that pytest takes at the top of a run alone. "
+                f"Take a copy of the trials; their golden is found by their name: {command}"
+            )
+
+
+def _of_copy(word: str, path: Path, here: Path) -> str:
+    """A word of the command line, for a copy of a file in the folder at hand."""
+    flag, is_said, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return f"{flag}{is_said}{path.name}" if value and (here / value).resolve() == path else word
 
 
 def _q_ids(config: pytest.Config, options: ParityOptions, stages: Sequence[Path]) -> list[QId]:

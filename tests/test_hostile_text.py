@@ -15,9 +15,10 @@ from fvcore.experiments.pictures import png
 from fvcore.formats import FormatError
 from fvcore.gates import Status
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.report.annotations import workflow_commands
+from pytest_fvparity.report.annotations import annotations
 from pytest_fvparity.report.merge import merge
 from pytest_fvparity.report.render import read_report, write_all, write_report
+from pytest_fvparity.runners import workflow_commands
 from tests.pytest_fvparity.made_reports import CONTEXT, assemble, failed, row_of, rows_of
 
 WORDS = [
@@ -136,7 +137,7 @@ def test_nothing_in_a_report_acts_in_any_of_its_files(word: str, tmp_path: Path)
 
 @each_word
 def test_an_annotation_is_one_command(word: str) -> None:
-    (command,) = workflow_commands([hostile_report(word)])
+    (command,) = workflow_commands(annotations([hostile_report(word)], Path.cwd()))
 
     assert len(command.splitlines()) == 1
     assert command.startswith("::error ")

@@ -1,4 +1,4 @@
-"""What a person gets who installs the project: its dependencies, its wheel, and a parity run away from the checkout."""
+"""What a person gets who installs the project: its dependencies, its wheel and sdist, and a parity run away from the checkout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 from importlib.metadata import distributions, packages_distributions, requires
 from pathlib import Path
@@ -55,8 +56,8 @@ def test_every_run_time_dependency_is_really_used() -> None:
 
 def test_nothing_is_imported_that_a_plain_install_does_not_bring() -> None:
     declared = _names(PYPROJECT["project"]["dependencies"])
-    # They come with transformers, which cannot do without them.
-    brought = declared | {"tokenizers", "huggingface_hub"}
+    # They come with transformers and with jinja2, which cannot do without them.
+    brought = declared | {"tokenizers", "huggingface_hub", "markupsafe"}
     providers = packages_distributions()
     # The reference's own modules and the private pytest parts are imported where they exist.
     not_ours = {"compute_indirect_effect", "_pytest", "fvcore", "pytest_fvparity", "__future__"}
@@ -77,28 +78,70 @@ def test_the_constraints_pin_torch_and_fit_what_is_installed() -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the sdist and of the wheel made of it, as a release builds them."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    environment = {**os.environ, "GITHUB_SERVER_URL": "https://git.example", "GITHUB_REPOSITORY": "o/r"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = folder.glob("*.whl")
-    return built
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (wheel,) = built.glob("*.whl")
+    return wheel
+
+
+def files(folder: str) -> set[str]:
+    """Of the checkout, without what tools leave there and without the tier of goldens that lies elsewhere."""
+    ignored = ("__pycache__", ".pyc", ".full.safetensors")
+    found = (path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file())
+    return {name for name in found if not any(part in name for part in ignored)}
 
 
 @pytest.mark.slow
-def test_the_wheel_carries_models_goldens_and_trials(wheel: Path) -> None:
-    names = set(ZipFile(wheel).namelist())
+def test_the_wheel_holds_both_packages_and_what_ships_with_them_and_nothing_else(wheel: Path) -> None:
+    top, here = "fvcore/experiments/select_kv/cedkv_mvp/", "pytest_fvparity/shipped/"
+    code = {name.removeprefix(top.removesuffix("cedkv_mvp/")) if top in name else name for name in files("fvcore")}
+    expected = code | files("pytest_fvparity") | {f"{here}{name}" for name in files("golden") | files("datasets")}
 
-    for model in ("tiny-llama", "tiny-gpt2"):
-        assert f"fvcore/embedded/{model}/model.safetensors" in names
-        tag = model.replace("-", "_")
-        trials = f"fixed_trials_tiny_antonym_t10_s10_seed0_{tag}"
-        assert f"pytest_fvparity/shipped/datasets/fixed_trials/{trials}.json" in names
-        for profile in ("src", "todd_upstream"):
-            assert f"pytest_fvparity/shipped/golden/tiny_antonym/{trials}/{profile}/manifest.json" in names
-    assert {"fvcore/py.typed", "pytest_fvparity/py.typed"} <= names
-    assert "pytest_fvparity/report/templates/report.html.j2" in names
+    assert {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name} == expected
+    for kind in (
+        ".py",
+        ".yaml",
+        ".md.j2",
+        ".html.j2",
+        "model.safetensors",
+        "tokenizer.json",
+        "py.typed",
+        "manifest.json",
+    ):
+        assert any(name.endswith(kind) for name in expected), kind
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_what_the_wheel_is_made_of(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    folders = ("fvcore", "pytest_fvparity", "golden", "datasets")
+    beside = {".gitignore", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "constraints.txt", "hatch_build.py"}
+
+    assert names == set().union(*map(files, folders)) | beside | {"pyproject.toml"}
+
+
+@pytest.mark.slow
+def test_the_page_on_an_index_leads_back_to_the_repository(wheel: Path) -> None:
+    (name,) = [name for name in ZipFile(wheel).namelist() if name.endswith("/METADATA")]
+    metadata = ZipFile(wheel).read(name).decode()
+    version = re.search(r"^Version: (.*)$", metadata, re.M)
+    assert version
+
+    assert "Project-URL: Homepage, https://git.example/o/r\n" in metadata
+    assert f"](https://git.example/o/r/blob/v{version[1]}/docs/ci.md)" in metadata
+    assert not re.findall(r"\]\((?!https?:|#)[^)]*\)", metadata.partition("\n\n")[2])
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +172,7 @@ def test_each_console_script_is_installed_and_helps(site: Path, tmp_path: Path, 
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Usage: {name}" in done.stdout
-    for command in {"fvparity": ("selftest", "merge", "render"), "fvcore": ("trials",)}[name]:
+    for command in {"fvparity": ("selftest", "merge", "render", "compare"), "fvcore": ("trials",)}[name]:
         assert command in done.stdout
 
 

@@ -169,7 +169,8 @@ def test_the_adapter_of_suites_knows_none_of_them() -> None:
     adapter = {name for name in MODULES if name.startswith("pytest_fvparity.suite.")}
     known = set().union(*(ARROWS[name] for name in adapter))
 
-    others = {"pytest_fvparity.options", "pytest_fvparity.report", "pytest_fvparity.report.junit"}
+    others = {"pytest_fvparity.options", "pytest_fvparity.runners", "pytest_fvparity.report"}
+    others |= {f"pytest_fvparity.report.{name}" for name in ("junit", "markdown")}  # which know no suite either
     base = {"fvcore", "fvcore.gates", "fvcore.formats", "fvcore.escapes"}
     assert known - adapter <= base | {"pytest_fvparity", "pytest_fvparity.suite", *others}
     code = "".join(_code(MODULES[name]) for name in adapter).replace("fvparity", "")

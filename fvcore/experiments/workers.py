@@ -11,9 +11,10 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -36,7 +37,8 @@ TOKEN = secrets.token_hex(32)  # one a process: Ray remembers the first it has s
 OWN = {"RAY_AUTH_TOKEN": TOKEN, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """The environment of a Ray of this run's own. It lets in who knows the token: where it finds none it writes one into the
 home folder, and that one stays. And it listens on loopback alone, as it does by itself where it knows no clusters; an
-address of loopback that it is given it takes for the network's. It reads this when it is imported.
+address of loopback that it is given it takes for the network's. It reads this when it is imported, which may be long ago:
+what it read is set as well.
 """
 
 SHOWN = 300  # characters of what Ray says
@@ -233,9 +235,12 @@ def ray_workers(
         how["num_cpus"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         try:
-            ray.init(address=address, **how)
+            with _knowing_no_clusters() if address == LOCAL else nullcontext():
+                ray.init(address=address, **how)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise RayError(f"--ray {address}: no Ray there ({in_one_line(error)})") from error
+        if address == LOCAL and not ip_address(here := ray.util.get_node_ip_address()).is_loopback:
+            raise RayError(f"--ray: this version of Ray listens at {here}, and not on loopback alone; none is started")
         yield RayWorkers(load, needs_gpu, n_cpus)
     finally:
         ray.shutdown()
@@ -244,6 +249,18 @@ def ray_workers(
                 os.environ.pop(name, None)
                 os.environ |= {name: before[name]} if name in before else {}
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _knowing_no_clusters() -> Iterator[None]:
+    from ray._private import ray_constants
+
+    known = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = known
 
 
 def _got(answer: Any) -> Any:

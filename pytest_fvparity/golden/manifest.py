@@ -14,7 +14,7 @@ from fvcore import escapes
 from fvcore.exits import in_one_line
 from fvcore.formats import FormatError, read_json, sentence, sha256, sha256_file, write_json
 from fvcore.gates import Refused
-from fvcore.profile import Part, Profile, Strict
+from fvcore.profile import Conditions, Part, Profile, Strict
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 
 MANIFEST = "manifest.json"
@@ -103,6 +103,15 @@ class Full(Strict):
         return self
 
 
+class Added(Strict):
+    """Leaves that were recorded later than the others, by a run of the same checkout that met those within tolerance; that
+    run's conditions and the variations under which their noise was measured."""
+
+    leaves: dict[CheckKey, list[str]]
+    conditions: Conditions
+    variations: list[str]
+
+
 class Manifest(Strict):
     schema_version: int
     profile: Profile
@@ -115,6 +124,7 @@ class Manifest(Strict):
     # Check keys of which not every leaf is known: what a candidate says beside them is not compared.
     incomplete: list[CheckKey] = Field(default=[])
     full: Full | None = None
+    added: Added | None = None
     digest: str = ""
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fvcore.gates import Finding, NotHeld, NotProvided, PartlyProvided, Stage, Verdict, merge
+from fvcore.gates import Finding, NotHeld, NotProvided, PartlyProvided, Stage, Verdict, merge, said
 from pytest_fvparity.drill import drilled
 from pytest_fvparity.parity.asking import InHand, formed
 from pytest_fvparity.parity.custody import left_by_candidate, require_unspoilt
 from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Answers, Implementation, copied
-from pytest_fvparity.parity.partial import LACKS, LAST_SLOT, completed, offered
+from pytest_fvparity.parity.partial import HELD_TO, IN_LOGPROB, LACKS, LAST_SLOT, completed, offered
 from pytest_fvparity.parity.refinements import REFINEMENTS
 from pytest_fvparity.parity.signatures import signed
 
@@ -47,6 +47,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "cie": ("trial", "layer", "head", "token_class"),
     "cie_logprob": ("trial", "layer", "head", "token_class"),
     "aie": ("layer", "head"),
+    "aie_logprob": ("layer", "head"),
     "scores": ("rank",),
     "function_vector": ("dim",),
     "head_terms": ("rank", "dim"),
@@ -97,6 +98,10 @@ class ParityRun:
     log_effects: LogEffects | None = None  # the golden's, for who measures in log-probabilities
     reference: Callable[[], LanguageModel] | None = None  # loads a model of its own, if a failing mean is drilled into
     repeat: int = 1  # how often the candidate is asked for each key
+
+    def __post_init__(self) -> None:
+        if getattr(self.candidate, "effects", None) == IN_LOGPROB:
+            self.tolerances = replace(self.tolerances, held_to=HELD_TO)
 
     @property
     def part(self) -> Part:
@@ -170,6 +175,7 @@ class ParityRun:
         notes = [
             *([f"{NOT_COMPARED}{left_out}"] if left_out else []),
             *([offer.note] if offer.note else []),
+            *([f"{LACKS}{offer.absent}"] if offer.absent and not verdict.passed else []),
             *([f"judged on the reference's {lent}, for the candidate provides none"] if lent else []),
             *_notes(self.candidate, key),
             *(f"{leaf}: {PROVES_NOTHING}" for leaf in self.tolerances.proving_nothing(key, expected)),
@@ -314,15 +320,19 @@ def check(run: ParityRun, key: str) -> Verdict:
 
 def _judge(run: ParityRun, key: str) -> Verdict:
     can_isolate = all(map(run.part.whole, INPUTS[key]))  # the golden has this key's inputs, and all of each
+    raised: Exception | None = None
     try:
         chained = run.chained(key)
     except NotProvided:
         raise
     except Exception as error:
-        # A broken earlier artifact can make this key's code fail: only then is the error not its own.
+        raised = error
+    if raised is not None:
+        # A broken earlier artifact can make this key's code fail: only then is the error not its own. What is raised on the
+        # golden's inputs as well is told by itself: the two are one fault.
         if not INPUTS[key] or not can_isolate or not run.compare(key, run.isolated(key)).passed:
-            raise
-        broken = Finding(key, f"fails on the candidate's own inputs: {type(error).__name__}: {error}")
+            raise raised
+        broken = Finding(key, f"fails on the candidate's own inputs: {said(raised)}")
         return Verdict((broken,), compared=1, mismatch_count=1, details={"fault": _origin(run, key)})
     # Where it cannot be told whose fault it is, it is not guessed.
     if (chained.passed and not run.memory.failed) or not can_isolate:

@@ -27,8 +27,11 @@ IN_LOGPROB = "logprob"
 LACKS = "not provided: "
 """How the end of a partial key's message begins, which says what is lacking."""
 
-FURTHER = {"cie_logprob"}
-"""Leaves that a recording holds for those who ask for them; nobody need provide them."""
+HELD_TO = {"cie": "cie_logprob", "aie": "aie_logprob"}
+"""Of such a candidate: leaf -> the one of the reference that it is, and whose tolerance counts."""
+
+FURTHER = frozenset(HELD_TO.values())
+"""Leaves that a recording holds for those who ask for them; nobody need provide them, and older recordings do not."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,12 @@ def _in_logprob(expected: Mapping[str, Any], log_effects: LogEffects | None) -> 
     from fvcore.effects import average_indirect_effect
     from fvcore.heads import top_heads
 
-    if (cie := expected.get("cie_logprob")) is None:
-        if log_effects is None:
-            raise NotHeld("the golden holds no effects in log-probabilities (cie_logprob), and no model is at hand")
-        cie = log_effects()
-    aie = average_indirect_effect(cie)
+    if expected.keys() >= FURTHER:
+        cie, aie = (expected[leaf] for leaf in HELD_TO.values())
+    elif log_effects is not None:
+        aie = average_indirect_effect(cie := log_effects())
+    else:
+        raise NotHeld("the golden holds no effects in log-probabilities (cie_logprob), and no model is at hand")
     heads = top_heads(aie, len(expected["heads"]))
     scores = torch.tensor([round(head.aie, 4) for head in heads], dtype=torch.float64)
     return {"cie": cie, "aie": aie, "heads": [[head.layer, head.head] for head in heads], "scores": scores}

@@ -1,5 +1,6 @@
 """What goldens and reports of a trials file are filed under, told from the file alone."""
 
+from functools import cache
 from pathlib import Path
 
 from fvcore import names
@@ -23,6 +24,29 @@ def place_of(path: Path) -> tuple[str | None, str]:
     except FormatError:
         return None, names.made(path.stem)
     return fixed.dataset, fixed.id
+
+
+@cache
+def made_for(path: Path) -> str:
+    """The model whose tokenizer a trials file was made with, as files are named by it; nothing where it cannot be told."""
+    from fvcore.formats import FormatError
+    from fvcore.trials.fixed import model_tag
+    from fvcore.trials.sampled import read_trials
+
+    try:
+        return model_tag(read_trials(path).meta.model_name_for_tokenizer)
+    except FormatError:
+        return ""
+
+
+def particular(path: Path, profile: str, model: str | None) -> str:
+    """What a report lies under beside its trials: a reference profile that is not the usual one, and a model that was asked
+    for by another name than the trials were made with."""
+    from fvcore.trials.fixed import model_tag
+
+    other = model_tag(model) if model else ""
+    parts = ["" if profile == "src" else profile, "" if other == made_for(path) else other]
+    return "-".join(filter(None, parts))
 
 
 def title_of(path: Path) -> str:

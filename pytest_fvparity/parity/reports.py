@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fvcore import escapes
+from pytest_fvparity import runners
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.parity.place import place_of
+from pytest_fvparity.parity.partial import LACKS
+from pytest_fvparity.parity.place import particular, place_of
 from pytest_fvparity.suite.declaration import FILES_KEY, SuiteReports
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_fvparity.report.report import Report
+    from pytest_fvparity.runners import Annotation
     from pytest_fvparity.suite.reporter import SuiteRun
 
 NAME = "parity"
@@ -36,8 +39,9 @@ class ParityReports(SuiteReports):
         reports = []
         for run in (run for run in runs if run.of(NAME) and run.planned):
             commands = {key: reproduce(self.config, f"{run.nodeid}::{key}", run.declared) for key in run.planned}
-            place = place_of(self.config.rootpath / run.file)
-            under = "" if self.options.reference_profile == "src" else self.options.reference_profile
+            path = self.config.rootpath / run.file
+            place = place_of(path)
+            under = particular(path, self.options.reference_profile, self.config.getoption("fv_model"))
             reports.append(assemble(run.results(), run.rows, run.context, commands, run.keep_going, place, under))
         return reports
 
@@ -77,8 +81,22 @@ class ParityReports(SuiteReports):
             line = f"no parity stage of {path.name} is selected: nothing of it was compared"
             terminal.write_line(escapes.line(line), yellow=True, bold=True)
 
+    def annotations(self) -> Sequence[Annotation]:
+        from pytest_fvparity.report.annotations import annotations
+
+        return annotations(self.reports, self.options.rootdir)
+
+    def step_summary(self, room: int) -> str:
+        from pytest_fvparity.report.step_summary import identity, step_summary
+
+        text = step_summary(self.reports, room)
+        for report in self.reports:
+            runners.mark_told(identity(report))
+        return text
+
     def _summary(self, report: Report, terminal: Any, written: bool) -> None:
         from pytest_fvparity.report.render import folders
+        from pytest_fvparity.report.report import not_provided
 
         def write(text: str, **look: bool) -> None:
             terminal.write_line(escapes.line(text), **look)
@@ -94,6 +112,8 @@ class ParityReports(SuiteReports):
             write(f"reproduce: {report.repro_command}")
         for line in () if good and len(self.reports) > 1 else _table(report):
             write(line)
+        if not good and (lacking := not_provided(report.checks)):
+            write(f"{LACKS}{'; '.join(lacking)}")
         if written:
             page = folders(report, self.options.report_dir)[0] / "src_vs_fv_diff_report.html"
             write(f"report: {self.options.from_here(page)}")

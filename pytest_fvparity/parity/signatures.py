@@ -255,6 +255,8 @@ def signed(
         told = of_artifact(key, expected, actual, run.tolerances.of(key), axes, words)
         if key == "fv_vector" and run.model is not None:
             told = of_biases(run.model, run.expected("top_heads")["heads"], expected, actual) or told
+        if key == "mean_activations" and run.model is not None:
+            told = of_another_place(run, actual) or told
     except Exception:  # an answer of any form may come here, and its verdict stands without a word on its pattern
         told = None
     return verdict if told is None else replace(verdict, details={**verdict.details, "signature": told})
@@ -286,6 +288,46 @@ def of_biases(model: nn.Module, heads: Any, expected: Artifact, actual: Artifact
     return f"off by whole multiples of the output projections' biases ({told}): each head's term holds its own once"
 
 
+def of_another_place(run: ParityRun, actual: Artifact) -> str | None:
+    """Whether the means at the last slot are those of another place in the attention than where its heads are read."""
+    import torch
+
+    from fvcore.model.hooks import watch_modules
+    from fvcore.model.model import LanguageModel
+    from fvcore.pipeline import trial_keys
+    from pytest_fvparity.parity.partial import LAST_SLOT
+
+    assert run.model is not None
+    lm, prompts = LanguageModel.wrap(run.model), run.expected("prompt_boundary")
+    given: Any = actual.get(LAST_SLOT)
+    means: Any = actual["mean_activations"][:, :, -1] if given is None else given  # type: ignore[index,call-overload]
+    found = {place: torch.zeros(lm.n_layers, lm.d_model, dtype=torch.float64) for place in ELSEWHERE}
+    projections = {lm.spec.out_proj_path(layer): layer for layer in lm.head_layers}
+    attentions = {name.removesuffix(f".{lm.spec.out_proj_path_in_attn}"): at for name, at in projections.items()}
+
+    def see(name: str, side: str, tensor: Tensor | None, _: Any) -> None:
+        layers = attentions if side == "input" else projections
+        if name in layers and tensor is not None:
+            found[side][layers[name]] += tensor[0, -1].double().cpu()
+
+    keys = trial_keys(prompts)
+    with torch.inference_mode(), watch_modules(run.model, see):
+        for key in keys:
+            ids: Any = prompts[f"{key}/clean/input_ids"]
+            lm.logits(lm.ids(ids))
+    have = means.detach().double().cpu().flatten(1)
+    fits = [place for place, sums in found.items() if _same_size_and_close(have, sums / len(keys))]
+    return f"the means at the last slot are those of {ELSEWHERE[fits[0]]}: {READ_THERE}" if fits else None
+
+
+ELSEWHERE = {"input": "what enters attention", "output": "what leaves its output projection"}
+READ_THERE = "a head's activation is what enters the projection"
+
+
+def _same_size_and_close(have: Tensor, want: Tensor) -> bool:
+    return have.shape == want.shape and bool((have - want).abs().max() <= CLOSE * want.abs().max())
+
+
 def _words_slots(slot_map: Artifact) -> frozenset[int]:
     """The slots of words that are of several tokens in some clean prompt."""
     from fvcore.pipeline import slots_of, trial_keys
@@ -314,6 +356,8 @@ def _of_prompts(expected: Artifact, actual: Artifact, wrong: Mapping[str, Any]) 
         return "prompts agree, only targets differ: look at how an answer becomes ids" if named <= TARGETS else None
     if texts and all(isinstance(have, str) and have == f"{want} " for want, have in texts):
         return "every prompt that differs has a space more at its end"
+    if texts and all(isinstance(have, str) and _lacks_last_demo(want, have) for want, have in texts):
+        return "every prompt that differs lacks its last demonstration"
     if texts and all(isinstance(have, str) and have.split() == want.split() for want, have in texts):
         return "texts differ in white space alone: look at where words and answers get their space"
     if not all(isinstance(side, list) for pair in ids for side in pair):
@@ -328,6 +372,15 @@ def _of_prompts(expected: Artifact, actual: Artifact, wrong: Mapping[str, Any]) 
         return "every prompt that differs has one token more at its end"
     regimes = {leaf.split("/")[1] for leaf in wrong if leaf.endswith("/text")}
     return "only corrupted prompts differ: look at how labels are shuffled" if regimes == {"corrupted"} else None
+
+
+def _lacks_last_demo(want: str, have: str) -> bool:
+    """Whether one piece is lacking, with all lines of a demonstration, and fewer lines stand behind it."""
+    from fvcore.formats import parting
+
+    at, n_less = parting(want, have), len(want) - len(have)
+    behind = have[at:]
+    return n_less > 0 and want[at + n_less :] == behind and behind.count("\n") < want[at : at + n_less].count("\n")
 
 
 TARGETS = {"target_id", "answer_ids"}

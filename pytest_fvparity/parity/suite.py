@@ -103,7 +103,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
         options.max_trials,
         memory,
         model=lm.hf,
-        log_effects=log_effects_of(lm, golden, settings),
+        log_effects=log_effects_of(lm, golden, settings, tolerances),
         tokenizer=lm.tokenizer,
         continuation=continuation,
         reference=fresh,

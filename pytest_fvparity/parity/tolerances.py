@@ -74,6 +74,8 @@ class Tolerances:
     # Of the golden; it widens the default rules alone.
     noise: Noise = field(default_factory=Noise)
     processor: str = NOT_RECORDED
+    # Leaf -> the one whose rules and noise it is held to, where that is another.
+    held_to: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -97,6 +99,7 @@ class Tolerances:
 
         def tolerance_of(leaf: str) -> Tolerance:
             short = leaf.rpartition("/")[2]
+            short = self.held_to.get(short, short)
             for name, rule in self.rules:
                 if rule.fits(key, leaf=short, dtype=self.dtype, device=self.device, processor=self.processor):
                     measured = None if name.startswith(HOOK) else self.noise.tolerance(key, short)

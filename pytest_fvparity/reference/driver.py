@@ -430,9 +430,9 @@ class Recorder:
     def top_heads(self, mean: Any) -> dict[str, Any]:
         import torch
 
-        dummy, effects = self.dummy_labels(), []
+        dummy, effects, log_effects = self.dummy_labels(), [], []
         for trial in self.job["trials"]:
-            with self.stored_target.of(self.target_id(trial)):
+            with self.stored_target.of(self.target_id(trial)), self.read_at(self.target_id(trial)) as readings:
                 effect = self.src.activation_replacement_per_class_intervention(
                     prompt_data=self.prompt_data(trial, "corrupted"),
                     avg_activations=mean,
@@ -441,16 +441,41 @@ class Recorder:
                     last_token_only=self.job["token_class_idx"] == -1,
                 )
             effects.append(effect.squeeze(-1) if effect.shape[-1] == 1 else effect)
+            log_effects.append(log_effect(readings, effect).view_as(effects[-1]))
         if not (cie := torch.stack(effects).cpu()).any():
             raise RecordingRefused("the indirect effect is zero everywhere: no head was replaced, or no slot was found")
         _, heads = self.function_vector(mean, cie)
-        aie = cie.mean(dim=0) if cie.ndim == 3 else cie[:, :, :, self.job["token_class_idx"]].mean(dim=0)
+        cie_logprob = torch.stack(log_effects)
         return {
             "cie": cie,
-            "aie": aie,
+            "aie": self.averaged(cie),
             "heads": [[int(layer), int(head)] for layer, head, _ in heads],
             "scores": torch.tensor([float(score) for *_, score in heads], dtype=torch.float64),
+            "cie_logprob": cie_logprob,
+            "aie_logprob": self.averaged(cie_logprob),
         }
+
+    def averaged(self, cie: Any) -> Any:
+        """Over trials, of the token class that the job asks for."""
+        return cie.mean(dim=0) if cie.ndim == 3 else cie[:, :, :, self.job["token_class_idx"]].mean(dim=0)
+
+    @contextmanager
+    def read_at(self, target_id: int) -> Iterator[list[Any]]:
+        """What every pass of the model says of a token behind the last one: its probability, and that as a logarithm."""
+        import torch
+
+        read: list[Any] = []
+
+        def hook(_: Any, __: Any, output: Any) -> None:
+            logits = output.logits[0, -1]
+            pair = torch.softmax(logits, dim=-1), torch.log_softmax(logits.float(), dim=-1)
+            read.append([values[target_id].cpu() for values in pair])
+
+        handle = self.model.register_forward_hook(hook)
+        try:
+            yield read
+        finally:
+            handle.remove()
 
     def function_vector(self, mean: Any, cie: Any, n_top_heads: int | None = None) -> Any:
         return self.src.compute_function_vector(
@@ -564,6 +589,18 @@ class Recorder:
                 parameter.data = parameter.data.clone()
         torch.set_num_threads(change["threads"])
         return recorded | self.numbers(recorded["top_heads"])
+
+
+def log_effect(readings: list[Any], effect: Any) -> Any:
+    """The effect in log-probabilities, flat, of the passes that gave the reference's own: the first without a replacement,
+    the others in the order of its entries."""
+    import torch
+
+    in_probability, in_logprob = (torch.stack(column) for column in zip(*readings, strict=True))
+    own, change = effect.flatten().cpu(), (in_probability[1:] - in_probability[0]).float()
+    if change.shape != own.shape or not torch.allclose(change, own, rtol=0, atol=1e-6):
+        raise RecordingRefused("the passes that gave the indirect effect are others than the model's that were read")
+    return in_logprob[1:] - in_logprob[0]
 
 
 def load_model(job: dict[str, Any], attn_implementation: str | None) -> Any:

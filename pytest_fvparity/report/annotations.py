@@ -1,40 +1,44 @@
-"""GitHub's workflow commands: one annotation for the earliest failure of each report, ten at most."""
+"""What is to be looked at in reports: at the earliest failure of each where the candidate's method is written."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from fvcore import escapes
-from pytest_fvparity.report.markdown import cut
-from pytest_fvparity.report.report import Report
+from pytest_fvparity.report.report import Check, Report, earliest_failure
+from pytest_fvparity.runners import Annotation
 
-MOST = 10  # GitHub shows ten a step and drops the rest in silence
-LONGEST = 4000  # characters of a message
 KINDS = {"FAIL": "error", "NOT_RUN": "warning"}
 
 
-def workflow_commands(reports: Sequence[Report]) -> list[str]:
-    """Failures first, then what was not run; the last line counts what had no place."""
+def annotations(reports: Sequence[Report], root: Path) -> list[Annotation]:
+    """The earliest failure of each report, failures before what was not run; then other keys that differ by their own fault.
+
+    root: the folder that the reports' paths are relative to
+    """
     concerned = [r for kind in KINDS for r in sorted(reports, key=lambda r: r.named) if r.overall_status == kind]
-    if len(concerned) <= MOST:
-        return [_annotation(report) for report in concerned]
-    rest = concerned[MOST - 1 :]
-    names = ", ".join("/".join(report.named) for report in rest)
-    kind = KINDS[rest[0].overall_status]
-    return [*map(_annotation, concerned[: MOST - 1]), _command(kind, {"title": f"parity: {len(rest)} more"}, names)]
+    return [*(_earliest(report, root) for report in concerned), *(one for r in concerned for one in _others(r, root))]
 
 
-def _annotation(report: Report) -> str:
-    earliest = report.first_divergence
-    where = f"{earliest.status} at {earliest.check_key}" if earliest else report.overall_status
-    properties = {"file": earliest.artifact if earliest else None, "title": f"{report.fixed_trials_id}: {where}"}
+def _earliest(report: Report, root: Path) -> Annotation:
+    found = report.first_divergence
+    where = f"{found.status} at {found.check_key}" if found else report.overall_status
     reproduce = f"\nreproduce: {report.repro_command}" if report.repro_command else ""
-    return _command(KINDS[report.overall_status], properties, report.headline + reproduce)
+    file, line = _written(earliest_failure(report.checks), root)
+    if file is None and found and found.artifact:
+        file = root / found.artifact
+    title = f"{report.fixed_trials_id}: {where}"
+    return Annotation(KINDS[report.overall_status], title, report.headline + reproduce, file, line)
 
 
-def _command(kind: str, properties: dict[str, str | None], message: str) -> str:
-    texts = {name: _data(value) for name, value in properties.items() if value}
-    given = ",".join(f"{name}={text.replace(':', '%3A').replace(',', '%2C')}" for name, text in texts.items())
-    return f"::{kind} {given}::{_data(cut(message, LONGEST))}"
+def _others(report: Report, root: Path) -> Iterator[Annotation]:
+    """Of a run that kept going."""
+    earliest = earliest_failure(report.checks)
+    for check in report.checks:
+        if check is not earliest and check.fault == "own" and (first := check.first_mismatch):
+            title = f"{report.fixed_trials_id}: {check.status} at {check.key}"
+            said = f"{first.where}: {first.message}\nreproduce: {check.repro_command}"
+            yield Annotation("error", title, said, *_written(check, root))
 
 
-def _data(text: str) -> str:
-    return escapes.lines(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+def _written(check: Check | None, root: Path) -> tuple[Path | None, int | None]:
+    source = check.source if check else None
+    return (root / source.file, source.line) if source else (None, None)

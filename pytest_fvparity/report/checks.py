@@ -1,8 +1,8 @@
-"""What a suite of checks on a file is reported by: a small file, and one line that says which failed first, with its numbers."""
+"""What a suite of checks on a file is reported by: a small file, its page, and one line that says which failed first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +11,8 @@ import pytest
 from fvcore import escapes, names
 from fvcore.gates import StageResult, Status, first_line
 from pytest_fvparity.options import OPTIONS_KEY, ParityOptions
+from pytest_fvparity.report.markdown import within
+from pytest_fvparity.runners import Annotation
 from pytest_fvparity.suite.declaration import SuiteReports
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class CheckReports(SuiteReports):
     def __init__(self, config: pytest.Config) -> None:
         self.config, self.options = config, config.stash[OPTIONS_KEY]
         self.headlines: list[str] = []
+        self.red: list[Annotation] = []
 
     @staticmethod
     def title(file: Path) -> str:
@@ -88,20 +91,33 @@ class CheckReports(SuiteReports):
         return (self.config.rootpath / run.file).resolve()
 
     def earlier(self, runs: Iterable[SuiteRun]) -> Iterable[Path]:
-        return [self._path(run) for run in runs if run.of(self.suite)]
+        paths = [self._path(run) for run in runs if run.of(self.suite)]
+        return [path.with_suffix(kind) for path in paths for kind in (".json", ".html")]
 
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
-        from fvcore.formats import write_json
+        from fvcore.formats import write_json, write_text
+        from pytest_fvparity.report.render import environment
 
-        green = True
         for run in runs:
             if run.of(self.suite) and run.planned:
                 subject = self.options.shown(self._file(run))
                 report = assemble(subject, self.about, run.context, run.results())
                 write_json(self._path(run), report)
+                text = environment().get_template("checks.html.j2").render(report)
+                write_text(self._path(run).with_suffix(".html"), text)
                 self.headlines += [report["headline"], self.options.from_here(self._path(run))]
-                green = green and report["overall_status"] == "PASS"
-        return green
+                if report["overall_status"] != "PASS":
+                    self.red.append(
+                        Annotation("error", f"{subject}: {self.suite}", report["headline"], self._file(run))
+                    )
+        return not self.red
+
+    def annotations(self) -> Sequence[Annotation]:
+        return self.red
+
+    def step_summary(self, room: int) -> str:
+        lines = [f"- {escapes.cell(line)}" for line in self.headlines[::2]]
+        return within("\n".join([f"**{self.heading}**", "", *lines]) if lines else "", room, "All of it is in the log.")
 
     def summary(self, terminal: Any, written: bool) -> None:
         if self.headlines:

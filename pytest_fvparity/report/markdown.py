@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 STEP_SUMMARY = 1024 * 1024
+COMMENT = 64 * 1024
 LEAST = 1000  # below this not even a headline and the note are sure to fit
 FENCE = re.compile(r"(`{3,})[^`]*")
 

@@ -17,7 +17,6 @@ from pytest_fvparity.report.error_grid import grids
 from pytest_fvparity.report.markdown import STEP_SUMMARY, within
 from pytest_fvparity.report.report import (
     AGREEING,
-    OVERALL,
     SCHEMA_VERSION,
     UNKNOWN,
     Report,
@@ -25,6 +24,7 @@ from pytest_fvparity.report.report import (
     earliest_failure,
     is_partial,
     largest_of,
+    worst_first,
 )
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def write_all(reports: Sequence[Report], report_dir: Path, comparisons: Comparis
         for name, text in _files(report, (comparisons or {}).get(report.named)).items()
         for folder in folders(report, report_dir)
     }
-    _put(files | {report_dir / name: text for name, text in _summary(reports).items()})
+    _put(files | {report_dir / name: text for name, text in summaries(reports).items()})
 
 
 def write_records(reports: Iterable[Report], report_dir: Path) -> None:
@@ -87,9 +87,9 @@ def write_records(reports: Iterable[Report], report_dir: Path) -> None:
             write_text(folder / f"{REPORT}.json", json_text(report.model_dump(mode="json")))
 
 
-def _summary(reports: Sequence[Report]) -> dict[str, str]:
-    """The worst first, so that a cut takes the best."""
-    ordered = sorted(reports, key=lambda r: (OVERALL.index(r.overall_status), r.named))
+def summaries(reports: Sequence[Report]) -> dict[str, str]:
+    """File name -> text of what stands above all reports."""
+    ordered = worst_first(reports)
     worst = ordered[0].overall_status if ordered else "PASS"
     names = ("dataset", "fixed_trials_id", "model", "overall_status", "headline", "repro_command")
     runs = [
@@ -133,6 +133,17 @@ def read_report(path: Path) -> Report:
     if isinstance(value, dict) and value.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise FormatError(f"{path}: a report of schema version {value['schema_version']}, not {SCHEMA_VERSION}")
     return concluded(validated(Report, value, path, "a parity report"))
+
+
+def read_all(paths: Sequence[Path]) -> dict[Path, Report]:
+    """The reports in files as given, once each; of a folder, every report under it."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        inside = sorted(path.rglob(f"{REPORT}.json")) if path.is_dir() else [path]
+        if not inside:
+            raise FormatError(f"{path}: no {REPORT}.json under this folder")
+        found |= dict.fromkeys(inside)
+    return {path: read_report(path) for path in found}
 
 
 def write_report(report: Report, folder: Path, comparison: Comparison | None = None) -> list[Path]:

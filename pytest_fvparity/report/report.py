@@ -284,8 +284,24 @@ def left_out(checks: Sequence[Check]) -> list[str]:
     return keys + [f"of {key} {message.removeprefix(NOT_COMPARED)}" for key, message in parts]
 
 
+def not_provided(checks: Sequence[Check]) -> list[str]:
+    """What the candidate does not provide: keys, and leaves of others, also of those that differ in what is provided."""
+
+    def lacking(check: Check) -> str:
+        told = [*(w.message for w in check.warnings if w.message.startswith(LACKS)), check.message][0]
+        leaves = told.partition(LACKS)[2]
+        return f"of {check.key} {leaves}" if leaves else check.key if check.status == Status.NOT_PROVIDED else ""
+
+    return list(filter(None, map(lacking, checks)))
+
+
 OVERALL = ("FAIL", "NOT_RUN", "PARTIAL", "PASS")
 """Overall statuses, the worst first. FAIL alone turns a session red; under --fv-require-gpu it is what others call NOT_RUN."""
+
+
+def worst_first(reports: Iterable[Report]) -> list[Report]:
+    """So that a cut takes the best."""
+    return sorted(reports, key=lambda report: (OVERALL.index(report.overall_status), report.named))
 
 
 def earliest_failure(checks: Sequence[Check]) -> Check | None:
@@ -428,8 +444,7 @@ def _agreement(checks: Sequence[Check], context: Mapping[str, Any]) -> str:
     largest = [check.max_abs_diff for check in checks if isinstance(check.max_abs_diff, float)]
     difference = f"; largest difference {max(largest):.3g}" if largest else ""
     absent = f"; the golden holds a part, {NOT_COMPARED}{'; '.join(left_out(checks))}" if left_out(checks) else ""
-    lacking = "; ".join(f"of {check.key} {check.message.partition(LACKS)[2]}" for check in checks if is_partial(check))
-    partly = f"; {LACKS}{lacking}" if lacking else ""
+    partly = f"; {LACKS}{'; '.join(lacking)}" if (lacking := not_provided(checks)) else ""
     return f"{scope} with the reference{trials}{tied}{difference}{absent}{partly}"
 
 

@@ -27,9 +27,11 @@ from fvcore.formats import json_text, read_json, write_text
 from fvcore.gates import Status, Suite, run_suite
 from fvcore.model import model as models
 from fvcore.model.model import LanguageModel
+from fvcore.pipeline import Pipeline
 from pytest_fvparity import shipped
 from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.manifest import MANIFEST
+from pytest_fvparity.parity.at_hand import effects_in_both
 from pytest_fvparity.parity.checks import STAGES, ParityRun
 from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS
 from pytest_fvparity.parity.noise import (
@@ -47,9 +49,18 @@ SEEDS = tuple(range(10))
 HALF_SEEDS = SEEDS[:2]  # half precision is slow on a CPU, and two show what there is to see
 
 
+def in_both(self: Pipeline, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact) -> Artifact:
+    """The station's leaves, and effects in log-probabilities beside them."""
+    given = prompts, slot_map, mean_activations
+    _, cie = effects_in_both(self.lm, *given, self.settings)
+    return {**Pipeline.top_heads(self, *given), "cie_logprob": cie, "aie_logprob": cie.mean(dim=0)}
+
+
 def seeded(lm: LanguageModel, seed: int) -> Rig:
     fixed = trials_for(lm, **{**TRIALS, "seed": seed, "pairs": AWKWARD_PAIRS})
-    return Rig.recorded(lm, fixed, Settings(edit_layer=1, n_top_heads=3, engine="exact"))
+    rig = Rig.recorded(lm, fixed, Settings(edit_layer=1, n_top_heads=3, engine="exact"))
+    heads = in_both(rig.candidate(), *(rig.artifacts[key] for key in INPUTS["top_heads"]))
+    return replace(rig, golden=Recorded({**rig.artifacts, "top_heads": heads}))
 
 
 def with_noise(rig: Rig) -> Rig:
@@ -61,7 +72,7 @@ def with_noise(rig: Rig) -> Rig:
         with varied(rig.lm, variation):
             # The numeric keys again, with the recorded heads, as the reference's driver runs a variation.
             for key in CHECK_KEYS[2:]:
-                found[key] = getattr(rig.candidate(), key)(*(given[name] for name in INPUTS[key]))
+                found[key] = getattr(rig.candidate(top_heads=in_both), key)(*(given[name] for name in INPUTS[key]))
                 if key != "top_heads":
                     given[key] = found[key]
     return replace(rig, noise=measured(rig.artifacts, seen))
@@ -139,7 +150,7 @@ class Seen:
 def judge(rig: Rig, variation: Variation) -> Seen:
     with varied(rig.lm, variation):
         settings = replace(rig.settings, engine=variation.engine)
-        subject = rig.run(rig.candidate(settings=settings, **variation.stations))
+        subject = rig.run(rig.candidate(settings=settings, top_heads=in_both, **variation.stations))
         results = list(run_suite(Suite("parity", STAGES, lambda: subject)))
     return Seen(tuple(r.key for r in results if r.status is not Status.PASS)[:1], _ratios(subject))
 

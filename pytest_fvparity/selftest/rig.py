@@ -98,7 +98,7 @@ class Rig:
             "model": self.lm.hf,
             "tokenizer": self.lm.tokenizer,
             "continuation": continuation_of(self.lm, self.golden, self.settings),
-            "log_effects": log_effects_of(self.lm, self.golden, self.settings),
+            "log_effects": log_effects_of(self.lm, self.golden, self.settings, tolerances),
         }
         return ParityRun(candidate, self.golden, tolerances, repeat=repeat, **how)
 

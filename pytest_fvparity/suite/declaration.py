@@ -12,6 +12,7 @@ import pytest
 from fvcore.gates import Suite, Verdict
 
 if TYPE_CHECKING:
+    from pytest_fvparity.runners import Annotation
     from pytest_fvparity.suite.reporter import SuiteRun
 
 
@@ -34,6 +35,14 @@ class SuiteReports:
 
     def summary(self, terminal: Any, written: bool) -> None:
         """At the end of the terminal output."""
+
+    def annotations(self) -> Sequence[Annotation]:
+        """What a CI runner is to point at, the worst first."""
+        return ()
+
+    def step_summary(self, room: int) -> str:
+        """Markdown in at most so many bytes, for the page of a CI run."""
+        return ""
 
 
 @dataclass(frozen=True)

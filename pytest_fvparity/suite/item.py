@@ -45,7 +45,7 @@ class KeyNotHeld(Unjudged):
 
 
 class PartNotProvided(Unjudged):
-    """The candidate has a part of this key, which agrees."""
+    """The candidate has a part of this key, which agrees, or nothing of it behind a key that failed."""
 
 
 class StageFailed(Exception):
@@ -61,7 +61,8 @@ def judging(stage: Stage[Any]) -> Callable[..., None]:
         item.record(result)
         if result.status is Status.NOT_HELD:
             raise KeyNotHeld(result.message)
-        if result.status is Status.NOT_PROVIDED and result.verdict.compared:
+        # Of a session that is red anyway it counts no more than it is.
+        if result.status is Status.NOT_PROVIDED and (result.verdict.compared or collector.gate.earliest):
             raise PartNotProvided(f"{result.key}: {result.status}: {result.message}")
         if result.status is not Status.PASS:
             raise StageFailed("\n".join(item.described(result)))

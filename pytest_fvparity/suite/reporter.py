@@ -5,7 +5,7 @@ session is red unless every planned stage has a verdict.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,10 @@ import pytest
 from fvcore import escapes
 from fvcore.formats import write_bytes
 from fvcore.gates import UNHARMED, StageResult, Status, first_line, settled
+from pytest_fvparity import runners
+from pytest_fvparity.options import OPTIONS_KEY
+from pytest_fvparity.report.markdown import within
+from pytest_fvparity.runners import Annotation
 from pytest_fvparity.suite.collector import FAILURES
 from pytest_fvparity.suite.declaration import FILES_KEY, Declaration, SuiteFile, SuiteReports
 from pytest_fvparity.suite.early_end import Watch
@@ -69,8 +73,9 @@ class SuiteReporter:
         self.files: dict[Path, SuiteFile] = config.stash[FILES_KEY]
         self.runs: dict[str, SuiteRun] = {}
         declared = dict.fromkeys(file.declared for file in self.files.values())
-        self.reports: list[SuiteReports] = [one.reports(config) for one in declared] + [PlainReports()]
-        self.unwritten = ""
+        self.reports: list[SuiteReports] = [one.reports(config) for one in declared] + [PlainReports(config)]
+        self.unwritten = self.untold = ""
+        self.annotations: list[Annotation] = []
         self._begun: set[str] = set()
         self._taken: dict[Path, bytes] = {}
         self.watch = Watch()
@@ -234,19 +239,37 @@ class SuiteReporter:
         green = [self._writing(reports.finish, runs) for reports in self.reports]
         if not (all(green) and not self.unwritten) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        red_first = sorted(zip(self.reports, green, strict=True), key=lambda pair: bool(pair[1]))
+        self._tell_runner([reports for reports, _ in red_first])
+
+    def _tell_runner(self, reports: Sequence[SuiteReports]) -> None:
+        """Where no runner listens, nothing. What goes wrong there changes no verdict."""
+        try:
+            for one in reports:
+                runners.summarise(one.step_summary)
+            self.annotations = [found for one in reports for found in one.annotations()]
+            runners.write_code_quality(self.annotations, self.config.stash[OPTIONS_KEY].report_dir)
+        except Exception as error:
+            self.untold = f"the CI runner was not told: {type(error).__name__}: {error}"
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """At the end of the terminal output: one screen."""
         for reports in self.reports:
             reports.summary(terminalreporter, not self.unwritten)
-        if self.unwritten:
-            terminalreporter.write_line(escapes.line(self.unwritten), yellow=True, bold=True)
+        for line in filter(None, (self.unwritten, self.untold)):
+            terminalreporter.write_line(escapes.line(line), yellow=True, bold=True)
+
+    def pytest_unconfigure(self) -> None:
+        """At the very end, behind what the terminal says: a line for each annotation, which a runner reads there."""
+        for command in runners.told(self.annotations) if runners.on_github() else ():
+            print(command, flush=True)
 
 
 class PlainReports(SuiteReports):
     """Suites in test modules: a table of each at the end of the terminal output, and no file."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: pytest.Config) -> None:
+        self.root = config.rootpath
         self.results: dict[str, dict[str, StageResult]] = {}
 
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
@@ -255,13 +278,36 @@ class PlainReports(SuiteReports):
         every = [result for results in self.results.values() for result in results.values()]
         return all(r.status in harmless or (r.status is Status.NOT_PROVIDED and r.verdict.compared) for r in every)
 
+    def annotations(self) -> list[Annotation]:
+        every = [(nodeid, one) for nodeid, results in self.results.items() for one in results.values()]
+        return [self._annotation(nodeid, one) for nodeid, one in every if one.status not in UNHARMED]
+
+    def _annotation(self, nodeid: str, result: StageResult) -> Annotation:
+        file, title = self.root / nodeid.partition("::")[0], f"{nodeid}: {result.status} at {result.key}"
+        return Annotation("error", title, _said(result), file)
+
+    def step_summary(self, room: int) -> str:
+        rows = [
+            f"| {escapes.cell(nodeid)} | {escapes.cell(one.key)} | {one.status} | {escapes.cell(_said(one))} |"
+            for nodeid, results in self.results.items()
+            for one in sorted(results.values(), key=lambda one: one.status in UNHARMED)
+        ]
+        head = ["| suite | stage | status | |", "|---|---|---|---|"]
+        return within("\n".join([*head, *rows]), room, "All of it is in the log.") if rows else ""
+
     def summary(self, terminal: Any, written: bool) -> None:
         for nodeid, results in self.results.items():
             terminal.write_sep("=", f"suite {nodeid}", bold=True)
             width = max(map(len, results))
             for key, result in results.items():
-                good, first = result.status is Status.PASS, result.verdict.first_mismatch
-                said = f"{first.where}: {first.message}" if first else first_line(result.message)
-                note = f"blocked by {result.blocked_by}" if result.blocked_by else said
-                line = f"  {key:<{width}}  {result.status:<13}{note}".rstrip()
+                good = result.status is Status.PASS
+                line = f"  {key:<{width}}  {result.status:<13}{_said(result)}".rstrip()
                 terminal.write_line(escapes.line(line), green=good, red=not good)
+
+
+def _said(result: StageResult) -> str:
+    """Of a stage in a few words, what is wrong with it."""
+    if result.blocked_by:
+        return f"blocked by {result.blocked_by}"
+    first = result.verdict.first_mismatch
+    return f"{first.where}: {first.message}" if first else first_line(result.message)

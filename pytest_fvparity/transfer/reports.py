@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ import pytest
 
 from fvcore import escapes
 from pytest_fvparity.options import OPTIONS_KEY
+from pytest_fvparity.report.markdown import within
+from pytest_fvparity.runners import Annotation
 from pytest_fvparity.suite.declaration import SuiteReports
 from pytest_fvparity.transfer import SUITE
 from pytest_fvparity.transfer.runs import Q_IDS_KEY
@@ -24,7 +26,7 @@ class TransferReports(SuiteReports):
     def __init__(self, config: pytest.Config) -> None:
         self.config, self.options, self.q_ids = config, config.stash[OPTIONS_KEY], config.stash[Q_IDS_KEY]
         self.root = self.q_ids[0].folder.parent
-        self.headline = ""
+        self.headline, self.red = "", False
 
     @property
     def path(self) -> Path:
@@ -46,7 +48,7 @@ class TransferReports(SuiteReports):
         sources = [source for _, run in self._by_q_id(SUITE, runs) for source in run.context.get("tolerances", [])]
         report = assemble(self.options.shown(self.root), self.q_ids, files, reference, list(dict.fromkeys(sources)))
         write_json(self.path, report.model_dump(mode="json"))
-        self.headline = report.headline
+        self.headline, self.red = report.headline, report.overall_status == "FAIL"
         compared = report.overall_status == "NOT_RUN" or report.compared_with_reference or self._partial
         return report.overall_status != "FAIL" and bool(compared)
 
@@ -61,6 +63,12 @@ class TransferReports(SuiteReports):
         """Whether some stages were left out by choice."""
         option, stage = self.config.option, any(f"::{SUITE}" in str(word) for word in self.config.args)
         return bool(self.options.qid or option.keyword or getattr(option, "lf", False) or stage)
+
+    def annotations(self) -> Sequence[Annotation]:
+        return [Annotation("error", f"transfer of {self.options.shown(self.root)}", self.headline)] if self.red else []
+
+    def step_summary(self, room: int) -> str:
+        return within(f"**{escapes.cell(self.headline)}**", room, "All of it is in the log.") if self.headline else ""
 
     def summary(self, terminal: Any, written: bool) -> None:
         if self.headline:

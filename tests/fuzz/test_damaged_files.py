@@ -40,11 +40,11 @@ if RUNNING:
 
 # How many distinct damaged inputs each campaign must have tried.
 N = {
-    "trials, structure": 600,
+    "trials, structure": 300,
     "trials, bytes": 250,
     "golden, any file": 250,
-    "manifest, structure": 400,
-    "artifact, structure": 400,
+    "manifest, structure": 200,
+    "artifact, structure": 200,
     "tensors, bytes": 250,
 }
 

@@ -40,8 +40,8 @@ N = {
     "fv_global_resid.pt, pickle": 250,
     "top_heads.json, bytes": 100,
     "top_heads.json, structure": 250,
-    "tolerances, bytes": 300,
-    "tolerances, structure": 400,
+    "tolerances, bytes": 150,
+    "tolerances, structure": 100,
 }
 KEYS = {"mean_activations.pt": "mean_activations", "fv_global_resid.pt": "fv_vector", "top_heads.json": "top_heads"}
 
@@ -251,7 +251,9 @@ def read_as_said(path: Path) -> object:
 def test_damaged_tolerances(tmp_path: Path, kind: str, part: int) -> None:
     campaign, path, name = Campaign(), tmp_path / "mine.yaml", f"tolerances, {kind}"
     # JSON is YAML: a structure can be damaged there, and be as deep or as doubled as no YAML writer makes it.
-    sound = TOLERANCES if kind == "bytes" else json.dumps(yaml.safe_load(TOLERANCES))
+    # Some of the rules: what is damaged is the form, and YAML is slow to read.
+    some = {"rules": yaml.safe_load(TOLERANCES)["rules"][:6]}
+    sound = TOLERANCES if kind == "bytes" else json.dumps(some)
     damage = byte_damage(sound.encode()) if kind == "bytes" else json_damage(sound)
 
     @drawn(N[name] // part)

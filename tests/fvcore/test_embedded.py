@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,8 @@ def tokens(tok: Any, text: str) -> list[str]:
 
 class TestModels:
     @pytest.mark.slow
-    @pytest.mark.parametrize(("model", "seed"), list(product(EMBEDDED, (0, 1))))
-    def test_passes_the_gate(self, model: str, seed: int) -> None:
-        assert gate.measure(load(model), seed).failures() == []
+    def test_passes_the_gate(self, name: str) -> None:
+        assert gate.measure(load(name), seed=0).failures() == []
 
     def test_generates_the_answer_and_the_layout_after_ten_demonstrations(self, name: str, tok: Any) -> None:
         *demos, (question, answer) = list(words.antonym().items())[:11]

@@ -69,4 +69,5 @@ def _libraries() -> None:
 def _one_thread_and_no_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     # Child processes: spinning thread pools are slow, and CI would refuse what the tests ask for.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.delenv("CI", raising=False)
+    for name in ("CI", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE", "RUNNER_TEMP", "GITLAB_CI"):
+        monkeypatch.delenv(name, raising=False)

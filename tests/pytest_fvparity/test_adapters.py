@@ -42,7 +42,7 @@ def words(adapter: str, *options: str) -> list[str]:
 @pytest.mark.parametrize(
     ("adapter", "model"),
     slow_but(
-        [("torch_hooks", "tiny-llama")],
+        [],
         [
             ("torch_hooks", "tiny-llama"),
             ("torch_hooks", "tiny-gpt2"),

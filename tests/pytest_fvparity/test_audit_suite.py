@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.eyes import problems
 from tests.fvcore.experiments.sae.worlds import config_of, right, trials
 
 
@@ -28,6 +29,9 @@ def test_data_is_gated_by_its_errors_and_its_warnings_are_told(pytester: pytest.
     assert next(check for check in said["checks"] if check["key"] == "conditions")["measurements"] == {
         "UNKNOWN_CONDITION": 1
     }
+    page = (folder / "audit_report.html").read_text()
+    assert "1 of 7 checks fail" in page
+    assert problems(page) == []
     assert json.loads((folder / "data_validation.json").read_text())["validated"] is False
     assert not (pytester.path / "out").exists()
     pytester.runpytest_inprocess("config.yaml::audit::fields").assert_outcomes(failed=1)

@@ -1,4 +1,4 @@
-"""`fvparity selftest`, `merge` and `render`, from the command line to files, output and exit status."""
+"""`fvparity selftest`, `merge`, `render` and `compare`, from the command line to files, output and exit status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fvcore.embedded.random_models import PAIRS, random_lm, trials_for
-from fvcore.gates import Status
+from fvcore.gates import Status, Verdict
 from fvcore.trials import fixed as trials
 from pytest_fvparity import cli
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -373,6 +373,117 @@ def test_a_run_leaves_no_comparison_of_an_earlier_one(
     pytester.runpytest_inprocess("-m", "parity", "-k", "slot_map", *world.options)
 
     assert not list(pytester.path.glob("reports/*/*/src_vs_fv_comparison.json"))
+
+
+# ---------------------------------------------------------------- compare
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Callable[..., Path]:
+    """A folder of reports of some trials, each with these statuses, the rest of the keys PASS; no status, no key."""
+
+    def write(name: str, **statuses: dict[str, Status | None]) -> Path:
+        reports = []
+        for id, changed in statuses.items():
+            rows = {k: row_of(k, s, failed() if s is Status.FAIL else None) for k, s in changed.items() if s}
+            planned = [key for key in CHECK_KEYS if changed.get(key, Status.PASS)]
+            report = assemble(planned, rows_of(**rows), keep_going=True)
+            reports.append(report.model_copy(update={"fixed_trials_id": id}))
+        write_all(reports, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+RED, IDLE_KEY, NO_KEY = ({"slot_map": status} for status in (Status.FAIL, Status.NOT_RUN, None))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "status", "sentence"),
+    [
+        ({"x": {}}, {"x": {}}, 0, "nothing new is red: 6 same"),
+        ({"x": RED}, {"x": {}}, 0, "nothing new is red: 1 fixed, 5 same"),
+        ({"x": RED}, {"x": RED}, 0, "nothing new is red: 1 still failing, 5 same"),
+        ({"x": {}}, {"x": RED}, 1, "something is red that was not: 1 new, 5 same"),
+        ({"x": IDLE_KEY}, {"x": RED}, 1, "something is red that was not: 1 new, 5 same"),
+        ({"x": {}}, {"x": {}, "y": RED}, 1, "something is red that was not: 1 new, 6 same; 1 report(s) added"),
+        ({"x": {}}, {"x": {}, "y": {}}, 0, "nothing new is red: 6 same; 1 report(s) added"),
+        ({"x": {}, "y": {}}, {"x": {}}, 3, "a verdict is gone: 6 same; 1 report(s) gone"),
+        ({"x": {}}, {"x": IDLE_KEY}, 3, "a verdict is gone: 5 same, 1 not judged"),
+        ({"x": {}}, {"x": NO_KEY}, 3, "a verdict is gone: 5 same, 1 gone"),
+        ({"x": NO_KEY}, {"x": {}}, 0, "nothing new is red: 5 same, 1 added"),
+        ({"x": IDLE_KEY}, {"x": IDLE_KEY}, 0, "nothing new is red: 5 same, 1 not judged"),
+    ],
+)
+def test_a_comparison_is_red_for_what_is_new_and_says_when_a_verdict_is_gone(
+    fvparity: Program, runs: Callable[..., Path], before: Any, now: Any, status: int, sentence: str
+) -> None:
+    result = fvparity("compare", runs("before", **before), runs("now", **now))
+
+    assert (result.status, result.out.splitlines()[-1]) == (status, sentence)
+
+
+def test_a_comparison_for_programs_and_for_comments(fvparity: Program, runs: Callable[..., Path]) -> None:
+    sides = runs("before", x={}, old={}), runs("now", x=RED)
+
+    value = json.loads(fvparity("compare", *sides, "--json").out)
+    text = fvparity("compare", *sides, "--markdown").out
+
+    assert (value["verdict"], value["gone"], value["added"]) == ("new", ["words/old"], [])
+    assert [row["change"] for row in value["reports"][0]["keys"]] == ["same", "new", *["same"] * 4]
+    assert text.startswith("**something is red that was not: 1 new")
+    assert "Only before: `words/old`." in text
+    assert "| `slot_map` | new | PASS | FAIL |" in text
+
+
+def test_a_drift_is_red_only_where_that_is_asked_for(fvparity: Program, tmp_path: Path) -> None:
+    none = {"rtol": 0, "atol": 0, "of_max": 0, "of_norm": 0, "rule": "r", "max_abs_diff": 1.0}
+    for name, used in {"before": 0.01, "now": 0.04}.items():
+        verdict = Verdict(compared=1, details={"tolerances": [{"leaf": "a", "used": used, **none}]})
+        write_all([assemble(CHECK_KEYS, rows_of(fv_vector=row_of("fv_vector", verdict=verdict)))], tmp_path / name)
+    sides = tmp_path / "before", tmp_path / "now"
+
+    assert fvparity("compare", *sides).status == fvparity("compare", *sides, "--fail-on-drift").status == 0
+    assert fvparity("compare", *sides, "--drift", 4).status == 0
+    result = fvparity("compare", *sides, "--drift", 4, "--fail-on-drift")
+    assert (result.status, "1 drift" in result.out) == (1, True)
+    assert "drift: fv_vector a, of its tolerance 1 % -> 4 %" in result.out
+
+
+@pytest.mark.parametrize(
+    ("sides", "message"),
+    [
+        (("before", "list.json"), "list.json: not a parity report"),
+        (("empty", "now"), "empty: no src_vs_fv_diff_report.json under this folder"),
+        (("before", "other"), "no two reports are of the same trials: words/x before, words/y now"),
+        (("twice", "now"), "two reports are of words/x; make one of them with `fvparity merge`, or name one"),
+        (("before", "now", "--json", "--markdown"), "--json and --markdown exclude one another"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    fvparity: Program,
+    runs: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sides: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs("before", x={})
+    runs("now", x={})
+    runs("other", y={})
+    shutil.copytree("before", "twice/a")
+    shutil.copytree("before", "twice/b")
+    Path("empty").mkdir()
+    Path("list.json").write_text("[1]")
+
+    result = fvparity("compare", *sides)
+
+    assert (result.status, result.out) == (2, "")
+    assert message in result.err
+
+
+# ---------------------------------------------------------------- what is refused
 
 
 @pytest.mark.parametrize(

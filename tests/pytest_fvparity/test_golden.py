@@ -565,6 +565,7 @@ def started(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Calla
     return pytester.runpytest_subprocess
 
 
+@pytest.mark.slow
 def test_a_golden_is_recorded_and_the_checks_pass_on_it(
     world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
 ) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from fvcore.gates import Finding, Stage, Status, Verdict, error_line, run_stage, said
+from fvcore.gates import CAUSED, Finding, Stage, Status, Verdict, error_line, run_stage, said
 from tests.late import RUNNING
 from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
 from tests.pytest_fvparity.worlds import World, plant, reports
 
 if RUNNING:
     from fvcore import artifacts
+    from fvcore.compare import compare
+    from fvcore.pipeline import Pipeline
     from pytest_fvparity.candidates.candidates import FromFolder
     from pytest_fvparity.report.render import write_report
     from pytest_fvparity.selftest.rig import rig_of
@@ -23,6 +27,13 @@ CUDA = "CUDA error: device-side assert triggered\nCUDA kernel errors might be re
 
 def noted(error: Exception) -> Exception:
     error.add_note("a note that says less")
+    return error
+
+
+def caused(error: Exception, *causes: Exception) -> Exception:
+    """Raised from the first of the causes, that from the next."""
+    for one, cause in pairwise((error, *causes)):
+        one.__cause__ = cause
     return error
 
 
@@ -41,6 +52,14 @@ class Broken(Exception):
             "ExceptionGroup: two (2 sub-exceptions); the first of them KeyError: 'a'",
         ),
         (AssertionError(), "AssertionError"),
+        (
+            caused(RuntimeError("wrapped"), OSError("of the library"), ValueError("shape (2, 3)")),
+            "RuntimeError: wrapped; caused by ValueError: shape (2, 3)",
+        ),
+        (
+            caused(RuntimeError("not done: no such word"), KeyError("x"), ValueError("no such word")),
+            "RuntimeError: not done: no such word",
+        ),
         (Broken(), "Broken (which cannot be shown)"),
     ],
 )
@@ -61,6 +80,71 @@ def test_of_what_another_process_printed_the_error_is_taken_and_not_the_advice_b
     assert error_line(printed) == "RuntimeError: CUDA error: device-side assert triggered"
     assert error_line("Killed") == "Killed"
     assert error_line("") == "no message"
+
+
+CHAIN = """Traceback (most recent call last):
+  File a
+{first}
+
+{between}
+
+Traceback (most recent call last):
+  File b
+RuntimeError: wrapped
+"""
+
+
+def test_of_what_another_process_printed_the_innermost_cause_is_told_and_no_other_error() -> None:
+    def told(between: str, first: str = "ValueError: shape (2, 3)") -> str:
+        return error_line(CHAIN.format(first=first, between=between))
+
+    assert told(CAUSED) == "RuntimeError: wrapped; caused by ValueError: shape (2, 3)"
+    assert told("During handling of the above exception, another exception occurred:") == "RuntimeError: wrapped"
+    assert told(CAUSED, first="ValueError: wrapped") == "RuntimeError: wrapped"
+
+
+def test_of_lists_of_two_lengths_it_is_said_which_ends() -> None:
+    longer, shorter = (compare({"heads": [1, 2]}, {"heads": [1]}), compare({"heads": [1]}, {"heads": [1, 2]}))
+
+    assert [(f.expected, f.actual) for f in longer.findings] == [(2, "nothing: the list ends before it")]
+    assert [(f.expected, f.actual) for f in shorter.findings] == [("nothing: the list ends before it", 2)]
+
+
+def test_what_raises_on_either_inputs_is_told_once() -> None:
+    def fails(self: Pipeline, *inputs: object) -> dict[str, object]:
+        raise IndexError("no such head")
+
+    ours = rig_of("llama")
+    results = {result.key: result for result in ours.judge(ours.candidate(fv_vector=fails))}
+
+    assert results["fv_vector"].status is Status.ERROR
+    assert results["fv_vector"].message.count("Traceback") == 1
+
+
+def test_a_run_that_fails_lists_what_is_not_provided_and_counts_its_failures_alone(
+    pytester: pytest.Pytester, world: World
+) -> None:
+    plant(pytester, "top_heads", "del leaves['cie']; leaves['aie'] = 2 * leaves['aie']")
+    with (pytester.path / "conftest.py").open("a") as conftest:
+        conftest.write("\nFaulty.fv_vector = None\n")
+    result = pytester.runpytest_inprocess("-m", "parity", "--fv-keep-going", *world.options)
+
+    lines = [line for line in result.outlines if line[:2] in {f"{n} " for n in range(1, 7)}]
+    assert ["NOT_PROVIDED" in line for line in lines] == [False] * 4 + [True, False]
+    assert "not provided: of top_heads cie; fv_vector" in result.outlines
+    result.assert_outcomes(passed=4, failed=1, skipped=1)
+
+
+def test_trials_below_another_projects_conftest_are_refused_with_the_command_that_helps(
+    pytester: pytest.Pytester, world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "conftest.py").write_text("pytest_plugins = []\n")
+    elsewhere = Path(shutil.copy(world.trials[0], tmp_path))
+    result = pytester.runpytest_inprocess("-m", "parity", f"--fv-model={world.model}", f"--fv-trials={elsewhere}")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    command = f"cp {elsewhere} . && pytest -m parity --fv-model={world.model} --fv-trials={elsewhere.name}"
+    assert command in result.stderr.str() + result.stdout.str()
 
 
 def test_a_finding_without_values_says_nothing_of_values(tmp_path: Path) -> None:
@@ -117,7 +201,10 @@ def test_of_two_files_for_one_key_the_report_says_which_was_read(tmp_path: Path)
     assert note == "two files for one key: mean_activations.pt was read, and mean_activations.json beside it was not"
 
 
-def test_the_reproduce_command_carries_what_the_outcome_hangs_on(pytester: pytest.Pytester, world: World) -> None:
+def test_the_reproduce_command_carries_what_the_outcome_hangs_on(
+    pytester: pytest.Pytester, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-v -W 'error::FutureWarning'")
     plant(pytester, "slot_map", 'leaves["dummy_labels"] = []')
     with (pytester.path / "conftest.py").open("a") as conftest:
         conftest.write(
@@ -131,6 +218,7 @@ def test_the_reproduce_command_carries_what_the_outcome_hangs_on(pytester: pytes
 
     (report,) = reports(pytester)
     program, *words = shlex.split(report["repro_command"])
-    assert (program, words[:6]) == ("pytest", ["-W", "error::UserWarning", "--mine=1", "--own", "two", "-s"])
+    carried = ["-W", "error::FutureWarning", "-W", "error::UserWarning", "--mine=1", "--own", "two", "-s"]
+    assert (program, words[:8]) == ("pytest", carried)
     assert not {"-q", "-x", "--tb=short", "--maxfail"} & set(words)
     assert pytester.runpytest_inprocess(*words).ret == pytest.ExitCode.TESTS_FAILED

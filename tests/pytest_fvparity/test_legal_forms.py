@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fvcore.gates import StageError, Status
+from pytest_fvparity import shipped
 from pytest_fvparity.parity.asking import formed
 from tests.late import RUNNING
 
@@ -23,6 +24,15 @@ if RUNNING:
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "candidates.md").read_text()
 MAPS = ("idx_map", "idx_avg", "full_idx_map")
+
+
+def test_the_guide_shows_a_trial_as_the_file_has_it() -> None:
+    (shown,) = map(json.loads, re.findall(r"```json\n(.*?)```", GUIDE, re.DOTALL))
+    of_file = json.loads((shipped.root() / shipped.TRIALS["tiny-llama"]).read_text())["trials"][0]
+
+    assert shown == {
+        name: of_file[name][: len(value)] if isinstance(value, list) else of_file[name] for name, value in shown.items()
+    }
 
 
 def as_objects(leaves: dict[str, Any]) -> dict[str, Any]:

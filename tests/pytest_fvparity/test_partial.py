@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fvcore.gates import NotHeld, StageResult, Status
-from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS
 from tests.late import RUNNING
 
 if RUNNING:
@@ -19,6 +19,7 @@ if RUNNING:
     from fvcore.pipeline import Pipeline, slots_of, trial_keys
     from pytest_fvparity.parity.at_hand import log_effects_of
     from pytest_fvparity.parity.checks import check
+    from pytest_fvparity.selftest.alarms import shipped_rigs
     from pytest_fvparity.selftest.rig import Recorded, Rig, changed, rig_of
     from tests.pytest_fvparity.worlds import World, plant, reports, statuses
 
@@ -145,7 +146,8 @@ def in_logprob(leaves: Leaves) -> Leaves:
 
 def with_further_leaf(ours: Rig) -> Rig:
     right = dict(ours.golden.artifact("top_heads"))
-    further = {"top_heads": {**right, "cie_logprob": in_logprob(right)["cie"]}}
+    made_up = in_logprob(right)
+    further = {"top_heads": {**right, "cie_logprob": made_up["cie"], "aie_logprob": made_up["aie"]}}
     return replace(ours, golden=Recorded({**ours.artifacts, **further}))
 
 
@@ -180,6 +182,28 @@ def measured_in_logprob(self: Pipeline, *inputs: Artifact) -> Artifact:
     return {"cie": cie, "aie": cie.mean(dim=0)}
 
 
+def off(by: float) -> Callable[..., Artifact]:
+    """The same, of which the effect of one head on one trial is too large."""
+
+    def station(self: Pipeline, *inputs: Artifact) -> Artifact:
+        leaves: Leaves = dict(measured_in_logprob(self, *inputs))
+        leaves["cie"][1, 0, 2] += by
+        return leaves
+
+    return station
+
+
+def test_the_goldens_that_ship_hold_them_and_bound_them_as_the_rules_say() -> None:
+    rig = next(rig for rig in shipped_rigs() if rig.lm.name == "tiny-llama")
+    run = rig.run(rig.candidate(top_heads=measured_in_logprob, effects="logprob"))
+    run.log_effects = None  # what the golden says counts
+    given = [rig.artifacts[key] for key in INPUTS["top_heads"]]
+    allowed = float(run.tolerances.of("top_heads")("cie").allowed(torch.zeros(())))
+    right, wrong = (run.compare("top_heads", off(by)(run.candidate, *given)) for by in (0.0, 4 * allowed))
+    assert right.passed
+    assert [finding.coordinate["head"] for finding in wrong.findings if finding.blocking] == [2]
+
+
 def test_where_a_golden_lacks_them_the_model_at_hand_says_what_they_are() -> None:
     ours = rig_of("llama")
     results = {r.key: r for r in ours.judge(ours.candidate(top_heads=measured_in_logprob, effects="logprob"))}
@@ -194,7 +218,7 @@ def test_a_model_that_does_not_give_the_goldens_effects_says_nothing_of_them() -
     ours = rig_of("llama")
     other = changed(ours.lm, lambda hf: hf.lm_head.weight.mul_(1.1))
     run = ours.run(ours.candidate(top_heads=measured_in_logprob, effects="logprob"))
-    run.log_effects = log_effects_of(other, ours.golden, ours.settings)
+    run.log_effects = log_effects_of(other, ours.golden, ours.settings, run.tolerances)
     with pytest.raises(NotHeld, match="the model at hand gives other effects than the golden holds"):
         check(run, "top_heads")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,20 @@ def test_a_run_in_the_other_profile_leaves_the_first_ones_report(pytester: pytes
     (second,) = pytester.path.glob("reports/*/*/todd_upstream/src_vs_fv_diff_report.json")
     assert first.read_bytes() == before
     assert read_report(second).overall_status == "FAIL"  # no golden of that profile
+
+
+def test_reports_of_two_models_on_the_same_trials_have_places_of_their_own(
+    pytester: pytest.Pytester, world: World
+) -> None:
+    shutil.copytree(world.model, pytester.path / "tuned-model")
+    chosen = "-m", "parity", "-k", "prompt_boundary", *world.options
+    pytester.runpytest_inprocess(*chosen)
+    pytester.runpytest_inprocess(*chosen, "--fv-model=tuned-model")
+    found = {
+        path.parent.name: read_report(path) for path in pytester.path.glob("reports/**/src_vs_fv_diff_report.json")
+    }
+    assert {report.model for report in found.values()} == {world.model.name, "tuned-model"}
+    assert found["tuned_model"].model == "tuned-model"
 
 
 def test_reduced_runs_of_two_models_have_places_of_their_own(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_the_plans_modules_are_fvcores(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_m0(m0: str, folder: Path) -> None:
     shipped = Path("datasets/fixed_trials", f"{ID}.json")
     assert (folder / shipped).read_bytes() == (TESTS.parent / shipped).read_bytes()
@@ -126,6 +127,7 @@ def test_m0(m0: str, folder: Path) -> None:
     assert re.search(r"PASS slot_map: mismatch_count 0 of [1-9]\d* values", m0)
 
 
+@pytest.mark.slow
 def test_m1_and_m2(m0: str, folder: Path) -> None:
     printed = passes(folder, "M1")
     assert "PASS mean activations rank 4" in printed

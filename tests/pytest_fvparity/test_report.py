@@ -17,6 +17,7 @@ from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.render import write_all, write_report
 from pytest_fvparity.report.report import Report
 from pytest_fvparity.report.schema import report_schema
+from tests.eyes import problems
 from tests.late import RUNNING
 from tests.pytest_fvparity.made_reports import CONTEXT, FILE, assemble, failed, row_of, rows_of
 
@@ -118,6 +119,7 @@ def test_html_is_escaped_and_uses_no_network(tmp_path: Path) -> None:
         assert "script" not in parser.tags, file
         assert not [link for link in parser.links if "//" in link], file
         assert "url(" not in file.read_text(), file
+        assert problems(file.read_text()) == [], file
 
 
 def test_markdown_cells_cannot_break_the_table(tmp_path: Path) -> None:
@@ -205,3 +207,4 @@ def test_the_heat_map_puts_layer_zero_at_the_bottom_and_marks_the_heads(tmp_path
     }
     assert re.findall(r"<circle.*?>", drawn)[0].startswith('<circle class="ring" cx="42.0" cy="42.0"')
     assert drawn.count(">?<") == 1
+    assert problems((tmp_path / "src_vs_fv_diff_report.html").read_text()) == []

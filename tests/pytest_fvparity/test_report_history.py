@@ -38,9 +38,9 @@ def _of(status: Status | None) -> Report:
         (Status.FAIL, Status.FAIL, "still failing"),
         (Status.FAIL, Status.ERROR, "still failing"),
         (Status.BLOCKED, Status.PASS, "passes"),
-        (None, Status.PASS, "passes"),
+        (None, Status.PASS, "added"),
         (Status.FAIL, Status.BLOCKED, "not judged"),
-        (Status.FAIL, None, "not judged"),
+        (Status.FAIL, None, "gone"),
         (Status.PASS, Status.NOT_PROVIDED, "not judged"),
     ],
 )
@@ -130,6 +130,22 @@ def test_what_changed_around_the_numbers_is_listed() -> None:
         "edit_layer": [8, 9],
         "torch": ["2.8", "2.9"],
     }
+
+
+def test_a_loosened_tolerance_and_another_candidate_are_changes_too() -> None:
+    def limited(atol: float, candidate: str) -> Report:
+        report = _using(1e-5, a=0.5)
+        checks = [
+            c.model_copy(update={"tolerances": [t.model_copy(update={"atol": atol}) for t in c.tolerances]})
+            for c in report.checks
+        ]
+        return report.model_copy(update={"checks": checks, "candidate": candidate})
+
+    found = compared(limited(1e-3, "b.B"), limited(1e-5, "a.A"))
+
+    assert found.changed == {"candidate": ["a.A", "b.B"], f"tolerances.{KEY} a.atol": [1e-5, 1e-3]}
+    # A key that has none now, since it failed before its leaves were compared, says nothing of tolerances.
+    assert compared(_of(Status.ERROR), limited(1e-5, "a.A")).changed.keys() == {"candidate", "mode"}
 
 
 def test_it_is_in_markdown_in_html_and_in_json(tmp_path: Path) -> None:

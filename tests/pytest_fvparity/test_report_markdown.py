@@ -1,4 +1,4 @@
-"""Markdown within a budget, and annotations: what GitHub shows is never over its limit, never broken, and counted."""
+"""Markdown within a budget: what GitHub shows is never over its limit, never broken, and counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from fvcore.gates import Status
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.report.annotations import MOST, workflow_commands
 from pytest_fvparity.report.markdown import LEAST, parse, size, within
 from pytest_fvparity.report.render import environment, markdown
 from pytest_fvparity.report.report import Report
@@ -133,52 +132,3 @@ def test_a_report_in_a_small_budget_says_first_what_failed() -> None:
     assert text.startswith("**FAIL: earliest divergence at stage mean_activations")
     assert "| 3 | `mean_activations` | FAIL |" in text
     assert "table rows" in text.split("\n")[-1]
-
-
-# ---------------------------------------------------------------- annotations
-
-
-def _failing(number: int, message: str = "differs by 1") -> Report:
-    report = assemble(CHECK_KEYS, rows_of(slot_map=row_of("slot_map", Status.FAIL, failed(message))))
-    return report.model_copy(update={"fixed_trials_id": f"trials_{number:02}"})
-
-
-def test_the_earliest_failure_is_one_annotation() -> None:
-    (line,) = workflow_commands([_failing(1), assemble(CHECK_KEYS, rows_of())])
-
-    artifact = "golden/words/fixed_trials_x/src/slot_map.safetensors"
-    assert line.startswith(f"::error file={artifact},title=trials_01%3A FAIL at slot_map::FAIL: earliest divergence")
-    assert line.endswith("%0Areproduce: pytest datasets/fixed_trials/fixed_trials_x.json::parity::slot_map")
-
-
-def test_nothing_in_a_message_can_end_it_or_start_another() -> None:
-    report = _failing(1, "100%\r\n::error::forged").model_copy(update={"fixed_trials_id": "a,b:c\n%"})
-
-    (line,) = workflow_commands([report])
-
-    assert "\n" not in line
-    assert "\r" not in line
-    assert "100%25%0A\\::error::forged" in line
-    assert "title=a%2Cb%3Ac%0A%25%3A FAIL" in line
-
-
-def test_ten_at_most_and_the_last_counts_the_rest() -> None:
-    lines = workflow_commands([_failing(n) for n in range(13)])
-
-    assert len(workflow_commands([_failing(n) for n in range(MOST)])) == MOST == len(lines)
-    assert (
-        lines[-1]
-        == "::error title=parity%3A 4 more::words/trials_09, words/trials_10, words/trials_11, words/trials_12"
-    )
-
-
-def test_what_was_not_run_is_a_warning_behind_the_failures() -> None:
-    idle = assemble(CHECK_KEYS, {key: row_of(key, Status.NOT_RUN, message="no CUDA") for key in CHECK_KEYS})
-
-    assert [line.split(" ")[0] for line in workflow_commands([idle, _failing(1)])] == ["::error", "::warning"]
-
-
-def test_a_crash_without_a_file_is_annotated_without_one() -> None:
-    (line,) = workflow_commands([assemble(CHECK_KEYS, {})])
-
-    assert line.startswith("::error title=fixed_trials_x%3A CRASHED at prompt_boundary::CRASHED")

@@ -25,6 +25,11 @@ def run(config: AntonymConfig) -> None:
     source, folder = config.source, config.folder
     run_steps(config.load(config.seed), folder, config, source, steps, Shown(terminal.console()))
     exits.tell(f"{', '.join(steps)} done in {folder}", *step6.finding(Folder(folder)))
+    if config.pictures:
+        from fvcore.experiments.antonym import report
+
+        if written := report.write(folder):
+            exits.tell(f"the page is {written}")
 
 
 app = experiment(

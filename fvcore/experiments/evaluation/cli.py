@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def evaluate(config: EvaluationConfig) -> None:
-    """Measure what a function vector does for a task: evaluation.json, a CSV a table, and plots."""
-    from fvcore.experiments.evaluation import report
+    """Measure what a function vector does for a task: evaluation.json, a CSV a table, pictures, and a page."""
+    from fvcore.experiments.evaluation import drawing, report
     from fvcore.experiments.evaluation.run import run
     from fvcore.trials.fixed import model_tag
 
     lm = config.load(config.seed)
     found = run(config, lm)
     folder = config.out or Path("reports", "eval", f"{found.task.name}_{model_tag(lm.name)}")
-    written = [*report.write(found, folder), *report.draw(found, folder)]
+    written = [*report.write(found, folder), *drawing.draw(found, folder)]
     if config.as_json:
         typer.echo(json_text(found.model_dump(mode="json")))
         return

@@ -1,8 +1,7 @@
-"""What an evaluation found: results question by question, and as files `evaluation.json`, a CSV a table, and pictures."""
+"""What an evaluation found: results question by question, and as files `evaluation.json` and a CSV a table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from math import exp
 from pathlib import Path
 from statistics import fmean
@@ -13,17 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validat
 from fvcore.experiments.evaluation import scores
 from fvcore.experiments.evaluation.data import Labels
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.pictures import png
 from fvcore.experiments.statistics import bootstrap_interval, share_interval
 from fvcore.formats import FormatError, read_json, validated
-from fvcore.plots import banded_line, interval_bars
 
 SCHEMA_VERSION = 1
 FILE = "evaluation.json"
 TOP_K = (1, 2, 3)
 CONDITION = {"template", "n_shots", "labels", "vector", "layer"}
-WIDTH, HEIGHT, DPI = 7.0, 4.0, 150  # inches, inches, dots an inch
-BAR = 0.24  # inches
 
 
 class EvaluationPart(BaseModel):
@@ -216,52 +211,3 @@ def title(result: Result) -> str:
     """A condition in words."""
     shots = "zero-shot" if result.n_shots == 0 else f"{result.n_shots}-shot, {result.labels} labels"
     return shots if result.vector is None else f"{shots}, + {result.vector}"
-
-
-def draw(report: Evaluation, folder: Path) -> list[Path]:
-    """The pictures that the report has figures for; returns the files written."""
-    heading, pictures = f"{report.task.name} on {report.model.name}", {}
-    if report.layers:
-        pictures["layers.png"] = _picture(heading, HEIGHT, lambda axes: _curve(axes, report.layers))
-    if bars := report.nshot or report.baseline:
-        pictures["nshot.png"] = _picture(heading, 1.0 + BAR * len(bars), lambda axes: _bars(axes, bars))
-    return Folder(folder).write(pictures)
-
-
-def _curve(axes: Any, results: Sequence[Result]) -> None:
-    """A line a vector and regime, its interval shaded; without the vector a broken line of one height."""
-    layers = sorted({result.layer for result in results if result.layer is not None})
-    for result in results:
-        if result.vector is None:
-            axes.axhline(result.accuracy, linestyle="--", color="grey", linewidth=1)
-            axes.annotate(title(result), (layers[-1], result.accuracy), ha="right", va="bottom", fontsize=7)
-    for name in dict.fromkeys(title(result) for result in results if result.vector is not None):
-        line = sorted((r for r in results if title(r) == name), key=lambda r: r.layer or 0)
-        at, (low, high) = [result.layer or 0 for result in line], _ends(line)
-        heights = [result.accuracy for result in line]
-        banded_line(axes, at, heights, low, high, shade=0.15, outlined=False, label=name)
-    axes.set(xlabel="block at whose output the vector is added", ylabel="accuracy of the first token", ylim=(0, 1.02))
-    axes.set_xticks(layers)
-    axes.legend(fontsize=8)
-
-
-def _bars(axes: Any, results: Sequence[Result]) -> None:
-    """A bar a condition, in one colour a vector, with its interval."""
-    vectors = list(dict.fromkeys(result.vector for result in results))
-    labels = [f"{title(result)} (n={len(result.ranks)})" for result in results]
-    colours = [f"C{vectors.index(result.vector)}" for result in results]
-    interval_bars(axes, labels, [result.accuracy for result in results], *_ends(results), colours)
-    axes.set(xlabel="accuracy of the first token", xlim=(0, 1.02))
-
-
-def _ends(results: Sequence[Result]) -> tuple[list[float | None], list[float | None]]:
-    return [r.summary["top1_low"] for r in results], [r.summary["top1_high"] for r in results]
-
-
-def _picture(heading: str, height: float, paint: Callable[[Any], None]) -> bytes:
-    def whole(figure: Any) -> None:
-        axes = figure.subplots()
-        paint(axes)
-        axes.set_title(heading, fontsize=10)
-
-    return png(whole, (WIDTH, height), DPI)

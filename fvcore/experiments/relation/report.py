@@ -12,7 +12,7 @@ from fvcore.experiments.folder import Folder
 from fvcore.experiments.relation import files, pictures
 from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.relation.intervals import DIFFERENCE, RANDOM, SHARES, TOP
-from fvcore.experiments.steps import layout
+from fvcore.experiments.steps import curves, layout
 from fvcore.experiments.steps.heatmap import grid_of
 from fvcore.experiments.steps.scores import HEAD, Row, read_scores
 from fvcore.formats import FormatError, read_csv, read_json, write_csv
@@ -182,7 +182,7 @@ def _section(root: Path, row: Row, grid: Any, scale: float) -> dict[str, Any]:
     folder, metric = Folder(root / row["q_id"]), row["metric"]
     heads = top_heads(folder)
     bounds = aie_intervals(folder, heads[0]["score_key"])
-    deltas = {which: curve(folder, which, metric) for which in (TOP, RANDOM)}
+    top, random = (curve(folder, which, metric) for which in (TOP, RANDOM))
     accuracy = curve(folder, TOP, "accuracy_with")
     queries = [trial["query"] for trial in read_json(folder / layout.SAMPLED)["trials"]]
     return {
@@ -190,9 +190,9 @@ def _section(root: Path, row: Row, grid: Any, scale: float) -> dict[str, Any]:
         "score_key": heads[0]["score_key"],
         "heads": [head | bounds.get(HEAD(head), {}) for head in heads[:SHOWN]],
         "n_more": max(0, len(heads) - SHOWN),
-        "effects": pictures.effects(grid, scale, [HEAD(head) for head in heads], heads[0]["score_key"]),
-        "curve": pictures.effect_curve(deltas, metric),
-        "accuracy": pictures.accuracy_curve(accuracy, row["acc_base"]),
+        "effects": curves.effects(grid, scale, [HEAD(head) for head in heads], heads[0]["score_key"]),
+        "curve": curves.effect_curve(top, metric, random),
+        "accuracy": curves.accuracy_curve(accuracy, row["acc_base"]),
         "random": read_json(folder / files.RANDOM_HEADS)["meta"],
         # The first pairs that the trials show, so that a reader sees which relation this is.
         "examples": list(dict.fromkeys(f"{query['input']} \u2192 {query['output']}" for query in queries))[:3],

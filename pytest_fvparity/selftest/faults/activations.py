@@ -38,6 +38,22 @@ def read_outputs(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
         yield heads
 
 
+@contextmanager
+def read_attention(lm: LanguageModel) -> Iterator[dict[int, Tensor]]:
+    """`read_heads` of what enters the attention, hidden states that nobody has attended to yet."""
+    heads: dict[int, Tensor] = {}
+    names = {
+        lm.spec.out_proj_path(at).removesuffix(f".{lm.spec.out_proj_path_in_attn}"): at for at in range(lm.n_layers)
+    }
+
+    def see(name: str, side: str, tensor: Tensor | None, _: Any) -> None:
+        if name in names and side == "input" and tensor is not None:
+            heads[names[name]] = tensor.detach().clone().view(*tensor.shape[:-1], lm.n_heads, -1)
+
+    with hooks.watch_modules(lm.hf, see):
+        yield heads
+
+
 def tiled_key_value_heads(rig: Rig) -> Observed:
     # sdpa groups heads inside torch; only an attention written out in Python can have them in the wrong order.
     lm = eager(rig.lm)
@@ -173,6 +189,8 @@ PLANTS: dict[str, Plants] = {
     "F26-last": station(pooled_by(lambda word: word[:, :, -1])),
     "F26-fp16": station(pooled_by(lambda word: average(word.half()).float())),
     "F27": patching(activations, "read_heads", read_outputs),
+    "F27-told": patching(activations, "read_heads", read_outputs),
+    "F27-attention": patching(activations, "read_heads", read_attention),
     "F28": patching(hooks, "split_heads", lambda x, lm: x.view(*x.shape[:-1], lm.n_heads, lm.d_model // lm.n_heads)),
     "F29": tiled_key_value_heads,
     "F30": loaded_without_dtype,

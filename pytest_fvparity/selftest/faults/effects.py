@@ -23,8 +23,19 @@ from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.pipeline import Pipeline, trial_keys
 from fvcore.slots import SlotMap
+from pytest_fvparity.parity.partial import IN_LOGPROB
 from pytest_fvparity.reference import reference
-from pytest_fvparity.selftest.catalogue import Observed, Outcome, Plant, Plants, error_of, on, patching, replacing
+from pytest_fvparity.selftest.catalogue import (
+    Observed,
+    Outcome,
+    Plant,
+    Plants,
+    error_of,
+    observed,
+    on,
+    patching,
+    replacing,
+)
 from pytest_fvparity.selftest.mean_heads import ids_of
 from pytest_fvparity.selftest.rig import Rig, changed, deep_rig_of, rig_of
 
@@ -60,6 +71,19 @@ def padding_replaced(rig: Rig) -> Observed:
 
 def clean(artifact: Artifact) -> Artifact:
     return {leaf: artifact.get(leaf.replace("/corrupted/", "/clean/"), value) for leaf, value in artifact.items()}
+
+
+def said_in_logprob(reading: Callable[[Tensor], Tensor]) -> Plant:
+    """A candidate that says of its effects that they are in log-probabilities, and takes this of the logits (vocab,)."""
+
+    def plant(rig: Rig) -> Observed:
+        def read(lm: LanguageModel, ids: list[int], target: int) -> Tensor:
+            return reading(lm.logits(lm.ids(ids))[0, -1])[target]
+
+        with patch.object(effects, "target_probability", read):
+            return observed(rig.judge(rig.candidate(effects=IN_LOGPROB)))
+
+    return plant
 
 
 def without_tokens(lm: LanguageModel, ids: list[int], target: int) -> Tensor:
@@ -202,6 +226,13 @@ PLANTS: dict[str, Plants] = {
         "target_probability",
         lambda lm, ids, target: torch.log_softmax(lm.logits(lm.ids(ids))[0, -1], dim=-1)[target],
     ),
+    "F39-said": said_in_logprob(lambda logits: logits.log_softmax(dim=-1)),
+    "F39-said-wrong": (
+        said_in_logprob(lambda logits: logits.softmax(dim=-1)),
+        said_in_logprob(lambda logits: logits.half().log_softmax(dim=-1).float()),
+        said_in_logprob(lambda logits: (logits.softmax(dim=-1) + 1e-6).log()),
+    ),
+    "F39-said-log2": said_in_logprob(lambda logits: logits.softmax(dim=-1).log2()),
     "F39-logit": patching(effects, "target_probability", lambda lm, ids, target: lm.logits(lm.ids(ids))[0, -1, target]),
     "F39-tokens": patching(effects, "target_probability", without_tokens),
     "F40": with_effect(lambda base, runs: runs - torch.cat([base[None], runs.flatten()[:-1]]).view_as(runs)),

@@ -57,6 +57,11 @@ def respaced(space: Callable[[str], str]) -> Plant:
     return replacing(prompt=prompt)
 
 
+def without_last_demo(self: Pipeline, trial: Trial, regime: str) -> Prompt:
+    shorter = replace(trial, demos=trial.demos[:-1], corrupted_labels=trial.corrupted_labels[:-1])
+    return Pipeline.prompt(self, shorter, regime)
+
+
 PLANTS: dict[str, Plants] = {
     "F01": prompting(
         lambda tokenizer, trial, right: prompt_at_boundary(tokenizer, f"{right.text} ", trial.query.output)
@@ -79,5 +84,6 @@ PLANTS: dict[str, Plants] = {
     ),
     "F06": prompting(appended_eos),
     "F12": (respaced(str.strip), respaced(lambda word: f" {word}")),
+    "F12-demo": replacing(prompt=without_last_demo),
     "F23": choosing(reference_profile="todd_upstream"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import pytest
 
 from fvcore import cli
 from fvcore.formats import FormatError, pt_bytes, read_json, write_bytes, write_json
+from tests.eyes import problems
 from tests.late import RUNNING
 
 if RUNNING:
     import torch
 
-    from fvcore.experiments.evaluation import report
+    from fvcore.experiments.evaluation import drawing, report
     from tests.fvcore.evaluation import worlds
 
 
@@ -60,9 +62,21 @@ def test_all_writes_every_table_and_says_so(fvcore: Any, vector: Path, tmp_path:
     )  # fmt: skip
 
     assert (status, err) == (0, "")
-    names = {"baseline.csv", "nshot.csv", "layers.csv", "tokens.csv", "portability.csv", "layers.png", "nshot.png"}
+    names = {
+        "baseline.csv",
+        "nshot.csv",
+        "layers.csv",
+        "tokens.csv",
+        "portability.csv",
+        "layers.png",
+        "nshot.png",
+        "report.html",
+    }
     assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"evaluation.json"}
     assert all(name in out for name in names)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert re.search(r"<h1>Behind layer \d the vector answers \d+% of 5 questions, against \d+% without it", page)
+    assert problems(page) == []
     found = report.read(tmp_path / "out")
     assert [fact.name for fact in found.vectors] == ["fv", "gaussian"]
     assert found.kept == [0, 1, 2, 3, 4]
@@ -172,8 +186,9 @@ def test_a_report_of_another_version_or_shape_is_refused(tmp_path: Path) -> None
 
 def test_pictures_are_drawn_where_there_is_something_to_draw(fvcore: Any, vector: Path, tmp_path: Path) -> None:
     fvcore("tokens", *BASE, "--vector", str(vector), "--out", str(tmp_path / "out"))
-    assert report.draw(report.read(tmp_path / "out"), tmp_path / "pictures") == []
-    assert not (tmp_path / "pictures").exists()
+    drawn = drawing.draw(report.read(tmp_path / "out"), tmp_path / "pictures")
+    assert [path.name for path in drawn] == ["report.html"]
+    assert "<h1>The vector speaks most for" in drawn[0].read_text()
 
 
 def test_rows_of_json_hold_every_answer(fvcore: Any, vector: Path, tmp_path: Path) -> None:

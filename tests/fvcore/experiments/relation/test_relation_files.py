@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.steps import layout, sampled
 from fvcore.experiments.workers import Local
 from fvcore.formats import FormatError, digest, read_csv, read_json, read_pt
+from tests.eyes import problems
 from tests.late import RUNNING
 
 if RUNNING:
@@ -189,7 +191,7 @@ def test_the_report_is_whole_in_itself_and_takes_no_word_for_a_tag(drawn: Path) 
     text = (drawn / files.REPORT).read_text()
     page = _Html(text)
 
-    assert len(page.images) == 2 + 2 * 2  # bars and overlap; a curve and a heat map each
+    assert len(page.images) == 2 + 3 * 2  # bars and overlap; two curves and a heat map each
     assert all(image.startswith("data:image/png;base64,") for image in page.images)
     assert "http" not in text
     assert "<b>" not in text
@@ -197,6 +199,49 @@ def test_the_report_is_whole_in_itself_and_takes_no_word_for_a_tag(drawn: Path) 
     assert "Q&lt;b&gt;2" in text
     assert "insufficient rows (3 &lt; 4)" in text
     assert page.tags.count("article") == 2
+    assert problems(text) == []
+
+
+def test_all_maps_of_a_run_have_one_scale(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fvcore.experiments.steps import curves
+
+    scales = []
+    monkeypatch.setattr(
+        curves, "effects", lambda grid, outer, *rest: scales.append(outer) or curves.png(lambda f: None, (1, 1))
+    )
+    report.write(drawn)
+
+    assert len(scales) == 2
+    assert len(set(scales)) == 1
+
+
+def test_a_run_of_the_steps_has_a_page_with_its_finding(drawn: Path, tmp_path: Path) -> None:
+    from fvcore.experiments.antonym import report as antonym
+
+    shutil.copytree(drawn / "Q1", tmp_path / "run")
+    written = antonym.write(tmp_path / "run")
+    assert written is not None
+    text = written.read_text()
+
+    assert re.search(r"<h1>The vector of \d+ heads answers \d+% of \d+ questions behind layer \d, against", text)
+    assert problems(text) == []
+    (tmp_path / "run" / layout.ALL_LAYERS).unlink()
+    assert antonym.write(tmp_path / "run") is None
+
+
+def test_the_headline_is_what_was_found() -> None:
+    row = {"status": "completed", "metric": "delta_p", "best_layer": 2, "delta": 0.5, "difference": 0.4}
+    found, unsure = row | {"q_id": "A", "difference_low": 0.1}, row | {"q_id": "B", "difference_low": -0.1}
+    skipped = {"q_id": "C", "status": "skipped"}
+
+    assert report.headline([found, unsure]) == "1 of 2 relations has a vector: A +0.5 behind layer 2 (delta p)"
+    assert report.headline([found] * 6) == (
+        "6 of 6 relations have a vector: " + ", ".join(["A +0.5 behind layer 2"] * 4) + ", 2 more (delta p)"
+    )
+    assert report.headline([unsure, skipped]) == (
+        "None of 1 relations have a vector that does more than random heads; 1 not completed"
+    )
+    assert report.headline([skipped]) == "None of 1 relations could be completed"
 
 
 def test_pictures_lie_under_the_plans_names(drawn: Path) -> None:

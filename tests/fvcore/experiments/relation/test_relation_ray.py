@@ -273,8 +273,9 @@ if __name__ == "__main__":
 """
 
 
-def test_a_ray_of_a_runs_own_listens_on_loopback_alone(tmp_path: Path) -> None:
-    (tmp_path / "listening.py").write_text(LISTENING)
+@pytest.mark.parametrize("before", ["", "import ray"])
+def test_a_ray_of_a_runs_own_listens_on_loopback_alone(tmp_path: Path, before: str) -> None:
+    (tmp_path / "listening.py").write_text(before + LISTENING)
 
     done = subprocess.run([sys.executable, "listening.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
 

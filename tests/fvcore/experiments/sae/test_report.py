@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.eyes import problems
 from tests.late import RUNNING
 
 if RUNNING:
@@ -34,6 +35,7 @@ def test_a_report_says_what_was_found_and_what_became_of_the_rest(root: Path) ->
         text = path.read_text()
         assert f"{n} of {len(found) + 1} tested pathways" in text
         assert all(word in text for word in ("not specific", "target inactive") if path == page)
+    assert problems(page.read_text()) == []
     assert ET.parse(picture).getroot().tag.endswith("svg")
 
 

@@ -32,6 +32,7 @@ def test_scopes_are_none_each_neighbours_and_all() -> None:
     assert list(layers.scopes(1)) == [(), (0,)]
 
 
+@pytest.mark.slow
 def test_hidden_everywhere_is_the_bare_query_and_seen_everywhere_the_run(
     small_run: Path, scopes: dict[tuple[int, ...], dict[str, Any]]
 ) -> None:

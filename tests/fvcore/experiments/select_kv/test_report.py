@@ -11,6 +11,7 @@ import pytest
 
 from fvcore.experiments.select_kv import files, report
 from fvcore.formats import read_json, write_json
+from tests.eyes import problems
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ def test_a_run_that_fails_names_rule_value_and_limit(run: Path) -> None:
     assert report.verdict(made) == f"Gate B fails: off_delta_p99_select is {value:.3g}, allowed is ≤ 0.05."
     assert '<p class="lead bad">Gate B fails' in text
     assert text.count('<td class="bad">fail</td>') == 1
+    assert problems(text) == []
 
 
 def test_every_check_has_a_row_with_what_it_asks(run: Path) -> None:
