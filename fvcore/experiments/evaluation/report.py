@@ -176,21 +176,6 @@ class Evaluation(EvaluationPart):
         return {name: rows for name, rows in tables.items() if rows}
 
 
-def finding(report: Evaluation) -> list[str]:
-    """The layer where the vector helps most without demonstrations, in a sentence; none where no layers were asked for."""
-    alone = [
-        row for row in report.layers if (row.n_shots, row.labels) == (report.layers[0].n_shots, report.layers[0].labels)
-    ]
-    own = [row for row in alone if row.layer is not None and row.vector == report.vectors[0].name]
-    if not own:
-        return []
-    best, plain = max(own, key=lambda row: row.accuracy), next(row for row in alone if row.vector is None)
-    others = {row.vector: row for row in alone if row.layer == best.layer and row.vector != best.vector}
-    margins = [f", margin over {name} {best.accuracy - row.accuracy:+.2f}" for name, row in others.items()]
-    shots = f"behind {best.n_shots} {best.labels} demonstrations" if best.n_shots else "without demonstrations"
-    return [f"best layer {best.layer} {shots}: accuracy {plain.accuracy:.2f} -> {best.accuracy:.2f}{''.join(margins)}"]
-
-
 def write(report: Evaluation, folder: Path) -> list[Path]:
     """Write the JSON and a CSV a table; returns the files written."""
     tables = {f"{name}.csv": rows for name, rows in report.tables.items()}

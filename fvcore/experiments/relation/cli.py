@@ -45,7 +45,8 @@ def run(config: RelationConfig) -> None:
         summary = run_relation(relation, root, config, computing, config.q, config.stop_on_error, bar.ended)
     counts = ", ".join(f"{len(summary.q_ids(state))} {state}" for state in ENDED)
     terminal.tell(f"{counts}{'; stopped at the first failure' if summary.stopped else ''}, in {root}")
-    terminal.tell(*(sentence for sentence in map(report.sentence, report.rows(root)) if sentence))
+    table = report.rows(root)
+    terminal.tell(*filter(None, map(report.sentence, table)), report.headline(table))
     if config.pictures:
         terminal.tell(f"report: {root / files.REPORT}")
     if summary.q_ids("failed"):

@@ -251,16 +251,3 @@ def write_all_layers(folder: Folder, q_id: str, expected: Sequence[int], score_k
         "generated_at": now(),
     }
     return folder.write({layout.ALL_LAYERS: value})
-
-
-def finding(folder: Folder) -> list[str]:
-    """The best layer and what the vector does there, in a sentence; none where no layer was evaluated."""
-    if not (folder / layout.ALL_LAYERS).is_file():
-        return []
-    found: Row = read_json(folder / layout.ALL_LAYERS)
-    if (best := found["best_layer"]) is None:
-        return []
-    rows = read_json(folder / found["per_layer"][str(best)]["eval_summary_path"])
-    scored = f"{found['score_key']} {found['best_score']:+.3g}"
-    n = len(found["expected_layers"])
-    return [f"best layer {best} of {n}: accuracy {rows['acc_base']:.2f} -> {rows['acc_with']:.2f}, {scored}"]
