@@ -559,13 +559,13 @@ def test_a_red_merge_is_red(fvparity: Program, reports: Path, tmp_path: Path) ->
     result = fvparity("merge", reports, "--out", tmp_path / "merged")
 
     assert result.status == 1
-    assert "words/fixed_trials_x: FAIL: earliest divergence at stage slot_map" in result.out
+    assert "words/fixed_trials_x: FAIL at slot_map: " in result.out
 
 
 @pytest.mark.parametrize(
     ("keys", "status", "said"),
     [
-        (CHECK_KEYS, Status.FAIL, "FAIL: earliest divergence at stage prompt_boundary"),
+        (CHECK_KEYS, Status.FAIL, "FAIL at prompt_boundary: "),
         ((), Status.PASS, "FAIL: nothing was compared"),
         (CHECK_KEYS[:2], Status.PASS, "PARTIAL: 2 of 6 check keys compared"),
         (CHECK_KEYS[:2], Status.PASS, "no report judges mean_activations, top_heads, fv_vector, injection_output"),
