@@ -57,7 +57,8 @@ class ModelChoice(Config):
         lm = self.loader(seed)()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        exits.tell(*doubts(lm), *(f"{what}: {now} (tested: {was})" for what, (was, now) in untested_in(lm).items()))
+        untested = (f"{what}: {now} (tested: {was})" for what, (was, now) in untested_in(lm).items())
+        exits.note(*doubts(lm), *untested, err=True)
         return lm
 
 
