@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,9 +53,10 @@ class ModelChoice(Config):
         from fvcore.model import on_disk
         from fvcore.model.model import doubts, untested_in
 
+        made_by = self.loader(seed)
         if isinstance(layer := getattr(self, "edit_layer", None), int):
             on_disk.require_layer(self.model, layer)
-        lm = self.loader(seed)()
+        lm = made_by()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         untested = (f"{what}: {now} (tested: {was})" for what, (was, now) in untested_in(lm).items())
@@ -65,7 +67,9 @@ class ModelChoice(Config):
 def _load(*how: Any, **more: Any) -> LanguageModel:
     from fvcore.model import model as models
 
-    return models.load(*how, **more)
+    with warnings.catch_warnings():  # what is doubtful is told by `load`
+        warnings.simplefilter("ignore", models.ModelWarning)
+        return models.load(*how, **more)
 
 
 def one_thread_if_small(lm: LanguageModel) -> None:
