@@ -64,7 +64,9 @@ def fvparity(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """What stands in a folder, but for the word to git that it is to be left alone."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".gitignore"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 # ---------------------------------------------------------------- selftest
@@ -668,4 +670,4 @@ def test_a_reduced_parity_run_without_a_reference_is_an_error(
     done = fvparity("spec", "parity", tmp_path / "model", *words)
 
     assert done.status == 2
-    assert "did not come to a verdict (prompt_boundary: " in done.err
+    assert "--fv-src: no such folder: " in done.err
