@@ -152,13 +152,8 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     for name, wanted in kinds[0].items():
         if wanted != (found := kinds[1][name]):
             return _one(leaf, f"{name} differs: expected {wanted}, actual {found}", wanted, found, expected.numel())
-    # float64 holds every float32 and every half exactly, so the comparison adds no rounding of its own.
-    want, have = expected.detach().double().cpu(), actual.detach().double().cpu()
-    difference = torch.where(want == have, torch.zeros_like(want), (have - want).abs())  # inf == inf is no difference
-    difference = torch.where(want.isnan() & have.isnan(), torch.zeros_like(want), difference)
+    want, have, difference, wrong = beside(expected, actual, tolerance)
     allowed = tolerance.allowed(want)
-    wrong = ~(difference <= allowed)  # a NaN difference is wrong
-    wrong &= difference != 0
     relative = (difference / want.abs())[(want != 0) & difference.isfinite() & want.isfinite()]
     largest = {"max_abs_diff": _most(difference), "max_rel_diff": _most(relative)}
     used = torch.where(difference == 0, difference, difference / allowed)  # infinite where nothing is allowed
@@ -169,8 +164,32 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
         for index in wrong.nonzero()[:MAX_FINDINGS].tolist()
     ]
     # A single number says all there is to say by itself.
-    errors = {"errors": {leaf: error_table(want, difference)}} if findings and want.ndim else {}
+    errors = (
+        {"errors": {leaf: error_table(want, torch.where(wrong, difference, 0.0))}} if findings and want.ndim else {}
+    )
     return Verdict(tuple(findings), want.numel(), int(wrong.sum()), largest, {"largest": {leaf: measured}, **errors})
+
+
+def beside(expected: Tensor, actual: Tensor, tolerance: Tolerance) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two tensors of one shape in float64 on the CPU, by how much they differ, and where that is more than is allowed."""
+    # float64 holds every float32 and every half exactly, so the comparison adds no rounding of its own.
+    want, have = expected.detach().double().cpu(), actual.detach().double().cpu()
+    same = (want == have) | (want.isnan() & have.isnan())  # inf == inf is no difference
+    difference = torch.where(same, torch.zeros_like(want), (have - want).abs())
+    wrong = ~(difference <= tolerance.allowed(want))  # a NaN difference is wrong
+    return want, have, difference, wrong & ~same
+
+
+def largest_wrong(
+    leaf: str, expected: Tensor, actual: Tensor, tolerance: Tolerance, axes: Sequence[str]
+) -> Finding | None:
+    """Of two tensors of one shape the element that is outside its tolerance by the largest difference, if one is."""
+    want, have, difference, wrong = beside(expected, actual, tolerance)
+    if not wrong.any():
+        return None
+    size = torch.where(wrong, difference.nan_to_num(nan=math.inf, posinf=math.inf), torch.full_like(difference, -1.0))
+    index = tuple(int(i) for i in torch.unravel_index(size.argmax(), size.shape))
+    return _element(leaf, index, want, have, difference, tolerance, _would_pass(difference, want, tolerance), axes)
 
 
 def _most(values: Tensor) -> float:

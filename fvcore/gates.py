@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cache
 from itertools import dropwhile
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 Subject = TypeVar("Subject")
@@ -183,8 +184,23 @@ def run_stage(suite: str, stage: Stage[Subject], subject: Callable[[], Subject])
         return result(error.status, message=str(error), verdict=getattr(error, "verdict", Verdict()))
     except Exception as error:
         # The stage's own code failed; its traceback is the only trace of where.
-        return result(Status.ERROR, message=f"{said(error)}\n{''.join(traceback.format_exception(error)).rstrip()}")
+        trace = traceback.format_exception(type(error), error, _below(error, stage.check))
+        return result(Status.ERROR, message=f"{said(error)}\n{''.join(trace).rstrip()}")
     return result(Status.PASS if verdict.passed else Status.FAIL, verdict=verdict)
+
+
+def _below(error: BaseException, check: Callable[..., Any]) -> TracebackType | None:
+    """An error's frames without those of who judges, its first ones: a reader looks for what is judged."""
+
+    def package(name: str) -> str:
+        return name.partition(".")[0]
+
+    judge, trace = getattr(check, "func", check).__module__, error.__traceback__
+    while trace and (name := trace.tb_frame.f_globals.get("__name__", "")):
+        if name != __name__ and (package(name) != package(judge) or package(judge) == package(__name__)):
+            break
+        trace = trace.tb_next
+    return trace or error.__traceback__
 
 
 def said(error: BaseException) -> str:

@@ -73,7 +73,7 @@ def selftest(
     if not as_json:
         say(run.counted(rows))
     if markdown:
-        write_text(markdown, run.faults_markdown(rows, known) + "\n")
+        write_text(markdown, run.faults_markdown(rows, known))
     if run.red(rows):
         raise typer.Exit(exits.FAILED)
 

@@ -199,7 +199,7 @@ NAMED = {
     "pytest_fvparity.shipped": {"gpt", "llama"},  # the shipped models' trials
     "pytest_fvparity.selftest.faults.effects": {"gpt", "llama"},  # paths that mislead the reference
 }
-ROOMS_OF_FAMILIES = {"fvcore.model.spec", "pytest_fvparity.reference.reference"}
+ROOMS_OF_FAMILIES = {"fvcore.model.spec", "pytest_fvparity.reference.checkout"}
 
 
 def test_no_model_family_is_named_outside_its_rooms() -> None:

@@ -6,7 +6,7 @@ others there are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -62,17 +62,19 @@ class Part:
         """Findings in a slice, at the places in the whole tensor."""
 
         def placed(finding: Finding) -> Finding:
-            leaf = finding.where.partition("[")[0]
-            piece = self.slices.get(key, {}).get(leaf)
-            axis = "" if piece is None else "".join(axes(leaf)[piece.axis : piece.axis + 1])
+            axis, indices = self.held(key, finding.where.partition("[")[0], axes)
             at = finding.coordinate.get(axis)
-            if piece is None or not isinstance(at, int):
+            if not isinstance(at, int):
                 return finding
-            index = piece.indices[at]
-            where = finding.where.replace(f"{axis} {at}", f"{axis} {index}")
-            return replace(finding, where=where, coordinate={**finding.coordinate, axis: index})
+            where = finding.where.replace(f"{axis} {at}", f"{axis} {indices[at]}")
+            return replace(finding, where=where, coordinate={**finding.coordinate, axis: indices[at]})
 
         return replace(verdict, findings=tuple(map(placed, verdict.findings)))
+
+    def held(self, key: str, leaf: str, axes: AxesOf) -> tuple[str, Sequence[int]]:
+        """Of a sliced leaf the axis, and which of its indices are held; no name where all of it is."""
+        piece = self.slices.get(key, {}).get(leaf)
+        return ("", ()) if piece is None else ("".join(axes(leaf)[piece.axis : piece.axis + 1]), piece.indices)
 
 
 WHOLE = Part()

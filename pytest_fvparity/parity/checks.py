@@ -19,9 +19,10 @@ from pytest_fvparity.drill import drilled
 from pytest_fvparity.parity.asking import InHand, formed
 from pytest_fvparity.parity.custody import left_by_candidate, require_unspoilt
 from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS, PER_TRIAL_KEYS, Answers, Implementation, copied
-from pytest_fvparity.parity.partial import HELD_TO, IN_LOGPROB, LACKS, LAST_SLOT, completed, offered
+from pytest_fvparity.parity.partial import FURTHER, HELD_TO, IN_LOGPROB, LACKS, LAST_SLOT, completed, offered
 from pytest_fvparity.parity.refinements import REFINEMENTS
 from pytest_fvparity.parity.signatures import signed
+from pytest_fvparity.parity.where import placed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -152,6 +153,7 @@ class ParityRun:
         expected, actual, left_out = self.part.cut(key, expected, actual, _axes)
         offer = offered(key, expected, actual, getattr(self.candidate, "effects", None), self.log_effects)
         expected = offer.expected
+        actual = {leaf: value for leaf, value in actual.items() if leaf in expected or leaf not in FURTHER}
         if not actual:
             raise NotProvided(f"the candidate gave none of {offer.absent}")
         verdict = self.part.placed(key, compare(expected, actual, self.tolerances.of(key), _axes), _axes)
@@ -168,7 +170,7 @@ class ParityRun:
         if key in REFINEMENTS:
             verdict = REFINEMENTS[key](self, verdict, expected, whole)
         if not verdict.passed:
-            verdict = signed(self, key, verdict, expected, whole, _axes)
+            verdict = placed(self, key, signed(self, key, verdict, expected, whole, _axes), expected, actual, _axes)
         if offer.own_ranking:
             self.memory.tied.add(key)
         lent = " and ".join(self.memory.lent[name] for name in INPUTS[key] if name in self.memory.lent)

@@ -54,19 +54,19 @@ def _named_slots(run: ParityRun, verdict: Verdict, expected: Artifact, actual: A
 
 
 def _named(verdict: Verdict, axis: str, names: Mapping[Any, Mapping[str, int | str]]) -> Verdict:
+    return replace(verdict, findings=tuple(named_along(finding, axis, names) for finding in verdict.findings))
+
+
+def named_along(finding: Finding, axis: str, names: Mapping[Any, Mapping[str, int | str]]) -> Finding:
     """What a place along an axis is known by joins the coordinate; a label stands beside the number."""
-
-    def named(finding: Finding) -> Finding:
-        at = finding.coordinate.get(axis)
-        known = names.get(at, {})
-        label = f" ({known['slot_label']})" if "slot_label" in known else ""
-        where = finding.where.replace(f"{axis} {at}", f"{axis} {at}{label}")
-        return replace(finding, where=where, coordinate={**finding.coordinate, **known})
-
-    return replace(verdict, findings=tuple(map(named, verdict.findings)))
+    at = finding.coordinate.get(axis)
+    known = names.get(at, {})
+    label = f" ({known['slot_label']})" if "slot_label" in known else ""
+    where = finding.where.replace(f"{axis} {at}", f"{axis} {at}{label}")
+    return replace(finding, where=where, coordinate={**finding.coordinate, **known})
 
 
-def _trial(key: str) -> dict[str, int | str]:
+def trial_numbers(key: str) -> dict[str, int | str]:
     """A trial's key, as the two numbers it is made of."""
     return dict(zip(("trial_id", "trial_idx"), map(int, key.split(":")), strict=True))
 
@@ -82,7 +82,7 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
     aie = expected.get("aie", aie)
     own = actual.get("aie", aie)  # of a candidate that gives heads alone, the reference's say what is near
     # A row of the CIE tensor is a trial.
-    verdict = _named(verdict, "trial", dict(enumerate(map(_trial, trial_keys(run.expected("prompt_boundary"))))))
+    verdict = _named(verdict, "trial", dict(enumerate(map(trial_numbers, trial_keys(run.expected("prompt_boundary"))))))
     details = {
         **verdict.details,
         "aie_expected": _rows(expected, "aie", 2),
@@ -171,12 +171,13 @@ def _moved_logits(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
         if isinstance(base, torch.Tensor) and isinstance(injected, torch.Tensor) and torch.equal(base, injected):
             idle.append(key)
         found += _not_its_logits(key, actual)
-    table = [_trial_row(key, expected, actual) for key in trial_keys(expected)]
+    table = [_trial_row(run, key, expected, actual) for key in trial_keys(expected)]
     verdict = _generation_ties(run, verdict, expected, actual)
     verdict = replace(verdict, details={**verdict.details, "trials": table})
     if idle:
+        more = f" and {len(idle) - 5} more" if len(idle) > 5 else ""
         message = (
-            f"injection had no effect: no logit moved on trial(s) {', '.join(idle)}; the vector is zero, or what was edited "
+            f"injection had no effect: no logit moved on trial(s) {', '.join(idle[:5])}{more}; the vector is zero, or what was edited "
             f"is not what the block hands on{_block_output(run)}"
         )
         found.insert(0, Finding("with_logits", message))
@@ -269,17 +270,25 @@ def _not_its_logits(key: str, actual: Artifact) -> list[Finding]:
         own = float(logits.log_softmax(dim=-1)[target])
         if (off := abs(own - logprob)) > OWN_LOGPROB:
             message = f"differs by {off:.3g} from that of the candidate's own logits: taken in half precision?"
-            found.append(Finding(f"{key}/{name}_logprob", message, own, logprob, _trial(key), off))
+            found.append(Finding(f"{key}/{name}_logprob", message, own, logprob, trial_numbers(key), off))
     return found
 
 
-def _trial_row(key: str, expected: Artifact, actual: Artifact) -> dict[str, Any]:
-    row: dict[str, Any] = {**_trial(key), "target_id": expected.get(f"{key}/target_id")}
+def _trial_row(run: ParityRun, key: str, expected: Artifact, actual: Artifact) -> dict[str, Any]:
+    """Both sides' log-probabilities of a trial, and which of them are outside their tolerance."""
+    from fvcore.compare import compare_leaf
+
+    tolerance_of = run.tolerances.of("injection_output")
+    row: dict[str, Any] = {**trial_numbers(key), "target_id": expected.get(f"{key}/target_id")}
     for name in ("base", "with", "delta"):
         pair = [side.get(f"{key}/{name}_logprob") for side in (expected, actual)]
         src, fv = (float(value) if isinstance(value, int | float) else None for value in pair)
         row[f"{name}_logprob_src"], row[f"{name}_logprob_fv"] = src, fv
         row[f"{name}_logprob_abs_diff"] = None if src is None or fv is None else abs(src - fv)
+        leaf = f"{name}_logprob"
+        row[f"{leaf}_outside"] = (
+            src is not None and fv is not None and not compare_leaf(leaf, src, fv, tolerance_of(leaf), ()).passed
+        )
     for name in ("base", "with"):
         want, have = (_numbers(side.get(f"{key}/{name}_logits")) for side in (expected, actual))
         row[f"{name}_logits_max_abs_diff"] = None

@@ -10,19 +10,19 @@ import pytest
 from fvcore import escapes
 from pytest_fvparity import runners
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
-from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.parity.partial import LACKS
 from pytest_fvparity.parity.place import particular, place_of
 from pytest_fvparity.suite.declaration import FILES_KEY, SuiteReports
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fvcore.gates import StageResult
     from pytest_fvparity.report.report import Report
     from pytest_fvparity.runners import Annotation
     from pytest_fvparity.suite.reporter import SuiteRun
 
 NAME = "parity"
+MOST = 10  # groups of reports that the terminal shows, and names in each
 
 
 class ParityReports(SuiteReports):
@@ -72,9 +72,19 @@ class ParityReports(SuiteReports):
             write_all(self.reports, self.options.report_dir)
         return all(report.overall_status != "FAIL" for report in self.reports)
 
+    def tells(self, run: SuiteRun, result: StageResult) -> bool:
+        """Of numbers that differ, and of an error in one line; a traceback is shown above."""
+        return run.of(NAME) and "\n" not in result.message.strip()
+
     def summary(self, terminal: Any, written: bool) -> None:
-        for report in self.reports:
-            self._summary(report, terminal, written)
+        from pytest_fvparity.report.screen import alike
+
+        groups = alike(self.reports)
+        for at, group in enumerate(groups[:MOST]):
+            self._summary(group, terminal, written, brief=at > 0 and len(groups) > 2)
+        if len(groups) > MOST:
+            rest = sum(map(len, groups[MOST:]))
+            terminal.write_line(f"and {rest} more: {self.options.from_here(self.options.report_dir / 'summary.html')}")
         planned = {(self.config.rootpath / name).resolve() for name in self.planned}
         own = [path for path, file in self.config.stash[FILES_KEY].items() if file.declared.name == NAME]
         for path in (path for path in own if path not in planned and not self.config.option.collectonly):
@@ -94,42 +104,20 @@ class ParityReports(SuiteReports):
             runners.mark_told(identity(report))
         return text
 
-    def _summary(self, report: Report, terminal: Any, written: bool) -> None:
+    def _summary(self, group: Sequence[Report], terminal: Any, written: bool, brief: bool) -> None:
+        """Of reports that say the same the first, and the names of the others."""
         from pytest_fvparity.report.render import folders
-        from pytest_fvparity.report.report import not_provided
+        from pytest_fvparity.report.screen import lines
 
-        def write(text: str, **look: bool) -> None:
-            terminal.write_line(escapes.line(text), **look)
-
+        report, *others = group
+        page = folders(report, self.options.report_dir)[0] / "src_vs_fv_diff_report.html"
+        said = list(lines(report, self.options.from_here(page) if written else None))
         good, bad = report.overall_status in {"PASS", "PARTIAL"}, report.overall_status == "FAIL"
-        terminal.write_sep("=", f"parity of {report.fixed_trials_id}", bold=True)
-        write(report.headline, green=good, red=bad, yellow=not good and not bad, bold=True)
-        if report.candidate:
-            write(f"candidate: {report.candidate}")
-        for name, (golden, here) in report.conditions.items():
-            write(f"condition {name}: {golden} -> {here}")
-        if report.repro_command:
-            write(f"reproduce: {report.repro_command}")
-        for line in () if good and len(self.reports) > 1 else _table(report):
-            write(line)
-        if not good and (lacking := not_provided(report.checks)):
-            write(f"{LACKS}{'; '.join(lacking)}")
-        if written:
-            page = folders(report, self.options.report_dir)[0] / "src_vs_fv_diff_report.html"
-            write(f"report: {self.options.from_here(page)}")
-
-
-def _table(report: Report) -> list[str]:
-    lines = [f"{'':2}{'check key':<18}{'status':<13}{'compared':>10}{'mismatches':>12}{'max abs diff':>14}  note"]
-    for check in report.checks:
-        number = check.max_abs_diff
-        largest = f"{number:.3g}" if isinstance(number, float) else number or "-"
-        note = f"blocked by {check.blocked_by}" if check.blocked_by else f"{check.fault} fault" if check.fault else ""
-        note = note or "; ".join(dict.fromkeys(w.message.split(":")[0] for w in check.warnings))
-        n = CHECK_KEYS.index(check.key) + 1
-        mismatches = "-" if check.mismatch_count is None else check.mismatch_count
-        row = f"{n} {check.key:<18}{check.status:<13}{check.n_compared:>10}{mismatches:>12}{largest:>14}  {note}"
-        lines.append(row.rstrip())
-    if report.n_compared_trials != report.n_trials:
-        lines.append(f"{report.n_compared_trials} of {report.n_trials} trials compared at the per-trial keys")
-    return lines
+        more = f" and {len(others)} more" if others else ""
+        terminal.write_sep("=", f"parity of {report.fixed_trials_id}{more}", bold=True)
+        terminal.write_line(escapes.line(said[0]), green=good, red=bad, yellow=not good and not bad, bold=True)
+        for line in said[-1:] if brief else said[1:]:
+            terminal.write_line(escapes.line(line))
+        if others:
+            named = ", ".join(one.fixed_trials_id for one in others[:MOST])
+            terminal.write_line(escapes.line(f"the same of {named}{' ...' if len(others) > MOST else ''}"))

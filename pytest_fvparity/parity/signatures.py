@@ -43,6 +43,12 @@ class Numbers:
             float(rest.max()) <= off / 10 and bool((rest <= self.allowed).all())
         )
 
+    def under(self, axis: int, index: int) -> Numbers:
+        """Those under one index of an axis."""
+        want, have, allowed = (side.select(axis, index) for side in (self.want, self.have, self.allowed))
+        axes = [name for at, name in enumerate(self.axes) if at != axis]
+        return Numbers(want, have, allowed, axes, self.words)
+
     def indices(self, axis: int) -> list[int]:
         """Along an axis, the indices under which something is wrong."""
         others = [other for other in range(self.wrong.ndim) if other != axis]
@@ -143,7 +149,7 @@ def _words_of_several_tokens(seen: Numbers) -> str | None:
     if "slot" not in seen.axes:
         return None
     wrong = seen.indices(list(seen.axes).index("slot"))
-    if not wrong or not set(wrong) <= seen.words:
+    if not wrong or not set(wrong) <= seen.words or len(wrong) == 1 < len(seen.words):
         return None
     return f"only slots of words with several tokens differ ({len(wrong)}): look at their average"
 
@@ -156,7 +162,9 @@ def _one_place(seen: Numbers) -> str | None:
             continue
         if len(wrong) == 1:
             which = "the last " if wrong[0] == n - 1 else "the first " if wrong[0] == 0 else ""
-            return f"only {which}{name} differs" if which else f"only {name} {wrong[0]} differs"
+            there = of_numbers(seen.under(axis, wrong[0])) if seen.want.ndim > 1 else None
+            told = f"only {which}{name} differs" if which else f"only {name} {wrong[0]} differs"
+            return f"{told}; there {there}" if there else told
         if wrong == list(range(1, n)):
             return f"every {name} but the first differs"
         if wrong == list(range(n - 1)):

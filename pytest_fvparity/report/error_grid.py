@@ -1,4 +1,5 @@
-"""An error table as a grid: how large the expected values are, by how much they are off, and how many of them.
+"""An error table as a grid: how large the expected values are, by how much those outside their tolerance are off, and how
+many of them.
 
 1. Magnitudes become rows, the largest first; sizes of error become columns, the smallest first. Every decade between two
    that occur has a place, and beyond `MOST` of them the lowest share one.
@@ -66,11 +67,12 @@ def grid(leaf: str, counts: Counts) -> Grid:
     def cell(row: int, column: int) -> GridCell | None:
         if (n := found.get((row, column), 0)) == 0:
             return None
-        title = f"{n:,} expected {_said(row, rows, *RANGE)}, off by {_said(column, columns, *RANGE)}"
+        off = "within tolerance" if column == ZERO else f"off by {_said(column, columns, *RANGE)}"
+        title = f"{n:,} expected {_said(row, rows, *RANGE)}, {off}"
         return GridCell(n, (row, column) in much, column == ZERO, math.log1p(n) / math.log1p(most), title)
 
     drawn = {_said(row, rows, "0", *LABEL): [cell(row, column) for column in columns] for row in reversed(rows)}
-    return Grid(leaf, _sentence(counts), tuple(_said(column, columns, "equal", *LABEL) for column in columns), drawn)
+    return Grid(leaf, _sentence(counts), tuple(_said(column, columns, "within", *LABEL) for column in columns), drawn)
 
 
 def _differs(row: Mapping[str, int]) -> bool:
@@ -105,7 +107,7 @@ def _sentence(counts: Counts) -> str:
         bound = 1 + max(row["error"] - row["magnitude"] for row in little)
         size = f"{power(bound)} times their own size" if bound else "their own size"
         parts.append(f"{'the others' if parts else 'all'} by less than {size}")
-    return f"{_n(off):,} of {_n(counts):,} values differ: {', '.join(parts)}"
+    return f"{_n(off):,} of {_n(counts):,} values are outside their tolerance: {', '.join(parts)}"
 
 
 def power(decade: int) -> str:

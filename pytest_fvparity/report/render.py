@@ -13,6 +13,8 @@ from fvcore import page
 from fvcore.formats import FormatError, csv_text, json_text, read_json, validated, write_text
 from fvcore.profile import Processor
 from pytest_fvparity.parity.implementation import CHECK_KEYS
+from pytest_fvparity.report import story
+from pytest_fvparity.report.account import account
 from pytest_fvparity.report.error_grid import grids
 from pytest_fvparity.report.markdown import STEP_SUMMARY, within
 from pytest_fvparity.report.report import (
@@ -24,6 +26,7 @@ from pytest_fvparity.report.report import (
     earliest_failure,
     is_partial,
     largest_of,
+    weaker,
     worst_first,
 )
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from pytest_fvparity.report.history import Comparison
 
 REPORT, COMPARISON = "src_vs_fv_diff_report", "src_vs_fv_comparison"
+MOST_TRIALS = 30  # rows of a page; all are in a file
 STAGE_COLUMNS = ("name", "status", "exit_code", "mismatch_count", "max_abs_diff", "duration_sec", "cmd")
 WAYS = {"base": "clean", "with": "with", "delta": "delta"}
 """Our words for a trial's three log-probabilities, and the plans': `clean` is the run without the vector."""
@@ -173,7 +177,7 @@ def _files(report: Report, comparison: Comparison | None) -> dict[str, str | Non
 
 def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | None]:
     value, templates = report.model_dump(mode="json"), environment()
-    shown = value | {"beside": report.beside}
+    shown = _shown(report)
     stages = [
         {"name": check.key, "status": check.status, "cmd": check.repro_command}
         | {"exit_code": 0 if check.status in AGREEING or is_partial(check) else 1}
@@ -191,7 +195,7 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | 
         "injection_parity_report.json": json_text(_injection_report(report, trials)),
         f"{REPORT}.json": json_text(value),
         f"{REPORT}.md": markdown(report, STEP_SUMMARY, comparison),
-        f"{REPORT}.html": html.render(shown, keys=CHECK_KEYS, comparison=comparison),
+        f"{REPORT}.html": html.render(shown, comparison=comparison),
         f"{COMPARISON}.json": json_text(comparison.model_dump(mode="json")) if comparison else None,
     }
 
@@ -199,8 +203,27 @@ def _rendered(report: Report, comparison: Comparison | None) -> dict[str, str | 
 def markdown(report: Report, budget: int, comparison: Comparison | None = None) -> str:
     """The report in at most so many bytes: verdict and earliest divergence first, failing keys before passing ones."""
     template = environment().get_template("report.md.j2")
-    text = template.render(report.model_dump(mode="json"), beside=report.beside, keys=CHECK_KEYS, comparison=comparison)
+    text = template.render(_shown(report), comparison=comparison)
     return within(text, budget, f"All of it is in `{REPORT}.html`.")
+
+
+def _shown(report: Report) -> dict[str, Any]:
+    """A report's fields, and what a page says beside them: the earliest failure, the other keys that say something, notes."""
+    value = report.model_dump(mode="json")
+    failed = earliest_failure(report.checks)
+    saying = [check for check in report.checks if (check.details or check.message) and check is not failed]
+    return value | {
+        "beside": report.beside,
+        "keys": CHECK_KEYS,
+        "by_key": {check["key"]: check for check in value["checks"]},
+        "failed": account(failed) if failed else None,
+        "source": getattr(failed, "source", None),
+        "wrong": {check.key: story.n_wrong(check) for check in report.checks},
+        "weaker": weaker(report),
+        "deeper": list(story.deeper(failed, story.n_behind(report))) if failed else [],
+        "others": [account(check) for check in saying],
+        "notes": [(c.key, row) for c in report.checks for row in c.warnings if not story.is_drill(row)],
+    }
 
 
 @cache
@@ -208,8 +231,8 @@ def environment() -> Environment:
     """Templates of this package on the base of all pages. One a process, so that they are compiled once."""
     templates = page.environment("pytest_fvparity.report")
     templates.filters |= {"number": _number, "share": _share}
-    templates.filters |= {"worst_first": _worst_first, "grids": grids, "ran_on": _ran_on}
-    templates.filters["failing_first"] = lambda checks: sorted(checks, key=lambda check: check["status"] == "PASS")
+    templates.filters |= {"grids": grids, "ran_on": _ran_on}
+    templates.filters |= {"times": story.times, "worst_trials": _worst_trials, "beside": _beside}
     templates.filters["used"] = lambda tolerances: largest_of(row["used"] for row in tolerances)
     # A word is no finite number, and no tolerance allows that.
     templates.filters["over"] = lambda share: isinstance(share, str) or (share is not None and share > 1)
@@ -223,15 +246,25 @@ def _number(value: Any) -> str:
 
 
 def _share(value: float | str | None) -> str:
-    """How much of a tolerance was used."""
+    """How much of a tolerance was used; what is far beyond it is so many times as much."""
     if not isinstance(value, float | int):
         return _number(value)
-    return f"{100 * value:.3g} %" if value < 10 else f"{100 * value:,.0f} %"
+    return f"{100 * value:.3g} %" if value < 10 else f"{value:,.0f} times" if value < 1e6 else f"{value:.2g} times"
 
 
-def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """What has no number first, for it is no question of tolerance; then by size."""
-    return sorted(rows, key=lambda r: r["abs_diff"] if isinstance(r["abs_diff"], float) else math.inf, reverse=True)
+def _worst_trials(trials: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """All of a few, of many those whose logits differ most."""
+
+    def size(row: Mapping[str, Any]) -> float:
+        off = row[f"with_{LOGITS}"]
+        return math.inf if isinstance(off, str) else off or 0.0
+
+    return trials if len(trials) <= MOST_TRIALS else sorted(trials, key=size, reverse=True)[:MOST_TRIALS]
+
+
+def _beside(both: tuple[Any, Any], differ: bool) -> tuple[str, str]:
+    """Two numbers beside each other; of such as are said to differ enough digits to see it."""
+    return story.pair(*both) if differ else (_number(both[0]), _number(both[1]))
 
 
 def _ran_on(conditions: Mapping[str, Any]) -> str:

@@ -7,14 +7,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fvcore.gates import Finding, StageResult, Status, first_line
 from fvcore.profile import Part
 from fvcore.provenance import now
+from pytest_fvparity.drill.conclusion import lines as drill_lines
 from pytest_fvparity.golden.part import NOT_COMPARED
 from pytest_fvparity.parity.implementation import CHECK_KEYS, LIVE, NO_CANDIDATE
 from pytest_fvparity.parity.partial import LACKS
+from pytest_fvparity.report.story import sentence
 
 SCHEMA_VERSION = 1
 UNKNOWN = "unknown"
@@ -81,10 +83,59 @@ class Source(ReportPart):
     line: int | None = None
 
 
+class Kind(ReportPart):
+    """The leaves of one name that differ, trials folded: how many of their values do, and the one that is off by most."""
+
+    leaf: str
+    count: int
+    compared: int
+    example: Mismatch | None = None
+
+
+class Place(ReportPart):
+    """How many values are wrong under one index of an axis; `label` is what the index is known by."""
+
+    index: int | str
+    label: str = ""
+    count: int
+
+
+class AxisCount(ReportPart):
+    """The indices of an axis (layer, head, slot, rank, trial, prompt) under which something is wrong: how many of how
+    many, and those with most of it."""
+
+    axis: str
+    n: int
+    n_wrong: int
+    places: list[Place] = Field(min_length=1)
+
+
+class ErrorMap(ReportPart):
+    """Of a leaf the largest difference for every pair of indices of two axes, and how many values are wrong there."""
+
+    leaf: str
+    rows: str
+    columns: str
+    row_indices: list[int]
+    column_indices: list[int]
+    labels: list[str]
+    largest: list[list[float | str]]
+    outside: list[list[int]]
+
+
+class Where(ReportPart):
+    """Where a key differs. Bounded: of `n_kinds` kinds and of an axis the twelve with most, of a map 128 rows and columns."""
+
+    kinds: list[Kind]
+    n_kinds: int
+    axes: list[AxisCount]
+    maps: list[ErrorMap]
+
+
 class Check(ReportPart):
     """One check key. `fault` says why a key failed: own (on golden inputs too), inherited (an earlier key failed), or
     accumulated (it agrees on golden inputs and no earlier key failed: differences within tolerance add up), or unsteady
-    (the candidate answers another thing to the very same inputs). `signature` is the pattern of its differences, in words."""
+    (the candidate answers another thing to the very same inputs). `signature` is the pattern of its differences, in words, `drill` the modules around the first that differs, where it was looked for."""
 
     key: str
     status: Status
@@ -103,6 +154,8 @@ class Check(ReportPart):
     candidate_path: str | None = None
     source: Source | None = None
     first_mismatch: Mismatch | None = None
+    where: Where | None = None
+    drill: list[str] = []
     details: list[Mismatch] = []
     warnings: list[Mismatch] = []
     duration_sec: float = 0.0
@@ -343,6 +396,8 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         candidate_path=context.get("candidate"),
         source=context.get("whereabouts", {}).get(result.key),
         first_mismatch=blocking[0] if blocking else None,
+        where=_where(verdict.details.get("where")),
+        drill=_drill(verdict.details.get("drill")),
         details=blocking,
         warnings=[_mismatch(f) for f in verdict.findings if not f.blocking],
         duration_sec=result.duration_s,
@@ -350,6 +405,22 @@ def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context:
         stderr=row.get("stderr", ""),
         repro_command=reproduce,
     )
+
+
+def _where(found: Mapping[str, Any] | None) -> Where | None:
+    """As the comparison found it, its examples as rows of a report."""
+    if not found:
+        return None
+    kinds = [
+        {**kind, "example": _mismatch(Finding(**kind["example"])) if kind["example"] else None}
+        for kind in found["kinds"]
+    ]
+    return Where.model_validate(_words({**found, "kinds": kinds}))
+
+
+def _drill(found: Any) -> list[str]:
+    """The modules around the first that differs, a line each."""
+    return drill_lines(found)[1:] if isinstance(found, dict) and "modules" in found else []
 
 
 def largest_of(numbers: Iterable[float | str | None]) -> float | str | None:
@@ -397,9 +468,8 @@ def _divergence(check: Check) -> Divergence:
 
 def _headline(checks: Sequence[Check], divergence: Divergence | None, context: Mapping[str, Any]) -> str:
     """Verdict and earliest divergence in one sentence, with whatever makes the verdict a weaker one."""
-    sources = context.get("tolerances")
-    loosened = "; no candidate given: fvcore judged against the reference" if _is_fvcore(context) else ""
-    loosened += f" under tolerances of {' and '.join(sources)}" if sources else ""
+    said = _weaker(context)
+    loosened = f"{'; ' if said.startswith('no') else ' '}{said}" if said else ""
     if not checks:
         return "FAIL: nothing was compared: there is no check in it"
     if divergence is None:
@@ -414,19 +484,19 @@ def _headline(checks: Sequence[Check], divergence: Divergence | None, context: M
         return f"NOT_RUN: {len(checks)} check keys, nothing was compared: {divergence.message}"
     if divergence.leaf is None:
         return f"{divergence.status}: nothing could be judged at {divergence.check_key}: {divergence.message}"
-    trial = f", trial {divergence.trial_id}:{divergence.trial_idx}" if divergence.trial_id is not None else ""
-    file = f"file {divergence.artifact}, " if divergence.artifact else ""  # a run of the reference made now has none
-    return (
-        f"FAIL: earliest divergence at stage {divergence.check_key}, {file}key {divergence.leaf}{trial}: "
-        f"{divergence.message}{_both(divergence)}{loosened}"
-    )
+    failed = next(check for check in checks if check.key == divergence.check_key)
+    return f"FAIL at {failed.key}: {sentence(failed)}{loosened}"
 
 
-def _both(divergence: Divergence) -> str:
-    """What was expected and what came; nothing where a finding is of no value."""
-    if divergence.expected is None and divergence.got is None:
-        return ""
-    return f"; expected {_short(divergence.expected)}, got {_short(divergence.got)}"
+def weaker(report: Report) -> str:
+    """What makes a verdict a weaker one: that nobody gave a candidate, tolerances that are not the defaults."""
+    return _weaker({"candidate": report.candidate, "tolerances": report.tolerance_sources})
+
+
+def _weaker(context: Mapping[str, Any]) -> str:
+    sources = context.get("tolerances")
+    nobody = "no candidate given: fvcore judged against the reference" if _is_fvcore(context) else ""
+    return " ".join(filter(None, (nobody, f"under tolerances of {' and '.join(sources)}" if sources else "")))
 
 
 def _is_fvcore(context: Mapping[str, Any]) -> bool:
@@ -446,8 +516,3 @@ def _agreement(checks: Sequence[Check], context: Mapping[str, Any]) -> str:
     absent = f"; the golden holds a part, {NOT_COMPARED}{'; '.join(left_out(checks))}" if left_out(checks) else ""
     partly = f"; {LACKS}{'; '.join(lacking)}" if (lacking := not_provided(checks)) else ""
     return f"{scope} with the reference{trials}{tied}{difference}{absent}{partly}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

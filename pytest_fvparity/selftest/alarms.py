@@ -27,11 +27,9 @@ from fvcore.formats import json_text, read_json, write_text
 from fvcore.gates import Status, Suite, run_suite
 from fvcore.model import model as models
 from fvcore.model.model import LanguageModel
-from fvcore.pipeline import Pipeline
 from pytest_fvparity import shipped
 from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.manifest import MANIFEST
-from pytest_fvparity.parity.at_hand import effects_in_both
 from pytest_fvparity.parity.checks import STAGES, ParityRun
 from pytest_fvparity.parity.implementation import CHECK_KEYS, INPUTS
 from pytest_fvparity.parity.noise import (
@@ -43,17 +41,10 @@ from pytest_fvparity.parity.noise import (
 )
 from pytest_fvparity.report.render import environment
 from pytest_fvparity.selftest.mean_heads import batched, padded_logits
-from pytest_fvparity.selftest.rig import FAMILIES, TRIALS, Recorded, Rig, changed, rig_of
+from pytest_fvparity.selftest.rig import FAMILIES, TRIALS, Recorded, Rig, changed, in_both, rig_of
 
 SEEDS = tuple(range(10))
 HALF_SEEDS = SEEDS[:2]  # half precision is slow on a CPU, and two show what there is to see
-
-
-def in_both(self: Pipeline, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact) -> Artifact:
-    """The station's leaves, and effects in log-probabilities beside them."""
-    given = prompts, slot_map, mean_activations
-    _, cie = effects_in_both(self.lm, *given, self.settings)
-    return {**Pipeline.top_heads(self, *given), "cie_logprob": cie, "aie_logprob": cie.mean(dim=0)}
 
 
 def seeded(lm: LanguageModel, seed: int) -> Rig:

@@ -23,7 +23,7 @@ from fvcore.pipeline import Pipeline, Settings, profile_of, run
 from fvcore.profile import Profile
 from fvcore.trials.fixed import FixedTrials
 from pytest_fvparity.golden.golden import require_comparable
-from pytest_fvparity.parity.at_hand import continuation_of, log_effects_of
+from pytest_fvparity.parity.at_hand import continuation_of, effects_in_both, log_effects_of
 from pytest_fvparity.parity.checks import STAGES, ParityRun
 from pytest_fvparity.parity.implementation import CHECK_KEYS, Answers, Implementation
 from pytest_fvparity.parity.noise import Noise
@@ -128,6 +128,13 @@ def deep_rig_of(family: str) -> Rig:
     tokenizer = shallow.lm.tokenizer
     lm = LanguageModel.wrap(random_model(family, len(tokenizer), n_layers=6), tokenizer, shallow.lm.name)
     return shallow.on(lm, n_top_heads=lm.n_layers * lm.n_heads)
+
+
+def in_both(self: Pipeline, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact) -> Artifact:
+    """The station's leaves, and effects in log-probabilities beside them."""
+    given = prompts, slot_map, mean_activations
+    _, cie = effects_in_both(self.lm, *given, self.settings)
+    return {**Pipeline.top_heads(self, *given), "cie_logprob": cie, "aie_logprob": cie.mean(dim=0)}
 
 
 def changed(lm: LanguageModel, change: Callable[[Any], Any] = lambda hf: None) -> LanguageModel:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fvcore.gates import Suite, Verdict
+from fvcore.gates import StageResult, Suite, Verdict
 
 if TYPE_CHECKING:
     from pytest_fvparity.runners import Annotation
@@ -32,6 +32,10 @@ class SuiteReports:
     def finish(self, runs: Iterable[SuiteRun]) -> bool:
         """At the end: write, and say whether the session may be green."""
         raise NotImplementedError
+
+    def tells(self, run: SuiteRun, result: StageResult) -> bool:
+        """Whether `summary` says all there is to say of a stage that failed: then it is not said above too."""
+        return False
 
     def summary(self, terminal: Any, written: bool) -> None:
         """At the end of the terminal output."""

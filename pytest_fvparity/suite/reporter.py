@@ -237,6 +237,7 @@ class SuiteReporter:
             return
         runs = [self.runs[name] for name in sorted(self.runs)]
         green = [self._writing(reports.finish, runs) for reports in self.reports]
+        self._say_once()
         if not (all(green) and not self.unwritten) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         red_first = sorted(zip(self.reports, green, strict=True), key=lambda pair: bool(pair[1]))
@@ -251,6 +252,22 @@ class SuiteReporter:
             runners.write_code_quality(self.annotations, self.config.stash[OPTIONS_KEY].report_dir)
         except Exception as error:
             self.untold = f"the CI runner was not told: {type(error).__name__}: {error}"
+
+    def _say_once(self) -> None:
+        """A failure that the end of the terminal output tells whole is named where pytest shows failures, and no more.
+
+        Not before: what else reads a test report, JUnit files among it, has it whole.
+        """
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is None or self.config.option.no_summary or self.unwritten:
+            return
+        for report in terminal.stats.get("failed", []):
+            run, key = self.find(report.nodeid) or (None, "")
+            if run is None or key not in run.rows or not isinstance(report.longrepr, str):
+                continue
+            result = StageResult.from_dict(run.rows[key]["result"])
+            if any(reports.tells(run, result) for reports in self.reports):
+                report.longrepr = f"{key}: {result.status}, told at the end"
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """At the end of the terminal output: one screen."""

@@ -169,6 +169,10 @@ def test_who_says_nothing_of_log_probabilities_is_judged_by_probabilities() -> N
     assert judged("top_heads", in_logprob, rig)["top_heads"].status is Status.FAIL
 
 
+def test_who_gives_them_beside_the_others_is_not_held_to_what_an_older_golden_lacks() -> None:
+    assert found(judged("top_heads", lambda leaves: leaves | {"cie_logprob": leaves["cie"]})) == OTHERS_PASS
+
+
 def measured_in_logprob(self: Pipeline, *inputs: Artifact) -> Artifact:
     """Effects as a rewrite takes them that reads log-probabilities, one head at a time."""
     prompts, slot_map, means = inputs

@@ -127,9 +127,9 @@ def test_a_run_beside_the_reference_as_it_runs_does_not_speak_of_a_golden() -> N
     for row in rows.values():
         row["context"] |= {"golden_path": LIVE, "conditions": {"engine": ["exact", "fast"]}}
     report = assemble(CHECK_KEYS, rows)
-    assert report.headline.startswith("FAIL: earliest divergence at stage mean_activations, key mean_activations[")
+    assert report.headline.startswith("FAIL at mean_activations: ")
     assert "golden" not in markdown(report, 100_000)
-    assert "reference `exact`, here `fast`" in markdown(report, 100_000)
+    assert "reference `exact` -> `fast` here" in markdown(report, 100_000)
 
 
 def test_the_milestone_that_failed_first_is_named(

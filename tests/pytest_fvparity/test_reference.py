@@ -34,6 +34,9 @@ if RUNNING:
     from fvcore.model import model as models
     from fvcore.model.model import LanguageModel
     from fvcore.pipeline import Settings, profile_of, run
+    from pytest_fvparity.parity.at_hand import effects_in_both
+    from pytest_fvparity.parity.implementation import INPUTS
+    from pytest_fvparity.parity.partial import FURTHER
     from pytest_fvparity.reference import reference
     from pytest_fvparity.reference.reference import Recording, RecordingError
     from tests.pytest_fvparity.stand_in import digests, plant, saved, saved_trials
@@ -119,8 +122,9 @@ def checkout_at(root: Path) -> Iterator[driver.Checkout]:
 
 
 def recorded_leaves(recording: Recording) -> dict[str, Artifact]:
-    """What a recording says when it is asked as an Implementation."""
-    return {key: getattr(recording, key)() for key in recording.artifacts}
+    """What a recording says when it is asked as an Implementation, of what an implementation has to say."""
+    said = {key: getattr(recording, key)() for key in recording.artifacts}
+    return {key: {leaf: value for leaf, value in of.items() if leaf not in FURTHER} for key, of in said.items()}
 
 
 def differences(
@@ -222,6 +226,11 @@ def test_what_is_recorded_is_what_fvcore_computes(
     recording = reference.run(plant(tmp_path), lm, trials, settings)
 
     assert differences(recorded_leaves(recording), run(lm, trials, settings), Tolerance(atol=1e-6)) == []
+    prompts, slots, means = (recording.artifacts[key] for key in INPUTS["top_heads"])
+    in_probability, in_logprob = effects_in_both(lm, prompts, slots, means, settings)
+    pair = {"cie": in_probability, "cie_logprob": in_logprob, "aie_logprob": in_logprob.mean(dim=0)}
+    recorded = {leaf: recording.artifacts["top_heads"][leaf] for leaf in pair}
+    assert compare(recorded, pair, Tolerance(atol=1e-6)).passed
     assert recording.profile.identity == profile_of(lm, trials, settings).identity
     normalisations = recording.provenance["normalisations"]
     assert [name for name in normalisations["applied"] if not name.endswith("_stand_in")] == APPLIED[profile]

@@ -41,7 +41,7 @@ def test_the_earliest_failure_is_one_annotation() -> None:
     (line,) = commands([_failing(1), assemble(CHECK_KEYS, rows_of())])
 
     artifact = "golden/words/fixed_trials_x/src/slot_map.safetensors"
-    assert line.startswith(f"::error file={artifact},title=trials_01%3A FAIL at slot_map::FAIL: earliest divergence")
+    assert line.startswith(f"::error file={artifact},title=trials_01%3A FAIL at slot_map::FAIL at slot_map: ")
     assert line.endswith("%0Areproduce: pytest datasets/fixed_trials/fixed_trials_x.json::parity::slot_map")
 
 

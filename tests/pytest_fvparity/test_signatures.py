@@ -64,6 +64,14 @@ PATTERNS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "from a layer": (adding(slice(2, None)), "everything from layer 2 on differs"),
     "from a slot": (adding(ALL, ALL, slice(3, None)), "everything from slot 3 on differs"),
     "tiled": (adding(1, [1, 2]), "only layer 1 differs"),
+    "a slot scaled": (
+        lambda x: x * torch.tensor([1, 1, 1.1, 1, 1, 1]).double()[:, None],
+        "only slot 2 differs; there every value is 1.1 times what is expected",
+    ),
+    "heads of a layer": (
+        lambda x: torch.cat([x[:1], x[1:2, [1, 0, 2, 3]], x[2:]]),
+        "only layer 1 differs; there heads are in another order: head 0 is head 1",
+    ),
     "tiled and what follows": (lambda x: adding(slice(1, 4, 2))(adding(1, [1, 2])(x)), "every second layer differs"),
     "rounded on the way": (lambda x: x * (1 + 2**-12), "every value is 1.00024 times what is expected"),
 }

@@ -81,8 +81,9 @@ def processes() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def own_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Other processes start and end a Ray of their own meanwhile. The path is short: sockets lie in it."""
+    tmp_path_factory.getbasetemp()  # made now, or it would lie in this folder
     with tempfile.TemporaryDirectory(prefix="r") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         yield

@@ -1,0 +1,225 @@
+"""Where an artifact differs: one example of every kind, counts under each index of an axis, and maps of the error.
+
+All of it is bounded: kinds, indices and rows of a map have a limit each, and what is left out is counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from fvcore.gates import Finding, Verdict
+from pytest_fvparity.parity.refinements import named_along, trial_numbers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fvcore.artifacts import Artifact
+    from fvcore.compare import AxesOf, Tolerance
+    from pytest_fvparity.parity.checks import ParityRun
+
+MOST = 12  # kinds, and indices of an axis
+LONGEST = 128  # rows and columns of a map
+COUNTED = ("trial", "prompt", "layer", "head", "slot", "rank")
+MAPS = (("layer", "head"), ("slot", "layer"))
+
+Labels = Mapping[str, Mapping[int, str]]
+"""Axis -> index -> what it is known by."""
+
+
+@dataclass
+class Kind:
+    """The leaves of one name: how many of their values are wrong, and the one that is off by most."""
+
+    leaf: str
+    count: int = 0
+    compared: int = 0
+    example: Finding | None = None
+
+    def add(self, verdict: Verdict, example: Finding | None) -> None:
+        self.count += verdict.mismatch_count
+        self.compared += verdict.compared
+        if example and (self.example is None or _size(example) > _size(self.example)):
+            self.example = example
+
+
+@dataclass
+class Located:
+    """What is gathered leaf by leaf."""
+
+    kinds: dict[str, Kind] = field(default_factory=dict)
+    counts: dict[str, Counter[int | str]] = field(default_factory=dict)
+    n: dict[str, int] = field(default_factory=dict)
+    maps: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    def count(self, axis: str, counted: Mapping[int | str, int], n: int) -> None:
+        self.counts.setdefault(axis, Counter()).update(counted)
+        self.n[axis] = max(n, self.n.get(axis, 0))
+
+    def details(self, labels: Labels) -> dict[str, Any]:
+        """Plain values alone, the axis with the fewest wrong indices first: that one tells most."""
+        wrong = [vars(kind) for kind in self.kinds.values() if kind.count]
+        axes = [_axis(axis, self.counts[axis], self.n[axis], labels) for axis in COUNTED if axis in self.counts]
+        maps = [
+            {**one, "labels": [labels.get(one["rows"], {}).get(row, "") for row in one["row_indices"]]}
+            for one in self.maps.values()
+        ]
+        kinds = sorted(wrong, key=lambda kind: -kind["count"])
+        return {"kinds": kinds[:MOST], "n_kinds": len(kinds), "axes": axes, "maps": maps}
+
+
+def placed(run: ParityRun, key: str, verdict: Verdict, expected: Artifact, actual: Artifact, axes: AxesOf) -> Verdict:
+    """A failed verdict with the places of its differences: `details["where"]`."""
+    tied = frozenset(f.where.partition("[")[0] for f in verdict.findings if f.message.startswith("tie"))
+    held = partial(run.part.held, key, axes=axes)
+
+    def named(example: Finding) -> Finding:
+        (there,) = run.part.placed(key, Verdict((example,)), axes).findings
+        for axis, known in known_by.items():
+            there = named_along(there, axis, known)
+        return there
+
+    try:
+        known_by = _known_by(run, key)
+        labels = {axis: {at: _label(names) for at, names in known.items()} for axis, known in known_by.items()}
+        found = located(expected, actual, run.tolerances.of(key), axes, labels, held, tied)
+    except Exception:  # an answer of any form may come here, and its verdict stands without its places
+        return verdict
+    for kind in found["kinds"]:
+        kind["example"] = asdict(named(kind["example"])) if kind["example"] else None
+    return replace(verdict, details={**verdict.details, "where": found})
+
+
+def _known_by(run: ParityRun, key: str) -> dict[str, dict[int, dict[str, int | str]]]:
+    """Axis -> index -> what joins its coordinate: a slot's label, a trial's two numbers, the head of a rank."""
+    from fvcore.pipeline import trial_keys
+
+    def listed(leaf_of: str, leaf: str) -> list[list[Any]]:
+        return cast("list[list[Any]]", run.expected(leaf_of)[leaf])
+
+    if key == "mean_activations":
+        return {"slot": {slot: {"slot_label": label} for slot, label in listed("slot_map", "dummy_labels")}}
+    if key == "fv_vector":
+        heads = enumerate(listed("top_heads", "heads"))
+        return {"rank": {rank: {"layer": layer, "head": head} for rank, (layer, head) in heads}}
+    if key == "top_heads":
+        return {"trial": dict(enumerate(map(trial_numbers, trial_keys(run.expected("prompt_boundary")))))}
+    return {}
+
+
+def _label(names: Mapping[str, int | str]) -> str:
+    match names:
+        case {"slot_label": label}:
+            return str(label)
+        case {"trial_id": trial_id, "trial_idx": trial_idx}:
+            return f"{trial_id}:{trial_idx}"
+    return ", ".join(f"{name} {value}" for name, value in names.items())
+
+
+def located(
+    expected: Artifact,
+    actual: Artifact,
+    tolerance_of: Callable[[str], Tolerance],
+    axes: AxesOf,
+    labels: Labels,
+    held: Callable[[str], tuple[str, Sequence[int]]] = lambda leaf: ("", ()),
+    tied: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """Of everything that differs. `held` says which indices of a leaf's axis are compared, `tied` which leaves do not count."""
+    import torch
+
+    from fvcore.artifacts import trial_of
+    from fvcore.compare import compare, largest_wrong
+
+    found = Located()
+    n_trials = len({trial for leaf in expected if (trial := trial_of(leaf))})
+    for leaf in (leaf for leaf in {**expected, **actual} if leaf not in tied):
+        one, other = ({leaf: side[leaf]} if leaf in side else {} for side in (expected, actual))
+        verdict, example = compare(one, other, tolerance_of, axes), None
+        if not verdict.passed:
+            example = verdict.first_mismatch
+            want, have = expected.get(leaf), actual.get(leaf)
+            if isinstance(want, torch.Tensor) and isinstance(have, torch.Tensor) and "largest" in verdict.details:
+                example = largest_wrong(leaf, want, have, tolerance_of(leaf), axes(leaf))
+                _of_tensor(found, leaf, want, have, tolerance_of(leaf), axes(leaf), held(leaf), labels)
+            if trial := trial_of(leaf):
+                found.count("trial", {trial: verdict.mismatch_count}, n_trials)
+            if len(parts := leaf.split("/")) == 3:
+                found.count("prompt", {parts[1]: verdict.mismatch_count}, 0)
+        name = leaf.rpartition("/")[2]
+        found.kinds.setdefault(name, Kind(name)).add(verdict, example)
+    return found.details(labels)
+
+
+def _of_tensor(
+    found: Located,
+    leaf: str,
+    want: Tensor,
+    have: Tensor,
+    tolerance: Tolerance,
+    names: Sequence[str],
+    held: tuple[str, Sequence[int]],
+    labels: Labels,
+) -> None:
+    from fvcore.compare import beside
+
+    *_, difference, wrong = beside(want, have, tolerance)
+    if wrong.ndim > len(names):
+        return
+    names = names[: wrong.ndim]
+
+    def indices(axis: str, at: Iterable[int]) -> list[int]:
+        return [held[1][index] if held[0] == axis else index for index in at]
+
+    for at, axis in enumerate(names):
+        if axis in COUNTED:
+            counts = _over(wrong.long(), (at,)).tolist()
+            every = indices(axis, range(len(counts)))
+            shown = {
+                labels.get(axis, {}).get(i, i) if axis == "trial" else i: n
+                for i, n in zip(every, counts, strict=True)
+                if n
+            }
+            found.count(axis, shown, len(counts))
+    for rows, columns in (pair for pair in MAPS if pair not in found.maps and {*pair} <= {*names}):
+        places = names.index(rows), names.index(columns)
+        outside, largest = (_over(one, places) for one in (wrong.long(), difference))
+        kept = [_worst(outside.sum(dim=1 - dim)) for dim in (0, 1)]
+        found.maps[rows, columns] = {
+            "leaf": leaf,
+            "rows": rows,
+            "columns": columns,
+            "row_indices": indices(rows, kept[0]),
+            "column_indices": indices(columns, kept[1]),
+            "outside": outside[kept[0]][:, kept[1]].tolist(),
+            "largest": [[float(f"{x:.3g}") for x in row] for row in largest[kept[0]][:, kept[1]].tolist()],
+        }
+
+
+def _over(values: Tensor, kept: Sequence[int]) -> Tensor:
+    """Counts summed, differences at their largest, over all axes but these, in their order."""
+    front = values.movedim(list(kept), list(range(len(kept))))
+    rows = front.reshape(*front.shape[: len(kept)], -1)
+    return rows.amax(dim=-1) if rows.is_floating_point() else rows.sum(dim=-1)
+
+
+def _worst(counts: Tensor) -> list[int]:
+    """Of an axis all indices, or those with most wrong, in their order."""
+    return sorted(counts.topk(min(LONGEST, len(counts))).indices.tolist())
+
+
+def _axis(axis: str, counts: Counter[int | str], n: int, labels: Labels) -> dict[str, Any]:
+    known = labels.get(axis, {})
+    places = [
+        {"index": at, "label": known.get(at, "") if isinstance(at, int) else "", "count": count}
+        for at, count in counts.most_common(MOST)
+    ]
+    return {"axis": axis, "n": n or len(counts), "n_wrong": len(counts), "places": places}
+
+
+def _size(finding: Finding) -> float:
+    """What has no number is no question of size: the first of those stays."""
+    return float("inf") if finding.abs_diff is None else finding.abs_diff
