@@ -10,6 +10,7 @@ import typer
 from fvcore import exits, terminal
 from fvcore.formats import json_text
 from fvcore.model.spec import ALIASES, MODEL_SPECS, ModelError
+from fvcore.profile import MOST_SEED
 
 if TYPE_CHECKING:
     from fvcore.model.audit import ResolverSmoke
@@ -91,6 +92,24 @@ def spec_smoke(
     _write(_folder(out, layout), as_json, bos, smoke)
     if not smoke.ok:
         raise typer.Exit(exits.FAILED)
+
+
+@app.command("shrink")
+def spec_shrink(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The small model's folder, which is made.")],
+    trials: Annotated[
+        Path, typer.Option(help="Trials that it is to be judged on, or a raw dataset: their answers are likely to it.")
+    ] = Path("datasets", "antonym", "raw", "antonym.json"),
+    layers: Annotated[int | None, typer.Option(min=1, help="Default: 2; 4 where layers are of several kinds.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
+) -> None:
+    """Write a small model of the same architecture and tokenizer, weights drawn: a rewrite is gated on it in seconds."""
+    from fvcore.embedded.shrink import shrink
+
+    small = shrink(model, out, trials, layers, seed)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    exits.tell(f"wrote {out}: {small}, {small.hf.num_parameters():,} parameters, {size / 2**20:.0f} MiB, seed {seed}")
 
 
 @app.command(

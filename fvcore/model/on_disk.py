@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fvcore import embedded
+from fvcore.exits import Expected
 from fvcore.formats import FormatError, read_json
-from fvcore.model.spec import ModelError
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
+
+
+class ModelError(Expected):
+    """A model or tokenizer cannot be loaded, or has no part where its spec says."""
 
 
 class Sizes(NamedTuple):
@@ -80,7 +84,8 @@ def require_layer(name: str, layer: int) -> None:
     """Raise ModelError for a layer that the model has not."""
     n_layers = sizes(name).n_layers
     if n_layers is not None and not 0 <= layer < n_layers:
-        raise ModelError(out_of_range(name, layer, n_layers))
+        third = f"--edit-layer {n_layers // 3} is a third of the way up"
+        raise ModelError(f"{out_of_range(name, layer, n_layers)}; {third}")
 
 
 def out_of_range(name: str, layer: int, n_layers: int) -> str:

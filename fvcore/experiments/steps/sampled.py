@@ -191,6 +191,6 @@ class DatasetSource:
         return {"source": "dataset_sampled", "dataset_sha256": sha256_file(self.path), **self._drawn}
 
     def sample(self, tokenizer: Tokenizer) -> SampledTrials:
-        dataset = self.path.as_posix()
+        dataset = trials.portable(self.path)
         meta = SampledMeta(source="dataset_sampled", n_demos=self.n_shots, dataset_json=dataset, **self._drawn)
         return of_draws(draw_dataset(trials.read_pairs(self.path), **self._drawn), tokenizer, meta)
