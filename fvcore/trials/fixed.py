@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
-from fvcore import names
+from fvcore import names, shipped
 from fvcore.formats import FormatError, json_text, read_json, read_text, sha256, twice, validated, write_text
 from fvcore.profile import Seed
 from fvcore.trials.draws import Splits, draws, split
@@ -199,7 +199,7 @@ class FixedTrials:
 
 def read(path: Path | str) -> FixedTrials:
     """Read a fixed-trials file; every accepted variant of the format, and a located error for the rest."""
-    path = Path(path)
+    path = shipped.file(path)
     text = read_text(path)
     id = names.part(path.stem, f"{path}: its name without the ending", TrialsError)
     return FixedTrials(id, sha256(text.encode()), parse(read_json(path), str(path)), path)
@@ -280,7 +280,7 @@ def read_pairs(path: Path, without_empty: bool = False) -> list[WordPair]:
 
     without_empty: rows without input or answer are left out; otherwise they are refused, by the number of the first
     """
-    rows = read_json(path)
+    rows = read_json(shipped.file(path))
     if not isinstance(rows, list):
         raise TrialsError(f"{path}: expected a list of {{input, output}} rows, found {type(rows).__name__}")
     pairs = validated(list[WordPair], _with_text(rows), path, raises=TrialsError)

@@ -19,6 +19,7 @@ from tests.fuzz.damage import OURS, Campaign, byte_damage, contents, drawn, json
 from tests.late import RUNNING
 
 if RUNNING:
+    from fvcore import shipped
     from fvcore.embedded import path_of
     from fvcore.experiments.config import resolve
     from fvcore.experiments.evaluation import data as tasks
@@ -35,7 +36,6 @@ if RUNNING:
     from fvcore.gates import Status
     from fvcore.model.spec import read_spec
     from fvcore.trials import fixed, sampled
-    from pytest_fvparity import shipped
     from pytest_fvparity.golden import listing
     from pytest_fvparity.milestones.lock import Lock
     from pytest_fvparity.parity.place import place_of

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fvcore import shipped
 from fvcore.embedded import EMBEDDED
 from fvcore.profile import REFERENCE_PROFILES
 from fvcore.trials import fixed as trials
-from pytest_fvparity import shipped
 from tests.late import RUNNING
 from tests.slow import slow_but
 
