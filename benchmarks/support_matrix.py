@@ -3,7 +3,7 @@
     python benchmarks/support_matrix.py
 
 Each family has a process of its own, so that one that crashes leaves the others their rows. Beside the page it writes
-`fvcore/model/tested.json`, by which loading a model warns of what stands in no row.
+`fvcore/model/tested.json`, by which reports say what stands in no row.
 """
 
 from __future__ import annotations
@@ -145,8 +145,9 @@ def page(
         "Made by `python benchmarks/support_matrix.py`: every cell was run on a tiny random model (two layers, drawn "
         "biases, grouped heads and heads x width != d_model where the family has them), with "
         + ", ".join(f"{name} {version}" for name, version in found.items())
-        + ", on the CPU. Loading a model of another family, or under another version of transformers than "
-        + f"{', '.join(tested)}, warns.",
+        + ", on the CPU. Of a model of another family, or under another version of transformers than "
+        + f"{', '.join(tested)}, every report says so among its conditions, and names the command that compares both "
+        "engines.",
         "",
         "A cell that holds for fp32, fp16 and bf16 alike is one word, else three in that order. `ok`: it ran, all numbers "
         "finite, and an intervention moved something. `exact`: engine `fast` does not hold for the model's code and falls "
@@ -220,7 +221,7 @@ def tested_now(rows: dict[str, dict[str, Any]], version: str, before: dict[str, 
 
 def main(
     out: Annotated[Path, typer.Option(help="The page.")] = PAGE,
-    tested: Annotated[Path, typer.Option(help="What loading warns by.")] = TESTED,
+    tested: Annotated[Path, typer.Option(help="What reports know by.")] = TESTED,
     kept: Annotated[
         Path | None, typer.Option(help="File of the rows found so far: a run that was killed goes on.")
     ] = None,

@@ -78,11 +78,11 @@ def trials_make(
         )
     pairs, loaded = trials.read_pairs(dataset_json, without_empty_rows), load_tokenizer(tokenizer)
     meta = trials.Meta(
-        dataset_json=shipped.shown(shipped.file(dataset_json)),
+        dataset_json=trials.portable(shipped.file(dataset_json)),
         seed=seed,
         n_trials=n_trials,
         n_shots=n_shots,
-        model_name_for_tokenizer=tokenizer,
+        model_name_for_tokenizer=trials.portable(tokenizer),
         model_prepend_bos=BosFacts.of(loaded).adds_bos if prepend_bos is None else prepend_bos,
     )
     file = prompts.sample_trials(loaded, pairs, meta)
@@ -105,7 +105,7 @@ def trials_verify(
 ) -> None:
     """Check a trials file: format, prompts, boundary, target and slots under its tokenizer, and its draws from the raw data."""
     from fvcore import prompts, slots
-    from fvcore.model.model import load_tokenizer
+    from fvcore.model.model import ModelError, load_tokenizer
     from fvcore.trials import fixed as trials
 
     fixed = trials.read(file)
@@ -113,7 +113,12 @@ def trials_verify(
     if first is not None and first > n:
         raise trials.TrialsError(f"{file}: --first {first}, but the file holds {n} trials")
     name = tokenizer or fixed.meta.model_name_for_tokenizer
-    loaded = load_tokenizer(name)
+    try:
+        loaded = load_tokenizer(name)
+    except ModelError as error:
+        raise (
+            ModelError(f"{file}: {error}. Name its tokenizer: --tokenizer DIR") if tokenizer is None else error
+        ) from None
     problems = prompts.verify(fixed, loaded, first) or slots.verify(fixed, loaded, first)
     raw = shipped.file(dataset_json or fixed.meta.dataset_json)
     sampled = "not sampled again (the raw dataset is not at hand; --dataset)"

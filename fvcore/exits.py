@@ -77,15 +77,15 @@ def cells(*values: object) -> list[str]:
     return [escapes.markup(value) for value in values]
 
 
-def tell(*texts: object) -> None:
+def tell(*texts: object, err: bool = False) -> None:
     """A line for each text, whatever it holds."""
     import typer
 
     for text in texts:
-        typer.echo(escapes.line(text))
+        typer.echo(escapes.line(text), err=err)
 
 
-def note(*texts: object) -> None:
+def note(*texts: object, err: bool = False) -> None:
     """The same of what is no result, and unsaid where quiet was asked for."""
     if LOUDNESS.get() >= 0:
-        tell(*texts)
+        tell(*texts, err=err)

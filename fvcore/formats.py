@@ -129,10 +129,17 @@ def writing(path: Path, done: str = "written") -> Iterator[None]:
         raise WriteError(f"{path!s:.1000}: cannot be {done} ({system_words(error)})") from error
 
 
+RESULTS = "reports"
+"""The root of whatever commands write unasked. Where it is made here, git is told to leave it alone."""
+
+
 def make_folder(path: Path) -> Path:
     """The folder, which is made if it is not there."""
     with writing(path, "made"):
+        new = [one for one in (path, *path.parents) if one.name == RESULTS and not one.exists()]
         path.mkdir(parents=True, exist_ok=True)
+    for root in new:
+        write_text(root / ".gitignore", "*\n")
     return path
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path, PurePath
 from urllib.parse import quote
 
-from fvcore.formats import FormatError
+from fvcore.formats import FormatError, sha256
 
 MOST_BYTES = 200
 """Of a part: file systems take 255, and a name gets endings."""
@@ -39,7 +39,12 @@ def made(name: str) -> str:
 
 
 def of_model(name: str) -> str:
-    """A model's name, which may be a path or an id with its owner, as a part of a path."""
+    """A model's name, which may be an id with its owner, as a part of a path; of a directory its own name and a word that no
+    other directory of that name has."""
+    path = Path(name).expanduser()
+    if "/" in name and is_part(path.name) and path.is_dir():
+        full = path.resolve()
+        return made(f"{full.name}_{sha256(str(full).encode()):.8}")
     return made(name.replace("/", "_").replace(":", "_"))
 
 

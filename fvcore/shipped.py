@@ -42,11 +42,6 @@ def file(given: Path | str) -> Path:
     )
 
 
-def shown(path: Path) -> str:
-    """A path as a file may hold it: of what ships, relative, so that it is the same on every machine."""
-    return (path.relative_to(root()) if path.is_relative_to(root()) else path).as_posix()
-
-
 def trials_of(model: str, rootdir: Path) -> Path | None:
     """The trials file that ships for a shipped model; the project's own copy comes first."""
     if model not in TRIALS:

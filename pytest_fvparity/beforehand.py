@@ -28,7 +28,6 @@ def require_possible(config: pytest.Config, options: ParityOptions, trials: Sequ
 
 
 def _problems(config: pytest.Config, options: ParityOptions, trials: Sequence[Path]) -> Iterator[str]:
-    yield from _alone(config)
     yield from _paths(options)
     if options.live or options.regen_golden or options.golden_diff:
         yield from _reference(config, options)
@@ -38,14 +37,18 @@ def _problems(config: pytest.Config, options: ParityOptions, trials: Sequence[Pa
         yield from _max_trials(config, options.max_trials, trials)
 
 
-def _alone(config: pytest.Config) -> Iterator[str]:
-    """A path that stands alone behind its option moved pytest's root folder away from here."""
+def require_own_root(config: pytest.Config) -> None:
+    """Raise pytest.UsageError where a path that stands alone behind its option moved pytest's root folder away from here."""
     words, here = [str(word) for word in config.invocation_params.args], config.invocation_params.dir
+    if config.inipath is not None and here.is_relative_to(config.inipath.parent):
+        return
     for flag, value in pairwise(words):
-        path = here / value
-        if flag.startswith("--fv-") and "=" not in flag and path.exists() and not here.is_relative_to(config.rootpath):
+        path = (here / value).resolve()
+        if flag.startswith("--fv-") and "=" not in flag and path.exists() and not path.is_relative_to(here):
             whole = escapes.shell(["pytest", *_with(words, flag, value)])
-            yield f"{flag} {value}: pytest takes a path that stands alone for a test path. Write it with `=`: `{whole}`"
+            raise pytest.UsageError(
+                f"{flag} {value}: pytest takes a path that stands alone for a test path. Write it with `=`: `{whole}`"
+            )
 
 
 def _with(words: Sequence[str], flag: str, value: object) -> list[str]:

@@ -169,7 +169,9 @@ def _recorded(options: ParityOptions, lm: LanguageModel, trials: FixedTrials) ->
     from pytest_fvparity.golden.golden import Golden, locate, relative_path
 
     usual = relative_path(trials.dataset, trials.id, options.reference_profile)
-    path = locate(options.golden_roots, usual, lm.weights_sha)
+    model, trials_file = options.model_words[0], [] if trials.path is None else [options.shown(trials.path)]
+    named = [f"--fv-model={model}", *(f"--fv-trials={path}" for path in trials_file)]
+    path = locate(options.golden_roots, usual, lm.weights_sha, named)
     if options.golden_fetch:
         from pytest_fvparity.golden.tiers import fetch
 

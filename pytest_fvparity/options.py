@@ -290,8 +290,7 @@ def _model(base: Path, name: str) -> str:
 
 def require_model(config: pytest.Config, name: str) -> None:
     """Raise pytest.UsageError where there is no such model, with the directory that was looked for."""
-    from fvcore.model.on_disk import folder_of
-    from fvcore.model.spec import ModelError
+    from fvcore.model.on_disk import ModelError, folder_of
 
     try:
         folder_of(name, base_of(config, "model"))

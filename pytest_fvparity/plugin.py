@@ -64,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Once the command line is read, on the controller and on every worker."""
     for suite in DECLARED:
         config.addinivalue_line("markers", f"{suite.name}: {suite.about}")
+    beforehand.require_own_root(config)
     parsed = config.stash[OPTIONS_KEY] = ParityOptions.from_config(config)
     if parsed.regen_golden or parsed.golden_diff:
         from pytest_fvparity.golden.recording import require_allowed

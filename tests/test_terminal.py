@@ -24,7 +24,14 @@ PROGRAMS = {"fvcore": fvcore_cli, "fvparity": fvparity_cli}
 PRINT_TABLES = [
     *("fvcore spec list", "fvcore spec audit", "fvcore spec smoke", "fvcore spec engines", "fvcore relation status"),
     *("fvcore eval", "fvcore select-kv-faults", "fvcore pathways faults", "fvcore pathways status"),
-    *("fvcore pathways sae-info", "fvcore pathways selftest", "fvparity selftest", "fvparity golden list"),
+    *(
+        "fvcore pathways sae-info",
+        "fvcore pathways selftest",
+        "fvcore pathways train-sae",
+        "fvparity selftest",
+        "fvparity golden list",
+        "fvparity compare",
+    ),
 ]
 
 

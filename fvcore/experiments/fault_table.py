@@ -50,7 +50,7 @@ def show(
 
     terminal.show([_told(row, number(row)) for row in found], as_json)
     if markdown is not None:
-        exits.note(f"wrote {write(markdown, found)}")
+        exits.note(f"wrote {write(markdown, found)}", err=as_json)
     if not all(row.caught for row in found):
         raise typer.Exit(exits.FAILED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,19 +53,23 @@ class ModelChoice(Config):
         from fvcore.model import on_disk
         from fvcore.model.model import doubts, untested_in
 
+        made_by = self.loader(seed)
         if isinstance(layer := getattr(self, "edit_layer", None), int):
             on_disk.require_layer(self.model, layer)
-        lm = self.loader(seed)()
+        lm = made_by()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        exits.tell(*doubts(lm), *(f"{what}: {now} (tested: {was})" for what, (was, now) in untested_in(lm).items()))
+        untested = (f"{what}: {now} (tested: {was})" for what, (was, now) in untested_in(lm).items())
+        exits.note(*doubts(lm), *untested, err=True)
         return lm
 
 
 def _load(*how: Any, **more: Any) -> LanguageModel:
     from fvcore.model import model as models
 
-    return models.load(*how, **more)
+    with warnings.catch_warnings():  # what is doubtful is told by `load`
+        warnings.simplefilter("ignore", models.ModelWarning)
+        return models.load(*how, **more)
 
 
 def one_thread_if_small(lm: LanguageModel) -> None:

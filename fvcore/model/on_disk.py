@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fvcore import embedded
+from fvcore.exits import Expected
 from fvcore.formats import FormatError, read_json
-from fvcore.model.spec import ModelError
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
+
+
+class ModelError(Expected):
+    """A model or tokenizer cannot be loaded, or has no part where its spec says."""
 
 
 class Sizes(NamedTuple):

@@ -15,13 +15,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from fvcore.exits import Expected
 from fvcore.formats import FormatError, read_yaml, sentence
+from fvcore.model.on_disk import ModelError as ModelError
 from fvcore.profile import Strict
-
-
-class ModelError(Expected):
-    """A model or tokenizer cannot be loaded, or has no part where its spec says."""
 
 
 class PartMissing(ModelError):

@@ -366,6 +366,18 @@ def model_tag(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", Path(name.rstrip("/")).name.lower()).strip("_")
 
 
+def portable(path: str | Path) -> str:
+    """A path as a file may hold it that people exchange: from the current folder on, and of one outside of it its name.
+
+    A shipped name or a hub id stays as it is, and a file that ships has its path in the project.
+    """
+    given = Path(path).expanduser()
+    if not given.is_absolute() and ".." not in given.parts:
+        return given.as_posix()
+    full, homes = given.resolve(), (Path.cwd().resolve(), shipped.root().resolve())
+    return next((full.relative_to(home).as_posix() for home in homes if full.is_relative_to(home)), full.name)
+
+
 def file_name(meta: Meta) -> str:
     dataset, tag = Path(meta.dataset_json).stem, model_tag(meta.model_name_for_tokenizer)
     return f"fixed_trials_{dataset}_t{meta.n_trials}_s{meta.n_shots}_seed{meta.seed}_{tag}.json"

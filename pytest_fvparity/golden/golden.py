@@ -54,6 +54,9 @@ class Golden(Answers):
     # What is here of a recording: all of it, unless its full tier lies elsewhere or it was imported.
     part: Part = WHOLE
 
+    def __repr__(self) -> str:
+        return f"Golden({self.path})"
+
     @classmethod
     def open(cls, path: Path) -> Golden:
         manifest = manifests.read(path)
@@ -161,10 +164,11 @@ def place_for(root: Path, relative: Path, weights_sha: str) -> Path:
     return relative if held == weights_sha else own
 
 
-def locate(roots: Iterable[Path], relative: Path, weights_sha: str = "") -> Path:
+def locate(roots: Iterable[Path], relative: Path, weights_sha: str = "", named: Iterable[str] = ()) -> Path:
     """The golden's directory in the first root that has it; raises NoGolden with the places tried and the command.
 
     weights_sha: of the model, whose own golden comes before one that lies at the usual place
+    named: the options of this run that say which model and which trials
     """
     relatives = [own_place(relative, weights_sha), relative] if weights_sha else [relative]
     found = [root / name for name in relatives for root in roots]
@@ -174,9 +178,10 @@ def locate(roots: Iterable[Path], relative: Path, weights_sha: str = "") -> Path
         if (path / MANIFEST).is_file():
             return path
     places = " or ".join(str(path) for path in tried)
+    words = escapes.shell(["pytest", "-m", "parity", "--fv-regen-golden", "--fv-src=PATH", *named])
     raise NoGolden(
-        f"no golden at {places}. Record one with `pytest -m parity --fv-regen-golden --fv-src PATH` and the same "
-        "--fv-model and --fv-trials, or compare with a live run of the reference: --fv-live --fv-src PATH"
+        f"no golden at {places}. Record one with `{words}`, PATH a checkout of the reference, or compare with a run of it "
+        "made now: --fv-live in place of --fv-regen-golden"
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pytest_fvparity.report.report import Check, Report, earliest_failure
+from pytest_fvparity.report.story import sentence
 from pytest_fvparity.runners import Annotation
 
 KINDS = {"FAIL": "error", "NOT_RUN": "warning"}
@@ -33,9 +34,9 @@ def _others(report: Report, root: Path) -> Iterator[Annotation]:
     """Of a run that kept going."""
     earliest = earliest_failure(report.checks)
     for check in report.checks:
-        if check is not earliest and check.fault == "own" and (first := check.first_mismatch):
+        if check is not earliest and check.fault == "own":
             title = f"{report.fixed_trials_id}: {check.status} at {check.key}"
-            said = f"{first.where}: {first.message}\nreproduce: {check.repro_command}"
+            said = f"{sentence(check)}\nreproduce: {check.repro_command}"
             yield Annotation("error", title, said, *_written(check, root))
 
 

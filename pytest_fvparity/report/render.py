@@ -246,10 +246,10 @@ def _number(value: Any) -> str:
 
 
 def _share(value: float | str | None) -> str:
-    """How much of a tolerance was used."""
+    """How much of a tolerance was used; what is far beyond it is so many times as much."""
     if not isinstance(value, float | int):
         return _number(value)
-    return f"{100 * value:.3g} %" if value < 10 else f"{100 * value:,.0f} %"
+    return f"{100 * value:.3g} %" if value < 10 else f"{value:,.0f} times" if value < 1e6 else f"{value:.2g} times"
 
 
 def _worst_trials(trials: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

@@ -130,15 +130,15 @@ def deep_rig_of(family: str) -> Rig:
     return shallow.on(lm, n_top_heads=lm.n_layers * lm.n_heads)
 
 
-def changed(lm: LanguageModel, change: Callable[[Any], Any] = lambda hf: None) -> LanguageModel:
-    """A copy whose Hugging Face model `change` has had in hand; a rig's own model stays as it is."""
-    hf = copy.deepcopy(lm.hf)
-    change(hf)
-    return LanguageModel.wrap(hf, lm.tokenizer, lm.name)
-
-
 def in_both(self: Pipeline, prompts: Artifact, slot_map: Artifact, mean_activations: Artifact) -> Artifact:
     """The station's leaves, and effects in log-probabilities beside them."""
     given = prompts, slot_map, mean_activations
     _, cie = effects_in_both(self.lm, *given, self.settings)
     return {**Pipeline.top_heads(self, *given), "cie_logprob": cie, "aie_logprob": cie.mean(dim=0)}
+
+
+def changed(lm: LanguageModel, change: Callable[[Any], Any] = lambda hf: None) -> LanguageModel:
+    """A copy whose Hugging Face model `change` has had in hand; a rig's own model stays as it is."""
+    hf = copy.deepcopy(lm.hf)
+    change(hf)
+    return LanguageModel.wrap(hf, lm.tokenizer, lm.name)

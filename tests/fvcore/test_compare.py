@@ -21,6 +21,9 @@ if RUNNING:
 NAN, INF = math.nan, math.inf
 
 
+ENDED = "nothing: the list ends before it"
+
+
 def messages(expected: Mapping[str, Any], actual: Mapping[str, Any], **options: Any) -> list[str]:
     return [f"{f.where}: {f.message}" for f in compare(expected, actual, **options).findings]
 
@@ -269,10 +272,10 @@ def test_a_relative_difference_is_relative_to_the_expected_value() -> None:
     ("expected", "actual", "position", "pair"),
     [
         ([1, 2, 3], [1, 5, 6], 1, (2, 5)),
-        ([1, 2, 3], [1, 2], 2, (3, None)),
-        ([1, 2], [1, 2, 3], 2, (None, 3)),
+        ([1, 2, 3], [1, 2], 2, (3, ENDED)),
+        ([1, 2], [1, 2, 3], 2, (ENDED, 3)),
         ([1, 2], [4, 2, 3], 0, (1, 4)),
-        ([], [1], 0, (None, 1)),
+        ([], [1], 0, (ENDED, 1)),
         ([[0, "Q"], [1, "A"]], [[0, "Q"], [1, "B"]], 1, ([1, "A"], [1, "B"])),
     ],
 )

@@ -58,3 +58,13 @@ def test_a_file_below_a_folder_may_have_several_parts(tmp_path: Path) -> None:
     for name in ("..", "../x", "a/../../x", "/x", "a\0b"):
         with pytest.raises(FormatError, match="expected the name of a file below"):
             names.below(tmp_path, name)
+
+
+def test_a_directory_is_named_by_itself_and_not_by_where_it_lies(tmp_path: Path) -> None:
+    places = [tmp_path / owner / "model" for owner in ("one", "other")]
+    for place in places:
+        place.mkdir(parents=True)
+    found = [names.of_model(str(place)) for place in places]
+    assert found[0] != found[1]
+    assert all(name.startswith("model_") and len(name) == len("model_") + 8 for name in found)
+    assert names.of_model("org/name") == "org_name"

@@ -106,6 +106,18 @@ def test_a_wrong_command_line_is_refused_before_anything_runs(
     result.stderr.fnmatch_lines([f"*{message}*"])
 
 
+def test_a_path_that_moves_the_root_folder_is_to_be_written_with_an_equals_sign(
+    pytester: pytest.Pytester, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "my models"
+    elsewhere.mkdir()
+
+    result = pytester.runpytest_inprocess("-m", "parity", "--fv-model", str(elsewhere))
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: *Write it with `=`: `pytest *'--fv-model={elsewhere}'`"])
+
+
 def test_another_model_without_trials_is_shown_how_to_make_some(pytester: pytest.Pytester, world: World) -> None:
     result = pytester.runpytest_inprocess("-m", "parity", f"--fv-model={world.model}")
 

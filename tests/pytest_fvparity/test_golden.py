@@ -56,7 +56,7 @@ class World:
         return golden.relative_path(self.fixed.dataset, self.fixed.id, "src")
 
     def options(self, *more: str) -> list[str]:
-        named = ["--fv-model", str(self.model), "--fv-trials", str(self.trials)]
+        named = [f"--fv-model={self.model}", f"--fv-trials={self.trials}"]
         return [*named, "--fv-edit-layer", "1", "--fv-top-heads", "3", "-p", "no:cacheprovider", *more]
 
 
@@ -572,7 +572,7 @@ def test_a_golden_is_recorded_and_the_checks_pass_on_it(
     root = plant(pytester.path)
     before = digests(root)
 
-    result = started(*world.options("--fv-regen-golden", "--fv-src", str(root)))
+    result = started(*world.options("--fv-regen-golden", f"--fv-src={root}"))
 
     result.assert_outcomes(passed=6)
     assert result.ret == pytest.ExitCode.OK
@@ -598,7 +598,7 @@ def test_a_refused_recording_ends_the_run_and_leaves_the_golden_alone(
     before = digests(pytester.path / "golden")
     root = plant(pytester.path, "no replacement")
 
-    result = started(*world.options("--fv-regen-golden", "--fv-src", str(root)))
+    result = started(*world.options("--fv-regen-golden", f"--fv-src={root}"))
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     lines = result.stdout.str() + result.stderr.str()
@@ -616,7 +616,7 @@ def test_a_live_run_compares_and_leaves_the_golden_alone(
     damaged.write_text("a live run does not read this")
     before = digests(pytester.path / "golden")
 
-    result = started(*world.options("--fv-live", "--fv-src", str(plant(pytester.path))))
+    result = started(*world.options("--fv-live", f"--fv-src={plant(pytester.path)}"))
 
     result.assert_outcomes(passed=6)
     assert result.ret == pytest.ExitCode.OK
@@ -630,7 +630,7 @@ def test_a_live_run_of_the_words_alone_runs_no_sweep(
     # This reference's effects are zero everywhere, which a recording of them refuses.
     root = plant(pytester.path, "no replacement")
 
-    result = started(*world.options("--fv-live", "--fv-src", str(root), "-k", "prompt_boundary or slot_map"))
+    result = started(*world.options("--fv-live", f"--fv-src={root}", "-k", "prompt_boundary or slot_map"))
 
     result.assert_outcomes(passed=2, deselected=4)
 
@@ -655,7 +655,7 @@ def test_recording_is_refused_where_it_would_do_harm(
 ) -> None:
     monkeypatch.setenv("CI", ci)
 
-    result = started(*world.options("--fv-regen-golden", "--fv-src", str(plant(pytester.path)), *more))
+    result = started(*world.options("--fv-regen-golden", f"--fv-src={plant(pytester.path)}", *more))
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert message in result.stdout.str() + result.stderr.str()
@@ -681,7 +681,7 @@ def test_recording_in_ci_can_be_allowed(
     monkeypatch.setenv("CI", "true")
 
     result = started(
-        *world.options("--fv-regen-golden", "--fv-regen-allow-ci", "--fv-src", str(plant(pytester.path)), "--co")
+        *world.options("--fv-regen-golden", "--fv-regen-allow-ci", f"--fv-src={plant(pytester.path)}", "--co")
     )
 
     assert result.ret == pytest.ExitCode.OK

@@ -17,7 +17,6 @@ from tests.pytest_fvparity.worlds import World, plant, reports
 
 if RUNNING:
     from fvcore import artifacts
-    from fvcore.compare import compare
     from fvcore.pipeline import Pipeline
     from pytest_fvparity.candidates.candidates import FromFolder
     from pytest_fvparity.report.render import write_report
@@ -116,13 +115,6 @@ def test_of_what_another_process_printed_the_innermost_cause_is_told_and_no_othe
     assert told(CAUSED) == "RuntimeError: wrapped; caused by ValueError: shape (2, 3)"
     assert told("During handling of the above exception, another exception occurred:") == "RuntimeError: wrapped"
     assert told(CAUSED, first="ValueError: wrapped") == "RuntimeError: wrapped"
-
-
-def test_of_lists_of_two_lengths_it_is_said_which_ends() -> None:
-    longer, shorter = (compare({"heads": [1, 2]}, {"heads": [1]}), compare({"heads": [1]}, {"heads": [1, 2]}))
-
-    assert [(f.expected, f.actual) for f in longer.findings] == [(2, "nothing: the list ends before it")]
-    assert [(f.expected, f.actual) for f in shorter.findings] == [("nothing: the list ends before it", 2)]
 
 
 def test_what_raises_on_either_inputs_is_told_once() -> None:

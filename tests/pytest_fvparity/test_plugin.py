@@ -237,7 +237,7 @@ def test_a_stage_stopped_by_maxfail_leaves_the_session_red(pytester: pytest.Pyte
 def test_report_paths_do_not_depend_on_where_pytest_is_called_from(pytester: pytest.Pytester, world: World) -> None:
     folder = pytester.mkdir("reports-of-today")
 
-    pytester.runpytest_inprocess("-m", "parity", "--fv-report-dir", str(folder), *world.options)
+    pytester.runpytest_inprocess("-m", "parity", f"--fv-report-dir={folder}", *world.options)
 
     names = {file.name for file in Path(folder).rglob("*") if file.is_file()}
     assert names == {

@@ -162,6 +162,7 @@ def loud() -> Report:
     said = {"where": where, "signature": "only layer 2 differs", "fault": "own"}
     row = row_of(KEY, Status.FAIL, replace(failed(), details=said))
     row["context"] |= {"candidate": "mine.Mine", "conditions": {f"c{n}": [1, 2] for n in range(50)}}
+    row["context"] |= {"whereabouts": {KEY: {"file": "mine.py", "line": 31}}}
     return assemble(CHECK_KEYS, rows_of(**{KEY: row}))
 
 
@@ -171,6 +172,13 @@ def test_a_failure_takes_twelve_lines_of_a_terminal_at_most() -> None:
     assert len(shown) <= 11  # and the line of its name
     assert shown[0] == f"FAIL at {KEY}: 1 of 10 values is not what is expected"
     assert shown[2:4] == ["  where      layer 2", "  probably   only layer 2 differs"]
+
+
+def test_a_failure_says_which_line_to_open(tmp_path: Path) -> None:
+    assert "  open       mine.py:31 (mine.Mine)" in list(lines(loud(), None))
+    shown = page(loud(), tmp_path)
+    assert "<code>mine.<wbr>py:31</code>" in shown
+    assert shown.index("mine.<wbr>py:31") < shown.index("<h2>Where</h2>") < shown.index("Conditions, settings")
 
 
 def test_reports_that_fail_in_one_way_stand_together() -> None:

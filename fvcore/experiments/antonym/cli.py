@@ -15,6 +15,7 @@ def run(config: AntonymConfig) -> None:
         for path in heatmap.alone(config.folder, config.score_key, config.top_heads, config.out_name or "all"):
             exits.note(f"wrote {path}")
         return
+    from fvcore.experiments.antonym import report
     from fvcore.experiments.progress import Shown
     from fvcore.experiments.steps.run import run as run_steps
 
@@ -23,11 +24,10 @@ def run(config: AntonymConfig) -> None:
     source, folder = config.source, config.folder
     run_steps(config.load(config.seed), folder, config, source, steps, Shown(terminal.console()))
     exits.tell(f"{', '.join(steps)} done in {folder}")
-    if config.pictures:
-        from fvcore.experiments.antonym import report
-
-        if written := report.write(folder):
-            exits.tell(f"the page is {written}")
+    if finding := report.finding(folder):
+        exits.tell(finding)
+    if config.pictures and (written := report.write(folder)):
+        exits.note(f"the page is {written}")
 
 
 app = experiment(

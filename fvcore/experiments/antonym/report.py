@@ -18,10 +18,19 @@ READ = (layout.ALL_LAYERS, layout.TOP_HEADS, layout.AIE, layout.SAMPLED)
 SHOWN = 20  # heads, and examples
 
 
+def finding(root: Path) -> str:
+    """The finding in a sentence; nothing where the steps have not come to an evaluation of all layers."""
+    return str(values_of(Folder(root))["headline"]) if _is_whole(Folder(root)) else ""
+
+
+def _is_whole(folder: Folder) -> bool:
+    return all((folder / name).is_file() for name in READ)
+
+
 def write(root: Path) -> Path | None:
     """Write the page; None where the steps have not come to an evaluation of all layers."""
     folder = Folder(root)
-    if not all((folder / name).is_file() for name in READ):
+    if not _is_whole(folder):
         return None
     return page.write(root / PAGE, "fvcore.experiments.antonym", "report.html.j2", values_of(folder))
 

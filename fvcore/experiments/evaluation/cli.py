@@ -29,6 +29,7 @@ def evaluate(config: EvaluationConfig) -> None:
         typer.echo(json_text(found.model_dump(mode="json")))
         return
     _show(found)
+    exits.tell(drawing.headline(found))
     exits.note(f"wrote {', '.join(path.name for path in written)} to {folder}")
 
 

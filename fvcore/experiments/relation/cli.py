@@ -24,7 +24,7 @@ def run(config: RelationConfig) -> None:
         run_steps(config, chosen_steps(config.steps, config.pictures))
         return
     from fvcore.experiments.progress import Bar
-    from fvcore.experiments.relation import data, files
+    from fvcore.experiments.relation import data, files, report
     from fvcore.experiments.relation.run import ENDED, units_of
     from fvcore.experiments.relation.run import run as run_relation
     from fvcore.experiments.workers import Local, ray_workers
@@ -45,6 +45,8 @@ def run(config: RelationConfig) -> None:
         summary = run_relation(relation, root, config, computing, config.q, config.stop_on_error, bar.ended)
     counts = ", ".join(f"{len(summary.q_ids(state))} {state}" for state in ENDED)
     terminal.tell(f"{counts}{'; stopped at the first failure' if summary.stopped else ''}, in {root}")
+    table = report.rows(root)
+    terminal.tell(*filter(None, map(report.sentence, table)), report.headline(table))
     if config.pictures:
         terminal.tell(f"report: {root / files.REPORT}")
     if summary.q_ids("failed"):

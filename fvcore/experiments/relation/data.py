@@ -21,7 +21,7 @@ from fvcore.formats import read_text, sha256, sha256_file
 from fvcore.model.tokenizer import Tokenizer
 from fvcore.names import names_a_folder
 from fvcore.trials.draws import of_relation
-from fvcore.trials.fixed import TrialsError, WordPair
+from fvcore.trials.fixed import TrialsError, WordPair, portable
 
 Q_NAMES = ("q", "id", "qid")
 A_NAMES = ("exA", "ex_A", "ex_a", "input")
@@ -49,6 +49,11 @@ class Relation:
     pairs: dict[str, Pairs]
     dropped: tuple[int, ...]
     sha256: str
+
+    @property
+    def written(self) -> str:
+        """Its path, as files of a run hold it."""
+        return portable(self.path)
 
     def chosen(self, q_ids: Sequence[str] | None) -> list[str]:
         """The q_ids asked for, sorted as strings; all of them if None. Raises RelationError for one that is not there."""

@@ -47,6 +47,17 @@ def rows(root: Path) -> list[Row]:
     return found
 
 
+def sentence(row: Row) -> str:
+    """What a completed q_id gave, in a sentence; nothing of another one."""
+    if "best_layer" not in row:
+        return ""
+    margin = f"{row['difference']:+.2f} ({row['difference_low']:+.2f} to {row['difference_high']:+.2f})"
+    return (
+        f"{row['q_id']}: best layer {row['best_layer']}, accuracy {row['acc_base']:.2f} -> {row['acc_with']:.2f}, "
+        f"margin over random heads {margin} {row['metric']}"
+    )
+
+
 def top_heads(folder: Folder) -> list[Row]:
     heads: list[Row] = read_json(folder / layout.TOP_HEADS)["heads"]
     return heads

@@ -54,8 +54,7 @@ class Summary:
 def units_of(relation: Relation, root: Path, settings: RelationSettings, q_ids: Sequence[str] | None) -> list[Unit]:
     """One for each q_id asked for. `root` is the relation's folder, each q_id's lies in it."""
     return [
-        Unit(q_id, root / q_id, relation.pairs[q_id], relation.path.as_posix(), settings)
-        for q_id in relation.chosen(q_ids)
+        Unit(q_id, root / q_id, relation.pairs[q_id], relation.written, settings) for q_id in relation.chosen(q_ids)
     ]
 
 
@@ -123,7 +122,7 @@ def _write_meta(relation: Relation, root: Path, settings: RelationSettings, fact
         "schema_version": 1,
         "created_at": before.get("created_at") or now(),
         "relation_name": relation.path.stem,
-        "relation_csv_path": relation.path.as_posix(),
+        "relation_csv_path": relation.written,
         "relation_csv_sha256": relation.sha256,
         "q_ids": {q_id: len(pairs) for q_id, pairs in relation.pairs.items()},
         "dropped_lines": list(relation.dropped),

@@ -171,12 +171,16 @@ def run_all(command: RunCommand) -> None:
     if command.dry_run:
         _plan(command)
         return
+    from fvcore.experiments.sae.report import finding
+
     settings = _example(command) if command.example else command
     _do(settings, command, command.steps, command.strict, command.as_json)
     if command.as_json:
         from fvcore.experiments.sae.status import status
 
         _print(status(settings))
+    elif found := finding(settings.paths.out):
+        commands.tell(found)
 
 
 def _example(command: RunCommand) -> PathwaysConfig:

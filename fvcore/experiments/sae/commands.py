@@ -28,9 +28,11 @@ def train_sae(command: Training) -> None:
     from fvcore.experiments.sae.train import train
 
     report = train(command, Shown(terminal.console(stderr=True)))
-    for line in trained(report):
-        exits.tell(line)
-    exits.note(f"wrote {command.out}")
+    if command.as_json:
+        typer.echo(json_text(report.model_dump(mode="json")))
+    else:
+        exits.tell(*trained(report))
+        exits.note(f"wrote {command.out}")
     if report.failures:
         raise typer.Exit(exits.FAILED)
 

@@ -315,6 +315,7 @@ class Training(Config):
     batch: int = Field(default=1024, ge=1, description="Tokens of a step.")
     held_out: int = Field(default=180, ge=18, description="Prompts that are judged by, drawn after those.")
     seed: int = Field(default=0, ge=0, le=MOST_SEED, description="Of every draw.")
+    as_json: Json = PRINTED
 
 
 class Info(Config):

@@ -120,6 +120,11 @@ def missed(rows: Sequence[MissedRow]) -> Row:
     }
 
 
+def finding(root: Path) -> str:
+    """The finding of a run's files, in a sentence; nothing where none was looked for yet."""
+    return str(values_of(Folder(root))["headline"]) if (root / PATHWAYS).is_file() else ""
+
+
 def headline(found: ValidatedPathways, integrated: Row) -> str:
     """The finding in a sentence."""
     n, validated_ones = len(found.pathways), found.summary.validated

@@ -41,6 +41,7 @@ class Command(SelectKVConfig):
 def run(command: Command) -> None:
     """Carry what a demonstration says by a few of its tokens, and judge what that does to queries and to other prompts."""
     from fvcore.experiments.progress import Shown
+    from fvcore.experiments.select_kv.report import headline
     from fvcore.experiments.select_kv.run import run_phase2
 
     settings = command.resolve()
@@ -57,6 +58,8 @@ def run(command: Command) -> None:
         exits.tell(f"{key}={value}")
     if "error" in result.report:
         exits.say(result.report["error"])
+    elif "on" in result.report:
+        exits.tell(headline(result.report))
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 

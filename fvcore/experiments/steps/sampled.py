@@ -14,7 +14,6 @@ from operator import ne
 from pathlib import Path
 from typing import Any
 
-from fvcore import shipped
 from fvcore.experiments.errors import StepError
 from fvcore.formats import sha256_file
 from fvcore.model.tokenizer import BosFacts, Tokenizer
@@ -139,7 +138,7 @@ def of_fixed(fixed: FixedTrials, tokenizer: Tokenizer) -> SampledTrials:
     has_space = all(word.startswith(" ") for pair in pairs for word in (pair.input, pair.output))
     meta = SampledMeta(
         source="fixed_trials_override",
-        fixed_trials_path=None if fixed.path is None else shipped.shown(fixed.path),
+        fixed_trials_path=None if fixed.path is None else trials.portable(fixed.path),
         n_trials=len(fixed.trials),
         n_demos=fixed.meta.n_shots,
         prepend_space=has_space,
@@ -192,6 +191,6 @@ class DatasetSource:
         return {"source": "dataset_sampled", "dataset_sha256": sha256_file(self.path), **self._drawn}
 
     def sample(self, tokenizer: Tokenizer) -> SampledTrials:
-        dataset = shipped.shown(self.path)
+        dataset = trials.portable(self.path)
         meta = SampledMeta(source="dataset_sampled", n_demos=self.n_shots, dataset_json=dataset, **self._drawn)
         return of_draws(draw_dataset(trials.read_pairs(self.path), **self._drawn), tokenizer, meta)
