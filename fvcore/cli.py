@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fvcore import shipped, terminal
+from fvcore import terminal
 from fvcore.experiments.antonym.cli import app as antonym_app
 from fvcore.experiments.config import add_command
 from fvcore.experiments.evaluation.cli import evaluate
@@ -78,7 +78,7 @@ def trials_make(
         )
     pairs, loaded = trials.read_pairs(dataset_json, without_empty_rows), load_tokenizer(tokenizer)
     meta = trials.Meta(
-        dataset_json=trials.portable(shipped.file(dataset_json)),
+        dataset_json=trials.portable(trials.raw_file(dataset_json)),
         seed=seed,
         n_trials=n_trials,
         n_shots=n_shots,
@@ -120,7 +120,7 @@ def trials_verify(
             ModelError(f"{file}: {error}. Name its tokenizer: --tokenizer DIR") if tokenizer is None else error
         ) from None
     problems = prompts.verify(fixed, loaded, first) or slots.verify(fixed, loaded, first)
-    raw = shipped.file(dataset_json or fixed.meta.dataset_json)
+    raw = trials.raw_file(dataset_json or fixed.meta.dataset_json)
     sampled = "not sampled again (the raw dataset is not at hand; --dataset)"
     if dataset_json is not None or raw.is_file():
         problems += trials.same_draws(fixed.file, trials.read_pairs(raw, without_empty_rows), first)

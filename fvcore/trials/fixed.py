@@ -275,12 +275,17 @@ def write(path: Path, file: TrialsFile) -> None:
     write_text(path, text_of(file))
 
 
+def raw_file(given: Path | str) -> Path:
+    """A raw dataset's file: as given, or what ships under that name or path."""
+    return shipped.file(given)
+
+
 def read_pairs(path: Path, without_empty: bool = False) -> list[WordPair]:
     """A raw dataset: a JSON list of {"input", "output"} rows, in file order; numbers as the reference writes them.
 
     without_empty: rows without input or answer are left out; otherwise they are refused, by the number of the first
     """
-    rows = read_json(shipped.file(path))
+    rows = read_json(raw_file(path))
     if not isinstance(rows, list):
         raise TrialsError(f"{path}: expected a list of {{input, output}} rows, found {type(rows).__name__}")
     pairs = validated(list[WordPair], _with_text(rows), path, raises=TrialsError)
