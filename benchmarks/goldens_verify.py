@@ -3,7 +3,7 @@ it was recorded with the same kernels as this machine has, else the numbers with
 
     python benchmarks/goldens_verify.py PATH_OF_CHECKOUT [--add]
 
-Nothing under `golden/` is changed, but with `--add`: of a golden that is met, leaves that nobody need provide and that it
+Nothing is changed, but with `--add`: of a golden that is met, leaves that nobody need provide and that it
 lacks are written beside the others, and its manifest says so. Exit status 1 if any differs.
 """
 
@@ -33,12 +33,14 @@ from pytest_fvparity.parity.tolerances import Tolerances
 from pytest_fvparity.reference import reference
 
 ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "docs" / "examples"
 console = Console(highlight=False)
 
 
 def trials_of(digest: str) -> FixedTrials:
     """The committed trials that a golden was recorded from, wherever they lie: a relation's under its q_id."""
-    places = [*(ROOT / shipped.FIXED_TRIALS).glob("*.json"), *(ROOT / "datasets").rglob(SAMPLED)]
+    places = [*(ROOT / shipped.FIXED_TRIALS).glob("*.json"), *EXAMPLES.glob("*/trials/*.json")]
+    places += (ROOT / "datasets").rglob(SAMPLED)
     return next(fixed for fixed in map(read_trials, places) if fixed.sha256 == digest)
 
 
@@ -91,7 +93,7 @@ def added_to(recorded: golden.Golden, made: reference.Recording, leaves: list[st
 
 def main(checkout: Path, add: bool = False) -> int:
     wrong = 0
-    for manifest in sorted((ROOT / "golden").rglob(golden.MANIFEST)):
+    for manifest in sorted(path for root in (ROOT / "golden", EXAMPLES) for path in root.rglob(golden.MANIFEST)):
         if add and not further_lacking(golden.Golden.open(manifest.parent)):
             continue
         start = time.perf_counter()

@@ -84,7 +84,8 @@ class ParityReports(SuiteReports):
             self._summary(group, terminal, written, brief=at > 0 and len(groups) > 2)
         if len(groups) > MOST:
             rest = sum(map(len, groups[MOST:]))
-            terminal.write_line(f"and {rest} more: {self.options.from_here(self.options.report_dir / 'summary.html')}")
+            page = self.options.from_here(self.options.report_dir / "summary.html")
+            terminal.write_line(escapes.line(f"and {rest} more: {page}"))
         planned = {(self.config.rootpath / name).resolve() for name in self.planned}
         own = [path for path, file in self.config.stash[FILES_KEY].items() if file.declared.name == NAME]
         for path in (path for path in own if path not in planned and not self.config.option.collectonly):
