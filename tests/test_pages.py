@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[1]
 BY_THEMSELVES = {
     "library.md": "test_library_page",
     "candidates.md": "pytest_fvparity.test_adapters",
-    "ci.md": "test_ci_page",
 }
 """Pages whose blocks have tests that know more of them."""
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.name not in BY_THEMSELVES]
@@ -39,7 +38,7 @@ REASONS = {
     "several machines",
     "Ray",
 }
-N_NOT_RUN = 13
+N_NOT_RUN = 15
 """Of all blocks; whoever marks one more changes this number."""
 
 
