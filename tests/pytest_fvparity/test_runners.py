@@ -17,7 +17,8 @@ from fvcore.gates import Status
 from pytest_fvparity import cli, runners
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.annotations import annotations
-from pytest_fvparity.report.markdown import LEAST, size
+from pytest_fvparity.report.markdown import LEAST, STEP_SUMMARY, size
+from pytest_fvparity.report.render import markdown
 from pytest_fvparity.report.report import Report, Source
 from pytest_fvparity.report.step_summary import step_summary
 from pytest_fvparity.runners import MOST, Annotation
@@ -126,10 +127,8 @@ def test_of_a_run_that_kept_going_the_earliest_comes_first_and_then_other_own_fa
 # ---------------------------------------------------------------- the step summary
 
 
-def _long(number: int, n_rows: int = 300) -> Report:
-    rows = tuple(failed(f"differs {'x' * 100} {i}").findings[0] for i in range(n_rows))
-    verdict = failed()
-    row = row_of("slot_map", Status.FAIL, verdict.__class__(rows, compared=n_rows, mismatch_count=n_rows))
+def _long(number: int) -> Report:
+    row = row_of("slot_map", Status.ERROR, message="a line of a traceback\n" * 150)
     return assemble(CHECK_KEYS, rows_of(slot_map=row)).model_copy(update={"fixed_trials_id": f"long_{number}"})
 
 
@@ -141,10 +140,18 @@ def test_no_failure_is_cut_for_another_or_for_what_is_green(room: int) -> None:
 
     assert size(text) <= room
     assert text.index("long_1") < text.index("long_2") < (text + "green_0").index("green_0")
-    if room > 5000:
-        assert text.count("\n## words/long_") == 2
-        shares = [size(part) for part in text.split("\n## words/long_")[1:]]
-        assert max(shares) < 2 * min(shares)
+
+
+def test_failures_share_the_room_that_is_too_small_for_both() -> None:
+    reports = [_long(1), _long(2)]
+    room = size(markdown(reports[0], STEP_SUMMARY)) * 3 // 2
+
+    text = step_summary(reports, room)
+
+    shares = [size(part) for part in text.split("\n## words/long_")[1:]]
+    assert size(text) <= room
+    assert len(shares) == 2
+    assert max(shares) < 2 * min(shares)
 
 
 @pytest.fixture
