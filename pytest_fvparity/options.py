@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NewType, get_args, get_origin, get_type_h
 
 import pytest
 
-from fvcore import embedded, escapes, sizes
-from pytest_fvparity import shipped
+from fvcore import embedded, escapes, shipped, sizes
 
 if TYPE_CHECKING:
     from pytest_fvparity.suite.declaration import Declaration
@@ -329,6 +328,8 @@ def _spec(base: Path, name: str | None) -> str | None:
 
 def _trials_file(base: Path, name: str) -> Path:
     path = _path(base, name)
+    if not path.is_file():
+        path = shipped.file(name).resolve()
     if not path.is_file():
         raise pytest.UsageError(f"--fv-trials: no such file: {name}. `fvcore trials make` writes one")
     return path

@@ -25,6 +25,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from fvcore import shipped
 from fvcore.embedded.random_models import of_config
 from fvcore.embedded.small_config import RULES, small_config
 from fvcore.formats import FormatError, make_folder, read_json, writing
@@ -79,7 +80,7 @@ def _causal(config: Any) -> Any:
 
 def answers_in(path: Path, tokenizer: Any) -> list[int]:
     """The first tokens of the answers that a file of trials, or of pairs, asks for."""
-    rows = read_json(path)
+    rows = read_json(shipped.file(path))
     if not (isinstance(rows, list) and all(isinstance(row, dict) and "input" in row for row in rows)):
         return sorted({trial.target_id for trial in read_trials(path).trials})
     asked = [(f"Q: {pair.input}\nA:", f" {pair.output}") for pair in read_pairs(path, without_empty=True)]

@@ -22,6 +22,7 @@ from tests.late import RUNNING
 if RUNNING:
     import torch
 
+    from fvcore import shipped
     from fvcore.embedded import path_of
     from fvcore.experiments.config import resolve
     from fvcore.experiments.evaluation import data as tasks
@@ -46,7 +47,6 @@ if RUNNING:
     from fvcore.gates import Status
     from fvcore.model.spec import read_spec
     from fvcore.trials import fixed, sampled
-    from pytest_fvparity import shipped
     from pytest_fvparity.bundle import bundle as bundles
     from pytest_fvparity.bundle.replay import replayed, told
     from pytest_fvparity.golden import listing

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from fvcore import shipped
 from fvcore.embedded.random_models import trials_for
 from fvcore.formats import read_json, write_json
 from fvcore.gates import Refused
 from fvcore.profile import Identity, Profile
 from fvcore.trials import fixed as trials
 from fvcore.trials.fixed import FixedTrials
-from pytest_fvparity import shipped
 from pytest_fvparity.golden.manifest import sealed
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.late import RUNNING
