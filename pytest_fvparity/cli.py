@@ -16,6 +16,7 @@ from fvcore.escapes import lines
 from fvcore.formats import read_json, write_text
 from fvcore.gates import StageError
 from fvcore.model.spec import ModelError
+from pytest_fvparity.bundle.commands import replay
 from pytest_fvparity.children import following
 from pytest_fvparity.golden import commands as golden_cli
 from pytest_fvparity.golden.commands import say
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 app = terminal.program("fvparity", "The parity harness: its self-test and its reports.")
 app.add_typer(golden_cli.app, name="golden")
 app.command()(milestones_cli.milestone)
+app.command()(replay)
 app.command()(compare)
 spec_app = typer.Typer(no_args_is_help=True, help="A model beside the reference: reduced parity.")
 app.add_typer(spec_app, name="spec")
