@@ -543,7 +543,7 @@ def test_without_a_golden_the_places_tried_and_the_command_are_named(tmp_path: P
 
     places = " or ".join(str(root / "pairs" / "some_trials" / "src") for root in roots)
     assert str(caught.value).startswith(f"no golden at {places}. Record one with `pytest -m parity --fv-regen-golden")
-    assert "--fv-live --fv-src PATH" in str(caught.value)
+    assert "--fv-live in place of --fv-regen-golden" in str(caught.value)
 
 
 def test_a_golden_folder_that_is_given_is_the_only_place(tmp_path: Path) -> None:
