@@ -64,6 +64,9 @@ class Config(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
     moved: ClassVar[Mapping[str, str]] = {}
 
+    def require_possible(self) -> None:
+        """Raise for what can be told to be wrong before anything heavy is imported."""
+
     def text(self) -> str:
         """The config as YAML, every key with what it means; read again it is the same."""
         return "\n".join(self._entries())
@@ -281,6 +284,8 @@ def add_command(
             _write(write_config, config)
             return
         # An unusable setting, file or model is told by `fvcore.cli.main`, as it may come up before there is any work.
+        if not only:
+            config.require_possible()
         try:
             work(config)
         except typer.Exit:  # which is a RuntimeError, too

@@ -39,6 +39,16 @@ class ModelChoice(Config):
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: all cores).")
 
+    def require_possible(self) -> None:
+        """That the model is there and has the layer asked for, by its config.json."""
+        from fvcore.model import on_disk
+
+        if not self.model or getattr(self, "steps", ()) == ("heatmap",):  # no model is loaded
+            return
+        on_disk.folder_of(self.model)
+        if isinstance(layer := getattr(self, "edit_layer", None), int):
+            on_disk.require_layer(self.model, layer)
+
     def loader(self, seed: int) -> Callable[[], LanguageModel]:
         """What loads the model, wherever it is called; plain values, so that it can be sent anywhere."""
         if not self.model:
@@ -50,13 +60,9 @@ class ModelChoice(Config):
         """The model in this process, in as many threads as were asked for; what is doubtful about it is printed."""
         import torch
 
-        from fvcore.model import on_disk
         from fvcore.model.model import doubts, untested_in
 
-        made_by = self.loader(seed)
-        if isinstance(layer := getattr(self, "edit_layer", None), int):
-            on_disk.require_layer(self.model, layer)
-        lm = made_by()
+        lm = self.loader(seed)()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         untested = (f"{what}: {now} (tested: {was})" for what, (was, now) in untested_in(lm).items())

@@ -84,7 +84,8 @@ def require_layer(name: str, layer: int) -> None:
     """Raise ModelError for a layer that the model has not."""
     n_layers = sizes(name).n_layers
     if n_layers is not None and not 0 <= layer < n_layers:
-        raise ModelError(out_of_range(name, layer, n_layers))
+        third = f"--edit-layer {n_layers // 3} is a third of the way up"
+        raise ModelError(f"{out_of_range(name, layer, n_layers)}; {third}")
 
 
 def out_of_range(name: str, layer: int, n_layers: int) -> str:

@@ -50,6 +50,7 @@ class Kind:
 class Located:
     """What is gathered leaf by leaf."""
 
+    labels: Labels
     kinds: dict[str, Kind] = field(default_factory=dict)
     counts: dict[str, Counter[int | str]] = field(default_factory=dict)
     n: dict[str, int] = field(default_factory=dict)
@@ -59,12 +60,16 @@ class Located:
         self.counts.setdefault(axis, Counter()).update(counted)
         self.n[axis] = max(n, self.n.get(axis, 0))
 
-    def details(self, labels: Labels) -> dict[str, Any]:
+    def index(self, axis: str, at: int) -> int | str:
+        """A trial is known by its key alone."""
+        return self.labels.get(axis, {}).get(at, at) if axis == "trial" else at
+
+    def details(self) -> dict[str, Any]:
         """Plain values alone, the axis with the fewest wrong indices first: that one tells most."""
         wrong = [vars(kind) for kind in self.kinds.values() if kind.count]
-        axes = [_axis(axis, self.counts[axis], self.n[axis], labels) for axis in COUNTED if axis in self.counts]
+        axes = [_axis(axis, self.counts[axis], self.n[axis], self.labels) for axis in COUNTED if axis in self.counts]
         maps = [
-            {**one, "labels": [labels.get(one["rows"], {}).get(row, "") for row in one["row_indices"]]}
+            {**one, "labels": [self.labels.get(one["rows"], {}).get(row, "") for row in one["row_indices"]]}
             for one in self.maps.values()
         ]
         kinds = sorted(wrong, key=lambda kind: -kind["count"])
@@ -132,9 +137,9 @@ def located(
     import torch
 
     from fvcore.artifacts import trial_of
-    from fvcore.compare import compare, largest_wrong
+    from fvcore.compare import beside, compare, largest_wrong
 
-    found = Located()
+    found = Located(labels)
     n_trials = len({trial for leaf in expected if (trial := trial_of(leaf))})
     for leaf in (leaf for leaf in {**expected, **actual} if leaf not in tied):
         one, other = ({leaf: side[leaf]} if leaf in side else {} for side in (expected, actual))
@@ -144,59 +149,47 @@ def located(
             want, have = expected.get(leaf), actual.get(leaf)
             if isinstance(want, torch.Tensor) and isinstance(have, torch.Tensor) and "largest" in verdict.details:
                 example = largest_wrong(leaf, want, have, tolerance_of(leaf), axes(leaf))
-                _of_tensor(found, leaf, want, have, tolerance_of(leaf), axes(leaf), held(leaf), labels)
+                *_, difference, wrong = beside(want, have, tolerance_of(leaf))
+                if len(names := axes(leaf)[: wrong.ndim]) == wrong.ndim:
+                    _of_tensor(found, leaf, wrong, difference, names, held(leaf))
             if trial := trial_of(leaf):
                 found.count("trial", {trial: verdict.mismatch_count}, n_trials)
             if len(parts := leaf.split("/")) == 3:
                 found.count("prompt", {parts[1]: verdict.mismatch_count}, 0)
         name = leaf.rpartition("/")[2]
         found.kinds.setdefault(name, Kind(name)).add(verdict, example)
-    return found.details(labels)
+    return found.details()
 
 
-def _of_tensor(
-    found: Located,
-    leaf: str,
-    want: Tensor,
-    have: Tensor,
-    tolerance: Tolerance,
-    names: Sequence[str],
-    held: tuple[str, Sequence[int]],
-    labels: Labels,
-) -> None:
-    from fvcore.compare import beside
+Held = tuple[str, Sequence[int]]
+"""Of a sliced leaf its axis and the indices that are held; no name where all of it is."""
 
-    *_, difference, wrong = beside(want, have, tolerance)
-    if wrong.ndim > len(names):
-        return
-    names = names[: wrong.ndim]
 
-    def indices(axis: str, at: Iterable[int]) -> list[int]:
-        return [held[1][index] if held[0] == axis else index for index in at]
-
+def _of_tensor(found: Located, leaf: str, wrong: Tensor, difference: Tensor, names: Sequence[str], held: Held) -> None:
+    """Counts along the axes that have a name, and maps that no earlier leaf gave."""
     for at, axis in enumerate(names):
         if axis in COUNTED:
             counts = _over(wrong.long(), (at,)).tolist()
-            every = indices(axis, range(len(counts)))
-            shown = {
-                labels.get(axis, {}).get(i, i) if axis == "trial" else i: n
-                for i, n in zip(every, counts, strict=True)
-                if n
-            }
-            found.count(axis, shown, len(counts))
-    for rows, columns in (pair for pair in MAPS if pair not in found.maps and {*pair} <= {*names}):
-        places = names.index(rows), names.index(columns)
-        outside, largest = (_over(one, places) for one in (wrong.long(), difference))
-        kept = [_worst(outside.sum(dim=1 - dim)) for dim in (0, 1)]
-        found.maps[rows, columns] = {
+            places = zip(_placed(held, axis, range(len(counts))), counts, strict=True)
+            found.count(axis, {found.index(axis, place): n for place, n in places if n}, len(counts))
+    for pair in (pair for pair in MAPS if pair not in found.maps and {*pair} <= {*names}):
+        both = [names.index(axis) for axis in pair]
+        outside, largest = _over(wrong.long(), both), _over(difference, both)
+        rows, columns = (_worst(outside.sum(dim=1 - dim)) for dim in (0, 1))
+        found.maps[pair] = {
             "leaf": leaf,
-            "rows": rows,
-            "columns": columns,
-            "row_indices": indices(rows, kept[0]),
-            "column_indices": indices(columns, kept[1]),
-            "outside": outside[kept[0]][:, kept[1]].tolist(),
-            "largest": [[float(f"{x:.3g}") for x in row] for row in largest[kept[0]][:, kept[1]].tolist()],
+            "rows": pair[0],
+            "columns": pair[1],
+            "row_indices": _placed(held, pair[0], rows),
+            "column_indices": _placed(held, pair[1], columns),
+            "outside": outside[rows][:, columns].tolist(),
+            "largest": [[float(f"{x:.3g}") for x in row] for row in largest[rows][:, columns].tolist()],
         }
+
+
+def _placed(held: Held, axis: str, indices: Iterable[int]) -> list[int]:
+    """Indices of what is compared, as those of the whole."""
+    return [held[1][index] if held[0] == axis else index for index in indices]
 
 
 def _over(values: Tensor, kept: Sequence[int]) -> Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from fvcore.embedded.random_models import FAMILIES, random_lm, random_model, toy_tokenizer
+from fvcore.formats import write_text
+from fvcore.model import on_disk
 from fvcore.model.spec import MODEL_SPECS, ModelSpec
 from tests.late import RUNNING, inference_mode
 
@@ -353,3 +355,16 @@ def test_code_that_lies_beside_a_model_is_not_run_whatever_standard_input_says(
             load()
 
     assert not mark.exists()
+
+
+def test_what_a_config_says_is_known_without_loading(tmp_path: Path) -> None:
+    write_text(
+        tmp_path / "config.json", '{"text_config": {"vocab_size": 9, "n_layer": 3, "n_head": 2}, "num_heads": 7}'
+    )
+    assert on_disk.sizes(str(tmp_path)) == (3, 2)
+    assert on_disk.sizes("tiny-llama") == (6, 4)
+    assert on_disk.sizes("wired") == (None, None)
+    with pytest.raises(ModelError, match=r"3 not in \[0, 2\] .*--edit-layer 1"):
+        on_disk.require_layer(str(tmp_path), 3)
+    with pytest.raises(ModelError, match=r"no directory .*/ours/nope, .*`hf download ours/nope`"):
+        on_disk.folder_of("ours/nope")

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from fvcore import shipped
 from fvcore.embedded.random_models import trials_for
 from fvcore.formats import read_json, write_json
 from fvcore.gates import Refused
 from fvcore.profile import Identity, Profile
 from fvcore.trials import fixed as trials
 from fvcore.trials.fixed import FixedTrials
-from pytest_fvparity import shipped
 from pytest_fvparity.golden.manifest import sealed
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.late import RUNNING
@@ -543,7 +543,7 @@ def test_without_a_golden_the_places_tried_and_the_command_are_named(tmp_path: P
 
     places = " or ".join(str(root / "pairs" / "some_trials" / "src") for root in roots)
     assert str(caught.value).startswith(f"no golden at {places}. Record one with `pytest -m parity --fv-regen-golden")
-    assert "--fv-live --fv-src PATH" in str(caught.value)
+    assert "--fv-live in place of --fv-regen-golden" in str(caught.value)
 
 
 def test_a_golden_folder_that_is_given_is_the_only_place(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from fvcore import shipped
 from fvcore.formats import read_json, sha256_file, write_json, write_safetensors
-from pytest_fvparity import cli, shipped
+from pytest_fvparity import cli
 from pytest_fvparity.golden.manifest import FULL, MANIFEST, sealed
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.late import RUNNING
@@ -354,6 +355,10 @@ def test_a_fault_in_what_is_held_is_found_at_its_place_in_the_whole(
     )
     assert divergence["coordinate"]["slot"] == n_slots - 1
     assert report["checks"][2]["fault"] == "own"
+    where = report["checks"][2]["where"]
+    assert {axis["axis"]: axis["places"][0]["index"] for axis in where["axes"]}["slot"] == n_slots - 1
+    assert where["kinds"][0]["example"]["where"] == divergence["leaf"]
+    assert where["maps"][1]["row_indices"] == [n_slots - 1]
 
 
 def test_a_fault_in_what_is_not_held_is_seen_when_it_is_there(

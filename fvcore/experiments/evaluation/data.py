@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from fvcore import shipped
 from fvcore.formats import FormatError, read_json, read_yaml, sha256_file, validated
 from fvcore.trials.draws import Splits, of_questions, split
 from fvcore.trials.fixed import PREFIXES, SEPARATORS, TemplatePart, TrialsError, WordPair, labelled
@@ -68,7 +69,7 @@ def load_task(name: str, checkout: Path | None = None, test_split: float = 0.3, 
 
 def find(name: str, checkout: Path | None = None) -> Path:
     """The file of a task."""
-    path = Path(name)
+    path = shipped.file(name)
     if path.suffix == ".json" or path.is_file():
         return path
     if checkout is None:
