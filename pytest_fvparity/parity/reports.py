@@ -93,6 +93,15 @@ class ParityReports(SuiteReports):
         return run.of(NAME) and "\n" not in result.message.strip()
 
     def summary(self, terminal: Any, written: bool) -> None:
+        if self.reports:
+            self._groups(terminal, written)
+        planned = {(self.config.rootpath / name).resolve() for name in self.planned}
+        own = [path for path, file in self.config.stash[FILES_KEY].items() if file.declared.name == NAME]
+        for path in (path for path in own if path not in planned and not self.config.option.collectonly):
+            line = f"no parity stage of {path.name} is selected: nothing of it was compared"
+            terminal.write_line(escapes.line(line), yellow=True, bold=True)
+
+    def _groups(self, terminal: Any, written: bool) -> None:
         from pytest_fvparity.report.screen import alike
 
         groups = alike(self.reports)
@@ -102,11 +111,6 @@ class ParityReports(SuiteReports):
             rest = sum(map(len, groups[MOST:]))
             page = self.options.from_here(self.options.report_dir / "summary.html")
             terminal.write_line(escapes.line(f"and {rest} more: {page}"))
-        planned = {(self.config.rootpath / name).resolve() for name in self.planned}
-        own = [path for path, file in self.config.stash[FILES_KEY].items() if file.declared.name == NAME]
-        for path in (path for path in own if path not in planned and not self.config.option.collectonly):
-            line = f"no parity stage of {path.name} is selected: nothing of it was compared"
-            terminal.write_line(escapes.line(line), yellow=True, bold=True)
 
     def annotations(self) -> Sequence[Annotation]:
         from pytest_fvparity.report.annotations import annotations
