@@ -17,14 +17,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fvcore import artifacts
+from fvcore import artifacts, shipped
 from fvcore.compare import compare
 from fvcore.model.model import load
 from fvcore.pipeline import Settings
 from fvcore.trials.fixed import FixedTrials
 from fvcore.trials.sampled import NAME as SAMPLED
 from fvcore.trials.sampled import read_trials
-from pytest_fvparity import shipped
 from pytest_fvparity.golden import golden
 from pytest_fvparity.golden import manifest as manifests
 from pytest_fvparity.golden.manifest import Added

@@ -56,14 +56,34 @@ def _shown(description: Any) -> str:
     return "no tensor"
 
 
+def described(artifact: Artifact) -> dict[str, Any]:
+    """Every leaf as JSON has it: in a tensor's place stands what it is."""
+    return {
+        leaf: {TENSOR: _description(value)} if isinstance(value, Tensor) else value for leaf, value in artifact.items()
+    }
+
+
+def joined(leaves: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> dict[str, Leaf]:
+    """What was `described`, with its tensors; raises FormatError when the two do not belong together."""
+    # Any other object is a value of its own: a candidate may write its maps so.
+    named = {leaf for leaf, value in leaves.items() if isinstance(value, dict) and TENSOR in value}
+    if named != set(tensors):
+        lone = f"{sorted(named ^ set(tensors))}"
+        raise FormatError(f"{source}: tensors {lone:.200} stand in one of the two files only")
+    for leaf in named:
+        want, found = leaves[leaf].get(TENSOR), _description(tensors[leaf])
+        if len(leaves[leaf]) > 1:
+            raise FormatError(f"{source}: leaf {leaf!r:.80} is a tensor and more: {sorted(leaves[leaf])!r:.80}")
+        if repr(want) != repr(found):  # in value and in type: 1, True and 1.0 are three sizes
+            raise FormatError(f"{source}: leaf {leaf!r:.80} is described as {_shown(want)}, found {_shown(found)}")
+    return {leaf: tensors.get(leaf, value) for leaf, value in leaves.items()}
+
+
 def save(artifact: Artifact, stem: Path, compact: bool = False) -> list[Path]:
     """Write an artifact; returns the files written. `compact` JSON has no white space."""
     tensors = {leaf: value for leaf, value in artifact.items() if isinstance(value, Tensor)}
-    described = {
-        leaf: {TENSOR: _description(value)} if isinstance(value, Tensor) else value for leaf, value in artifact.items()
-    }
     written = [stem.with_suffix(".json")]
-    write_text(written[0], json_text(described, compact))
+    write_text(written[0], json_text(described(artifact), compact))
     if tensors:
         written.append(stem.with_suffix(".safetensors"))
         write_safetensors(written[1], tensors)
@@ -73,17 +93,8 @@ def save(artifact: Artifact, stem: Path, compact: bool = False) -> list[Path]:
 def load(stem: Path) -> dict[str, Leaf]:
     """Read an artifact; raises FormatError when the two files do not belong together."""
     path = stem.with_suffix(".json")
-    described = read_json(path, strict=False)  # a candidate's NaN is a value, and found to be wrong where it stands
-    if not isinstance(described, dict):
-        raise FormatError(f"{path}: expected an object of leaves, found {type(described).__name__}")
-    # Any other object is a value of its own: a candidate may write its maps so.
-    named = {leaf for leaf, value in described.items() if isinstance(value, dict) and TENSOR in value}
-    tensors = read_safetensors(stem.with_suffix(".safetensors")) if named else {}
-    if named != set(tensors):
-        lone = f"{sorted(named ^ set(tensors))}"
-        raise FormatError(f"{path}: tensors {lone:.200} stand in one of the two files only")
-    for leaf in named:
-        want, found = described[leaf].get(TENSOR), _description(tensors[leaf])
-        if repr(want) != repr(found):  # in value and in type: 1, True and 1.0 are three sizes
-            raise FormatError(f"{path}: leaf {leaf!r:.80} is described as {_shown(want)}, found {_shown(found)}")
-    return {leaf: tensors.get(leaf, value) for leaf, value in described.items()}
+    leaves = read_json(path, strict=False)  # a candidate's NaN is a value, and found to be wrong where it stands
+    if not isinstance(leaves, dict):
+        raise FormatError(f"{path}: expected an object of leaves, found {type(leaves).__name__}")
+    tensors = any(isinstance(value, dict) and TENSOR in value for value in leaves.values())
+    return joined(leaves, read_safetensors(stem.with_suffix(".safetensors")) if tensors else {}, str(path))

@@ -78,7 +78,7 @@ def trials_make(
         )
     pairs, loaded = trials.read_pairs(dataset_json, without_empty_rows), load_tokenizer(tokenizer)
     meta = trials.Meta(
-        dataset_json=trials.portable(dataset_json),
+        dataset_json=trials.portable(trials.raw_file(dataset_json)),
         seed=seed,
         n_trials=n_trials,
         n_shots=n_shots,
@@ -120,7 +120,7 @@ def trials_verify(
             ModelError(f"{file}: {error}. Name its tokenizer: --tokenizer DIR") if tokenizer is None else error
         ) from None
     problems = prompts.verify(fixed, loaded, first) or slots.verify(fixed, loaded, first)
-    raw = dataset_json or Path(fixed.meta.dataset_json)
+    raw = trials.raw_file(dataset_json or fixed.meta.dataset_json)
     sampled = "not sampled again (the raw dataset is not at hand; --dataset)"
     if dataset_json is not None or raw.is_file():
         problems += trials.same_draws(fixed.file, trials.read_pairs(raw, without_empty_rows), first)

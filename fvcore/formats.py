@@ -107,12 +107,12 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise FormatError(f"{path!s:.1000}: cannot be read ({system_words(error)})") from error
 
 
-def read_bytes(path: Path, n_bytes: int | None = None) -> bytes:
-    """The bytes of a regular file; the first `n_bytes` of it, or all where they are no more than MOST_BYTES."""
+def read_bytes(path: Path, n_bytes: int | None = None, most: int = MOST_BYTES) -> bytes:
+    """The bytes of a regular file; the first `n_bytes` of it, or all where they are no more than `most`."""
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if n_bytes is None and size > MOST_BYTES:
-            raise FormatError(f"{path}: has {size} bytes; at most {MOST_BYTES} are read")
+        if n_bytes is None and size > most:
+            raise FormatError(f"{path}: has {size} bytes; at most {most} are read")
         return file.read(-1 if n_bytes is None else min(n_bytes, size))
 
 
@@ -206,11 +206,11 @@ def read_json(path: Path, strict: bool = True) -> Any:
     a key that stands twice in one object, and more levels than `MAX_DEPTH`; if `strict`, also NaN, infinite numbers and
     lone surrogates, which a candidate's values may well be and no file of ours holds.
     """
-    return _json(read_text(path), str(path), strict)
+    return json_value(read_text(path), str(path), strict)
 
 
-def _json(text: str, named: str, strict: bool) -> Any:
-    """The value of a text; `named` is where it stands."""
+def json_value(text: str, named: str, strict: bool = True) -> Any:
+    """The value of a text, as `read_json` reads a file; `named` is where it stands."""
     hooks: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite} if strict else {}
     try:
         value = json.loads(text, object_pairs_hook=_unique, **hooks)
@@ -366,7 +366,7 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 def read_jsonl(path: Path) -> list[Any]:
     """The values of a file with one a line, each as `read_json` reads it."""
     lines = read_text(path).removesuffix("\n").split("\n")
-    return [_json(line, f"{path}, line {number}", True) for number, line in enumerate(lines, 1) if line.strip()]
+    return [json_value(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -374,10 +374,10 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path, most: int = MOST_BYTES) -> dict[str, Tensor]:
     from safetensors.torch import load
 
-    data = read_bytes(path)
+    data = read_bytes(path, most=most)
     try:
         return dict(load(data))
     except Exception as error:  # its own, and what comes of a header that names what there is not
@@ -423,13 +423,13 @@ METADATA = "about"
 
 def safetensors_metadata(path: Path) -> dict[str, str]:
     """What `write_safetensors` kept beside the tensors; empty where it was given nothing."""
-    data = read_bytes(path)
-    length = int.from_bytes(data[:8], "little")
+    named, length = f"{path}: not a whole safetensors file", int.from_bytes(read_bytes(path, 8), "little")
     try:
-        about = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(METADATA, "{}")
-        return {str(name): str(value) for name, value in json.loads(about).items()}
-    except (ValueError, AttributeError) as error:
-        raise FormatError(f"{path}: not a whole safetensors file ({error})") from None
+        header = json_value(read_bytes(path, 8 + length)[8:].decode(), f"{named}, its header")
+        about = json_value(header.get("__metadata__", {}).get(METADATA, "{}"), f"{named}, its metadata")
+        return {str(name): str(value) for name, value in about.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise FormatError(f"{named} ({error})") from None
 
 
 def read_pt(path: Path) -> Any:

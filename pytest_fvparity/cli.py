@@ -16,6 +16,7 @@ from fvcore.escapes import lines
 from fvcore.formats import read_json, write_text
 from fvcore.gates import StageError
 from fvcore.model.spec import ModelError
+from pytest_fvparity.bundle.commands import replay
 from pytest_fvparity.children import following
 from pytest_fvparity.golden import commands as golden_cli
 from pytest_fvparity.golden.commands import say
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 app = terminal.program("fvparity", "The parity harness: its self-test and its reports.")
 app.add_typer(golden_cli.app, name="golden")
 app.command()(milestones_cli.milestone)
+app.command()(replay)
 app.command()(compare)
 spec_app = typer.Typer(no_args_is_help=True, help="A model beside the reference: reduced parity.")
 app.add_typer(spec_app, name="spec")
@@ -229,9 +231,7 @@ def spec_parity(
     ] = None,
     dataset_json: Annotated[
         Path | None,
-        typer.Option(
-            help=f"Raw dataset of trials that are made now (default: {ANTONYMS}, else the checkout's antonyms)."
-        ),
+        typer.Option(help=f"Raw dataset of trials that are made now (default: {ANTONYMS}, as it ships)."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the reports.")] = Path("reports/spec_parity"),
     spec: Annotated[str | None, typer.Option(help="Registered name, alias or YAML file (default: found).")] = None,
@@ -246,8 +246,7 @@ def spec_parity(
 
     folder = out / _place_of(model)  # its own: reports of other models and runs may lie beside it
     if trials is None and model not in embedded.EMBEDDED:
-        here = ANTONYMS if ANTONYMS.is_file() else fv_src / "dataset_files" / "abstractive" / "antonym.json"
-        trials = _one_trial(model, dataset_json or here, folder)
+        trials = _one_trial(model, dataset_json or ANTONYMS, folder)
     reports_in = folder / "reduced"
     options = {"model": model, "src": fv_src, "max-trials": 1, "top-heads": 5, "seed": 42, "report-dir": reports_in}
     options |= {"edit-layer": models.n_layers_on_disk(model) // 2, "trials": trials, "spec": spec}

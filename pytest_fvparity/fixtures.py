@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fvcore.pipeline import Settings
     from fvcore.profile import Profile
     from fvcore.trials.fixed import FixedTrials
+    from pytest_fvparity.bundle.keeping import Keeper
     from pytest_fvparity.golden.golden import Golden
     from pytest_fvparity.parity.implementation import Implementation
     from pytest_fvparity.parity.noise import Noise
@@ -315,3 +316,18 @@ def tolerances_of(
     added = request.config.pluginmanager.hook.pytest_fvparity_tolerances(dtype=dtype, device=device)
     rules = [rule for rules in added for rule in rules or ()]
     return Tolerances.read(options_of(request).tolerances, rules, dtype, device, noise, processor)
+
+
+def keeper_of(
+    request: pytest.FixtureRequest, trials: FixedTrials, profile: Profile, golden: Profile, candidate: str
+) -> Keeper | None:
+    """What writes a failure into a file, if that is asked for: where a report of these trials would lie."""
+    options = options_of(request)
+    if options.bundle is None:
+        return None
+    from pytest_fvparity.bundle.keeping import Keeper
+    from pytest_fvparity.parity.place import particular
+
+    under = particular(request.node.path, options.reference_profile, request.config.getoption("fv_model"))
+    folder = options.bundle.joinpath(trials.dataset, trials.id, under)
+    return Keeper(folder, trials, profile, golden, candidate)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NewType, get_args, get_origin, get_type_h
 
 import pytest
 
-from fvcore import embedded, escapes, sizes
-from pytest_fvparity import shipped
+from fvcore import embedded, escapes, shipped, sizes
 
 if TYPE_CHECKING:
     from pytest_fvparity.suite.declaration import Declaration
@@ -114,6 +113,7 @@ class ParityOptions:
     drill: bool = _option("when mean_activations fails, name the first module that differs from the reference's")
     require_gpu: bool = _option("fail instead of skipping when there is no CUDA device")
     report_dir: Path = _option("where reports are written (default reports/)", default="reports")
+    bundle: Path | None = _option("folder for a file of the earliest failure, for `fvparity replay`; none when green")
     relation_root: Path | None = _option("folder of a relation run, one folder a q_id, for -m transfer")
     select_kv: Path | None = _option("config or run folder of `fvcore select-kv`, for -m selectkv (default: tiny.yaml)")
     audit: Path | None = _option("config of `fvcore pathways`, for -m audit: whose data is judged")
@@ -329,6 +329,8 @@ def _spec(base: Path, name: str | None) -> str | None:
 def _trials_file(base: Path, name: str) -> Path:
     path = _path(base, name)
     if not path.is_file():
+        path = shipped.file(name).resolve()
+    if not path.is_file():
         raise pytest.UsageError(f"--fv-trials: no such file: {name}. `fvcore trials make` writes one")
     return path
 
@@ -378,7 +380,7 @@ def _carried(config: pytest.Config) -> list[str]:
 
 def _reproduce_options(config: pytest.Config) -> list[str]:
     """The options given on the command line that a stage's outcome depends on."""
-    dull = {"regen_golden", "regen_allow_ci", "report_dir", "keep_going", "require_gpu"}
+    dull = {"regen_golden", "regen_allow_ci", "report_dir", "bundle", "keep_going", "require_gpu"}
     dull |= {"trials", "qid", "select_kv", "audit", "device"}  # said beside these
     device = config.stash[OPTIONS_KEY].device
     words = [] if device == "cpu" else [f"--fv-device={device}"]

@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 
 from fvcore import cli as fvcore_cli
-from fvcore import exits
+from fvcore import exits, shipped
 from fvcore.experiments.config import ConfigError, numbers
 from fvcore.formats import WriteError
 from fvcore.provenance import now
 from pytest_fvparity import cli as fvparity_cli
-from pytest_fvparity import shipped
 
 ROOT = Path(__file__).parents[1]
 RAW = ROOT / "datasets/antonym/raw/antonym.json"

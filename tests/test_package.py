@@ -103,7 +103,7 @@ def files(folder: str) -> set[str]:
 
 @pytest.mark.slow
 def test_the_wheel_holds_both_packages_and_what_ships_with_them_and_nothing_else(wheel: Path) -> None:
-    top, here = "fvcore/experiments/select_kv/cedkv_mvp/", "pytest_fvparity/shipped/"
+    top, here = "fvcore/experiments/select_kv/cedkv_mvp/", "fvcore/shipped/"
     code = {name.removeprefix(top.removesuffix("cedkv_mvp/")) if top in name else name for name in files("fvcore")}
     expected = code | files("pytest_fvparity") | {f"{here}{name}" for name in files("golden") | files("datasets")}
 

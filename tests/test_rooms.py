@@ -90,6 +90,7 @@ BASE = (
     "exits",
     "sizes",
     "terminal",
+    "shipped",
 )
 STATIONS = ("slots", "activations", "effects", "heads", "vectors", "injection")
 FLOORS = (
@@ -196,7 +197,7 @@ NAMED = {
     "fvcore.experiments.sae.config": {"llama"},  # a format of autoencoders
     "fvcore.experiments.sae.loaders": {"llama"},  # the same format
     "fvcore.trials.fixed": {"gpt"},  # the default tokenizer of the trials' format
-    "pytest_fvparity.shipped": {"gpt", "llama"},  # the shipped models' trials
+    "fvcore.shipped": {"gpt", "llama"},  # the shipped models' trials
     "pytest_fvparity.selftest.faults.effects": {"gpt", "llama"},  # paths that mislead the reference
 }
 ROOMS_OF_FAMILIES = {"fvcore.model.spec", "pytest_fvparity.reference.checkout"}

@@ -25,6 +25,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from fvcore import shipped
 from fvcore.embedded.random_models import of_config
 from fvcore.embedded.small_config import RULES, small_config
 from fvcore.formats import FormatError, make_folder, read_json, writing
@@ -79,7 +80,7 @@ def _causal(config: Any) -> Any:
 
 def answers_in(path: Path, tokenizer: Any) -> list[int]:
     """The first tokens of the answers that a file of trials, or of pairs, asks for."""
-    rows = read_json(path)
+    rows = read_json(shipped.file(path))
     if not (isinstance(rows, list) and all(isinstance(row, dict) and "input" in row for row in rows)):
         return sorted({trial.target_id for trial in read_trials(path).trials})
     asked = [(f"Q: {pair.input}\nA:", f" {pair.output}") for pair in read_pairs(path, without_empty=True)]
@@ -90,7 +91,9 @@ def answers_in(path: Path, tokenizer: Any) -> list[int]:
 def draw(hf: nn.Module, answers: Sequence[int], seed: int) -> None:
     """Give every parameter of a model, whose own values are what its class begins with, other ones."""
     model: Any = hf
-    tokens = [module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings())]
+    tokens = [
+        module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None
+    ]
     tables = [module.weight for module in hf.modules() if isinstance(module, nn.Embedding)]
     d_model = model.config.hidden_size
     for name, parameter in hf.named_parameters():

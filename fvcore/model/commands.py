@@ -100,7 +100,7 @@ def spec_shrink(
     out: Annotated[Path, typer.Option(help="The small model's folder, which is made.")],
     trials: Annotated[
         Path, typer.Option(help="Trials that it is to be judged on, or a raw dataset: their answers are likely to it.")
-    ] = Path("datasets", "antonym", "raw", "antonym.json"),
+    ] = Path("antonym"),
     layers: Annotated[int | None, typer.Option(min=1, help="Default: 2; 4 where layers are of several kinds.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
 ) -> None:

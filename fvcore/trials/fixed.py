@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
-from fvcore import names
+from fvcore import names, shipped
 from fvcore.formats import FormatError, json_text, read_json, read_text, sha256, twice, validated, write_text
 from fvcore.profile import Seed
 from fvcore.trials.draws import Splits, draws, split
@@ -199,7 +199,7 @@ class FixedTrials:
 
 def read(path: Path | str) -> FixedTrials:
     """Read a fixed-trials file; every accepted variant of the format, and a located error for the rest."""
-    path = Path(path)
+    path = shipped.file(path)
     text = read_text(path)
     id = names.part(path.stem, f"{path}: its name without the ending", TrialsError)
     return FixedTrials(id, sha256(text.encode()), parse(read_json(path), str(path)), path)
@@ -275,12 +275,17 @@ def write(path: Path, file: TrialsFile) -> None:
     write_text(path, text_of(file))
 
 
+def raw_file(given: Path | str) -> Path:
+    """A raw dataset's file: as given, or what ships under that name or path."""
+    return shipped.file(given)
+
+
 def read_pairs(path: Path, without_empty: bool = False) -> list[WordPair]:
     """A raw dataset: a JSON list of {"input", "output"} rows, in file order; numbers as the reference writes them.
 
     without_empty: rows without input or answer are left out; otherwise they are refused, by the number of the first
     """
-    rows = read_json(path)
+    rows = read_json(raw_file(path))
     if not isinstance(rows, list):
         raise TrialsError(f"{path}: expected a list of {{input, output}} rows, found {type(rows).__name__}")
     pairs = validated(list[WordPair], _with_text(rows), path, raises=TrialsError)
@@ -369,13 +374,13 @@ def model_tag(name: str) -> str:
 def portable(path: str | Path) -> str:
     """A path as a file may hold it that people exchange: from the current folder on, and of one outside of it its name.
 
-    A shipped name or a hub id stays as it is.
+    A shipped name or a hub id stays as it is, and a file that ships has its path in the project.
     """
     given = Path(path).expanduser()
     if not given.is_absolute() and ".." not in given.parts:
         return given.as_posix()
-    full, here = given.resolve(), Path.cwd().resolve()
-    return full.relative_to(here).as_posix() if full.is_relative_to(here) else full.name
+    full, homes = given.resolve(), (Path.cwd().resolve(), shipped.root().resolve())
+    return next((full.relative_to(home).as_posix() for home in homes if full.is_relative_to(home)), full.name)
 
 
 def file_name(meta: Meta) -> str:

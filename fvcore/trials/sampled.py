@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from pydantic import BeforeValidator, model_validator
 
-from fvcore import names
+from fvcore import names, shipped
 from fvcore.formats import parting, read_json, sha256, twice, validated, write_json
 from fvcore.model.tokenizer import Tokenizer
 from fvcore.profile import Seed
@@ -151,7 +151,7 @@ def spaced(pair: WordPair, prepend_space: bool) -> WordPair:
 
 def read_trials(path: Path | str) -> FixedTrials:
     """The trials of a file, which is a fixed-trials file or a run's sampled_trials.json."""
-    path = Path(path)
+    path = shipped.file(path)
     value = read_json(path)
     return as_fixed(parse(value, str(path)), path) if is_sampled(value) else trials.read(path)
 

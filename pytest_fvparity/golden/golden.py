@@ -14,12 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fvcore import artifacts, escapes, names
+from fvcore import artifacts, escapes, names, shipped
 from fvcore.artifacts import Artifact, Leaf
 from fvcore.formats import FormatError, make_folder, read_safetensors, sha256_file
 from fvcore.gates import Refused, StageError, Status
 from fvcore.profile import Profile
-from pytest_fvparity import shipped
 from pytest_fvparity.golden import manifest as manifests
 from pytest_fvparity.golden.diff import KeyDiff, differences
 from pytest_fvparity.golden.manifest import FULL, MANIFEST, SCHEMA_VERSION, DamagedGolden, Manifest, Provenance, Slice

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fvcore import escapes, names
+from fvcore import escapes, names, shipped
 from fvcore.formats import FormatError, sha256_file
 from fvcore.trials.fixed import FixedTrials
 from fvcore.trials.fixed import read as read_trials
-from pytest_fvparity import shipped
 from pytest_fvparity.children import following
 from pytest_fvparity.milestones.lock import Lock
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -114,7 +113,7 @@ class Setup:
 
     @cached_property
     def trials_file(self) -> Path:
-        if (trials := self.trials or shipped.trials_of(self.model, Path.cwd())) is None:
+        if (trials := shipped.file(self.trials) if self.trials else shipped.trials_of(self.model, Path.cwd())) is None:
             raise FormatError(
                 f"{self.model} is no shipped model, so --trials is needed: fvcore trials make --dataset FILE "
                 f"--tokenizer {escapes.shell([self.model])}"
@@ -163,9 +162,8 @@ class Setup:
     def raw_dataset(self) -> Path:
         """What the trials were drawn from: as given, else where the file says, else as it ships."""
         named = self.dataset_json or Path(self.fixed.meta.dataset_json)
-        for place in (named, shipped.root() / named):
-            if place.is_file():
-                return place
+        if (place := shipped.file(named)).is_file():
+            return place
         raise Failed(f"the raw dataset {named} is not here: --dataset-json FILE")
 
     def chosen(self, name: str) -> int:

@@ -77,7 +77,7 @@ def formed(key: str, artifact: Any, like: Artifact) -> Artifact:
     if key == "slot_map":
         leaves = {leaf: _as_rows(value, like.get(leaf)) for leaf, value in leaves.items()}
     leaves = {leaf: _as_tensor(value, like.get(leaf)) for leaf, value in leaves.items()}
-    _require_leaves(key, leaves)
+    require_leaves(key, leaves)
     return {leaf: leaves[leaf] for leaf in (*(leaf for leaf in like if leaf in leaves), *leaves)}
 
 
@@ -111,7 +111,7 @@ def _is_rows(value: Any) -> bool:
     )
 
 
-def _require_leaves(key: str, leaves: Mapping[Any, Any]) -> None:
+def require_leaves(key: str, leaves: Mapping[Any, Any]) -> None:
     from fvcore.artifacts import is_dense
 
     for leaf, value in leaves.items():

@@ -99,6 +99,8 @@ class ParityRun:
     log_effects: LogEffects | None = None  # the golden's, for who measures in log-probabilities
     reference: Callable[[], LanguageModel] | None = None  # loads a model of its own, if a failing mean is drilled into
     repeat: int = 1  # how often the candidate is asked for each key
+    # Keeps a failure in a file; says what kept it from that, if anything did.
+    keep: Callable[[ParityRun, str, Verdict | Exception], str] | None = None
 
     def __post_init__(self) -> None:
         if getattr(self.candidate, "effects", None) == IN_LOGPROB:
@@ -302,6 +304,8 @@ def check(run: ParityRun, key: str) -> Verdict:
     except Exception as error:
         if not isinstance(error, NotProvided):
             run.memory.failed.add(key)
+            if run.keep:
+                run.keep(run, key, error)
         for found in run.memory.left:
             error.add_note(found.message)
         raise
@@ -314,6 +318,8 @@ def check(run: ParityRun, key: str) -> Verdict:
         with left_by_candidate(run, key):  # it is asked once more there, and what it leaves is told already
             verdict = drilled(run, key, verdict)
         run.memory.left = []
+        if why := run.keep and run.keep(run, key, verdict):
+            verdict = replace(verdict, findings=(*verdict.findings, Finding(key, why, blocking=False)))
     elif absent := verdict.details.get(NOT_PROVIDED):
         told = "".join(f"; {note}" for note in _notes(run.candidate, key))
         raise PartlyProvided(f"{verdict.compared} values agree with the reference; {LACKS}{absent}{told}", verdict)

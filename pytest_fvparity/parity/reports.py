@@ -10,6 +10,7 @@ import pytest
 from fvcore import escapes
 from pytest_fvparity import runners
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
+from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.parity.place import particular, place_of
 from pytest_fvparity.suite.declaration import FILES_KEY, SuiteReports
 
@@ -42,13 +43,25 @@ class ParityReports(SuiteReports):
             path = self.config.rootpath / run.file
             place = place_of(path)
             under = particular(path, self.options.reference_profile, self.config.getoption("fv_model"))
-            reports.append(assemble(run.results(), run.rows, run.context, commands, run.keep_going, place, under))
+            report = assemble(run.results(), run.rows, run.context, commands, run.keep_going, place, under)
+            kept = next((path for path in self._bundles(report, [report.failed_key]) if path.is_file()), None)
+            reports.append(report.model_copy(update={"bundle": self.options.shown(kept) if kept else None}))
         return reports
+
+    def _bundles(self, report: Report, keys: Iterable[str | None]) -> list[Path]:
+        """Where failures of these keys lie in files, if they are there."""
+        from pytest_fvparity.bundle.bundle import place
+        from pytest_fvparity.report.render import folders
+
+        there = folders(report, self.options.bundle) if self.options.bundle else []
+        return [place(folder, key) for folder in there for key in keys if key]
 
     def earlier(self, runs: Iterable[SuiteRun]) -> Iterable[Path]:
         from pytest_fvparity.report.render import files_of
 
-        return files_of(self._reports(runs), self.options.report_dir)
+        reports = self._reports(runs)
+        kept = [path for report in reports for path in self._bundles(report, CHECK_KEYS)]
+        return [*files_of(reports, self.options.report_dir), *kept]
 
     def begin(self, runs: Iterable[SuiteRun]) -> None:
         from pytest_fvparity.report.render import folders, write_records
@@ -68,6 +81,9 @@ class ParityReports(SuiteReports):
         runs = list(runs)
         self.planned = {run.file for run in runs if run.of(NAME) and run.planned}
         self.reports = self._reports(runs)
+        for report in self.reports:  # workers that did not know of one another may have kept more than the earliest
+            for path in self._bundles(report, [key for key in CHECK_KEYS if key != report.failed_key]):
+                path.unlink(missing_ok=True)
         if self.reports:
             write_all(self.reports, self.options.report_dir)
         return all(report.overall_status != "FAIL" for report in self.reports)
@@ -77,6 +93,15 @@ class ParityReports(SuiteReports):
         return run.of(NAME) and "\n" not in result.message.strip()
 
     def summary(self, terminal: Any, written: bool) -> None:
+        if self.reports:
+            self._groups(terminal, written)
+        planned = {(self.config.rootpath / name).resolve() for name in self.planned}
+        own = [path for path, file in self.config.stash[FILES_KEY].items() if file.declared.name == NAME]
+        for path in (path for path in own if path not in planned and not self.config.option.collectonly):
+            line = f"no parity stage of {path.name} is selected: nothing of it was compared"
+            terminal.write_line(escapes.line(line), yellow=True, bold=True)
+
+    def _groups(self, terminal: Any, written: bool) -> None:
         from pytest_fvparity.report.screen import alike
 
         groups = alike(self.reports)
@@ -86,11 +111,6 @@ class ParityReports(SuiteReports):
             rest = sum(map(len, groups[MOST:]))
             page = self.options.from_here(self.options.report_dir / "summary.html")
             terminal.write_line(escapes.line(f"and {rest} more: {page}"))
-        planned = {(self.config.rootpath / name).resolve() for name in self.planned}
-        own = [path for path, file in self.config.stash[FILES_KEY].items() if file.declared.name == NAME]
-        for path in (path for path in own if path not in planned and not self.config.option.collectonly):
-            line = f"no parity stage of {path.name} is selected: nothing of it was compared"
-            terminal.write_line(escapes.line(line), yellow=True, bold=True)
 
     def annotations(self) -> Sequence[Annotation]:
         from pytest_fvparity.report.annotations import annotations
@@ -111,6 +131,9 @@ class ParityReports(SuiteReports):
         from pytest_fvparity.report.screen import lines
 
         report, *others = group
+        if report.bundle:  # in the report it is relative to the project, here to where one types
+            kept = self.options.from_here(self.config.rootpath / report.bundle)
+            report = report.model_copy(update={"bundle": kept})
         page = folders(report, self.options.report_dir)[0] / "src_vs_fv_diff_report.html"
         said = list(lines(report, self.options.from_here(page) if written else None))
         good, bad = report.overall_status in {"PASS", "PARTIAL"}, report.overall_status == "FAIL"

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fvcore.gates import StageError, Suite
-from pytest_fvparity.fixtures import device_of, in_one_sentence, load_model, options_of, run_settings, tolerances_of
+from pytest_fvparity.fixtures import (
+    device_of,
+    in_one_sentence,
+    keeper_of,
+    load_model,
+    options_of,
+    run_settings,
+    tolerances_of,
+)
 from pytest_fvparity.parity.checks import STAGES, Memory
 from pytest_fvparity.parity.implementation import LIVE
 from pytest_fvparity.parity.place import title_of
@@ -108,4 +116,5 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
         continuation=continuation,
         reference=fresh,
         repeat=options.repeat,
+        keep=keeper_of(request, trials, profile, golden.profile, context["candidate"]),
     )

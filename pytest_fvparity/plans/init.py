@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fvcore import shipped
 from fvcore.formats import FormatError, write_bytes
-from pytest_fvparity import shipped
 from pytest_fvparity.plans.table import scripts
 
 PLANS = ("antonym", "model-spec", "relation")

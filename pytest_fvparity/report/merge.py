@@ -115,7 +115,9 @@ def _merged(reports: Sequence[Report], dataset: str) -> Report:
         "shards": [shard for report in reports for shard in _shards(report, sources)],
     }
     context = fields | {"tolerances": fields["tolerance_sources"]}
-    return Report(**(fields | conclusion(checks, context)))
+    merged = Report(**(fields | conclusion(checks, context)))
+    source = sources.get(merged.failed_key or "")
+    return merged.model_copy(update={"bundle": source.bundle if source else None})
 
 
 def _source(key: str, reports: Sequence[Report]) -> Report:

@@ -214,6 +214,7 @@ def _shown(report: Report) -> dict[str, Any]:
     saying = [check for check in report.checks if (check.details or check.message) and check is not failed]
     return value | {
         "beside": report.beside,
+        "replay_command": report.replay_command,
         "keys": CHECK_KEYS,
         "by_key": {check["key"]: check for check in value["checks"]},
         "failed": account(failed) if failed else None,

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fvcore import escapes
 from fvcore.gates import Finding, StageResult, Status, first_line
 from fvcore.profile import Part
 from fvcore.provenance import now
@@ -199,7 +200,8 @@ class Shard(ReportPart):
 
 
 class Report(ReportPart):
-    """One trials file's parity run, or several of them merged: then `shards` says which."""
+    """One trials file's parity run, or several of them merged: then `shards` says which. `bundle` is the earliest failure
+    in a file."""
 
     schema_version: int = SCHEMA_VERSION
     created_at: str
@@ -226,6 +228,7 @@ class Report(ReportPart):
     heads: dict[str, Any]
     shards: list[Shard] = []
     under: str = ""
+    bundle: str | None = None
 
     @model_validator(mode="after")
     def _has_each_key_once(self) -> Self:
@@ -238,6 +241,15 @@ class Report(ReportPart):
     def named(self) -> tuple[str, ...]:
         """What it is of, and where it lies: dataset and id of the trials, and the reference's profile where it is not `src`."""
         return self.dataset, self.fixed_trials_id, *([self.under] if self.under else [])
+
+    @property
+    def failed_key(self) -> str | None:
+        return self.first_divergence.check_key if self.first_divergence else None
+
+    @property
+    def replay_command(self) -> str | None:
+        """What judges the failure again that lies in a file."""
+        return escapes.shell(["fvparity", "replay", self.bundle]) if self.bundle else None
 
     @property
     def beside(self) -> str:

@@ -54,6 +54,7 @@ def _told(report: Report, failed: Check) -> Iterator[tuple[str, str]]:
     yield "open", _written(failed)
     yield "candidate", "" if failed.source else report.candidate or ""
     yield "reproduce", failed.repro_command
+    yield "replay", report.replay_command or ""
     deeper = [] if drilled else [f"{option} to {what}" for option, what in story.deeper(failed, story.n_behind(report))]
     yield "deeper", next(iter(deeper), "")
     yield "keys", _keys(report)

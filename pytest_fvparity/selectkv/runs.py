@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from fvcore import shipped
 from fvcore.formats import FormatError
-from pytest_fvparity import shipped
 
 REPORT = "report_phase2.json"
 DEFAULT = "tiny.yaml"

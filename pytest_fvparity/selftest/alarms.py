@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fvcore import Settings, artifacts, read_trials
+from fvcore import Settings, artifacts, read_trials, shipped
 from fvcore.artifacts import Artifact
 from fvcore.compare import Tolerance
 from fvcore.embedded.random_models import AWKWARD_PAIRS, trials_for
@@ -27,7 +27,6 @@ from fvcore.formats import json_text, read_json, write_text
 from fvcore.gates import Status, Suite, run_suite
 from fvcore.model import model as models
 from fvcore.model.model import LanguageModel
-from pytest_fvparity import shipped
 from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.manifest import MANIFEST
 from pytest_fvparity.parity.checks import STAGES, ParityRun

@@ -20,7 +20,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_fvparity import shipped
+from fvcore import shipped
 from pytest_fvparity.parity.checks import ParityRun
 from tests.late import RUNNING
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +20,9 @@ from tests.fuzz.damage import OURS, Campaign, byte_damage, contents, drawn, json
 from tests.late import RUNNING
 
 if RUNNING:
+    import torch
+
+    from fvcore import shipped
     from fvcore.embedded import path_of
     from fvcore.experiments.config import resolve
     from fvcore.experiments.evaluation import data as tasks
@@ -31,12 +35,22 @@ if RUNNING:
     from fvcore.experiments.sae import readers
     from fvcore.experiments.sae.logs import scan_file
     from fvcore.experiments.select_kv.cli import Command
-    from fvcore.formats import read_csv, read_json, read_jsonl, read_yaml
+    from fvcore.formats import (
+        read_bytes,
+        read_csv,
+        read_json,
+        read_jsonl,
+        read_yaml,
+        safetensors_metadata,
+        write_safetensors,
+    )
     from fvcore.gates import Status
     from fvcore.model.spec import read_spec
     from fvcore.trials import fixed, sampled
-    from pytest_fvparity import shipped
+    from pytest_fvparity.bundle import bundle as bundles
+    from pytest_fvparity.bundle.replay import replayed, told
     from pytest_fvparity.golden import listing
+    from pytest_fvparity.golden.manifest import read as read_manifest
     from pytest_fvparity.milestones.lock import Lock
     from pytest_fvparity.parity.place import place_of
     from pytest_fvparity.report.merge import Contradiction, merge
@@ -51,7 +65,7 @@ PACKAGE = ROOT / "fvcore" / "experiments"
 
 
 class Door(NamedTuple):
-    sound: str
+    sound: str | bytes
     name: str
     use: Callable[[Path], Any]
 
@@ -96,6 +110,59 @@ def _judged(path: Path) -> Any:
     merged = merge([(str(path), report), ("again", report)])
     write_all(merged, path.parent / "reports")
     return merged
+
+
+def _failure(path: Path) -> bytes:
+    """A bundle of two short vectors."""
+    named = {
+        f"{side}/fv_vector/function_vector": torch.full((3,), value)
+        for side, value in (("golden", 1.0), ("candidate", 2.0))
+    }
+    profile = read_manifest(next(ROOT.glob(f"golden/*/{TRIALS.stem}/src"))).profile
+    first = {
+        "where": "function_vector[dim 0]",
+        "message": "differs",
+        "expected": 1.0,
+        "actual": 2.0,
+        "coordinate": {"dim": 0},
+    }
+    allowed = {"leaf": "function_vector", "rule": "r", "atol": 0.5, "rtol": 0.0, "of_max": 0.0, "of_norm": 0.0}
+    slices = {"fv_vector": {"norm": {"axis": 0, "indices": [0], "shape": [2]}}}
+    fields = {
+        **{
+            "schema_version": 1,
+            "written_at": "now",
+            "key": "fv_vector",
+            "first": first,
+            "message": "",
+            "candidate": "mine",
+        },
+        **{
+            "signature": None,
+            "fault": "own",
+            "mismatch_count": 3,
+            "compared": 3,
+            "effects": None,
+            "noise": {"norm": 0.1},
+        },
+        **{"profile": profile, "golden_profile": profile, "target_regime": "clean", "trials": json.loads(_trials(1))},
+        **{"places": [0], "allowed": [allowed], "slices": slices, "incomplete": [], "left_out": [], "leaves": named},
+    }
+    bundles.write(path, bundles.Bundle.model_validate(fields))
+    return path.read_bytes()
+
+
+def _replayed(path: Path) -> Any:
+    kept = bundles.read(path)
+    return list(told(kept, replayed(kept), False))
+
+
+def _replayed_text(path: Path) -> Any:
+    """Of a bundle with this text in it."""
+    tensors = {f"{side}/fv_vector/function_vector": torch.ones(3) for side in ("golden", "candidate")}
+    text = read_bytes(path).decode(errors="backslashreplace")
+    write_safetensors(path.with_suffix(".safetensors"), tensors, {"bundle": text})
+    return _replayed(path.with_suffix(".safetensors"))
 
 
 def _as_config(kind: Any) -> Callable[[Path], Any]:
@@ -150,10 +217,15 @@ NAMES = (
     "table",
     "lines",
     "yaml",
+    "failure",
+    "failure, its text",
 )
 
 if RUNNING:
     TRIALS = ROOT / shipped.TRIALS["tiny-llama"]
+    with TemporaryDirectory() as scratch:
+        FAILURE = _failure(Path(scratch) / "failure.safetensors")
+        FAILURE_TEXT = safetensors_metadata(Path(scratch) / "failure.safetensors")["bundle"]
     DOORS = {
         "fixed trials": Door(_trials(1), "trials.json", fixed.read),
         "their place": Door(_trials(1), "sampled_trials.json", place_of),
@@ -180,6 +252,8 @@ if RUNNING:
         "table": Door("a,b\r\n1,2\r\n", "table.csv", read_csv),
         "lines": Door('{"a": 1}\n{"a": 2}\n', "lines.jsonl", read_jsonl),
         "yaml": Door("a: &x {b: 1}\nc: [*x, 2.5, on]\n", "a.yaml", read_yaml),
+        "failure": Door(FAILURE, "failure.safetensors", _replayed),
+        "failure, its text": Door(FAILURE_TEXT, "failure.json", _replayed_text),
     }  # fmt: skip
 
 
@@ -191,9 +265,13 @@ def test_three_thousand_damages_are_drawn() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sound_file_is_taken(name: str, tmp_path: Path) -> None:
     door = DOORS[name]
-    _put(tmp_path / "run" / door.name, door.sound.encode())
+    _put(tmp_path / "run" / door.name, _bytes(door))
 
     assert door.use(tmp_path / "run" / door.name) is not None
+
+
+def _bytes(door: Door) -> bytes:
+    return door.sound.encode() if isinstance(door.sound, str) else door.sound
 
 
 def _put(path: Path, data: bytes) -> Path:
@@ -221,9 +299,9 @@ def settled(door: Door, path: Path) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_damaged_file_is_refused_or_taken(name: str, tmp_path: Path, part: int) -> None:
     door, campaign = DOORS[name], Campaign()
-    sound = door.sound.encode()
+    sound = _bytes(door)
     beside = _put(tmp_path / "beside", b"not of this run")
-    damages = [byte_damage(sound), *([json_damage(door.sound)] * 2 if door.name.endswith(".json") else [])]
+    damages = [byte_damage(sound), *([json_damage(sound.decode())] * 2 if door.name.endswith(".json") else [])]
 
     @drawn(N // part)
     @given(st.one_of(damages))

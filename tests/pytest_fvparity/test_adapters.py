@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_fvparity.shipped import FIXED_TRIALS
+from fvcore.shipped import FIXED_TRIALS
 from tests.pytest_fvparity.worlds import World
 from tests.slow import slow_but
 

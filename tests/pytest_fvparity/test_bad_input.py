@@ -253,7 +253,7 @@ def test_a_damaged_golden_is_found_by_its_hash_before_it_is_used(pytester: pytes
 def test_no_golden_is_a_status_with_the_command_to_record_one(pytester: pytest.Pytester, world: World) -> None:
     result = _run(pytester, World(world.model, world.trials, pytester.mkdir("empty")))
 
-    result.stdout.fnmatch_lines(["NO_GOLDEN: *--fv-regen-golden --fv-src PATH*"])
+    result.stdout.fnmatch_lines(["NO_GOLDEN: *--fv-regen-golden --fv-src=PATH --fv-model=*"])
     (report,) = reports(pytester)
     assert statuses(report)["prompt_boundary"] == "NO_GOLDEN"
 

@@ -15,10 +15,10 @@ from typing import Any, cast
 
 import pytest
 
+from fvcore import shipped
 from fvcore.embedded.random_models import RIG_TOKENIZERS, random_model, toy_tokenizer, trials_for
 from fvcore.gates import StageError, Verdict
 from fvcore.trials import fixed as trials
-from pytest_fvparity import shipped
 from pytest_fvparity.drill.conclusion import lines
 from pytest_fvparity.parity.checks import ParityRun, check
 from tests.late import RUNNING

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_fvparity.shipped import FIXED_TRIALS
+from fvcore.shipped import FIXED_TRIALS
 from tests.pytest_fvparity.test_adapters import BLOCK, swap
 
 ROOT = Path(__file__).parents[2]

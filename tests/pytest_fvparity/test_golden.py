@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from fvcore import shipped
 from fvcore.embedded.random_models import trials_for
 from fvcore.formats import read_json, write_json
 from fvcore.gates import Refused
 from fvcore.profile import Identity, Profile
 from fvcore.trials import fixed as trials
 from fvcore.trials.fixed import FixedTrials
-from pytest_fvparity import shipped
 from pytest_fvparity.golden.manifest import sealed
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.late import RUNNING
@@ -469,7 +469,7 @@ def test_a_run_says_which_content_changed_and_blocks_the_rest(
     result.assert_outcomes(failed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines([f"STALE_GOLDEN: *the trials file {world.fixed.id} changed since it was recorded.*"])
-    result.stdout.fnmatch_lines(["1 prompt_boundary   STALE_GOLDEN *"])
+    result.stdout.fnmatch_lines(["  keys       prompt_boundary STALE_GOLDEN; 5 BLOCKED"])
 
 
 # ---------------------------------------------------------------- where goldens lie
@@ -543,7 +543,7 @@ def test_without_a_golden_the_places_tried_and_the_command_are_named(tmp_path: P
 
     places = " or ".join(str(root / "pairs" / "some_trials" / "src") for root in roots)
     assert str(caught.value).startswith(f"no golden at {places}. Record one with `pytest -m parity --fv-regen-golden")
-    assert "--fv-live --fv-src PATH" in str(caught.value)
+    assert "--fv-live in place of --fv-regen-golden" in str(caught.value)
 
 
 def test_a_golden_folder_that_is_given_is_the_only_place(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from fvcore import shipped
 from fvcore.formats import read_json, sha256_file, write_json, write_safetensors
-from pytest_fvparity import cli, shipped
+from pytest_fvparity import cli
 from pytest_fvparity.golden.manifest import FULL, MANIFEST, sealed
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from tests.late import RUNNING

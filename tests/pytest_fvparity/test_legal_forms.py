@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from fvcore import shipped
 from fvcore.gates import StageError, Status
-from pytest_fvparity import shipped
 from pytest_fvparity.parity.asking import formed
 from tests.late import RUNNING
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from fvcore import shipped
 from fvcore.experiments.relation import files
 from fvcore.experiments.steps import layout
 from fvcore.formats import read_json, read_pt, sha256_file, write_json, write_pt
-from pytest_fvparity import shipped
 from pytest_fvparity.cli import app
 from pytest_fvparity.milestones.setup import Setup
 from pytest_fvparity.transfer.runs import QId

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fvcore import shipped
 from fvcore.embedded import EMBEDDED
 from fvcore.profile import REFERENCE_PROFILES
 from fvcore.trials import fixed as trials
-from pytest_fvparity import shipped
 from tests.late import RUNNING
 from tests.slow import slow_but
 
@@ -69,3 +69,31 @@ def test_the_two_profiles_ask_different_questions_of_a_model_without_bos() -> No
     }
     # Upstream writes a BOS text in front of every prompt: one more token, one more slot.
     assert n_slots["todd_upstream"] == n_slots["src"] + 1
+
+
+def test_what_ships_is_asked_for_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fvcore.experiments.evaluation.data import find
+    from fvcore.experiments.relation.data import read
+    from fvcore.trials.fixed import portable, raw_file, read_pairs
+    from fvcore.trials.sampled import read_trials
+
+    monkeypatch.chdir(tmp_path)
+    for model, path in shipped.TRIALS.items():
+        assert read_trials(model).sha256 == trials.read(model).sha256 == trials.read(ROOT / path).sha256
+        assert trials.read(path).id == path.stem
+    assert read_pairs(Path("antonym")) == read_pairs(ROOT / "datasets/antonym/raw/antonym.json")
+    assert find("tiny_antonym") == find("datasets/tiny_antonym/raw/tiny_antonym.json")
+    assert read(Path("relationA_ex")).sha256 == read(Path("datasets/relation/relationA_ex.csv")).sha256
+    # In a file that people exchange it has the same name on every machine.
+    assert portable(raw_file("antonym")) == "datasets/antonym/raw/antonym.json"
+
+
+def test_a_file_of_ones_own_comes_before_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = Path("datasets/antonym/raw/antonym.json")
+    assert shipped.file(mine) == ROOT / mine
+    mine.parent.mkdir(parents=True)
+    mine.write_text("[]")
+    assert shipped.file(mine) == mine
+    assert shipped.file("nothing") == Path("nothing")  # whoever reads it says that it is not there
+    assert shipped.file("../golden") == Path("../golden")

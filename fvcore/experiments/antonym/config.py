@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from fvcore import names
+from fvcore import names, shipped
 from fvcore.experiments.config import ConfigError, Option, Words
 from fvcore.experiments.model_choice import ModelChoice
 from fvcore.experiments.steps.settings import STEPS, StepSettings
@@ -43,9 +43,9 @@ class AntonymConfig(StepSettings, ModelChoice):
         if (self.trials and self.dataset) or (drawn_here and not self.trials and not self.dataset):
             raise ConfigError("give either --trials FILE or --dataset FILE: trials are fixed or sampled, not both")
         if self.trials is not None:
-            return FixedSource(self.trials)
+            return FixedSource(shipped.file(self.trials))
         if self.dataset is not None:
-            return DatasetSource(self.dataset, self.n_trials or 10, self.n_shots or 10, self.seed)
+            return DatasetSource(shipped.file(self.dataset), self.n_trials or 10, self.n_shots or 10, self.seed)
         return None
 
     @property

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from fvcore import shipped
 from fvcore.experiments.relation import files
 from fvcore.experiments.steps.sampled import Draw, SampledMeta, SampledTrials, of_draws
 from fvcore.formats import read_text, sha256, sha256_file
@@ -67,6 +68,7 @@ class Relation:
 
 def read(path: Path) -> Relation:
     """Read a relation file; cells are stripped, rows that lack one are dropped."""
+    path = shipped.file(path)
     if not path.is_file():
         raise RelationError(f"relation CSV not found: {path}")
     lines = _lines(path)

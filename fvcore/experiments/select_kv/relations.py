@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fvcore import shipped
 from fvcore.embedded.words import GROUPS, group_of, relations
 from fvcore.experiments.select_kv.config import Phase2
 from fvcore.experiments.select_kv.errors import OnTaskInvalid
@@ -144,6 +145,7 @@ def of_files(path: Path) -> list[Problem]:
 
 
 def _of_file(path: Path) -> Iterator[Problem]:
+    path = shipped.file(path)
     value = read_json(path)
     if sampled.is_sampled(value):
         run = sampled.parse(value, str(path))

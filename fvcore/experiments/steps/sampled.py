@@ -138,7 +138,7 @@ def of_fixed(fixed: FixedTrials, tokenizer: Tokenizer) -> SampledTrials:
     has_space = all(word.startswith(" ") for pair in pairs for word in (pair.input, pair.output))
     meta = SampledMeta(
         source="fixed_trials_override",
-        fixed_trials_path=None if fixed.path is None else fixed.path.as_posix(),
+        fixed_trials_path=None if fixed.path is None else trials.portable(fixed.path),
         n_trials=len(fixed.trials),
         n_demos=fixed.meta.n_shots,
         prepend_space=has_space,

@@ -384,6 +384,7 @@ def test_commands_one_by_one_give_what_run_gives(made: Folder, tmp_path: Path, m
     found = bytes_of(Folder(tmp_path))
     assert found.pop(layout.heatmap("Q1")).startswith(b"\x89PNG")
     expected = bytes_of(made)
+    assert "behind layer" in found.pop("report.html").decode()  # of the command alone
     for name in (layout.RUN_META, layout.heatmap("all")):
         expected.pop(name), found.pop(name, None)
     assert found == expected

@@ -117,7 +117,7 @@ def test_options_of_the_model_are_read_from_the_environment(
 
     monkeypatch.setattr(models, "load", load)
     environment = {
-        "FV_MODEL": "m", "FV_MODEL_SPEC": "llama", "FV_DEVICE": "cuda:1", "FV_DTYPE": "bf16", "FV_QUANT": "4bit",
+        "FV_MODEL": "tiny-gpt2", "FV_MODEL_SPEC": "llama", "FV_DEVICE": "cuda:1", "FV_DTYPE": "bf16", "FV_QUANT": "4bit",
     }  # fmt: skip
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -125,7 +125,7 @@ def test_options_of_the_model_are_read_from_the_environment(
     _fvcore("run", "--relation-csv", "small.csv", "--q", "Q3", "--out", "out", *SETTINGS)
 
     assert seen == {
-        "name": "m", "device": "cuda:1", "dtype": "bf16", "seed": 0, "spec": "llama", "quant": "4bit",
+        "name": "tiny-gpt2", "device": "cuda:1", "dtype": "bf16", "seed": 0, "spec": "llama", "quant": "4bit",
     }  # fmt: skip
     _fvcore("run", "--relation-csv", "small.csv", "--q", "Q3", "--out", "out", "--dtype", "fp32", *SETTINGS)
     assert seen["dtype"] == "fp32"
@@ -265,7 +265,7 @@ def test_the_report_is_made_again_without_a_model(where: Path, monkeypatch: pyte
 
     assert _fvcore("report", "--out", "out").exit_code == 0
 
-    assert "1 of 1 q_ids completed" in (where / "out" / files.REPORT).read_text()
+    assert "of 1 relations" in (where / "out" / files.REPORT).read_text()
 
 
 @pytest.mark.parametrize(

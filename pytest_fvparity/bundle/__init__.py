@@ -1,0 +1,1 @@
+"""A failure in a file: written where it happens, judged again anywhere."""
