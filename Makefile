@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest -n logical --maxprocesses 8
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help parity test test-slow lint format docs docs-site faults goldens-verify dist clean
+.PHONY: help parity test test-slow lint format docs docs-site gallery faults goldens-verify dist clean
 
 help:
 	@echo "make parity   six check keys of fvcore against the recorded reference, on the shipped model"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint     ruff and mypy --strict"
 	@echo "make docs     regenerate what is generated under docs/"
 	@echo "make docs-site  the documentation as a site, in build/docs"
+	@echo "make gallery  every page of the shipped models as a picture under docs/gallery"
 	@echo "make faults   plant every known fault and write what catches it to docs/faults.md and docs/*-faults.md"
 	@echo "make dist     wheel and sdist, as an index takes them"
 	@echo "make goldens-verify FV_SRC=path   record the goldens again from a checkout and compare bytes"
@@ -48,6 +49,10 @@ docs: $(VENV)/.run-time
 docs-site: $(VENV)/.site
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
 	@echo "build/docs/index.html"
+
+# A headless chromium takes the pictures, where there is one.
+gallery: $(VENV)/.run-time
+	$(BIN)/python benchmarks/gallery.py
 
 faults: $(VENV)/.run-time
 	$(BIN)/fvparity selftest --markdown docs/faults.md

@@ -143,3 +143,11 @@ def test_a_page_that_owes_something_is_told_so() -> None:
     ):  # fmt: skip
         what, by = spoiled.split("|")
         assert len(problems(good.replace(what, by, 1))) == 1, spoiled
+
+
+def test_the_gallery_shows_every_picture_that_there_is_and_is_small() -> None:
+    shown = re.findall(r"!\[.+?\]\(gallery/(.+?)\)", (ROOT / "docs" / "gallery.md").read_text())
+    pictures = list((ROOT / "docs" / "gallery").iterdir())
+
+    assert sorted(shown) == sorted(path.name for path in pictures)
+    assert sum(path.stat().st_size for path in pictures) < 1.5 * 2**20
