@@ -160,7 +160,7 @@ def test_a_dataset_is_found_by_name_in_a_checkout(fvcore: Any, tmp_path: Path) -
         ("nshot", ("--n-shots", "99"), "99 shots asked for"),
         ("nshot", ("--edit-layer", "6"), "edit_layer out of range: 6"),
         ("nshot", ("--split", "train"), "--split: input should be 'test' or 'valid' (found 'train')"),
-        ("nshot", ("--dataset", "antonym"), "--src"),
+        ("nshot", ("--dataset", "synonym"), "--src"),
         ("nshot", ("--engine", "slow"), "--engine: input should be"),
     ],
 )
