@@ -72,6 +72,8 @@ def joined(leaves: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str
         raise FormatError(f"{source}: tensors {lone:.200} stand in one of the two files only")
     for leaf in named:
         want, found = leaves[leaf].get(TENSOR), _description(tensors[leaf])
+        if len(leaves[leaf]) > 1:
+            raise FormatError(f"{source}: leaf {leaf!r:.80} is a tensor and more: {sorted(leaves[leaf])!r:.80}")
         if repr(want) != repr(found):  # in value and in type: 1, True and 1.0 are three sizes
             raise FormatError(f"{source}: leaf {leaf!r:.80} is described as {_shown(want)}, found {_shown(found)}")
     return {leaf: tensors.get(leaf, value) for leaf, value in leaves.items()}

@@ -91,7 +91,9 @@ def answers_in(path: Path, tokenizer: Any) -> list[int]:
 def draw(hf: nn.Module, answers: Sequence[int], seed: int) -> None:
     """Give every parameter of a model, whose own values are what its class begins with, other ones."""
     model: Any = hf
-    tokens = [module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings())]
+    tokens = [
+        module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None
+    ]
     tables = [module.weight for module in hf.modules() if isinstance(module, nn.Embedding)]
     d_model = model.config.hidden_size
     for name, parameter in hf.named_parameters():

@@ -29,7 +29,7 @@ def small_config(config: Any, n_layers: int | None = None) -> Any:
             f"{config.model_type!r} reads more than text; expected a model of text alone, such as its text tower"
         )
     written, kept = config.to_dict(), _layers(config, n_layers)
-    changes = dict(_sizes(config)) | dict(_heads(config)) | _of_type(config) | dict(_of_layers(config, kept))
+    changes = dict(_sizes(config)) | _of_type(config) | dict(_heads(config)) | dict(_of_layers(config, kept))
     small = {name: value for name, value in (written | changes).items() if name not in RULES["left_out"]}
     try:
         return type(config).from_dict(small | {"dtype": "float32"})
@@ -109,7 +109,8 @@ def _depth(config: Any) -> int:
 def _by_layer(config: Any) -> dict[str, list[Any]]:
     """The fields that say something of every layer."""
     n = _depth(config)
-    return {name: value for name, value in vars(config).items() if isinstance(value, list) and len(value) == n > 1}
+    lists = {name: value for name, value in vars(config).items() if isinstance(value, list) and len(value) == n > 1}
+    return {name: value for name, value in lists.items() if name not in RULES["layer_numbers"]}
 
 
 def _numbers(config: Any) -> dict[str, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pytest_fvparity.parity.checks import ParityRun
 
 MOST_TRIALS = 4
-"""Of keys whose leaves belong to single trials: those of the first findings, and others to compare them with."""
+"""Of keys whose leaves belong to single trials: that of the first finding, those of the largest, and others beside them."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ def concerned(run: ParityRun, key: str, verdict: Verdict) -> list[str]:
     if key not in PER_TRIAL_KEYS:
         return every
     every = every[: run.max_trials]
-    found = [trial for finding in verdict.findings if finding.blocking and (trial := trial_of(finding.where))]
+    places = [finding.where for finding in verdict.findings if finding.blocking]
+    examples = [kind["example"] for kind in verdict.details.get("where", {}).get("kinds", ()) if kind["example"]]
+    shown = [row["where"] for row in sorted(examples, key=lambda row: -(row["abs_diff"] or math.inf))]
+    found = filter(None, map(trial_of, [*places[:1], *shown, *places]))
     first = list(dict.fromkeys([*found, *every]))[:MOST_TRIALS]
     return [trial for trial in dict.fromkeys([*every, *first]) if trial in first]
 

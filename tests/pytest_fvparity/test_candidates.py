@@ -124,7 +124,6 @@ def test_a_factory_beside_the_tests_is_the_candidate(
     [
         ("nowhere:make", "No module named 'nowhere'"),
         ("json:nothing", "has no attribute 'nothing'"),
-        ("json", "expected package.module:factory, found 'json'"),
     ],
 )
 def test_a_factory_that_is_not_there_is_named(pytester: pytest.Pytester, world: World, name: str, message: str) -> None:
@@ -132,6 +131,13 @@ def test_a_factory_that_is_not_there_is_named(pytester: pytest.Pytester, world: 
 
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines([f"*ERROR: nothing could be judged*{message}*"])
+
+
+def test_what_is_no_name_of_a_factory_is_refused(pytester: pytest.Pytester, world: World) -> None:
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options, "--fv-candidate=json")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*expected package.module:factory, found 'json'*"])
 
 
 FORGETS = {

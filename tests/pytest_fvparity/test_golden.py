@@ -469,7 +469,7 @@ def test_a_run_says_which_content_changed_and_blocks_the_rest(
     result.assert_outcomes(failed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines([f"STALE_GOLDEN: *the trials file {world.fixed.id} changed since it was recorded.*"])
-    result.stdout.fnmatch_lines(["1 prompt_boundary   STALE_GOLDEN *"])
+    result.stdout.fnmatch_lines(["  keys       prompt_boundary STALE_GOLDEN; 5 BLOCKED"])
 
 
 # ---------------------------------------------------------------- where goldens lie

@@ -19,6 +19,7 @@ from tests.late import RUNNING
 from tests.slow import slow_but
 
 if RUNNING:
+    from tests.pytest_fvparity import stand_in
     from tests.pytest_fvparity.worlds import World, plant, reports, statuses
 
 
@@ -106,7 +107,7 @@ def test_an_expected_failure_is_still_a_divergence(pytester: pytest.Pytester, wo
 
 
 def test_a_failure_is_not_forgotten_when_a_stage_is_run_again() -> None:
-    reporter = SuiteReporter(SimpleNamespace(stash={FILES_KEY: {}}))  # type: ignore[arg-type]
+    reporter = SuiteReporter(SimpleNamespace(stash={FILES_KEY: {}}, rootpath=Path()))  # type: ignore[arg-type]
 
     def row(status: Status) -> Any:
         suite = {"keys": ["one"], "planned": ["one"], "keep_going": False}
@@ -276,7 +277,8 @@ def test_recording_is_refused_for_a_model_the_reference_would_not_see(pytester: 
         """
     )
 
-    result = pytester.runpytest_inprocess("-m", "parity", "--fv-regen-golden", "--fv-src=.", *world.options)
+    checkout = stand_in.plant(pytester.path)
+    result = pytester.runpytest_inprocess("-m", "parity", "--fv-regen-golden", f"--fv-src={checkout}", *world.options)
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "fixture fv_model is overridden" in result.stdout.str() + result.stderr.str()
@@ -297,7 +299,8 @@ def test_trials_that_became_unreadable_leave_no_old_pass(pytester: pytest.Pytest
 
 
 def test_a_report_that_cannot_be_written_is_said_and_red(pytester: pytest.Pytester, world: World) -> None:
-    (pytester.path / "taken").write_text("a file")
+    (pytester.path / "taken").mkdir()
+    (pytester.path / "taken" / "pairs").write_text("a file where a folder must be")
 
     result = pytester.runpytest_inprocess("-m", "parity", "--fv-report-dir=taken", *world.options)
 

@@ -68,12 +68,14 @@ def load_task(name: str, checkout: Path | None = None, test_split: float = 0.3, 
 
 
 def find(name: str, checkout: Path | None = None) -> Path:
-    """The file of a task."""
-    path = shipped.file(name)
+    """The file of a task: as it is there, by name from a checkout, else as it ships."""
+    path = shipped.file(name) if checkout is None or name.endswith(".json") else Path(name)
     if path.suffix == ".json" or path.is_file():
         return path
     if checkout is None:
-        raise TaskError(f"no file {name!r}; to look a task up by name, give a checkout of the reference (--src)")
+        raise TaskError(
+            f"no file {name!r}, and no dataset of that name ships; to look a task up by name, give a checkout of the reference (--src)"
+        )
     root = checkout / "dataset_files"
     known = {file.stem: file for group in GROUPS for file in sorted((root / group).glob("*.json"))}
     places = [file for group in GROUPS if (file := root / group / f"{name}.json").is_file()]

@@ -39,8 +39,8 @@ class TestFinding:
         assert (task.name, len(task.rows)) == ("mine", 40)
 
     def test_a_name_without_a_checkout_says_what_is_missing(self) -> None:
-        with pytest.raises(TaskError, match=r"no file 'antonym'.*--src"):
-            find("antonym")
+        with pytest.raises(TaskError, match=r"no file 'synonym'.*--src"):
+            find("synonym")
 
     def test_an_unknown_name_shows_those_like_it(self, checkout: Path) -> None:
         with pytest.raises(TaskError, match="did you mean antonym"):

@@ -102,7 +102,7 @@ class TestMemory:
     def test_prompts_are_held_as_many_as_there_is_memory_for_and_answered_the_same(self) -> None:
         vocab = World().bench.runtime.info.vocab
         for bounded, held in ((2 * 48 * vocab, 2), (1, 1)):
-            world, asked = World(**{"eval.max_memory": bounded}), list[int]()
+            world, asked = World(**{"eval.max_memory": f"{bounded}B"}), list[int]()
             ask = world.bench.runtime.next_logits
             spied: Any = world.bench.runtime
             spied.next_logits = lambda queries, prefix=None, ask=ask, asked=asked: (
