@@ -19,6 +19,7 @@ from tests.late import RUNNING
 if RUNNING:
     import torch
 
+    from fvcore.fast import engines
     from fvcore.model import audit
     from fvcore.model.model import LanguageModel, n_layers_on_disk, spec_on_disk
 
@@ -255,3 +256,19 @@ def test_a_loaded_models_spec_is_the_one_of_its_config(model: Path) -> None:
     assert spec_on_disk(str(model)).name == "llama"
     assert n_layers_on_disk(str(model)) == 2
     assert LanguageModel.wrap(random_lm("llama").hf).spec == spec_on_disk(str(model))
+
+
+# ---------------------------------------------------------------- engines
+
+
+def test_both_engines_are_compared_row_by_row(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = spec("engines", model, "--json")
+    rows = json.loads(done.output)
+    assert done.exit_code == 0
+    assert {"the prompt itself", "a vector added behind layer 0"} <= {row["logits"] for row in rows}
+    assert all(float(row["apart"]) <= float(row["allowed"]) for row in rows)
+
+    monkeypatch.setattr(engines, "apart", lambda lm: iter([engines.Apart("the prompt itself", 0.5, 1e-5)]))
+    apart = spec("engines", model)
+    assert apart.exit_code == 1
+    assert "a run takes exact in its place" in apart.output

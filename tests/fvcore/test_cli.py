@@ -103,6 +103,22 @@ def test_empty_answers_are_refused_by_their_row_or_left_out(world: World) -> Non
     assert "row 0 has no output" in world("trials", "verify", "trials.json").err
 
 
+def test_trials_hold_no_path_of_the_machine_they_were_made_on(world: World, saved: Path) -> None:
+    raw, tokenizer = world.folder / "inside.json", saved / "Toy-bos"
+    raw.write_bytes((saved / "raw" / "pairs.json").read_bytes())
+    asked = ("--dataset", str(raw), "--tokenizer", str(tokenizer), "--n-trials", "2", "--n-shots", "3")
+    assert world("trials", "make", *asked, "--out", "trials.json").status == 0
+
+    text = (world.folder / "trials.json").read_text()
+    assert str(world.folder) not in text
+    assert str(saved) not in text
+    meta = json.loads(text)["meta"]
+    assert (meta["dataset_json"], meta["model_name_for_tokenizer"]) == ("inside.json", "Toy-bos")
+    (world.folder / "Toy-bos").unlink()
+    assert "--tokenizer DIR" in world("trials", "verify", "trials.json").err
+    assert world("trials", "verify", "trials.json", "--tokenizer", str(tokenizer)).status == 0
+
+
 def test_made_trials_go_to_their_folder_under_their_full_name(world: World) -> None:
     run = world.make("--tokenizer", "Toy-bos", "--n-trials", "2", "--n-shots", "3", "--seed", "5")
     name = "datasets/fixed_trials/fixed_trials_pairs_t2_s3_seed5_toy_bos.json"

@@ -314,3 +314,12 @@ def test_what_stands_beside_tensors_comes_back_and_bytes_are_the_same_each_time(
     files[0].write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
     with pytest.raises(FormatError, match="not a whole safetensors file"):
         formats.safetensors_metadata(files[0])
+
+
+def test_the_root_of_results_ignores_itself_where_it_is_made_here(tmp_path: Path) -> None:
+    (tmp_path / "own" / "reports").mkdir(parents=True)
+    formats.write_text(tmp_path / "own" / "reports" / "deep" / "a.txt", "a")
+    formats.write_text(tmp_path / "new" / "reports" / "deep" / "a.txt", "a")
+
+    assert (tmp_path / "new" / "reports" / ".gitignore").read_text() == "*\n"
+    assert not (tmp_path / "own" / "reports" / ".gitignore").exists()  # somebody's own folder of that name
