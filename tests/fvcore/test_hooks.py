@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fvcore.embedded.random_models import FAMILIES, of_config, random_model
+from fvcore.provenance import versions
 from tests.late import RUNNING, inference_mode
 
 if RUNNING:
@@ -148,7 +149,8 @@ def test_the_vector_is_added_to_the_output_of_the_block_as_it_is(tiny: Tiny, fam
     handle.remove()
     injected, base = outputs
     assert type(injected) is type(base)
-    assert isinstance(base, tuple) or family != "gptj"  # in older versions of the library others too
+    # In versions of the library before 5.24 this one returns a tuple, in older ones others too.
+    assert isinstance(base, tuple) or family != "gptj" or not versions()["transformers"].startswith("5.23.")
     if isinstance(base, tuple):
         assert len(injected) == len(base)
         injected, base = injected[0], base[0]
