@@ -51,7 +51,9 @@ class Keeper:
         verdict = told if isinstance(told, Verdict) else Verdict()
         first, kept = verdict.first_mismatch, concerned(run, key, verdict)
         file, places = self.trials.file, [one.trial_idx for one in self.trials.trials if one.key in kept]
-        meta = {"n_trials": len(places), "dataset_json": Path(file.meta.dataset_json).name}
+        tokenizer = Path(file.meta.model_name_for_tokenizer)  # a hub's id, or a path of this machine
+        meta: dict[str, Any] = {"n_trials": len(places), "dataset_json": Path(file.meta.dataset_json).name}
+        meta |= {"model_name_for_tokenizer": tokenizer.name} if tokenizer.is_absolute() else {}
         records = [file.trials[at] for at in places]
         effects = getattr(run.candidate, "effects", None)
         leaves, left_out = leaves_of(run, key, kept)
