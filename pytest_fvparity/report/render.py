@@ -221,7 +221,7 @@ def _shown(report: Report) -> dict[str, Any]:
         "source": getattr(failed, "source", None),
         "wrong": {check.key: story.n_wrong(check) for check in report.checks},
         "weaker": weaker(report),
-        "deeper": list(story.deeper(failed, story.n_behind(report))) if failed else [],
+        "deeper": list(story.deeper(report, failed)) if failed else [],
         "others": [account(check) for check in saying],
         "notes": [(c.key, row) for c in report.checks for row in c.warnings if not story.is_drill(row)],
     }

@@ -55,7 +55,7 @@ def _told(report: Report, failed: Check) -> Iterator[tuple[str, str]]:
     yield "candidate", "" if failed.source else report.candidate or ""
     yield "reproduce", failed.repro_command
     yield "replay", report.replay_command or ""
-    deeper = [] if drilled else [f"{option} to {what}" for option, what in story.deeper(failed, story.n_behind(report))]
+    deeper = [] if drilled else [f"{option} to {what}" for option, what in story.deeper(report, failed)]
     yield "deeper", next(iter(deeper), "")
     yield "keys", _keys(report)
     yield (

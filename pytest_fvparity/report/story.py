@@ -170,8 +170,9 @@ def fault(check: Check) -> str:
     return "" if check.key == CHECK_KEYS[0] and check.fault == "own" else FAULTS.get(check.fault or "", "")
 
 
-def deeper(check: Check, behind: int) -> Iterator[tuple[str, str]]:
-    """Options that say more of it, each with what it does. `behind` keys are blocked behind this one."""
+def deeper(report: Report, check: Check) -> Iterator[tuple[str, str]]:
+    """Options that say more of its earliest failure, each with what it does."""
+    behind = n_behind(report) if check.status in {Status.FAIL, Status.ERROR} else 0
     if check.key == "mean_activations" and check.fault == "own" and not drilled(check):
         yield "--fv-drill", "name the first module that differs"
     if check.fault == "unsteady":
@@ -181,6 +182,8 @@ def deeper(check: Check, behind: int) -> Iterator[tuple[str, str]]:
             "--fv-keep-going",
             f"judge the {behind} key{'s' if behind > 1 else ''} behind it too, on the reference's inputs",
         )
+    if check.status == Status.FAIL and report.bundle is None:
+        yield "--fv-bundle=DIR", "keep this failure in one file, to be judged again anywhere"
 
 
 def n_behind(report: Report) -> int:
