@@ -1,6 +1,6 @@
 """Candidates of any make: from a factory here, from another interpreter, or from a folder of artifacts.
 
-A candidate need not offer all six keys. What it does not provide is NOT_PROVIDED, never green.
+A candidate need not offer all six keys. A key of which it provides nothing is red; leaves that lack make a run PARTIAL.
 """
 
 from __future__ import annotations

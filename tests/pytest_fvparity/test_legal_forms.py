@@ -101,20 +101,39 @@ def test_a_wrong_map_is_a_fault_in_every_form() -> None:
     assert results["slot_map"].verdict.findings[0].where.startswith("0:0/clean/idx_map")
 
 
-def test_the_guide_names_the_leaves_that_there_are() -> None:
-    rows = {
-        name: set(re.findall(r"`([^`]+)`", returns))
-        for name, returns in re.findall(r"^\| `(\w+)` \| [^|]*\| ([^|]+)\|$", GUIDE, flags=re.MULTILINE)
-        if name in CHECK_KEYS
-    }
-    there = {
-        key: {
-            re.sub(r"^\d+:\d+/", "T/", leaf).replace("/clean/", "/R/").replace("/corrupted/", "/R/") for leaf in leaves
-        }
-        for key, leaves in rig_of("llama").artifacts.items()
-    }
+def told() -> dict[tuple[str, str], str]:
+    """The guide's table: (key, leaf) -> what it is; a key stands in its first row alone."""
+    rows, key = {}, ""
+    for named, leaf, kind in re.findall(r"^\| (?:`(\w+)`)? ?\| `([\w/]+)` \| ([^|]+) \|", GUIDE, flags=re.MULTILINE):
+        key = named or key
+        rows[key, leaf] = kind
+    return rows
 
-    assert rows == there
+
+def kind_of(value: Any) -> str:
+    """What the guide begins with of a leaf as a golden's JSON has it, up to the number of axes."""
+    if isinstance(value, dict):
+        dtype, *shape = value[artifacts.TENSOR]
+        return f"{dtype} {len(shape)}"
+    if isinstance(value, list):
+        return "rows" if isinstance(next(iter(value), []), list) else "list of int"
+    return {bool: "bool", int: "int", float: "float", str: "string"}[type(value)]
+
+
+def test_the_guide_defines_every_leaf_of_a_recorded_golden() -> None:
+    (folder,) = (shipped.root() / "golden" / "tiny_antonym").glob("*tiny_llama/src")
+    there = {
+        (key, re.sub(r"/(clean|corrupted)/", "/R/", re.sub(r"^\d+:\d+/", "T/", leaf))): kind_of(value)
+        for key in CHECK_KEYS
+        for leaf, value in json.loads((folder / f"{key}.json").read_text()).items()
+    }
+    said, axes = told(), re.compile(r"(model|float\d+) \(([^)]+?),?\)")
+
+    assert said.keys() - {("mean_activations", "last_slot")} == there.keys()
+    for place, kind in there.items():
+        tensor = axes.match(said[place])
+        shown = f"{tensor[1]} {len(tensor[2].split(', '))}".replace("model", "float32") if tensor else said[place]
+        assert shown.startswith(kind), place
 
 
 def nested(depth: int) -> list[Any]:
