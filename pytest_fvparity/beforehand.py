@@ -32,7 +32,7 @@ def _problems(config: pytest.Config, options: ParityOptions, trials: Sequence[Pa
     if options.live or options.regen_golden or options.golden_diff:
         yield from _reference(config, options)
     if not _overridden(config, "fv_model"):
-        yield from _model(config, options)
+        yield from _model(config, options, trials)
     if options.max_trials is not None and not _overridden(config, "fv_trials"):
         yield from _max_trials(config, options.max_trials, trials)
 
@@ -100,10 +100,17 @@ def _reference(config: pytest.Config, options: ParityOptions) -> Iterator[str]:
         )
 
 
-def _model(config: pytest.Config, options: ParityOptions) -> Iterator[str]:
+def _model(config: pytest.Config, options: ParityOptions, trials: Sequence[Path]) -> Iterator[str]:
     from fvcore.model import on_disk
 
     require_model(config, options.model)
+    if on_disk.lacks_weights(options.model):
+        small, named = f"{Path(options.model).name}-small", options.model_words[0]
+        words = ["fvcore", "spec", "shrink", named, "--out", small, "--trials", *map(options.shown, trials[:1])]
+        yield (
+            f"--fv-model: {named} has a config.json and no weights. Bring them there, or make a small model of its "
+            f"architecture with weights by a seed: `{escapes.shell(words)}`; then {_again(config, '--fv-model', small)}"
+        )
     n_layers, n_heads = on_disk.sizes(options.model)
     layer, top, named = options.edit_layer, options.top_heads, options.model_words[0]
     if layer is not None and n_layers is not None and not 0 <= layer < n_layers:

@@ -24,7 +24,7 @@ from fvcore.model import on_disk
 from fvcore.model.anatomy import head_widths, max_tokens, require_parts, spec_in, stated, text_config, types_of
 from fvcore.model.hooks import require_streams
 from fvcore.model.placement import DTYPES as DTYPES
-from fvcore.model.placement import FOR_PARITY, Placement, quant_of
+from fvcore.model.placement import Placement, quant_of
 from fvcore.model.spec import ModelError as ModelError
 from fvcore.model.spec import ModelSpec, spec_found, spec_of
 from fvcore.model.tokenizer import BosFacts, bos_left_out
@@ -321,7 +321,7 @@ def load(
     config = config_on_disk(name)
     attn = _attention(config, attn)
     options = placement.options() | ({"attn_implementation": attn} if attn else {})
-    with _loading("model", name, f" Asked for: {placement}; {FOR_PARITY}."):
+    with _loading("model", name, f" Asked for: {placement}{placement.advice}."):
         hf, report = _auto_class(config).from_pretrained(
             str(where), local_files_only=True, trust_remote_code=False, output_loading_info=True, **options
         )
@@ -443,6 +443,6 @@ def _loading(what: str, name: str, more: str = "") -> Iterator[None]:
     except Exception as error:
         shipped = ", ".join([*embedded.EMBEDDED, embedded.WIRED])
         raise ModelError(
-            f"cannot load the {what} of {name!r}: {in_one_line(error)[:300]}. Expected a shipped model ({shipped}), a "
+            f"cannot load the {what} of {name!r}: {in_one_line(error)[:300].rstrip('.')}. Expected a shipped model ({shipped}), a "
             f"directory written by save_pretrained, or a hub id that is in the local cache (nothing is downloaded).{more}"
         ) from error

@@ -13,6 +13,9 @@ from fvcore.formats import FormatError, read_json
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
 
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".index.json")
+ADAPTER = "adapter_config.json"
+
 
 class ModelError(Expected):
     """A model or tokenizer cannot be loaded, or has no part where its spec says."""
@@ -78,6 +81,14 @@ def _stated(parts: list[dict[str, Any]], names: tuple[str, ...]) -> int | None:
     """The text's part of a config comes before the whole and others."""
     ordered = sorted(parts, key=lambda part: "vocab_size" not in part)
     return next((part[name] for part in ordered for name in names if isinstance(part.get(name), int)), None)
+
+
+def lacks_weights(name: str) -> bool:
+    """Whether a config lies there alone: no file of weights, no index of some, no adapter; in a cached model's snapshots too."""
+    if (folder := folder_of(name)) is None:
+        return False
+    there = [path.name for pattern in ("*", "snapshots/*/*") for path in folder.glob(pattern)]
+    return "config.json" in there and not any(name == ADAPTER or name.endswith(WEIGHTS) for name in there)
 
 
 def require_layer(name: str, layer: int) -> None:

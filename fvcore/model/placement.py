@@ -88,6 +88,12 @@ class Placement:
             given["device_map"] = {"": self.device} if self.device_map is None else self.device_map
         return given
 
+    @property
+    def advice(self) -> str:
+        """What to ask for instead, where it is not that already."""
+        asked = (self.dtype, self.device, self.device_map, self.quant)
+        return "" if asked == ("fp32", "cpu", None, "none") else f"; {FOR_PARITY}"
+
     def __str__(self) -> str:
         where = f"device {self.device}" if self.device_map is None else f"device_map {self.device_map}"
         return f"dtype {self.dtype}, quant {self.quant}, {where}"

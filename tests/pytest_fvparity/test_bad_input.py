@@ -225,6 +225,21 @@ def test_a_truncated_model_is_one_clear_error(pytester: pytest.Pytester, world: 
     result.stdout.fnmatch_lines(["*cannot load the model of*Expected a shipped model*"])
 
 
+def test_a_config_without_weights_is_told_of_shrink_before_anything_is_collected(
+    pytester: pytest.Pytester, world: World
+) -> None:
+    copy = _copy(pytester, world)
+    (copy / "model.safetensors").unlink()
+
+    result = _run(pytester, World(copy, world.trials, world.golden))
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    shrink = f"fvcore spec shrink {copy.name} --out {copy.name}-small --trials {world.trials[0]}"
+    result.stderr.fnmatch_lines(
+        [f"ERROR: --fv-model: *no weights*`{shrink}`; then `pytest *--fv-model={copy.name}-small`"]
+    )
+
+
 def test_a_model_moved_to_another_folder_is_the_same_model(pytester: pytest.Pytester, world: World) -> None:
     copy = pytester.path / "elsewhere"
     shutil.copytree(world.model, copy)
