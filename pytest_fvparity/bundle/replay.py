@@ -113,7 +113,7 @@ def told(bundle: Bundle, result: StageResult, by_candidate: bool) -> Iterator[st
     # With a model at hand a run has more words for the same place.
     if not same or (bundle.first and found and (bundle.first.message, bundle.signature) != (found.message, pattern)):
         yield "the run said:"
-        yield from _finding(bundle.first, bundle.signature) if bundle.first else [bundle.message]
+        yield from _finding(bundle.first, bundle.signature) if bundle.first else [f"  {bundle.message}"]
     if bundle.fault in FAULTS:
         yield f"whose fault, as the run found: {FAULTS[bundle.fault]}"
 
@@ -123,4 +123,4 @@ def _finding(found: First | Finding, pattern: str | None) -> Iterator[str]:
     if found.expected is not None or found.actual is not None:
         yield f"    expected {found.expected!r:.200}"
         yield f"    actual   {found.actual!r:.200}"
-    yield from filter(None, [pattern])
+    yield from [f"  {pattern}"] if pattern else []

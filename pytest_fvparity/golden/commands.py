@@ -19,10 +19,15 @@ Place = Annotated[Path, typer.Argument(help="A golden's own folder: golden/<data
 
 @app.command("list")
 def list_goldens(
-    root: Annotated[list[Path] | None, typer.Option(help="Folder of goldens (default: golden).")] = None,
+    root: Annotated[
+        list[Path] | None, typer.Option(help="Folder of goldens (default: fv_golden of the ini file, else golden).")
+    ] = None,
     trials: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of trials files (default: datasets/fixed_trials, datasets/relation)."),
+        typer.Option(
+            help="Trials file, or a folder of some (default: datasets/fixed_trials, datasets/relation, and those beside "
+            "fv_trials of the ini file)."
+        ),
     ] = None,
     as_json: terminal.Json = False,
     strict: Annotated[bool, typer.Option(help="Status 1 if a golden is stale or damaged.")] = False,
@@ -31,9 +36,10 @@ def list_goldens(
     from fvcore.formats import json_text
     from pytest_fvparity.golden import listing
 
-    relation = Path("datasets", "relation")
-    shipped = [Path("datasets", "fixed_trials"), *([relation] if relation.is_dir() else [])]
-    rows = listing.rows(root or [Path("golden")], listing.trials_under(trials or shipped))
+    usual, relation = Path("datasets", "fixed_trials"), Path("datasets", "relation")
+    there = [*listing.of_ini("fv_trials"), *(folder for folder in (usual, relation) if folder.is_dir())]
+    known = listing.trials_under(trials or there or [usual])
+    rows = listing.rows(root or listing.of_ini("fv_golden") or [Path("golden")], known)
     if as_json:
         typer.echo(json_text([row.model_dump() for row in rows]))
     else:

@@ -113,7 +113,8 @@ def require_comparable(golden: Profile, candidate: Profile) -> None:
             f"Restore what changed, or record again: {command(golden)}"
         )
     raise Refused(
-        f"profile mismatch, nothing was compared. {fields}. Use the golden's settings, or record a golden of these"
+        f"profile mismatch, nothing was compared. {fields}. Use the golden's settings, or record a golden of these: "
+        f"`{command(candidate)}`, PATH a checkout of the reference"
     )
 
 

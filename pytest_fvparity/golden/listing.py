@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from fvcore import escapes
+from fvcore import escapes, shipped
 from fvcore.formats import FormatError, sha256_file
 from fvcore.gates import StageError
 from fvcore.profile import Strict
@@ -46,13 +46,30 @@ class GoldenRow(Strict):
     remove: str | None = None
 
 
-def trials_under(folders: Iterable[Path]) -> Trials:
-    """The trials files in some folders; raises FormatError for a folder that is none, or every golden looked unused."""
+def of_ini(name: str) -> list[Path]:
+    """What pytest's ini file of this project names, of trials files the folders: others beside them have goldens too."""
+    from _pytest.config.findpaths import locate_config
+
+    _, ini, values, *_ = locate_config(Path.cwd(), [])
+    if ini is None or name not in values:
+        return []
+    given: Any = getattr(values[name], "value", values[name])  # of pytest 9 a value knows where it came from
+    words = [line.strip() for line in (given.splitlines() if isinstance(given, str) else given)]
+    paths = {word: ini.parent / Path(word).expanduser() for word in words if word}
+    files = [
+        path if path.exists() or not shipped.file(word).exists() else shipped.file(word) for word, path in paths.items()
+    ]
+    # The project's own folder is not searched through: a file there stands for itself.
+    return list(dict.fromkeys(path.parent if path.is_file() and path.parent != ini.parent else path for path in files))
+
+
+def trials_under(places: Iterable[Path]) -> Trials:
+    """Trials files, and those in folders; raises FormatError for what is neither, or every golden looked unused."""
     found: dict[str, set[str]] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            raise FormatError(f"{folder}: no such folder of trials; name yours with --trials")
-        for path in sorted(file for file in folder.rglob("*.json") if file.is_file()):
+    for place in places:
+        if not place.exists():
+            raise FormatError(f"{place}: no such folder of trials; name yours with --trials")
+        for path in [place] if place.is_file() else sorted(file for file in place.rglob("*.json") if file.is_file()):
             id, digest = path.stem, sha256_file(path)
             if path.name == SAMPLED:  # the name of every run's frozen trials: they are told by their content
                 with suppress(FormatError):

@@ -440,6 +440,7 @@ def test_another_identity_is_refused_and_exactly_what_differs_is_named(name: str
     want, have = getattr(profile.identity, name), getattr(other.identity, name)
     named = f"profile mismatch, nothing was compared. {name}: golden {want!r}, this run {have!r}. Use the golden's"
     assert str(caught.value).startswith(named)
+    assert f"or record a golden of these: `{golden.command(other)}`" in str(caught.value)
 
 
 def test_every_identity_field_that_differs_is_named(world: World) -> None:

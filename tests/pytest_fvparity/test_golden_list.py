@@ -176,6 +176,20 @@ def test_what_killed_recordings_left_is_listed_and_the_only_copy_is_never_to_be_
     assert "gives it back its name" in alone[str(golden.previous(place))]["what"]
 
 
+def test_what_the_ini_file_names_need_not_be_named_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (trials,) = (root.parent / "trials").iterdir()
+    ini = f"[tool.pytest.ini_options]\nfv_trials = ['trials/{trials.name}']\nfv_golden = 'kept'\n"
+    (root.parent / "pyproject.toml").write_text(ini)
+    root.rename(root.parent / "kept")
+    monkeypatch.chdir(root.parent)
+
+    assert run(monkeypatch, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["state"], Path(row["path"]).is_relative_to(root.parent / "kept")) == ("current", True)
+
+
 @pytest.mark.parametrize("missing", ["--root", "--trials"])
 def test_a_folder_that_is_none_is_an_error_and_no_empty_listing(
     missing: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
