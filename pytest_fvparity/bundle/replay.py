@@ -110,12 +110,23 @@ def told(bundle: Bundle, result: StageResult, by_candidate: bool) -> Iterator[st
         where = "as in the run" if same else "at the same place" if there else "otherwise than in the run"
         yield f"{result.status}: {where}"
         yield from _finding(found, pattern) if found else [first_line(result.message)]
+        yield from _worst(result)
     # With a model at hand a run has more words for the same place.
     if not same or (bundle.first and found and (bundle.first.message, bundle.signature) != (found.message, pattern)):
         yield "the run said:"
         yield from _finding(bundle.first, bundle.signature) if bundle.first else [f"  {bundle.message}"]
     if bundle.fault in FAULTS:
         yield f"whose fault, as the run found: {FAULTS[bundle.fault]}"
+
+
+def _worst(result: StageResult) -> Iterator[str]:
+    """The difference off by most, in the words of the run's terminal; what is no difference of numbers is told already."""
+    from pytest_fvparity.report import story
+    from pytest_fvparity.report.report import check_of
+
+    check = check_of(result)
+    if (row := story.largest(check)) and story.measured(row):
+        yield f"  worst {story.worst(check)}"
 
 
 def _finding(found: First | Finding, pattern: str | None) -> Iterator[str]:

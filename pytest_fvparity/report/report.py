@@ -387,6 +387,11 @@ def _words(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def check_of(result: StageResult) -> Check:
+    """One key as a report has it, of what its result says alone."""
+    return _check(result, {}, "", {})
+
+
 def _check(result: StageResult, row: Mapping[str, Any], reproduce: str, context: Mapping[str, Any]) -> Check:
     verdict = result.verdict
     blocking = [_mismatch(f) for f in verdict.findings if f.blocking]

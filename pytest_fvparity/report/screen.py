@@ -45,7 +45,7 @@ def _failure(report: Report, failed: Check) -> Iterator[str]:
 
 def _told(report: Report, failed: Check) -> Iterator[tuple[str, str]]:
     drilled = story.drilled(failed)
-    yield "worst", story.parts(failed)[1].removeprefix("the largest difference ")
+    yield "worst", story.worst(failed)
     yield "note", weaker(report)
     yield "where", story.summary(failed)
     yield "probably", failed.signature or ""

@@ -148,6 +148,11 @@ def parts(check: Check) -> tuple[str, str]:
     return count, f"{' '.join(words)} (expected {expected}, got {got})"
 
 
+def worst(check: Check) -> str:
+    """The second part behind a word that says as much."""
+    return parts(check)[1].removeprefix("the largest difference ")
+
+
 def drilled(check: Check) -> str:
     """What the drill concluded, if there was one."""
     return next((row.message for row in check.warnings if is_drill(row)), "")

@@ -110,6 +110,20 @@ def test_what_the_leaves_do_not_show_is_not_said_to_be_judged(tmp_path: Path) ->
     assert any("candidate left" in line for line in said)
 
 
+def test_the_worst_is_named_as_on_the_runs_terminal_and_what_was_said_then_stands_in(sound: bundles.Bundle) -> None:
+    golden = sound.of("golden", "fv_vector")
+    off = golden["function_vector"].clone()
+    off[1], off[7] = off[1] + 1, off[7] + 2
+    right = {f"candidate/fv_vector/{name}": leaf for name, leaf in golden.items()}
+    leaves = sound.leaves | right | {"candidate/fv_vector/function_vector": off}
+    other = sound.model_copy(update={"leaves": leaves, "signature": "every value is 2 times what is expected"})
+
+    said = list(told(other, replayed(other), False))
+
+    assert [line for line in said if line.startswith("  worst in function_vector at dim 7: expected ")]
+    assert all(line.startswith("  ") for line in said[said.index("the run said:") + 1 :] if "whose fault" not in line)
+
+
 def test_another_model_is_refused(tmp_path: Path) -> None:
     rig, _ = planted("F17", tmp_path)
 
