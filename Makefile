@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make parity   six check keys of fvcore against the recorded reference, on the shipped model"
 	@echo "make test     the project's own tests that take no long time"
-	@echo "make test-slow  the tests that take long, and the others once more as on another processor"
+	@echo "make test-slow  the tests that take long, and those of numbers once more as on another processor"
 	@echo "make lint     ruff and mypy --strict"
 	@echo "make docs     regenerate what is generated under docs/"
 	@echo "make docs-site  the documentation as a site, in build/docs"
@@ -28,10 +28,15 @@ parity: $(VENV)/.run-time
 test: $(VENV)/.development
 	$(PYTEST) -m "not slow"
 
+# What claims something about numbers; the other tests are about files, processes, pages and words.
+OF_NUMBERS := tests/fvcore tests/phase2 $(patsubst %,tests/pytest_fvparity/test_%.py,adapters drill family_goldens \
+  half_precision idle_injection near_ties noise partial planted_faults repeat selftest_faults sensitivity shipped \
+  shipped_relation signatures transfer_stages)
+
 # A stand-in for another processor: torch and oneDNN choose other kernels, and no test may know the difference.
 test-slow: $(VENV)/.development
 	$(PYTEST) -m slow
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) -m "not slow"
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) -m "not slow" $(OF_NUMBERS)
 
 lint: $(VENV)/.development
 	$(BIN)/ruff format --check .

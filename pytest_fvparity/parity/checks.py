@@ -356,7 +356,8 @@ def _judge(run: ParityRun, key: str) -> Verdict:
     fault = "own" if not isolated.passed and not chained.passed else _origin(run, key)
     # A fault of its own can cancel an earlier one: then only the golden's inputs show it.
     shown = isolated if chained.passed else chained
-    return replace(shown, details={**shown.details, "fault": fault})
+    details = {name: value for name, value in shown.details.items() if fault != "inherited" or name != "signature"}
+    return replace(shown, details={**details, "fault": fault})  # a pattern would name a mistake that is not there
 
 
 def _origin(run: ParityRun, key: str) -> str:

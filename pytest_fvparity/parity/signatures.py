@@ -116,7 +116,8 @@ def _dropped(seen: Numbers) -> str | None:
     """What is wrong is 0, and the rest is right."""
     at = seen.wrong
     n_zero, gone = int(at.sum()), bool((seen.have[at] == 0).all())
-    return f"{n_zero} of {at.numel()} values are 0 that should not be, and all others agree" if gone else None
+    told = f"{n_zero} of {at.numel()} values are 0 that should not be, and all others agree"
+    return told if n_zero and gone else None
 
 
 def _another_order(seen: Numbers) -> str | None:
@@ -238,7 +239,11 @@ def of_artifact(
     import torch
 
     wrong = {leaf: value for leaf, value in expected.items() if _differs(value, actual.get(leaf), tolerance_of(leaf))}
-    told = [OF_LEAVES[key](expected, actual, wrong) if key in OF_LEAVES and wrong else None]
+    cast = {leaf: value for leaf, value in wrong.items() if _only_cast(value, actual.get(leaf), tolerance_of(leaf))}
+    wrong = {leaf: value for leaf, value in wrong.items() if leaf not in cast}
+    told = [_of_cast(cast)]
+    if key in OF_LEAVES and wrong and not any(_misshapen(value, actual.get(leaf)) for leaf, value in wrong.items()):
+        told.append(OF_LEAVES[key](expected, actual, wrong))
     for leaf, value in wrong.items():
         other = actual.get(leaf)
         if isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor) and value.shape == other.shape:
@@ -348,6 +353,30 @@ def _differs(want: Any, have: Any, tolerance: Tolerance) -> bool:
     from fvcore.compare import compare_leaf
 
     return have is None or not compare_leaf("", want, have, tolerance, ()).passed
+
+
+def _only_cast(want: Any, have: Any, tolerance: Tolerance) -> bool:
+    """Whether a tensor has the values that are expected, in another dtype."""
+    from torch import Tensor
+
+    from fvcore.compare import beside
+
+    if not (isinstance(want, Tensor) and isinstance(have, Tensor)) or want.shape != have.shape:
+        return False
+    return want.dtype != have.dtype and not beside(want, have, tolerance)[-1].any()
+
+
+def _of_cast(leaves: Mapping[str, Any]) -> str | None:
+    """What to give instead, a name once for all trials."""
+    give = dict.fromkeys(f"{leaf.rpartition('/')[2]}.to({value.dtype})" for leaf, value in leaves.items())
+    return f"the same values in another dtype: give {', '.join(give)}" if give else None
+
+
+def _misshapen(want: Any, have: Any) -> bool:
+    """Whether both are tensors of different shapes, of whose values nothing can be said."""
+    from torch import Tensor
+
+    return isinstance(want, Tensor) and isinstance(have, Tensor) and want.shape != have.shape
 
 
 def _names(leaves: Mapping[str, Any]) -> set[str]:

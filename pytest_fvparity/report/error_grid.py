@@ -101,11 +101,11 @@ def _sentence(counts: Counts) -> str:
         largest = max(row["magnitude"] for row in much)
         # Where there are larger values that are not off so.
         cut = largest != ZERO and any(row["magnitude"] > largest for row in counts)
-        reach = f" (none of them as large as {power(largest + 1)})" if cut else ""
-        parts.append(f"{_n(much):,} by the order of their own size or more{reach}")
+        reach = f" (only values below {power(largest + 1)})" if cut else ""
+        parts.append(f"{_n(much):,} by about the value itself or more{reach}")
     if little:
         bound = 1 + max(row["error"] - row["magnitude"] for row in little)
-        size = f"{power(bound)} times their own size" if bound else "their own size"
+        size = f"{power(bound)} of the value" if bound else "the value itself"
         parts.append(f"{'the others' if parts else 'all'} by less than {size}")
     return f"{_n(off):,} of {_n(counts):,} values are outside their tolerance: {', '.join(parts)}"
 

@@ -79,10 +79,12 @@ def _also(check: Check) -> str:
 
 
 def _keys(report: Report) -> str:
-    """Every key, those of one status together."""
+    """Every key, those of one status together; of several that fail also whose fault."""
+    several = sum(check.status == Status.FAIL for check in report.checks) > 1
     groups: dict[str, list[str]] = {}
     for check in report.checks:
-        groups.setdefault(check.status, []).append(check.key)
+        whose = f" ({check.fault})" if several and check.status == Status.FAIL and check.fault else ""
+        groups.setdefault(f"{check.status}{whose}", []).append(check.key)
     return "; ".join(f"{_named(keys)} {status}" for status, keys in groups.items())
 
 

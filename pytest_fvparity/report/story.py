@@ -145,6 +145,8 @@ def parts(check: Check) -> tuple[str, str]:
         words = ["the largest difference", *([f"in {leaf}"] if leaf else []), *([f"at {at}"] if at else [])]
         return count, f"{' '.join(words)}: expected {expected}, got {got}"
     words = [leaf or check.key, *([f"of {at}"] if at else []), message]
+    if message.endswith(f": expected {row.expected}, actual {row.got}"):  # a dtype or a shape: both are said already
+        return count, " ".join(words)
     return count, f"{' '.join(words)} (expected {expected}, got {got})"
 
 
@@ -154,8 +156,8 @@ def worst(check: Check) -> str:
 
 
 def drilled(check: Check) -> str:
-    """What the drill concluded, if there was one."""
-    return next((row.message for row in check.warnings if is_drill(row)), "")
+    """What the drill concluded, if there was one, to stand behind the word drill."""
+    return next((row.message.removeprefix("drill ") for row in check.warnings if is_drill(row)), "")
 
 
 def is_drill(row: Mismatch) -> bool:
@@ -172,13 +174,16 @@ FAULTS = {
 
 def fault(check: Check) -> str:
     """Whose fault it is; the first key has no inputs that could tell."""
+    if check.fault == "own" and n_wrong(check) == 0:
+        return "its own"  # no value differs: what is wrong was found beside them, as a hook left on the model
     return "" if check.key == CHECK_KEYS[0] and check.fault == "own" else FAULTS.get(check.fault or "", "")
 
 
 def deeper(report: Report, check: Check) -> Iterator[tuple[str, str]]:
     """Options that say more of its earliest failure, each with what it does."""
     behind = n_behind(report) if check.status in {Status.FAIL, Status.ERROR} else 0
-    if check.key == "mean_activations" and check.fault == "own" and not drilled(check):
+    differs = (row := largest(check)) is not None and measured(row)  # of another shape, or of hooks, it can say nothing
+    if check.key == "mean_activations" and check.fault == "own" and differs and not drilled(check):
         yield "--fv-drill", "name the first module that differs"
     if check.fault == "unsteady":
         yield "--fv-repeat=3", "ask it three times for the same"

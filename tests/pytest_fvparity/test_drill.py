@@ -903,7 +903,7 @@ def test_through_pytest_the_terminal_and_the_report_say_it(pytester: pytest.Pyte
     result = pytester.runpytest_inprocess("-m", "parity", "--fv-drill", *world.options)
 
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    said = "*drill into layer 1, trial *: the first that differs is what leaves model.layers.1.input_layernorm*"
+    said = "*drill *into layer 1, trial *: the first that differs is what leaves model.layers.1.input_layernorm*"
     result.stdout.fnmatch_lines([said, "*reproduce *--fv-drill*"])
     (report,) = reports(pytester)
     check = report["checks"][2]

@@ -116,6 +116,9 @@ def test_keep_going_tells_a_second_own_fault_from_an_inherited_one(pytester: pyt
     assert found["mean_activations"] == ("PASS", None)
     assert found["fv_vector"] == ("FAIL", "own")
     assert found["injection_output"] == ("FAIL", "inherited")
+    patterns = {check["key"]: check["signature"] for check in report["checks"]}
+    assert "sign is reversed" in patterns["fv_vector"]
+    assert patterns["injection_output"] is None  # a pattern would name a mistake that it has not made
 
 
 def test_a_candidate_that_raises_is_an_error_at_its_key_and_blocks(pytester: pytest.Pytester, world: World) -> None:

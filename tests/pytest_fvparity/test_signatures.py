@@ -13,7 +13,8 @@ if RUNNING:
     import torch
     from torch import Tensor
 
-    from pytest_fvparity.parity.signatures import Numbers, _of_heads, of_numbers
+    from fvcore.compare import Tolerance
+    from pytest_fvparity.parity.signatures import Numbers, _of_heads, of_artifact, of_numbers
     from pytest_fvparity.selftest.run import catalogue
 
 AXES = ("layer", "head", "slot", "dim")
@@ -97,6 +98,31 @@ def test_nothing_is_said_of_effects_that_were_not_given() -> None:
     assert _of_heads(want, {"aie": [2.0]}, {"aie": 1}) is None
     assert "ranking" in (_of_heads(want, {"aie": [1.0], "heads": [[1, 1], [0, 0]]}, {"heads": 1}) or "")
     assert _of_heads(want, {"heads": [[1, 1], [0, 0]]}, {"heads": 1}) is None
+
+
+def told_of(key: str, want: dict[str, Any], have: dict[str, Any]) -> str | None:
+    return of_artifact(key, want, have, lambda leaf: Tolerance(atol=1e-6), lambda leaf: ("rank",))
+
+
+def test_the_same_values_in_another_dtype_are_told_as_that_and_nothing_else() -> None:
+    want = {"cie": torch.tensor([0.1, 0.2, 0.3]), "scores": torch.tensor([0.3, 0.7, 0.1], dtype=torch.float64)}
+
+    for leaf, value in want.items():
+        other = value.double() if value.dtype == torch.float32 else value.float()
+        said = f"the same values in another dtype: give {leaf}.to({value.dtype})"
+        assert told_of("top_heads", want, want | {leaf: other}) == said
+        assert "another dtype" not in (told_of("top_heads", want, want | {leaf: 2 * other}) or "")
+
+
+def test_of_a_wrong_shape_no_pattern_is_told() -> None:
+    want = {"0:0/base_logits": torch.tensor([1.0, 2.0]), "0:0/with_logits": torch.tensor([3.0, 4.0])}
+
+    assert "how strongly" in (told_of("injection_output", want, want | {"0:0/with_logits": torch.ones(2)}) or "")
+    assert told_of("injection_output", want, want | {"0:0/with_logits": torch.ones(1, 2)}) is None
+
+
+def test_nothing_is_dropped_where_nothing_is_wrong() -> None:
+    assert of_numbers(numbers(lambda x: x + 1e-7 * torch.rand(x.shape, dtype=x.dtype))) is None
 
 
 def test_of_random_differences_nothing_is_told() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fvcore.gates import Status, Verdict
+from fvcore.gates import Finding, Status, Verdict
+from pytest_fvparity.parity import words
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report import story
 from pytest_fvparity.report.render import MOST_TRIALS, REPORT, markdown, write_report
@@ -172,6 +173,47 @@ def test_a_failure_takes_twelve_lines_of_a_terminal_at_most() -> None:
     assert len(shown) <= 11  # and the line of its name
     assert shown[0] == f"FAIL at {KEY}: 1 of 10 values is not what is expected"
     assert shown[2:4] == ["  where      layer 2", "  probably   only layer 2 differs"]
+
+
+def told(*findings: Finding, **others: str) -> tuple[Verdict, list[str]]:
+    """A failed key of its own fault, and its lines on a terminal; of further keys that fail the faults."""
+    verdict = Verdict(findings, 10, len(findings), details={"fault": "own"})
+    rows = {KEY: row_of(KEY, Status.FAIL, verdict)}
+    for key, fault in others.items():
+        rows[key] = row_of(key, Status.FAIL, replace(failed(), details={"fault": fault}))
+    return verdict, list(lines(assemble(CHECK_KEYS, rows_of(**rows)), None))
+
+
+def test_of_a_dtype_or_a_shape_both_sides_are_said_once() -> None:
+    message = "shape differs: expected [2, 3], actual [3]"
+    _, said = told(Finding("mean_activations", message, [2, 3], [3]))
+
+    assert f"  worst      {KEY} {message}" in said
+    assert not any("--fv-drill" in line for line in said)
+
+
+def test_what_is_found_beside_the_values_says_nothing_of_inputs_and_is_not_drilled_into() -> None:
+    verdict, said = told(Finding(KEY, "at mean_activations the candidate left a hook; put back"))
+
+    assert "  fault      its own" in said
+    assert not any("--fv-drill" in line for line in said)
+    assert words.lines(verdict) == []
+    differs = Finding(f"{KEY}[0]", "differs by 1 (allowed: 0.1)", 1.0, 2.0, abs_diff=1.0)
+    assert any("--fv-drill" in line for line in told(differs)[1])
+    assert len(words.lines(told(differs)[0])) == 1
+
+
+def test_of_several_keys_that_fail_it_is_told_whose_fault_each_is() -> None:
+    _, said = told(Finding(KEY, "at it"), top_heads="inherited", fv_vector="inherited")
+
+    assert any(f"{KEY} FAIL (own); top_heads, fv_vector FAIL (inherited)" in line for line in said)
+
+
+def test_a_drill_is_said_without_its_name_twice() -> None:
+    warning = Finding(KEY, "drill into layer 0: no module differs", blocking=False)
+    _, said = told(Finding(f"{KEY}[0]", "differs by 1", 1.0, 2.0, abs_diff=1.0), warning)
+
+    assert "  drill      into layer 0: no module differs" in said
 
 
 def test_a_failure_says_which_line_to_open(tmp_path: Path) -> None:

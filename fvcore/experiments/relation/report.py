@@ -51,11 +51,13 @@ def sentence(row: Row) -> str:
     """What a completed q_id gave, in a sentence; nothing of another one."""
     if "best_layer" not in row:
         return ""
-    margin = f"{row['difference']:+.2f} ({row['difference_low']:+.2f} to {row['difference_high']:+.2f})"
-    return (
-        f"{row['q_id']}: best layer {row['best_layer']}, accuracy {row['acc_base']:.2f} -> {row['acc_with']:.2f}, "
-        f"margin over random heads {margin} {row['metric']}"
-    )
+    said = f"{row['q_id']}: best layer {row['best_layer']}, accuracy {row['acc_base']:.2f} -> {row['acc_with']:.2f}"
+    if row["difference"] is None:
+        return f"{said}; no random heads to compare with"
+    # Of a single query there is no interval.
+    low, high = row["difference_low"], row["difference_high"]
+    interval = "" if low is None else f" ({low:+.2f} to {high:+.2f})"
+    return f"{said}, margin over random heads {row['difference']:+.2f}{interval} {row['metric']}"
 
 
 def top_heads(folder: Folder) -> list[Row]:
