@@ -358,7 +358,7 @@ def test_a_replacement_that_collects_differently_runs_nothing() -> None:
 
 
 def reporter_after(**found: Status) -> SuiteReporter:
-    reporter = SuiteReporter(SimpleNamespace(stash={FILES_KEY: {}}))  # type: ignore[arg-type]
+    reporter = SuiteReporter(SimpleNamespace(stash={FILES_KEY: {}}, rootpath=Path()))  # type: ignore[arg-type]
     rows = {key: {"result": StageResult("parity", key, status).to_dict()} for key, status in found.items()}
     reporter.runs["one.json::parity"] = SuiteRun("one.json::parity", CHECK_KEYS, rows=rows)
     return reporter
