@@ -711,6 +711,7 @@ def shipped_judge(name: str) -> Callable[..., dict[str, Any]]:
     return judge
 
 
+@pytest.mark.slow
 def test_a_fault_smaller_than_what_is_allowed_where_it_is_made_is_pointed_at() -> None:
     judge = shipped_judge("tiny-llama")
 

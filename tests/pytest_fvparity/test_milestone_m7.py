@@ -101,6 +101,7 @@ def test_a_fault_stops_at_its_phase_with_its_cause(setup: Setup) -> None:
     assert [(one["q_id"], one["key"]) for one in failures["failures"]] == [("Q2", "stepe_vector")]
 
 
+@pytest.mark.slow
 def test_other_weights_than_m2s_are_refused(setup: Setup) -> None:
     assert setup.relation_root is not None
     path = setup.relation_root / "Q2" / files.STATUS

@@ -221,6 +221,7 @@ def test_what_stands_in_the_manifest_was_measured_on_the_reference_and_comes_out
 # ---------------------------------------------------------------- no false alarm
 
 
+@pytest.mark.slow
 def test_legal_variations_raise_no_alarm_and_the_table_says_so() -> None:
     found = list(alarms.rows(families=("llama", "gptj"), seeds=(0,), with_shipped=False))
 

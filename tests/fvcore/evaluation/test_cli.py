@@ -51,6 +51,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_all_writes_every_table_and_says_so(fvcore: Any, vector: Path, tmp_path: Path) -> None:
     templates = tmp_path / "t.yaml"
     templates.write_text(

@@ -137,6 +137,7 @@ def test_a_discovery_that_was_killed_goes_on_and_ends_in_the_same_bytes(
     assert contents(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_whole_files_alone(whole: dict[str, bytes], tmp_path: Path) -> None:
     settings = written(tmp_path)
     code = (

@@ -43,6 +43,7 @@ def test_hidden_everywhere_is_the_bare_query_and_seen_everywhere_the_run(
     assert scopes[(0, 1, 2, 3, 4, 5)]["accuracy"]["mean"] == on["select"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_layers_2_and_3_of_the_shipped_model_carry_the_state_and_most_of_the_vectors_heads(
     small_run: Path, scopes: dict[tuple[int, ...], dict[str, Any]]
 ) -> None:
