@@ -42,7 +42,7 @@ REASONS = {
     "Ray",
     "another test runs its commands",
 }
-N_NOT_RUN = 21
+N_NOT_RUN = 22
 """Of all blocks; whoever marks one more changes this number."""
 
 

@@ -70,4 +70,4 @@ def test_it_fails_without_a_model_where_it_is_asked_for(tmp_path: Path) -> None:
 
     assert done.returncode == 1, done.stdout
     assert "1 failed" in done.stdout
-    assert "Expected a shipped model" in done.stdout
+    assert "no shipped model of that name" in done.stdout
