@@ -28,9 +28,11 @@ parity: $(VENV)/.run-time
 test: $(VENV)/.development
 	$(PYTEST) -m "not slow"
 
-# What claims something about numbers; the other tests are about files, processes, pages and words.
-OF_NUMBERS := $(wildcard tests/fvcore/test_*.py) tests/fvcore/evaluation tests/phase2 $(patsubst %,tests/pytest_fvparity/test_%.py,family_goldens half_precision \
-  idle_injection near_ties partial planted_faults repeat selftest_faults sensitivity shipped signatures)
+# What claims something about numbers; other tests are about files, processes, pages and words, or about experiments, which
+# ask these stations and engines.
+OF_NUMBERS := $(wildcard tests/fvcore/test_*.py) tests/fvcore/evaluation tests/phase2 \
+  $(patsubst %,tests/pytest_fvparity/test_%.py,family_goldens half_precision idle_injection near_ties partial \
+  planted_faults repeat selftest_faults sensitivity shipped signatures)
 
 # A stand-in for another processor: torch and oneDNN choose other kernels, and no test may know the difference.
 test-slow: $(VENV)/.development

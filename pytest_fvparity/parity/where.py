@@ -91,8 +91,9 @@ def placed(run: ParityRun, key: str, verdict: Verdict, expected: Artifact, actua
         known_by = _known_by(run, key)
         labels = {axis: {at: _label(names) for at, names in known.items()} for axis, known in known_by.items()}
         found = located(expected, actual, run.tolerances.of(key), axes, labels, held, tied)
-    except Exception:  # an answer of any form may come here, and its verdict stands without its places
-        return verdict
+    except Exception as error:  # an answer of any form may come here, and its verdict stands without its places
+        note = f"the places of the differences were not found ({type(error).__name__}: {error})"
+        return replace(verdict, findings=(*verdict.findings, Finding(key, note, blocking=False)))
     for kind in found["kinds"]:
         kind["example"] = asdict(named(kind["example"])) if kind["example"] else None
     return replace(verdict, details={**verdict.details, "where": found})

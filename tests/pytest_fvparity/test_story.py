@@ -23,6 +23,7 @@ if RUNNING:
     import torch
 
     from fvcore.compare import Tolerance
+    from fvcore.pipeline import Pipeline
     from pytest_fvparity.parity.where import LONGEST, MOST, located
     from pytest_fvparity.selftest.rig import rig_of
     from tests.pytest_fvparity.worlds import World, plant, reports
@@ -245,3 +246,22 @@ def test_a_failure_is_said_once_in_ci_too(
     assert "dummy_labels" in (pytester.path / "junit.xml").read_text()
     shown = text[text.index("= parity of") :].splitlines()
     assert next(at for at, line in enumerate(shown) if "short test summary" in line) <= 12
+
+
+def test_a_verdict_stands_where_the_places_are_not_found_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any) -> Any:
+        raise KeyError("an axis")
+
+    def off(self: Any, prompts: Any, slot_map: Any) -> Any:
+        leaves = Pipeline.mean_activations(self, prompts, slot_map)
+        return leaves | {KEY: leaves[KEY] + 1}
+
+    monkeypatch.setattr("pytest_fvparity.parity.where.located", broken)
+    rig = rig_of("llama")
+
+    (result,) = [one for one in rig.judge(rig.candidate(mean_activations=off)) if one.key == KEY]
+
+    assert result.status is Status.FAIL
+    assert result.verdict.mismatch_count > 0
+    notes = [one.message for one in result.verdict.findings if not one.blocking]
+    assert "the places of the differences were not found (KeyError: 'an axis')" in notes
