@@ -10,7 +10,7 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -281,24 +281,24 @@ def changes(before: Any, after: Any, *, separator: str = ".") -> dict[str, tuple
 
     A path is `noise.fv_vector.norm`; a key that holds the separator itself, such as a file's name, stands in quotes.
     """
+
+    def path(keys: Iterable[Any]) -> str:
+        return separator.join(f'"{key}"' if separator in str(key) else str(key) for key in keys)
+
     # DeepDiff takes as long to import as a model to load, where pandas is installed.
     if _same(before, after):
         return {}
     if _flat(before, after):
-        return {name: (before[name], after[name]) for name in before if not _same(before[name], after[name])}
+        return {path([name]): (before[name], after[name]) for name in before if not _same(before[name], after[name])}
     from deepdiff import DeepDiff
     from deepdiff.helper import notpresent
-
-    def path(row: Any) -> str:
-        keys = map(str, row.path(output_format="list"))
-        return separator.join(f'"{key}"' if separator in key else key for key in keys)
 
     def given(side: Any) -> Any:
         return None if side is notpresent else side
 
     # By position: aligned, one value put in front would count as one difference, and every id would still be wrong.
     rows = [row for group in DeepDiff(before, after, view="tree", zip_ordered_iterables=True).values() for row in group]
-    return {path(row): (given(row.t1), given(row.t2)) for row in rows}
+    return {path(row.path(output_format="list")): (given(row.t1), given(row.t2)) for row in rows}
 
 
 def _flat(*sides: Any) -> bool:

@@ -15,7 +15,7 @@ from tests.late import RUNNING
 if RUNNING:
     import torch
 
-    from fvcore.compare import EXACT, MAX_FINDINGS, Tolerance, compare
+    from fvcore.compare import EXACT, MAX_FINDINGS, Tolerance, changes, compare
 
 
 NAN, INF = math.nan, math.inf
@@ -413,3 +413,23 @@ def test_a_nan_is_no_share() -> None:
 
 def test_a_single_number_needs_no_table() -> None:
     assert "errors" not in compare({"a": 1.0}, {"a": 2.0}).details
+
+
+# ---------------------------------------------------------------- nested values
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"a": 1, "b": "x"}, {"a": 2, "b": "x"}),
+        ({"a": 1, "b": True}, {"a": 1.0, "b": 1}),
+        ({"mean.safetensors": "x", "c": None}, {"mean.safetensors": "y", "c": 0}),
+        ({"a": {"b": 1}, "c": 1}, {"a": {"b": 1}, "c": 2}),
+        ({1: "x"}, {1: "y"}),
+    ],
+)
+def test_a_flat_mapping_differs_as_it_does_in_another(before: dict[Any, Any], after: dict[Any, Any]) -> None:
+    inside = changes({"whole": before}, {"whole": after})
+
+    assert changes(before, after)
+    assert {f"whole.{path}": pair for path, pair in changes(before, after).items()} == inside
