@@ -9,7 +9,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=${here%/*}
 
-export PYTHON=${PYTHON:-python}              # with the project installed
+export PYTHON=${PYTHON:-python3}             # with the project installed
 export FV_SRC=${FV_SRC:-}                    # a checkout of the reference; without, it is left out
 export FV_DEVICE=${FV_DEVICE:-cuda} FV_SIZE=${FV_SIZE:-llama-3.1-8b} FV_DTYPES=${FV_DTYPES:-fp32 bf16}
 export FV_ROUNDS=${FV_ROUNDS:-2} FV_TRIALS=${FV_TRIALS:-10} FV_THREADS=${FV_THREADS:-2}
