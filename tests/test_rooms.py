@@ -141,6 +141,28 @@ def test_no_experiment_imports_another() -> None:
     assert not {(name, arrow) for name in shared for arrow in ARROWS[name] if experiment(arrow)}
 
 
+def test_the_antonym_milestones_never_look_at_relation_outputs() -> None:
+    """By what they import, directly or not: nothing in M0 to M6 knows where a relation run lies or how it is read."""
+    antonym = [name for name in MODULES if name.startswith("pytest_fvparity.milestones.m") and "m7" not in name]
+    assert len(antonym) == 7
+    reached: set[str] = set()
+    waiting = list(antonym)
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += ARROWS[name]
+    assert not {name for name in reached if ".relation" in name or "pytest_fvparity.transfer" in name}
+
+    for name in antonym:
+        words = {
+            node.attr for node in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(node, ast.Attribute)
+        }
+        assert "relation_root" not in words, name
+    seven = ARROWS["pytest_fvparity.milestones.m7_transfer"]
+    assert any(name.startswith("pytest_fvparity.transfer") for name in seven)
+
+
 def test_what_compares_and_records_knows_nobody_who_uses_it() -> None:
     def room(name: str) -> str:
         return name.removeprefix("pytest_fvparity.").split(".")[0]
