@@ -258,7 +258,7 @@ def test_blocks_run_again_after_an_error(untouched: LanguageModel) -> None:
         raise ValueError("planted")
 
     before = untouched.logits(untouched.ids([5, 6, 7]))
-    with pytest.raises(ValueError, match="planted"), passing_over(untouched, fails, [False] * untouched.n_layers):
+    with pytest.raises(ValueError, match="planted"), passing_over(untouched, fails):
         untouched.logits(untouched.ids([5, 6, 7]))
     assert torch.equal(untouched.logits(untouched.ids([5, 6, 7])), before)
 
@@ -267,7 +267,7 @@ def test_a_forward_that_a_loader_put_on_a_block_is_put_back(untouched: LanguageM
     block = untouched.blocks[0]
     block.forward = own = lambda *args, **kwargs: type(block).forward(block, *args, **kwargs)
     try:
-        with passing_over(untouched, lambda layer, hidden, given: hidden, [False] * untouched.n_layers):
+        with passing_over(untouched, lambda layer, hidden, given: hidden):
             pass
         assert block.__dict__["forward"] is own
     finally:
