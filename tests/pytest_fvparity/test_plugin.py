@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ def test_two_workers_give_the_same_report_as_one_process(pytester: pytest.Pytest
 
     serial = pytester.runpytest_inprocess("-m", "parity", *two_files.options)
     one = [_without_times(report) for report in reports(pytester)]
-    parallel = pytester.runpytest_subprocess("-m", "parity", "-n", "2", *two_files.options)
+    parallel = pytester.runpytest_subprocess("-m", "parity", "-v", "-n", "2", *two_files.options)
     two = [_without_times(report) for report in reports(pytester)]
 
     assert len(one) == 2
@@ -43,7 +44,11 @@ def test_two_workers_give_the_same_report_as_one_process(pytester: pytest.Pytest
     for result in (serial, parallel):
         assert result.ret == pytest.ExitCode.TESTS_FAILED
         result.stdout.fnmatch_lines(["*2 failed, 4 passed, 6 blocked*"])
-    parallel.stdout.fnmatch_lines(["fvparity: workers share whole files*"])
+    parallel.stdout.fnmatch_lines(["fvparity: workers share whole files*", "scheduling tests via SuiteScheduling"])
+    for worker in ("gw0", "gw1"):
+        seen = re.findall(rf"\[{worker}\].* (?:PASSED|FAILED|BLOCKED) (\S+)::parity::(\w+)", parallel.stdout.str())
+        assert len({file for file, _ in seen}) == 1
+        assert [key for _, key in seen] == list(CHECK_KEYS)
 
 
 @pytest.mark.slow
