@@ -65,7 +65,7 @@ lost() { # parity or steps
 }
 
 sweep() { # DTYPE
-  COLUMNS=200 "$PYTHON" "$here/sweep.py" --size "$FV_SIZE" --device "$FV_DEVICE" --dtype "$1" --rounds "$FV_ROUNDS" \
+  COLUMNS=400 "$PYTHON" "$here/sweep.py" --size "$FV_SIZE" --device "$FV_DEVICE" --dtype "$1" --rounds "$FV_ROUNDS" \
     --trials "$FV_TRIALS" --threads "$FV_THREADS" --no-whole ${FV_SRC:+--fv-src "$FV_SRC"} --out "$OUT/performance.json" |
     tee "$OUT/sweep-$1.txt"
   grep 'engine fast' "$OUT/sweep-$1.txt"
