@@ -6,6 +6,8 @@ attention's products of queries, keys and values, norms and softmax: about one p
 The least that any exact method computes: every prompt once, of its last block keys and values alone but for the last token;
 for each head its slice of the output projection, what follows the attention in its own block, and one token through every
 block above; the output head once for each of these and for the prompt. Rows that meet the same weights are one product.
+
+A looser bound takes every prompt through all blocks, and for each head one token through its own block, attention and all.
 """
 
 from __future__ import annotations
@@ -62,6 +64,20 @@ def least_products(lm: LanguageModel, lengths: Sequence[int]) -> list[Product]:
     (head,) = weights_of(lm.hf.get_output_embeddings()).values()
     found.append(Product(head, n_prompts * (lm.n_layers * lm.n_heads + 1)))
     return [product for product in found if product.n_rows]
+
+
+def looser_products(lm: LanguageModel, lengths: Sequence[int]) -> list[Product]:
+    """The same by the looser bound."""
+    n_prompts, n_tokens = len(lengths), sum(lengths)
+    layers = [list(weights_of(block).values()) for block in lm.blocks]
+    prompts = [Product(weight, n_tokens) for weights in layers for weight in weights]
+    variants = [
+        Product(weight, n_prompts * lm.n_heads * (layer + 1))
+        for layer, weights in enumerate(layers)
+        for weight in weights
+    ]
+    (head,) = weights_of(lm.hf.get_output_embeddings()).values()
+    return [*prompts, *variants, Product(head, n_prompts * (lm.n_layers * lm.n_heads + 1))]
 
 
 def flops_of_token(lm: LanguageModel) -> int:

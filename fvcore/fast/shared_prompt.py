@@ -63,9 +63,9 @@ class SharedPrompt:
     lm: LanguageModel
     batch: Batch
     cache: DynamicCache
-    entered: list[Tensor]  # layer -> (trial, n_kept, d_model); behind the last layer, what left it
+    entered: list[Tensor]  # layer -> (trial, n_kept, d_model); behind the last layer, what left it at the last token
     attention: dict[int, Attention]  # of the layers that have heads
-    calls: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # how many tokens -> what each block is handed
+    calls: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)  # how many tokens -> what each block is handed
 
     @classmethod
     def run(cls, lm: LanguageModel, prompts: Sequence[Sequence[int]], n_kept: int = 1) -> SharedPrompt:
@@ -77,7 +77,7 @@ class SharedPrompt:
             lm.hf.base_model(**batch.inputs(), **cache_given(lm.hf.base_model, cache), use_cache=True)
         prompt = cls(lm, batch, cache, entered, attention)
         if len(entered) == lm.n_layers:  # the pass ended in the last block
-            entered.append(prompt.suffix(n_kept).behind_attention(last, attention[last].left))
+            entered.append(prompt.suffix(1).behind_attention(last, attention[last].left[:, -1:]))
         return prompt
 
     def suffix(self, n_tokens: int, n_variants: int = 1) -> Suffix:
@@ -92,12 +92,12 @@ class SharedPrompt:
             self.calls[n_tokens] = self._handed(start)
         return Suffix(self, n_tokens, n_variants, self.calls[n_tokens])
 
-    def _handed(self, start: int) -> list[dict[str, Any]]:
+    def _handed(self, start: int) -> dict[int, dict[str, Any]]:
         """What the model hands to each block for the tokens from `start` on, behind what the cache holds of those before."""
-        calls = []
+        calls: dict[int, dict[str, Any]] = {}
 
         def note(layer: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
-            calls.append(given)
+            calls[layer] = given
             return hidden
 
         with passing_over(self.lm, note):
@@ -127,7 +127,7 @@ class Suffix:
     prompt: SharedPrompt
     n_tokens: int
     n_variants: int
-    calls: list[dict[str, Any]]
+    calls: dict[int, dict[str, Any]]
     made: dict[int, Any] = field(default_factory=dict)
 
     def entered(self, layer: int) -> Tensor:
@@ -158,8 +158,28 @@ class Suffix:
         """
         fresh = self.entered(layer).repeat(1, left.shape[1] // self.n_tokens, 1)
         rows = fresh if rows is None else torch.cat([rows.to(fresh.device), fresh], dim=1)
+        return self._block_given(layer, rows, left)
+
+    def _block_given(self, layer: int, rows: Tensor, left: Tensor) -> Tensor:
         with attention_given(self.prompt.lm, layer, left, self.prompt.attention[layer].n_more):
             return self.block(layer, rows)
+
+    def _last_block(self, rows: Tensor, left: Tensor | None) -> Tensor:
+        """The last block at the last token of each variant: of the tokens before it only keys and values matter.
+
+        rows: of variants that run through it     left: of those that start behind its attention
+        """
+        lm, last, ends = self.prompt.lm, self.prompt.lm.n_layers - 1, slice(self.n_tokens - 1, None, self.n_tokens)
+        given, entered = [], [rows[:, ends]]
+        if rows.shape[1]:
+            with read_attention(lm, rows.shape[1], last) as attention:
+                self.block(last, rows)
+            given.append(attention[last].left[:, ends])
+        if left is not None:
+            given.append(left[:, ends])
+            entered.append(self.entered(last)[:, -1:].expand(-1, given[-1].shape[1], -1))
+        at_end = Suffix(self.prompt, 1, self.n_variants, self.prompt.calls[1])
+        return at_end._block_given(last, torch.cat(entered, dim=1), torch.cat(given, dim=1))
 
     def _of_rows(self, name: str, value: Any, n_rows: int) -> Any:
         """What a block is handed for the tokens of a prompt, for the same tokens of several variants."""
@@ -195,18 +215,20 @@ class Suffix:
     def through(self, enter: Start = lambda layer: None, behind: Start = lambda layer: None) -> Tensor:
         """Rows through all blocks: what leaves the last one at the last token of each variant, (trial, variant, d_model).
 
-        enter: the variants that start in front of a block; asked once more behind the last layer
+        enter: the variants that start in front of a block; of one token, asked once more behind the last layer
         behind: those that start behind its attention, as what left that; they stand behind the others
         """
-        rows = self.entered(0)[:, :0]
-        for layer in range(self.prompt.lm.n_layers):
+        rows, last = self.entered(0)[:, :0], self.prompt.lm.n_layers - 1
+        for layer in range(last + 1):
             rows = self._joined(rows, enter(layer))
             left = behind(layer)
+            if layer == last and self.n_tokens > 1 and last in self.prompt.attention:
+                return self._last_block(rows, left)
             if left is not None:
                 rows = self.behind_attention(layer, left, rows)
             elif rows.shape[1]:
                 rows = self.block(layer, rows)
-        return self._joined(rows, enter(self.prompt.lm.n_layers))[:, self.n_tokens - 1 :: self.n_tokens]
+        return self._joined(rows, enter(last + 1))[:, self.n_tokens - 1 :: self.n_tokens]
 
     @staticmethod
     def _joined(rows: Tensor, fresh: Tensor | None) -> Tensor:
