@@ -98,6 +98,13 @@ class Screened(_Record):
     all_seconds: float  # a sweep over all heads of the same trials
 
 
+class Together(_Record):
+    """A sweep with another number of rows that run together, one time a round."""
+
+    n_rows: int
+    seconds: tuple[float, ...]
+
+
 class Part(_Record):
     """A kind of operation, and its share of the time of a sweep."""
 
@@ -109,6 +116,7 @@ class Further(_Record):
     stations: tuple[Station, ...]
     screened: Screened
     parts: tuple[Part, ...]
+    together: tuple[Together, ...] = ()
 
 
 class Run(_Record):

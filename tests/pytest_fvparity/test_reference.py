@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import subprocess
@@ -39,7 +38,7 @@ if RUNNING:
     from pytest_fvparity.parity.partial import FURTHER
     from pytest_fvparity.reference import reference
     from pytest_fvparity.reference.reference import Recording, RecordingError
-    from tests.pytest_fvparity.stand_in import digests, plant, saved, saved_trials
+    from tests.pytest_fvparity.stand_in import digests, imported_for_a_while, plant, saved, saved_trials, start_here
 
 
 if RUNNING:
@@ -87,31 +86,7 @@ def fixed(llama: LanguageModel, tmp_path: Path) -> FixedTrials:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver without a process of its own, which takes seconds to start; what the process adds is tested apart."""
 
-    def start(_: str, path: Path, *__: Any) -> None:
-        job, n_threads = json.loads(path.read_text()), torch.get_num_threads()
-        try:
-            with imported_for_a_while(), torch.no_grad():
-                torch.save(driver.Recorder(job).record(), job["out"])
-        except driver.RecordingRefused as refusal:
-            raise RecordingError(str(refusal)) from None
-        finally:
-            torch.set_num_threads(n_threads)
-
-    monkeypatch.setattr(reference, "_start", start)
-
-
-@contextmanager
-def imported_for_a_while() -> Iterator[None]:
-    """What a checkout brings into this process is gone when the block ends."""
-    path, writes_no_bytecode = list(sys.path), sys.dont_write_bytecode
-    sys.dont_write_bytecode = True
-    try:
-        yield
-    finally:
-        sys.path[:], sys.dont_write_bytecode = path, writes_no_bytecode
-        brought = {"utils", "compute_indirect_effect", "baukit", "bitsandbytes"}
-        for name in [name for name in sys.modules if name.partition(".")[0] in brought]:
-            del sys.modules[name]
+    monkeypatch.setattr(reference, "_start", start_here)
 
 
 @contextmanager
@@ -237,35 +212,28 @@ def test_what_is_recorded_is_what_fvcore_computes(
     assert normalisations["already"] == ["greedy_generation"]
 
 
-@pytest.mark.parametrize(
-    ("family", "profile"), slow_but([("llama", "src")], [("llama", "src"), ("gpt2", "todd_upstream")])
-)
 def test_a_process_of_its_own_records_the_same_and_leaves_the_checkout_as_it_was(
-    family: str,
-    profile: str,
-    model: Callable[[str], LanguageModel],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    llama: LanguageModel, fixed: FixedTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm, root, settings = model(family), plant(tmp_path), replace(SRC, reference_profile=profile)
-    trials, before = saved_trials(lm, tmp_path), digests(root)
+    root = plant(tmp_path)
+    before = digests(root)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "torch.py").write_text("raise ImportError('found through PYTHONPATH')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "elsewhere"))
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
 
     shares: list[float] = []
-    recording = reference.run(root, lm, trials, settings, advance=shares.append)
+    recording = reference.run(root, llama, fixed, SRC, advance=shares.append)
 
     assert shares == sorted(shares)
     assert (0 < shares[0] < 1, shares[-1]) == (True, 1)
     assert digests(root) == before
-    assert differences(recorded_leaves(recording), run(lm, trials, settings), Tolerance(atol=1e-6)) == []
+    assert differences(recorded_leaves(recording), run(llama, fixed, SRC), Tolerance(atol=1e-6)) == []
     assert recording.provenance["sources"] == {name: sha for name, sha in before.items() if name.endswith(".py")}
-    assert recording.provenance["weights_sha"] == lm.weights_sha
+    assert recording.provenance["weights_sha"] == llama.weights_sha
     assert recording.provenance["repository"] == reference.REPOSITORY
     assert recording.provenance["commit"] == "unknown"
-    assert recording.profile.conditions == profile_of(lm, trials, settings).conditions
+    assert recording.profile.conditions == profile_of(llama, fixed, SRC).conditions
 
 
 @pytest.mark.usefixtures("in_process")
