@@ -52,8 +52,8 @@ class InHand:
         for what, (held, kept) in self._kept.items():
             # Nearly always nothing did, and a comparison, which counts and measures, takes far longer than to see that.
             doubtful = [leaf for leaf in kept if leaf not in held or not identical(kept[leaf], held[leaf])]
-            sides = ({leaf: side[leaf] for leaf in doubtful if leaf in side} for side in (kept, held))
-            if first := compare(*sides, axes=axes).first_mismatch:
+            was, now = ({leaf: side[leaf] for leaf in doubtful if leaf in side} for side in (kept, held))
+            if first := compare(was, now, axes=axes).first_mismatch:
                 message = f"while it was asked for {key} the candidate changed {what}; it must edit a copy (.clone())"
                 found.append(replace(first, message=message))
                 with suppress(TypeError, RuntimeError):  # what it made of it need not be an artifact
