@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fvcore.artifacts import Artifact, Leaf, trial_of
+from fvcore.artifacts import Artifact, Leaf, is_dense, trial_of
 from fvcore.formats import parting
 from fvcore.gates import Finding, Verdict, merge
 
@@ -118,6 +118,17 @@ def compare(
     details = {"largest": largest, "errors": errors}
     kept = {name: found for name, found in details.items() if found}
     return Verdict(verdict.findings[:most], verdict.compared, verdict.mismatch_count, measurements, kept)
+
+
+def unchanged(before: Artifact, after: Artifact) -> bool:
+    """Whether all leaves are surely the same, told quickly; where not, `compare` says whether and where they differ."""
+    return before.keys() == after.keys() and all(_surely(value, after[leaf]) for leaf, value in before.items())
+
+
+def _surely(one: Leaf, other: Leaf) -> bool:
+    if is_dense(one) and is_dense(other):
+        return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+    return not isinstance(one, Tensor) and _same(one, other)
 
 
 def _folded(verdicts: Sequence[Verdict], detail: str, together: Callable[[Any, Any], Any]) -> dict[str, Any]:
@@ -341,14 +352,6 @@ def _n_elements(value: Any) -> int:
 def _same(expected: Any, actual: Any) -> bool:
     """Equal in value and in type, all the way down."""
     return type(expected) is type(actual) and repr(expected) == repr(actual)
-
-
-def identical(expected: Leaf, actual: Leaf) -> bool:
-    """Whether two leaves are the same to the eye of any comparison, at the least cost. A NaN in a tensor is not."""
-    if isinstance(expected, Tensor) and isinstance(actual, Tensor):
-        kinds = [(side.dtype, side.device, side.layout) for side in (expected, actual)]
-        return kinds[0] == kinds[1] and torch.equal(expected, actual)
-    return _same(expected, actual)
 
 
 def _one(leaf: str, message: str, expected: Any, actual: Any, n_values: int | None = None) -> Verdict:

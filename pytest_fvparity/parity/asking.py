@@ -46,18 +46,16 @@ class InHand:
 
     def changed(self, key: str, axes: Axes) -> list[Finding]:
         """What is no longer as it was after the candidate was asked for a key, one finding a thing; each is told once."""
-        from fvcore.compare import compare, identical
+        from fvcore.compare import compare, unchanged
 
         found = []
         for what, (held, kept) in self._kept.items():
-            # Nearly always nothing did, and a comparison, which counts and measures, takes far longer than to see that.
-            doubtful = [leaf for leaf in kept if leaf not in held or not identical(kept[leaf], held[leaf])]
-            was, now = ({leaf: side[leaf] for leaf in doubtful if leaf in side} for side in (kept, held))
-            if first := compare(was, now, axes=axes).first_mismatch:
+            known = {leaf: held[leaf] for leaf in kept if leaf in held}
+            if not unchanged(kept, known) and (first := compare(kept, known, axes=axes).first_mismatch):
                 message = f"while it was asked for {key} the candidate changed {what}; it must edit a copy (.clone())"
                 found.append(replace(first, message=message))
                 with suppress(TypeError, RuntimeError):  # what it made of it need not be an artifact
-                    self._kept[what] = held, copied({leaf: held[leaf] for leaf in kept if leaf in held})
+                    self._kept[what] = held, copied(known)
         return found
 
 

@@ -11,7 +11,6 @@ from typing import Any, cast
 import pytest
 
 from fvcore.gates import StageError, Status
-from pytest_fvparity.parity.asking import InHand
 from pytest_fvparity.parity.custody import nothing_left_by_factory
 from tests.late import RUNNING
 from tests.slow import slow_but
@@ -19,25 +18,8 @@ from tests.slow import slow_but
 if RUNNING:
     import torch
 
-    from fvcore import compare as comparison
     from fvcore.pipeline import Pipeline
     from pytest_fvparity.selftest.rig import Rig, changed, rig_of
-
-
-def test_what_nobody_changed_is_not_compared_leaf_by_leaf(monkeypatch: pytest.MonkeyPatch) -> None:
-    compared, whole = list[str](), comparison.compare_leaf
-    monkeypatch.setattr(comparison, "compare_leaf", lambda leaf, *rest: compared.append(leaf) or whole(leaf, *rest))
-    hand = InHand()
-    given = {"ids": [[1, 2.0], "a"], "vector": torch.zeros(3), "unknown": torch.tensor([float("nan"), -0.0])}
-    held: Any
-    (held,) = hand.handed("slot_map", [given])
-
-    assert hand.changed("slot_map", lambda leaf: ()) == []
-    assert compared == ["unknown"]
-
-    held["ids"][0][1] = 2
-    (found,) = hand.changed("slot_map", lambda leaf: ())
-    assert (found.where, compared) == ("ids[0]", ["unknown", "ids", "unknown"])
 
 
 @pytest.fixture
