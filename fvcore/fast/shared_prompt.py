@@ -65,7 +65,9 @@ class SharedPrompt:
     cache: DynamicCache
     entered: list[Tensor]  # layer -> (trial, n_kept, d_model); behind the last layer, what left it at the last token
     attention: dict[int, Attention]  # of the layers that have heads
-    calls: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)  # how many tokens -> what each block is handed
+    calls: dict[int, dict[int, dict[str, Any]]] = field(
+        default_factory=dict
+    )  # how many tokens -> what each block is handed
 
     @classmethod
     def run(cls, lm: LanguageModel, prompts: Sequence[Sequence[int]], n_kept: int = 1) -> SharedPrompt:
