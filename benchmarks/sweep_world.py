@@ -23,7 +23,7 @@ from fvcore.activations import mean_head_activations
 from fvcore.fast.engines import why_not_fast
 from fvcore.fast.sweep import Case
 from fvcore.model import model as models
-from fvcore.model.model import DTYPES, LanguageModel
+from fvcore.model.model import DTYPES, LanguageModel, ModelError
 from fvcore.pipeline import Pipeline, Settings
 from fvcore.prompts import sample_trials
 from fvcore.slots import SlotMap
@@ -159,7 +159,8 @@ def cases_and_means(lm: LanguageModel, fixed: trials.FixedTrials) -> tuple[list[
     Of a shipped model the means over the clean prompts. Of drawn weights drawn ones: such heads do about the same on all
     prompts, and their means would change little; how long a sweep takes does not depend on it.
     """
-    assert not why_not_fast(lm)  # asked once a model: here, where nothing is timed
+    if reason := why_not_fast(lm):  # asked once a model: here, where nothing is timed
+        raise ModelError(f"{lm.name}: engine fast, which is measured, does not hold here: {reason}")
     stations = Pipeline(lm, fixed, Settings(edit_layer=0, n_top_heads=1, engine="exact"))
 
     def prompts(regime: str) -> list[tuple[Sequence[int], SlotMap]]:
