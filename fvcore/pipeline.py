@@ -184,7 +184,8 @@ class Pipeline:
         cases = [(*_asked(prompts, key), slots_of(slot_map, key, "corrupted")) for key in trial_keys(prompts)]
         all_classes = self.settings.token_class_idx != -1
         if self.engine == "screened":
-            screening = screened_top_heads(self.lm, cases, means, self.settings.n_top_heads)
+            n_top, most = self.settings.n_top_heads, self.settings.max_memory
+            screening = screened_top_heads(self.lm, cases, means, n_top, max_memory=most)
             cie, self.said["top_heads"] = screening.cie, [f"engine screened: {screening}"]
         else:
             cie = engines.causal_indirect_effects(self.lm, cases, means, all_classes, *self._how)
