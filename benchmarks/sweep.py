@@ -100,7 +100,8 @@ def measure(size: Size, plan: Plan) -> Run:
             libraries={library: About(**lanes[library].facts["about"]) for library in plan.pythons},
             lengths=lanes["fast"].facts["lengths"],
             timed=tuple(one.timed(task) for one in lanes.values() for task in one.tasks),
-            products=tuple(lanes["fast"].least(n) for n in plan.counts()),
+            products=tuple(lanes["fast"].bound(n) for n in plan.counts()),
+            looser=tuple(lanes["fast"].bound(n, "looser") for n in plan.counts()),
             agreement=agreement,
             whole_exact_s=whole_s,
             curves=_curves(lanes["fast"], by_heads, plan) if plan.curves else (),
@@ -142,8 +143,8 @@ def _apart(found: torch.Tensor, fast: torch.Tensor) -> float:
 
 def _curves(fast: Lane, by_heads: Sequence[Lane], plan: Plan) -> tuple[Curve, ...]:
     n_layers = fast.size.n_layers
-    trials = [(fast.timed((n, n_layers)), fast.least(n)) for n in plan.counts()]
-    heads = [(lane.timed((1, n_layers)), lane.least(1)) for lane in by_heads]
+    trials = [(fast.timed((n, n_layers)), fast.bound(n)) for n in plan.counts()]
+    heads = [(lane.timed((1, n_layers)), lane.bound(1)) for lane in by_heads]
     curves = {"trials": trials, "heads": heads}
     return tuple(Curve(of=of, points=tuple(points)) for of, points in curves.items() if points)
 

@@ -3,8 +3,11 @@
 Counted are the products with the model's weights, two operations a multiply-add. Left out, everywhere alike, are
 attention's products of queries, keys and values, norms and softmax: about one part in a hundred at the lengths used here.
 
-The least that any exact method computes: every prompt once, one token from its own layer up for each head, and the output
-head once for each of these and for the prompt. Rows that meet the same weights are one product.
+The least that any exact method computes: every prompt once, of its last block keys and values alone but for the last token;
+for each head its slice of the output projection, what follows the attention in its own block, and one token through every
+block above; the output head once for each of these and for the prompt. Rows that meet the same weights are one product.
+
+A looser bound takes every prompt through all blocks, and for each head one token through its own block, attention and all.
 """
 
 from __future__ import annotations
@@ -32,28 +35,54 @@ class Product:
         return 2 * self.n_rows * self.weight.numel()
 
 
-def weights_of(module: nn.Module) -> list[Tensor]:
-    """The matrices of a module's linear maps, each (in, out)."""
-    maps = [part for part in module.modules() if isinstance(part, nn.Linear | Conv1D)]
-    return [part.weight.T if isinstance(part, nn.Linear) else part.weight for part in maps]
+def weights_of(module: nn.Module, without: nn.Module | None = None) -> dict[str, Tensor]:
+    """The matrices of a module's linear maps by name, each (in, out); not those of a part of it."""
+    left_out = set() if without is None else set(without.modules())
+    maps = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear | Conv1D)}
+    return {
+        name: part.weight.T if isinstance(part, nn.Linear) else part.weight
+        for name, part in maps.items()
+        if part not in left_out
+    }
 
 
 def least_products(lm: LanguageModel, lengths: Sequence[int]) -> list[Product]:
     """The products that a sweep over all heads needs, for prompts of these lengths."""
-    layers = [weights_of(block) for block in lm.blocks]
-    prompts = [Product(weight, sum(lengths)) for weights in layers for weight in weights]
+    n_prompts, n_tokens, found = len(lengths), sum(lengths), list[Product]()
+    for layer, block in enumerate(lm.blocks):
+        above = n_prompts * lm.n_heads * layer  # variants of the heads below, which go through the whole block
+        own = n_prompts * lm.n_heads
+        seen = n_prompts if layer == lm.n_layers - 1 else n_tokens  # tokens of the prompt that what follows asks for
+        for name, weight in weights_of(lm.attention(layer), without=lm.o_proj(layer)).items():
+            # Where queries have a weight of their own, the last block needs them at the last token alone.
+            found += [Product(weight, seen if name.startswith("q") else n_tokens), Product(weight, above)]
+        for weight in weights_of(lm.o_proj(layer)).values():
+            # All heads of a layer together are one token's worth.
+            found += [Product(weight, seen), Product(weight, above + n_prompts)]
+        for weight in weights_of(block, without=lm.attention(layer)).values():
+            found += [Product(weight, seen), Product(weight, above + own)]
+    (head,) = weights_of(lm.hf.get_output_embeddings()).values()
+    found.append(Product(head, n_prompts * (lm.n_layers * lm.n_heads + 1)))
+    return [product for product in found if product.n_rows]
+
+
+def looser_products(lm: LanguageModel, lengths: Sequence[int]) -> list[Product]:
+    """The same by the looser bound."""
+    n_prompts, n_tokens = len(lengths), sum(lengths)
+    layers = [list(weights_of(block).values()) for block in lm.blocks]
+    prompts = [Product(weight, n_tokens) for weights in layers for weight in weights]
     variants = [
-        Product(weight, len(lengths) * lm.n_heads * (layer + 1))
+        Product(weight, n_prompts * lm.n_heads * (layer + 1))
         for layer, weights in enumerate(layers)
         for weight in weights
     ]
-    heads = len(lengths) * (lm.n_layers * lm.n_heads + 1)
-    return [*prompts, *variants, Product(weights_of(lm.hf.get_output_embeddings())[0], heads)]
+    (head,) = weights_of(lm.hf.get_output_embeddings()).values()
+    return [*prompts, *variants, Product(head, n_prompts * (lm.n_layers * lm.n_heads + 1))]
 
 
 def flops_of_token(lm: LanguageModel) -> int:
     """FLOPs of a token in a whole pass, through all blocks and the output head."""
-    weights = [*weights_of(lm.blocks), *weights_of(lm.hf.get_output_embeddings())]
+    weights = [*weights_of(lm.blocks).values(), *weights_of(lm.hf.get_output_embeddings()).values()]
     return sum(Product(weight, 1).flops for weight in weights)
 
 

@@ -20,7 +20,7 @@ import sweep_world
 import torch
 import typer
 from rich.console import Console
-from sweep_results import Figures, Further, Part, Screened, Station
+from sweep_results import Figures, Further, Part, Screened, Station, Together
 from sweep_world import Size
 from torch import Tensor
 
@@ -153,6 +153,24 @@ def screened(world: World) -> Screened:
     )
 
 
+ROWS = (128, 256, 512, 1024, 2048)
+
+
+@torch.inference_mode()
+def together(world: World, rounds: int) -> tuple[Together, ...]:
+    """A sweep over all trials, by how many rows run together."""
+    seconds: dict[int, list[float]] = {n_rows: [] for n_rows in ROWS}
+    own = sweep.ROWS
+    try:
+        for _ in range(rounds):
+            for sweep.ROWS in ROWS:
+                taken = _seconds(world.lm, lambda: engines.causal_indirect_effects(world.lm, world.cases, world.means))
+                seconds[sweep.ROWS].append(taken)
+    finally:
+        sweep.ROWS = own
+    return tuple(Together(n_rows=n_rows, seconds=tuple(taken)) for n_rows, taken in seconds.items())
+
+
 KINDS = {
     "products with the weights": ("mm", "addmm", "linear", "gemm"),
     "attention": ("scaled_dot_product", "flash", "bmm", "efficient_attention"),
@@ -215,7 +233,12 @@ def main(
         cases, means = sweep_world.cases_and_means(lm, sweep_world.fixed_trials(n_trials))
         vector = torch.randn(lm.d_model, generator=torch.Generator().manual_seed(sweep_world.SEED))
         world = World(lm, cases, means, vector.to(lm.device))
-        further = Further(stations=stations(world, rounds), screened=screened(world), parts=parts(world))
+        further = Further(
+            stations=stations(world, rounds),
+            screened=screened(world),
+            parts=parts(world),
+            together=together(world, rounds),
+        )
         console.print(*sweep_page.further_lines(further), sep="\n", soft_wrap=True, markup=False)
         if out is not None:
             figures = Figures.read(out)

@@ -133,8 +133,8 @@ class Lane:
             memory=self.looks[task]["memory"],
         )
 
-    def least(self, n_trials: int) -> results.Products:
-        found = self.products[n_trials]
+    def bound(self, n_trials: int, which: str = "least") -> results.Products:
+        found = [one[which] for one in self.products[n_trials]]
         return results.Products(
             n_trials=n_trials,
             n_heads=self.size.all_heads,

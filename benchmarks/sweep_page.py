@@ -22,6 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from sweep_results import LIBRARIES, Curve, Figures, Further, Run
 
+from fvcore.fast import sweep
 from fvcore.formats import write_bytes, write_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -40,6 +41,7 @@ def columns(run: Run) -> list[str]:
         "reference takes",
         "fast is faster",
         "times the lower bound",
+        "times the looser one",
         "TFLOP",
         "share of the rate",
         "memory, MB",
@@ -60,6 +62,7 @@ def _row(run: Run, library: str) -> list[str]:
         each(lambda n: run.ratio("reference", library, n), "{:.2f} x"),
         each(lambda n: run.ratio(library, "fast", n), "{:.1f} x"),
         each(lambda n: run.times_bound(library, n), "{:.2f}"),
+        each(lambda n: run.times_looser(library, n), "{:.2f}"),
         each(lambda n: run.flops(library, n) / 1e12, "{:.3g}"),
         each(lambda n: run.share(library, n), "{:.0%}"),
         each(lambda n: run.memory(library, n) / 1e6, "{:.0f}"),
@@ -139,7 +142,14 @@ def further_lines(further: Further) -> list[str]:
         f"- `screened`, on request only (`--fv-engine=screened`): {screened.recall:.0%} of the true top {screened.k}; {screened.n_skipped} of "
         f"{screened.n_heads} heads not computed; {screened.seconds:.3g} s instead of {screened.all_seconds:.3g} s",
         "- Where the time of one trial goes: " + ", ".join(f"{part.name} {part.share:.0%}" for part in further.parts),
+        *([_together(further)] if further.together else []),
     ]
+
+
+def _together(further: Further) -> str:
+    seconds = {one.n_rows: median(one.seconds) for one in further.together}
+    said = ", ".join(f"{n_rows} {taken / seconds[sweep.ROWS]:.2f}" for n_rows, taken in seconds.items())
+    return f"- Rows that run together, and how many times as long a sweep over all trials takes as with {sweep.ROWS}: {said}"
 
 
 # ---------------------------------------------------------------- curves

@@ -98,6 +98,13 @@ class Screened(_Record):
     all_seconds: float  # a sweep over all heads of the same trials
 
 
+class Together(_Record):
+    """A sweep with another number of rows that run together, one time a round."""
+
+    n_rows: int
+    seconds: tuple[float, ...]
+
+
 class Part(_Record):
     """A kind of operation, and its share of the time of a sweep."""
 
@@ -109,6 +116,7 @@ class Further(_Record):
     stations: tuple[Station, ...]
     screened: Screened
     parts: tuple[Part, ...]
+    together: tuple[Together, ...] = ()
 
 
 class Run(_Record):
@@ -122,6 +130,7 @@ class Run(_Record):
     lengths: tuple[int, ...]  # tokens of each prompt
     timed: tuple[Timed, ...]
     products: tuple[Products, ...]
+    looser: tuple[Products, ...] = ()  # the same by the looser bound
     agreement: dict[str, float]  # largest difference from the fast engine's effects, relative to the largest effect
     whole_exact_s: float | None  # a sweep of engine exact over all heads, timed once
     curves: tuple[Curve, ...] = ()
@@ -164,6 +173,11 @@ class Run(_Record):
 
     def times_bound(self, library: str, n_trials: int) -> float:
         return self.seconds(library, n_trials) / median(self.bound(n_trials).seconds)
+
+    def times_looser(self, library: str, n_trials: int) -> float | None:
+        """None where the looser bound was not timed."""
+        found = next((products for products in self.looser if products.n_trials == n_trials), None)
+        return found and self.seconds(library, n_trials) / median(found.seconds)
 
     def share(self, library: str, n_trials: int) -> float:
         """What a library reaches, by its own FLOPs, of the rate at which the bare products ran."""

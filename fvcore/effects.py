@@ -46,14 +46,17 @@ def read_targets(logits: Tensor, targets: Tensor) -> Tensor:
 
     logits: (..., vocab)     targets: (...)     returns: (..., 3)
     """
-    at = targets.to(logits.device).unsqueeze(-1)
+    values = (torch.softmax(logits, -1), logits, torch.log_softmax(logits, -1))
+    return torch.stack([_at(each, targets) for each in values], dim=-1)
 
-    def chosen(values: Tensor) -> Tensor:
-        return values.gather(-1, at).squeeze(-1)
 
-    return torch.stack(
-        [chosen(torch.softmax(logits, -1)), chosen(logits), chosen(torch.log_softmax(logits, -1))], dim=-1
-    )
+def read_probability(logits: Tensor, targets: Tensor) -> Tensor:
+    """The first of `read_targets` alone: (..., 1)."""
+    return _at(torch.softmax(logits, -1), targets)[..., None]
+
+
+def _at(values: Tensor, targets: Tensor) -> Tensor:
+    return values.gather(-1, targets.to(values.device).unsqueeze(-1)).squeeze(-1)
 
 
 @torch.inference_mode()

@@ -94,13 +94,18 @@ def test_flops_are_those_counted_by_hand() -> None:
     attention = 32 * 32 + 32 * 16 + 32 * 16 + 32 * 32  # q, k, v, o
     block = attention + 3 * 32 * 64  # gate, up, down
 
-    found = sum(product.flops for product in sweep_costs.least_products(lm, [5, 3]))
+    def flops(products: list[sweep_costs.Product]) -> int:
+        return sum(product.flops for product in products)
 
-    prompts = 2 * block * (5 + 3)  # both layers
-    first = block * 2 * 4  # the heads of the first layer, on both prompts
-    second = block * 2 * 8  # those of the first layer again, and its own
     head = 32 * vocab * 2 * 9  # eight heads and the prompt itself, twice
-    assert found == 2 * (prompts + first + second + head)
+    looser = block * (2 * 8 + 2 * 4 + 2 * 8)  # both layers; the heads of the first, on both prompts; all of them
+    assert flops(sweep_costs.looser_products(lm, [5, 3])) == 2 * (looser + head)
+    # The first layer of the prompts, keys and values of the second, and what follows at the last tokens.
+    prompts = block * 8 + 2 * 32 * 16 * 8 + (block - 2 * 32 * 16) * 2
+    slices = 32 * 32 * 2 * 2  # of the projection: one token's worth a layer and prompt
+    behind = 3 * 32 * 64 * 2 * (4 + 4)  # the MLP of each head's own layer
+    above = block * 2 * 4  # the heads of the first layer, in the second
+    assert flops(sweep_costs.least_products(lm, [5, 3])) == 2 * (prompts + slices + behind + above + head)
     assert sweep_costs.flops_of_token(lm) == 2 * (2 * block + 32 * vocab)
 
 

@@ -83,7 +83,8 @@ def causal_indirect_effects(
     by_layer = (lm.n_heads, len(classes))
 
     def run(some: Sequence[sweep.Case]) -> Tensor:
-        probabilities = sweep.target_readings(lm, some, mean_activations, lm.heads, classes, share)[:, :, 0]
+        read = effects.read_probability
+        probabilities = sweep.target_readings(lm, some, mean_activations, lm.heads, classes, share, read=read)[:, :, 0]
         found = torch.zeros(len(some), lm.n_layers, *by_layer)
         of_heads = (probabilities[:, 1:] - probabilities[:, :1]).float().cpu()
         found[:, list(lm.head_layers)] = of_heads.view(len(some), -1, *by_layer)
@@ -123,8 +124,10 @@ def _by_trial(
     lm: LanguageModel, trials: Sequence[Trial], max_memory: int | None, run: Callable[[Sequence[Trial]], Tensor]
 ) -> Tensor:
     """What `run` gives of as many trials at a time as fit the memory."""
-    each = sweep.trial_bytes(lm, max(len(ids) for ids, *_ in trials))
-    return torch.cat(list(in_chunks(trials, chunk_size(each, lm.device, len(trials), max_memory), run)))
+    longest = max(len(ids) for ids, *_ in trials)
+    at_most = max(1, sweep.TOKENS // longest)
+    size = chunk_size(sweep.trial_bytes(lm, longest), lm.device, at_most, max_memory)
+    return torch.cat(list(in_chunks(trials, size, run)))
 
 
 def why_not_fast(lm: LanguageModel) -> str:

@@ -7,8 +7,7 @@ rounding: the operations are the same, the kernels sum in another order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,7 +18,7 @@ from fvcore.activations import by_slot, of_all_layers
 from fvcore.effects import read_targets, tokens_of_class
 from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
 from fvcore.fast.shared_prompt import Batch, SharedPrompt, Suffix
-from fvcore.model.hooks import edit_heads, read_heads
+from fvcore.model.hooks import read_heads, split_heads
 from fvcore.model.model import LanguageModel
 from fvcore.slots import SlotMap
 
@@ -27,8 +26,16 @@ Head: TypeAlias = "tuple[int, int]"
 Case: TypeAlias = "tuple[Sequence[int], int, SlotMap]"
 """A corrupted prompt's ids, its target id and its slots."""
 
-VARIANTS = 128
-"""Variants that run together. Attention among rows grows with their square, matrix products get no faster beyond."""
+ROWS = 1024
+"""Rows that run together, of all trials. Matrix products get no faster beyond, and what lies between them leaves the
+processor's caches. Which number is best hardly matters (`docs/performance.md` has the curve), and a number that a clock
+chose would change the last bits of a result from one run to the next."""
+
+TOKENS = 4 * ROWS
+"""Tokens of prompts that run together."""
+
+LOGITS = 31 * 2**20
+"""Bytes of logits that are there at once: more than the C library keeps (`memory.py`) would be cleared anew each time."""
 
 
 @dataclass(frozen=True)
@@ -57,37 +64,29 @@ class Replacement:
     def n_tokens(self) -> int:
         return self.at.shape[1]
 
-    def into(self, rows: Tensor, layer: int, heads: Tensor) -> None:
-        """Change, in place, head `heads[i]` of variant i in (trial, variant, token, head, d_head)."""
-        each, chosen = torch.arange(len(heads), device=rows.device), heads.to(rows.device)
-        new = self.means[layer, heads][:, self.slots, : rows.shape[-1]].to(rows)  # (variant, trial, token, d_head)
-        at = self.at[None, :, :, None].to(rows.device)
-        rows[:, each, :, chosen] = torch.where(at, new, rows[:, each, :, chosen])
+    def variants(self, layer: int, heads: Sequence[int], as_they_are: Tensor) -> Tensor:
+        """(trial, token, head, d_head) with one of these heads replaced in each variant: (trial, variant, token, head, d_head)."""
+        device, d_head = as_they_are.device, as_they_are.shape[-1]
+        means = self.means[layer, :, :, :d_head].to(as_they_are)[:, self.slots.to(device)].permute(1, 2, 0, 3)
+        chosen = torch.tensor(heads, device=device)[:, None] == torch.arange(as_they_are.shape[2], device=device)
+        where = self.at.to(device)[:, None, :, None, None] & chosen[:, None, :, None]
+        return torch.where(where, means[:, None], as_they_are[:, None])
 
 
 def rows_with_heads_replaced(suffix: Suffix, heads: Sequence[Head], replacement: Replacement) -> Tensor:
     """What leaves the last block with each of these heads replaced, at the last token: (trial, variant, d_model).
 
-    heads: (layer, head) in order of layer; each variant starts at its own.
+    heads: (layer, head) in order of layer; each variant starts behind the attention of its own.
     """
-    device = suffix.prompt.lm.device
-    own = {layer: torch.tensor([h for at, h in heads if at == layer], device=device) for layer in dict(heads)}
-    before = {layer: sum(at < layer for at, _ in heads) for layer in own}
+    own = {layer: [head for at, head in heads if at == layer] for layer in dict(heads)}
 
-    def enter(layer: int) -> Tensor | None:
-        return suffix.entered(layer).repeat(1, len(own[layer]), 1) if layer in own else None
-
-    def around(layer: int) -> AbstractContextManager[None]:
+    def behind(layer: int) -> Tensor | None:
         if layer not in own:
-            return nullcontext()
+            return None
+        as_they_are = split_heads(suffix.heads(layer), suffix.prompt.lm)
+        return suffix.projected(layer, replacement.variants(layer, own[layer], as_they_are).flatten(-2).flatten(1, 2))
 
-        def edit(rows: Tensor) -> None:
-            variants = rows.view(len(rows), -1, suffix.n_tokens, *rows.shape[2:])
-            replacement.into(variants[:, before[layer] :], layer, own[layer])
-
-        return edit_heads(suffix.prompt.lm, layer, edit)
-
-    return suffix.through(enter, around)
+    return suffix.through(behind=behind)
 
 
 def rows_with_vector_added(suffix: Suffix, layers: Sequence[int], vector: Tensor) -> Tensor:
@@ -111,59 +110,68 @@ def target_readings(
     classes: Sequence[str] = ("query_predictive",),
     max_memory: int | None = None,
     advance: Advance = silent,
+    read: Callable[[Tensor, Tensor], Tensor] = read_targets,
 ) -> Tensor:
     """`effects.target_readings` of trials that run together, at several token classes, in the model's dtype.
 
-    means: (layer, head, slot, d_head)     heads: in order of layer     returns: (trial, 1 + len(heads), 3, class)
+    means: (layer, head, slot, d_head)     heads: in order of layer
+    read: `effects.read_targets`, or `read_probability` where no more is wanted
+    returns: (trial, 1 + len(heads), reading, class)
     """
     replacements = [Replacement.of(name, cases, means, lm.device) for name in classes]
     prompt = SharedPrompt.run(lm, [ids for ids, _, _ in cases], max(r.n_tokens for r in replacements))
     targets = torch.tensor([target for _, target, _ in cases], device=lm.device)
-    base = _readings(prompt, prompt.entered[-1][:, -1:], targets)
     found = []
     for replacement in replacements:
-        suffix = prompt.suffix(replacement.n_tokens)
-        patched = _patched(suffix, heads, replacement, targets, max_memory, advance)
+        size = _together(lm, len(cases), replacement.n_tokens, 1 + len(heads), max_memory)
+        suffix = prompt.suffix(replacement.n_tokens, size)
+
+        def run(some: Sequence[Head | None], suffix: Suffix = suffix, replacement: Replacement = replacement) -> Tensor:
+            readings = _read(prompt, _rows(suffix, some, replacement), targets, read)
+            if replaced := [head for head in some if head]:
+                advance(replaced[-1][0], len(cases) * len(replaced))
+            return readings
+
+        readings = torch.cat(list(in_chunks([None, *heads], size, run)), dim=1)
         # A class that a prompt has no token of has no effect there; a difference in rounding would be one.
-        patched = torch.where(replacement.at.any(dim=1)[:, None, None], patched, base)
-        found.append(torch.cat([base, patched], dim=1))
+        found.append(torch.where(replacement.at.any(dim=1)[:, None, None], readings, readings[:, :1]))
     return torch.stack(found, dim=-1)
 
 
-def _patched(
-    suffix: Suffix,
-    heads: Sequence[Head],
-    replacement: Replacement,
-    targets: Tensor,
-    max_memory: int | None,
-    advance: Advance,
-) -> Tensor:
-    """Readings with each of the heads replaced: (trial, head, 3)."""
-    lm, n_trials = suffix.prompt.lm, len(targets)
-    each = n_trials * variant_bytes(lm, suffix.n_tokens)
-    size = chunk_size(each, lm.device, max(1, VARIANTS // suffix.n_tokens), max_memory)
+def _together(lm: LanguageModel, n_trials: int, n_tokens: int, n_variants: int, max_memory: int | None) -> int:
+    """How many variants run together: chunks of one size."""
+    most = max(1, ROWS // (n_trials * n_tokens))
+    n_chunks = -(-n_variants // most)
+    return chunk_size(n_trials * variant_bytes(lm, n_tokens), lm.device, -(-n_variants // n_chunks), max_memory)
 
-    def run(some: Sequence[Head]) -> Tensor:
-        readings = _readings(suffix.prompt, rows_with_heads_replaced(suffix, some, replacement), targets)
-        advance(some[-1][0], n_trials * len(some))
-        return readings
 
-    return torch.cat(list(in_chunks(heads, size, run)), dim=1)
+def _read(prompt: SharedPrompt, rows: Tensor, targets: Tensor, read: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What is read of the logits of some rows at a time: those of all take as much memory as everything else."""
+    lm, (n_trials, n_rows, _) = prompt.lm, rows.shape
+    size = max(1, LOGITS // (n_trials * lm.itemsize * lm.vocab_size))
+    parts = [rows[:, at : at + size] for at in range(0, n_rows, size)]
+    found = [read(prompt.logits(part), targets[:, None].expand(part.shape[:2])) for part in parts]
+    return torch.cat(found, dim=1).to(targets.device)
+
+
+def _rows(suffix: Suffix, some: Sequence[Head | None], replacement: Replacement) -> Tensor:
+    """What leaves the last block at the last token: of the prompts as they are for None, with a head replaced for a head."""
+    heads = [head for head in some if head is not None]
+    rows = [suffix.prompt.entered[-1][:, -1:]] if None in some else []
+    rows += [rows_with_heads_replaced(suffix, heads, replacement)] if heads else []
+    return torch.cat([each.to(rows[0].device) for each in rows], dim=1)
 
 
 def variant_bytes(lm: LanguageModel, n_tokens: int) -> int:
-    """About what a variant of a trial needs at most: what one block makes of its tokens, and logits and their softmax."""
-    return lm.itemsize * (3 * lm.vocab_size + n_tokens * 32 * lm.d_model)
+    """About what a variant of a trial needs at most: keys and values of all layers, what one block makes of its tokens, and
+    logits and their softmax."""
+    kept = 2 * lm.n_layers * (lm.n_kv_heads or lm.n_heads) * lm.d_head
+    return lm.itemsize * (3 * lm.vocab_size + n_tokens * (kept + 32 * lm.d_model))
 
 
 def trial_bytes(lm: LanguageModel, n_tokens: int) -> int:
     """About what a prompt needs: keys, values and residuals of all layers, and what one block makes of its tokens."""
     return lm.itemsize * n_tokens * (3 * lm.n_layers + 32) * max(lm.d_model, lm.n_heads * lm.d_head)
-
-
-def _readings(prompt: SharedPrompt, rows: Tensor, targets: Tensor) -> Tensor:
-    """`read_targets` of each trial's target, in the model's dtype as in the reference: (trial, row, 3)."""
-    return read_targets(prompt.logits(rows), targets[:, None].expand(-1, rows.shape[1])).to(targets.device)
 
 
 def head_activations(lm: LanguageModel, prompts: Sequence[tuple[Sequence[int], SlotMap]]) -> Tensor:

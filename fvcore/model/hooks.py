@@ -10,8 +10,11 @@ into another axis would change another thing. That is asked of every model once,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 PROBE = ((1, 2, 3), (3, 2, 1))
 """Ids of the pass that is looked at: axes of three sizes, rows, tokens and d_model."""
+
+
+_signature = cache(inspect.signature)
 
 
 class HookNeverFired(RuntimeError):
@@ -171,7 +177,7 @@ def hide_slots(lm: LanguageModel, hidden: Mapping[int, Tensor]) -> AbstractConte
     def register(layer: int, fired: set[int]) -> RemovableHandle:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
             fired.add(layer)
-            bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+            bound = _signature(type(module).forward).bind(module, *args, **kwargs)
             mask = bound.arguments.get("attention_mask")
             residual = _required(bound.args[1], lm.d_model, f"{lm.name}: what enters block {layer}")
             bound.arguments["attention_mask"] = _without(mask, hidden[layer], residual.shape[1])
@@ -242,25 +248,79 @@ def _first_tensor(values: Iterable[Any]) -> Tensor | None:
 
 @contextmanager
 def read_blocks(lm: LanguageModel, n_tokens: int) -> Iterator[tuple[list[Tensor], list[bool]]]:
-    """What enters each block at the last tokens, and behind the last layer what leaves it: (batch, n_tokens, d_model).
+    """Copies of what enters each block at the last tokens, and behind the last layer of what leaves it: (batch, n_tokens, d_model).
 
     Beside it, whether each block returns a tuple.
     """
     entered, tuples = list[Tensor](), list[bool]()
 
+    def entering(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        entered.append(_required(hidden, lm.d_model, f"{lm.name}: what enters block {layer}")[:, -n_tokens:].clone())
+
+    def leaving(layer: int, output: Any) -> None:
+        left = _left(output, lm, layer)
+        tuples.append(isinstance(output, tuple))
+        if layer == lm.n_layers - 1:
+            entered.append(left[:, -n_tokens:].clone())
+
     def register(layer: int, fired: set[int]) -> RemovableHandle:
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             fired.add(layer)
-            hidden, left = args[0] if args else kwargs["hidden_states"], _left(output, lm, layer)
-            entered.append(_required(hidden, lm.d_model, f"{lm.name}: what enters block {layer}")[:, -n_tokens:])
-            tuples.append(isinstance(output, tuple))
-            if layer == lm.n_layers - 1:
-                entered.append(left[:, -n_tokens:])
+            entering(layer, args, kwargs)
 
-        return lm.blocks[layer].register_forward_hook(hook, with_kwargs=True)
+        block = lm.blocks[layer]
+        handles.callback(block.register_forward_hook(lambda module, args, output: leaving(layer, output)).remove)
+        return block.register_forward_pre_hook(before, with_kwargs=True)
 
-    with _hooks(register, range(lm.n_layers), "reading blocks"):
+    with ExitStack() as handles, _hooks(register, range(lm.n_layers), "reading blocks"):
         yield entered, tuples
+
+
+class _Ended(Exception):
+    """All that was to be read is read."""
+
+
+@dataclass
+class Attention:
+    """What goes through a layer's attention at the last tokens of a pass."""
+
+    heads: Tensor  # (batch, token, n_heads * d_head), what enters the projection
+    projected: Tensor  # (batch, token, d_model), what leaves it
+    left: Tensor  # the same, what leaves the attention: more than that where it adds the residual itself
+    n_more: int | None  # how many things it returns beside it, or None where it returns no tuple
+
+    @property
+    def added(self) -> Tensor:
+        """What the attention adds behind its projection: nothing, as a rule."""
+        return self.left - self.projected
+
+
+@contextmanager
+def read_attention(lm: LanguageModel, n_tokens: int, until: int | None = None) -> Iterator[dict[int, Attention]]:
+    """Layer -> copies of what goes through its attention at the last tokens.
+
+    until: the pass ends behind the attention of this layer, and the block goes on
+    """
+    found, projections = dict[int, Attention](), dict[int, tuple[Tensor, Tensor]]()
+
+    def register(layer: int, fired: set[int]) -> RemovableHandle:
+        def projecting(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+            projections[layer] = args[0][:, -n_tokens:].clone(), output[:, -n_tokens:].clone()
+
+        def attending(module: Any, args: tuple[Any, ...], output: Any) -> None:
+            fired.add(layer)
+            hidden, n_more = (output[0], len(output) - 1) if isinstance(output, tuple) else (output, None)
+            left = _required(hidden, lm.d_model, f"{lm.name}: what leaves the attention of layer {layer}")
+            found[layer] = Attention(*projections[layer], left[:, -n_tokens:].clone(), n_more)
+            if layer == until:
+                raise _Ended
+
+        handles.callback(lm.o_proj(layer).register_forward_hook(projecting).remove)
+        return lm.attention(layer).register_forward_hook(attending)
+
+    with suppress(_Ended), ExitStack() as handles, _hooks(register, lm.head_layers, "reading attention"):
+        yield found
 
 
 def require_streams(lm: LanguageModel) -> None:
@@ -286,20 +346,15 @@ def require_streams(lm: LanguageModel) -> None:
 
 @contextmanager
 def passing_over(
-    lm: LanguageModel,
-    instead: Callable[[int, Tensor, dict[str, Any]], Tensor],
-    tuples: Sequence[bool],
-    n_blocks: int | None = None,
+    lm: LanguageModel, instead: Callable[[int, Tensor, dict[str, Any]], Tensor], n_blocks: int | None = None
 ) -> Iterator[None]:
     """No block computes anything: `instead(layer, residual, the block's other arguments by name)` gives its output.
 
     n_blocks: the first ones only (default: all)
     """
-    blocks = list(lm.blocks)[:n_blocks]
-    own = [block.__dict__.get("forward") for block in blocks]  # some loaders give modules a forward of their own
 
     def stand_in(layer: int, block: nn.Module) -> Callable[..., Any]:
-        names = inspect.signature(type(block).forward)
+        names = _signature(type(block).forward)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             bound = names.bind(block, *args, **kwargs)
@@ -311,15 +366,76 @@ def passing_over(
 
         return forward
 
+    tuples = blocks_return_tuples(lm)
+    with ExitStack() as stack:
+        for layer, block in enumerate(lm.blocks[:n_blocks]):
+            stack.enter_context(_standing_in(block, stand_in(layer, block)))
+        yield
+
+
+@contextmanager
+def _standing_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    own = module.__dict__.get("forward")  # some loaders give modules a forward of their own
+    module.forward = forward
     try:
-        for layer, block in enumerate(blocks):
-            block.forward = stand_in(layer, block)
         yield
     finally:
-        for block, before in zip(blocks, own, strict=True):
-            del block.forward
-            if before is not None:
-                block.forward = before
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def blocks_return_tuples(lm: LanguageModel) -> list[bool]:
+    """Whether each block returns a tuple; asked of a model once."""
+
+    def find() -> str:
+        with torch.no_grad(), read_blocks(lm, 1) as (_, tuples):
+            lm.hf(input_ids=lm.ids([1]), use_cache=False)
+        return "".join(str(int(one)) for one in tuples)
+
+    return [one == "1" for one in lm.once("blocks that return a tuple", find)]
+
+
+def attention_given(lm: LanguageModel, layer: int, given: Tensor, n_more: int | None) -> AbstractContextManager[None]:
+    """The last of a block's rows are given what their attention leaves; it runs on the rows before these alone.
+
+    given: (batch, row, d_model)     n_more: how many things it returns beside it, as `Attention` has it
+    """
+    module = lm.attention(layer)
+    names, inner = _signature(type(module).forward), module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        _, (_, hidden), *_ = names.bind(module, *args, **kwargs).arguments.items()
+        n_rows = hidden.shape[1]
+        n_own = n_rows - given.shape[1]
+        if not n_own:
+            return given if n_more is None else (given, *[None] * n_more)
+        # As they came: a forward of a loader's own may take them in no other way.
+        first = [
+            _first(value, n_own, n_rows, name)
+            for name, value in zip_longest([*names.parameters][1:][: len(args)], args)
+        ]
+        output = inner(*first, **_first(kwargs, n_own, n_rows))
+        left, *more = output if isinstance(output, tuple) else (output,)
+        left = torch.cat([left, given], dim=1)
+        return (left, *more) if isinstance(output, tuple) else left
+
+    return _standing_in(module, forward)
+
+
+def _first(value: Any, n: int, n_rows: int, name: str = "") -> Any:
+    """The first n of the rows of whatever a module is given for `n_rows`."""
+    if isinstance(value, dict):
+        return {key: _first(part, n, n_rows, key) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_first(part, n, n_rows) for part in value)
+    if name == "attention_mask" and isinstance(value, Tensor):
+        return value[..., :n, : value.shape[-1] - n_rows + n]
+    if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == n_rows:
+        # Of one prompt a view with the strides of a whole tensor, or its products run one by one; of several a copy, for
+        # some projections take a view of it.
+        return value[0, :n][None] if len(value) == 1 else value[:, :n].contiguous()
+    return value
 
 
 @contextmanager

@@ -88,6 +88,11 @@ class LanguageModel:
         module: nn.Module = self.hf.get_submodule(self.spec.out_proj_path(layer))
         return module
 
+    def attention(self, layer: int) -> nn.Module:
+        """A layer's attention: the module that has the output projection."""
+        module: nn.Module = self.blocks[layer].get_submodule(self.spec.attn_path_in_block)
+        return module
+
     @property
     def n_layers(self) -> int:
         """How many blocks there are."""

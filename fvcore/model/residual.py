@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fvcore.model.hooks import HookNeverFired, passing_over, read_blocks, replace_outputs
+from fvcore.model.hooks import HookNeverFired, passing_over, replace_outputs
 from fvcore.model.model import LanguageModel
 
 Edit: TypeAlias = Callable[[Tensor], Tensor]
@@ -93,12 +93,4 @@ def _from(lm: LanguageModel, start: Cached, n_rows: int) -> Any:
     def instead(layer: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
         return start.hidden.expand(n_rows, -1, -1) if layer == start.layer else hidden
 
-    returned = lm.once("blocks that return a tuple", lambda: _tuples(lm))
-    return passing_over(lm, instead, [one == "1" for one in returned], start.layer + 1)
-
-
-def _tuples(lm: LanguageModel) -> str:
-    """1 for a block that returns a tuple, else 0, as text."""
-    with torch.no_grad(), read_blocks(lm, 1) as (_, tuples):
-        lm.hf(input_ids=lm.ids([1]), use_cache=False)
-    return "".join(str(int(one)) for one in tuples)
+    return passing_over(lm, instead, start.layer + 1)

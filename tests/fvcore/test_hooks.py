@@ -269,7 +269,7 @@ def flat_projection() -> Any:
 
 
 NO_STREAMS: dict[str, tuple[Callable[[], Any], str]] = {
-    "several streams": (several_streams, r"what leaves block 0 is \(4, 2, 3, 32\), expected \(row, token, 32\)"),
+    "several streams": (several_streams, r"what enters block 0 is \(4, 2, 3, 32\), expected \(row, token, 32\)"),
     "tokens before rows": (
         lambda: leaving(lambda x: x.transpose(0, 1), 1),
         r"what leaves block 1 is \(3, 2, 32\), expected \(2, 3\) and a width",

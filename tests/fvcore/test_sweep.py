@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
@@ -26,6 +27,7 @@ if RUNNING:
     from fvcore.injection import NothingMoved, inject, inject_logits
     from fvcore.model.hooks import passing_over
     from fvcore.model.model import LanguageModel
+    from fvcore.model.prefix import PromptLayer
     from fvcore.pipeline import Pipeline, Settings, profile_of, slots_of
 
 
@@ -100,6 +102,20 @@ def test_a_sliding_window_is_kept(attention: str) -> None:
     assert float((unlike - expected).abs().max()) > 1e-3  # the window matters on these prompts
     assert_same_effects(engines.causal_indirect_effects(lm, cases, means), expected)
     assert_same_effects(engines.causal_indirect_effects(lm, cases, means, True), exact(lm, cases, means, True))
+
+
+def test_what_an_attention_adds_behind_its_projection_is_added_to_variants_too() -> None:
+    hf = copy.deepcopy(world("llama")[0].hf)
+    for block in hf.model.layers:
+
+        def forward(inner: Any = block.self_attn.forward, **given: Any) -> Any:
+            left, *more = inner(**given)
+            return (left + 0.5 * given["hidden_states"], *more)
+
+        block.self_attn.forward = forward
+    lm = LanguageModel.wrap(hf, world("llama")[0].tokenizer, "adding")
+    cases, means = cases_on(lm)
+    assert_same_effects(engines.causal_indirect_effects(lm, cases, means), exact(lm, cases, means))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -189,6 +205,78 @@ def test_a_class_without_tokens_has_no_effect_at_all() -> None:
     assert bool((found[1, :, :, 4] != 0).any())
 
 
+# ---------------------------------------------------------------- what is computed
+
+
+def rows_through(lm: LanguageModel, names: Sequence[str], run: Callable[[], object]) -> dict[str, int]:
+    """How many rows go through modules of these names."""
+    seen = dict.fromkeys(names, 0)
+
+    def count(name: str, given: Tensor) -> None:
+        seen[name] += given.shape[0] * given.shape[1]
+
+    with ExitStack() as hooks:
+        for name in names:
+            hook = lm.hf.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: count(name, args[0]))
+            hooks.callback(hook.remove)
+        run()
+    return seen
+
+
+def test_no_row_is_computed_that_no_effect_depends_on() -> None:
+    """Two layers of four heads. A head starts behind the attention of its own layer; of the prompt's last block all that is
+    asked of the tokens before the last is their keys and values."""
+    lm, cases, means = world("llama")
+    n_tokens = len(cases[0][0])
+
+    found = rows_through(
+        lm,
+        [*(f"model.layers.{n}.{part}" for n in (0, 1) for part in ("self_attn.k_proj", "mlp.gate_proj")), "lm_head"],
+        lambda: engines.causal_indirect_effects(lm, cases[:1], means),
+    )
+
+    assert found == {
+        "model.layers.0.self_attn.k_proj": n_tokens,
+        "model.layers.0.mlp.gate_proj": n_tokens + 4,
+        "model.layers.1.self_attn.k_proj": n_tokens + 4,
+        "model.layers.1.mlp.gate_proj": 1 + 8,
+        "lm_head": 1 + 8,
+    }
+
+
+def test_the_last_block_runs_at_the_last_token_of_variants_of_several() -> None:
+    lm, cases, means = world("llama")
+    assert sweep.Replacement.of("demonstration", cases[:1], means, lm.device).n_tokens > 10
+
+    found = rows_through(
+        lm,
+        ["model.layers.1.mlp.gate_proj"],
+        lambda: sweep.target_readings(lm, cases[:1], means, lm.heads, ["demonstration"]),
+    )
+
+    assert found == {"model.layers.1.mlp.gate_proj": 1 + 8}
+
+
+def test_keys_of_variants_take_the_place_of_the_prompts_last_and_leave_it_as_it_was() -> None:
+    draw = torch.Generator().manual_seed(0)
+    prompt, some, others = (torch.randn(1, 2, n, 4, generator=draw) for n in (5, 6, 4))
+    layer = PromptLayer()
+    layer.update(prompt, prompt)
+
+    layer.begin(4)
+    seen, _ = layer.update(some, some)
+    assert torch.equal(seen, torch.cat([prompt[:, :, :4], some], dim=2))
+    memory = seen.data_ptr()
+    seen, _ = layer.update(others, others)
+    assert torch.equal(seen, torch.cat([prompt[:, :, :4], others], dim=2))
+    assert seen.data_ptr() == memory  # the prompt's keys were not copied again
+
+    layer.begin(2)
+    layer.update(some, some)
+    layer.begin(5)
+    assert torch.equal(layer.update(others, others)[1][:, :, :5], prompt)
+
+
 # ---------------------------------------------------------------- memory
 
 
@@ -258,7 +346,7 @@ def test_blocks_run_again_after_an_error(untouched: LanguageModel) -> None:
         raise ValueError("planted")
 
     before = untouched.logits(untouched.ids([5, 6, 7]))
-    with pytest.raises(ValueError, match="planted"), passing_over(untouched, fails, [False] * untouched.n_layers):
+    with pytest.raises(ValueError, match="planted"), passing_over(untouched, fails):
         untouched.logits(untouched.ids([5, 6, 7]))
     assert torch.equal(untouched.logits(untouched.ids([5, 6, 7])), before)
 
@@ -267,7 +355,7 @@ def test_a_forward_that_a_loader_put_on_a_block_is_put_back(untouched: LanguageM
     block = untouched.blocks[0]
     block.forward = own = lambda *args, **kwargs: type(block).forward(block, *args, **kwargs)
     try:
-        with passing_over(untouched, lambda layer, hidden, given: hidden, [False] * untouched.n_layers):
+        with passing_over(untouched, lambda layer, hidden, given: hidden):
             pass
         assert block.__dict__["forward"] is own
     finally:
