@@ -36,7 +36,7 @@ class Settings:
     Without an `edit_layer` it is a third of the depth, as in the paper (section 2.3).
 
     `engine` is `fast`, where it holds for the model; `exact`, the reference's own arithmetic; or `screened`, which is `fast`
-    and leaves the effects of heads at their estimates that these rule out of the top heads. `max_memory` (bytes) bounds what
+    and leaves the effects of heads at their estimates that these rule out of the top heads: no engine for a comparison. `max_memory` (bytes) bounds what
     `fast` takes beside the weights, half of what is free by default.
     """
 
