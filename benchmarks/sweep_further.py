@@ -152,7 +152,7 @@ def screened(world: World, rounds: int) -> Screened:
     some, every = zip(*pairs, strict=True)
     return Screened(
         k=K,
-        n_heads=found.n_asked,
+        n_heads=len(found.asked),
         n_skipped=found.n_skipped,
         recall=len(best & {(head.layer, head.head) for head in found.heads}) / K,
         seconds=median(some),
