@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fvcore.artifacts import Artifact, Leaf, trial_of
+from fvcore.artifacts import Artifact, Leaf, is_dense, trial_of
 from fvcore.formats import parting
 from fvcore.gates import Finding, Verdict, merge
 
@@ -89,31 +89,46 @@ def compare(
     actual: Artifact,
     tolerance: Tolerance | Callable[[str], Tolerance] = EXACT,
     axes: AxesOf = lambda leaf: (),
+    most: int = MAX_FINDINGS,
 ) -> Verdict:
-    """Compare all leaves. `axes(leaf)` names a tensor's axes, so that a coordinate reads `layer 2, head 1`.
+    """Compare all leaves. `axes(leaf)` names a tensor's axes, so that a coordinate reads `layer 2, head 1`; `most` findings
+    are kept.
 
     By leaf name, trials folded, the details hold `largest`: how large a difference was found, and how large it is beside
     what was allowed there (1.0 is on the limit); and `errors`, of the leaves that fail: their error tables.
     """
     tolerance_of = tolerance if callable(tolerance) else lambda leaf: tolerance
-    verdicts = []
+    verdicts, room = list[Verdict](), most
     for leaf, value in expected.items():
         if leaf in actual:
-            verdicts.append(compare_leaf(leaf, value, actual[leaf], tolerance_of(leaf), axes(leaf)))
+            found = compare_leaf(leaf, value, actual[leaf], tolerance_of(leaf), axes(leaf), room)
         else:
-            verdicts.append(_one(leaf, "missing in the candidate", value, None))
+            found = _one(leaf, "missing in the candidate", value, None)
+        verdicts.append(found)
+        room = max(0, room - len(found.findings))
     verdicts += [_one(leaf, "not in the golden", None, actual[leaf]) for leaf in actual if leaf not in expected]
     verdict = merge(*verdicts)
     measurements: dict[str, float] = {}
     for name in ("max_abs_diff", "max_rel_diff"):
-        found = [v.measurements[name] for v in verdicts if name in v.measurements]
-        measurements |= {name: _largest(*found)} if found else {}
+        measured = [v.measurements[name] for v in verdicts if name in v.measurements]
+        measurements |= {name: _largest(*measured)} if measured else {}
     tables = islice(_folded(verdicts, "errors", operator.add).items(), MAX_ERROR_TABLES)
     errors = {name: _rows(counts) for name, counts in tables}
     largest = _folded(verdicts, "largest", lambda one, other: {name: _largest(one[name], other[name]) for name in one})
     details = {"largest": largest, "errors": errors}
     kept = {name: found for name, found in details.items() if found}
-    return Verdict(verdict.findings[:MAX_FINDINGS], verdict.compared, verdict.mismatch_count, measurements, kept)
+    return Verdict(verdict.findings[:most], verdict.compared, verdict.mismatch_count, measurements, kept)
+
+
+def unchanged(before: Artifact, after: Artifact) -> bool:
+    """Whether all leaves are surely the same, told quickly; where not, `compare` says whether and where they differ."""
+    return before.keys() == after.keys() and all(_surely(value, after[leaf]) for leaf, value in before.items())
+
+
+def _surely(one: Leaf, other: Leaf) -> bool:
+    if is_dense(one) and is_dense(other):
+        return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+    return not isinstance(one, Tensor) and _same(one, other)
 
 
 def _folded(verdicts: Sequence[Verdict], detail: str, together: Callable[[Any, Any], Any]) -> dict[str, Any]:
@@ -131,15 +146,18 @@ def _largest(*values: float) -> float:
     return float(np.max(values))
 
 
-def compare_leaf(leaf: str, expected: Leaf, actual: Leaf, tolerance: Tolerance, axes: Sequence[str]) -> Verdict:
+def compare_leaf(
+    leaf: str, expected: Leaf, actual: Leaf, tolerance: Tolerance, axes: Sequence[str], most: int = MAX_FINDINGS
+) -> Verdict:
+    """One leaf. Of a tensor's values that differ all are counted, and the first `most` are findings."""
     if type(expected) is not type(actual):
         names = type(expected).__name__, type(actual).__name__
         return _one(leaf, f"type differs: expected {names[0]}, actual {names[1]}", expected, actual)
     if isinstance(expected, Tensor) and isinstance(actual, Tensor):
-        return _compare_tensors(leaf, expected, actual, tolerance, axes)
+        return _compare_tensors(leaf, expected, actual, tolerance, axes, most)
     if isinstance(expected, float) and isinstance(actual, float):
         scalar = torch.tensor(expected, dtype=torch.float64), torch.tensor(actual, dtype=torch.float64)
-        return _compare_tensors(leaf, *scalar, tolerance, ())
+        return _compare_tensors(leaf, *scalar, tolerance, (), most)
     if isinstance(expected, list) and isinstance(actual, list):
         return _compare_lists(leaf, expected, actual)
     if isinstance(expected, str) and isinstance(actual, str) and expected != actual:
@@ -147,7 +165,9 @@ def compare_leaf(leaf: str, expected: Leaf, actual: Leaf, tolerance: Tolerance, 
     return Verdict(compared=1) if expected == actual else _one(leaf, "differs", expected, actual)
 
 
-def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tolerance, axes: Sequence[str]) -> Verdict:
+def _compare_tensors(
+    leaf: str, expected: Tensor, actual: Tensor, tolerance: Tolerance, axes: Sequence[str], most: int
+) -> Verdict:
     kinds = [{"dtype": str(side.dtype), "shape": list(side.shape)} for side in (expected, actual)]
     for name, wanted in kinds[0].items():
         if wanted != (found := kinds[1][name]):
@@ -158,16 +178,13 @@ def _compare_tensors(leaf: str, expected: Tensor, actual: Tensor, tolerance: Tol
     largest = {"max_abs_diff": _most(difference), "max_rel_diff": _most(relative)}
     used = torch.where(difference == 0, difference, difference / allowed)  # infinite where nothing is allowed
     measured = {"max_abs_diff": largest["max_abs_diff"], "used": _most(used)}
-    would_pass = _would_pass(difference, want, tolerance)
-    findings = [
-        _element(leaf, tuple(index), want, have, difference, tolerance, would_pass, axes)
-        for index in wrong.nonzero()[:MAX_FINDINGS].tolist()
-    ]
-    # A single number says all there is to say by itself.
-    errors = (
-        {"errors": {leaf: error_table(want, torch.where(wrong, difference, 0.0))}} if findings and want.ndim else {}
-    )
-    return Verdict(tuple(findings), want.numel(), int(wrong.sum()), largest, {"largest": {leaf: measured}, **errors})
+    details: dict[str, Any] = {"largest": {leaf: measured}}
+    if (n_wrong := int(wrong.sum())) and want.ndim:  # a single number says all there is to say by itself
+        details["errors"] = {leaf: error_table(want, torch.where(wrong, difference, 0.0))}
+    shown = wrong.nonzero()[:most].tolist()
+    would_pass = _would_pass(difference, want, tolerance) if shown else ""
+    findings = (_element(leaf, tuple(index), want, have, difference, tolerance, would_pass, axes) for index in shown)
+    return Verdict(tuple(findings), want.numel(), n_wrong, largest, details)
 
 
 def beside(expected: Tensor, actual: Tensor, tolerance: Tolerance) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,9 +2,9 @@
 
 Three modes, each without and with the vector: the next token, the negative log-likelihood of a given answer, and greedy
 generation (`function_vector_intervention` in the reference's intervention_utils.py). `inject*` take one prompt and are
-the reference's arithmetic; `inject_logits`, `answer_nlls` and `generated_ids` take many. Engine `fast` runs these in
-padded batches, and every vector at every layer as one more row of the same pass; `exact` runs one prompt and one injection
-at a time.
+the reference's arithmetic; `injections`, `likelihoods` and `generated_ids` take many, and so do `inject_logits` and
+`answer_nlls`. Engine `fast` runs these in padded batches, and every vector at every layer as one more row of the same
+pass; `exact` runs one prompt and one injection at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -99,8 +99,22 @@ def inject(
     lm: LanguageModel, input_ids: Sequence[int], target_id: int, vector: Tensor, edit_layer: int, alpha: float = 1.0
 ) -> Injection:
     """Next-token logits with and without `alpha * vector` (d_model,) at the last token of block `edit_layer`."""
-    base, injected = inject_logits(lm, [input_ids], [vector], [edit_layer], alpha, "exact")[0]
-    return Injection(target_id, base, injected)
+    return injections(lm, [input_ids], [target_id], vector, edit_layer, alpha, "exact")[0]
+
+
+def injections(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    targets: Sequence[int],
+    vector: Tensor,
+    edit_layer: int,
+    alpha: float = 1.0,
+    engine: str = "fast",
+    max_memory: int | None = None,
+) -> list[Injection]:
+    """Of every prompt what `inject` says of one. Raises NothingMoved where no logit of any prompt changes."""
+    logits = inject_logits(lm, prompts, [vector], [edit_layer], alpha, engine, max_memory)
+    return [Injection(target, *rows) for target, rows in zip(targets, logits, strict=True)]
 
 
 def inject_logits(
@@ -244,7 +258,20 @@ def _loss(lm: LanguageModel, input_ids: Sequence[int], answer_ids: Sequence[int]
     return float(lm.hf(input_ids=ids, labels=labels, use_cache=False).loss)
 
 
-@torch.inference_mode()
+def likelihoods(
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    vector: Tensor,
+    edit_layer: int,
+    alpha: float = 1.0,
+    engine: str = "fast",
+    max_memory: int | None = None,
+) -> list[Likelihood]:
+    """Of every prompt's answer what `inject_nll` says of one."""
+    base, injected = (_losses(lm, prompts, each, edit_layer, alpha, engine, max_memory) for each in (None, vector))
+    return [Likelihood(*pair) for pair in zip(base, injected, strict=True)]
+
+
 def answer_nlls(
     lm: LanguageModel,
     prompts: Sequence[Prompt],
@@ -256,9 +283,23 @@ def answer_nlls(
 ) -> list[float]:
     """Mean NLL (nats per token) of each prompt's answer; the vector is added at the prompt's last token only.
 
-    Prompts run together with those whose answers have as many tokens: their last tokens then stand in one column. Engine
-    `exact` takes the model's own loss, a prompt at a time: the very numbers of `inject_nll`.
+    Engine `exact` takes the model's own loss, a prompt at a time: the very numbers of `inject_nll`. One that is infinite is
+    as large as files may hold.
     """
+    return [min(nll, -LEAST_LOGPROB) for nll in _losses(lm, prompts, vector, edit_layer, alpha, engine, max_memory)]
+
+
+@torch.inference_mode()
+def _losses(
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    vector: Tensor | None,
+    edit_layer: int,
+    alpha: float,
+    engine: str,
+    max_memory: int | None,
+) -> list[float]:
+    """Prompts run together with those whose answers have as many tokens: their last tokens then stand in one column."""
     exact = chosen(lm, engine) == "exact"
     nlls = [0.0] * len(prompts)
     for n in sorted({len(prompt.answer_ids) for prompt in prompts}):
@@ -270,8 +311,7 @@ def answer_nlls(
         def run(some: Sequence[int], n: int = n) -> list[float]:
             with _injected(lm, vector, edit_layer, alpha, -1 - n):
                 if exact:
-                    one = prompts[some[0]]
-                    return [min(_loss(lm, one.input_ids, one.answer_ids), -LEAST_LOGPROB)]
+                    return [_loss(lm, prompts[some[0]].input_ids, prompts[some[0]].answer_ids)]
                 return _nlls(lm, [prompts[row] for row in some], n)
 
         of_length = [nll for part in in_chunks(rows, size, run) for nll in part]
@@ -285,7 +325,7 @@ def _nlls(lm: LanguageModel, prompts: Sequence[Prompt], n: int) -> list[float]:
     batch = Batch.of([[*prompt.input_ids, *prompt.answer_ids] for prompt in prompts], lm)
     logits = lm.hf(**batch.inputs(), use_cache=False).logits[:, -1 - n : -1]
     answers = torch.tensor([prompt.answer_ids for prompt in prompts], device=logits.device)
-    own = torch.log_softmax(logits.float(), dim=-1).gather(-1, answers[..., None])[..., 0].clamp(min=LEAST_LOGPROB)
+    own = torch.log_softmax(logits.float(), dim=-1).gather(-1, answers[..., None])[..., 0]
     nlls: list[float] = (-own.mean(dim=1)).tolist()
     return nlls
 

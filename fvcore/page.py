@@ -9,6 +9,7 @@ import base64
 import re
 import struct
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,12 @@ DENSITY = 2
 """Dots of a picture for each pixel of a page, so that it is sharp on fine screens too."""
 
 
+@cache
 def environment(package: str) -> Environment:
-    """Templates in `package`'s folder `templates`, and the base behind them; what ends in `.html.j2` is escaped."""
+    """Templates in `package`'s folder `templates`, and the base behind them; what ends in `.html.j2` is escaped.
+
+    One a package and process, so that they are compiled once.
+    """
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 
     templates = Environment(

@@ -5,7 +5,7 @@ its own (chained) or the golden's (isolated) is decided by who calls it.
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from typing import Any
 
@@ -17,7 +17,7 @@ from fvcore.fast import engines
 from fvcore.fast.engines import ENGINES, why_not_fast
 from fvcore.fast.screening import screened_top_heads
 from fvcore.heads import top_heads
-from fvcore.injection import N_GENERATED, generated_ids, inject, inject_nll
+from fvcore.injection import N_GENERATED, generated_ids, injections, likelihoods
 from fvcore.model.diagnostics import caveats
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
@@ -157,9 +157,12 @@ class Pipeline:
     def slot_map(self, prompts: Artifact) -> Artifact:
         """Station 2: the slot of every token, in both regimes."""
         leaves: dict[str, Leaf] = {"dummy_labels": [[i, label] for i, label in enumerate(self.dummy_labels)]}
+        said = self.said["slot_map"] = list[str]()
+        text_of = cache(lambda token: self.lm.tokenizer.decode([token]))
         for trial, regime in product(self.trials.trials, REGIMES):
             slots, where = self.slots(trial, regime), f"{trial.key}/{regime}"
-            tokens = [self.lm.tokenizer.decode([i]) for i in _leaf(prompts, f"{where}/input_ids")]
+            said += [f"{note} (trial {trial.key}, {regime} prompt)" for note in slots.notes]
+            tokens = map(text_of, _leaf(prompts, f"{where}/input_ids"))
             labelled = enumerate(zip(tokens, slots.labels, strict=True))
             leaves |= {
                 f"{where}/labels": [[i, token, label] for i, (token, label) in labelled],
@@ -211,12 +214,21 @@ class Pipeline:
         vector = tensor_leaf(fv_vector, "function_vector").to(self.lm.device)
         where = (self.settings.layer_of(self.lm), self.settings.alpha)
         leaves: dict[str, Leaf] = {}
-        asked = {key: _asked(prompts, key) for key in trial_keys(prompts)}
-        every = [ids for ids, _ in asked.values()]
-        base, injected = (generated_ids(self.lm, every, added, *where, *self._how) for added in (None, vector))
-        for (key, (ids, target)), base_ids, with_ids in zip(asked.items(), base, injected, strict=True):
-            injection = inject(self.lm, ids, target, vector, *where)
-            likelihood = inject_nll(self.lm, ids, _leaf(prompts, f"{key}/corrupted/answer_ids"), vector, *where)
+        keys = trial_keys(prompts)
+        every, targets = zip(*(_asked(prompts, key) for key in keys), strict=True)
+        answered = [
+            Prompt("", tuple(ids), tuple(_leaf(prompts, f"{key}/corrupted/answer_ids")))
+            for key, ids in zip(keys, every, strict=True)
+        ]
+        found = zip(
+            keys,
+            targets,
+            injections(self.lm, every, targets, vector, *where, *self._how),
+            likelihoods(self.lm, answered, vector, *where, *self._how),
+            *(generated_ids(self.lm, every, added, *where, *self._how) for added in (None, vector)),
+            strict=True,
+        )
+        for key, target, injection, likelihood, base_ids, with_ids in found:
             leaves |= {
                 f"{key}/target_id": target,
                 f"{key}/base_logprob": injection.base_logprob,
@@ -238,17 +250,11 @@ class Pipeline:
                 f"engine {self.settings.engine} does not hold for this model ({why_not_fast(self.lm)}): means and effects are "
                 "those of exact"
             ]
-        if key == "top_heads":
-            return self.said.get(key, [])
         if key == "fv_vector":
             return caveats(self.lm)
-        if key != "slot_map" or type(self).slot_map is not Pipeline.slot_map:
+        if key == "slot_map" and type(self).slot_map is not Pipeline.slot_map:
             return []  # what a subclass does at that key is not known here
-        return [
-            f"{note} (trial {trial.key}, {regime} prompt)"
-            for trial, regime in product(self.trials.trials, REGIMES)
-            for note in self.slots(trial, regime).notes
-        ]
+        return self.said.get(key, [])
 
 
 def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Profile:

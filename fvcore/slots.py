@@ -12,8 +12,9 @@ Where the reference silently cuts to the shorter of two lists, an error is raise
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from fvcore.model.tokenizer import Tokenizer
+from fvcore.model.tokenizer import Tokenizer, n_tokens
 from fvcore.prompts import Part, PromptTemplate
 from fvcore.trials.fixed import FixedTrials, WordPair
 
@@ -87,29 +88,24 @@ def token_labels(
 ) -> tuple[list[str], list[str]]:
     """One label a token, by how many tokens the text grows with each part; and notes on parts that merged."""
     labels, notes = ["bos_token"] if prepend_bos else [], list[str]()
-    text, n_before = "", 0
-    for group in groups:
-        for position, (part, label) in enumerate(group):
-            if not part:
-                continue
-            text += part
-            n_after = len(tokenizer.tokenize(text))
-            n_new = n_after - n_before
-            n_before = n_after
-            if n_new < 0:
-                raise SlotAlignmentError(
-                    f"appending {part!r} ({label}) takes {-n_new} token(s) away; labels would outnumber tokens"
-                )
-            if n_new == 0:
-                if not labels:
-                    raise SlotAlignmentError(f"the prompt begins with {part!r}, which is no token of its own")
-                notes.append(f"merged_boundary: {part!r} merged into the token before it, now {label}")
-                labels[-1] = label
-            labels += [label] * n_new
-            if position == 3:  # the output prefix: its last token is where the answer is predicted
-                labels[-1] = labels[-1].replace("structural", "predictive").replace("separator", "predictive")
-            if position == 5 and n_new:  # the output separator: its first token ends the example
-                labels[-n_new] = labels[-n_new].replace("separator", "end_of_example")
+    parts = [(position, *part) for group in groups for position, part in enumerate(group) if part[0]]
+    totals = n_tokens(tokenizer, list(accumulate(part for _, part, _ in parts)))
+    for (position, part, label), n_before, n_after in zip(parts, [0, *totals], totals, strict=False):
+        n_new = n_after - n_before
+        if n_new < 0:
+            raise SlotAlignmentError(
+                f"appending {part!r} ({label}) takes {-n_new} token(s) away; labels would outnumber tokens"
+            )
+        if n_new == 0:
+            if not labels:
+                raise SlotAlignmentError(f"the prompt begins with {part!r}, which is no token of its own")
+            notes.append(f"merged_boundary: {part!r} merged into the token before it, now {label}")
+            labels[-1] = label
+        labels += [label] * n_new
+        if position == 3:  # the output prefix: its last token is where the answer is predicted
+            labels[-1] = labels[-1].replace("structural", "predictive").replace("separator", "predictive")
+        if position == 5 and n_new:  # the output separator: its first token ends the example
+            labels[-n_new] = labels[-n_new].replace("separator", "end_of_example")
     return labels, notes
 
 

@@ -53,6 +53,7 @@ def options_of(request: pytest.FixtureRequest) -> ParityOptions:
 
 
 def _cached(request: pytest.FixtureRequest, make: Callable[[], Made], *key: str) -> Made:
+    """What `make` makes, kept for the session by its key; what it raises is not kept."""
     cache = request.config.stash.setdefault(CACHE_KEY, {})
     if key not in cache:
         cache[key] = make()
@@ -302,6 +303,21 @@ def fv_profile(request: pytest.FixtureRequest, fv_model: LanguageModel, fv_trial
     settings = run_settings(request, fv_trials)
     settings.require_fit(fv_model)
     return profile_of(fv_model, fv_trials, settings)
+
+
+def require_readable(
+    request: pytest.FixtureRequest, lm: LanguageModel, trials: FixedTrials, settings: Settings
+) -> None:
+    """Raise what is wrong with these trials for this model, its tokenizer and its room; asked once a session."""
+    from fvcore.pipeline import Pipeline
+    from fvcore.prompts import require_verified
+
+    def ask() -> bool:
+        require_verified(trials, lm.tokenizer)
+        Pipeline(lm, trials, settings).require_room()
+        return True
+
+    _cached(request, ask, "readable", trials.id, trials.sha256, str(id(lm)))
 
 
 def tolerances_of(

@@ -65,7 +65,7 @@ class SharedPrompt:
     cache: DynamicCache
     entered: list[Tensor]  # layer -> (trial, n_kept, d_model); behind the last layer, what left it at the last token
     attention: dict[int, Attention]  # of the layers that have heads
-    calls: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # how many tokens -> what each block is handed
+    calls: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)  # how many tokens -> what each block is handed
 
     @classmethod
     def run(cls, lm: LanguageModel, prompts: Sequence[Sequence[int]], n_kept: int = 1) -> SharedPrompt:
@@ -92,12 +92,12 @@ class SharedPrompt:
             self.calls[n_tokens] = self._handed(start)
         return Suffix(self, n_tokens, n_variants, self.calls[n_tokens])
 
-    def _handed(self, start: int) -> list[dict[str, Any]]:
+    def _handed(self, start: int) -> dict[int, dict[str, Any]]:
         """What the model hands to each block for the tokens from `start` on, behind what the cache holds of those before."""
-        calls = []
+        calls: dict[int, dict[str, Any]] = {}
 
         def note(layer: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
-            calls.append(given)
+            calls[layer] = given
             return hidden
 
         with passing_over(self.lm, note):
@@ -127,7 +127,7 @@ class Suffix:
     prompt: SharedPrompt
     n_tokens: int
     n_variants: int
-    calls: list[dict[str, Any]]
+    calls: dict[int, dict[str, Any]]
     made: dict[int, Any] = field(default_factory=dict)
 
     def entered(self, layer: int) -> Tensor:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,10 @@ from torch import Tensor, nn
 
 from fvcore import embedded
 from fvcore.exits import in_one_line
-from fvcore.model import on_disk
+from fvcore.model import digests, on_disk
 from fvcore.model.anatomy import head_widths, max_tokens, require_parts, spec_in, stated, text_config, types_of
+from fvcore.model.digests import tokenizer_digest as tokenizer_digest
+from fvcore.model.digests import weights_digest as weights_digest
 from fvcore.model.hooks import require_streams
 from fvcore.model.placement import DTYPES as DTYPES
 from fvcore.model.placement import Placement, quant_of
@@ -48,6 +48,7 @@ class LanguageModel:
     spec: ModelSpec
     name: str = "in memory"
     source: Path | None = None
+    origin: digests.Origin | None = field(default=None, repr=False, compare=False)
     # What takes long to find out (digests read every weight) is kept here.
     known: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
@@ -203,7 +204,7 @@ class LanguageModel:
     @property
     def weights_sha(self) -> str:
         """Digest of every parameter by name, dtype, shape and value: a model is known by it wherever it lies."""
-        return self.once("weights", lambda: weights_digest(self.hf))
+        return self.once("weights", lambda: digests.weights_sha(self.hf, self.origin))
 
     @property
     def tokenizer_sha(self) -> str:
@@ -228,29 +229,6 @@ def require_bos(lm: LanguageModel) -> None:
             f"{'a' if facts.adds_bos else 'no'} BOS (add_special_tokens=True, first ids of 'Q: a': {list(facts.first_ids)}, bos "
             f"id {facts.bos_token_id}); what it does counts: correct the spec or take the model's own tokenizer"
         )
-
-
-def weights_digest(hf: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, parameter in sorted(hf.named_parameters()):
-        value = parameter.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of what decides the ids: the fast tokenizer's pipeline, or vocabulary and probes of a slow one."""
-    probe = [tokenizer(text).input_ids for text in ("Q: hot\nA: cold\n\nQ: unhappy\nA:", " a", "caf\u00e9 12!\n")]
-    facts: dict[str, Any] = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "probe": probe}
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        facts["vocab"] = tokenizer.get_vocab()
-    else:
-        pipeline = json.loads(backend.to_str())
-        # Truncation and padding are settings of the last call, not of the tokenizer.
-        facts |= {key: value for key, value in pipeline.items() if key not in {"truncation", "padding", "version"}}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def deterministic(seed: int) -> None:
@@ -327,6 +305,7 @@ def load(
     attn = _attention(config, attn)
     options = placement.options() | ({"attn_implementation": attn} if attn else {})
     with _loading("model", name, f" Asked for: {placement}{placement.advice}."):
+        files = digests.files_of(str(where))
         hf, report = _auto_class(config).from_pretrained(
             str(where), local_files_only=True, trust_remote_code=False, output_loading_info=True, **options
         )
@@ -339,6 +318,7 @@ def load(
         )
     known_as, source = (where.name, where) if isinstance(where, Path) else (name, None)
     lm = LanguageModel.wrap(hf, tokenizer, known_as, source, given)
+    lm = replace(lm, origin=digests.origin_of(hf, files, placement.options()))
     require_bos(lm)
     for sentence in doubts(lm):
         warnings.warn(f"{lm.name}: {sentence}", ModelWarning, stacklevel=2)

@@ -23,6 +23,14 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Any) -> str: ...
 
 
+def n_tokens(tokenizer: Any, texts: list[str]) -> list[int]:
+    """Of each text how many tokens it is by itself, without special ones."""
+    if not (texts and getattr(tokenizer, "is_fast", False)):
+        return [len(tokenizer.tokenize(text)) for text in texts]
+    # All at once: a call of its own costs many times the text.
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False, return_attention_mask=False).input_ids]
+
+
 RELEASES = {
     (token, size): name
     for name, sizes in read_yaml(Path(__file__).with_name("names.yaml"))["adding_bos"].items()

@@ -46,12 +46,12 @@ class InHand:
 
     def changed(self, key: str, axes: Axes) -> list[Finding]:
         """What is no longer as it was after the candidate was asked for a key, one finding a thing; each is told once."""
-        from fvcore.compare import compare
+        from fvcore.compare import compare, unchanged
 
         found = []
         for what, (held, kept) in self._kept.items():
             known = {leaf: held[leaf] for leaf in kept if leaf in held}
-            if first := compare(kept, known, axes=axes).first_mismatch:
+            if not unchanged(kept, known) and (first := compare(kept, known, axes=axes).first_mismatch):
                 message = f"while it was asked for {key} the candidate changed {what}; it must edit a copy (.clone())"
                 found.append(replace(first, message=message))
                 with suppress(TypeError, RuntimeError):  # what it made of it need not be an artifact

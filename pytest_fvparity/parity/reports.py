@@ -50,11 +50,12 @@ class ParityReports(SuiteReports):
 
     def _bundles(self, report: Report, keys: Iterable[str | None]) -> list[Path]:
         """Where failures of these keys lie in files, if they are there."""
+        if not self.options.bundle:
+            return []
         from pytest_fvparity.bundle.bundle import place
         from pytest_fvparity.report.render import folders
 
-        there = folders(report, self.options.bundle) if self.options.bundle else []
-        return [place(folder, key) for folder in there for key in keys if key]
+        return [place(folder, key) for folder in folders(report, self.options.bundle) for key in keys if key]
 
     def earlier(self, runs: Iterable[SuiteRun]) -> Iterable[Path]:
         from pytest_fvparity.report.render import files_of

@@ -14,9 +14,11 @@ from pytest_fvparity.fixtures import (
     keeper_of,
     load_model,
     options_of,
+    require_readable,
     run_settings,
     tolerances_of,
 )
+from pytest_fvparity.libraries import import_large
 from pytest_fvparity.parity.checks import STAGES, Memory
 from pytest_fvparity.parity.implementation import LIVE
 from pytest_fvparity.parity.place import title_of
@@ -63,8 +65,7 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
 
     The suite's `context` is filled on the way with what the report says about the run.
     """
-    from fvcore.pipeline import Pipeline
-    from fvcore.prompts import require_verified
+    import_large()
     from pytest_fvparity.candidates.candidates import name_of, required
     from pytest_fvparity.candidates.whereabouts import whereabouts
     from pytest_fvparity.parity.at_hand import continuation_of, log_effects_of
@@ -79,9 +80,8 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context |= {"dataset": trials.dataset, "fixed_trials_id": trials.id, "n_trials": n}
     lm: LanguageModel = request.getfixturevalue("fv_model")
     context |= {"model": lm.name, "n_layers": lm.n_layers, "n_heads": lm.n_heads}
-    require_verified(trials, lm.tokenizer)
     settings = run_settings(request, trials)
-    Pipeline(lm, trials, settings).require_room()
+    require_readable(request, lm, trials, settings)
     if (options.max_trials or 0) > n:
         raise StageError(f"--fv-max-trials {options.max_trials}: {trials.id} has {n} trials; ask for 1 to {n}")
     context["n_compared_trials"] = options.max_trials or n

@@ -144,7 +144,7 @@ def located(
     n_trials = len({trial for leaf in expected if (trial := trial_of(leaf))})
     for leaf in (leaf for leaf in {**expected, **actual} if leaf not in tied):
         one, other = ({leaf: side[leaf]} if leaf in side else {} for side in (expected, actual))
-        verdict, example = compare(one, other, tolerance_of, axes), None
+        verdict, example = compare(one, other, tolerance_of, axes, most=1), None
         if not verdict.passed:
             example = verdict.first_mismatch
             want, have = expected.get(leaf), actual.get(leaf)

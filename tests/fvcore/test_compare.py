@@ -15,6 +15,7 @@ from tests.late import RUNNING
 if RUNNING:
     import torch
 
+    from fvcore import compare as comparison
     from fvcore.compare import EXACT, MAX_FINDINGS, Tolerance, changes, compare
 
 
@@ -243,6 +244,19 @@ def test_the_first_hundred_are_over_all_leaves() -> None:
     verdict = compare({f"{i:03}": i for i in range(250)}, {f"{i:03}": -1 for i in range(250)})
     assert (verdict.mismatch_count, len(verdict.findings)) == (250, 100)
     assert verdict.findings[-1].where == "099"
+
+
+def test_no_more_findings_are_made_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand trials that all differ cost a thousand comparisons, and a hundred findings."""
+    made, whole = list[Any](), comparison._element
+    monkeypatch.setattr(comparison, "_element", lambda *given: made.append(given[:2]) or whole(*given))
+    sides = ({f"{trial}:{trial}/with_logits": torch.full((30,), value) for trial in range(20)} for value in (0.0, 1.0))
+    expected, actual = sides
+
+    verdict = compare(expected, actual)
+
+    assert (verdict.mismatch_count, len(verdict.findings), len(made)) == (600, MAX_FINDINGS, MAX_FINDINGS)
+    assert sum(row["count"] for row in verdict.details["errors"]["with_logits"]) == 600
 
 
 def test_a_coordinate_has_the_names_of_its_axes() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+from types import SimpleNamespace
+
+import pytest
+
 from tests.late import RUNNING
 
 if RUNNING:
     import torch
 
-    from fvcore.model.memory import free_memory, peak_memory
+    from fvcore.model.memory import KEPT, M_TRIM_THRESHOLD, free_memory, keep_freed_memory, peak_memory
 
 
 MIB = 2**20
@@ -44,3 +49,19 @@ def test_free_memory_is_not_more_than_there_is() -> None:
     import psutil
 
     assert 0 < free_memory(torch.device("cpu")) <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_freed_memory_is_kept_in_bounds_unless_somebody_said_otherwise(
+    own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[int, int] = {}
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=asked.__setitem__))
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    if own:
+        monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+
+    keep_freed_memory.__wrapped__()
+
+    assert asked.get(M_TRIM_THRESHOLD) == (None if own else KEPT)

@@ -58,8 +58,18 @@ def _libraries() -> None:
         "fvcore.experiments.relation.run",
         "fvcore.experiments.select_kv.model_runtime",
         "fvcore.experiments.select_kv.run",
+        "fvcore.model.leftovers",
+        "hypothesis",  # its plugin asks it at the end of every run
+        "pytest_fvparity.bundle.bundle",
+        "pytest_fvparity.candidates.candidates",
+        "pytest_fvparity.candidates.itself",
         "pytest_fvparity.golden.golden",
+        "pytest_fvparity.parity.conditions",
+        "pytest_fvparity.parity.at_hand",
         "pytest_fvparity.reference.reference",
+        "pytest_fvparity.report.annotations",
+        "pytest_fvparity.report.render",  # with its templates, compiled once
+        "pytest_fvparity.report.screen",
     ):
         import_module(name)
     random_lm("llama")

@@ -271,10 +271,9 @@ def _without_times(data: bytes) -> str:
     return text
 
 
-@pytest.mark.parametrize("fault", ["", "x[0, 1] += 0.5; x[1, 0, 2, 3] = float('nan')"], ids=["green", "red"])
-def test_two_runs_differ_in_times_alone(pytester: pytest.Pytester, two_files: World, fault: str) -> None:
+def test_two_runs_differ_in_times_alone(pytester: pytest.Pytester, two_files: World) -> None:
     """Every file of the reports, and JUnit's."""
-    plant(pytester, "mean_activations", EDITED.format(fault or "pass"))
+    plant(pytester, "mean_activations", EDITED.format("x[0, 1] += 0.5; x[1, 0, 2, 3] = float('nan')"))
     found = []
     for _ in range(2):
         how = ["-m", "parity", "--fv-keep-going", "--junitxml=reports/junit.xml"]
@@ -293,7 +292,7 @@ def test_two_runs_differ_in_times_alone(pytester: pytest.Pytester, two_files: Wo
             assert _without_times(one[name]) == _without_times(two[name]), name
     (report,) = [json.loads(data) for name, data in one.items() if name.endswith(f"seed0_llama/{NAME}")]
     # What a red run adds to a report is there, and just as steady.
-    assert bool(report["checks"][2]["errors"]) == bool(fault)
+    assert report["checks"][2]["errors"]
     assert all(row["used"] is not None for check in report["checks"] for row in check["tolerances"])
 
 

@@ -23,14 +23,15 @@ from tests.late import RUNNING
 if RUNNING:
     from pytest_fvparity.milestones.m7_transfer import phases
     from pytest_fvparity.milestones.run import NotReady, run
-    from tests.pytest_fvparity.transfer_world import make_transfer_world
+    from tests.pytest_fvparity.transfer_world import TransferWorld
 
 
 @pytest.fixture(scope="module")
-def behind_m2(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+def behind_m2(transfer_world: TransferWorld, tmp_path_factory: pytest.TempPathFactory) -> Setup:
     """A relation run, and M2 of the same model passed in the same place."""
     folder = tmp_path_factory.mktemp("m7")
-    world = make_transfer_world(folder)
+    shutil.copytree(transfer_world.golden.parent, folder, dirs_exist_ok=True)
+    world = TransferWorld.below(folder)
     place = Path("tiny_antonym", shipped.TRIALS["tiny-llama"].stem)
     shutil.copytree(shipped.root() / "golden" / place, world.golden / place)
     # A copy: pytest would read the conftest.py of the checkout that holds the original.

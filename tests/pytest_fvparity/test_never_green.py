@@ -23,40 +23,19 @@ if RUNNING:
     from tests.pytest_fvparity.worlds import World, plant, reports, statuses
 
 
-SKIPPED = {
-    "by a mark": """
-        import pytest
-
-        def pytest_collection_modifyitems(items):
-            for item in items:
-                if item.name == "slot_map":
-                    item.add_marker(pytest.mark.skip(reason="not today"))
-        """,
-    "by a fixture": """
-        import pytest
-
-        @pytest.fixture(autouse=True)
-        def not_today(request):
-            if request.node.name == "slot_map":
-                pytest.skip("not today")
-        """,
-    "by the candidate": """
-        import pytest
-        from fvcore.pipeline import Pipeline
-
-        class Shy(Pipeline):
-            def slot_map(self, prompts):
-                pytest.skip("not today")
-
-        def pytest_fvparity_candidate(lm, trials, settings):
-            return Shy(lm, trials, settings)
-        """,
-}
+@pytest.fixture
+def old_pass(pytester: pytest.Pytester, world: World, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The reports of an earlier run, which passed; made once."""
+    kept, here = tmp_path_factory.getbasetemp() / "old_pass", pytester.path / "reports"
+    if not kept.exists():
+        pytester.runpytest_inprocess("-m", "parity", *world.options)
+        shutil.copytree(here, kept)
+    shutil.copytree(kept, here, dirs_exist_ok=True)
+    assert reports(pytester)[0]["overall_status"] == "PASS"
 
 
-@pytest.mark.parametrize("conftest", SKIPPED.values(), ids=SKIPPED.keys())
-def test_a_skipped_stage_is_an_error_and_blocks(pytester: pytest.Pytester, world: World, conftest: str) -> None:
-    pytester.makeconftest(conftest)
+def test_a_stage_that_the_candidate_skips_is_an_error_and_blocks(pytester: pytest.Pytester, world: World) -> None:
+    plant(pytester, "slot_map", "import pytest; pytest.skip('not today')")
 
     result = pytester.runpytest_inprocess("-m", "parity", *world.options)
 
@@ -150,35 +129,6 @@ def test_an_error_after_a_stage_hides_no_divergence_and_spoils_a_pass(pytester: 
         assert list(statuses(report).values())[:2] == found
 
 
-def test_stages_keep_their_order_whatever_shuffles_them(pytester: pytest.Pytester, two_files: World) -> None:
-    pytester.makeconftest(
-        """
-        def pytest_collection_modifyitems(items):
-            items.reverse()
-        """
-    )
-
-    result = pytester.runpytest_inprocess("-m", "parity", "-v", *two_files.options)
-
-    result.assert_outcomes(passed=12)
-    lines = [line for line in result.outlines if "::parity::" in line]
-    of_one = [line.partition("::parity::")[2].split()[0] for line in lines if "seed0" in line.partition("::")[0]]
-    assert of_one[0] == "prompt_boundary"
-    assert of_one[-1] == "injection_output"
-
-
-def test_failed_first_does_not_put_a_later_stage_first(pytester: pytest.Pytester, world: World) -> None:
-    plant(pytester, "slot_map", 'leaves["dummy_labels"] = []')
-    pytester.runpytest_inprocess("-m", "parity", *world.options)
-    plant(pytester, "prompt_boundary", 'leaves["0:0/target_id"] = -1')
-
-    pytester.runpytest_inprocess("-m", "parity", "--ff", *world.options)
-
-    (report,) = reports(pytester)
-    assert report["first_divergence"]["check_key"] == "prompt_boundary"
-    assert statuses(report)["slot_map"] == "BLOCKED"
-
-
 # ---------------------------------------------------------------- which files
 
 
@@ -254,8 +204,8 @@ def test_an_editable_install_is_not_run_from_elsewhere_without_trials(pytester: 
 # ---------------------------------------------------------------- reports that must not outlive their run
 
 
+@pytest.mark.usefixtures("old_pass")
 def test_a_refused_recording_leaves_the_reports_of_the_last_run(pytester: pytest.Pytester, world: World) -> None:
-    pytester.runpytest_inprocess("-m", "parity", *world.options)
     before = reports(pytester)
     src = pytester.mkdir("no-checkout")
 
@@ -545,7 +495,6 @@ def test_an_earlier_fault_that_was_not_selected_is_still_why(pytester: pytest.Py
 def test_an_odd_answer_reaches_every_report_as_a_failure(
     pytester: pytest.Pytester, world: World, method: str, fault: str
 ) -> None:
-    pytester.runpytest_inprocess("-m", "parity", *world.options)
     plant(pytester, method, fault)
 
     result = pytester.runpytest_inprocess("-m", "parity", *world.options)
@@ -560,9 +509,9 @@ def test_an_odd_answer_reaches_every_report_as_a_failure(
 C_EXIT = "import ctypes; ctypes.CDLL(None).exit(0)"
 
 
+@pytest.mark.usefixtures("old_pass")
 @pytest.mark.parametrize("death", slow_but([C_EXIT], ["os._exit(0)", C_EXIT, "os.kill(os.getpid(), 9)"]))
 def test_a_process_that_dies_leaves_no_old_pass_and_is_red(pytester: pytest.Pytester, world: World, death: str) -> None:
-    pytester.runpytest_inprocess("-m", "parity", *world.options)
     plant(pytester, "slot_map", death)
 
     result = pytester.runpytest_subprocess("-m", "parity", *world.options)
@@ -612,11 +561,10 @@ NOTHING_JUDGED = {
 }
 
 
+@pytest.mark.usefixtures("old_pass")
 @pytest.mark.parametrize("why", NOTHING_JUDGED)
 def test_a_run_that_judged_nothing_leaves_no_old_pass(pytester: pytest.Pytester, world: World, why: str) -> None:
     conftest, words, status = NOTHING_JUDGED[why]
-    pytester.runpytest_inprocess("-m", "parity", *world.options)
-    assert reports(pytester)[0]["overall_status"] == "PASS"
     pytester.makeconftest(conftest)
     leaves = "dies" in why or "leaves" in why
     run = pytester.runpytest_subprocess if leaves else pytester.runpytest_inprocess
@@ -629,11 +577,11 @@ def test_a_run_that_judged_nothing_leaves_no_old_pass(pytester: pytest.Pytester,
     assert {summary["overall_status"] for summary in summaries} <= {"FAIL"}
 
 
+@pytest.mark.usefixtures("old_pass")
 @pytest.mark.parametrize("words", [["--collect-only"], ["--fixtures"], ["no_such_file.py"], ["--help"]])
 def test_a_command_that_could_judge_nothing_leaves_reports_as_they_are(
     pytester: pytest.Pytester, world: World, words: list[str]
 ) -> None:
-    pytester.runpytest_inprocess("-m", "parity", *world.options)
     before = {path: path.read_bytes() for path in (pytester.path / "reports").rglob("*") if path.is_file()}
 
     pytester.runpytest_inprocess("-m", "parity", *world.options, *words)
@@ -642,9 +590,8 @@ def test_a_command_that_could_judge_nothing_leaves_reports_as_they_are(
     assert after == before
 
 
+@pytest.mark.usefixtures("old_pass")
 def test_a_run_without_its_device_leaves_no_old_pass(pytester: pytest.Pytester, world: World) -> None:
-    pytester.runpytest_inprocess("-m", "parity", *world.options)
-
     pytester.runpytest_inprocess("-m", "parity", "--fv-device=cuda:7", *world.options)
 
     (report,) = reports(pytester)

@@ -237,35 +237,28 @@ def test_what_is_recorded_is_what_fvcore_computes(
     assert normalisations["already"] == ["greedy_generation"]
 
 
-@pytest.mark.parametrize(
-    ("family", "profile"), slow_but([("llama", "src")], [("llama", "src"), ("gpt2", "todd_upstream")])
-)
 def test_a_process_of_its_own_records_the_same_and_leaves_the_checkout_as_it_was(
-    family: str,
-    profile: str,
-    model: Callable[[str], LanguageModel],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    llama: LanguageModel, fixed: FixedTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm, root, settings = model(family), plant(tmp_path), replace(SRC, reference_profile=profile)
-    trials, before = saved_trials(lm, tmp_path), digests(root)
+    root = plant(tmp_path)
+    before = digests(root)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "torch.py").write_text("raise ImportError('found through PYTHONPATH')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "elsewhere"))
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
 
     shares: list[float] = []
-    recording = reference.run(root, lm, trials, settings, advance=shares.append)
+    recording = reference.run(root, llama, fixed, SRC, advance=shares.append)
 
     assert shares == sorted(shares)
     assert (0 < shares[0] < 1, shares[-1]) == (True, 1)
     assert digests(root) == before
-    assert differences(recorded_leaves(recording), run(lm, trials, settings), Tolerance(atol=1e-6)) == []
+    assert differences(recorded_leaves(recording), run(llama, fixed, SRC), Tolerance(atol=1e-6)) == []
     assert recording.provenance["sources"] == {name: sha for name, sha in before.items() if name.endswith(".py")}
-    assert recording.provenance["weights_sha"] == lm.weights_sha
+    assert recording.provenance["weights_sha"] == llama.weights_sha
     assert recording.provenance["repository"] == reference.REPOSITORY
     assert recording.provenance["commit"] == "unknown"
-    assert recording.profile.conditions == profile_of(lm, trials, settings).conditions
+    assert recording.profile.conditions == profile_of(llama, fixed, SRC).conditions
 
 
 @pytest.mark.usefixtures("in_process")

@@ -31,7 +31,8 @@ def test_every_stage_says_what_the_report_says(pytester: pytest.Pytester, world:
     plant(pytester, "mean_activations", fault)
 
     how = ["-m", "parity", "-p", "no:cacheprovider", "--junitxml=junit.xml", "--fv-max-trials=2", *workers]
-    pytester.runpytest_subprocess(*how, *world.options)
+    run = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
+    run(*how, *world.options)
 
     (report,) = reports(pytester)
     written = _written(pytester.path / "junit.xml")

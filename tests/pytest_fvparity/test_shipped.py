@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,18 +23,15 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("profile", slow_but(["src"], REFERENCE_PROFILES))
 @pytest.mark.parametrize("model", slow_but(["tiny-gpt2"], EMBEDDED))
-def test_all_six_keys_agree_with_the_recorded_reference(model: str, profile: str, tmp_path: Path) -> None:
-    # A process of its own, from the project's folder: what a person types.
+def test_all_six_keys_agree_with_the_recorded_reference(
+    model: str, profile: str, tmp_path: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # From the project's folder: what a person types, and `make parity` in a process of its own.
+    monkeypatch.chdir(ROOT)
     options = [f"--fv-model={model}", f"--fv-reference-profile={profile}", f"--fv-report-dir={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "parity", "datasets", *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = pytester.runpytest_inprocess("-q", "-p", "no:cacheprovider", "-m", "parity", "datasets", *options)
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.ret == 0, done.stdout.str() + done.stderr.str()
     (file,) = tmp_path.rglob("src_vs_fv_diff_report.json")
     report = json.loads(file.read_text())
     assert [check["status"] for check in report["checks"]] == ["PASS"] * 6

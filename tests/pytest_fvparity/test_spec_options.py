@@ -8,6 +8,9 @@ from fvcore.formats import write_text
 from tests.late import RUNNING
 
 if RUNNING:
+    import torch
+
+    from fvcore.model import placement
     from tests.pytest_fvparity.worlds import World, reports
 
 
@@ -36,7 +39,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(
     world: World, pytester: pytest.Pytester, options: list[str], message: str
 ) -> None:
     write_text(pytester.path / "wrong.yaml", "blocks_path: model.layers\nout_proj_path_in_attn: o_proj\n")
-    result = pytester.runpytest_subprocess("-m", "parity", *world.options, *options)
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options, *options)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([message])
 
@@ -45,7 +48,7 @@ def test_a_users_spec_is_used_told_of_and_carried_by_the_reproduce_command(
     world: World, pytester: pytest.Pytester
 ) -> None:
     write_text(pytester.path / "own.yaml", SPEC + "dtype: bf16\ndevice_map: auto\n")
-    result = pytester.runpytest_subprocess("-m", "parity", *world.options, "--fv-spec=own.yaml")
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options, "--fv-spec=own.yaml")
     result.assert_outcomes(passed=6)
     report = reports(pytester)[0]
 
@@ -61,7 +64,7 @@ def test_a_users_spec_is_used_told_of_and_carried_by_the_reproduce_command(
 def test_the_ini_file_names_a_spec_beside_it(world: World, pytester: pytest.Pytester) -> None:
     write_text(pytester.path / "own.yaml", SPEC.replace("self_attn", "attention"))
     pytester.makeini("[pytest]\nfv_spec = own.yaml\n")
-    result = pytester.runpytest_subprocess("-m", "parity", *world.options)
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
         [
@@ -78,17 +81,19 @@ def test_the_ini_file_names_a_spec_beside_it(world: World, pytester: pytest.Pyte
     ],
 )
 def test_what_is_not_installed_is_an_error_and_no_skip(
-    world: World, pytester: pytest.Pytester, options: list[str], message: str
+    world: World, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
 ) -> None:
     # The same whether the packages are there or not.
-    pytester.makeconftest("from fvcore.model import placement\nplacement.find_spec = lambda name: None\n")
-    result = pytester.runpytest_subprocess("-m", "parity", *world.options, *options)
+    monkeypatch.setattr(placement, "find_spec", lambda name: None)
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options, *options)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines([message])
 
 
-def test_auto_is_the_cpu_where_there_is_no_gpu(world: World, pytester: pytest.Pytester) -> None:
-    pytester.makeconftest("import torch\ntorch.cuda.is_available = lambda: False\n")
-    result = pytester.runpytest_subprocess("-m", "parity", *world.options, "--fv-device=auto")
+def test_auto_is_the_cpu_where_there_is_no_gpu(
+    world: World, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = pytester.runpytest_inprocess("-m", "parity", *world.options, "--fv-device=auto")
     result.assert_outcomes(passed=6)
     assert reports(pytester)[0]["profile"]["conditions"]["device"] == "cpu"

@@ -208,12 +208,10 @@ def test_a_stage_alone_is_planned_alone(pytester: pytest.Pytester, suite: Judged
 
 # ---------------------------------------------------------------- workers
 
-MORE_DEATHS = (("dies", 2), ("dies untidy", 0), ("dies untidy", 2))
+DEATHS = [("dies", 0), ("dies", 2), ("dies untidy", 0), ("dies untidy", 2)]
 
 
-@pytest.mark.parametrize(
-    ("event", "place"), [("dies", 0), *[pytest.param(*more, marks=pytest.mark.slow) for more in MORE_DEATHS]]
-)
+@pytest.mark.parametrize(("suite", "event", "place"), [("toy", *how) for how in DEATHS], indirect=["suite"])
 def test_a_stage_that_kills_its_worker_crashed_and_blocks(
     pytester: pytest.Pytester, suite: Judged, event: str, place: int
 ) -> None:
@@ -225,7 +223,23 @@ def test_a_stage_that_kills_its_worker_crashed_and_blocks(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dist", ["load", "worksteal"])
+@pytest.mark.parametrize(
+    ("suite", "event"),
+    [("parity", "dies untidy"), ("transfer", "dies"), ("selectkv", "dies untidy"), ("audit", "dies")],
+    indirect=["suite"],
+)
+def test_it_does_so_in_every_suite(pytester: pytest.Pytester, suite: Judged, event: str) -> None:
+    plant(pytester, event, suite.keys[2])
+
+    assert suite.run(pytester, "-n", "2", alone=True) == suite.expect(**{suite.keys[2]: "CRASHED"})
+
+
+@pytest.mark.parametrize(
+    ("suite", "dist"),
+    [("toy", "load"), ("toy", "worksteal")]
+    + [pytest.param(name, "load", marks=pytest.mark.slow) for name in ("transfer", "selectkv", "audit")],
+    indirect=["suite"],
+)
 def test_no_way_to_share_the_stages_names_a_later_one(pytester: pytest.Pytester, suite: Judged, dist: str) -> None:
     plant(pytester, "fails", suite.keys[0])
 

@@ -15,6 +15,7 @@ from fvcore.injection import Injection, Likelihood
 from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
 from fvcore.pipeline import trial_keys
+from fvcore.prompts import Prompt
 from pytest_fvparity.selftest.catalogue import Look, Observed, Outcome, Plant, Plants, choosing, observed, on, patching
 from pytest_fvparity.selftest.mean_heads import ids_of, left_padded, padded_logits
 from pytest_fvparity.selftest.rig import Rig, changed
@@ -23,6 +24,23 @@ KEY = "injection_output"
 
 Edit = Callable[[Any, Tensor, Any], Any]
 """A block's output, the vector and where to add it -> the edited output."""
+
+
+def one_by_one(inject: Callable[..., Injection]) -> Callable[..., list[Injection]]:
+    """`inject` of one prompt in place of `injections`."""
+
+    def injections(
+        lm: LanguageModel,
+        prompts: Sequence[list[int]],
+        targets: Sequence[int],
+        vector: Tensor,
+        layer: int,
+        alpha: float,
+        *engine: Any,
+    ) -> list[Injection]:
+        return [inject(lm, *asked, vector, layer, alpha) for asked in zip(prompts, targets, strict=True)]
+
+    return injections
 
 
 def with_adding(adding: Callable[..., AbstractContextManager[Any]], look: Look = observed) -> Plant:
@@ -38,7 +56,7 @@ def with_adding(adding: Callable[..., AbstractContextManager[Any]], look: Look =
             return Injection(target, base, lm.logits(lm.ids(ids))[0, -1])
 
     def plant(rig: Rig) -> Observed:
-        with patch.object(pipeline, "inject", inject):
+        with patch.object(pipeline, "injections", one_by_one(inject)):
             return patching(injection, "add_to_residual", adding, look)(rig)
 
     return plant
@@ -97,21 +115,22 @@ def at_positions(positions: slice) -> Plant:
 
 
 @torch.inference_mode()
-def likelihood_of_all_tokens(
-    lm: LanguageModel, ids: list[int], answer: list[int], vector: Tensor, layer: int, alpha: float
-) -> Likelihood:
+def likelihoods_of_all_tokens(
+    lm: LanguageModel, prompts: Sequence[Prompt], vector: Tensor, layer: int, alpha: float, *engine: Any
+) -> list[Likelihood]:
     """The answer's length is measured on a prompt that holds it already, and comes out as 0."""
     n_answer = 0
-    row = lm.ids([*ids, *answer])
-    labels = row.clone()
-    labels[:, :-n_answer] = -100  # an empty range: nothing is masked
 
-    def nll() -> float:
+    def nll(row: Tensor) -> float:
+        labels = row.clone()
+        labels[:, :-n_answer] = -100  # an empty range: nothing is masked
         return float(lm.hf(input_ids=row, labels=labels, use_cache=False).loss)
 
-    base = nll()
+    rows = [lm.ids([*prompt.input_ids, *prompt.answer_ids]) for prompt in prompts]
+    base = list(map(nll, rows))
     with add_to_residual(lm, layer, alpha * vector, -1 - n_answer):
-        return Likelihood(base, nll())
+        injected = list(map(nll, rows))
+    return [Likelihood(*pair) for pair in zip(base, injected, strict=True)]
 
 
 def in_the_first_step_only(lm: LanguageModel, layer: int, vector: Tensor, token: int = -1) -> RemovableHandle:
@@ -139,7 +158,7 @@ def in_a_batch(position: Callable[[Tensor], Tensor]) -> Plant:
             with lm.blocks[layer].register_forward_hook(lambda _, args, output: added(output, alpha * vector, at)):
                 return Injection(target, base, padded_logits(lm, rows, mask)[1, -1])
 
-        return patching(pipeline, "inject", inject)(rig)
+        return patching(pipeline, "injections", one_by_one(inject))(rig)
 
     return plant
 
@@ -164,7 +183,7 @@ PLANTS: dict[str, Plants] = {
         lambda lm, layer, vector, token=-1: add_to_residual(lm, layer, vector, -1), these_leaves_alone("with_nll")
     ),
     "F65-unmasked": patching(
-        pipeline, "inject_nll", likelihood_of_all_tokens, these_leaves_alone("base_nll", "with_nll")
+        pipeline, "likelihoods", likelihoods_of_all_tokens, these_leaves_alone("base_nll", "with_nll")
     ),
     "F66": with_adding(in_the_first_step_only, these_leaves_alone("with_generated")),
     "F67": in_a_batch(lambda mask: mask.sum(dim=1) - 1),

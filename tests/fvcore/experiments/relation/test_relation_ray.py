@@ -202,7 +202,9 @@ def test_a_killed_actors_q_id_is_taken_up_again(here: Path, connected: None, exp
     require_same(expected)
 
 
-def test_a_q_id_that_kills_every_actor_fails_and_the_others_go_on(here: Path, connected: None) -> None:
+def test_a_q_id_that_kills_every_actor_fails_the_others_go_on_and_a_local_run_after_them(
+    here: Path, connected: None, llama: LanguageModel, expected: dict[str, bytes]
+) -> None:
     summary = run_on(workers_of(Deadly))
 
     assert (summary.q_ids("completed"), summary.q_ids("failed")) == (["Q1", "Q2"], ["Q10"])
@@ -211,8 +213,14 @@ def test_a_q_id_that_kills_every_actor_fails_and_the_others_go_on(here: Path, co
     assert (found.status, found.cause, found.step) == ("failed", "code", "actor")
     assert f"ended {ATTEMPTS} times" in found.reason
 
+    run(small(Path()), OUT, SMALL, Local(llama))
+    require_same(expected)
 
-def test_stopping_at_the_first_failure_ends_all_actors(here: Path, connected: None) -> None:
+
+def test_stopping_at_the_first_failure_ends_all_actors(
+    here: Path, connected: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fvcore.experiments.workers.ATTEMPTS", 1)
     own = workers_of(Deadly)
     summary = run_on(own, q_ids=["Q10"], stop_on_error=True)
 
@@ -220,17 +228,10 @@ def test_stopping_at_the_first_failure_ends_all_actors(here: Path, connected: No
     assert own.actors == []
 
 
-def test_a_local_run_goes_on_where_actors_stopped(
-    here: Path, connected: None, llama: LanguageModel, expected: dict[str, bytes]
+def test_what_an_actor_refuses_is_said_as_a_local_run_says_it(
+    here: Path, connected: None, llama: LanguageModel
 ) -> None:
-    run_on(workers_of(Deadly))
-    run(small(Path()), OUT, SMALL, Local(llama))
-
-    require_same(expected)
-
-
-def test_what_an_actor_refuses_is_said_as_a_local_run_says_it(here: Path, connected: None) -> None:
-    run_on(workers_of(Actor), q_ids=["Q1"])
+    run(small(Path()), OUT, SMALL, Local(llama), q_ids=["Q1"])
     with pytest.raises(OtherSettings, match="seed is 0, now 1"):
         run(small(Path()), OUT, SMALL.model_copy(update={"seed": 1}), workers_of(Actor))
     with pytest.raises(ModelError, match="top 25 heads asked for"):

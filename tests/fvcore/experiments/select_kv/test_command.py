@@ -55,24 +55,14 @@ def test_the_wired_model_passes_both_gates_at_the_plan_s_thresholds() -> None:
     assert metrics["phase2_on_acc_student_random_mean"] < 0.5
 
 
-@pytest.mark.parametrize(
-    ("knobs", "words", "reason"),
-    [
-        ({"match_gain": 0.0}, [], "on_eval_invalid"),
-        ({"leak": 6.0}, [], "off_delta_p99_above_max"),
-        ({"match_gain": 0.2}, ["--set=phase2.thresholds.teacher_min_on_acc=0"], "rel_kl_to_teacher_above_max"),
-        ({}, ["--phase2-prefix-len=0"], "on_gain_below_min"),
-        ({}, ["--set=phase2.thresholds.delta_on_min=100"], "delta_on_below_min"),
-    ],
-)
-def test_each_fault_fails_for_its_own_reason(knobs: dict[str, float], words: list[str], reason: str) -> None:
-    wired.save(Path("model"), **knobs)
+def test_a_model_with_a_fault_of_its_own_fails_for_its_reason() -> None:
+    wired.save(Path("model"), leak=6.0)
 
-    said = call("--config", WIRED, *FEW, "--phase2-model-id=model", *words, status=1)
+    said = call("--config", WIRED, *FEW, "--phase2-model-id=model", status=1)
 
     assert said["gateB_pass"] == "False"
     assert report(said)["status"] == "fail"
-    assert report(said)["gates"]["B"]["failure_reason"] == reason
+    assert report(said)["gates"]["B"]["failure_reason"] == "off_delta_p99_above_max"
 
 
 def test_the_shipped_model_meets_all_but_the_plan_s_off_threshold() -> None:

@@ -152,21 +152,26 @@ def bytes_of(root: Path) -> dict[str, bytes]:
 
 
 class TestVerdicts:
-    def test_the_wired_model_passes_both_gates_at_the_plans_thresholds(self, settings: Settings) -> None:
-        result = run_phase2(settings(), run_id="run")
+    def test_the_wired_model_passes_both_gates_at_the_plans_thresholds(
+        self, settings: Settings, tmp_path: Path
+    ) -> None:
+        asked, copy = settings(), tmp_path / "copy" / "report.json"
+        result = run_phase2(asked, run_id="run", report_path=copy)
 
+        # The saved config is what was resolved, and the report lies where it was asked for too.
+        assert read_settings(Folder(result.folder)) == asked.changed({"injection.kv_source": "gather"})
+        assert read_json(copy) == result.report
         assert (result.exit_code, result.report["failure_reason"]) == (exits.PASSED, "ok")
         on = result.report["on"]
         assert (on["teacher"]["accuracy"], on["select"]["accuracy"], on["base"]["accuracy"]) == (1.0, 1.0, 0.0)
         assert on["full"]["kl_teacher"] < 1e-9
         assert result.report["off"]["select"]["p99_stress"] < 1e-2
 
-    def test_gates_are_judged_again_from_the_files_alone(self, settings: Settings) -> None:
-        result = run_phase2(settings(), run_id="run")
+    def test_gates_are_judged_again_from_the_files_alone(self, made: Path) -> None:
+        numbers, metrics = measured(made), read_json(made / files.REPORT)["metrics"]
 
-        numbers = measured(result.folder)
-        assert numbers.acc_select == result.report["metrics"]["phase2_on_acc_student_select"]
-        assert numbers.off_delta_p99 == result.report["metrics"]["phase2_off_delta_p99_select"]
+        assert numbers.acc_select == metrics["phase2_on_acc_student_select"]
+        assert numbers.off_delta_p99 == metrics["phase2_off_delta_p99_select"]
 
     def test_a_repeated_run_is_the_same_run(self, settings: Settings) -> None:
         found = run_phase2(settings(**{"eval.repro_runs": 3}), run_id="run").report["reproducibility"]
@@ -313,17 +318,6 @@ class TestFolder:
     def test_a_run_id_names_a_folder(self, settings: Settings, run_id: str) -> None:
         with pytest.raises(ConfigError, match="--run-id"):
             run_phase2(settings(), run_id=run_id)
-
-    def test_the_saved_config_is_what_was_resolved(self, settings: Settings) -> None:
-        asked = settings()
-        result = run_phase2(asked, run_id="run")
-
-        assert read_settings(Folder(result.folder)) == asked.changed({"injection.kv_source": "gather"})
-
-    def test_another_copy_of_the_report_is_written_where_it_is_asked(self, settings: Settings, tmp_path: Path) -> None:
-        result = run_phase2(settings(), run_id="run", report_path=tmp_path / "copy" / "report.json")
-
-        assert read_json(tmp_path / "copy" / "report.json") == result.report
 
     def test_what_stops_a_run_is_told_by_its_report(self, settings: Settings, tmp_path: Path) -> None:
         result = run_phase2(settings(**{"model.id": str(tmp_path / "nowhere")}), run_id="run")
