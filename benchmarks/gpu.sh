@@ -9,11 +9,12 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=${here%/*}
 
-export PYTHON=${PYTHON:-python}              # with the project installed
+export PYTHON=${PYTHON:-python3}             # with the project installed
 export FV_SRC=${FV_SRC:-}                    # a checkout of the reference; without, it is left out
 export FV_DEVICE=${FV_DEVICE:-cuda} FV_SIZE=${FV_SIZE:-llama-3.1-8b} FV_DTYPES=${FV_DTYPES:-fp32 bf16}
 export FV_ROUNDS=${FV_ROUNDS:-2} FV_TRIALS=${FV_TRIALS:-10} FV_THREADS=${FV_THREADS:-2}
 export FV_MILESTONES=${FV_MILESTONES:-m1 m2 m6}  # the golden, the six checks, and twice again with the same numbers
+export FV_EDIT_LAYER=${FV_EDIT_LAYER:-9}     # the lock's; of a shape of fewer layers give another
 export FV_COMPILER=${FV_COMPILER:-inductor}  # of torch.compile
 export FV_LIMIT=${FV_LIMIT:-480}             # seconds of the whole run; limits of steps grow with it
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 HF_HUB_OFFLINE=1 PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
@@ -38,7 +39,7 @@ print(f"torch {torch.__version__} on {name}")'
 }
 
 lock() { # DTYPE
-  local model=tiny-llama trials=fixed_trials_tiny_antonym_t10_s10_seed0_tiny_llama.json milestone
+  local model=tiny-llama how=() trials=fixed_trials_tiny_antonym_t10_s10_seed0_tiny_llama.json milestone
   if [[ -z $FV_SRC && $1 != fp32 ]]; then
     echo "FV_SRC names no checkout of the reference, and the golden that ships is of fp32"
     return "$LEFT_OUT"
@@ -48,12 +49,13 @@ lock() { # DTYPE
   cp "$root/datasets/fixed_trials/$trials" .
   if [[ -n $FV_SRC ]]; then
     model=small
+    how=(--fv-src "$FV_SRC" --edit-layer "$FV_EDIT_LAYER")
     "$PYTHON" "$here/gpu_steps.py" shape "$FV_SIZE" shape
-    "$PYTHON" -m fvcore spec shrink shape --out small --layers 10 --trials "$trials" # the lock's edit layer is 9
+    "$PYTHON" -m fvcore spec shrink shape --out small --layers 10 --trials "$trials"
   fi
   for milestone in $FV_MILESTONES; do
     "$PYTHON" -m pytest_fvparity milestone "$milestone" --profile antonym-lock --model "$model" --trials "$trials" \
-      --device "$FV_DEVICE" --dtype "$1" ${FV_SRC:+--fv-src "$FV_SRC"} --out . | tee "$milestone.txt"
+      --device "$FV_DEVICE" --dtype "$1" --out . "${how[@]}" | tee "$milestone.txt"
   done
   grep -h '^M2 PASS' ./*.txt
 }
@@ -63,7 +65,7 @@ lost() { # parity or steps
 }
 
 sweep() { # DTYPE
-  COLUMNS=200 "$PYTHON" "$here/sweep.py" --size "$FV_SIZE" --device "$FV_DEVICE" --dtype "$1" --rounds "$FV_ROUNDS" \
+  COLUMNS=400 "$PYTHON" "$here/sweep.py" --size "$FV_SIZE" --device "$FV_DEVICE" --dtype "$1" --rounds "$FV_ROUNDS" \
     --trials "$FV_TRIALS" --threads "$FV_THREADS" --no-whole ${FV_SRC:+--fv-src "$FV_SRC"} --out "$OUT/performance.json" |
     tee "$OUT/sweep-$1.txt"
   grep 'engine fast' "$OUT/sweep-$1.txt"

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
-# What is expensive and belongs to one trials file is kept for the session, by its path.
+# What is expensive and belongs to one trials file is kept for the session, by its path; by stages, which go file by file
+# and may have hundreds, of the last few.
+MOST_KEPT = 12  # trials, golden and candidate of four files
 CACHE_KEY = pytest.StashKey[dict[tuple[str, ...], Any]]()
 
 RECORDING_DEFAULTS = {"edit_layer": 9, "n_top_heads": 10, "token_class_idx": -1}
@@ -55,8 +57,10 @@ def options_of(request: pytest.FixtureRequest) -> ParityOptions:
 def _cached(request: pytest.FixtureRequest, make: Callable[[], Made], *key: str) -> Made:
     """What `make` makes, kept for the session by its key; what it raises is not kept."""
     cache = request.config.stash.setdefault(CACHE_KEY, {})
-    if key not in cache:
-        cache[key] = make()
+    cache[key] = cache.pop(key) if key in cache else make()
+    forgets = isinstance(request.node, StageItem) and not options_of(request).live  # recording anew takes minutes
+    while forgets and len(cache) > MOST_KEPT:
+        del cache[next(iter(cache))]
     return cast("Made", cache[key])
 
 

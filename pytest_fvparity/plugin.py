@@ -141,6 +141,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         item.block()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """When an item's fixtures are torn down: a suite whose last stage this was lets go what it held."""
+    if isinstance(item, StageItem):
+        item.collector.ended(item.name)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

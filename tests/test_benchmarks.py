@@ -15,6 +15,7 @@ from fvcore.embedded.random_models import random_lm
 from tests.late import RUNNING
 
 if RUNNING:
+    import scale_page
     import sweep
     import sweep_costs
     import sweep_page
@@ -190,6 +191,27 @@ def test_a_curve_that_bends_is_seen_and_plotted() -> None:
     assert drawn == sweep_page.plot(made)
     assert b"lower bound" in drawn
     assert "By trials, no point lies further than 0.0% from" in sweep_page.page([made], {made.key: "performance.svg"})
+
+
+def test_the_page_of_scale_tells_a_line_from_a_parabola(tmp_path: Path) -> None:
+    def curve(power: int, bound: int | None = None) -> scale_page.Curve:
+        points = [
+            scale_page.Point(n=n, seconds=n**power / 1000, memory=10**6 * n, sizes={"html": 40_000})
+            for n in (10, 30, 100)
+        ]
+        return scale_page.Curve(name="`made`", of="trials", bound=bound, points=points)
+
+    line, parabola = curve(1), curve(2, 64 * 10**6)
+    scale_page.write_page(
+        scale_page.Figures(date="2026-01-01", processor="a", torch="2", curves=[line, parabola]), tmp_path
+    )
+
+    assert (line.off, line.exponent("seconds"), parabola.exponent("memory")) == pytest.approx((0, 1, 1), abs=1e-9)
+    assert parabola.off > 0.3
+    assert parabola.exponent("seconds") == pytest.approx(2)
+    page = (tmp_path / "scale.md").read_text()
+    assert "|100|0.1|1|100|40|" in page
+    assert "**Of 64 MB allowed it took 100.**" in page
 
 
 # ---------------------------------------------------------------- what is refused

@@ -42,7 +42,7 @@ REASONS = {
     "Ray",
     "another test runs its commands",
 }
-N_NOT_RUN = 22
+N_NOT_RUN = 23
 """Of all blocks; whoever marks one more changes this number."""
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from fvcore.formats import json_text
 from fvcore.gates import Status, blocked_behind
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.report import UNKNOWN, Check, Report, Shard, concluded, conclusion
@@ -29,7 +28,7 @@ class Contradiction(Exception):
 
 def merge(named: Sequence[Named]) -> list[Report]:
     """One report a trials file, in order of dataset and trials."""
-    ordered = sorted(named, key=lambda pair: (pair[1].created_at, json_text(pair[1].model_dump(mode="json"))))
+    ordered = sorted(named, key=lambda pair: (pair[1].created_at, repr(pair[1].model_dump(mode="json"))))
     groups: dict[tuple[str, ...], list[Named]] = {}
     for name, report in ordered:
         group = groups.setdefault((_dataset(report, named), *report.named[1:]), [])
@@ -47,8 +46,10 @@ def unjudged(report: Report) -> list[str]:
 
 def _dataset(report: Report, named: Sequence[Named]) -> str:
     """A run that died early does not know its dataset; another report of the same trials may."""
+    if report.dataset != UNKNOWN:
+        return report.dataset
     known = {r.dataset for _, r in named if r.fixed_trials_id == report.fixed_trials_id} - {UNKNOWN}
-    return known.pop() if report.dataset == UNKNOWN and len(known) == 1 else report.dataset
+    return known.pop() if len(known) == 1 else UNKNOWN
 
 
 def _contradictions(group: Sequence[Named]) -> Iterator[str]:

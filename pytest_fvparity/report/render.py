@@ -114,11 +114,11 @@ def folders(report: Report, report_dir: Path) -> list[Path]:
     Trials that cannot be read do not tell their dataset: then every earlier report of that name is replaced, so that
     none is left to say PASS.
     """
+    own = [report_dir.joinpath(*report.named)]
+    if report.dataset != UNKNOWN:
+        return own
     place = "/".join(["*", *map(glob.escape, report.named[1:])])
-    earlier = sorted(path for path in report_dir.glob(place) if path.is_dir())
-    if report.dataset == UNKNOWN and earlier:
-        return earlier
-    return [report_dir.joinpath(*report.named)]
+    return sorted(path for path in report_dir.glob(place) if path.is_dir()) or own
 
 
 def files_of(reports: Sequence[Report], report_dir: Path) -> list[Path]:

@@ -69,6 +69,7 @@ class SuiteCollector(pytest.Collector):
         self.context: dict[str, Any] = {}
         self.planned: list[str] = []
         self._built: tuple[dict[str, Any], Any] | None = None
+        self._ended: set[str] = set()
 
     def collect(self) -> Iterator[pytest.Item]:
         if self.file is None:
@@ -86,6 +87,12 @@ class SuiteCollector(pytest.Collector):
         if self._built is None or any(self._built[0][name] is not value for name, value in given.items()):
             self._built = given, self.suite.subject(**given)
         return self._built[1]
+
+    def ended(self, key: str) -> None:
+        """Behind the last of the stages that are planned nothing is held of what they judged: a session may have many files."""
+        self._ended.add(key)
+        if self._ended >= set(self.planned):
+            self._built, self.stash = None, pytest.Stash()
 
 
 def _parameters(suite: Suite[Any]) -> list[str]:

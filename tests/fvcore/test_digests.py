@@ -83,14 +83,15 @@ def test_weights_are_hashed_once_and_anew_as_soon_as_a_file_is_another(
 
 def test_weights_that_are_edited_in_memory_have_their_own_digest(home: Path, directory: Path) -> None:
     first = loaded(directory).weights_sha
-    by_data, in_place, swapped = (loaded(directory) for _ in range(3))
+    by_data, in_place, negated, swapped = (loaded(directory) for _ in range(4))
     by_data.hf.model.layers[0].mlp.up_proj.weight.data[3, 4] *= 1.0000002
+    negated.hf.model.embed_tokens.weight.data[:, 1::2].neg_()
     with torch.no_grad():
         in_place.hf.model.layers[5].self_attn.o_proj.weight.neg_()
         rows = swapped.hf.model.layers[2].mlp.down_proj.weight
         rows[[0, 1]] = rows[[1, 0]].clone()
 
-    for lm in (by_data, in_place, swapped):
+    for lm in (by_data, in_place, negated, swapped):
         assert lm.weights_sha == models.weights_digest(lm.hf) != first
     assert loaded(directory).weights_sha == first
 

@@ -5,8 +5,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from fvcore.embedded.random_models import random_lm, trials_for
 from fvcore.formats import sha256_file
@@ -14,6 +21,8 @@ from fvcore.model import model as models
 from fvcore.model.model import LanguageModel
 from fvcore.trials import fixed as trials
 from fvcore.trials.fixed import FixedTrials
+from pytest_fvparity.reference import driver
+from pytest_fvparity.reference.reference import RecordingError
 
 TREE = Path(__file__).with_name("stand_in")
 
@@ -142,3 +151,29 @@ def saved_trials(lm: LanguageModel, directory: Path) -> FixedTrials:
     path = directory / "fixed_trials_pairs.json"
     trials.write(path, fixed.file)
     return trials.read(path)
+
+
+def start_here(_: str, path: Path, *__: Any) -> None:
+    """The driver without a process of its own, in the place of `reference._start`."""
+    job, n_threads = json.loads(path.read_text()), torch.get_num_threads()
+    try:
+        with imported_for_a_while(), torch.no_grad():
+            torch.save(driver.Recorder(job).record(), job["out"])
+    except driver.RecordingRefused as refusal:
+        raise RecordingError(str(refusal)) from None
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+@contextmanager
+def imported_for_a_while() -> Iterator[None]:
+    """What a checkout brings into this process is gone when the block ends."""
+    path, writes_no_bytecode = list(sys.path), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.path[:], sys.dont_write_bytecode = path, writes_no_bytecode
+        brought = {"utils", "compute_indirect_effect", "baukit", "bitsandbytes"}
+        for name in [name for name in sys.modules if name.partition(".")[0] in brought]:
+            del sys.modules[name]

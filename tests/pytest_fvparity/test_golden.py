@@ -32,7 +32,7 @@ if RUNNING:
     from pytest_fvparity.parity.noise import Noise
     from pytest_fvparity.reference import reference
     from pytest_fvparity.reference.reference import Recording
-    from tests.pytest_fvparity.stand_in import digests, plant, saved
+    from tests.pytest_fvparity.stand_in import digests, plant, saved, start_here
 
 
 FILES = sorted(
@@ -559,11 +559,16 @@ def test_a_golden_folder_that_is_given_is_the_only_place(tmp_path: Path) -> None
 
 @pytest.fixture
 def started(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
-    """Run pytest in a process of its own, as on a developer's machine."""
+    """Run pytest as on a developer's machine."""
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # spinning thread pools of several processes are slow
     pytester.makeini("[pytest]")
-    return pytester.runpytest_subprocess
+    return pytester.runpytest_inprocess
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process of its own adds to a recording is tested apart."""
+    monkeypatch.setattr(reference, "_start", start_here)
 
 
 @pytest.mark.slow
@@ -608,6 +613,7 @@ def test_a_refused_recording_ends_the_run_and_leaves_the_golden_alone(
     assert digests(pytester.path / "golden") == before
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.slow
 def test_a_live_run_compares_and_leaves_the_golden_alone(
     world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]
@@ -624,6 +630,7 @@ def test_a_live_run_compares_and_leaves_the_golden_alone(
     assert digests(pytester.path / "golden") == before
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.slow
 def test_a_live_run_of_the_words_alone_runs_no_sweep(
     world: World, pytester: pytest.Pytester, started: Callable[..., pytest.RunResult]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ if RUNNING:
     from pytest_fvparity.golden.diff import KEYS, MAX_LEAVES, MAX_SHOWN, KeyDiff, differences
     from pytest_fvparity.reference import reference
     from pytest_fvparity.reference.reference import Recording
-    from tests.pytest_fvparity.stand_in import digests, plant, saved
+    from tests.pytest_fvparity.stand_in import digests, plant, saved, start_here
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,14 @@ class Recorded:
     def options(self, *more: str) -> list[str]:
         named = [f"--fv-model={self.model}", f"--fv-trials={self.trials}", f"--fv-src={self.checkout}"]
         return [*named, "--fv-edit-layer=1", "--fv-top-heads=3", "-p", "no:cacheprovider", *more]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_process() -> Iterator[None]:
+    """What a process of its own adds to a recording is tested apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "_start", start_here)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +72,7 @@ def path(world: Recorded, pytester: pytest.Pytester) -> Path:
 @pytest.fixture
 def started(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
     pytester.makeini("[pytest]")
-    return pytester.runpytest_subprocess
+    return pytester.runpytest_inprocess
 
 
 def changed(recording: Recording, key: str, leaf: str, value: Any) -> Recording:

@@ -251,7 +251,9 @@ def test_a_milestone_knows_what_it_builds_on(setup: Setup, walked: tuple[Setup, 
 # ---------------------------------------------------------------- words
 
 
-def test_a_trials_file_that_lies_fails_m0_and_its_log_says_how(setup: Setup) -> None:
+def test_a_trials_file_that_lies_fails_m0_and_its_log_says_how(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = setup.fixed
+    monkeypatch.setattr(Setup, "parity", lambda *_: _words_agree(fixed))
     value = json.loads(setup.trials_file.read_text())
     trial = value["trials"][0]
     trial["target_first_token_id"] = trial["first_token_id"] = trial["answer_ids"][0] = trial["answer_ids"][0] + 1

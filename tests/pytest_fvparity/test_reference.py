@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import subprocess
@@ -39,7 +38,7 @@ if RUNNING:
     from pytest_fvparity.parity.partial import FURTHER
     from pytest_fvparity.reference import reference
     from pytest_fvparity.reference.reference import Recording, RecordingError
-    from tests.pytest_fvparity.stand_in import digests, plant, saved, saved_trials
+    from tests.pytest_fvparity.stand_in import digests, imported_for_a_while, plant, saved, saved_trials, start_here
 
 
 if RUNNING:
@@ -87,31 +86,7 @@ def fixed(llama: LanguageModel, tmp_path: Path) -> FixedTrials:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver without a process of its own, which takes seconds to start; what the process adds is tested apart."""
 
-    def start(_: str, path: Path, *__: Any) -> None:
-        job, n_threads = json.loads(path.read_text()), torch.get_num_threads()
-        try:
-            with imported_for_a_while(), torch.no_grad():
-                torch.save(driver.Recorder(job).record(), job["out"])
-        except driver.RecordingRefused as refusal:
-            raise RecordingError(str(refusal)) from None
-        finally:
-            torch.set_num_threads(n_threads)
-
-    monkeypatch.setattr(reference, "_start", start)
-
-
-@contextmanager
-def imported_for_a_while() -> Iterator[None]:
-    """What a checkout brings into this process is gone when the block ends."""
-    path, writes_no_bytecode = list(sys.path), sys.dont_write_bytecode
-    sys.dont_write_bytecode = True
-    try:
-        yield
-    finally:
-        sys.path[:], sys.dont_write_bytecode = path, writes_no_bytecode
-        brought = {"utils", "compute_indirect_effect", "baukit", "bitsandbytes"}
-        for name in [name for name in sys.modules if name.partition(".")[0] in brought]:
-            del sys.modules[name]
+    monkeypatch.setattr(reference, "_start", start_here)
 
 
 @contextmanager

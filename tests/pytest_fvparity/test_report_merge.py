@@ -11,7 +11,7 @@ import pytest
 from fvcore.gates import Status, Verdict
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.report.merge import Contradiction, merge
-from pytest_fvparity.report.render import read_report, write_all
+from pytest_fvparity.report.render import folders, read_report, write_all
 from pytest_fvparity.report.report import Report
 from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
 
@@ -188,6 +188,15 @@ def test_order_and_repetition_change_nothing(tmp_path: Path) -> None:
     assert all(_merge(*order) == expected for order in permutations(shards))
     assert _merge(*shards, shards[0]) == expected
     assert _merge(expected) == expected
+
+
+def test_of_trials_whose_dataset_is_known_no_folder_is_searched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A hundred reports would search a hundred folders each."""
+    monkeypatch.setattr(Path, "glob", None)
+
+    assert folders(assemble(CHECK_KEYS, rows_of()), tmp_path) == [tmp_path / "words" / "fixed_trials_x"]
 
 
 def test_merging_in_two_steps_keeps_every_shard() -> None:

@@ -7,9 +7,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from pytest_fvparity import fixtures
+from pytest_fvparity.suite.item import StageItem
 
 HANGS = 1200  # seconds: an idle machine takes a hundredth, one with eight others at work a quarter
 
@@ -318,6 +322,50 @@ of_kept = Suite("of_kept", once.stages, lambda kept: [])
 of_fresh = Suite("of_fresh", both(is_new), lambda fresh, other=1: [])
 """
     judged(pytester, source).assert_outcomes(passed=6)
+
+
+def test_behind_its_last_stage_nothing_is_held_of_a_suite(pytester: pytest.Pytester) -> None:
+    source = """
+import gc
+import weakref
+from fvcore.gates import Stage, Suite, Verdict
+
+made = []
+
+class Subject:
+    def __init__(self):
+        made.append(weakref.ref(self))
+
+def check(subject):
+    return Verdict(compared=1)
+
+held = Suite("held", (Stage("one", "", check), Stage("two", "", check)), Subject)
+
+def test_between():
+    gc.collect()
+    assert [one() for one in made] == [None]
+"""
+    judged(pytester, source).assert_outcomes(passed=3)
+
+
+def test_what_belongs_to_a_trials_file_is_kept_of_the_last_few() -> None:
+    config: Any = SimpleNamespace(stash=pytest.Stash())
+    config.stash[fixtures.OPTIONS_KEY] = SimpleNamespace(live=False)
+    request: Any = SimpleNamespace(config=config, node=object.__new__(StageItem))
+    made: list[str] = []
+
+    def kept(key: str) -> str:
+        def make() -> str:
+            made.append(key)
+            return key
+
+        return fixtures._cached(request, make, key)
+
+    for number in range(100):
+        assert (kept(f"{number}"), kept("often")) == (f"{number}", "often")
+
+    assert made == ["0", "often", *(f"{number}" for number in range(1, 100))]
+    assert len(config.stash[fixtures.CACHE_KEY]) == fixtures.MOST_KEPT
 
 
 def test_a_subject_that_cannot_be_built_is_the_first_stages_error(pytester: pytest.Pytester) -> None:
