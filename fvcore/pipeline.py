@@ -36,7 +36,7 @@ class Settings:
     Without an `edit_layer` it is a third of the depth, as in the paper (section 2.3).
 
     `engine` is `fast`, where it holds for the model; `exact`, the reference's own arithmetic; or `screened`, which is `fast`
-    and leaves the effects of heads at their estimates that these rule out of the top heads. `max_memory` (bytes) bounds what
+    and leaves the effects of heads at their estimates that these rule out of the top heads: no engine for a comparison. `max_memory` (bytes) bounds what
     `fast` takes beside the weights, half of what is free by default.
     """
 
@@ -187,7 +187,8 @@ class Pipeline:
         cases = [(*_asked(prompts, key), slots_of(slot_map, key, "corrupted")) for key in trial_keys(prompts)]
         all_classes = self.settings.token_class_idx != -1
         if self.engine == "screened":
-            screening = screened_top_heads(self.lm, cases, means, self.settings.n_top_heads)
+            n_top, most = self.settings.n_top_heads, self.settings.max_memory
+            screening = screened_top_heads(self.lm, cases, means, n_top, max_memory=most)
             cie, self.said["top_heads"] = screening.cie, [f"engine screened: {screening}"]
         else:
             cie = engines.causal_indirect_effects(self.lm, cases, means, all_classes, *self._how)

@@ -122,9 +122,6 @@ def _model(config: pytest.Config, options: ParityOptions, trials: Sequence[Path]
         yield f"--fv-top-heads: {top} top heads asked for, {named} has {most}; ask for 1 to {most}: {better}"
     if options.token_class is not None:
         yield from _token_class(config, options.token_class)
-    if options.engine == "screened" and options.token_class not in {None, -1}:
-        better = _again(config, "--fv-engine", "fast")
-        yield f"engine screened estimates effects at the last token alone, token class -1: {better}"
 
 
 def _token_class(config: pytest.Config, asked: int) -> Iterator[str]:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pytest_fvparity.suite.declaration import Declaration
 
 REFERENCE_PROFILES = ("src", "todd_upstream")
-ENGINES = ("fast", "exact", "screened")
+ENGINES = ("fast", "exact")
+"""Not fvcore's `screened`: estimates are compared with nothing."""
 QUANTS = ("none", "8bit", "4bit")
 DEVICES = "cpu, cuda, cuda:N or auto"
 
@@ -88,7 +89,10 @@ class ParityOptions:
     src_python: str | None = _option("interpreter that runs the reference (default: this one)")
     reference_profile: str = _option("src (default) or todd_upstream", default="src", choices=REFERENCE_PROFILES)
     engine: str = _option(
-        "how fvcore computes means and effects: fast (default), exact, or screened", default="fast", choices=ENGINES
+        "how fvcore computes means and effects: fast (default), or exact; screened, which estimates, is no choice here but of "
+        "fvcore's own runs, --engine",
+        default="fast",
+        choices=ENGINES,
     )
     max_memory: Memory | None = _option(
         "memory that engine fast may take beside the weights, such as 8GiB (default: half of what is free)"

@@ -50,11 +50,6 @@ def _with_trials(pytester: pytest.Pytester, world: World, text: str) -> World:
         (["--fv-top-heads", "9"], "9 top heads asked for,*ask for 1 to 8", "--fv-top-heads=8"),
         (["--fv-token-class=10"], "10 is not in [[]-1, 9[]]", "--fv-token-class=-1"),
         (["--fv-max-trials=4"], "--fv-max-trials 4:*has 3 trials; ask for 1 to 3", "--fv-max-trials=3"),
-        (
-            ["--fv-engine=screened", "--fv-token-class=3"],
-            "screened estimates*at the last token alone",
-            "--fv-engine=fast",
-        ),
     ],
 )
 def test_a_setting_the_model_cannot_have_is_refused_before_anything_is_collected(

@@ -76,15 +76,16 @@ def _sweep(
     how = (settings.engine, settings.max_memory)
     means = engines.mean_head_activations(lm, [(case.clean.input_ids, case.clean_slots) for case in own], *how)
     prompts = [(case.corrupted.input_ids, case.trial.target_first_token_id, case.corrupted_slots) for case in own]
-    note = ""
     if engines.chosen(lm, settings.engine) == "screened":
         if len(sampled.q_ids) > 1:
             raise StepError(
                 f"engine screened screens one q_id at a time, these trials have {len(sampled.q_ids)}; use fast"
             )
-        screening = screened_top_heads(lm, prompts, means, min(settings.top_heads, len(heads)), heads)
-        heads, note = [head for head in heads if bool(screening.computed[head])], f"engine screened: {screening}"
-    readings = engines.target_readings(lm, prompts, means, heads, *how, advance)
+        k = min(settings.top_heads, len(heads))
+        screening = screened_top_heads(lm, prompts, means, k, heads, settings.max_memory, advance)
+        heads, readings, note = screening.computed, screening.readings, f"engine screened: {screening}"
+    else:
+        readings, note = engines.target_readings(lm, prompts, means, heads, *how, advance), ""
     fixed = [_trial_columns(case, sampled, settings.seed) for case in own]
     rows: list[list[Row]] = [[] for _ in heads]
     for i, (layer, head) in enumerate(heads):
