@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from fvcore.formats import read_yaml
 from tests.late import RUNNING
 
 if RUNNING:
+    from fvcore.cli import app
     from fvcore.formats import FormatError, read_json, write_json
     from pytest_fvparity.plans import criteria, page
     from pytest_fvparity.plans.call import read_flags, translated
@@ -159,13 +161,17 @@ def test_the_model_spec_plan(m0: str, folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_the_relation_plan(folder: Path) -> None:
+def test_the_relation_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "25 trials, 25 asked for" in passes(folder, "StepD")
     passes(folder, "heatmap")
     assert "20 heads in the vector" in passes(folder, "StepE")
-    told = [passes(folder, "Step6", layer=str(layer)) for layer in range(LAYERS)]
-    assert "1 of 6 layers; missing 1, 2, 3, 4, 5" in told[0]
-    assert "6 of 6 layers: all of them" in told[-1]
+    assert "1 of 6 layers; missing 1, 2, 3, 4, 5" in passes(folder, "Step6", layer="0")
+    monkeypatch.chdir(folder)
+    for layer in range(1, LAYERS - 1):  # our command alone, in this process
+        script, *flags = (word.format(**VALUES | {"layer": str(layer)}) for word in BLOCKS["Step6"][0])
+        (_, *words), _ = translated(*way_of(script, *flags))
+        assert CliRunner().invoke(app, words).exit_code == 0
+    assert "6 of 6 layers: all of them" in passes(folder, "Step6", layer=str(LAYERS - 1))
     prompts = [
         one["corrupted_prompt_str"]
         for one in read_json(folder / VALUES["run"] / "artifacts/sampled_trials_zeroshot.json")["trials"]
