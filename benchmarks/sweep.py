@@ -52,6 +52,7 @@ class Plan:
     heads_timed: int
     whole: bool
     curves: bool
+    n_products: int = N_PRODUCTS
 
     def layers_timed(self, size: Size) -> int:
         return min(size.n_layers, -(-self.heads_timed // size.n_heads))
@@ -90,7 +91,7 @@ def measure(size: Size, plan: Plan) -> Run:
         for number in range(plan.rounds):
             err.print(f"{size.name}: round {number + 1} of {plan.rounds}")
             for one in every:
-                one.round(-(-N_PRODUCTS // plan.rounds))
+                one.round(-(-plan.n_products // plan.rounds))
         agreement, whole_s = _agreement(lanes, part, plan)
         return Run(
             date=datetime.date.today().isoformat(),
@@ -166,6 +167,9 @@ def main(
     ] = 12,
     whole: Annotated[bool, typer.Option(help="Compare with engine exact on every head of a trial, once.")] = True,
     curves: Annotated[bool, typer.Option(help="Time engine fast on four numbers of trials and of heads.")] = False,
+    n_products: Annotated[
+        int, typer.Option("--products", min=1, help="How often the bare products are timed, over all rounds.")
+    ] = N_PRODUCTS,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
     out: Annotated[Path | None, typer.Option(help="A JSON file that the runs are added to.")] = None,
@@ -192,6 +196,7 @@ def main(
         heads_timed=heads_timed,
         whole=whole,
         curves=curves,
+        n_products=n_products,
     )
     for one in sizes:
         try:
