@@ -63,7 +63,12 @@ def picture(figures: Figures) -> bytes:
                 values = [max(one.memory / MB, 1) if what == "memory" else one.seconds for one in curve.points]
                 style = f"{'--' if curve.bound else '-'}o"
                 axes.plot(
-                    [one.n for one in curve.points], values, style, color=f"C{at}", label=title(curve), markersize=4
+                    [one.n for one in curve.points],
+                    values,
+                    style,
+                    color=f"C{at}",
+                    label=title(curve).replace("`", ""),
+                    markersize=4,
                 )
             axes.set(
                 xscale="log",
@@ -78,7 +83,7 @@ def picture(figures: Figures) -> bytes:
 
 
 def title(curve: Curve) -> str:
-    return f"{curve.name.replace('`', '')}, by {curve.of}{f', {curve.bound // MB} MB allowed' if curve.bound else ''}"
+    return f"{curve.name}, by {curve.of}{f', {curve.bound // MB} MB allowed' if curve.bound else ''}"
 
 
 def table(curve: Curve) -> str:
