@@ -26,7 +26,11 @@ class Failed(Exception):
 
 
 class Process:
-    """A worker, and the lines to and from it."""
+    """A worker, and the lines to and from it.
+
+    Its threads wait as they do by default: those of a worker whose turn is over sleep after a moment, and threads that are made
+    to sleep at once take as long to wake as a small operation takes.
+    """
 
     def __init__(self, name: str, python: str, job: Mapping[str, Any], folder: Path) -> None:
         self.name = name
@@ -36,9 +40,6 @@ class Process:
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "OMP_NUM_THREADS": str(job["threads"]),
             "MKL_NUM_THREADS": str(job["threads"]),
-            # Whoever waits must not spin on the processors of the one that is timed.
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "KMP_BLOCKTIME": "0",
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
         }
