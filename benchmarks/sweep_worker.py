@@ -37,7 +37,7 @@ from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Settings
 from fvcore.trials import fixed as trials
 
-ENOUGH_S = 0.2
+ENOUGH_S = 1.0
 """A measurement is repeated until this long was measured: small models take milliseconds."""
 
 

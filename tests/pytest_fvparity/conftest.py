@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from _pytest import pytester
 
 from tests.made_once import made_once, session_root
 
@@ -73,6 +76,22 @@ def _libraries() -> None:
     ):
         import_module(name)
     random_lm("llama")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _models_stay() -> Iterator[None]:
+    """Of the library of models that a run imported for itself pytester would forget the module and transformers keep the
+    class, whose source it looks at in that module."""
+    forget = pytester.SysModulesSnapshot.restore
+
+    def restore(snapshot: pytester.SysModulesSnapshot) -> None:
+        kept = {name: module for name, module in sys.modules.items() if name.startswith("transformers.")}
+        forget(snapshot)
+        sys.modules.update(kept)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pytester.SysModulesSnapshot, "restore", restore)
+        yield
 
 
 @pytest.fixture(autouse=True)

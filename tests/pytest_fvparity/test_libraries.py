@@ -56,3 +56,11 @@ def test_a_library_that_cannot_be_imported_leaves_collector_and_finders_as_they_
 def test_what_is_there_already_is_left_alone(imported: Callable[[str], Mock], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fvparity_made_large", sys)
     imported("1 / 0").assert_not_called()
+
+
+def test_a_model_that_a_run_inside_a_test_imported_first_is_whole_behind_it(pytester: pytest.Pytester) -> None:
+    """transformers keeps its class, and asks the source of its module whether its attention can be changed."""
+    name = "transformers.models.ctrl.modeling_ctrl"
+    pytester.makepyfile(f"def test_it():\n    import {name}")
+    pytester.runpytest_inprocess("-p", "no:fvparity").assert_outcomes(passed=1)
+    assert name in sys.modules
