@@ -112,9 +112,20 @@ def injections(
     engine: str = "fast",
     max_memory: int | None = None,
 ) -> list[Injection]:
-    """Of every prompt what `inject` says of one. Raises NothingMoved where no logit of any prompt changes."""
+    """Of every prompt what `inject` says of one. Raises NothingMoved where no logit of a prompt changes."""
     logits = inject_logits(lm, prompts, [vector], [edit_layer], alpha, engine, max_memory)
+    still = [row for row, (base, injected) in enumerate(logits) if torch.equal(base, injected)]
+    if still and alpha and bool(vector.any()):
+        raise _nothing_moved([edit_layer], vector, alpha, f"for prompt {', '.join(map(str, still))}")
     return [Injection(target, *rows) for target, rows in zip(targets, logits, strict=True)]
+
+
+def _nothing_moved(layers: Sequence[int], vector: Tensor, alpha: float, where: str) -> NothingMoved:
+    return NothingMoved(
+        f"injection had no effect at layer {', '.join(map(str, layers))}: logits without and with the vector (norm "
+        f"{float(vector.float().norm()):.3g}, alpha {alpha:g}) are equal {where}; a hook that does nothing, or an addition that "
+        "rounds away"
+    )
 
 
 def inject_logits(
@@ -193,13 +204,9 @@ def read_injected(
     parts = list(in_chunks(range(len(prompts)), size, run))
     moved = torch.stack([moved for _, moved in parts]).any(0).view(len(added), len(layers))
     for vector, of_layers in zip(vectors, moved.tolist(), strict=True):
-        idle = [str(layer) for layer, has in zip(layers, of_layers, strict=True) if not has]
+        idle = [layer for layer, has in zip(layers, of_layers, strict=True) if not has]
         if idle and alpha and bool(vector.any()):
-            raise NothingMoved(
-                f"injection had no effect at layer {', '.join(idle)}: logits without and with the vector (norm "
-                f"{float(vector.float().norm()):.3g}, alpha {alpha:g}) are equal on every prompt; a hook that does nothing, "
-                "or an addition that rounds away"
-            )
+            raise _nothing_moved(idle, vector, alpha, "on every prompt")
     return [part for part, _ in parts]
 
 

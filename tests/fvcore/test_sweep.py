@@ -24,7 +24,7 @@ if RUNNING:
     from fvcore.fast import chunks, engines, sweep
     from fvcore.fast.engines import why_not_fast
     from fvcore.fast.shared_prompt import Batch, SharedPrompt
-    from fvcore.injection import NothingMoved, inject, inject_logits
+    from fvcore.injection import NothingMoved, inject, inject_logits, injections
     from fvcore.model.hooks import passing_over
     from fvcore.model.model import LanguageModel
     from fvcore.model.prefix import PromptLayer
@@ -174,6 +174,16 @@ def test_an_injection_that_moves_nothing_is_no_result(engine: str) -> None:
     for nothing, alpha in ((vector, 0.0), (0 * vector, 1.0)):
         base, injected = inject_logits(lm, prompts, [nothing], [1], alpha, engine).unbind(1)
         torch.testing.assert_close(injected, base, rtol=0, atol=2e-5)
+
+
+def test_an_injection_that_leaves_one_prompt_as_it_was_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, _, _ = world("llama")
+    logits = torch.arange(12.0).view(2, 2, 3)
+    logits[1, 1] = logits[1, 0]
+    monkeypatch.setattr("fvcore.injection.inject_logits", lambda *asked: logits)
+    with pytest.raises(NothingMoved, match="equal for prompt 1;"):
+        injections(lm, [[5], [6]], [0, 0], torch.ones(lm.d_model), 1)
+    assert len(injections(lm, [[5], [6]], [0, 0], torch.zeros(lm.d_model), 1)) == 2
 
 
 def test_alpha_1_keeps_every_bit_of_a_vector() -> None:
