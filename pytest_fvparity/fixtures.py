@@ -10,7 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -237,20 +237,20 @@ def settings_of(options: ParityOptions, defaults: Mapping[str, int]) -> Settings
 
 
 def run_settings(request: pytest.FixtureRequest, trials: FixedTrials) -> Settings:
-    """Settings of a comparison: the options, then the golden's, then the plan's defaults."""
+    """Settings of a comparison: the options, then those of this model's golden, then the plan's defaults."""
     from pytest_fvparity.golden.golden import NoGolden
 
     options = options_of(request)
     lm: LanguageModel = request.getfixturevalue("fv_model")
+    defaults = recording_defaults(lm)
     if options.live:
-        return settings_of(options, recording_defaults(lm))
-    try:
-        find = partial(_recorded, options, lm, trials)
+        return settings_of(options, defaults)
+    find = partial(_recorded, options, lm, trials)
+    with suppress(NoGolden):
         recorded = _cached(request, find, "golden", trials.id, trials.sha256, lm.weights_sha)
-    except NoGolden:
-        return settings_of(options, recording_defaults(lm))
-    identity = recorded.profile.identity
-    return settings_of(options, {name: getattr(identity, name) for name in RECORDING_DEFAULTS})
+        if recorded.is_of(lm):
+            defaults = {name: getattr(recorded.profile.identity, name) for name in RECORDING_DEFAULTS}
+    return settings_of(options, defaults)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fvcore import artifacts, escapes, names, shipped
 from fvcore.artifacts import Artifact, Leaf
@@ -26,6 +27,9 @@ from pytest_fvparity.golden.part import WHOLE, Part, taken
 from pytest_fvparity.parity.implementation import CHECK_KEYS, Answers
 from pytest_fvparity.parity.noise import Noise
 from pytest_fvparity.reference.reference import Recording
+
+if TYPE_CHECKING:
+    from fvcore.model.model import LanguageModel
 
 # What a recording is staged in, and what waits while it takes its place; a killed process leaves them behind.
 STAGING = ".recording-"
@@ -82,6 +86,10 @@ class Golden(Answers):
     @property
     def profile(self) -> Profile:
         return self.manifest.profile
+
+    def is_of(self, lm: LanguageModel) -> bool:
+        """Whether it was recorded from this model; by its name too, since weights that changed make it stale, not another's."""
+        return self.profile.identity.weights_sha == lm.weights_sha or self.profile.conditions.model == lm.name
 
     @property
     def noise(self) -> Noise:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Options of a run that are the golden's, or else the lock's, where they are not given: field -> option.
 CHOSEN = {"edit_layer": "edit-layer", "n_top_heads": "top-heads", "token_class_idx": "token-class"}
-GOLDENS_OWN = typer.Option(help="Default: the golden's, else the profile's.")
+GOLDENS_OWN = typer.Option(help="Default: those of this model's golden, else the profile's.")
 
 
 class Failed(FormatError):
@@ -148,6 +148,7 @@ class Setup:
         return {
             "profile": self.lock.name,
             "model": self.model,
+            "weights_sha": self.weights_sha,
             "trials_sha256": sha256_file(self.trials_file),
             "reference_profile": self.reference_profile,
             **{name: self.chosen(name) for name in CHOSEN},
@@ -167,27 +168,44 @@ class Setup:
         raise Failed(f"the raw dataset {named} is not here: --dataset-json FILE")
 
     def chosen(self, name: str) -> int:
-        """As given, else as the golden has it, else the lock's."""
+        """As given, else as this model's golden has it, else the lock's."""
         given: int | None = getattr(self, name)
         if given is None:
             golden = self.find_golden()
             given = getattr(self.lock.defaults if golden is None else golden.profile.identity, name)
         return int(given)
 
-    def find_golden(self) -> Golden | None:
-        """The golden of these trials: M1's own, else another."""
+    @cached_property
+    def weights_sha(self) -> str:
+        """Of the model as a recording has it. The model is let go again: pytest has one of its own."""
+        from fvcore.model import model as models
+
+        device = "cpu" if self.quant == "none" else self.device
+        return models.load(self.model, device, self.dtype, spec=self.spec, quant=self.quant).weights_sha
+
+    def _any_golden(self) -> Golden | None:
+        """A golden of these trials: M1's own, else another; this model's where there is one."""
         from pytest_fvparity.golden.golden import Golden, NoGolden, locate, relative_path, search_roots
 
         place = relative_path(self.fixed.dataset, self.fixed.id, self.reference_profile)
+        roots = [self.layout.goldens, *search_roots(self.golden, Path.cwd())]
         try:
-            return Golden.open(locate([self.layout.goldens, *search_roots(self.golden, Path.cwd())], place))
+            return Golden.open(locate(roots, place, self.weights_sha))
         except NoGolden:
             return None
 
+    def find_golden(self) -> Golden | None:
+        """The golden of these trials and this model: what was recorded from other weights says nothing of it."""
+        golden = self._any_golden()
+        return golden if golden and golden.profile.identity.weights_sha == self.weights_sha else None
+
     def require_golden(self) -> Golden:
         if (golden := self.find_golden()) is None:
+            found = self._any_golden()
+            other = f" (that at {found.path} is of {found.profile.conditions.model}, other weights)" if found else ""
             raise Failed(
-                f"there is no golden of {self.fixed.id}: run M1 with --fv-src PATH, a checkout of the reference"
+                f"there is no golden of {self.fixed.id} from {self.model}{other}: run M1 with --fv-src PATH, a checkout "
+                "of the reference"
             )
         return golden
 

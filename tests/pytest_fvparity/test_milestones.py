@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fvcore.embedded.random_models import PAIRS
+from fvcore.embedded.random_models import PAIRS, random_lm
 from fvcore.formats import FormatError, read_pt
 from fvcore.trials import fixed as trials
 from pytest_fvparity.milestones.lock import SHIPPED, Lock, Locked
@@ -137,11 +137,16 @@ def test_the_runtime_is_refused_another_model_than_the_suite_saw(
     with torch.no_grad():
         next(lm.hf.parameters()).mul_(1.001)
     lm.hf.save_pretrained(other)
+    changed = replace(setup, model=str(other))
     known = json.loads(setup.layout.state.read_text())
     known["M2"]["settings"]["model"] = str(other)
     setup.layout.state.write_text(json.dumps(known))
+    with pytest.raises(NotReady, match=r"other settings \(weights_sha: "):
+        run("M4", changed)
 
-    outcome = run("M4", replace(setup, model=str(other)))
+    known["M2"]["settings"] = changed.settings
+    setup.layout.state.write_text(json.dumps(known))
+    outcome = run("M4", changed)
 
     assert not outcome.passed
     assert "has other weights than the model that M2 compared" in outcome.message
@@ -291,6 +296,18 @@ def test_a_model_that_does_not_load_is_a_failed_milestone(setup: Setup) -> None:
     assert not outcome.passed
     assert "no model 'no-such-model'" in outcome.message
     assert not ended_in(setup.layout.state)["M0"].passed
+
+
+def test_a_golden_of_another_model_is_none_of_this_ones(setup: Setup, tmp_path: Path) -> None:
+    random_lm("llama", seed=1, directory=tmp_path / "tuned")
+    other = replace(setup, model=str(tmp_path / "tuned"))
+
+    assert setup.chosen("edit_layer") == 1  # its own golden's
+    assert other.chosen("edit_layer") == other.lock.defaults.edit_layer
+    outcome = run("M1", other)
+    assert not outcome.passed
+    assert "is of random-llama, other weights" in outcome.message
+    assert not list(tmp_path.rglob("*.pt"))  # nothing of the other model's is exported
 
 
 # ---------------------------------------------------------------- the lock

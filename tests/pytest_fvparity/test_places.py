@@ -23,7 +23,7 @@ if RUNNING:
 
 
 if RUNNING:
-    from fvcore.embedded.random_models import toy_tokenizer
+    from fvcore.embedded.random_models import random_lm, toy_tokenizer
     from fvcore.model import audit
     from fvcore.model.spec import MODEL_SPECS
     from pytest_fvparity.golden import golden
@@ -72,6 +72,14 @@ def test_reports_of_two_models_on_the_same_trials_have_places_of_their_own(
     }
     assert {report.model for report in found.values()} == {world.model.name, "tuned-model"}
     assert found["tuned_model"].model == "tuned-model"
+
+
+def test_a_golden_of_another_model_lends_no_settings(pytester: pytest.Pytester, world: World) -> None:
+    random_lm("llama", seed=1, directory=pytester.path / "tuned")
+    # 2 layers of 4 heads: all of them, where the other's golden has three
+    pytester.makepyfile(test_own="def test_own(fv_candidate): assert fv_candidate.settings.n_top_heads == 8")
+    result = pytester.runpytest_inprocess("-k", "test_own", "test_own.py", *world.options, "--fv-model=tuned")
+    result.assert_outcomes(passed=1)
 
 
 def test_reduced_runs_of_two_models_have_places_of_their_own(tmp_path: Path) -> None:
