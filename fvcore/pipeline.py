@@ -281,7 +281,7 @@ def profile_of(lm: LanguageModel, trials: FixedTrials, settings: Settings) -> Pr
         engine=engines.chosen(lm, settings.engine),
         threads=torch.get_num_threads(),
         versions=versions(),
-        processor=processor(lm.device.type),
+        processor=processor(str(lm.device)),
         **model_identity(lm, Conditions.model_fields),
     )
     return Profile(identity=identity, conditions=conditions)

@@ -128,13 +128,13 @@ def model_identity(lm: LanguageModel, fields: Collection[str] | None = None) -> 
 
 
 def processor(device: str = "cpu") -> Processor:
-    """What the arithmetic of `device` ("cpu", "cuda") is done by. Two that differ round differently."""
+    """What the arithmetic of `device` ("cpu", "cuda:1") is done by. Two that differ round differently."""
     import torch
 
     from fvcore.profile import Processor
 
-    if device == "cuda":
-        found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    if device.startswith("cuda"):
+        found = torch.cuda.get_device_properties(device)
         return Processor(vendor="NVIDIA", model=found.name, capability=f"{found.major}.{found.minor}")
     known = _cpuinfo()
     return Processor(

@@ -108,7 +108,7 @@ def _job(root: Path, lm: LanguageModel, trials: FixedTrials, settings: Settings)
         "checkout": str(root),
         "model_dir": str(lm.source),
         "dtype": str(DTYPES[lm.dtype]).removeprefix("torch."),
-        "device": lm.device.type,
+        "device": str(lm.device),
         "attn_implementation": lm.attn_implementation,
         "branch": BRANCHES[lm.spec.name],
         "attn_hook_names": [lm.spec.out_proj_path(layer) for layer in range(lm.n_layers)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,6 +59,12 @@ def test_a_process_that_is_forbidden_instructions_says_so() -> None:
     assert done.stdout.startswith("DEFAULT ")
     assert all(repr(word) in done.stdout for pair in forced.items() for word in pair)
     assert provenance.processor().capability == torch.backends.cpu.get_cpu_capability()
+
+
+def test_of_several_gpus_the_one_that_computes_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = SimpleNamespace(name="the second", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", {"cuda:1": asked}.__getitem__)
+    assert provenance.processor("cuda:1").model == "the second"
 
 
 @pytest.mark.parametrize(("golden", "relation"), [(XEON, SAME), (EPYC, OTHER), (None, NOT_RECORDED)])

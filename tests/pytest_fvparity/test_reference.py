@@ -189,6 +189,13 @@ def test_the_stored_target_counts_for_effects_alone(llama: LanguageModel, tmp_pa
 # ---------------------------------------------------------------- recording
 
 
+def test_the_reference_is_sent_to_the_models_own_device(
+    llama: LanguageModel, fixed: FixedTrials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LanguageModel, "device", torch.device("cuda:1"))
+    assert reference._job(Path("src"), llama, fixed, SRC)["device"] == "cuda:1"
+
+
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("profile", REFERENCE_PROFILES)
 @pytest.mark.parametrize("family", slow_but(["gpt2"], ["gpt2", "gptj", "gpt_neox", "llama", "mistral"]))

@@ -98,7 +98,9 @@ def _began(run_id: str, settings: Phase2, device: str) -> dict[str, Any]:
         "torch_version": found["torch"],
         "transformers_version": found["transformers"],
         "cuda_version": torch.version.cuda,
-        "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "cpu",
+        "device_name": torch.cuda.get_device_name(device)
+        if device.startswith("cuda")
+        else platform.processor() or "cpu",
         "metrics_schema_version": settings.metrics.schema_version,
         "argv": list(sys.argv),
     }
