@@ -1,4 +1,4 @@
-"""What stops a production step, and why a unit failed: one of six causes, read off the exception and its origins."""
+"""What stops a production step, and why a unit failed: one of seven causes, read off the exception and its origins."""
 
 import errno
 from typing import Literal, TypeAlias
@@ -35,13 +35,27 @@ class OtherSettings(StepError):
     status = USAGE
 
 
+class DeviceLost(StepError):
+    """A process cannot use its GPU any more, and nothing but another process can go on."""
+
+
 class FolderInUse(StepError):
     """Another process writes in the folder."""
 
     status = USAGE
 
 
-Cause: TypeAlias = Literal["data", "tokenizer", "target boundary", "memory", "numeric", "code"]
+Cause: TypeAlias = Literal["data", "tokenizer", "target boundary", "memory", "device", "numeric", "code"]
+
+DEVICE = (
+    *("CUDA error", "CUDA driver error", "CUDA unknown error", "CUDA-capable device", "No CUDA GPUs", "NVIDIA driver"),
+    *("HIP error", "cuDNN error", "NCCL", "AcceleratorError"),
+)
+"""In what is said of a GPU that is lost, busy or not there. A kernel's own assertion is among it: it tells neither whose
+fault it was nor where, and leaves the process without the GPU, as a fault of the GPU does."""
+
+OF_THE_CALL = ("invalid argument", "invalid configuration", "INVALID_VALUE", "BAD_PARAM", "NOT_SUPPORTED")
+"""In what the same libraries say of what was asked of them."""
 
 FULL = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
 
@@ -60,6 +74,8 @@ def cause_of(error: BaseException) -> Cause:
         one = one.__cause__ or one.__context__
     if any(one.errno in FULL if isinstance(one, OSError) else is_out_of_memory(one) for one in chain):
         return "memory"
+    if any(_is_of_device(one) for one in chain):
+        return "device"
     causes: dict[Cause, tuple[type[BaseException], ...]] = {
         "numeric": (NotFinite, ArithmeticError),
         "target boundary": (BoundaryError, TargetError),
@@ -67,3 +83,9 @@ def cause_of(error: BaseException) -> Cause:
         "data": (TrialMismatch, FormatError, OSError),
     }
     return next((cause for cause, types in causes.items() if any(isinstance(one, types) for one in chain)), "code")
+
+
+def _is_of_device(error: BaseException) -> bool:
+    said = f"{type(error).__name__}: {error}"
+    named = isinstance(error, RuntimeError) and any(words in said for words in DEVICE)
+    return isinstance(error, DeviceLost) or (named and not any(words in said for words in OF_THE_CALL))

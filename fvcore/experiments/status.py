@@ -91,9 +91,10 @@ def literally(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a unit. `ran` is false where it was completed already."""
+    """What became of a unit. `ran` is false where it was completed already; `cause` is that of a failure."""
 
     name: str
     status: State
     reason: str
     ran: bool = True
+    cause: str | None = None

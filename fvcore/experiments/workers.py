@@ -1,7 +1,8 @@
 """Who computes a run's units: this process, or Ray actors, each with what all units need (a model) loaded once.
 
 A unit is brought to its end by its own `run`, in its own folder, here as there. An actor that dies leaves its unit as a
-killed process leaves it: another actor takes it up where it stands. Ray is imported only here, and only when it is asked
+killed process leaves it: another actor takes it up where it stands. Whoever lost its device computes nothing more: an actor
+makes room for another, and this process stops. Ray is imported only here, and only when it is asked
 for.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from fvcore.exits import in_one_line
-from fvcore.experiments.errors import Cause
+from fvcore.experiments.errors import Cause, DeviceLost
 from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.status import Outcome
 from fvcore.model.spec import ModelError
@@ -70,7 +71,10 @@ class Workers(Protocol[Held]):
         """What is said of the tool where it is loaded; raises what `question` raises."""
 
     def map(self, units: Sequence[Unit[Held]]) -> Generator[Outcome]:
-        """`run` of every unit, an outcome as each ends, in any order. Closing the generator stops what is left."""
+        """`run` of every unit, an outcome as each ends, in any order. Closing the generator stops what is left.
+
+        Raises DeviceLost behind the outcome of a unit at which this process lost its device.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,16 @@ class Local(Generic[Tool]):
 
     def map(self, units: Sequence[Unit[Tool]]) -> Generator[Outcome]:
         for unit in units:
-            yield unit.run(self.tool, self.progress(unit.name))
+            yield (outcome := unit.run(self.tool, self.progress(unit.name)))
+            _require_device(outcome)
+
+
+def _require_device(outcome: Outcome) -> None:
+    """Raises DeviceLost where this process has lost its device: whatever unit it took next would fail as well."""
+    if outcome.cause == "device":
+        raise DeviceLost(
+            f"{outcome.name}: this process lost its device; start the same command again: {outcome.reason}"
+        )
 
 
 class RayError(ModelError):
@@ -116,7 +129,9 @@ class Actor(Generic[Tool]):
         return question(self.tool)
 
     def run(self, unit: Unit[Tool]) -> Outcome:
-        return unit.run(self.tool, Watched())
+        outcome = unit.run(self.tool, Watched())
+        _require_device(outcome)
+        return outcome
 
 
 @dataclass
@@ -176,8 +191,10 @@ class RayWorkers(Generic[Tool]):
                     continue
                 words = in_one_line(ended)
                 # A process that was merely killed is said to have run out of memory perhaps: that is no cause.
-                cause: Cause = "memory" if LOW_MEMORY in words else "code"
-                yield unit.give_up(cause, f"its process ended {ATTEMPTS} times without a word: {words:.{SHOWN}}")
+                lost = isinstance(ended, DeviceLost)
+                cause: Cause = "device" if lost else "memory" if LOW_MEMORY in words else "code"
+                how = "lost its device {} times" if lost else "ended {} times without a word"
+                yield unit.give_up(cause, f"its process {how.format(ATTEMPTS)}: {words:.{SHOWN}}")
         finally:
             # What still runs is stopped as by kill -9, and left for the next run to take up.
             for actor in self.actors:
@@ -193,8 +210,8 @@ class RayWorkers(Generic[Tool]):
         actor, unit = running.pop(done)
         try:
             outcome: Outcome = _got(done)
-        # These say that a process ended, and nothing of what it was doing.
-        except (of.RayActorError, of.WorkerCrashedError, of.NodeDiedError, of.OutOfMemoryError) as death:
+        # These say that a process ended, and nothing of what it was doing; or that it can do nothing more.
+        except (of.RayActorError, of.WorkerCrashedError, of.NodeDiedError, of.OutOfMemoryError, DeviceLost) as death:
             return actor, unit, death
         return actor, unit, outcome
 

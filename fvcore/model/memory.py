@@ -42,7 +42,7 @@ def keep_freed_memory() -> None:
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """As malloc.h has them."""
 
-ALLOCATOR = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+ALLOCATOR = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
 """What allocators of CPUs and GPUs say where there is no type of error for it; Linux and Windows differ."""
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from fvcore.experiments.errors import DEVICE
 from fvcore.gates import UNHARMED, Finding, StageResult, Status, first_line
 from fvcore.provenance import now
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -22,7 +23,7 @@ class _Model(BaseModel):
 
 
 class StageFailure(_Model):
-    """One stage of one q_id. `cause`: data, tokenizer, target boundary, memory, numeric or code."""
+    """One stage of one q_id. `cause`: data, tokenizer, target boundary, memory, device, numeric or code."""
 
     q_id: str
     suite: str
@@ -145,6 +146,7 @@ BY_KEY = {"prompt_boundary": "target boundary", "slot_map": "tokenizer", "qid_st
 
 WORDS = (
     ("memory", ("MemoryError", "out of memory", "OutOfMemory")),
+    ("device", DEVICE),
     ("target boundary", ("boundary", "target_first_token_id")),
     ("tokenizer", ("BOS",)),
 )

@@ -44,7 +44,7 @@ def run(config: RelationConfig) -> None:
     with workers as computing, bar.progress:
         summary = run_relation(relation, root, config, computing, config.q, config.stop_on_error, bar.ended)
     counts = ", ".join(f"{len(summary.q_ids(state))} {state}" for state in ENDED)
-    terminal.tell(f"{counts}{'; stopped at the first failure' if summary.stopped else ''}, in {root}")
+    terminal.tell(f"{counts}{f'; stopped {summary.stopped}' if summary.stopped else ''}, in {root}")
     table = report.rows(root)
     terminal.tell(*filter(None, map(report.sentence, table)), report.headline(table))
     if config.pictures:

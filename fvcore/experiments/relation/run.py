@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fvcore.experiments.errors import DeviceLost
 from fvcore.experiments.folder import Folder, locked, require_same
 from fvcore.experiments.progress import Log
 from fvcore.experiments.relation import files, report
@@ -29,11 +30,11 @@ ENDED = ("completed", "skipped", "failed")
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended, or stands: outcomes in the order in which they came."""
+    """How a run ended, or stands: outcomes in the order in which they came, and at what it stopped before its end."""
 
     root: Path
     outcomes: tuple[Outcome, ...] = ()
-    stopped: bool = False
+    stopped: str = ""
 
     def q_ids(self, state: str) -> list[str]:
         return sorted(outcome.name for outcome in self.outcomes if outcome.status == state)
@@ -88,15 +89,19 @@ def run(
         for number in relation.dropped:
             log.line(f"line {number} of {relation.path} lacks a cell and is dropped")
         summary.write(relation, len(units), "running")
-        with closing(workers.map(units)) as outcomes:
-            for outcome in outcomes:
-                summary = replace(summary, outcomes=(*summary.outcomes, outcome))
-                log.line(f"{outcome.name}: {outcome.status}, {outcome.reason}" + ("" if outcome.ran else " (before)"))
-                summary.write(relation, len(units), "running")
-                ended(outcome)
-                if stop_on_error and outcome.status == "failed":
-                    summary = replace(summary, stopped=True)
-                    break
+        try:
+            with closing(workers.map(units)) as outcomes:
+                for outcome in outcomes:
+                    summary = replace(summary, outcomes=(*summary.outcomes, outcome))
+                    log.line(f"{outcome.name}: {outcome.status}, {outcome.reason}{'' if outcome.ran else ' (before)'}")
+                    summary.write(relation, len(units), "running")
+                    ended(outcome)
+                    if stop_on_error and outcome.status == "failed":
+                        summary = replace(summary, stopped="at the first failure")
+                        break
+        except DeviceLost as lost:
+            log.line(str(lost))
+            summary = replace(summary, stopped="without a device: start the same command again")
         _write_failures(relation, root)
         report.write_overview(root)
         if settings.pictures:

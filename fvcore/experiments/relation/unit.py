@@ -145,4 +145,4 @@ class Unit:
                 current.write(folder, "failed", reason=reason, cause=cause, step=step)
         except Expected as unwritten:  # a full disk: what is there is as a killed process leaves it, and said here
             reason = f"{reason}; and this could not be written down ({unwritten})"
-        return Outcome(self.name, "failed", reason)
+        return Outcome(self.name, "failed", reason, cause=cause)

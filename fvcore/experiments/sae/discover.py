@@ -84,7 +84,7 @@ class Unit:
         return Outcome(self.name, "completed", "")
 
     def give_up(self, cause: Cause, reason: str) -> Outcome:
-        return Outcome(self.name, "failed", f"{cause}: {reason}")
+        return Outcome(self.name, "failed", f"{cause}: {reason}", cause=cause)
 
 
 def discover(settings: PathwaysConfig, progress: Progressing | None = None, *, limit: int | None = None) -> list[Path]:

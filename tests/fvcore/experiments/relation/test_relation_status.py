@@ -8,11 +8,20 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fvcore.experiments.errors import NotFinite, OtherSettings, StepError, TargetError, TokensError, cause_of
+from fvcore.experiments.errors import (
+    DeviceLost,
+    NotFinite,
+    OtherSettings,
+    StepError,
+    TargetError,
+    TokensError,
+    cause_of,
+)
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.relation import files
 from fvcore.experiments.relation.config import RelationSettings
@@ -20,7 +29,7 @@ from fvcore.experiments.relation.data import RelationError
 from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.status import Outcome
 from fvcore.experiments.steps import layout
-from fvcore.experiments.workers import Local
+from fvcore.experiments.workers import Actor, Local
 from fvcore.formats import FormatError, read_json, write_json, write_text
 from fvcore.prompts import BosError, BoundaryError
 from fvcore.provenance import now
@@ -334,6 +343,9 @@ CLASSES: list[tuple[BaseException | Callable[[], BaseException], str]] = [
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), "memory"),
     (RuntimeError("DefaultCPUAllocator: not enough memory: you tried ..."), "memory"),
     (OSError(errno.ENOSPC, "No space left on device"), "memory"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "memory"),
+    (RuntimeError("CUDA error: an illegal memory access was encountered"), "device"),
+    (RuntimeError("CUDA error: invalid configuration argument"), "code"),
     (NotFinite("x"), "numeric"),
     (ZeroDivisionError("x"), "numeric"),
     (StepError("x"), "code"),
@@ -359,6 +371,49 @@ def test_a_failure_has_its_cause_and_the_step_that_was_at_work(
     found = _status(unit)
     assert (found["status"], found["cause"], found["step"]) == ("failed", cause, "stepd")
     assert type(error).__name__ in (unit.folder / files.FAILURE_LOG).read_text()
+
+
+LOST = [
+    "CUDA error: device-side assert triggered",
+    "CUDA error: unspecified launch failure",
+    "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle, ...)`",
+    "CUDA unknown error - this may be due to an incorrectly set up environment",
+    "No CUDA GPUs are available",
+    "NCCL Error 2: unhandled system error",
+    "HIP error: the operation cannot be performed in the present state",
+]
+
+
+def test_a_lost_device_is_no_fault_of_the_code() -> None:
+    assert [cause_of(RuntimeError(words)) for words in LOST] == ["device"] * len(LOST)
+    assert cause_of(torch.AcceleratorError("XPU error: gone")) == "device"
+    assert cause_of(RuntimeError("expected all tensors to be on the same device")) == "code"
+
+
+def test_a_process_without_its_device_leaves_the_other_q_ids_alone(
+    llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*args: Any) -> Any:
+        raise RuntimeError(LOST[1])
+
+    monkeypatch.setattr(stepd, "run", lose)
+    summary = run_small(llama, tmp_path)
+
+    assert [outcome.status for outcome in summary.outcomes] == ["failed"]
+    assert "start the same command again" in summary.stopped
+    states = [one.status for one in QIdStatus.all_of(tmp_path / "out").values()]
+    assert states.count("failed") == len(states) - states.count("pending") == 1
+
+
+def test_an_actor_without_its_device_makes_room_for_another(
+    llama: LanguageModel, unit: Unit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(unit.folder.parent)  # where the actor goes
+    lost = SimpleNamespace(run=lambda tool, progress: Outcome("Q2", "failed", LOST[1], cause="device"))
+    actor = Actor(lambda: llama, str(unit.folder.parent), 1)
+    with pytest.raises(DeviceLost, match="Q2: this process lost its device"):
+        actor.run(lost)  # type: ignore[arg-type]
 
 
 def test_an_error_that_was_said_better_keeps_its_cause() -> None:
