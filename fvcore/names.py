@@ -38,13 +38,18 @@ def made(name: str) -> str:
     return written[:MOST_BYTES] or "%"
 
 
+def word_of_directory(name: str) -> str:
+    """What tells a model's directory from another of its name; nothing of a model that is known by its name alone."""
+    path = Path(name).expanduser()
+    return f"{sha256(str(path.resolve()).encode()):.8}" if name and path.is_dir() else ""
+
+
 def of_model(name: str) -> str:
     """A model's name, which may be an id with its owner, as a part of a path; of a directory its own name and a word that no
     other directory of that name has."""
     path = Path(name).expanduser()
     if "/" in name and is_part(path.name) and path.is_dir():
-        full = path.resolve()
-        return made(f"{full.name}_{sha256(str(full).encode()):.8}")
+        return made(f"{path.resolve().name}_{word_of_directory(name)}")
     return made(name.replace("/", "_").replace(":", "_"))
 
 

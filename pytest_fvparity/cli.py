@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fvcore import exits, terminal
+from fvcore import exits, names, terminal
 from fvcore.escapes import lines
 from fvcore.formats import read_json, write_text
 from fvcore.gates import StageError
@@ -265,12 +265,10 @@ def spec_parity(
 
 def _place_of(model: str) -> str:
     """A folder's name that no other model has: two directories of one name are two models."""
-    from fvcore.formats import sha256
     from fvcore.trials.fixed import model_tag
 
-    path = Path(model).expanduser()
-    own = f"_{sha256(str(path.resolve()).encode()):.8}" if path.is_dir() else ""
-    return f"{model_tag(str(path.resolve()) if own else model)}{own}"
+    own = names.word_of_directory(model)
+    return "_".join(filter(None, (model_tag(str(Path(model).expanduser().resolve()) if own else model), own)))
 
 
 def _one_trial(model: str, dataset_json: Path, out: Path) -> Path:

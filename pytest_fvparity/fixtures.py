@@ -346,8 +346,9 @@ def keeper_of(
     if options.bundle is None:
         return None
     from pytest_fvparity.bundle.keeping import Keeper
-    from pytest_fvparity.parity.place import particular
+    from pytest_fvparity.parity.place import under_of
 
-    under = particular(request.node.path, options.reference_profile, request.config.getoption("fv_model"))
+    model = request.config.getoption("fv_model")
+    under = under_of(options.report_dir, request.node.path, options.reference_profile, model)
     folder = options.bundle.joinpath(trials.dataset, trials.id, under)
     return Keeper(folder, trials, profile, golden, candidate)

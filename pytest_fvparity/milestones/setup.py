@@ -19,7 +19,7 @@ from fvcore.trials.fixed import read as read_trials
 from pytest_fvparity.children import following
 from pytest_fvparity.milestones.lock import Lock
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.parity.place import particular
+from pytest_fvparity.parity.place import under_of
 from pytest_fvparity.report.render import REPORT, read_report
 from pytest_fvparity.report.report import Report
 
@@ -216,7 +216,7 @@ class Setup:
         """
         chosen = [] if tuple(keys) == CHECK_KEYS else ["-k", " or ".join(keys)]
         words = [*chosen, f"--fv-trials={self.trials_file}", f"--fv-report-dir={report_dir}", *options, *self.running]
-        under = particular(self.trials_file, self.reference_profile, self.model)
+        under = under_of(report_dir, self.trials_file, self.reference_profile, self.model)
         path = report_dir / self.fixed.dataset / self.fixed.id / under / f"{REPORT}.json"
         run_pytest("parity", words, path)
         return read_report(path)

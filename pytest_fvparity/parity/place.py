@@ -1,6 +1,7 @@
 """What goldens and reports of a trials file are filed under, told from the file alone."""
 
-from functools import cache
+from functools import cache, partial
+from glob import escape
 from pathlib import Path
 
 from fvcore import names
@@ -47,6 +48,38 @@ def particular(path: Path, profile: str, model: str | None) -> str:
     other = model_tag(model) if model else ""
     parts = ["" if profile == "src" else profile, "" if other == made_for(path) else other]
     return "-".join(filter(None, parts))
+
+
+@cache
+def under_of(report_dir: Path, path: Path, profile: str, model: str | None) -> str:
+    """`particular`, and beside the report of another directory of this name a word that no other directory has.
+
+    report_dir: where reports are written; what lies there when it is first asked decides
+    """
+    from fvcore.trials.fixed import model_tag
+
+    usual, word = particular(path, profile, model), names.word_of_directory(model or "")
+    own = "-".join(filter(None, (usual or model_tag(model or ""), word)))
+    dataset, id = place_of(path)
+    found = partial(_found, report_dir, escape(dataset) if dataset else "*", escape(id))
+    others = {_directory_of(report) for report in found(usual)} - {"", word}
+    return own if word and (others or found(own)) else usual
+
+
+def _found(report_dir: Path, dataset: str, id: str, under: str) -> list[Path]:
+    from pytest_fvparity.report.render import REPORT
+
+    return list(report_dir.glob("/".join(filter(None, (dataset, id, under, f"{REPORT}.json")))))
+
+
+def _directory_of(report: Path) -> str:
+    from fvcore.formats import FormatError, read_json
+
+    try:
+        value = read_json(report)
+    except FormatError:
+        return ""
+    return str(value.get("model_directory", "")) if isinstance(value, dict) else ""
 
 
 def title_of(path: Path) -> str:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fvcore import escapes
+from fvcore import escapes, names
 from pytest_fvparity import runners
 from pytest_fvparity.options import OPTIONS_KEY, reproduce
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.parity.place import particular, place_of
+from pytest_fvparity.parity.place import place_of, under_of
 from pytest_fvparity.suite.declaration import FILES_KEY, SuiteReports
 
 if TYPE_CHECKING:
@@ -42,10 +42,13 @@ class ParityReports(SuiteReports):
             commands = {key: reproduce(self.config, f"{run.nodeid}::{key}", run.declared) for key in run.planned}
             path = self.config.rootpath / run.file
             place = place_of(path)
-            under = particular(path, self.options.reference_profile, self.config.getoption("fv_model"))
+            model = self.config.getoption("fv_model")
+            under = under_of(self.options.report_dir, path, self.options.reference_profile, model)
             report = assemble(run.results(), run.rows, run.context, commands, run.keep_going, place, under)
             kept = next((path for path in self._bundles(report, [report.failed_key]) if path.is_file()), None)
-            reports.append(report.model_copy(update={"bundle": self.options.shown(kept) if kept else None}))
+            known = {"bundle": self.options.shown(kept) if kept else None}
+            known |= {"model_directory": names.word_of_directory(model or "")}
+            reports.append(report.model_copy(update=known))
         return reports
 
     def _bundles(self, report: Report, keys: Iterable[str | None]) -> list[Path]:

@@ -201,7 +201,7 @@ class Shard(ReportPart):
 
 class Report(ReportPart):
     """One trials file's parity run, or several of them merged: then `shards` says which. `bundle` is the earliest failure
-    in a file."""
+    in a file, `model_directory` a word that no other directory has."""
 
     schema_version: int = SCHEMA_VERSION
     created_at: str
@@ -228,6 +228,7 @@ class Report(ReportPart):
     heads: dict[str, Any]
     shards: list[Shard] = []
     under: str = ""
+    model_directory: str = ""
     bundle: str | None = None
 
     @model_validator(mode="after")

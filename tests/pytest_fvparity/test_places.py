@@ -11,12 +11,14 @@ import pytest
 from tests.late import RUNNING
 
 if RUNNING:
-    from fvcore.formats import read_json
+    from fvcore import names
+    from fvcore.formats import read_json, write_json
     from fvcore.gates import Status
     from pytest_fvparity import cli
     from pytest_fvparity.milestones import run as milestones
     from pytest_fvparity.milestones.setup import MilestoneOutcome
     from pytest_fvparity.parity.implementation import CHECK_KEYS, LIVE
+    from pytest_fvparity.parity.place import under_of
     from pytest_fvparity.report.merge import merge
     from pytest_fvparity.report.render import markdown, read_report, write_all
     from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
@@ -72,6 +74,28 @@ def test_reports_of_two_models_on_the_same_trials_have_places_of_their_own(
     }
     assert {report.model for report in found.values()} == {world.model.name, "tuned-model"}
     assert found["tuned_model"].model == "tuned-model"
+    assert found["tuned_model"].model_directory == names.word_of_directory(str(pytester.path / "tuned-model"))
+
+
+def test_reports_of_two_directories_of_one_name_have_places_of_their_own(tmp_path: Path, world: World) -> None:
+    (trials,) = world.trials
+    out = tmp_path / "reports"
+    models = [str(tmp_path / one / "model") for one in ("a", "b")]
+
+    def report_of(model: str) -> str:
+        Path(model).mkdir(parents=True, exist_ok=True)
+        under_of.cache_clear()
+        under = under_of(out, trials, "src", model)
+        word = names.word_of_directory(model)
+        write_json(out / "pairs" / trials.stem / under / "src_vs_fv_diff_report.json", {"model_directory": word})
+        return under
+
+    places = [report_of(model) for model in models]
+    assert places[0] == "model"  # as ever
+    assert places[1].startswith("model-")
+    assert [report_of(model) for model in reversed(models)] == places[::-1]
+    shutil.rmtree(out / "pairs" / trials.stem / "model")
+    assert report_of(models[1]) == places[1]
 
 
 def test_a_golden_of_another_model_lends_no_settings(pytester: pytest.Pytester, world: World) -> None:

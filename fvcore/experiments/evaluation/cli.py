@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fvcore import exits, terminal
+from fvcore import exits, names, terminal
 from fvcore.experiments.evaluation.config import EvaluationConfig
 from fvcore.formats import json_text
 
@@ -23,7 +23,8 @@ def evaluate(config: EvaluationConfig) -> None:
 
     lm = config.load(config.seed)
     found = run(config, lm)
-    folder = config.out or Path("reports", "eval", f"{found.task.name}_{model_tag(lm.name)}")
+    of_model = model_tag(lm.name), names.word_of_directory(config.model) if "/" in config.model else ""
+    folder = config.out or Path("reports", "eval", "_".join(filter(None, (found.task.name, *of_model))))
     written = [*report.write(found, folder), *drawing.draw(found, folder)]
     if config.as_json:
         typer.echo(json_text(found.model_dump(mode="json")))

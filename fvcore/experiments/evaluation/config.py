@@ -59,7 +59,10 @@ class EvaluationConfig(ModelChoice):
     max_memory: Memory | None = Field(
         default=None, description="Memory that engine fast may take beside the weights, such as 8GiB."
     )
-    out: Path | None = Field(default=None, description="Folder (default: reports/eval/<dataset>_<model>).")
+    out: Path | None = Field(
+        default=None,
+        description="Folder (default: reports/eval/<dataset>_<model>, of a path to a directory with a word of its own).",
+    )
     as_json: Json = PRINTED
 
     @property
