@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvcore import escapes, palette
+from fvcore import escapes, maps, palette
 from fvcore.formats import write_text
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def environment(package: str) -> Environment:
         lstrip_blocks=True,
     )
     templates.filters |= {"number": number, "image": image, "breakable": breakable} | escapes.FILTERS
-    templates.filters["colour"] = palette.colour
+    templates.filters |= {"colour": palette.colour, "squares": maps.squares, "picture": maps.picture}
+    templates.filters["are_many"] = maps.are_many
     templates.globals["palette"] = palette
     return templates
 

@@ -79,6 +79,7 @@ BASE = (
     "gates",
     "escapes",
     "palette",
+    "maps",
     "page",
     "formats",
     "names",

@@ -68,7 +68,7 @@ def _spread(axis: AxisCount) -> str:
 
 
 def _drawn(one: ErrorMap) -> dict[str, Any]:
-    """A map as it lies on a page: a cell is its value, whether it is wrong, and what is said of it."""
+    """A map as it lies on a page: a cell is its value, what of it is coloured, and what is said of it."""
     down, across = (
         (one.rows, one.row_indices, one.labels),
         (one.columns, one.column_indices, [""] * len(one.column_indices)),
@@ -82,12 +82,16 @@ def _drawn(one: ErrorMap) -> dict[str, Any]:
     ]
     cells = [
         [
-            (value, n > 0, f"{row}, {column}: {f'{n:,} outside, ' if n else ''}largest difference {number(value)}")
+            (
+                value,
+                value if n else 0.0,
+                f"{row}, {column}: {f'{n:,} outside, ' if n else ''}largest difference {number(value)}",
+            )
             for column, (value, n) in zip(names[1], line, strict=True)
         ]
         for row, line in zip(names[0], grid, strict=True)
     ]
-    wrong = [value for line in cells for value, is_wrong, _ in line if is_wrong and isinstance(value, float)]
+    wrong = [shown for line in cells for _, shown, _ in line if isinstance(shown, float)]
     return {
         **{"leaf": one.leaf, "row": down[0], "column": across[0], "columns": across[1]},
         **{"rows": list(zip(down[1], cells, strict=True)), "scale": max(wrong, default=0.0)},

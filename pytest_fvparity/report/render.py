@@ -5,11 +5,11 @@ from __future__ import annotations
 import glob
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvcore import page
+from fvcore import maps, page
 from fvcore.formats import FormatError, csv_text, json_text, read_json, validated, write_text
 from fvcore.profile import Processor
 from pytest_fvparity.parity.implementation import CHECK_KEYS
@@ -234,6 +234,7 @@ def environment() -> Environment:
     templates.filters |= {"number": _number, "share": _share}
     templates.filters |= {"grids": grids, "ran_on": _ran_on}
     templates.filters |= {"times": story.times, "worst_trials": _worst_trials, "beside": _beside}
+    templates.filters["cells"] = partial(maps.cells, number=_number)
     templates.filters["used"] = lambda tolerances: largest_of(row["used"] for row in tolerances)
     # A word is no finite number, and no tolerance allows that.
     templates.filters["over"] = lambda share: isinstance(share, str) or (share is not None and share > 1)
