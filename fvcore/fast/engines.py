@@ -132,11 +132,14 @@ def _by_trial(
 
     n_variants: of each trial; `run` is told whether they run along with their prompts
     """
-    longest = max(len(ids) for ids, *_ in trials)
-    along = sweep.trials_along(lm, longest, n_variants, max_memory) if n_variants else 0
-    at_most = max(1, sweep.TOKENS // longest)
-    size = along or chunk_size(sweep.trial_bytes(lm, longest), lm.device, at_most, max_memory)
-    return torch.cat(list(in_chunks(trials, even(len(trials), size), lambda some: run(some, bool(along)))))
+    n_tokens = [len(ids) for ids, *_ in trials]
+    along = sweep.trials_along(lm, max(n_tokens), n_variants, max_memory) if n_variants else 0
+    at_most = max(1, sweep.TOKENS // max(n_tokens))
+    size = along or chunk_size(sweep.trial_bytes(lm, max(n_tokens)), lm.device, at_most, max_memory)
+    # Prompts of a length stand together: the shorter ones of a batch are padded.
+    by_length = sorted(range(len(trials)), key=n_tokens.__getitem__)
+    found = in_chunks([trials[at] for at in by_length], even(len(trials), size), lambda some: run(some, bool(along)))
+    return torch.cat(list(found))[torch.tensor(by_length).argsort()]
 
 
 def why_not_fast(lm: LanguageModel) -> str:
