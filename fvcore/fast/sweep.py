@@ -27,12 +27,12 @@ Head: TypeAlias = "tuple[int, int]"
 Case: TypeAlias = "tuple[Sequence[int], int, SlotMap]"
 """A corrupted prompt's ids, its target id and its slots."""
 
-ROWS = 2048
-"""Rows that run together at most, of all trials. Matrix products get no faster beyond, and what lies between them leaves
-the processor's caches. Which number is best hardly matters (`docs/performance.md` has the curve), and a number that a clock
-chose would change the last bits of a result from one run to the next."""
+ROWS = 4096
+"""Rows that run together at most, of all trials: products of more are no faster, and each row's attention looks at all of its
+trial's, if only to see most of them masked. Which number is best hardly matters (`docs/performance.md` has the curve), and
+one that a clock chose would change the last bits of a result from one run to the next."""
 
-TOKENS = 2 * ROWS
+TOKENS = ROWS
 """Tokens of prompts that run together without variants."""
 
 LOGITS = 31 * 2**20
