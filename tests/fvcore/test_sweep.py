@@ -298,11 +298,15 @@ def test_every_weight_is_read_once_where_variants_run_along() -> None:
 
 def test_variants_run_along_where_they_and_their_prompt_are_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, cases, means = world("llama")
-    most = sweep.ROWS
+    most, alike = sweep.ROWS, sweep.ALIKE
     assert sweep.trials_along(lm, 100, 28, 10**9) == most // 128
-    assert sweep.trials_along(lm, 100, most - 100, 10**9) == 1
-    assert sweep.trials_along(lm, 100, most - 99, 10**9) == 0
+    assert sweep.trials_along(lm, most - 28, 28, 10**10) == 1
+    assert sweep.trials_along(lm, most - 27, 28, 10**10) == 0
+    assert sweep.trials_along(lm, 100, alike, 10**9) > 0
+    assert sweep.trials_along(lm, 100, alike + 1, 10**9) == 0
     assert sweep.trials_along(lm, 100, 28, 1) == 0
+    assert [sweep.variants_together(lm, 1, n, 2 * alike, 10**9) for n in (1, 100)] == [alike, alike // 100]
+    assert sweep.variants_together(lm, 8, 1, 2 * alike, 10**9) == most // 8
     monkeypatch.setattr(sweep, "ROWS", 20)  # prompts first, then a few variants of each at a time
     assert_same_effects(engines.causal_indirect_effects(lm, cases, means), exact(lm, cases, means))
 
