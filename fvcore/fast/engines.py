@@ -134,7 +134,7 @@ def _by_trial(
     """
     n_tokens = [len(ids) for ids, *_ in trials]
     along = sweep.trials_along(lm, max(n_tokens), n_variants, max_memory) if n_variants else 0
-    at_most = max(1, sweep.TOKENS // max(n_tokens))
+    at_most = max(1, sweep.ROWS // max(n_tokens))
     size = along or chunk_size(sweep.trial_bytes(lm, max(n_tokens)), lm.device, at_most, max_memory)
     # Prompts of a length stand together: the shorter ones of a batch are padded.
     by_length = sorted(range(len(trials)), key=n_tokens.__getitem__)

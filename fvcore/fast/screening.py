@@ -114,8 +114,7 @@ class Trials:
     def readings(self, heads: Sequence[Head], max_memory: int | None, advance: Advance) -> Tensor:
         """`effects.target_readings` of the prompts with each of the heads replaced: (trial, head, 3), float32 on the CPU."""
         lm, n_trials = self.suffix.prompt.lm, len(self.targets)
-        at_most = max(1, sweep.ROWS // n_trials)
-        size = chunk_size(n_trials * sweep.variant_bytes(lm, 1), lm.device, at_most, max_memory)
+        size = sweep.variants_together(lm, n_trials, 1, len(heads), max_memory)
 
         def run(some: Sequence[Head]) -> Tensor:
             rows = rows_with_heads_replaced(self.suffix, some, self.replacement)

@@ -28,12 +28,13 @@ Case: TypeAlias = "tuple[Sequence[int], int, SlotMap]"
 """A corrupted prompt's ids, its target id and its slots."""
 
 ROWS = 4096
-"""Rows that run together at most, of all trials: products of more are no faster, and each row's attention looks at all of its
-trial's, if only to see most of them masked. Which number is best hardly matters (`docs/performance.md` has the curve), and
-one that a clock chose would change the last bits of a result from one run to the next."""
+"""Rows that run together at most, of all trials: products of more are no faster. Which number is best hardly matters
+(`docs/performance.md` has the curve), and one that a clock chose would change the last bits of a result from one run to the
+next."""
 
-TOKENS = ROWS
-"""Tokens of prompts that run together without variants."""
+ALIKE = 1024
+"""Rows of one trial's variants that run together at most: each one's attention looks at all of them, if only to see that
+they are masked."""
 
 LOGITS = 31 * 2**20
 """Bytes of logits that are there at once: more than the C library keeps (`memory.py`) would be cleared anew each time."""
@@ -114,6 +115,8 @@ def rows_with_vectors_added(
 def trials_along(lm: LanguageModel, n_tokens: int, n_variants: int, max_memory: int | None = None) -> int:
     """How many prompts of so many tokens run in one pass with all their variants; 0 where not even one does."""
     n_rows = n_tokens + n_variants
+    if n_variants > ALIKE:
+        return 0
     return fitting(pass_bytes(lm, n_rows), lm.device, ROWS // n_rows, max_memory)
 
 
@@ -145,7 +148,7 @@ def target_readings(
         return _where_any(replacement, _read(suffix.prompt, rows, targets, read))[..., None]
     prompt, found = SharedPrompt.run(lm, prompts, max(r.n_tokens for r in replacements)), []
     for replacement in replacements:
-        size = _together(lm, len(cases), replacement.n_tokens, 1 + len(heads), max_memory)
+        size = variants_together(lm, len(cases), replacement.n_tokens, 1 + len(heads), max_memory)
         suffix = prompt.suffix(replacement.n_tokens, size)
 
         def run(some: Sequence[Head | None], suffix: Suffix = suffix, replacement: Replacement = replacement) -> Tensor:
@@ -163,9 +166,11 @@ def _where_any(replacement: Replacement, readings: Tensor) -> Tensor:
     return torch.where(replacement.at.any(dim=1)[:, None, None], readings, readings[:, :1])
 
 
-def _together(lm: LanguageModel, n_trials: int, n_tokens: int, n_variants: int, max_memory: int | None) -> int:
-    """How many variants run together: chunks of one size."""
-    most = even(n_variants, max(1, ROWS // (n_trials * n_tokens)))
+def variants_together(
+    lm: LanguageModel, n_trials: int, n_tokens: int, n_variants: int, max_memory: int | None = None
+) -> int:
+    """How many variants of each trial run together behind prompts that ran first: chunks of one size."""
+    most = even(n_variants, max(1, min(ALIKE, ROWS // n_trials) // n_tokens))
     return chunk_size(n_trials * variant_bytes(lm, n_tokens), lm.device, most, max_memory)
 
 

@@ -118,6 +118,21 @@ def test_what_an_attention_adds_behind_its_projection_is_added_to_variants_too()
     assert_same_effects(engines.causal_indirect_effects(lm, cases, means), exact(lm, cases, means))
 
 
+def test_what_a_block_is_handed_for_each_token_is_that_of_the_last_for_variants() -> None:
+    """Some families' blocks use it outside of their attention, too."""
+    hf = copy.deepcopy(world("llama")[0].hf)
+    for block in hf.model.layers:
+
+        def forward(hidden: Tensor, inner: Any = block.forward, **given: Any) -> Tensor:
+            left: Tensor = inner(hidden, **given)
+            return left + given["position_embeddings"][0].mean(dim=-1, keepdim=True)
+
+        block.forward = forward
+    lm = LanguageModel.wrap(hf, world("llama")[0].tokenizer, "by position")
+    cases, means = cases_on(lm)
+    assert_same_effects(engines.causal_indirect_effects(lm, cases, means), exact(lm, cases, means))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_means_of_padded_batches_are_those_of_single_prompts(family: str) -> None:
     lm, cases, _ = world(family)
@@ -283,11 +298,15 @@ def test_every_weight_is_read_once_where_variants_run_along() -> None:
 
 def test_variants_run_along_where_they_and_their_prompt_are_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, cases, means = world("llama")
-    most = sweep.ROWS
+    most, alike = sweep.ROWS, sweep.ALIKE
     assert sweep.trials_along(lm, 100, 28, 10**9) == most // 128
-    assert sweep.trials_along(lm, 100, most - 100, 10**9) == 1
-    assert sweep.trials_along(lm, 100, most - 99, 10**9) == 0
+    assert sweep.trials_along(lm, most - 28, 28, 10**10) == 1
+    assert sweep.trials_along(lm, most - 27, 28, 10**10) == 0
+    assert sweep.trials_along(lm, 100, alike, 10**9) > 0
+    assert sweep.trials_along(lm, 100, alike + 1, 10**9) == 0
     assert sweep.trials_along(lm, 100, 28, 1) == 0
+    assert [sweep.variants_together(lm, 1, n, 2 * alike, 10**9) for n in (1, 100)] == [alike, alike // 100]
+    assert sweep.variants_together(lm, 8, 1, 2 * alike, 10**9) == most // 8
     monkeypatch.setattr(sweep, "ROWS", 20)  # prompts first, then a few variants of each at a time
     assert_same_effects(engines.causal_indirect_effects(lm, cases, means), exact(lm, cases, means))
 
