@@ -1,7 +1,5 @@
 """A plan's command line, run: its flags made ours, our command started, its criteria judged and printed."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """One task put to one model: questions are written as prompts and asked, a result a condition; and what a vector says."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -4,8 +4,6 @@ Memory goes with the number of features. By the plan's own policy, `v4`, the fir
 conditions have no aliases, and what stands twice counts twice.
 """
 
-from __future__ import annotations
-
 import glob
 import json
 import time
@@ -14,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.progress import Watched
+from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.sae.checkpoints import Checkpoints
+from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.issues import Issues, Stopped, place, severity_of
 from fvcore.experiments.sae.known import Known
 from fvcore.experiments.sae.logs import Cell, Cells, Log, canonical, scan
@@ -26,10 +25,6 @@ from fvcore.experiments.sae.readers import Oddities, is_read
 from fvcore.experiments.sae.schemas import IssueGroup, PlanResults, Validation
 from fvcore.formats import sha256
 from fvcore.provenance import peak_rss
-
-if TYPE_CHECKING:
-    from fvcore.experiments.progress import Progressing
-    from fvcore.experiments.sae.config import PathwaysConfig
 
 Policy: TypeAlias = Literal["default", "v4"]
 VALIDATION = "results/audit/data_validation.json"

@@ -3,22 +3,17 @@
 How batches are made depends on settings alone, so that each gives the same rows whenever and wherever it runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING
 
 from fvcore.experiments.sae.attribution import Sources, attribute
+from fvcore.experiments.sae.bench import Bench
+from fvcore.experiments.sae.config import Discover
 from fvcore.experiments.sae.pathways import Node, TargetRow
 from fvcore.experiments.sae.replay import modes_of, null_rows, replay
 from fvcore.experiments.sae.schemas import Row
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.bench import Bench
-    from fvcore.experiments.sae.config import Discover
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 Layers rise along an edge, so what ends in a feature is known once all that ends in the features below it is known.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest

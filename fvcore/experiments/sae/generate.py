@@ -4,8 +4,6 @@ Every feature has its trials under every condition, so that an audit finds nothi
 towards the prompt that its value comes from, and nothing else tells features apart.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,15 +1,14 @@
 """Step 5: pathways and tokens together: chains of features, with the words that go with the last of each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.progress import Watched
+from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.sae.chains import Chain, strength, strongest
+from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.features import FEATURES
 from fvcore.experiments.sae.graph import (
     EDGES,
@@ -22,16 +21,12 @@ from fvcore.experiments.sae.graph import (
     texts,
     viewer,
 )
+from fvcore.experiments.sae.mediation import Share
 from fvcore.experiments.sae.pathways import PATHWAYS, Node, Pathway, ValidatedPathways
 from fvcore.experiments.sae.schemas import CausalFeatures, Row
 from fvcore.experiments.sae.steps import INTEGRATED, TOKENS
 from fvcore.experiments.sae.tokens import OfFeature, TokenAssociations
 from fvcore.formats import read_json, validated, write_text
-
-if TYPE_CHECKING:
-    from fvcore.experiments.progress import Progressing
-    from fvcore.experiments.sae.config import PathwaysConfig
-    from fvcore.experiments.sae.mediation import Share
 
 MOST_LISTED = 10
 VERIFYING = "Verifying chains"

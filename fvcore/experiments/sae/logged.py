@@ -6,15 +6,13 @@ amplification), and the model goes on with the prompt by sampling. A feature cou
 answers changes by more than `LEAST` with p < .05, as in the plan: without any correction.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,14 +21,12 @@ from fvcore.embedded.words import relations
 from fvcore.experiments.sae.autoencoder import SAE
 from fvcore.experiments.sae.generate import CHECKPOINTS, LOGS
 from fvcore.experiments.statistics import fisher
+from fvcore.fast.chunks import Advance
 from fvcore.formats import write_json
 from fvcore.model.hooks import replace_outputs
 from fvcore.model.model import LanguageModel
 from fvcore.model.prefix import cache_given
 from fvcore.model.residual import residual_stream
-
-if TYPE_CHECKING:
-    from fvcore.fast.chunks import Advance
 
 LEAST, ALPHA = 0.1, 0.05
 CONDITIONS = {

@@ -5,28 +5,24 @@ parameters, operations and what a backward pass must keep are counted and not gu
 (about half a gigabyte) is not in it, nor what an allocator keeps for later.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fvcore.experiments.folder import Folder
+from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.contexts import CONTEXTS
 from fvcore.experiments.sae.features import FEATURES
 from fvcore.experiments.sae.schemas import CausalFeatures, PromptsSample
 from fvcore.formats import read_json, read_yaml, validated
 from fvcore.model.model import config_on_disk, without_weights
 from fvcore.model.spec import ModelError
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.config import PathwaysConfig
 
 SHAPES = Path(__file__).parent / "configs" / "shapes.yaml"
 ASSUMED_TOKENS = 150

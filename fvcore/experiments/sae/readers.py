@@ -5,8 +5,6 @@ that of one piece: a small file is decoded whole by msgspec where it is installe
 file, by the standard library in chunks. Both say the same of a file.
 """
 
-from __future__ import annotations
-
 import codecs
 import gzip
 import json

@@ -5,27 +5,23 @@ of the feature, and what the autoencoder leaves over stays. Along a random direc
 lengths, it is what any disturbance of this place and size would do. All edits of a layer are rows of passes that begin there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from random import Random
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fvcore.experiments.sae.attribution import short
+from fvcore.experiments.sae.bench import Bench, Columns
+from fvcore.experiments.sae.config import Replay
 from fvcore.experiments.sae.pathways import Node, NullRow, ReplayRow
+from fvcore.experiments.sae.schemas import Context
 from fvcore.fast.chunks import in_chunks
 from fvcore.formats import sha256
 from fvcore.model.residual import Cached, residual_stream
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.bench import Bench, Columns
-    from fvcore.experiments.sae.config import Replay
-    from fvcore.experiments.sae.schemas import Context
 
 POOL = 2
 """Random features of a layer for each one that a target's null wants, since some are its candidates."""

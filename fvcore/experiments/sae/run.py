@@ -5,23 +5,19 @@ whose inputs, are others now is begun anew where it is made in one go, and refus
 those may be hours of work, and are taken away only if that is asked for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from fvcore.experiments.errors import OtherSettings, StepError
 from fvcore.experiments.folder import Folder, differences, locked, refuse_others
+from fvcore.experiments.progress import Progressing
 from fvcore.experiments.record import Record, Stage
+from fvcore.experiments.sae.audit import Policy
+from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.steps import STEPS, Step, within
-
-if TYPE_CHECKING:
-    from fvcore.experiments.progress import Progressing
-    from fvcore.experiments.sae.audit import Policy
-    from fvcore.experiments.sae.config import PathwaysConfig
 
 RECORD = "pathways_record.json"
 OUT = "--paths-out"
@@ -135,7 +131,7 @@ def depends_on(step: Step, settings: PathwaysConfig, folder: Folder, asked: Aske
     return step.depends_on(settings, folder) | asked.deciding(step)
 
 
-Work: TypeAlias = Callable[["_Doing", "Progressing | None", dict[str, Any]], list[Path]]
+Work: TypeAlias = Callable[[_Doing, Progressing | None, dict[str, Any]], list[Path]]
 
 
 def _audit(doing: _Doing, progress: Progressing | None, more: dict[str, Any]) -> list[Path]:

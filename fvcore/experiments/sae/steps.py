@@ -1,26 +1,21 @@
 """The steps, in order: which settings and which files each depends on, what it leaves, and what must hold before it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any, TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from fvcore.experiments.config import ConfigError
 from fvcore.experiments.errors import OtherSettings, StepError
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.sae.audit import VALIDATION, fingerprint
+from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.contexts import CONTEXTS
 from fvcore.experiments.sae.features import FEATURES
 from fvcore.experiments.sae.pathways import PATHWAYS
 from fvcore.experiments.sae.schemas import Validation
 from fvcore.formats import read_json, validated
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from fvcore.experiments.folder import Folder
-    from fvcore.experiments.sae.config import PathwaysConfig
 
 PROTOTYPE = "results/prototype/single_feature_test.json"
 TOKENS = "results/tokens/token_associations.json"
@@ -31,7 +26,7 @@ UNITS = "results/pathways/units/*"
 UNDECIDING = ("audit.workers", "sae.gpu_budget_gb", "sae.cpu_budget_gb")
 """Settings that no result depends on."""
 
-Gate: TypeAlias = Callable[["PathwaysConfig", "Folder"], None]
+Gate: TypeAlias = Callable[[PathwaysConfig, Folder], None]
 """Raises StepError while a step must not run, or where one that ran did not pass."""
 
 

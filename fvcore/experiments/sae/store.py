@@ -1,7 +1,5 @@
 """A run's autoencoders: read when they are needed, and held within two budgets of bytes, one of the device, one of memory."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,28 +1,23 @@
 """Step 4: which tokens go with a feature: those that responses hold more or less often when the feature is set to a value."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from heapq import nsmallest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.progress import Watched
+from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.sae.association import Compared, Ids, compare
 from fvcore.experiments.sae.audit import files_of
+from fvcore.experiments.sae.config import Comparison, PathwaysConfig
 from fvcore.experiments.sae.features import FEATURES
 from fvcore.experiments.sae.lens import Lens, lens
 from fvcore.experiments.sae.readers import Oddities, is_read, read_records
 from fvcore.experiments.sae.schemas import CausalFeatures, Feature, Row
 from fvcore.experiments.sae.steps import TOKENS
 from fvcore.formats import FormatError, read_json, sha256, validated
-
-if TYPE_CHECKING:
-    from fvcore.experiments.progress import Progressing
-    from fvcore.experiments.sae.config import Comparison, PathwaysConfig
 
 TOKENISING, COUNTING = "Tokenising responses", "Tokens"
 Cells: TypeAlias = dict[tuple[str, str], list[Ids]]

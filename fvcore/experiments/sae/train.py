@@ -4,8 +4,6 @@ Small, so that what is done with features can be seen on a model that learned. T
 and if the model still answers with one layer's stream replaced by what they make of it; training ends with that judgement.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from random import Random
 

@@ -5,27 +5,23 @@ prompts are asked in batches, and the logits of as many are held at once as `eva
 a group is asked on the states of other groups alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fvcore.experiments.select_kv.bench import Bench, Prefixes
 from fvcore.experiments.select_kv.compute import FIRST, likeliest
+from fvcore.experiments.select_kv.data import OffSample, OnSample
 from fvcore.experiments.select_kv.errors import OnTaskInvalid
 from fvcore.experiments.select_kv.metrics import is_hit, kl, p99
+from fvcore.experiments.select_kv.prefix import Prefix
 from fvcore.experiments.select_kv.schemas import OffArm, OffRow, OnRow, Token, Topk, finite, number
 from fvcore.fast.chunks import Advance, silent
-
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.data import OffSample, OnSample
-    from fvcore.experiments.select_kv.prefix import Prefix
 
 
 class Answered(NamedTuple):
@@ -53,7 +49,7 @@ class _Asked:
         return is_hit(logits, self.prompt.answer_ids) if self.prompt.answer_ids else None
 
 
-States: TypeAlias = "Sequence[tuple[OnSample, OnRow]]"
+States: TypeAlias = Sequence[tuple[OnSample, OnRow]]
 
 
 def off_rows(

@@ -5,23 +5,18 @@ and where they stand (`compact`: directly behind the sink; `absolute`: where the
 Gathered keys that move are rotated by as far as they move. The query comes after both, and null slots take no position.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fvcore.experiments.select_kv.config import Phase2
 from fvcore.experiments.select_kv.errors import SelectionError, SelectKVRuntimeError, UnsupportedPositioning
 from fvcore.experiments.select_kv.runtime import KV, Layers, Runtime, RuntimeInfo
 from fvcore.model.positions import LENGTH_DEPENDENT, rotated
-
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.config import Phase2
 
 NULL_PAD = "null_pad"
 SAME_TOKENS_MAX = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}

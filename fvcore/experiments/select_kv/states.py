@@ -4,8 +4,6 @@
 of the slots and of the model stands beside the tensors. A state is of one model: another one's caches mean nothing to it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
