@@ -112,18 +112,15 @@ class _Doing:
         before = record.read().stages.get(self.step.name)
         if before is None or (depends == before.settings and self.asked.resume):
             return
-        other = _other(before.settings, depends, self.step.judging)
+        sides = (before.settings, depends)
+        # What differs, but for settings that verdicts alone depend on.
+        other = differences(*({key: of[key] for key in of if not within(key, self.step.judging)} for of in sides))
         if other and self.step.units and self.asked.resume and not self.asked.force:
             refuse_others(self.folder.root, [f"{what} ({self.step.name})" for what in other], f"{OUT}, give --force")
         globs = self.step.leaves if other or not self.asked.resume else self.step.judged
         for path in {path for glob in globs for path in self.folder.root.glob(glob) if path.is_file()}:
             path.unlink()
         record.forget(self.step.name)
-
-
-def _other(before: dict[str, Any], depends: dict[str, Any], judging: Sequence[str]) -> list[str]:
-    """What differs, in words, but for settings that verdicts alone depend on."""
-    return differences(*({key: one for key, one in of.items() if not within(key, judging)} for of in (before, depends)))
 
 
 def depends_on(step: Step, settings: PathwaysConfig, folder: Folder, asked: Asked) -> dict[str, Any]:

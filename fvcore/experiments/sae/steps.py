@@ -1,12 +1,12 @@
 """The steps, in order: which settings and which files each depends on, what it leaves, and what must hold before it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fvcore.experiments.config import ConfigError
+from fvcore.experiments.config import ConfigError, dotted
 from fvcore.experiments.errors import OtherSettings, StepError
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.sae.audit import VALIDATION, fingerprint
@@ -32,16 +32,12 @@ Gate: TypeAlias = Callable[[PathwaysConfig, Folder], None]
 
 def _there(*names: str) -> Gate:
     def gate(settings: PathwaysConfig, folder: Folder) -> None:
-        for name, by in zip(names, map(_leaves, names), strict=True):
+        for name in names:
             if not (folder / name).is_file():
+                by = next(step.name for step in STEPS if any(fnmatch(name, glob) for glob in step.leaves))
                 raise StepError(f"{folder / name}: not there; run `fvcore pathways {by}` first")
 
     return gate
-
-
-def _leaves(name: str) -> str:
-    """The step that writes a file."""
-    return next(step.name for step in STEPS if any(fnmatch(name, glob) for glob in step.leaves))
 
 
 def _audited(settings: PathwaysConfig, folder: Folder) -> None:
@@ -100,7 +96,7 @@ class Step:
         """What its results depend on, by name: settings by dotted key, files by digest; data by its fingerprint."""
         found = {
             key: value
-            for key, value in _dotted(settings.model_dump(mode="json"))
+            for key, value in dotted(settings.model_dump(mode="json"))
             if within(key, self.about) and key not in UNDECIDING
         }
         if "paths.response_logs" in self.about:
@@ -186,11 +182,3 @@ def chosen(text: str) -> list[Step]:
                 f"--steps {word!r}: expected numbers from 0 to {len(STEPS) - 1}, or names of {', '.join(NAMES)}"
             )
     return [step for at, step in enumerate(STEPS) if at in found]
-
-
-def _dotted(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
