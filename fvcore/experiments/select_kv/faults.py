@@ -120,8 +120,6 @@ def _measure(rig: str) -> gates.Measured:
 
 # What is done wrongly.
 
-Build = Callable[..., Prefix]
-
 
 def _built(change: Callable[[Prefix], Prefix]) -> AbstractContextManager[None]:
     """Every prefix is another one than was built."""

@@ -75,12 +75,9 @@ def hidden_slots(prefixes: Sequence[Prefix], n_layers: int, n_slots: int) -> dic
     """Layer -> (row, slot), true where the layer does not see the slot of a row; the sink is seen everywhere."""
     behind = torch.tensor([n_slots - one.n_slots + one.sink_len for one in prefixes])
     past_sink = torch.arange(n_slots) >= behind[:, None]
-    blind = {at: [not _sees(one, at) for one in prefixes] for at in range(n_layers)}
+    visible = [range(n_layers) if one.visible_layers is None else one.visible_layers for one in prefixes]
+    blind = {at: [at not in layers for layers in visible] for at in range(n_layers)}
     return {at: past_sink & torch.tensor(rows)[:, None] for at, rows in blind.items() if any(rows)}
-
-
-def _sees(prefix: Prefix, layer: int) -> bool:
-    return prefix.visible_layers is None or layer in prefix.visible_layers
 
 
 def last_quarter(n_layers: int) -> tuple[int, ...]:
