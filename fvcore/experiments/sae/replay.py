@@ -207,16 +207,11 @@ def _row(bench: Bench, node: Node, target: Node, taken: Sequence[Taken], at: int
         post=post,
         n_on=sum(bool(before > 0) for _, before in zeros),
         n_off=sum(bool(before > 0) and not bool(one.active[at] > 0) for one, before in zeros),
-        directions=root_mean_square(per_length),
+        directions=short(sqrt(fmean(value**2 for value in per_length))) if per_length else 0.0,
         n_directions=len(per_length),
         noop=max((short(of.noop[0, at]) for of in taken), default=0.0),
         rounding=max((short(of.noop[1, at]) for of in taken), default=0.0),
     )
-
-
-def root_mean_square(values: Sequence[float]) -> float:
-    """0 of no values."""
-    return short(sqrt(fmean(value**2 for value in values))) if values else 0.0
 
 
 def null_rows(
