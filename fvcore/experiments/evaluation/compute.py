@@ -24,9 +24,6 @@ from fvcore.prompts import (
 )
 from fvcore.trials.fixed import Meta, WordPair
 
-"""From a vector to tokens: through all that the model does behind its last block, its final norm included; or through
-the output head alone, so that a vector's length is not normed away."""
-
 
 @dataclass(frozen=True)
 class Bench:
