@@ -63,7 +63,16 @@ def least_products(lm: LanguageModel, lengths: Sequence[int]) -> list[Product]:
             found += [Product(weight, seen), Product(weight, above + own)]
     (head,) = weights_of(lm.hf.get_output_embeddings()).values()
     found.append(Product(head, n_prompts * (lm.n_layers * lm.n_heads + 1)))
-    return [product for product in found if product.n_rows]
+    return _joined(found)
+
+
+def _joined(products: Sequence[Product]) -> list[Product]:
+    """All rows that meet a weight as one product: a weight is read once, and products of many rows are faster."""
+    weights = {product.weight.data_ptr(): product.weight for product in products}
+    n_rows = dict.fromkeys(weights, 0)
+    for product in products:
+        n_rows[product.weight.data_ptr()] += product.n_rows
+    return [Product(weight, n_rows[at]) for at, weight in weights.items() if n_rows[at]]
 
 
 def looser_products(lm: LanguageModel, lengths: Sequence[int]) -> list[Product]:

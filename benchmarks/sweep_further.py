@@ -160,7 +160,7 @@ def screened(world: World, rounds: int) -> Screened:
     )
 
 
-ROWS = (128, 256, 512, 1024, 2048)
+ROWS = (512, 1024, 2048, 4096)
 
 
 @torch.inference_mode()

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from fvcore.effects import read_targets
-from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
+from fvcore.fast.chunks import Advance, chunk_size, even, in_chunks, silent
 from fvcore.fast.engines import chosen
 from fvcore.fast.shared_prompt import Batch, SharedPrompt
-from fvcore.fast.sweep import rows_with_vector_added, trial_bytes, variant_bytes
+from fvcore.fast.sweep import ROWS, pass_bytes, rows_with_vectors_added, trial_bytes, variant_bytes
 from fvcore.model.generation import end_ids, greedily
 from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
@@ -193,8 +193,10 @@ def read_injected(
     if list(layers) != sorted(set(layers)):
         raise ValueError(f"layers {list(layers)} do not rise; each is computed once, from the first to the last")
     fast, added = chosen(lm, engine) != "exact", [alpha * vector for vector in vectors]
-    each = trial_bytes(lm, max(map(len, prompts))) + (1 + len(added) * len(layers)) * variant_bytes(lm, 1)
-    size = chunk_size(each, lm.device, len(prompts), max_memory) if fast else 1
+    n_variants, longest = len(added) * len(layers), max(map(len, prompts))
+    each = pass_bytes(lm, longest + n_variants) + (1 + n_variants) * variant_bytes(lm, 1)
+    at_most = even(len(prompts), max(1, ROWS // (longest + n_variants)))
+    size = chunk_size(each, lm.device, at_most, max_memory) if fast else 1
 
     def run(rows: Sequence[int]) -> tuple[Read, Tensor]:
         logits, moved = (_fast if fast else _exact)(lm, [prompts[row] for row in rows], added, layers)
@@ -215,14 +217,11 @@ def _fast(
 ) -> tuple[Tensor, Tensor]:
     """Logits (prompt, arm, vocab), and whether each addition changed the residual stream: logits of rows that ran beside
     others differ by rounding alone."""
-    prompt = SharedPrompt.run(lm, prompts)
-    rows, left = [prompt.entered[-1][:, -1:]], [prompt.entered[layer + 1][:, -1] for layer in layers]
-    if added and layers:
-        suffix = prompt.suffix(1)
-        rows += [rows_with_vector_added(suffix, layers, vector.to(lm.device)) for vector in added]
-    moved = [bool((state + vector.to(state) != state).any()) for vector in added for state in left]
-    logits = prompt.logits(torch.cat([row.to(rows[0].device) for row in rows], dim=1))
-    return logits, torch.tensor(moved, dtype=torch.bool)
+    suffix = SharedPrompt.along(lm, prompts, len(added) * len(layers))
+    rows, moved = rows_with_vectors_added(suffix, layers, added)
+    order = torch.arange(len(layers) * len(added)).view(len(layers), len(added)).T.flatten()  # by vector, then by layer
+    logits = suffix.prompt.logits(torch.cat([rows[:, :1], rows[:, 1 + order.to(rows.device)]], dim=1))
+    return logits, torch.tensor(moved, dtype=torch.bool).flatten()[order]
 
 
 def _exact(

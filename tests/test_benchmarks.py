@@ -108,6 +108,7 @@ def test_flops_are_those_counted_by_hand() -> None:
     above = block * 2 * 4  # the heads of the first layer, in the second
     assert flops(sweep_costs.least_products(lm, [5, 3])) == 2 * (prompts + slices + behind + above + head)
     assert sweep_costs.flops_of_token(lm) == 2 * (2 * block + 32 * vocab)
+    assert len(sweep_costs.least_products(lm, [5, 3])) == 2 * 7 + 1  # every weight is read once
 
 
 def test_products_are_those_of_the_models_own_weights() -> None:

@@ -23,10 +23,20 @@ SHARE = 0.5
 """Of the memory that is free: kernels need some for themselves, and so do other processes."""
 
 
+def fitting(bytes_each: int, device: torch.device, at_most: int, max_memory: int | None = None) -> int:
+    """How many items of a size fit the memory, of as many as are asked for."""
+    budget = int(SHARE * free_memory(device)) if max_memory is None else max_memory
+    return min(at_most, budget // max(1, bytes_each))
+
+
 def chunk_size(bytes_each: int, device: torch.device, at_most: int, max_memory: int | None = None) -> int:
     """How many items of a size run together: at least one, and no more than asked for."""
-    budget = int(SHARE * free_memory(device)) if max_memory is None else max_memory
-    return max(1, min(at_most, budget // max(1, bytes_each)))
+    return max(1, fitting(bytes_each, device, at_most, max_memory))
+
+
+def even(n_items: int, size: int) -> int:
+    """A size that is no larger, and gives as few chunks that are alike: products of a few rows are slow."""
+    return -(-n_items // -(-n_items // size))
 
 
 def in_chunks(items: Sequence[Item], size: int, run: Callable[[Sequence[Item]], Result]) -> Iterator[Result]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fvcore import activations, effects
 from fvcore.exits import in_one_line
 from fvcore.fast import sweep
-from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
+from fvcore.fast.chunks import Advance, chunk_size, even, in_chunks, silent
 from fvcore.fast.shared_prompt import SharedPrompt
 from fvcore.model.anatomy import stated
 from fvcore.model.hooks import add_to_residual
@@ -59,7 +59,7 @@ def mean_head_activations(
     """
     if chosen(lm, engine) == "exact" or not prompts:
         return activations.mean_head_activations(lm, prompts)
-    return _by_trial(lm, prompts, max_memory, lambda some: sweep.head_activations(lm, some)).mean(dim=0)
+    return _by_trial(lm, prompts, max_memory, lambda some, _: sweep.head_activations(lm, some)).mean(dim=0)
 
 
 @torch.inference_mode()
@@ -82,15 +82,16 @@ def causal_indirect_effects(
     share = None if max_memory is None else max_memory // 2
     by_layer = (lm.n_heads, len(classes))
 
-    def run(some: Sequence[sweep.Case]) -> Tensor:
+    def run(some: Sequence[sweep.Case], along: bool) -> Tensor:
         read = effects.read_probability
-        probabilities = sweep.target_readings(lm, some, mean_activations, lm.heads, classes, share, read=read)[:, :, 0]
+        readings = sweep.target_readings(lm, some, mean_activations, lm.heads, classes, share, read=read, along=along)
+        probabilities = readings[:, :, 0]
         found = torch.zeros(len(some), lm.n_layers, *by_layer)
         of_heads = (probabilities[:, 1:] - probabilities[:, :1]).float().cpu()
         found[:, list(lm.head_layers)] = of_heads.view(len(some), -1, *by_layer)
         return found
 
-    found = _by_trial(lm, cases, share, run)
+    found = _by_trial(lm, cases, share, run, 0 if all_token_classes else len(lm.heads))
     return found if all_token_classes else found.squeeze(-1)
 
 
@@ -113,21 +114,32 @@ def target_readings(
         return torch.stack(each)
     share = None if max_memory is None else max_memory // 2
 
-    def run(some: Sequence[sweep.Case]) -> Tensor:
-        found = sweep.target_readings(lm, some, mean_activations, heads, max_memory=share, advance=advance)
+    def run(some: Sequence[sweep.Case], along: bool) -> Tensor:
+        found = sweep.target_readings(lm, some, mean_activations, heads, max_memory=share, advance=advance, along=along)
         return found[..., 0].float().cpu()
 
-    return _by_trial(lm, cases, share, run)
+    return _by_trial(lm, cases, share, run, len(heads))
 
 
 def _by_trial(
-    lm: LanguageModel, trials: Sequence[Trial], max_memory: int | None, run: Callable[[Sequence[Trial]], Tensor]
+    lm: LanguageModel,
+    trials: Sequence[Trial],
+    max_memory: int | None,
+    run: Callable[[Sequence[Trial], bool], Tensor],
+    n_variants: int = 0,
 ) -> Tensor:
-    """What `run` gives of as many trials at a time as fit the memory."""
-    longest = max(len(ids) for ids, *_ in trials)
-    at_most = max(1, sweep.TOKENS // longest)
-    size = chunk_size(sweep.trial_bytes(lm, longest), lm.device, at_most, max_memory)
-    return torch.cat(list(in_chunks(trials, size, run)))
+    """What `run` gives of as many trials at a time as fit the memory.
+
+    n_variants: of each trial; `run` is told whether they run along with their prompts
+    """
+    n_tokens = [len(ids) for ids, *_ in trials]
+    along = sweep.trials_along(lm, max(n_tokens), n_variants, max_memory) if n_variants else 0
+    at_most = max(1, sweep.TOKENS // max(n_tokens))
+    size = along or chunk_size(sweep.trial_bytes(lm, max(n_tokens)), lm.device, at_most, max_memory)
+    # Prompts of a length stand together: the shorter ones of a batch are padded.
+    by_length = sorted(range(len(trials)), key=n_tokens.__getitem__)
+    found = in_chunks([trials[at] for at in by_length], even(len(trials), size), lambda some: run(some, bool(along)))
+    return torch.cat(list(found))[torch.tensor(by_length).argsort()]
 
 
 def why_not_fast(lm: LanguageModel) -> str:
@@ -172,7 +184,7 @@ def apart(lm: LanguageModel) -> Iterator[Apart]:
     first, *_, last = (layers := lm.head_layers) * 2
     heads = sorted({(first, 0), (first, lm.n_heads - 1), (layers[len(layers) // 2], lm.n_heads // 2), (last, 0)})
     probe = _Probe(lm, heads, means, sorted({0, lm.n_layers - 1}), vector)
-    exact = [list(probe.exact(prompt)) for prompt in prompts]
+    exact = [probe.exact(prompt) for prompt in prompts]
     for together in (prompts, prompts[:1]):
         for fast, rows in zip(probe.fast(together), exact, strict=False):
             for (what, wanted), row in zip(rows, fast, strict=True):
@@ -193,19 +205,25 @@ class _Probe:
     def fast(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """(prompt, row, vocab)"""
         prompt = SharedPrompt.run(self.lm, prompts)
-        suffix, last = prompt.suffix(1), torch.ones(len(prompts), 1, dtype=torch.bool, device=self.lm.device)
+        last = torch.ones(len(prompts), 1, dtype=torch.bool, device=self.lm.device)
         replacement = sweep.Replacement(self.means.to(self.lm.device), torch.zeros_like(last, dtype=torch.long), last)
-        replaced = sweep.rows_with_heads_replaced(suffix, self.heads, replacement)
-        injected = sweep.rows_with_vector_added(suffix, self.layers, self.vector)
-        return prompt.logits(torch.cat([prompt.entered[-1][:, -1:], replaced, injected], dim=1))
+        n_variants = max(len(self.heads), len(self.layers))
+        rows = [prompt.entered[-1][:, -1:]]
+        for suffix in (prompt.suffix(1), SharedPrompt.along(self.lm, prompts, n_variants)):
+            rows.append(sweep.rows_with_heads_replaced(suffix, self.heads, replacement))
+            rows.append(sweep.rows_with_vectors_added(suffix, self.layers, [self.vector])[0])
+        return prompt.logits(torch.cat(rows, dim=1))
 
-    def exact(self, prompt: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
+    def exact(self, prompt: Sequence[int]) -> list[tuple[str, Tensor]]:
         """The same rows of one prompt, each from a pass of its own, and what they are."""
         ids = self.lm.ids(prompt)
-        yield "the prompt itself", self.lm.logits(ids)[0, -1]
+        alone = "the prompt itself", self.lm.logits(ids)[0, -1]
+        replaced, added = [], []
         for layer, head in self.heads:
             with effects.head_replaced(self.lm, layer, head, {-1: self.means[layer, head, 0]}):
-                yield f"layer {layer}, head {head} replaced", self.lm.logits(ids)[0, -1]
+                replaced.append((f"layer {layer}, head {head} replaced", self.lm.logits(ids)[0, -1]))
         for layer in self.layers:
             with add_to_residual(self.lm, layer, self.vector):
-                yield f"a vector added behind layer {layer}", self.lm.logits(ids)[0, -1]
+                added.append((f"a vector added behind layer {layer}", self.lm.logits(ids)[0, -1]))
+        # Behind a prompt that ran first, and along with it.
+        return [alone, *replaced, *added, alone, *replaced, alone, *added]

@@ -94,7 +94,7 @@ class Trials:
         """
         lm, suffix = self.suffix.prompt.lm, self.suffix
         with torch.enable_grad(), read_heads(lm, gradients=True) as heads:
-            logits = suffix.prompt.logits(suffix.through(lambda layer: suffix.entered(0) if layer == 0 else None))
+            logits = suffix.prompt.logits(suffix.through(lambda layer, entered: entered if layer == 0 else None))
             # Of the logarithm: half precision has no number for the gradient of a small probability.
             every = torch.log_softmax(logits[:, 0].float(), dim=-1)
             torch.autograd.backward(every.gather(1, self.targets.to(every.device)[:, None]).sum())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from fvcore.activations import by_slot, of_all_layers
 from fvcore.effects import read_targets, tokens_of_class
-from fvcore.fast.chunks import Advance, chunk_size, in_chunks, silent
+from fvcore.fast.chunks import Advance, chunk_size, even, fitting, in_chunks, silent
 from fvcore.fast.shared_prompt import Batch, SharedPrompt, Suffix
 from fvcore.model.hooks import read_heads, split_heads
 from fvcore.model.model import LanguageModel
@@ -26,13 +27,13 @@ Head: TypeAlias = "tuple[int, int]"
 Case: TypeAlias = "tuple[Sequence[int], int, SlotMap]"
 """A corrupted prompt's ids, its target id and its slots."""
 
-ROWS = 1024
-"""Rows that run together, of all trials. Matrix products get no faster beyond, and what lies between them leaves the
-processor's caches. Which number is best hardly matters (`docs/performance.md` has the curve), and a number that a clock
-chose would change the last bits of a result from one run to the next."""
+ROWS = 4096
+"""Rows that run together at most, of all trials: products of more are no faster, and each row's attention looks at all of its
+trial's, if only to see most of them masked. Which number is best hardly matters (`docs/performance.md` has the curve), and
+one that a clock chose would change the last bits of a result from one run to the next."""
 
-TOKENS = 4 * ROWS
-"""Tokens of prompts that run together."""
+TOKENS = ROWS
+"""Tokens of prompts that run together without variants."""
 
 LOGITS = 31 * 2**20
 """Bytes of logits that are there at once: more than the C library keeps (`memory.py`) would be cleared anew each time."""
@@ -80,26 +81,40 @@ def rows_with_heads_replaced(suffix: Suffix, heads: Sequence[Head], replacement:
     """
     own = {layer: [head for at, head in heads if at == layer] for layer in dict(heads)}
 
-    def behind(layer: int) -> Tensor | None:
-        if layer not in own:
-            return None
-        as_they_are = split_heads(suffix.heads(layer), suffix.prompt.lm)
-        return suffix.projected(layer, replacement.variants(layer, own[layer], as_they_are).flatten(-2).flatten(1, 2))
+    def make(layer: int, as_they_are: Tensor) -> Tensor:
+        variants = replacement.variants(layer, own[layer], split_heads(as_they_are, suffix.prompt.lm))
+        return variants.flatten(-2).flatten(1, 2)
 
-    return suffix.through(behind=behind)
+    return suffix.through(
+        behind={layer: (len(some) * suffix.n_tokens, partial(make, layer)) for layer, some in own.items()}
+    )
 
 
-def rows_with_vector_added(suffix: Suffix, layers: Sequence[int], vector: Tensor) -> Tensor:
-    """What leaves the last block with `vector` (d_model,) added at the last token behind each of these blocks.
+def rows_with_vectors_added(
+    suffix: Suffix, layers: Sequence[int], vectors: Sequence[Tensor]
+) -> tuple[Tensor, list[list[bool]]]:
+    """What leaves the last block with each of the vectors (d_model,) added at the last token behind each of these blocks.
 
-    layers: rising.    returns: (trial, layer, d_model)
+    layers: rising
+    returns: (trial, layer * vector, d_model), and of each layer and vector whether it changed anything of what it was added to
     """
+    moved = dict[int, list[bool]]()
 
-    def enter(layer: int) -> Tensor | None:
+    def enter(layer: int, entered: Tensor) -> Tensor | None:
         # What leaves a block is what enters the next one.
-        return suffix.entered(layer) + vector.to(suffix.entered(layer)) if layer - 1 in layers else None
+        if layer - 1 not in layers or not vectors:
+            return None
+        rows = torch.cat([entered + vector.to(entered) for vector in vectors], dim=1)
+        moved[layer - 1] = (rows != entered).any(dim=2).any(dim=0).tolist()
+        return rows
 
-    return suffix.through(enter)
+    return suffix.through(enter), [moved.get(layer, []) for layer in layers]
+
+
+def trials_along(lm: LanguageModel, n_tokens: int, n_variants: int, max_memory: int | None = None) -> int:
+    """How many prompts of so many tokens run in one pass with all their variants; 0 where not even one does."""
+    n_rows = n_tokens + n_variants
+    return fitting(pass_bytes(lm, n_rows), lm.device, ROWS // n_rows, max_memory)
 
 
 def target_readings(
@@ -111,17 +126,24 @@ def target_readings(
     max_memory: int | None = None,
     advance: Advance = silent,
     read: Callable[[Tensor, Tensor], Tensor] = read_targets,
+    along: bool = False,
 ) -> Tensor:
     """`effects.target_readings` of trials that run together, at several token classes, in the model's dtype.
 
     means: (layer, head, slot, d_head)     heads: in order of layer
     read: `effects.read_targets`, or `read_probability` where no more is wanted
+    along: one class, its variants in one pass with the prompts; else prompts first, and variants as many at a time as fit
     returns: (trial, 1 + len(heads), reading, class)
     """
     replacements = [Replacement.of(name, cases, means, lm.device) for name in classes]
-    prompt = SharedPrompt.run(lm, [ids for ids, _, _ in cases], max(r.n_tokens for r in replacements))
-    targets = torch.tensor([target for _, target, _ in cases], device=lm.device)
-    found = []
+    prompts, targets = [ids for ids, _, _ in cases], torch.tensor([target for _, target, _ in cases], device=lm.device)
+    if along:
+        (replacement,) = replacements
+        suffix = SharedPrompt.along(lm, prompts, len(heads), replacement.n_tokens)
+        rows = rows_with_heads_replaced(suffix, heads, replacement)
+        advance(heads[-1][0], len(cases) * len(heads))
+        return _where_any(replacement, _read(suffix.prompt, rows, targets, read))[..., None]
+    prompt, found = SharedPrompt.run(lm, prompts, max(r.n_tokens for r in replacements)), []
     for replacement in replacements:
         size = _together(lm, len(cases), replacement.n_tokens, 1 + len(heads), max_memory)
         suffix = prompt.suffix(replacement.n_tokens, size)
@@ -132,17 +154,19 @@ def target_readings(
                 advance(replaced[-1][0], len(cases) * len(replaced))
             return readings
 
-        readings = torch.cat(list(in_chunks([None, *heads], size, run)), dim=1)
-        # A class that a prompt has no token of has no effect there; a difference in rounding would be one.
-        found.append(torch.where(replacement.at.any(dim=1)[:, None, None], readings, readings[:, :1]))
+        found.append(_where_any(replacement, torch.cat(list(in_chunks([None, *heads], size, run)), dim=1)))
     return torch.stack(found, dim=-1)
+
+
+def _where_any(replacement: Replacement, readings: Tensor) -> Tensor:
+    """A class that a prompt has no token of has no effect there; a difference in rounding would be one."""
+    return torch.where(replacement.at.any(dim=1)[:, None, None], readings, readings[:, :1])
 
 
 def _together(lm: LanguageModel, n_trials: int, n_tokens: int, n_variants: int, max_memory: int | None) -> int:
     """How many variants run together: chunks of one size."""
-    most = max(1, ROWS // (n_trials * n_tokens))
-    n_chunks = -(-n_variants // most)
-    return chunk_size(n_trials * variant_bytes(lm, n_tokens), lm.device, -(-n_variants // n_chunks), max_memory)
+    most = even(n_variants, max(1, ROWS // (n_trials * n_tokens)))
+    return chunk_size(n_trials * variant_bytes(lm, n_tokens), lm.device, most, max_memory)
 
 
 def _read(prompt: SharedPrompt, rows: Tensor, targets: Tensor, read: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -167,6 +191,13 @@ def variant_bytes(lm: LanguageModel, n_tokens: int) -> int:
     logits and their softmax."""
     kept = 2 * lm.n_layers * (lm.n_kv_heads or lm.n_heads) * lm.d_head
     return lm.itemsize * (3 * lm.vocab_size + n_tokens * (kept + 32 * lm.d_model))
+
+
+def pass_bytes(lm: LanguageModel, n_rows: int) -> int:
+    """About what a prompt and its variants need that run in one pass: what one block makes of that many rows, and the weights
+    of their attention where it is computed as written."""
+    each = 32 * max(lm.d_model, lm.n_heads * lm.d_head) + 3 * lm.n_heads * n_rows
+    return lm.itemsize * (n_rows * each + 3 * lm.vocab_size)
 
 
 def trial_bytes(lm: LanguageModel, n_tokens: int) -> int:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from functools import cache
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -295,6 +295,9 @@ class Attention:
         """What the attention adds behind its projection: nothing, as a rule."""
         return self.left - self.projected
 
+    def at(self, tokens: slice) -> Attention:
+        return Attention(self.heads[:, tokens], self.projected[:, tokens], self.left[:, tokens], self.n_more)
+
 
 @contextmanager
 def read_attention(lm: LanguageModel, n_tokens: int, until: int | None = None) -> Iterator[dict[int, Attention]]:
@@ -396,10 +399,17 @@ def blocks_return_tuples(lm: LanguageModel) -> list[bool]:
     return [one == "1" for one in lm.once("blocks that return a tuple", find)]
 
 
-def attention_given(lm: LanguageModel, layer: int, given: Tensor, n_more: int | None) -> AbstractContextManager[None]:
+Give: TypeAlias = "Callable[[Attention | None], Tensor]"
+"""What an attention leaves for rows of others' (batch, row, d_model), made of what went through it at the tokens asked for."""
+
+
+def attention_given(
+    lm: LanguageModel, layer: int, n_given: int, give: Give, n_more: int | None, at: slice | None = None
+) -> AbstractContextManager[None]:
     """The last of a block's rows are given what their attention leaves; it runs on the rows before these alone.
 
-    given: (batch, row, d_model)     n_more: how many things it returns beside it, as `Attention` has it
+    n_given: how many rows     n_more: how many things it returns beside it where it does not run, as `Attention` has it
+    at: the tokens where `give` wants to know what went through
     """
     module = lm.attention(layer)
     names, inner = _signature(type(module).forward), module.forward
@@ -407,20 +417,37 @@ def attention_given(lm: LanguageModel, layer: int, given: Tensor, n_more: int | 
     def forward(*args: Any, **kwargs: Any) -> Any:
         _, (_, hidden), *_ = names.bind(module, *args, **kwargs).arguments.items()
         n_rows = hidden.shape[1]
-        n_own = n_rows - given.shape[1]
+        n_own = n_rows - n_given
         if not n_own:
-            return given if n_more is None else (given, *[None] * n_more)
+            return give(None) if n_more is None else (give(None), *[None] * n_more)
         # As they came: a forward of a loader's own may take them in no other way.
         first = [
             _first(value, n_own, n_rows, name)
             for name, value in zip_longest([*names.parameters][1:][: len(args)], args)
         ]
-        output = inner(*first, **_first(kwargs, n_own, n_rows))
+        with _projection(lm, layer, at) as through:
+            output = inner(*first, **_first(kwargs, n_own, n_rows))
         left, *more = output if isinstance(output, tuple) else (output,)
-        left = torch.cat([left, given], dim=1)
+        seen = None if at is None else Attention(through["heads"], through["projected"], left[:, at], None)
+        left = torch.cat([left, give(seen)], dim=1)
         return (left, *more) if isinstance(output, tuple) else left
 
     return _standing_in(module, forward)
+
+
+@contextmanager
+def _projection(lm: LanguageModel, layer: int, at: slice | None) -> Iterator[dict[str, Tensor]]:
+    """The heads that enter a layer's output projection at some tokens, and what leaves it there."""
+    found = dict[str, Tensor]()
+    if at is None:
+        yield found
+        return
+
+    def see(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        found.update(heads=args[0][:, at], projected=output[:, at])
+
+    with lm.o_proj(layer).register_forward_hook(see):
+        yield found
 
 
 def _first(value: Any, n: int, n_rows: int, name: str = "") -> Any:

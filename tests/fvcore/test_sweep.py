@@ -267,6 +267,49 @@ def test_the_last_block_runs_at_the_last_token_of_variants_of_several() -> None:
     assert found == {"model.layers.1.mlp.gate_proj": 1 + 8}
 
 
+def test_every_weight_is_read_once_where_variants_run_along() -> None:
+    lm, cases, means = world("llama")
+    calls: list[str] = []
+    names = [f"model.layers.{layer}.self_attn.k_proj" for layer in range(lm.n_layers)]
+
+    with ExitStack() as hooks:
+        for name in names:
+            hook = lm.hf.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+            hooks.callback(hook.remove)
+        engines.causal_indirect_effects(lm, cases, means)
+
+    assert calls == names
+
+
+def test_variants_run_along_where_they_and_their_prompt_are_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, cases, means = world("llama")
+    most = sweep.ROWS
+    assert sweep.trials_along(lm, 100, 28, 10**9) == most // 128
+    assert sweep.trials_along(lm, 100, most - 100, 10**9) == 1
+    assert sweep.trials_along(lm, 100, most - 99, 10**9) == 0
+    assert sweep.trials_along(lm, 100, 28, 1) == 0
+    monkeypatch.setattr(sweep, "ROWS", 20)  # prompts first, then a few variants of each at a time
+    assert_same_effects(engines.causal_indirect_effects(lm, cases, means), exact(lm, cases, means))
+
+
+def test_prompts_of_a_length_run_together_and_come_back_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, cases, means = world("llama")
+    shorter, *_, longer = sorted(cases, key=lambda case: len(case[0]))
+    assert len(shorter[0]) < len(longer[0])
+    mixed = [longer, shorter, longer, shorter]
+    monkeypatch.setattr(sweep, "ROWS", 2 * (len(longer[0]) + len(lm.heads)))
+    found: list[Tensor] = []
+
+    rows = rows_through(
+        lm,
+        ["model.layers.0.self_attn.k_proj"],
+        lambda: found.append(engines.causal_indirect_effects(lm, mixed, means)),
+    )
+
+    assert rows["model.layers.0.self_attn.k_proj"] == sum(len(ids) for ids, _, _ in mixed)  # nothing is padded
+    assert_same_effects(found[0], exact(lm, mixed, means))
+
+
 def test_keys_of_variants_take_the_place_of_the_prompts_last_and_leave_it_as_it_was() -> None:
     draw = torch.Generator().manual_seed(0)
     prompt, some, others = (torch.randn(1, 2, n, 4, generator=draw) for n in (5, 6, 4))
