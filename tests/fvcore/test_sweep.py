@@ -118,6 +118,21 @@ def test_what_an_attention_adds_behind_its_projection_is_added_to_variants_too()
     assert_same_effects(engines.causal_indirect_effects(lm, cases, means), exact(lm, cases, means))
 
 
+def test_what_a_block_is_handed_for_each_token_is_that_of_the_last_for_variants() -> None:
+    """Some families' blocks use it outside of their attention, too."""
+    hf = copy.deepcopy(world("llama")[0].hf)
+    for block in hf.model.layers:
+
+        def forward(hidden: Tensor, inner: Any = block.forward, **given: Any) -> Tensor:
+            left: Tensor = inner(hidden, **given)
+            return left + given["position_embeddings"][0].mean(dim=-1, keepdim=True)
+
+        block.forward = forward
+    lm = LanguageModel.wrap(hf, world("llama")[0].tokenizer, "by position")
+    cases, means = cases_on(lm)
+    assert_same_effects(engines.causal_indirect_effects(lm, cases, means), exact(lm, cases, means))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_means_of_padded_batches_are_those_of_single_prompts(family: str) -> None:
     lm, cases, _ = world(family)
