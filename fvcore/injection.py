@@ -236,7 +236,6 @@ def _exact(
     return torch.stack(rows)[None], torch.ones(len(rows) - 1, dtype=torch.bool)
 
 
-@torch.inference_mode()
 def inject_nll(
     lm: LanguageModel,
     input_ids: Sequence[int],
@@ -248,12 +247,7 @@ def inject_nll(
     """Mean NLL of `answer_ids` after the prompt; the vector is added at the prompt's last token only."""
     if not answer_ids:
         raise ValueError("the answer has no tokens; its likelihood is undefined")
-
-    def nll(added: Tensor | None) -> float:
-        with _injected(lm, added, edit_layer, alpha, -1 - len(answer_ids)):
-            return _loss(lm, input_ids, answer_ids)
-
-    return Likelihood(nll(None), nll(vector))
+    return likelihoods(lm, [Prompt("", tuple(input_ids), tuple(answer_ids))], vector, edit_layer, alpha, "exact")[0]
 
 
 def _loss(lm: LanguageModel, input_ids: Sequence[int], answer_ids: Sequence[int]) -> float:

@@ -39,10 +39,16 @@ def function_vector(lm: LanguageModel, mean_activations: Tensor, heads: Iterable
 
     mean_activations: (layer, head, slot, d_head)     heads: (layer, head, ...) in rank order     returns: (d_model,)
     """
+    return sum_of_terms(lm, mean_activations[:, :, -1], heads).to(lm.hf.dtype)
+
+
+@torch.inference_mode()
+def sum_of_terms(lm: LanguageModel, mean: Tensor, heads: Iterable[Sequence[int]]) -> Tensor:
+    """The same in fp32, of means at one slot: (layer, head, d_head) -> (d_model,)."""
     total = torch.zeros(lm.d_model, device=lm.device)
     for layer, head, *_ in heads:
-        total += head_term(lm, layer, head, mean_activations[layer, head, -1]).to(total.device)
-    return total.to(lm.hf.dtype)
+        total += head_term(lm, layer, head, mean[layer, head]).to(total.device)
+    return total
 
 
 def save_vector(path: str | Path, vector: Tensor, **about: object) -> None:

@@ -4,8 +4,6 @@ All of it is read off files in well under a second, and no library of models is 
 in the place of a fixture is not judged here.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import pairwise

@@ -4,8 +4,6 @@ GitHub shows ten annotations a step and drops the rest in silence, and drops a s
 once is marked in the runner's folder of the job, so that a later step that prints it by hand does not say it again.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

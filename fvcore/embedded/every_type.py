@@ -4,8 +4,6 @@ Nothing is known of a type but its own config class: every size that it has a fi
 `every_type.yaml`, where also stands what single types want otherwise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -13,8 +13,6 @@ random, and nobody reads them. The largest part of every word is in no feature a
 Norms couple everything: whatever grows makes all else that a block reads smaller. The part in no feature keeps that small.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias

@@ -9,8 +9,6 @@ Numbers are drawn as integers and scaled by products and sums alone, which every
 same wherever it is done.
 """
 
-from __future__ import annotations
-
 import math
 import tempfile
 import zlib

@@ -3,8 +3,6 @@
 What is made small, and to what, stands in `every_type.yaml`; a field that the table does not name stays as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

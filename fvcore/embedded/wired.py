@@ -12,8 +12,6 @@ Two things can be put out of order. `leak` adds a head that spreads the values o
 prompts are disturbed; `match_gain` below 1 makes the look-up vague, at 0 there is none.
 """
 
-from __future__ import annotations
-
 import atexit
 import math
 import shutil

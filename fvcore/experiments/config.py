@@ -173,6 +173,15 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def dotted(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """`{"a": {"b": 1}}` -> `a.b`, 1."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
 def _of_sets(sets: Sequence[str]) -> Iterator[dict[str, Any]]:
     """`key=value` or `group.key=value`, the value as YAML reads it."""
     import yaml

@@ -1,7 +1,5 @@
 """Faults that an experiment plants into its own code, as a table: what caught each, and whether that is what must."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

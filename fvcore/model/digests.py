@@ -6,8 +6,6 @@ It is taken from there only where all of that is as it was. Check sums read the 
 work: whoever edits a weight in memory, by whatever way, changes them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

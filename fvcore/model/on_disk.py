@@ -1,7 +1,5 @@
 """What a model's folder says before anything is loaded: that it is there, its layers and its heads. Imports no library of models."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ This is the only way to it: `output_hidden_states` shows an edited layer as it w
 which hook was set first; its entry `l + 1` is the output of block `l`, and its last entry is behind the final norm.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass

@@ -86,7 +86,7 @@ class PromptData(FileRecord):
 class TrialRecord(FileRecord):
     """One trial as the file holds it, keys in the file's order. Words carry their leading space."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     trial_id: int
     demo_indices_in_train: list[int] | None = None

@@ -4,15 +4,14 @@ It is safetensors with one JSON text in its header: no code, no archive, nothing
 bounded in size, no field that is not known, each tensor described by the text; no path and no pattern in it is used.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from fvcore import artifacts
 from fvcore.artifacts import Artifact
@@ -26,9 +25,6 @@ from pytest_fvparity.parity.asking import require_leaves
 from pytest_fvparity.parity.implementation import CHECK_KEYS, Answers
 from pytest_fvparity.parity.noise import Noise
 from pytest_fvparity.parity.tolerances import Rule, Tolerances
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SCHEMA_VERSION = 1
 MOST_BYTES, MOST_TEXT = 2**29, 2**24

@@ -1,17 +1,12 @@
 """Where a candidate is written: for each check key the file and the line at which a reader finds the method that answers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_fvparity.candidates import driver
 from pytest_fvparity.candidates.candidates import PLAN_FILES, Elsewhere, FromFolder
-from pytest_fvparity.parity.implementation import CHECK_KEYS
-
-if TYPE_CHECKING:
-    from pytest_fvparity.parity.implementation import Implementation
+from pytest_fvparity.parity.implementation import CHECK_KEYS, Implementation
 
 Places = list[tuple[Path, int | None]]
 INSTALLED = {"site-packages", "dist-packages"}

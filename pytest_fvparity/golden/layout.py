@@ -4,12 +4,10 @@ Those files hold the numbers a run of the reference ends with, not what led to t
 rest of no key, and a run against it is PARTIAL at best.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,18 +26,15 @@ from fvcore.formats import (
     sha256_file,
     write_bytes,
 )
-from fvcore.model.model import DTYPES
+from fvcore.model.model import DTYPES, LanguageModel
 from fvcore.pipeline import Pipeline, Settings, profile_of
 from fvcore.profile import Conditions, Profile
 from fvcore.prompts import require_verified
+from fvcore.trials.fixed import FixedTrials
 from pytest_fvparity.golden import manifest as manifests
 from pytest_fvparity.golden.golden import STAGING, Golden, relative_path, swap, write
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.reference.reference import Recording
-
-if TYPE_CHECKING:
-    from fvcore.model.model import LanguageModel
-    from fvcore.trials.fixed import FixedTrials
 
 UNKNOWN = "unknown"
 

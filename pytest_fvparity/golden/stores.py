@@ -4,8 +4,6 @@ A manifest may come from anybody, and the URL in it is theirs. fsspec knows file
 one another; so the schemes are a list, every read has an end, and what a URL keeps secret is not printed.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Iterator
@@ -13,15 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import url2pathname
+from urllib.request import OpenerDirector, url2pathname
 
 from fvcore.exits import in_one_line
 from fvcore.formats import FormatError, read_bytes, write_bytes
-
-if TYPE_CHECKING:
-    from urllib.request import OpenerDirector
 
 SCHEMES = ("https", "http", "file", "s3", "gs", "hf")
 WAIT_S = 60

@@ -5,13 +5,14 @@ of the files that hold the whole. Those are stored under their digest, so that a
 nothing away from an older commit. With them beside the core a golden is what it was before it was split.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
+
+from torch import Tensor
 
 from fvcore import artifacts
+from fvcore.artifacts import Artifact
 from fvcore.formats import read_bytes, sha256, sha256_file, write_bytes, write_safetensors
 from pytest_fvparity.golden import manifest as manifests
 from pytest_fvparity.golden import stores
@@ -20,11 +21,6 @@ from pytest_fvparity.golden.manifest import FULL, Full, Slice, Stored
 from pytest_fvparity.golden.part import taken
 from pytest_fvparity.golden.stores import TierError
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fvcore.artifacts import Artifact
 
 N_LARGEST = 64
 """How many logits a core holds beside the target's: the largest, where a difference would be seen first."""

@@ -11,6 +11,7 @@ from fvcore.pipeline import trial_keys
 from pytest_fvparity.golden.golden import Golden
 from pytest_fvparity.golden.layout import export
 from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
+from pytest_fvparity.parity.refinements import trial_numbers
 
 SCHEMA_VERSION = 1
 DUMP = "src_reference_dump.json"
@@ -63,7 +64,6 @@ def _trials(golden: Golden) -> list[dict[str, Any]]:
     for key in trial_keys(injected):
         target = injected[f"{key}/target_id"]
         logits = {way: injected[f"{key}/{way}_logits"].float() for way in ("base", "with")}
-        row: dict[str, Any] = dict(zip(("trial_id", "trial_idx"), map(int, key.split(":")), strict=True))
         clean, corrupted = (prompts[f"{key}/{regime}/input_ids"] for regime in ("clean", "corrupted"))
         prompt = {
             "clean_n_tokens": len(clean),
@@ -72,7 +72,7 @@ def _trials(golden: Golden) -> list[dict[str, Any]]:
             "last_token_id": corrupted[-1],
             "ids_sha256": sha256(" ".join(map(str, corrupted)).encode()),
         }
-        row |= {"target_id": target, "prompt": prompt}
+        row: dict[str, Any] = {**trial_numbers(key), "target_id": target, "prompt": prompt}
         row |= {f"{way}_logprob": injected[f"{key}/{way}_logprob"] for way in ("base", "with", "delta")}
         row |= {f"{way}_logprob_fp32": float(of.log_softmax(dim=-1)[target]) for way, of in logits.items()}
         rows.append(row)

@@ -1,19 +1,12 @@
 """In which conditions two sides are compared that are the same experiment: condition -> what the golden says, this run's."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from fvcore import escapes
 from fvcore.model.generation import set_aside
-from fvcore.model.model import doubts, untested_in
-from fvcore.profile import NOT_RECORDED
+from fvcore.model.model import LanguageModel, doubts, untested_in
+from fvcore.profile import NOT_RECORDED, Profile
 from pytest_fvparity.golden.golden import require_comparable
-
-if TYPE_CHECKING:
-    from fvcore.model.model import LanguageModel
-    from fvcore.profile import Profile
 
 
 def conditions(golden: Profile, here: Profile, lm: LanguageModel, named: Sequence[str]) -> dict[str, list[str]]:

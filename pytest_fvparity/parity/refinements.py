@@ -21,6 +21,9 @@ OWN_LOGPROB = 1e-4
 TAIL = 16
 """How many ids of a prompt's end are shown."""
 
+Known = Mapping[str, Mapping[int, Mapping[str, int | str]]]
+"""Axis -> index -> what joins its coordinate."""
+
 
 def _at_the_boundary(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """How the first prompt that differs ends, on either side; and a BOS that stands twice is worth a word."""
@@ -49,21 +52,39 @@ def _doubled_bos(expected: Artifact, actual: Artifact) -> list[Finding]:
 
 def _named_slots(run: ParityRun, verdict: Verdict, expected: Artifact, actual: Artifact) -> Verdict:
     """A slot's number says little: its label joins the coordinate."""
-    labels = cast("list[list[Any]]", run.expected("slot_map")["dummy_labels"])
-    return _named(verdict, "slot", {slot: {"slot_label": label} for slot, label in labels})
+    return _named(verdict, known_by(run, "mean_activations"))
 
 
-def _named(verdict: Verdict, axis: str, names: Mapping[Any, Mapping[str, int | str]]) -> Verdict:
-    return replace(verdict, findings=tuple(named_along(finding, axis, names) for finding in verdict.findings))
+def _named(verdict: Verdict, known: Known) -> Verdict:
+    return replace(verdict, findings=tuple(named(finding, known) for finding in verdict.findings))
 
 
-def named_along(finding: Finding, axis: str, names: Mapping[Any, Mapping[str, int | str]]) -> Finding:
-    """What a place along an axis is known by joins the coordinate; a label stands beside the number."""
-    at = finding.coordinate.get(axis)
-    known = names.get(at, {})
-    label = f" ({known['slot_label']})" if "slot_label" in known else ""
-    where = finding.where.replace(f"{axis} {at}", f"{axis} {at}{label}")
-    return replace(finding, where=where, coordinate={**finding.coordinate, **known})
+def named(finding: Finding, known: Known) -> Finding:
+    """What a place is known by joins its coordinate; a label stands beside the number."""
+    for axis, names in known.items():
+        at: Any = finding.coordinate.get(axis)
+        more = names.get(at, {})
+        label = f" ({more['slot_label']})" if "slot_label" in more else ""
+        where = finding.where.replace(f"{axis} {at}", f"{axis} {at}{label}")
+        finding = replace(finding, where=where, coordinate={**finding.coordinate, **more})
+    return finding
+
+
+def known_by(run: ParityRun, key: str) -> Known:
+    """A slot's label, a trial's two numbers, the head of a rank."""
+    from fvcore.pipeline import trial_keys
+
+    def listed(leaf_of: str, leaf: str) -> list[list[Any]]:
+        return cast("list[list[Any]]", run.expected(leaf_of)[leaf])
+
+    if key == "mean_activations":
+        return {"slot": {slot: {"slot_label": label} for slot, label in listed("slot_map", "dummy_labels")}}
+    if key == "fv_vector":
+        heads = enumerate(listed("top_heads", "heads"))
+        return {"rank": {rank: {"layer": layer, "head": head} for rank, (layer, head) in heads}}
+    if key == "top_heads":
+        return {"trial": dict(enumerate(map(trial_numbers, trial_keys(run.expected("prompt_boundary")))))}
+    return {}
 
 
 def trial_numbers(key: str) -> dict[str, int | str]:
@@ -76,13 +97,11 @@ def _judged_heads(run: ParityRun, verdict: Verdict, expected: Artifact, actual: 
     import torch
 
     from fvcore.compare import compare
-    from fvcore.pipeline import trial_keys
 
     want, have, aie = _pairs(expected), _pairs(actual), run.expected("top_heads").get("aie")
     aie = expected.get("aie", aie)
     own = actual.get("aie", aie)  # of a candidate that gives heads alone, the reference's say what is near
-    # A row of the CIE tensor is a trial.
-    verdict = _named(verdict, "trial", dict(enumerate(map(trial_numbers, trial_keys(run.expected("prompt_boundary"))))))
+    verdict = _named(verdict, known_by(run, "top_heads"))  # a row of the CIE tensor is a trial
     details = {
         **verdict.details,
         "aie_expected": _rows(expected, "aie", 2),

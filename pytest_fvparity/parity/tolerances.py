@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, Field, field_validator
+from torch import Tensor
 
 from fvcore.artifacts import Artifact
 from fvcore.compare import EXACT, Tolerance
@@ -20,9 +21,6 @@ from fvcore.formats import FormatError, read_yaml, validated
 from fvcore.profile import NOT_RECORDED
 from pytest_fvparity.parity.implementation import CHECK_KEYS
 from pytest_fvparity.parity.noise import Noise, is_number
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 DEFAULTS = Path(__file__).with_name("tolerances.yaml")
 DEFAULT = "default"

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fvcore.gates import Finding, Verdict
-from pytest_fvparity.parity.refinements import named_along, trial_numbers
+from pytest_fvparity.parity.refinements import known_by, named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,39 +81,20 @@ def placed(run: ParityRun, key: str, verdict: Verdict, expected: Artifact, actua
     tied = frozenset(f.where.partition("[")[0] for f in verdict.findings if f.message.startswith("tie"))
     held = partial(run.part.held, key, axes=axes)
 
-    def named(example: Finding) -> Finding:
+    def shown(example: Finding) -> Finding:
         (there,) = run.part.placed(key, Verdict((example,)), axes).findings
-        for axis, known in known_by.items():
-            there = named_along(there, axis, known)
-        return there
+        return named(there, known)
 
     try:
-        known_by = _known_by(run, key)
-        labels = {axis: {at: _label(names) for at, names in known.items()} for axis, known in known_by.items()}
+        known = known_by(run, key)
+        labels = {axis: {at: _label(names) for at, names in of.items()} for axis, of in known.items()}
         found = located(expected, actual, run.tolerances.of(key), axes, labels, held, tied)
     except Exception as error:  # an answer of any form may come here, and its verdict stands without its places
         note = f"the places of the differences were not found ({type(error).__name__}: {error})"
         return replace(verdict, findings=(*verdict.findings, Finding(key, note, blocking=False)))
     for kind in found["kinds"]:
-        kind["example"] = asdict(named(kind["example"])) if kind["example"] else None
+        kind["example"] = asdict(shown(kind["example"])) if kind["example"] else None
     return replace(verdict, details={**verdict.details, "where": found})
-
-
-def _known_by(run: ParityRun, key: str) -> dict[str, dict[int, dict[str, int | str]]]:
-    """Axis -> index -> what joins its coordinate: a slot's label, a trial's two numbers, the head of a rank."""
-    from fvcore.pipeline import trial_keys
-
-    def listed(leaf_of: str, leaf: str) -> list[list[Any]]:
-        return cast("list[list[Any]]", run.expected(leaf_of)[leaf])
-
-    if key == "mean_activations":
-        return {"slot": {slot: {"slot_label": label} for slot, label in listed("slot_map", "dummy_labels")}}
-    if key == "fv_vector":
-        heads = enumerate(listed("top_heads", "heads"))
-        return {"rank": {rank: {"layer": layer, "head": head} for rank, (layer, head) in heads}}
-    if key == "top_heads":
-        return {"trial": dict(enumerate(map(trial_numbers, trial_keys(run.expected("prompt_boundary")))))}
-    return {}
 
 
 def _label(names: Mapping[str, int | str]) -> str:

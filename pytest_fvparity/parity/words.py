@@ -1,7 +1,5 @@
 """What is said of a stage beside its numbers: whose fault it is, what its differences give away, what the drill found."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from fvcore.gates import Verdict

@@ -1,7 +1,5 @@
 """A plan's command line, run: its flags made ours, our command started, its criteria judged and printed."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -44,17 +42,12 @@ def read_flags(name: str, script: Script, arguments: Sequence[str]) -> dict[str,
             raise PlanUsage(f"expected a flag such as --{script.flags[0]}, found {flag!r}")
         if (known := flag[2:]) not in script.flags:
             near = get_close_matches(known, script.flags, n=1)
-            raise PlanUsage(
-                f"no flag {flag}{f'; did you mean --{near[0]}?' if near else f'; there are {_listed(script)}'}"
-            )
+            flags = ", ".join(f"--{one}" for one in script.flags)
+            raise PlanUsage(f"no flag {flag}; {f'did you mean --{near[0]}?' if near else f'there are {flags}'}")
         if not has_value:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
         given[known] = value
     return given
-
-
-def _listed(script: Script) -> str:
-    return ", ".join(f"--{flag}" for flag in script.flags)
 
 
 def _run(way: Way, given: Mapping[str, str]) -> int:

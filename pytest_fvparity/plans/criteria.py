@@ -1,7 +1,5 @@
 """The plans' pass criteria, each read off the files that a script wrote: whether it is met, and a sentence with the numbers."""
 
-from __future__ import annotations
-
 import csv
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

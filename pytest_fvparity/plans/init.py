@@ -1,7 +1,5 @@
 """`fvparity init DIR`: the plans' folders, with scripts and modules under the plans' names and the data that they read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What of the plans is met where: two tables for people, made of the table of scripts and of the plans' lines."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The table of the plans' scripts, as a value: `scripts.yaml` beside this file."""
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from pathlib import Path

@@ -6,8 +6,6 @@ an early one is a segmentation fault, whose stack pytest's faulthandler shows. T
 at a normal end. What ends a process by other means (a system call of its own, `exec`) is not seen from inside.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """One task put to one model: questions are written as prompts and asked, a result a condition; and what a vector says."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,9 +23,6 @@ from fvcore.prompts import (
     require_bos_agreement,
 )
 from fvcore.trials.fixed import Meta, WordPair
-
-"""From a vector to tokens: through all that the model does behind its last block, its final norm included; or through
-the output head alone, so that a vector's length is not normed away."""
 
 
 @dataclass(frozen=True)

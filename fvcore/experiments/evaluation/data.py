@@ -11,10 +11,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BeforeValidator
 
 from fvcore import shipped
 from fvcore.formats import FormatError, read_json, read_yaml, sha256_file, validated
+from fvcore.profile import Strict
 from fvcore.trials.draws import Splits, of_questions, split
 from fvcore.trials.fixed import PREFIXES, SEPARATORS, TemplatePart, TrialsError, WordPair, labelled
 
@@ -176,10 +177,8 @@ def _whole(part: Any) -> Any:
 Part = Annotated[TemplatePart, BeforeValidator(_whole)]
 
 
-class NamedTemplate(BaseModel):
+class NamedTemplate(Strict):
     """What stands around inputs and outputs, under a name that tables use."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     name: str
     prefixes: Part

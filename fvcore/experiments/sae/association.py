@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fvcore.experiments.sae.config import Tokens
 from fvcore.experiments.sae.schemas import Row
 from fvcore.experiments.statistics import adjusted, fisher
 from fvcore.formats import sha256
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.config import Tokens
 
 MIN_RESPONSES = 10
 """On either side of a comparison; with fewer there is none."""

@@ -5,28 +5,24 @@ leaves over included, stays as it is. So the slope of anything behind it in an a
 gradient at the layer: no gradient has to go through an encoder, and none does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from fvcore.experiments.sae.bench import Bench, Columns
+from fvcore.experiments.sae.config import Discover
 from fvcore.experiments.sae.pathways import Candidate, Node, Place, TargetRow
+from fvcore.experiments.sae.schemas import Context
 from fvcore.fast.chunks import in_chunks
 from fvcore.model.residual import Cached, residual_stream
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.bench import Bench, Columns
-    from fvcore.experiments.sae.config import Discover
-    from fvcore.experiments.sae.schemas import Context
 
 SAME = 0.7
 """Cosine of two decoder rows from which on a source may be the target itself, carried on."""
 
-Sources: TypeAlias = "Mapping[int, Sequence[int] | None]"
+Sources: TypeAlias = Mapping[int, Sequence[int] | None]
 """Layer -> the features there that may be sources; None: all."""
 
 

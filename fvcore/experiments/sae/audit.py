@@ -4,8 +4,6 @@ Memory goes with the number of features. By the plan's own policy, `v4`, the fir
 conditions have no aliases, and what stands twice counts twice.
 """
 
-from __future__ import annotations
-
 import glob
 import json
 import time
@@ -14,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.progress import Watched
+from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.sae.checkpoints import Checkpoints
+from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.issues import Issues, Stopped, place, severity_of
 from fvcore.experiments.sae.known import Known
 from fvcore.experiments.sae.logs import Cell, Cells, Log, canonical, scan
@@ -26,10 +25,6 @@ from fvcore.experiments.sae.readers import Oddities, is_read
 from fvcore.experiments.sae.schemas import IssueGroup, PlanResults, Validation
 from fvcore.formats import sha256
 from fvcore.provenance import peak_rss
-
-if TYPE_CHECKING:
-    from fvcore.experiments.progress import Progressing
-    from fvcore.experiments.sae.config import PathwaysConfig
 
 Policy: TypeAlias = Literal["default", "v4"]
 VALIDATION = "results/audit/data_validation.json"
@@ -120,10 +115,16 @@ class _Audit:
 
     def cross_check(self) -> None:
         for feature, by_condition in self.cells.items():
-            self._check_conditions(feature, list(by_condition))
+            if missing := [name for name in self.settings.conditions.expected if name not in by_condition]:
+                self.issues.add("MISSING_CONDITIONS", f"{feature} missing conditions: {missing}", feature)
             for condition, cell in by_condition.items():
-                if self._trials(feature, condition) < self.settings.audit.min_trials and self._counts(condition):
-                    self._low(feature, condition)
+                # The plan asks enough trials of conditions that it does not know, too.
+                counts = self.plan or condition in self.settings.conditions.expected
+                if counts and (n := self._trials(feature, condition)) < self.settings.audit.min_trials:
+                    said = (
+                        f"{feature} {condition} has only {n} trials (expected ~{self.settings.audit.expected_trials})"
+                    )
+                    self.issues.add("LOW_TRIALS", said, feature, condition, n=n)
                 if cell.again:
                     said = f"{feature} {condition}: {cell.again} records of trials that stand there already"
                     said += f", {cell.other_text} of them with another text"
@@ -134,19 +135,6 @@ class _Audit:
     def _trials(self, feature: str, condition: str) -> int:
         cell = self.cells[feature][condition]
         return cell.n if self.plan else cell.trials
-
-    def _counts(self, condition: str) -> bool:
-        """Whether its trials must be enough; the plan asks it of conditions that it does not know, too."""
-        return self.plan or condition in self.settings.conditions.expected
-
-    def _check_conditions(self, feature: str, found: Sequence[str]) -> None:
-        if missing := [name for name in self.settings.conditions.expected if name not in found]:
-            self.issues.add("MISSING_CONDITIONS", f"{feature} missing conditions: {missing}", feature)
-
-    def _low(self, feature: str, condition: str) -> None:
-        n, expected = self._trials(feature, condition), self.settings.audit.expected_trials
-        said = f"{feature} {condition} has only {n} trials (expected ~{expected})"
-        self.issues.add("LOW_TRIALS", said, feature, condition, n=n)
 
     def _check_names(self) -> None:
         for name, n in self._unknown().items():
@@ -255,18 +243,13 @@ class _Audit:
         }
 
     def _spread(self) -> dict[str, int | None]:
-        trials = sorted(self._expected_trials())
+        expected = self.settings.conditions.expected
+        trials = sorted(self._trials(one, name) for one, of in self.cells.items() for name in of if name in expected)
         at = {"min": 0.0, "p05": 0.05, "median": 0.5, "max": 1.0}
         return {name: trials[int(share * (len(trials) - 1))] if trials else None for name, share in at.items()}
 
     def _cells(self) -> Iterator[Cell]:
         return (cell for by_condition in self.cells.values() for cell in by_condition.values())
-
-    def _expected_trials(self) -> Iterator[int]:
-        for feature, by_condition in self.cells.items():
-            for condition in by_condition:
-                if condition in self.settings.conditions.expected:
-                    yield self._trials(feature, condition)
 
 
 def _messages(groups: Sequence[IssueGroup], severity: str) -> list[str]:

@@ -3,22 +3,17 @@
 How batches are made depends on settings alone, so that each gives the same rows whenever and wherever it runs.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING
 
 from fvcore.experiments.sae.attribution import Sources, attribute
+from fvcore.experiments.sae.bench import Bench
+from fvcore.experiments.sae.config import Discover
 from fvcore.experiments.sae.pathways import Node, TargetRow
 from fvcore.experiments.sae.replay import modes_of, null_rows, replay
 from fvcore.experiments.sae.schemas import Row
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.bench import Bench
-    from fvcore.experiments.sae.config import Discover
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,10 @@ def attributions(targets: Sequence[Node], sources: Sources, settings: Discover, 
 def nulls(rows: Sequence[TargetRow], settings: Discover, seed: int) -> list[Batch]:
     """Of each layer that has candidates, for the targets that have them there."""
     targets, own, often = _targets_of(rows), settings.replay, settings.min_active_contexts
-    of_layer = {layer: _union(targets, nodes) for layer, nodes in by_layer(targets).items()}
+    of_layer = {
+        layer: sorted({target for node in nodes for target in targets[node]})
+        for layer, nodes in by_layer(targets).items()
+    }
     return [
         Batch("nulls", at, 0, partial(null_rows, layer=at, targets=to, settings=own, seed=seed, min_active=often))
         for at, to in of_layer.items()
@@ -79,10 +77,6 @@ def _targets_of(rows: Sequence[TargetRow]) -> dict[Node, list[Node]]:
         for one in row.candidates:
             found.setdefault(Node.of(one.source), []).append(Node.of(row.target))
     return {source: sorted(found[source]) for source in sorted(found)}
-
-
-def _union(targets: Mapping[Node, Sequence[Node]], sources: Sequence[Node]) -> list[Node]:
-    return sorted({target for source in sources for target in targets[source]})
 
 
 def by_layer(nodes: Iterable[Node]) -> dict[int, list[Node]]:

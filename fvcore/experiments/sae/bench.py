@@ -1,26 +1,22 @@
 """What a discovery is made on: a model, the autoencoders of its layers, and the contexts that both are looked at in."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fvcore.embedded.planted import Planted
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.model_choice import one_thread_if_small
 from fvcore.experiments.sae.autoencoder import SAE
+from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.contexts import CONTEXTS
 from fvcore.experiments.sae.schemas import Context, PromptsSample
 from fvcore.formats import read_json, validated
 from fvcore.model.model import LanguageModel, load
 from fvcore.model.residual import residual_stream
-
-if TYPE_CHECKING:
-    from fvcore.embedded.planted import Planted
-    from fvcore.experiments.sae.config import PathwaysConfig
 
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 

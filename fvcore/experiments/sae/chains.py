@@ -3,8 +3,6 @@
 Layers rise along an edge, so what ends in a feature is known once all that ends in the features below it is known.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
@@ -49,22 +47,15 @@ def strongest(edges: Iterable[Pathway], max_hops: int, n: int) -> dict[Node, lis
     into: dict[Node, list[Pathway]] = {}
     for edge in edges:
         into.setdefault(Node.of(edge.target), []).append(edge)
-    kept: dict[Node, list[list[Chain]]] = {}
+    kept: dict[Node, list[list[Chain]]] = {}  # by their length
     for node in sorted(into):
         of_length = [_best((Chain((edge,)) for edge in into[node]), n)]
-        for length in range(1, max_hops):
-            longer = (
-                Chain((*before.edges, edge))
-                for edge in into[node]
-                for before in _of_length(kept, Node.of(edge.source), length)
-            )
+        before = [(edge, kept[source]) for edge in into[node] if (source := Node.of(edge.source)) in kept]
+        for at in range(max_hops - 1):
+            longer = (Chain((*chain.edges, edge)) for edge, chains in before for chain in chains[at])
             of_length.append(_best(longer, n))
         kept[node] = of_length
     return {node: _best((chain for chains in of[1:] for chain in chains), n) for node, of in kept.items()}
-
-
-def _of_length(kept: dict[Node, list[list[Chain]]], node: Node, length: int) -> Sequence[Chain]:
-    return kept[node][length - 1] if node in kept else ()
 
 
 def _best(chains: Iterable[Chain], n: int) -> list[Chain]:

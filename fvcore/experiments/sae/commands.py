@@ -73,15 +73,14 @@ def _text(value: object) -> str:
 
 
 def _health(sae: SAE, command: Info) -> Health:
+    from fvcore.experiments.sae.bench import DTYPES
     from fvcore.experiments.sae.health import health
     from fvcore.experiments.sae.streams import questions, taken_for
     from fvcore.model.model import load
-    from fvcore.model.placement import DTYPES
 
     if command.model is None:
         return health(sae)
-    dtype = next(short for short, one in DTYPES.items() if str(one) == f"torch.{command.dtype}")
-    lm = load(command.model, device=command.device, dtype=dtype)
+    lm = load(command.model, device=command.device, dtype=DTYPES[command.dtype])
     if command.read is None:
         prompts = [one.input_ids for one in questions(lm, N_PROMPTS, Random(0))]
     else:

@@ -16,8 +16,6 @@ from fvcore.profile import MOST_SEED
 PLAN = Path(__file__).parent / "configs" / "plan.yaml"
 """Ids of models and repositories, and the plan's folders, stand there alone."""
 
-PROMPT_TYPES = ("safe", "risky")
-
 
 @cache
 def _planned(group: str, name: str) -> Any:

@@ -1,18 +1,14 @@
 """What features are looked at in: each prompt by itself, and gone on with by the first tokens of responses that were logged."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import nsmallest
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+from fvcore.experiments.sae.config import Contexts
 from fvcore.experiments.sae.readers import is_lone
 from fvcore.experiments.sae.schemas import Context, Source
 from fvcore.formats import FormatError, sha256
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.config import Contexts
 
 CONTEXTS = "data/prompts_sample.json"
 SPARE = 8

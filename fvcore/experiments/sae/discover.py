@@ -21,10 +21,9 @@ from fvcore.experiments.errors import Cause, StepError, cause_of
 from fvcore.experiments.folder import Folder, locked
 from fvcore.experiments.progress import Watched
 from fvcore.experiments.sae import bench as benches
-from fvcore.experiments.sae import heads, missed
+from fvcore.experiments.sae import features, heads, missed
 from fvcore.experiments.sae.batches import Batch, attributions, by_layer, nulls, replays
 from fvcore.experiments.sae.bench import Bench
-from fvcore.experiments.sae.features import FEATURES
 from fvcore.experiments.sae.heads import HEADS
 from fvcore.experiments.sae.missed import MISSED
 from fvcore.experiments.sae.pathways import (
@@ -40,7 +39,7 @@ from fvcore.experiments.sae.pathways import (
     TargetRow,
     ValidatedPathways,
 )
-from fvcore.experiments.sae.schemas import CausalFeatures, Row
+from fvcore.experiments.sae.schemas import Row
 from fvcore.experiments.sae.verdicts import judge, summary_of
 from fvcore.experiments.status import Outcome
 from fvcore.experiments.workers import Local, Workers, ray_workers
@@ -139,9 +138,7 @@ def _asked(settings: PathwaysConfig, folder: Folder, limit: int | None) -> tuple
 
     limit: the first ones of those that have a layer before them
     """
-    path = folder / FEATURES
-    chosen = validated(CausalFeatures, read_json(path), path, "chosen features").features
-    nodes = [Node(one.layer, one.feature_id) for one in chosen]
+    nodes = [Node(one.layer, one.feature_id) for one in features.read(folder)]
     whole = settings.discover.source_scope == "all"
     asked = nodes if limit is None else [node for node in nodes if node.layer > min(nodes).layer][:limit]
     return asked, {layer: None if whole else [node.id for node in of] for layer, of in by_layer(nodes).items()}

@@ -1,7 +1,5 @@
 """Where a pathway graph's nodes and edges stand in its picture: a column a layer, few crossings, a width an effect."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

@@ -4,8 +4,6 @@ All on the planted model, whose causes are known. The checks are asked in their 
 that fails is what caught the fault; what they measure is never touched.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager

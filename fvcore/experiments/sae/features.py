@@ -1,20 +1,23 @@
 """Step 1: the features that are gone on with, the strongest of each layer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence, Set
 from math import isfinite, sqrt
 from statistics import mean, variance
-from typing import TYPE_CHECKING
 
+from fvcore.experiments.folder import Folder
+from fvcore.experiments.sae.checkpoints import Kept
+from fvcore.experiments.sae.config import Features
 from fvcore.experiments.sae.schemas import CausalFeatures, Feature, FeaturesMetadata, Result
 from fvcore.experiments.statistics import adjusted
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.checkpoints import Kept
-    from fvcore.experiments.sae.config import Features
+from fvcore.formats import read_json, validated
 
 FEATURES = "data/causal_features.json"
+
+
+def read(folder: Folder) -> list[Feature]:
+    """Those that a run has chosen."""
+    path = folder / FEATURES
+    return validated(CausalFeatures, read_json(path), path, "chosen features").features
 
 
 def cohen_d(first: Sequence[float], second: Sequence[float]) -> float | None:

@@ -1,7 +1,5 @@
 """What data must hold before it is gone on with, as a suite over one audit. Warnings are findings that block nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

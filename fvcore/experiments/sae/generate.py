@@ -4,8 +4,6 @@ Every feature has its trials under every condition, so that an audit finds nothi
 towards the prompt that its value comes from, and nothing else tells features apart.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,15 +13,15 @@ from typing import Any
 
 from fvcore.formats import write_json, write_text
 
-CONDITIONS = (
-    "safe_baseline",
-    "safe_with_risky_patch",
-    "safe_with_safe_patch",
-    "risky_baseline",
-    "risky_with_safe_patch",
-    "risky_with_risky_patch",
-)
-"""As logs name them: two of them are the plan's amplifications."""
+CONDITIONS = {
+    "safe_baseline": ("safe", None),
+    "safe_with_risky_patch": ("safe", "risky"),
+    "safe_with_safe_patch": ("safe", "safe"),
+    "risky_baseline": ("risky", None),
+    "risky_with_safe_patch": ("risky", "safe"),
+    "risky_with_risky_patch": ("risky", "risky"),
+}
+"""As logs name them -> the prompt, and that under which a value was measured; two are the plan's amplifications."""
 
 CHECKPOINTS, LOGS = "analysis/comprehensive_patching_checkpoint_*.json", "response_logs/*.json"
 REASONS = (

@@ -4,8 +4,6 @@ That viewer puts nodes in columns of tokens and rows of layers. A feature here i
 is how far from the end of a context it counts most.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,15 +21,12 @@ from torch import Tensor
 
 from fvcore.experiments.sae.attribution import short
 from fvcore.experiments.sae.batches import Batch, by_layer
+from fvcore.experiments.sae.bench import Bench, Columns
 from fvcore.experiments.sae.pathways import Node, Pathway
 from fvcore.experiments.sae.replay import found_in
-from fvcore.experiments.sae.schemas import Row
+from fvcore.experiments.sae.schemas import Context, Row
 from fvcore.model.hooks import edit_heads, read_heads
 from fvcore.model.residual import Cached, residual_stream
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.bench import Bench, Columns
-    from fvcore.experiments.sae.schemas import Context
 
 HEADS = "results/pathways/heads.jsonl"
 CONTEXTS = 8

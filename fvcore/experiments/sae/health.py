@@ -4,8 +4,6 @@ Most ways of loading one wrongly give numbers and no error. What gives them away
 explained better (the one of another layer, or one that was normalised), or that far too many features are active.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 import torch

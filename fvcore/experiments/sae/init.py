@@ -1,7 +1,5 @@
 """The plan's folder for an experiment: a config, a script that starts it, and its seven source files as short callers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fvcore.experiments.config import ConfigError

@@ -1,17 +1,11 @@
 """Two ways to read the residual stream of a context: the project's hooks, and the plan's, without any."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from fvcore.experiments.config import ConfigError
+from fvcore.experiments.sae.bench import Bench
+from fvcore.experiments.sae.schemas import Context
 from fvcore.model.residual import hidden_states, residual_stream
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.bench import Bench
-    from fvcore.experiments.sae.schemas import Context
 
 
 def instrumented(bench: Bench, context: Context, last: int, instrumentation: str) -> dict[int, Tensor]:

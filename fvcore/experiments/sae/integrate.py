@@ -1,16 +1,15 @@
 """Step 5: pathways and tokens together: chains of features, with the words that go with the last of each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.progress import Watched
+from fvcore.experiments.progress import Progressing, Watched
+from fvcore.experiments.sae import features
 from fvcore.experiments.sae.chains import Chain, strength, strongest
-from fvcore.experiments.sae.features import FEATURES
+from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.graph import (
     EDGES,
     GRAPHML,
@@ -22,16 +21,12 @@ from fvcore.experiments.sae.graph import (
     texts,
     viewer,
 )
+from fvcore.experiments.sae.mediation import Share
 from fvcore.experiments.sae.pathways import PATHWAYS, Node, Pathway, ValidatedPathways
-from fvcore.experiments.sae.schemas import CausalFeatures, Row
+from fvcore.experiments.sae.schemas import Row
 from fvcore.experiments.sae.steps import INTEGRATED, TOKENS
 from fvcore.experiments.sae.tokens import OfFeature, TokenAssociations
 from fvcore.formats import read_json, validated, write_text
-
-if TYPE_CHECKING:
-    from fvcore.experiments.progress import Progressing
-    from fvcore.experiments.sae.config import PathwaysConfig
-    from fvcore.experiments.sae.mediation import Share
 
 MOST_LISTED = 10
 VERIFYING = "Verifying chains"
@@ -94,12 +89,13 @@ def integrate(settings: PathwaysConfig, progress: Progressing | None = None) -> 
     """Write the results and the graph for other programs; returns the files. A model is loaded only to verify chains."""
     folder, own = Folder(settings.paths.out), settings.integrate
     edges = [one for one in _read(folder, PATHWAYS, ValidatedPathways).pathways if one.validated]
-    chosen = [one.feature for one in _read(folder, FEATURES, CausalFeatures).features]
+    chosen = [one.feature for one in features.read(folder)]
     tokens = _read(folder, TOKENS, TokenAssociations).token_associations if (folder / TOKENS).is_file() else {}
     found = chosen_chains(edges, own.max_hops, own.chains_per_target)
     verified = _verified(settings, found, edges, Watched(progress)) if own.verify_chains and edges else None
     fractions, accounts = verified or ({}, {})
-    kept = [chain for chain in found if _holds(fractions.get(chain.name), own.min_mediated)]
+    shares = [(chain, fractions.get(chain.name)) for chain in found]
+    kept = [(chain, share) for chain, share in shares if share is None or share >= own.min_mediated]
     last = max((node.layer for chain in found for node in chain.nodes), default=0)
     last = max(last, settings.features.layers[1])
     results = Results(
@@ -113,7 +109,7 @@ def integrate(settings: PathwaysConfig, progress: Progressing | None = None) -> 
         },
         pathways=edge_rows(edges),
         tokens={name: said for name, of in tokens.items() if (said := _said(of))},
-        integrated=[_integrated(chain, fractions.get(chain.name), tokens, last) for chain in kept],
+        integrated=[_integrated(chain, share, tokens, last) for chain, share in kept],
         faithfulness={node.name: _account(of) for node, of in sorted(accounts.items())},
         **_covered(chosen, edges, {name for name, of in tokens.items() if _said(of)}),
     )
@@ -148,10 +144,6 @@ def _verified(
         accounts = shares(looked, edges, n_rows)
         advance(0, 1)
     return fractions, accounts
-
-
-def _holds(fraction: float | None, least: float) -> bool:
-    return fraction is None or fraction >= least
 
 
 def _account(of: Mapping[int, Share]) -> Account:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from bisect import insort
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
+from fvcore.experiments.sae.config import Audit
 from fvcore.experiments.sae.schemas import FEATURE, Code, IssueGroup, IssueRow, Severity
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.config import Audit
 
 NAME = re.compile(FEATURE)
 Key: TypeAlias = tuple[int, int, str, str, int]

@@ -1,16 +1,12 @@
 """How many layers and features there are, where model and autoencoders lie on this machine: read off their configs alone."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fvcore import embedded
+from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.formats import read_json
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.config import PathwaysConfig
 
 ABOUT = ("hyperparams.json", "cfg.json", "config.json")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")

@@ -1,24 +1,19 @@
 """Step 1: reads the data once more and writes what is gone on with."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.progress import Watched
+from fvcore.experiments.progress import Progressing, Watched
 from fvcore.experiments.sae.audit import LOADING, files_of, fingerprint
 from fvcore.experiments.sae.checkpoints import Checkpoints
+from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.contexts import CONTEXTS, Draws, contexts
 from fvcore.experiments.sae.features import FEATURES, choose
 from fvcore.experiments.sae.issues import Issues
 from fvcore.experiments.sae.readers import Oddities, is_read, read_records
 from fvcore.experiments.sae.schemas import CausalFeatures, PromptsSample
 from fvcore.formats import FormatError
-
-if TYPE_CHECKING:
-    from fvcore.experiments.progress import Progressing
-    from fvcore.experiments.sae.config import PathwaysConfig
 
 READING = "Reading responses"
 

@@ -4,8 +4,6 @@ Every format ends in the same formula (`canonical`), feature by feature: what di
 activations were multiplied with before training, and what makes a feature active.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace

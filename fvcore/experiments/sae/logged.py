@@ -6,42 +6,29 @@ amplification), and the model goes on with the prompt by sampling. A feature cou
 answers changes by more than `LEAST` with p < .05, as in the plan: without any correction.
 """
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fvcore.embedded.words import relations
 from fvcore.experiments.sae.autoencoder import SAE
-from fvcore.experiments.sae.generate import CHECKPOINTS, LOGS
+from fvcore.experiments.sae.generate import CHECKPOINTS, CONDITIONS, LOGS
 from fvcore.experiments.statistics import fisher
+from fvcore.fast.chunks import Advance
 from fvcore.formats import write_json
 from fvcore.model.hooks import replace_outputs
 from fvcore.model.model import LanguageModel
 from fvcore.model.prefix import cache_given
 from fvcore.model.residual import residual_stream
 
-if TYPE_CHECKING:
-    from fvcore.fast.chunks import Advance
-
 LEAST, ALPHA = 0.1, 0.05
-CONDITIONS = {
-    "safe_baseline": ("safe", None),
-    "safe_with_risky_patch": ("safe", "risky"),
-    "safe_with_safe_patch": ("safe", "safe"),
-    "risky_baseline": ("risky", None),
-    "risky_with_safe_patch": ("risky", "safe"),
-    "risky_with_risky_patch": ("risky", "risky"),
-}
-"""Name in the logs -> the prompt, and the prompt under which the value was measured."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +127,7 @@ class Logged:
         asked, cache, found = self.asked, DynamicCache(), []
         random = torch.Generator().manual_seed(Random(f"{asked.seed}|{draw}").getrandbits(31))
         ids = self.ids[kind].expand(n, -1)
-        edited, edit = ([layer], setting) if setting else ([], _same)
+        edited, edit = ([layer], setting) if setting else ([], lambda hidden: hidden)
         with torch.no_grad(), replace_outputs(self.lm, edited, "a feature's setting", lambda _, h: edit(h)):
             for at in range(asked.n_tokens):
                 logits = self.lm.hf(input_ids=ids, **cache_given(self.lm.hf, cache), use_cache=True).logits[:, -1]
@@ -168,7 +155,11 @@ class Logged:
         records, results = [], []
         for at, (feature, d) in enumerate(strongest):
             own = {condition: of_features[at] for condition, of_features in texts.items()}
-            records += list(_records(f"L{layer}-{feature}", own))
+            records += [
+                {"feature": f"L{layer}-{feature}", "condition": condition, "trial": trial, "response": text}
+                for condition, responses in own.items()
+                for trial, text in enumerate(responses)
+            ]
             results.append(_result(layer, feature, d, own))
         return records, results
 
@@ -183,16 +174,6 @@ class Logged:
         d = torch.where(spread > 0, (risky.mean(0) - safe.mean(0)) / spread, 0)
         first = sorted(range(len(d)), key=lambda at: (-abs(float(d[at])), at))[: self.asked.per_layer]
         return [(at, float(d[at])) for at in first if d[at]]
-
-
-def _same(hidden: Tensor) -> Tensor:
-    return hidden
-
-
-def _records(name: str, texts: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
-    for condition, responses in texts.items():
-        for trial, text in enumerate(responses):
-            yield {"feature": name, "condition": condition, "trial": trial, "response": text}
 
 
 def _result(layer: int, feature: int, d: float, texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:

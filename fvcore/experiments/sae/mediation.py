@@ -3,26 +3,22 @@
 Both are passes of the model with several edits each, read at the last token before the gate.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fvcore.experiments.sae.attribution import short
+from fvcore.experiments.sae.bench import Bench, Columns
 from fvcore.experiments.sae.chains import Chain
 from fvcore.experiments.sae.pathways import Node, Pathway
 from fvcore.experiments.sae.replay import Readers, found_in
+from fvcore.experiments.sae.schemas import Context
 from fvcore.fast.chunks import in_chunks
 from fvcore.model.residual import Cached, residual_stream
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.bench import Bench, Columns
-    from fvcore.experiments.sae.schemas import Context
 
 
 def mediated(bench: Bench, chains: Sequence[Chain], batch_rows: int) -> dict[str, float | None]:

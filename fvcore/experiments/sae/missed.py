@@ -5,29 +5,24 @@ much as a pathway must. That bounds the share of such sets, and with it the numb
 unless features of a set cancel out; sets are drawn at random, so that they would have to do so again and again.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import comb
 from random import Random
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fvcore.experiments.sae.attribution import short
 from fvcore.experiments.sae.batches import Batch, by_layer
+from fvcore.experiments.sae.bench import Bench
+from fvcore.experiments.sae.config import Discover
 from fvcore.experiments.sae.pathways import Node, TargetRow
 from fvcore.experiments.sae.replay import Readers, found_in
 from fvcore.experiments.sae.schemas import Row
 from fvcore.fast.chunks import in_chunks
 from fvcore.model.residual import Cached, residual_stream
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.bench import Bench
-    from fvcore.experiments.sae.config import Discover
 
 MISSED = "results/pathways/missed.jsonl"
 SETS, SIZE = 60, 4

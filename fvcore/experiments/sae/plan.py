@@ -5,28 +5,25 @@ parameters, operations and what a backward pass must keep are counted and not gu
 (about half a gigabyte) is not in it, nor what an allocator keeps for later.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fvcore.experiments.folder import Folder
+from fvcore.experiments.sae import features
+from fvcore.experiments.sae.bench import contexts_of
+from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.contexts import CONTEXTS
 from fvcore.experiments.sae.features import FEATURES
-from fvcore.experiments.sae.schemas import CausalFeatures, PromptsSample
-from fvcore.formats import read_json, read_yaml, validated
+from fvcore.formats import read_yaml
 from fvcore.model.model import config_on_disk, without_weights
 from fvcore.model.spec import ModelError
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.config import PathwaysConfig
 
 SHAPES = Path(__file__).parent / "configs" / "shapes.yaml"
 ASSUMED_TOKENS = 150
@@ -82,10 +79,8 @@ class Plan:
     @cached_property
     def per_layer(self) -> dict[int, int]:
         """Layer -> its features."""
-        path = Folder(self.settings.paths.out) / FEATURES
-        if path.is_file():
-            chosen = validated(CausalFeatures, read_json(path), path, "chosen features").features
-            return dict(sorted(Counter(one.layer for one in chosen).items()))
+        if ((folder := Folder(self.settings.paths.out)) / FEATURES).is_file():
+            return dict(sorted(Counter(one.layer for one in features.read(folder)).items()))
         first, last = self.settings.features.layers
         last = min(last, self.config.get_text_config().num_hidden_layers - 1)
         return dict.fromkeys(range(first, last + 1), self.settings.features.top_k_per_layer)
@@ -93,9 +88,8 @@ class Plan:
     @cached_property
     def contexts(self) -> tuple[int, int]:
         """How many, and the tokens of the longest."""
-        path = Folder(self.settings.paths.out) / CONTEXTS
-        if path.is_file():
-            found = validated(PromptsSample, read_json(path), path, "contexts").contexts
+        if (Folder(self.settings.paths.out) / CONTEXTS).is_file():
+            found = contexts_of(self.settings)
             return len(found), max(one.n_tokens for one in found)
         return 2 * self.settings.contexts.per_prompt, ASSUMED_TOKENS
 

@@ -21,14 +21,13 @@ from fvcore.experiments.sae import bench as benches
 from fvcore.experiments.sae.attribution import attribute
 from fvcore.experiments.sae.batches import by_layer, nulls, replays
 from fvcore.experiments.sae.bench import Bench
-from fvcore.experiments.sae.features import FEATURES
+from fvcore.experiments.sae.features import FEATURES, read
 from fvcore.experiments.sae.health import Health, health, shifted
 from fvcore.experiments.sae.instrumentation import instrumented
 from fvcore.experiments.sae.pathways import Node, NullRow, Pathway, ReplayRow
-from fvcore.experiments.sae.schemas import CausalFeatures, Context, Feature, Row
+from fvcore.experiments.sae.schemas import Context, Feature, Row
 from fvcore.experiments.sae.steps import PROTOTYPE
 from fvcore.experiments.sae.verdicts import judge
-from fvcore.formats import read_json, validated
 from fvcore.provenance import peak_rss
 
 if TYPE_CHECKING:
@@ -92,10 +91,9 @@ class Read:
 def prototype(settings: PathwaysConfig, progress: Progressing | None = None) -> list[Path]:
     """Write the test of one feature; whether it passed stands in it. Memory that runs out is a test that did not pass."""
     folder, watched = Folder(settings.paths.out), Watched(progress)
-    path = folder / FEATURES
-    features = validated(CausalFeatures, read_json(path), path, "chosen features").features
+    features = read(folder)
     if not features:
-        raise StepError(f"{path} holds no feature; choose others with features.*")
+        raise StepError(f"{folder / FEATURES} holds no feature; choose others with features.*")
     bench = benches.of(settings)
     if bench.lm.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.lm.device)

@@ -5,8 +5,6 @@ that of one piece: a small file is decoded whole by msgspec where it is installe
 file, by the standard library in chunks. Both say the same of a file.
 """
 
-from __future__ import annotations
-
 import codecs
 import gzip
 import json
@@ -65,7 +63,7 @@ def is_read(path: Path) -> bool:
 def read_document(path: Path, oddities: Oddities) -> Any:
     """A whole JSON file; raises FormatError that names the line, or the byte, where it is damaged."""
     try:
-        return json.loads(_decoded(path), parse_constant=oddities.constant)
+        return json.loads("".join(_text(path)), parse_constant=oddities.constant)
     except json.JSONDecodeError as error:
         raise _damaged(path, error, error.lineno, error.colno) from None
     except (RecursionError, ValueError) as error:
@@ -128,10 +126,6 @@ def _text(path: Path) -> Iterator[str]:
         at += len(piece)
     if decoder.getstate()[0]:
         raise FormatError(f"{path}: not UTF-8 text (byte {at}: it ends within a character)")
-
-
-def _decoded(path: Path) -> str:
-    return "".join(_text(path))
 
 
 def _damaged(path: Path, error: json.JSONDecodeError, line: int, column: int) -> FormatError:

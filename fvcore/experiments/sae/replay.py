@@ -5,27 +5,23 @@ of the feature, and what the autoencoder leaves over stays. Along a random direc
 lengths, it is what any disturbance of this place and size would do. All edits of a layer are rows of passes that begin there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from random import Random
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fvcore.experiments.sae.attribution import short
+from fvcore.experiments.sae.bench import Bench, Columns
+from fvcore.experiments.sae.config import Replay
 from fvcore.experiments.sae.pathways import Node, NullRow, ReplayRow
+from fvcore.experiments.sae.schemas import Context
 from fvcore.fast.chunks import in_chunks
 from fvcore.formats import sha256
 from fvcore.model.residual import Cached, residual_stream
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.bench import Bench, Columns
-    from fvcore.experiments.sae.config import Replay
-    from fvcore.experiments.sae.schemas import Context
 
 POOL = 2
 """Random features of a layer for each one that a target's null wants, since some are its candidates."""
@@ -211,16 +207,11 @@ def _row(bench: Bench, node: Node, target: Node, taken: Sequence[Taken], at: int
         post=post,
         n_on=sum(bool(before > 0) for _, before in zeros),
         n_off=sum(bool(before > 0) and not bool(one.active[at] > 0) for one, before in zeros),
-        directions=root_mean_square(per_length),
+        directions=short(sqrt(fmean(value**2 for value in per_length))) if per_length else 0.0,
         n_directions=len(per_length),
         noop=max((short(of.noop[0, at]) for of in taken), default=0.0),
         rounding=max((short(of.noop[1, at]) for of in taken), default=0.0),
     )
-
-
-def root_mean_square(values: Sequence[float]) -> float:
-    """0 of no values."""
-    return short(sqrt(fmean(value**2 for value in values))) if values else 0.0
 
 
 def null_rows(

@@ -1,7 +1,5 @@
 """What a run says, as report.md and report.html with the graph as a picture: drawn from the run's files, without a model."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -5,23 +5,19 @@ whose inputs, are others now is begun anew where it is made in one go, and refus
 those may be hours of work, and are taken away only if that is asked for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from fvcore.experiments.errors import OtherSettings, StepError
 from fvcore.experiments.folder import Folder, differences, locked, refuse_others
+from fvcore.experiments.progress import Progressing
 from fvcore.experiments.record import Record, Stage
+from fvcore.experiments.sae.audit import Policy
+from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.steps import STEPS, Step, within
-
-if TYPE_CHECKING:
-    from fvcore.experiments.progress import Progressing
-    from fvcore.experiments.sae.audit import Policy
-    from fvcore.experiments.sae.config import PathwaysConfig
 
 RECORD = "pathways_record.json"
 OUT = "--paths-out"
@@ -116,7 +112,9 @@ class _Doing:
         before = record.read().stages.get(self.step.name)
         if before is None or (depends == before.settings and self.asked.resume):
             return
-        other = _other(before.settings, depends, self.step.judging)
+        sides = (before.settings, depends)
+        # What differs, but for settings that verdicts alone depend on.
+        other = differences(*({key: of[key] for key in of if not within(key, self.step.judging)} for of in sides))
         if other and self.step.units and self.asked.resume and not self.asked.force:
             refuse_others(self.folder.root, [f"{what} ({self.step.name})" for what in other], f"{OUT}, give --force")
         globs = self.step.leaves if other or not self.asked.resume else self.step.judged
@@ -125,17 +123,12 @@ class _Doing:
         record.forget(self.step.name)
 
 
-def _other(before: dict[str, Any], depends: dict[str, Any], judging: Sequence[str]) -> list[str]:
-    """What differs, in words, but for settings that verdicts alone depend on."""
-    return differences(*({key: one for key, one in of.items() if not within(key, judging)} for of in (before, depends)))
-
-
 def depends_on(step: Step, settings: PathwaysConfig, folder: Folder, asked: Asked) -> dict[str, Any]:
     """All that a step's results depend on, by name."""
     return step.depends_on(settings, folder) | asked.deciding(step)
 
 
-Work: TypeAlias = Callable[["_Doing", "Progressing | None", dict[str, Any]], list[Path]]
+Work: TypeAlias = Callable[[_Doing, Progressing | None, dict[str, Any]], list[Path]]
 
 
 def _audit(doing: _Doing, progress: Progressing | None, more: dict[str, Any]) -> list[Path]:

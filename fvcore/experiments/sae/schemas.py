@@ -1,7 +1,5 @@
 """The files that people exchange: a checkpoint's result, a record of a log, and what the first steps write of them."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, TypeAlias
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator

@@ -4,8 +4,6 @@ Three questions. Are planted causes found, and nothing else? How often is a feat
 large must an effect be to be found?
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,21 +1,16 @@
 """How far each step of a run's folder is: missing, partial, complete, stale or not passed, and why."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from fvcore.experiments.errors import StepError
 from fvcore.experiments.folder import Folder, differences
-from fvcore.experiments.record import Record
+from fvcore.experiments.record import Record, StageRecord
+from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.features import FEATURES
 from fvcore.experiments.sae.run import OUT, RECORD
 from fvcore.experiments.sae.steps import STEPS, UNITS, Step
 from fvcore.formats import read_json, read_text
-
-if TYPE_CHECKING:
-    from fvcore.experiments.record import StageRecord
-    from fvcore.experiments.sae.config import PathwaysConfig
 
 State: TypeAlias = Literal["missing", "partial", "complete", "stale", "not passed"]
 

@@ -1,26 +1,21 @@
 """The steps, in order: which settings and which files each depends on, what it leaves, and what must hold before it."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any, TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
-from fvcore.experiments.config import ConfigError
+from fvcore.experiments.config import ConfigError, dotted
 from fvcore.experiments.errors import OtherSettings, StepError
+from fvcore.experiments.folder import Folder
 from fvcore.experiments.sae.audit import VALIDATION, fingerprint
+from fvcore.experiments.sae.config import PathwaysConfig
 from fvcore.experiments.sae.contexts import CONTEXTS
 from fvcore.experiments.sae.features import FEATURES
 from fvcore.experiments.sae.pathways import PATHWAYS
 from fvcore.experiments.sae.schemas import Validation
 from fvcore.formats import read_json, validated
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from fvcore.experiments.folder import Folder
-    from fvcore.experiments.sae.config import PathwaysConfig
 
 PROTOTYPE = "results/prototype/single_feature_test.json"
 TOKENS = "results/tokens/token_associations.json"
@@ -31,22 +26,18 @@ UNITS = "results/pathways/units/*"
 UNDECIDING = ("audit.workers", "sae.gpu_budget_gb", "sae.cpu_budget_gb")
 """Settings that no result depends on."""
 
-Gate: TypeAlias = Callable[["PathwaysConfig", "Folder"], None]
+Gate: TypeAlias = Callable[[PathwaysConfig, Folder], None]
 """Raises StepError while a step must not run, or where one that ran did not pass."""
 
 
 def _there(*names: str) -> Gate:
     def gate(settings: PathwaysConfig, folder: Folder) -> None:
-        for name, by in zip(names, map(_leaves, names), strict=True):
+        for name in names:
             if not (folder / name).is_file():
+                by = next(step.name for step in STEPS if any(fnmatch(name, glob) for glob in step.leaves))
                 raise StepError(f"{folder / name}: not there; run `fvcore pathways {by}` first")
 
     return gate
-
-
-def _leaves(name: str) -> str:
-    """The step that writes a file."""
-    return next(step.name for step in STEPS if any(fnmatch(name, glob) for glob in step.leaves))
 
 
 def _audited(settings: PathwaysConfig, folder: Folder) -> None:
@@ -105,7 +96,7 @@ class Step:
         """What its results depend on, by name: settings by dotted key, files by digest; data by its fingerprint."""
         found = {
             key: value
-            for key, value in _dotted(settings.model_dump(mode="json"))
+            for key, value in dotted(settings.model_dump(mode="json"))
             if within(key, self.about) and key not in UNDECIDING
         }
         if "paths.response_logs" in self.about:
@@ -191,11 +182,3 @@ def chosen(text: str) -> list[Step]:
                 f"--steps {word!r}: expected numbers from 0 to {len(STEPS) - 1}, or names of {', '.join(NAMES)}"
             )
     return [step for at, step in enumerate(STEPS) if at in found]
-
-
-def _dotted(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value

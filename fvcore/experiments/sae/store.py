@@ -1,9 +1,8 @@
 """A run's autoencoders: read when they are needed, and held within two budgets of bytes, one of the device, one of memory."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +54,8 @@ class Store:
         """The whole autoencoder. Raises FormatError for what is not there, or does not fit."""
         if self.device.type == "cpu":
             return self.in_memory.get(layer, lambda: self._read(layer))
-        return self.on_device.get(layer, lambda: self._staged(layer).to(self.device))
+        pinned = partial(self.in_memory.get, layer, lambda: self._read(layer).pinned())
+        return self.on_device.get(layer, lambda: pinned().to(self.device))
 
     def rows(self, layer: int, ids: Sequence[int]) -> SAE:
         """These features alone, in this order, of which alone the files are read. Raises ValueError for a TopK autoencoder."""
@@ -63,9 +63,6 @@ class Store:
         if layer in held.kept:
             return self.sae(layer).rows(torch.as_tensor(ids, device=self.device))
         return held.get((layer, *ids), lambda: self._read(layer, ids).to(self.device))
-
-    def _staged(self, layer: int) -> SAE:
-        return self.in_memory.get(layer, lambda: self._read(layer).pinned())
 
     def _read(self, layer: int, ids: Sequence[int] | None = None) -> SAE:
         chosen = self.settings

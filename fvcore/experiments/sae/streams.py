@@ -1,7 +1,5 @@
 """Residual streams of many prompts at once, at tokens that stand for text; and what they may be mistaken for."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from random import Random
 

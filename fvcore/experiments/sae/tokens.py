@@ -1,28 +1,23 @@
 """Step 4: which tokens go with a feature: those that responses hold more or less often when the feature is set to a value."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from heapq import nsmallest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from fvcore.experiments.folder import Folder
-from fvcore.experiments.progress import Watched
+from fvcore.experiments.progress import Progressing, Watched
+from fvcore.experiments.sae import features
 from fvcore.experiments.sae.association import Compared, Ids, compare
 from fvcore.experiments.sae.audit import files_of
-from fvcore.experiments.sae.features import FEATURES
+from fvcore.experiments.sae.config import Comparison, PathwaysConfig
 from fvcore.experiments.sae.lens import Lens, lens
 from fvcore.experiments.sae.readers import Oddities, is_read, read_records
-from fvcore.experiments.sae.schemas import CausalFeatures, Feature, Row
+from fvcore.experiments.sae.schemas import Row
 from fvcore.experiments.sae.steps import TOKENS
-from fvcore.formats import FormatError, read_json, sha256, validated
-
-if TYPE_CHECKING:
-    from fvcore.experiments.progress import Progressing
-    from fvcore.experiments.sae.config import Comparison, PathwaysConfig
+from fvcore.formats import FormatError, sha256
 
 TOKENISING, COUNTING = "Tokenising responses", "Tokens"
 Cells: TypeAlias = dict[tuple[str, str], list[Ids]]
@@ -48,10 +43,10 @@ def tokens(settings: PathwaysConfig, progress: Progressing | None = None) -> lis
     from fvcore.model.model import load_tokenizer
 
     folder, watched, own = Folder(settings.paths.out), Watched(progress), settings.tokens
-    chosen = validated(CausalFeatures, read_json(folder / FEATURES), folder / FEATURES, "chosen features").features
+    chosen = features.read(folder)
     tokenizer = load_tokenizer(own.tokenizer or settings.model.name)
     cells, repeated = read(settings, {one.feature for one in chosen}, tokenizer, watched)
-    lenses = _lenses(settings, chosen, watched)
+    lenses = lens(settings, chosen, own.logit_lens.top_k, watched) if own.logit_lens.enabled else {}
     found: dict[str, OfFeature] = {}
     with watched.running(COUNTING, len(chosen)) as advance:
         for one in chosen:
@@ -123,12 +118,6 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[Ids]:
         return []
     whole = [text.encode(errors="replace").decode() for text in texts]
     return [np.asarray(ids, dtype=np.int64) for ids in tokenizer(whole, add_special_tokens=False).input_ids]
-
-
-def _lenses(settings: PathwaysConfig, chosen: Sequence[Feature], watched: Watched) -> dict[str, Lens]:
-    if not settings.tokens.logit_lens.enabled:
-        return {}
-    return lens(settings, chosen, settings.tokens.logit_lens.top_k, watched)
 
 
 def _compared(by: Comparison, feature: str, cells: Cells, settings: PathwaysConfig, tokenizer: Any) -> Compared:

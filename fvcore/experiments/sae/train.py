@@ -4,13 +4,10 @@ Small, so that what is done with features can be seen on a model that learned. T
 and if the model still answers with one layer's stream replaced by what they make of it; training ends with that judgement.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from random import Random
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from fvcore.experiments.folder import Folder, locked
@@ -19,6 +16,7 @@ from fvcore.experiments.sae.autoencoder import SAE
 from fvcore.experiments.sae.config import Training
 from fvcore.experiments.sae.health import fvu
 from fvcore.experiments.sae.loaders import canonical, save_sae_lens
+from fvcore.experiments.sae.schemas import Row
 from fvcore.experiments.sae.streams import by_length, counted, questions, streams_of
 from fvcore.model.hooks import replace_outputs
 from fvcore.model.model import LanguageModel, load
@@ -34,10 +32,9 @@ DEAD = 20  # steps without being active, after which a feature is trained on wha
 REVIVED, SHARE = 32, 1 / 32  # at most so many of them a token, and the weight of what they explain
 
 
-class Trained(BaseModel):
+class Trained(Row):
     """One layer, on prompts that it was not trained on. dead: features that are active at none of their tokens"""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     layer: int
     fvu: float
     l0: float
@@ -51,10 +48,9 @@ class Trained(BaseModel):
             yield f"layer {self.layer}: accuracy is {self.spliced_accuracy:.3f} through it, expected at least {MIN_SPLICED}"
 
 
-class TrainingReport(BaseModel):
+class TrainingReport(Row):
     """`training.json` beside the folders of the layers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     model: str
     settings: Training
     n_tokens: int

@@ -3,17 +3,16 @@
 Everything is computed from the rows that discovery left, so other thresholds need no pass.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite, sqrt
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fvcore.experiments.sae.attribution import short
+from fvcore.experiments.sae.config import Discover
 from fvcore.experiments.sae.pathways import (
     Candidate,
     Node,
@@ -25,11 +24,8 @@ from fvcore.experiments.sae.pathways import (
     TargetRow,
 )
 from fvcore.experiments.sae.replay import ZERO
+from fvcore.experiments.sae.schemas import Context
 from fvcore.experiments.statistics import adjusted, bootstrap_interval
-
-if TYPE_CHECKING:
-    from fvcore.experiments.sae.config import Discover
-    from fvcore.experiments.sae.schemas import Context
 
 
 def judge(

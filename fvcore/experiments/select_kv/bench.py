@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor
 
-from fvcore.experiments.select_kv.data import sink_ids
+from fvcore.experiments.select_kv.config import Phase2
+from fvcore.experiments.select_kv.data import OnSample, sink_ids
 from fvcore.experiments.select_kv.errors import SelectKVRuntimeError
 from fvcore.experiments.select_kv.metrics import is_hit
-from fvcore.experiments.select_kv.prefix import PrefixBuilder, last_quarter
+from fvcore.experiments.select_kv.prefix import Prefix, PrefixBuilder, last_quarter
+from fvcore.experiments.select_kv.runtime import KV, Runtime
 from fvcore.experiments.select_kv.selection import recent
 
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.config import Phase2
-    from fvcore.experiments.select_kv.data import OnSample
-    from fvcore.experiments.select_kv.prefix import Prefix
-    from fvcore.experiments.select_kv.runtime import KV, Runtime
-
-Prefixes: TypeAlias = "dict[str, Prefix]"
+Prefixes: TypeAlias = dict[str, Prefix]
 """By the arm that stands on them."""
 
 KV_SOURCES = ("gather", "recompute")

@@ -3,26 +3,22 @@
 Every method keeps the same number of tokens. Spans lie as close as they must to fill it: their distance is 0 here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from fvcore.experiments.select_kv.bench import Bench
 from fvcore.experiments.select_kv.compute import Chosen
+from fvcore.experiments.select_kv.config import Phase2
+from fvcore.experiments.select_kv.data import OffSample, OnSample
 from fvcore.experiments.select_kv.metrics import kl, p99, rel_kl
 from fvcore.experiments.select_kv.points import clusters, mean, share
+from fvcore.experiments.select_kv.prefix import Prefix
 from fvcore.experiments.select_kv.selection import recent, select
 from fvcore.fast.chunks import Advance, silent
-
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.bench import Bench
-    from fvcore.experiments.select_kv.config import Phase2
-    from fvcore.experiments.select_kv.data import OffSample, OnSample
-    from fvcore.experiments.select_kv.prefix import Prefix
 
 WHOLE = 0
 """The budget that is the whole demo, however long."""

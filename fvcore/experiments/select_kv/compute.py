@@ -11,14 +11,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fvcore.experiments.select_kv.bench import Bench, Prefixes, without_sink
+from fvcore.experiments.select_kv.data import Demo, OnSample
 from fvcore.experiments.select_kv.metrics import answer_logprob_gain, kl, log_softmax, rel_kl, top_tokens
-from fvcore.experiments.select_kv.prefix import ROTATION_MAX
+from fvcore.experiments.select_kv.prefix import ROTATION_MAX, Prefix
+from fvcore.experiments.select_kv.runtime import KV
 from fvcore.experiments.select_kv.schemas import (
     Arm,
     Number,
@@ -34,11 +36,6 @@ from fvcore.experiments.select_kv.schemas import (
 )
 from fvcore.experiments.select_kv.selection import Selection, candidates, select
 from fvcore.fast.chunks import Advance, silent
-
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.data import Demo, OnSample
-    from fvcore.experiments.select_kv.prefix import Prefix
-    from fvcore.experiments.select_kv.runtime import KV
 
 FIRST = 4
 """Of how many samples the noise is measured, and the likeliest tokens shown."""

@@ -5,8 +5,6 @@ gates are asked, and the first rule that fails is what caught the fault. What is
 caught by the error that refuses it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -121,8 +119,6 @@ def _measure(rig: str) -> gates.Measured:
 
 
 # What is done wrongly.
-
-Build = Callable[..., Prefix]
 
 
 def _built(change: Callable[[Prefix], Prefix]) -> AbstractContextManager[None]:

@@ -93,11 +93,6 @@ def segments_of(synthetic: SyntheticSettings, pairs: Sequence[Pair]) -> list[Seg
 def _sample(synthetic: SyntheticSettings, tokenizer: Any, index: int, pairs: Sequence[Pair], asked: Pair) -> OnSample:
     query = synthetic.query.replace("{key}", asked[0])
     values = [value for _, value in pairs]
-    _require_apart(tokenizer, query, values)
-    return on_sample(tokenizer, index, "", segments_of(synthetic, pairs), query, asked[1], values)
-
-
-def _require_apart(tokenizer: Any, query: str, values: Sequence[str]) -> None:
-    """Any two values of a demonstration must be told apart by a first token, or its right answer needs no look-up."""
-    for one, other in combinations(values, 2):
+    for one, other in combinations(values, 2):  # told apart by a first token, or the right answer needs no look-up
         candidates(tokenizer, query, one, [other])
+    return on_sample(tokenizer, index, "", segments_of(synthetic, pairs), query, asked[1], values)

@@ -1,20 +1,16 @@
 """Where a state works: its effect when one layer, two neighbours, all or none see it, beside the function vector's curve."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fvcore.experiments.select_kv.bench import Bench
 from fvcore.experiments.select_kv.compute import Chosen
+from fvcore.experiments.select_kv.data import OnSample
 from fvcore.experiments.select_kv.metrics import rel_kl
 from fvcore.experiments.select_kv.points import clusters, mean, share
 from fvcore.experiments.select_kv.vector import vector_curve
 from fvcore.fast.chunks import Advance, silent
-
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.bench import Bench
-    from fvcore.experiments.select_kv.data import OnSample
 
 Scope = tuple[int, ...]
 

@@ -3,20 +3,19 @@
 Left to itself the library counts hidden slots as positions, and reads positions with gaps as several texts in one.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from fvcore.experiments.model_choice import one_thread_if_small
+from fvcore.experiments.select_kv.config import Phase2
 from fvcore.experiments.select_kv.errors import HFBackendUnavailable, SelectKVRuntimeError, UnsupportedPositioning
 from fvcore.experiments.select_kv.prefix import Prefix, hidden_slots, side_by_side
 from fvcore.experiments.select_kv.runtime import KV, RuntimeInfo
@@ -25,11 +24,7 @@ from fvcore.model import positions
 from fvcore.model.hooks import hide_slots, one_token_per_row
 from fvcore.model.model import LanguageModel, ModelError
 from fvcore.model.prefix import cache_given, prefix_cache
-
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.config import Phase2
-    from fvcore.model.tokenizer import Tokenizer
-
+from fvcore.model.tokenizer import Tokenizer
 
 TOKENS_ON_CPU = 1280
 """Of one pass on a processor. Long prompts in larger batches took a third longer, short ones are as quick."""

@@ -5,27 +5,23 @@ prompts are asked in batches, and the logits of as many are held at once as `eva
 a group is asked on the states of other groups alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fvcore.experiments.select_kv.bench import Bench, Prefixes
 from fvcore.experiments.select_kv.compute import FIRST, likeliest
+from fvcore.experiments.select_kv.data import OffSample, OnSample
 from fvcore.experiments.select_kv.errors import OnTaskInvalid
 from fvcore.experiments.select_kv.metrics import is_hit, kl, p99
+from fvcore.experiments.select_kv.prefix import Prefix
 from fvcore.experiments.select_kv.schemas import OffArm, OffRow, OnRow, Token, Topk, finite, number
 from fvcore.fast.chunks import Advance, silent
-
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.data import OffSample, OnSample
-    from fvcore.experiments.select_kv.prefix import Prefix
 
 
 class Answered(NamedTuple):
@@ -53,7 +49,7 @@ class _Asked:
         return is_hit(logits, self.prompt.answer_ids) if self.prompt.answer_ids else None
 
 
-States: TypeAlias = "Sequence[tuple[OnSample, OnRow]]"
+States: TypeAlias = Sequence[tuple[OnSample, OnRow]]
 
 
 def off_rows(
@@ -97,7 +93,7 @@ def _ask(bench: Bench, states: States, block: Sequence[_Asked], advance: Advance
     for one, logits, moved in zip(block, base, null, strict=True):
         one.hit, one.top, one.null = one.is_hit(logits), likeliest(bench, logits), moved
     for sample, row in states:
-        which = [at for at, one in enumerate(block) if _unrelated(one.prompt, sample)]
+        which = [at for at, one in enumerate(block) if not one.prompt.group or one.prompt.group != sample.group]
         some = [block[at] for at in which]
         for arm, prefix in (state_prefixes(bench, sample, row) if some else {}).items():
             answers = _logits(bench, some, prefix)
@@ -151,16 +147,12 @@ def _with_topk(bench: Bench, states: States, rows: list[OffRow], asked: Sequence
     return [*rows[:at], rows[at].model_copy(update={"topk": shown}), *rows[at + 1 :]]
 
 
-def _unrelated(prompt: OffSample, sample: OnSample) -> bool:
-    return not prompt.group or prompt.group != sample.group
-
-
 def _arm(found: Sequence[Answered], index: int) -> OffArm:
     """Of one prompt's answers on its states: the worst, the one that its index falls to, and the mean.
 
     One that is not finite is the worst there is.
     """
-    worst = max(found, key=_badness)
+    worst = max(found, key=lambda one: math.inf if math.isnan(one.delta) else one.delta)
     typical = found[index % len(found)]
     deltas, hits = [one.delta for one in found], [one.hit for one in found if one.hit is not None]
     return OffArm(
@@ -171,7 +163,3 @@ def _arm(found: Sequence[Answered], index: int) -> OffArm:
         mean=finite(math.fsum(deltas) / len(deltas)),
         accuracy=fmean(hits) if hits else None,
     )
-
-
-def _badness(one: Answered) -> float:
-    return math.inf if math.isnan(one.delta) else one.delta

@@ -6,21 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from fvcore.experiments.select_kv.config import Phase2
 from fvcore.experiments.select_kv.errors import OnTaskInvalid
 from fvcore.experiments.select_kv.tokens import OffSample, ids_of
 from fvcore.formats import read_jsonl, read_yaml, validated
+from fvcore.profile import Strict
+from fvcore.trials.fixed import FileRecord
 
 DRAW = 3
 """Which draw of the seed this is."""
 
 
-class Prompts(BaseModel):
+class Prompts(Strict):
     """off_prompts.yaml."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     template: str
     instructions: list[str]
@@ -34,10 +33,8 @@ class Prompts(BaseModel):
         return [self.template.format(instruction=one, object=two, style=three) for one, two, three in parts]
 
 
-class Line(BaseModel):
+class Line(FileRecord):
     """A line of a user's file; what it says beside its text is left alone."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
     text: str
 

@@ -5,23 +5,18 @@ and where they stand (`compact`: directly behind the sink; `absolute`: where the
 Gathered keys that move are rotated by as far as they move. The query comes after both, and null slots take no position.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fvcore.experiments.select_kv.config import Phase2
 from fvcore.experiments.select_kv.errors import SelectionError, SelectKVRuntimeError, UnsupportedPositioning
 from fvcore.experiments.select_kv.runtime import KV, Layers, Runtime, RuntimeInfo
 from fvcore.model.positions import LENGTH_DEPENDENT, rotated
-
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.config import Phase2
 
 NULL_PAD = "null_pad"
 SAME_TOKENS_MAX = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
@@ -80,12 +75,9 @@ def hidden_slots(prefixes: Sequence[Prefix], n_layers: int, n_slots: int) -> dic
     """Layer -> (row, slot), true where the layer does not see the slot of a row; the sink is seen everywhere."""
     behind = torch.tensor([n_slots - one.n_slots + one.sink_len for one in prefixes])
     past_sink = torch.arange(n_slots) >= behind[:, None]
-    blind = {at: [not _sees(one, at) for one in prefixes] for at in range(n_layers)}
+    visible = [range(n_layers) if one.visible_layers is None else one.visible_layers for one in prefixes]
+    blind = {at: [at not in layers for layers in visible] for at in range(n_layers)}
     return {at: past_sink & torch.tensor(rows)[:, None] for at, rows in blind.items() if any(rows)}
-
-
-def _sees(prefix: Prefix, layer: int) -> bool:
-    return prefix.visible_layers is None or layer in prefix.visible_layers
 
 
 def last_quarter(n_layers: int) -> tuple[int, ...]:

@@ -1,26 +1,21 @@
 """A run read again from its folder, without a model: its config, when and where it began, its rows, numbers and times."""
 
-from __future__ import annotations
-
 import json
 import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.select_kv import files, gates
-from fvcore.experiments.select_kv.config import SelectKVConfig
+from fvcore.experiments.select_kv.config import Phase2, SelectKVConfig
 from fvcore.experiments.select_kv.schemas import OffRow, OnRow
 from fvcore.experiments.select_kv.summary import Summary
 from fvcore.formats import FormatError, read_json, read_jsonl, read_yaml, sentence, validated, write_text
 from fvcore.provenance import git_state, now, versions
-
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.config import Phase2
 
 RUN = "run"
 """The key of `config.yaml` that is no setting."""

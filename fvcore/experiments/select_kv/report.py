@@ -1,7 +1,5 @@
 """What a run says, as report.md and report.html: drawn from the run's files, so that it can be drawn again without a model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,17 +1,13 @@
 """Whether a state is of the relation or of the query it was chosen on: asked the queries of other samples of its relation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fvcore.experiments.select_kv.bench import Bench
 from fvcore.experiments.select_kv.compute import Chosen
+from fvcore.experiments.select_kv.data import OnSample
 from fvcore.experiments.select_kv.points import share
 from fvcore.fast.chunks import Advance, silent
-
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.bench import Bench
-    from fvcore.experiments.select_kv.data import OnSample
 
 
 def curve(bench: Bench, samples: Sequence[OnSample], advance: Advance = silent) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvcore.exits import FAILED, PASSED, UNJUDGED, USAGE
-from fvcore.experiments.config import ConfigError
+from fvcore.experiments.config import ConfigError, dotted
 from fvcore.experiments.errors import OtherSettings, StepError
 from fvcore.experiments.folder import LOCK, Folder, locked
 from fvcore.experiments.progress import Progressing, Watched
@@ -109,7 +109,8 @@ def _make_room(folder: Folder, overwrite: bool) -> None:
     """Take away an earlier run's files if that is asked for; refuse what is no run of ours."""
     there = [name for name in folder.names("*") if name != LOCK]
     if overwrite:
-        _remove_run(folder)
+        for name in (*folder.names("artifacts/*.json*"), *folder.names(f"{files.STATES}/*.safetensors"), *files.AT_TOP):
+            (folder / name).unlink(missing_ok=True)
     elif there and not any((folder / name).is_file() for name in (files.CONFIG, files.RECORD, files.REPORT)):
         raise OtherSettings(f"{folder.root} holds {there[0]} and no run of Select-KV: take another {RUN_ID}")
     folder.remove_unfinished()
@@ -119,11 +120,6 @@ def _is_judged(folder: Folder) -> bool:
     """Whether there is a verdict, which no later mishap takes back."""
     stages = Record(folder, files.RECORD).read().stages
     return "verdict" in stages and bool(stages["verdict"].writes)
-
-
-def _remove_run(folder: Folder) -> None:
-    for name in (*folder.names("artifacts/*.json*"), *folder.names(f"{files.STATES}/*.safetensors"), *files.AT_TOP):
-        (folder / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -176,7 +172,7 @@ class _Run:
         info = asdict(self.asking.bench.runtime.info)
         samples: dict[str, Any] = {"on samples": self.asking.on, "off samples": self.asking.off}
         found = {
-            **dict(_dotted(self.settings.model_dump(mode="json"))),
+            **dict(dotted(self.settings.model_dump(mode="json"))),
             **{f"model.{name}": info[name] for name in info if not name.endswith("_version")},
             **{name: digest([asdict(one) for one in those]) for name, those in samples.items()},
         }
@@ -204,15 +200,6 @@ class _Run:
         reporting = self.settings.reporting
         layers = (files.LAYER_CURVE, files.REUSE) if reporting.layer_curve else ()
         return (*layers, files.BUDGET_CURVE) if reporting.budget_curve else layers
-
-
-def _dotted(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"select": {"mode": ...}}` -> `select.mode`, ..."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,6 @@
 A number that is not finite is null: JSON has no other, and `number` reads it as NaN again, so that a gate still fails it.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal, TypeAlias
 

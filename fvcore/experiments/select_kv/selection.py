@@ -3,21 +3,16 @@
 The candidate policy is about a span's anchor alone: its first token, or its middle one. What lies between may be an answer.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
+from fvcore.experiments.select_kv.config import Phase2
+from fvcore.experiments.select_kv.data import Demo
 from fvcore.experiments.select_kv.errors import SelectionError
-
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.config import Phase2
-    from fvcore.experiments.select_kv.data import Demo
 
 Span = tuple[int, int]
 Offer = tuple[Span, int, float]

@@ -4,8 +4,6 @@
 of the slots and of the model stands beside the tensors. A state is of one model: another one's caches mean nothing to it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -95,24 +93,21 @@ def to_cartridge(folder: Path, prefix: Prefix, info: RuntimeInfo) -> Path:
     import torch
 
     write_safetensors(folder / "adapter_model.safetensors", {"prompt_embeddings": torch.cat(rows, dim=-1)})
-    write_json(folder / "adapter_config.json", _cartridge(prefix, info, len(visible)))
-    return folder
-
-
-def _cartridge(prefix: Prefix, info: RuntimeInfo, n_slots: int) -> dict[str, Any]:
-    return {
+    config = {
         "peft_type": "CARTRIDGE",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": info.model_id,
         "revision": info.revision,
         "inference_mode": True,
-        "num_virtual_tokens": n_slots,
+        "num_virtual_tokens": len(visible),
         "num_frozen_tokens": prefix.sink_len,
         "num_layers": info.n_layers,
         "num_attention_heads": info.n_kv_heads,
         "token_dim": info.n_kv_heads * info.d_head,
         "num_transformer_submodules": 1,
     }
+    write_json(folder / "adapter_config.json", config)
+    return folder
 
 
 def _placed(layers: Layers, info: RuntimeInfo | None) -> Layers:

@@ -1,20 +1,16 @@
 """What a run's rows say together: the numbers that gates judge, the metrics by the plan's names, and their intervals."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fvcore.experiments.select_kv import gates
+from fvcore.experiments.select_kv.config import Phase2
 from fvcore.experiments.select_kv.gates import REL_KL_EPS
 from fvcore.experiments.select_kv.schemas import Arm, Number, OffRow, OnRow, finite, number
 from fvcore.experiments.statistics import Interval, bootstrap_interval, percentile, share_interval
-
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.config import Phase2
 
 SMALL_DIVERGENCE = 1e-4
 """Nats between base and teacher below which a ratio of the two says little."""

@@ -1,26 +1,21 @@
 """The function vector of the same trials: computed by the stations, injected behind each layer of the same queries."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fvcore.artifacts import tensor_leaf
-from fvcore.experiments.select_kv.data import OnSample
+from fvcore.experiments.select_kv.bench import Bench
+from fvcore.experiments.select_kv.data import Demo, OnSample
 from fvcore.experiments.select_kv.metrics import is_hit
 from fvcore.experiments.select_kv.points import share
 from fvcore.injection import inject_logits
+from fvcore.model.model import LanguageModel
 from fvcore.model.tokenizer import BosFacts
 from fvcore.pipeline import Settings, run
 from fvcore.prompts import PromptTemplate
 from fvcore.trials.fixed import FixedTrials, Meta, TrialRecord, TrialsFile, WordPair, labelled, prompt_data
-
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.bench import Bench
-    from fvcore.experiments.select_kv.data import Demo
-    from fvcore.model.model import LanguageModel
 
 TOP_HEADS = 10
 LEAST = 2

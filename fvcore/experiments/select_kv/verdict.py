@@ -1,14 +1,13 @@
 """What a run came to, as its files say it: `report_phase2.json`, and the records of `metrics.jsonl` by the plan's names."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fvcore.exits import in_one_line
 from fvcore.experiments.select_kv import files, gates
+from fvcore.experiments.select_kv.config import Phase2
 from fvcore.experiments.select_kv.schemas import (
     ErrorReport,
     MetricRecord,
@@ -20,9 +19,6 @@ from fvcore.experiments.select_kv.schemas import (
     finite,
 )
 from fvcore.experiments.select_kv.summary import Summary
-
-if TYPE_CHECKING:
-    from fvcore.experiments.select_kv.config import Phase2
 
 ALL, RUN = "all", "run"
 ARTIFACTS = (

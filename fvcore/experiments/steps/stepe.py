@@ -5,7 +5,7 @@ The vector is the sum over heads of what each writes to the residual stream (`fv
 `stepE_eval.json`, which adds it to the residual stream all the same, says so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,7 +25,7 @@ from fvcore.injection import inject_readings
 from fvcore.model.model import LanguageModel
 from fvcore.prompts import prompt_at_boundary
 from fvcore.trials.draws import of_trial
-from fvcore.vectors import head_term
+from fvcore.vectors import sum_of_terms
 
 N_EVAL_TRIALS = 20
 TOKEN_RULE = "t_idx = seq_len - 1 (last token of prefix)"
@@ -55,7 +55,7 @@ def run(
         "model_spec": lm.spec.name,
         "score_key": settings.score_key,
     }
-    vector = global_vector(lm, mean, list(map(HEAD, chosen)))
+    vector = global_vector(lm, mean, map(HEAD, chosen))
     by_layer = heads_by_layer(lm, mean, heads, sorted({row["layer"] for row in rows}))
     sizes = sizes_of(lm)
     chosen_with = {"selected_k": settings.top_heads, "alpha_default": settings.alpha, "model_spec": lm.spec.name}
@@ -126,16 +126,9 @@ def _first(folder: Folder, names: Sequence[str]) -> Path:
     raise FormatError(f"{folder.root}: none of {', '.join(names)} is there; run StepD first")
 
 
-@torch.inference_mode()
-def global_vector(lm: LanguageModel, mean: Tensor, heads: Sequence[tuple[int, int]]) -> Tensor:
-    """The function vector (d_model,) in fp32 on the CPU; cast to the model's dtype it is `vectors.function_vector`.
-
-    mean: (layer, head, d_head)     heads: in rank order
-    """
-    total = torch.zeros(lm.d_model, device=lm.device)
-    for layer, head in heads:
-        total += head_term(lm, layer, head, mean[layer, head]).to(total.device)
-    return total.cpu()
+def global_vector(lm: LanguageModel, mean: Tensor, heads: Iterable[Sequence[int]]) -> Tensor:
+    """The function vector (d_model,) in fp32 on the CPU; cast to the model's dtype it is `vectors.function_vector`."""
+    return sum_of_terms(lm, mean, heads).cpu()
 
 
 def heads_by_layer(lm: LanguageModel, mean: Tensor, heads: Sequence[Row], layers: Sequence[int]) -> dict[int, Tensor]:

@@ -8,8 +8,6 @@ token that the boundary rule gives.
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from fvcore.experiments.errors import TargetError
 from fvcore.experiments.folder import Folder
 from fvcore.experiments.steps import layout
@@ -19,12 +17,11 @@ from fvcore.model.model import LanguageModel
 from fvcore.model.tokenizer import Tokenizer
 from fvcore.prompts import BoundaryError, Prompt, PromptTemplate, prompt_at_boundary
 from fvcore.provenance import now
+from fvcore.trials.fixed import FileRecord
 
 
-class Example(BaseModel):
+class Example(FileRecord):
     """What Step6 reads of a trial; a sampled-trials file with demonstrations is read the same way."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
     q_id: QId
     trial_idx: int

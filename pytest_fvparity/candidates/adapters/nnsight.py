@@ -3,20 +3,16 @@
 Needs the extra `nnsight`.
 """
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from fvcore.model.model import LanguageModel
+from fvcore.pipeline import Settings
+from fvcore.trials.fixed import FixedTrials
 from pytest_fvparity.candidates.adapters.stations import Addition, Edit, HeadPatch, Stations, library
-
-if TYPE_CHECKING:
-    from fvcore.model.model import LanguageModel
-    from fvcore.pipeline import Settings
-    from fvcore.trials.fixed import FixedTrials
 
 
 class NNsight(Stations):

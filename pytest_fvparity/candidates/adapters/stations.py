@@ -4,26 +4,22 @@ Written a second time, on purpose: prompts and slots are fvcore's, of the number
 `logits`; everything else is arithmetic on what these return and on the leaves of earlier artifacts.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fvcore.artifacts import Artifact, Leaf
 from fvcore.effects import TOKEN_CLASSES
 from fvcore.gates import StageError
+from fvcore.model.model import LanguageModel
 from fvcore.pipeline import Pipeline, Settings, trial_keys
-
-if TYPE_CHECKING:
-    from fvcore.artifacts import Artifact, Leaf
-    from fvcore.model.model import LanguageModel
-    from fvcore.trials.fixed import FixedTrials
+from fvcore.trials.fixed import FixedTrials
 
 N_GENERATED = 16
 

@@ -3,19 +3,15 @@
 Three hooks: read what enters each output projection, change what enters one, change what leaves one block.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from pytest_fvparity.candidates.adapters.stations import Addition, Edit, HeadPatch, Stations
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
 
 
 class TorchHooks(Stations):

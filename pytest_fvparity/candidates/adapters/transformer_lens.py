@@ -4,22 +4,17 @@ Needs the extra `transformer-lens` (version 4, whose bridge runs the Hugging Fac
 weights). `hook_result`, which some take for a head's activation, lies behind the projection.
 """
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from fvcore.pipeline import trial_keys
+from fvcore.artifacts import Artifact, Leaf
+from fvcore.model.model import LanguageModel
+from fvcore.pipeline import Settings, trial_keys
+from fvcore.trials.fixed import FixedTrials
 from pytest_fvparity.candidates.adapters.stations import Edit, HeadPatch, Stations, library
-
-if TYPE_CHECKING:
-    from fvcore.artifacts import Artifact, Leaf
-    from fvcore.model.model import LanguageModel
-    from fvcore.pipeline import Settings
-    from fvcore.trials.fixed import FixedTrials
 
 SIDES = {"hook_in": ":input", "hook_out": ""}
 
