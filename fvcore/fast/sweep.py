@@ -28,9 +28,8 @@ Case: TypeAlias = "tuple[Sequence[int], int, SlotMap]"
 """A corrupted prompt's ids, its target id and its slots."""
 
 ROWS = 4096
-"""Rows that run together at most, of all trials: products of more are no faster. Which number is best hardly matters
-(`docs/performance.md` has the curve), and one that a clock chose would change the last bits of a result from one run to the
-next."""
+"""Rows that run together at most, of all trials: products of more are hardly faster (`docs/performance.md` has the curve). A
+number that a clock chose would change the last bits of a result from one run to the next."""
 
 ALIKE = 1024
 """Rows of one trial's variants that run together at most: each one's attention looks at all of them, if only to see that
