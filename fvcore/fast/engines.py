@@ -23,6 +23,7 @@ from fvcore.fast.chunks import Advance, chunk_size, even, in_chunks, silent
 from fvcore.fast.shared_prompt import SharedPrompt
 from fvcore.model.anatomy import stated
 from fvcore.model.hooks import add_to_residual
+from fvcore.model.memory import is_out_of_memory
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
 from fvcore.slots import SlotMap
@@ -138,8 +139,16 @@ def _by_trial(
     size = along or chunk_size(sweep.trial_bytes(lm, max(n_tokens)), lm.device, at_most, max_memory)
     # Prompts of a length stand together: the shorter ones of a batch are padded.
     by_length = sorted(range(len(trials)), key=n_tokens.__getitem__)
-    found = in_chunks([trials[at] for at in by_length], even(len(trials), size), lambda some: run(some, bool(along)))
-    return torch.cat(list(found))[torch.tensor(by_length).argsort()]
+    ordered, size = [trials[at] for at in by_length], even(len(trials), size)
+    try:
+        found = list(in_chunks(ordered, size, lambda some: run(some, bool(along))))
+    except RuntimeError as error:
+        if not along or not is_out_of_memory(error):
+            raise
+        found = []
+    # Not even one trial had room for all its variants at once: prompts first, and variants as many at a time as fit.
+    found = found or list(in_chunks(ordered, 1, lambda some: run(some, False)))
+    return torch.cat(found)[torch.tensor(by_length).argsort()]
 
 
 def why_not_fast(lm: LanguageModel) -> str:

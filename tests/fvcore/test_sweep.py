@@ -311,6 +311,19 @@ def test_variants_run_along_where_they_and_their_prompt_are_few_rows(monkeypatch
     assert_same_effects(engines.causal_indirect_effects(lm, cases, means), exact(lm, cases, means))
 
 
+def test_a_trial_without_room_for_its_variants_at_once_runs_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, cases, means = world("llama")
+    asked: list[int] = []
+
+    def full(lm: LanguageModel, prompts: Sequence[Any], *_: Any) -> Any:
+        asked.append(len(prompts))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SharedPrompt, "along", full)
+    assert_same_effects(engines.causal_indirect_effects(lm, cases, means), exact(lm, cases, means))
+    assert asked == [3, 1]
+
+
 def test_prompts_of_a_length_run_together_and_come_back_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, cases, means = world("llama")
     shorter, *_, longer = sorted(cases, key=lambda case: len(case[0]))
