@@ -103,6 +103,7 @@ def measure(size: Size, plan: Plan) -> Run:
             timed=tuple(one.timed(task) for one in lanes.values() for task in one.tasks),
             products=tuple(lanes["fast"].bound(n) for n in plan.counts()),
             looser=tuple(lanes["fast"].bound(n, "looser") for n in plan.counts()),
+            plain=tuple(lanes["fast"].bound(n, "plain") for n in plan.counts()),
             agreement=agreement,
             whole_exact_s=whole_s,
             curves=_curves(lanes["fast"], by_heads, plan) if plan.curves else (),

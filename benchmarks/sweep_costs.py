@@ -8,13 +8,16 @@ for each head its slice of the output projection, what follows the attention in 
 block above; the output head once for each of these and for the prompt. Rows that meet the same weights are one product.
 
 A looser bound takes every prompt through all blocks, and for each head one token through its own block, attention and all.
+
+What the model's own code takes beyond its products, any engine that runs it takes: a plain pass over as many rows shows it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,8 +94,20 @@ def looser_products(lm: LanguageModel, lengths: Sequence[int]) -> list[Product]:
 
 def flops_of_token(lm: LanguageModel) -> int:
     """FLOPs of a token in a whole pass, through all blocks and the output head."""
-    weights = [*weights_of(lm.blocks).values(), *weights_of(lm.hf.get_output_embeddings()).values()]
-    return sum(Product(weight, 1).flops for weight in weights)
+    return _flops_of_row(lm.blocks) + _flops_of_row(lm.hf.get_output_embeddings())
+
+
+def _flops_of_row(module: nn.Module) -> int:
+    return sum(Product(weight, 1).flops for weight in weights_of(module).values())
+
+
+def plain_pass(lm: LanguageModel, lengths: Sequence[int]) -> tuple[Tensor, int]:
+    """Whole prompts (prompt, token) that bring the blocks about as many rows as a sweep does, and the FLOPs of their products."""
+    *of_blocks, _ = least_products(lm, lengths)
+    of_row, n_tokens = _flops_of_row(lm.blocks), max(lengths)
+    n_prompts = max(1, round(sum(product.flops for product in of_blocks) / of_row / n_tokens))
+    ids = torch.arange(n_prompts * n_tokens, device=lm.device).reshape(n_prompts, n_tokens) % lm.vocab_size
+    return ids, ids.numel() * of_row
 
 
 @torch.inference_mode()
@@ -111,13 +126,23 @@ def seconds(products: Sequence[Product], n_times: int) -> list[float]:
         for product in products:
             n_in, n_out = product.weight.shape
             torch.mm(inputs[n_in][: product.n_rows], product.weight, out=outputs[n_out][: product.n_rows])
-        if sample.is_cuda:
-            torch.cuda.synchronize()
 
-    run()
+    return _seconds_of(run, n_times, sample.device)
+
+
+@torch.inference_mode()
+def seconds_of_pass(lm: LanguageModel, ids: Tensor, n_times: int) -> list[float]:
+    """How long the model's own pass over ids (prompt, token) takes, without its output head."""
+    return _seconds_of(lambda: lm.hf.base_model(input_ids=ids, use_cache=False), n_times, ids.device)
+
+
+def _seconds_of(run: Callable[[], Any], n_times: int, device: torch.device) -> list[float]:
+    """Warm."""
     taken = []
-    for _ in range(n_times):
+    for _ in range(1 + n_times):
         start = time.perf_counter()
         run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
-    return taken
+    return taken[1:]

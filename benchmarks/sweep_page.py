@@ -95,6 +95,7 @@ def summary(run: Run) -> list[str]:
         f"{run.size.name}, {run.dtype}, {run.machine.device}",
         each(lambda n: run.seconds("fast", n), "{:.3g}"),
         each(lambda n: run.times_bound("fast", n), "{:.2f}"),
+        each(run.plain_times, "{:.2f}"),
         each(lambda n: run.ratio("reference", "fast", n), "{:.1f} x"),
         each(lambda n: run.ratio("exact", "fast", n), "{:.1f} x"),
         f"{run.agreement['exact']:.1e}",

@@ -131,6 +131,7 @@ class Run(_Record):
     timed: tuple[Timed, ...]
     products: tuple[Products, ...]
     looser: tuple[Products, ...] = ()  # the same by the looser bound
+    plain: tuple[Products, ...] = ()  # the model's own pass over as many rows, and its products
     agreement: dict[str, float]  # largest difference from the fast engine's effects, relative to the largest effect
     whole_exact_s: float | None  # a sweep of engine exact over all heads, timed once
     curves: tuple[Curve, ...] = ()
@@ -178,6 +179,11 @@ class Run(_Record):
         """None where the looser bound was not timed."""
         found = next((products for products in self.looser if products.n_trials == n_trials), None)
         return found and self.seconds(library, n_trials) / median(found.seconds)
+
+    def plain_times(self, n_trials: int) -> float | None:
+        """How long the model's own pass takes, by its products at the bound's rate; None where it was not timed."""
+        found = next((products for products in self.plain if products.n_trials == n_trials), None)
+        return found and self.bound(n_trials).rate / found.rate
 
     def share(self, library: str, n_trials: int) -> float:
         """What a library reaches, by its own FLOPs, of the rate at which the bare products ran."""

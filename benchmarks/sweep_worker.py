@@ -71,8 +71,11 @@ class Fast(Library):
     def flops(self, n_trials: int, n_layers: int) -> int:
         return sum(product.flops for product in self.products(n_trials)["least"])
 
+    def lengths(self, n_trials: int) -> list[int]:
+        return [len(ids) for ids, _, _ in self.cases[:n_trials]]
+
     def products(self, n_trials: int) -> dict[str, list[sweep_costs.Product]]:
-        lengths = [len(ids) for ids, _, _ in self.cases[:n_trials]]
+        lengths = self.lengths(n_trials)
         return {
             "least": sweep_costs.least_products(self.lm, lengths),
             "looser": sweep_costs.looser_products(self.lm, lengths),
@@ -264,9 +267,14 @@ class Worker:
         return {"seconds": statistics.median(taken)}
 
     def products(self, n_trials: int, n_times: int) -> dict[str, Any]:
-        """Seconds of the bare matrix products that a sweep needs at least, by both bounds, and their FLOPs."""
+        """Seconds of the bare matrix products that a sweep needs at least, by both bounds, and their FLOPs.
+
+        And of a plain pass over as many rows, with the FLOPs of its products.
+        """
         assert isinstance(self.library, Fast)
-        return {
+        ids, flops = sweep_costs.plain_pass(self.library.lm, self.library.lengths(n_trials))
+        plain = {"seconds": sweep_costs.seconds_of_pass(self.library.lm, ids, n_times), "flops": flops}
+        return {"plain": plain} | {
             bound: {
                 "seconds": sweep_costs.seconds(products, n_times),
                 "flops": sum(product.flops for product in products),

@@ -54,7 +54,8 @@ def test_a_run_measures_every_library_in_every_round_and_they_agree(measured: Pa
         ("torch_hooks", 1, 2), ("exact", 1, 2), ("fast", 1, 4), ("fast", 2, 4)
     }  # fmt: skip
     assert all(len(t.seconds) == 2 and min(t.seconds) > 0 for t in only.timed)
-    assert [len(products.seconds) for products in only.products] == [sweep.N_PRODUCTS] * 2
+    for measured in (only.products, only.looser, only.plain):
+        assert [len(products.seconds) for products in measured] == [sweep.N_PRODUCTS] * 2
     assert only.whole_exact_s
     assert only.lengths[0] == 108
     assert set(only.agreement) == {"torch_hooks", "exact"}
@@ -109,6 +110,10 @@ def test_flops_are_those_counted_by_hand() -> None:
     assert flops(sweep_costs.least_products(lm, [5, 3])) == 2 * (prompts + slices + behind + above + head)
     assert sweep_costs.flops_of_token(lm) == 2 * (2 * block + 32 * vocab)
     assert len(sweep_costs.least_products(lm, [5, 3])) == 2 * 7 + 1  # every weight is read once
+    # Both blocks for as many rows as meet them on average, in whole prompts of five tokens.
+    ids, of_plain = sweep_costs.plain_pass(lm, [5, 3])
+    assert ids.shape == (round((prompts + slices + behind + above) / (2 * block) / 5), 5)
+    assert of_plain == 2 * 2 * block * ids.numel()
 
 
 def test_products_are_those_of_the_models_own_weights() -> None:
@@ -122,6 +127,7 @@ def test_products_are_those_of_the_models_own_weights() -> None:
         assert len(sweep_costs.seconds(products, 3)) == 3
         assert products[0].weight.shape[0] == 32  # (in, out)
         assert products[-1].weight.shape == (32, lm.vocab_size)
+        assert len(sweep_costs.seconds_of_pass(lm, sweep_costs.plain_pass(lm, [5])[0], 3)) == 3
 
 
 def test_apart_is_relative_to_the_largest_effect_of_all_heads() -> None:
@@ -175,6 +181,10 @@ def test_what_was_timed_in_part_is_scaled_by_passes_and_by_tokens() -> None:
     assert [made.times_bound("fast", n) for n in (1, 2)] == [2.0, 1.5]
     # 8 FLOPs in 2 s where the products run at 8 a second; the reference makes 10 a second.
     assert [made.share(library, 1) for library in ("fast", "reference")] == [0.5, 1.25]
+    assert made.plain_times(1) is None
+    # 16 FLOPs in 6 s, where the bound's products take 2 s for as many.
+    plain = (Products(n_trials=1, n_heads=8, seconds=(6.0,), flops=16),)
+    assert made_run(plain=plain).plain_times(1) == 3.0
 
 
 def test_a_curve_that_bends_is_seen_and_plotted() -> None:
