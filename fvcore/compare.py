@@ -193,8 +193,7 @@ def beside(expected: Tensor, actual: Tensor, tolerance: Tolerance) -> tuple[Tens
     want, have = expected.detach().double().cpu(), actual.detach().double().cpu()
     same = (want == have) | (want.isnan() & have.isnan())  # inf == inf is no difference
     difference = torch.where(same, torch.zeros_like(want), (have - want).abs())
-    wrong = ~(difference <= tolerance.allowed(want))  # a NaN difference is wrong
-    return want, have, difference, wrong & ~same
+    return want, have, difference, ~(difference <= tolerance.allowed(want))  # a NaN difference is wrong
 
 
 def largest_wrong(
@@ -215,7 +214,7 @@ def _most(values: Tensor) -> float:
 
 def _would_pass(difference: Tensor, want: Tensor, tolerance: Tolerance) -> str:
     """The smallest atol that would have passed, rtol as it is, in words."""
-    if not difference.numel() or not bool((difference.isfinite() & want.isfinite()).all()):
+    if not bool((difference.isfinite() & want.isfinite()).all()):
         return "no tolerance would have passed"
     return f"atol {float((difference - tolerance.rtol * want.abs()).max()):.3g} would have passed"
 

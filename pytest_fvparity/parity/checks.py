@@ -142,7 +142,7 @@ class ParityRun:
 
     def isolated(self, key: str) -> Artifact:
         """The candidate's artifact on the golden's inputs."""
-        return self._ask(key, [copied(self.expected(name)) for name in INPUTS[key]])
+        return self._ask(key, [self.expected(name) for name in INPUTS[key]])
 
     def compare(self, key: str, actual: Artifact) -> Verdict:
         from fvcore.compare import compare
@@ -160,8 +160,7 @@ class ParityRun:
             raise NotProvided(f"the candidate gave none of {offer.absent}")
         verdict = self.part.placed(key, compare(expected, actual, self.tolerances.of(key), _axes), _axes)
         if not verdict.compared:
-            whose = "candidate" if self.expected(key) else "golden"
-            return Verdict((Finding(key, f"nothing was compared: the {whose} has no leaves"),), mismatch_count=1)
+            return Verdict((Finding(key, "nothing was compared: no leaf holds a value"),), mismatch_count=1)
         details = dict(verdict.details)
         largest = details.pop("largest", {})
         rows = [{**row, **largest.get(row["leaf"], {})} for row in self.tolerances.table(key, expected)]
@@ -218,12 +217,12 @@ class ParityRun:
             if not self.part.whole(key):
                 raise
             self.memory.lent[key] = key
-            return copied(self.expected(key))  # what a candidate leaves out is not its fault at a later key
+            return self.expected(key)  # what a candidate leaves out is not its fault at a later key
         if self.part.whole(key):
             actual = self._completed(key, actual)
         if key == "top_heads":
             self.agrees(key)  # whether it is a tie must be known, also when that stage was not selected
-        return copied(self.expected(key) if key in self.memory.tied else actual)
+        return self.expected(key) if key in self.memory.tied else actual
 
     def _completed(self, key: str, actual: Artifact) -> Artifact:
         """With what the candidate does not provide of it, which is not its fault at a later key either."""

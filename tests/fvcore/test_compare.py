@@ -16,7 +16,7 @@ if RUNNING:
     import torch
 
     from fvcore import compare as comparison
-    from fvcore.compare import EXACT, MAX_FINDINGS, Tolerance, changes, compare
+    from fvcore.compare import EXACT, MAX_FINDINGS, Tolerance, changes, compare, unchanged
 
 
 NAN, INF = math.nan, math.inf
@@ -201,6 +201,7 @@ def test_a_bound_of_the_norm_is_that_of_the_last_axis() -> None:
     assert passes(expected, [[3.4, 4.0], [0.3, 0.44]], of_norm=0.1)
     assert not passes(expected, [[3.6, 4.0], [0.3, 0.4]], of_norm=0.1)
     assert not passes(expected, [[3.0, 4.0], [0.3, 0.46]], of_norm=0.1)
+    assert not passes(1.0, 1.05, of_norm=0.1)  # a number has no axis
 
 
 def test_the_larger_of_two_bounds_counts() -> None:
@@ -447,3 +448,13 @@ def test_a_flat_mapping_differs_as_it_does_in_another(before: dict[Any, Any], af
 
     assert changes(before, after)
     assert {f"whole.{path}": pair for path, pair in changes(before, after).items()} == inside
+
+
+@pytest.mark.parametrize("leaf", ["tensor", "list", "text", "number"])
+def test_one_leaf_that_is_another_or_gone_is_a_change(leaf: str) -> None:
+    before: dict[str, Any] = {"tensor": torch.zeros(2), "list": [0, [1]], "text": "a", "number": 0.5}
+    others = {"tensor": torch.tensor([0.0, 1.0]), "list": [0, [True]], "text": "b", "number": 1.5}
+    assert unchanged(before, {**before, "tensor": torch.zeros(2)})
+    assert not unchanged(before, {**before, leaf: others[leaf]})
+    assert not unchanged(before, {name: value for name, value in before.items() if name != leaf})
+    assert not unchanged(before, {**before, "more": 1})

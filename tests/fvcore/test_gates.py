@@ -140,10 +140,25 @@ def test_an_interrupt_is_not_swallowed() -> None:
 
 def test_a_gate_is_closed_behind_the_earliest_stage_in_whatever_order_they_failed() -> None:
     gate = Gate("abcd")
-    for key, status in (("c", Status.ERROR), ("d", Status.BLOCKED), ("b", Status.CRASHED), ("a", Status.NOT_RUN)):
+    for key, status in (
+        ("c", Status.ERROR),
+        ("d", Status.BLOCKED),
+        ("b", Status.CRASHED),
+        ("a", Status.NOT_RUN),
+        ("c", Status.FAIL),
+    ):
         gate.judged(key, status)
     assert [gate.blocks(key) for key in "abcd"] == [None, None, "b", "b"]
     assert Gate("ab").blocks("b") is None
+
+
+def test_a_gate_stays_open_and_a_later_pass_is_believed_behind_these_alone() -> None:
+    gates = {status: Gate("ab") for status in Status}
+    for status, gate in gates.items():
+        gate.judged("a", status)
+    lacking = {Status.PASS, Status.NOT_PROVIDED, Status.NOT_HELD}
+    assert {status for status, gate in gates.items() if not gate.blocks("b")} == {*lacking, "BLOCKED", "NOT_RUN"}
+    assert {status for status in Status if not blocked_behind({"a": status, "b": "PASS"})} == lacking
 
 
 def test_with_keep_going_a_gate_stands_open() -> None:

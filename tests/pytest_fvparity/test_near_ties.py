@@ -27,11 +27,38 @@ if RUNNING:
 MODES = ("base", "with")
 
 
-@pytest.mark.parametrize(("gap", "tied"), [(1.9, True), (2.1, False)])
+@pytest.mark.parametrize(("gap", "tied"), [(2.0, True), (2.1, False)])
 def test_heads_may_change_places_up_to_the_sum_of_what_both_may_be_off(gap: float, tied: bool) -> None:
     aie = torch.tensor([[5.0, 5.0 - gap], [1.0, 0.0]])
     own = torch.tensor([[5.0 - gap, 5.0], [1.0, 0.0]])
     assert tied_heads([[0, 0], [0, 1]], [[0, 1], [0, 0]], aie, own, Tolerance(atol=1.0)) is tied
+
+
+NEAR, LEVEL = [[5e-3, 4.9e-3, 4.8e-3], [1e-3, 0.0, 0.0]], [[5e-3, 5e-3, 4.8e-3], [5e-3, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("heads", "own"),
+    [
+        pytest.param([[0, 0]], NEAR, id="too few"),
+        pytest.param([[0, 0], [0, 0]], LEVEL, id="one twice"),
+        pytest.param([[0, 0], [-2, 1]], NEAR, id="a layer counted from the end"),
+        pytest.param([[0, 0], [0, -2]], NEAR, id="a head counted from the end"),
+        pytest.param([[0, 0], [2, 0]], NEAR, id="no layer of these"),
+        pytest.param([[0, 0], [0, 3]], NEAR, id="no head of these"),
+        pytest.param([[0, 0], [0, 1]], [row[:2] for row in NEAR], id="effects of fewer heads"),
+        pytest.param([[0, 1], [0, 0]], NEAR, id="in no order of its own effects"),
+        pytest.param([[0, 1], [0, 2]], NEAR, id="without its own largest"),
+    ],
+)
+def test_heads_that_no_ranking_gives_are_no_tie(heads: list[list[int]], own: list[list[float]]) -> None:
+    near = torch.tensor(NEAR)
+    assert not tied_heads([[0, 0], [0, 1]], heads, near, torch.tensor(own), Tolerance(atol=1.0))
+
+
+def test_a_ranking_is_its_own_up_to_a_rounding_also_where_all_effects_are_negative() -> None:
+    own = torch.tensor([[-1.0, -0.9999999], [-5.0, -6.0]])
+    assert tied_heads([[0, 1], [0, 0]], [[0, 0], [0, 1]], own, own, Tolerance(atol=1.0))
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,15 @@ def last_slot(leaves: Leaves) -> Leaves:
     return {"last_slot": leaves["mean_activations"][:, :, -1].clone()}
 
 
+def test_tensors_without_a_number_are_no_agreement() -> None:
+    empty: dict[str, Artifact] = {key: {"none": torch.zeros(0)} for key in CHECK_KEYS}
+    plain = rig_of("llama")
+    run = replace(plain, golden=Recorded({**plain.artifacts, "fv_vector": empty["fv_vector"]})).run(Recorded(empty))
+    verdict = run.compare("fv_vector", {"none": torch.zeros(0)})
+    assert [finding.message for finding in verdict.findings] == ["nothing was compared: no leaf holds a value"]
+    assert not verdict.passed
+
+
 def test_means_at_the_last_slot_are_enough_for_what_comes_after() -> None:
     results = judged("mean_activations", last_slot)
     assert found(results) == OTHERS_PASS | {"mean_activations": Status.NOT_PROVIDED}

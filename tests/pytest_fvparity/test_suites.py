@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from fvcore.gates import StageResult, Status, Verdict
 from pytest_fvparity import fixtures
 from pytest_fvparity.suite.item import StageItem
+from pytest_fvparity.suite.reporter import PlainReports, SuiteRun
 
 HANGS = 1200  # seconds: an idle machine takes a hundredth, one with eight others at work a quarter
 
@@ -346,6 +348,19 @@ def test_between():
     assert [one() for one in made] == [None]
 """
     judged(pytester, source).assert_outcomes(passed=3)
+
+
+@pytest.mark.parametrize("compared", [0, 1])
+def test_a_suite_in_a_module_is_green_by_these_statuses_alone(pytestconfig: pytest.Config, compared: int) -> None:
+    def green(status: Status) -> bool:
+        row = {"result": StageResult("toy", "one", status, Verdict(compared=compared)).to_dict()}
+        return PlainReports(pytestconfig).finish(
+            [SuiteRun("test_toy.py::toy", ("one",), False, None, {"one"}, {"one": row})]
+        )
+
+    part = {Status.NOT_PROVIDED} if compared else set[Status]()
+    assert {status for status in Status if green(status)} == {Status.PASS, Status.NOT_HELD, Status.NOT_RUN, *part}
+    assert not PlainReports(pytestconfig).finish([SuiteRun("test_toy.py::toy", ("one",), planned={"one"})])
 
 
 def test_what_belongs_to_a_trials_file_is_kept_of_the_last_few() -> None:
