@@ -191,8 +191,10 @@ def beside(expected: Tensor, actual: Tensor, tolerance: Tolerance) -> tuple[Tens
     """Two tensors of one shape in float64 on the CPU, by how much they differ, and where that is more than is allowed."""
     # float64 holds every float32 and every half exactly, so the comparison adds no rounding of its own.
     want, have = expected.detach().double().cpu(), actual.detach().double().cpu()
-    same = (want == have) | (want.isnan() & have.isnan())  # inf == inf is no difference
-    difference = torch.where(same, torch.zeros_like(want), (have - want).abs())
+    same, off = (want == have) | (want.isnan() & have.isnan()), (have - want).abs()  # inf == inf is no difference
+    if not expected.is_floating_point():  # not every int64: of which two that differ are 1 apart at least
+        same, off = expected.detach().cpu() == actual.detach().cpu(), off.clamp(min=1)
+    difference = torch.where(same, torch.zeros_like(want), off)
     return want, have, difference, ~(difference <= tolerance.allowed(want))  # a NaN difference is wrong
 
 

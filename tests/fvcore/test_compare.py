@@ -231,6 +231,13 @@ def test_half_precision_is_compared_without_rounding_of_its_own() -> None:
     assert verdict.measurements["max_abs_diff"] == 2**-7
 
 
+def test_whole_numbers_that_float64_cannot_tell_apart_are_told_apart() -> None:
+    large = torch.tensor([2**53, 2**62, 1])
+    assert compare({"a": large}, {"a": large.clone()}).passed
+    verdict = compare({"a": large}, {"a": large + 1})
+    assert [verdict.mismatch_count, verdict.measurements["max_abs_diff"]] == [3, 1.0]
+
+
 # ---------------------------------------------------------------- counting and locating
 
 

@@ -13,8 +13,11 @@ from fvcore.gates import Status
 from tests.late import RUNNING
 
 if RUNNING:
+    import torch
+
     from fvcore.model.model import DTYPES
     from fvcore.pipeline import Pipeline, Settings
+    from pytest_fvparity.parity import refinements
     from pytest_fvparity.selftest.rig import Rig
 
 
@@ -55,3 +58,17 @@ def test_a_third_more_is_no_rounding(key: str, leaf: str, dtype: str) -> None:
 
     failed = [result.key for result in rig.judge(rig.candidate(**{key: too_large})) if result.status is Status.FAIL]
     assert failed[:1] == [key]
+
+
+@half
+def test_a_vector_is_the_sum_of_its_terms_rounded_once_and_one_step_more_is_told(dtype: str) -> None:
+    eps = torch.finfo(DTYPES[dtype]).eps
+    terms = torch.tensor([[1.0, 2 / eps, 3.0], [2.0, 1.0, -3.0]], dtype=DTYPES[dtype])  # a sum between two numbers
+    vector = terms.double().sum(dim=0).to(terms.dtype)
+
+    def told(vector: Any) -> list[Any]:
+        found = refinements._not_its_terms({"function_vector": vector, "head_terms": terms})
+        return [finding.coordinate for finding in found]
+
+    assert told(vector) == []
+    assert told(vector + torch.tensor([2 * eps, 0.0, 0.0], dtype=terms.dtype)) == [{"dim": 0}]

@@ -113,6 +113,14 @@ def last_slot(leaves: Leaves) -> Leaves:
     return {"last_slot": leaves["mean_activations"][:, :, -1].clone()}
 
 
+def test_a_golden_without_leaves_holds_all_of_a_key_unless_it_says_otherwise() -> None:
+    plain = rig_of("llama")
+    ours = replace(plain, golden=Recorded({**plain.artifacts, "injection_output": {}}))
+    result = ours.judge(ours.candidate())[-1]
+    assert (result.key, result.status) == ("injection_output", Status.FAIL)
+    assert "not in the golden" in result.verdict.findings[0].message
+
+
 def test_tensors_without_a_number_are_no_agreement() -> None:
     empty: dict[str, Artifact] = {key: {"none": torch.zeros(0)} for key in CHECK_KEYS}
     plain = rig_of("llama")
