@@ -170,9 +170,10 @@ def place_for(root: Path, relative: Path, weights_sha: str) -> Path:
 
 
 def _is_of_another(path: Path, weights_sha: str) -> bool:
-    """Whether a golden was recorded from other weights; of none there, or of one that nobody could compare with, it is not said."""
+    """Whether a golden was recorded from other weights; not so where these are not known, and where none is there or none that
+    anybody could compare with."""
     try:
-        return manifests.read(path).profile.identity.weights_sha != weights_sha
+        return weights_sha not in ("", manifests.read(path).profile.identity.weights_sha)
     except (StageError, FormatError):
         return False
 
@@ -189,13 +190,21 @@ def locate(roots: Iterable[Path], relative: Path, weights_sha: str = "", named: 
     for path in found:
         restore(path)
     if held := [path for path in found if (path / MANIFEST).is_file()]:
-        return next((path for path in held if not (weights_sha and _is_of_another(path, weights_sha))), held[0])
+        return next((path for path in held if not _is_of_another(path, weights_sha)), held[0])
     places = " or ".join(str(path) for path in tried)
     words = escapes.shell(["pytest", "-m", "parity", "--fv-regen-golden", "--fv-src=PATH", *named])
     raise NoGolden(
         f"no golden at {places}. Record one with `{words}`, PATH a checkout of the reference, or compare with a run of it "
         "made now: --fv-live in place of --fv-regen-golden"
     )
+
+
+def has_own(roots: Iterable[Path], relative: Path, weights_sha: str) -> bool:
+    """Whether a model has a golden there, or one that nobody could compare with: a run says what is wrong with it."""
+    try:
+        return not _is_of_another(locate(roots, relative, weights_sha), weights_sha)
+    except NoGolden:
+        return False
 
 
 def write(recording: Recording, path: Path, how: str = "", complete: Collection[str] = CHECK_KEYS) -> None:
