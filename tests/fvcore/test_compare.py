@@ -229,6 +229,7 @@ def test_half_precision_is_compared_without_rounding_of_its_own() -> None:
     other = one + torch.finfo(torch.bfloat16).eps
     verdict = compare({"a": one}, {"a": other})
     assert verdict.measurements["max_abs_diff"] == 2**-7
+    assert not compare({"a": one}, {"a": other}, Tolerance(atol=0.999 * 2**-7)).passed  # which bfloat16 rounds up
 
 
 def test_whole_numbers_that_float64_cannot_tell_apart_are_told_apart() -> None:
