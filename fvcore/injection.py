@@ -159,7 +159,8 @@ def inject_logits(
     vectors: each (d_model,)     layers: rising     max_memory: bytes beside the weights, half of what is free by default
     returns: (prompt, 1 + len(vectors) * len(layers), vocab) on the CPU; all layers of the first vector come first
 
-    Raises NothingMoved where an injection changes no logit although vector and alpha are not zero.
+    Raises NothingMoved where an injection changes no logit although vector and alpha are not zero; ModelError for a layer that
+    there is not, a text in place of ids, and a vector of another shape.
     """
     parts = read_injected(lm, prompts, vectors, layers, lambda logits, _: logits.cpu(), alpha, engine, max_memory)
     return torch.cat(parts)
