@@ -298,7 +298,7 @@ def settled(
     suite: str, planned: Sequence[str], told: Mapping[str, StageResult], keep_going: bool = False
 ) -> dict[str, StageResult]:
     """What became of every planned stage, in order: one that told nothing crashed, what is not believed is BLOCKED."""
-    silent = "planned, and never reported a verdict"
+    silent = "planned, and never reported a verdict: the run ended first"
     results = {key: told.get(key) or StageResult(suite, key, Status.CRASHED, message=silent) for key in planned}
     blocked = {} if keep_going else blocked_behind({key: result.status for key, result in results.items()})
     return results | {key: StageResult(suite, key, Status.BLOCKED, blocked_by=by) for key, by in blocked.items()}

@@ -24,6 +24,7 @@ from fvcore.fast.sweep import ROWS, pass_bytes, rows_with_vectors_added, trial_b
 from fvcore.model.generation import end_ids, greedily
 from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
+from fvcore.model.spec import ModelError
 from fvcore.prompts import Prompt
 
 N_GENERATED = 16
@@ -91,8 +92,24 @@ def _logprob(logits: Tensor, target_id: int) -> float:
 def _injected(
     lm: LanguageModel, vector: Tensor | None, edit_layer: int, alpha: float, token: int | slice = -1
 ) -> AbstractContextManager[None]:
+    if vector is None:
+        return nullcontext()
+    _require(lm, vectors=[vector])
     # Alpha 1 keeps every bit of the vector, whatever its dtype: the reference's own addition.
-    return nullcontext() if vector is None else add_to_residual(lm, edit_layer, alpha * vector, token)
+    return add_to_residual(lm, edit_layer, alpha * vector, token)
+
+
+def _require(lm: LanguageModel, prompts: Sequence[object] = (), vectors: Sequence[Tensor] = ()) -> None:
+    """Raise ModelError for a text or a lone list of ids in place of prompts, and for numbers that would be added as they are to
+    every width: what a lone tensor in place of a list of vectors comes apart into."""
+    for prompt in (prompt for prompt in prompts if isinstance(prompt, str | int)):
+        raise ModelError(
+            f"a prompt is a list of token ids, as lm.tokenizer(text).input_ids gives them; found {prompt!r:.60}"
+        )
+    for vector in (vector for vector in vectors if vector.shape != (lm.d_model,)):
+        raise ModelError(
+            f"a vector has the shape ({lm.d_model},), d_model of {lm.name}; found {tuple(vector.shape)}, and several are a list"
+        )
 
 
 def inject(
@@ -142,7 +159,8 @@ def inject_logits(
     vectors: each (d_model,)     layers: rising     max_memory: bytes beside the weights, half of what is free by default
     returns: (prompt, 1 + len(vectors) * len(layers), vocab) on the CPU; all layers of the first vector come first
 
-    Raises NothingMoved where an injection changes no logit although vector and alpha are not zero.
+    Raises NothingMoved where an injection changes no logit although vector and alpha are not zero; ModelError for a layer that
+    there is not, a text in place of ids, and a vector of another shape.
     """
     parts = read_injected(lm, prompts, vectors, layers, lambda logits, _: logits.cpu(), alpha, engine, max_memory)
     return torch.cat(parts)
@@ -188,6 +206,7 @@ def read_injected(
 
     read: logits (some prompts, 1 + len(vectors) * len(layers), vocab) in the model's dtype, and which prompts they are of
     """
+    _require(lm, prompts, vectors)
     for layer in layers:
         lm.require_layer(layer)
     if list(layers) != sorted(set(layers)):
@@ -378,6 +397,7 @@ def _generate(
     alpha: float,
     n_tokens: int,
 ) -> list[list[int]]:
+    _require(lm, prompts)
     # The last token that is generated is not read any more.
     batch = Batch.of(prompts, lm, n_tokens - 1)
     # Rows that have ended are filled up behind their end. A model's own id may be a list, or missing.

@@ -178,8 +178,11 @@ def make_trials(
     seed: int = 0,
     name: str = "pairs",
 ) -> FixedTrials:
-    """Trials of a list of (word, answer), drawn as `fvcore trials make` draws them, for this model's tokenizer."""
-    rows = [WordPair(input=word, output=answer) for word, answer in pairs]
+    """Trials of a list of (word, answer), drawn as `fvcore trials make` draws them, for this model's tokenizer.
+
+    Raises TrialsError for what is no such pair, and where there are too few of them.
+    """
+    rows = [_pair(number, pair) for number, pair in enumerate(pairs)]
     meta = Meta(
         dataset_json=f"{name}.json",
         seed=seed,
@@ -190,6 +193,13 @@ def make_trials(
     )
     file = sample_trials(lm.tokenizer, rows, meta)
     return FixedTrials(Path(file_name(meta)).stem, sha256(text_of(file).encode()), file)
+
+
+def _pair(number: int, given: object) -> WordPair:
+    match given:
+        case (str(word), str(answer)) if word.strip() and answer.strip():
+            return WordPair(input=word, output=answer)
+    raise TrialsError(f"pair {number}: expected (word, answer), two texts of which none is empty, found {given!r:.60}")
 
 
 def require_verified(trials: FixedTrials, tokenizer: Tokenizer) -> None:

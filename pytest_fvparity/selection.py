@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fvcore import escapes
+from fvcore import escapes, shipped
 from fvcore.formats import FormatError
 from pytest_fvparity.audit.suite import AUDIT, audit_suite, config_file
 from pytest_fvparity.options import ParityOptions
@@ -110,7 +110,8 @@ def _require_reachable(config: pytest.Config, path: Path) -> None:
 def _of_copy(word: str, path: Path, here: Path) -> str:
     """A word of the command line, for a copy of a file in the folder at hand."""
     flag, is_said, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    return f"{flag}{is_said}{path.name}" if value and (here / value).resolve() == path else word
+    file = shipped.file(value) if flag == "--fv-trials" else Path(value)
+    return f"{flag}{is_said}{path.name}" if value and (here / file).resolve() == path else word
 
 
 def _q_ids(config: pytest.Config, options: ParityOptions, stages: Sequence[Path]) -> list[QId]:

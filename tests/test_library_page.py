@@ -48,6 +48,34 @@ def test_a_model_and_its_trials_are_a_line(names: dict[str, Any]) -> None:
     assert repr(names["trials"]) == "FixedTrials(fixed_trials_pairs_t10_s6_seed0_tiny_llama: 10 trials of 6 shots)"
 
 
+@pytest.mark.parametrize("wrong", [("hot", ""), ("hot",), "hot", ("hot", 7), ["hot", "cold", "warm"]])
+def test_what_is_no_pair_of_words_is_refused_by_its_number(names: dict[str, Any], wrong: Any) -> None:
+    from fvcore import make_trials
+    from fvcore.trials.fixed import TrialsError
+
+    with pytest.raises(TrialsError, match=r"pair 1: expected \(word, answer\)"):
+        make_trials(names["lm"], [["old", "young"], wrong] * 20)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "vectors", "message"),
+    [
+        (lambda ids: [ids], lambda vector: vector, r"shape \(128,\), d_model of tiny-llama; found \(\)"),
+        (lambda ids: [ids], lambda vector: [vector[:-1]], r"found \(127,\)"),
+        (lambda ids: ids, lambda vector: [vector], "a prompt is a list of token ids.*found 598"),
+        (lambda _: ["Q: hot"], lambda vector: [vector], "a prompt is a list of token ids.*found 'Q: hot'"),
+    ],
+)
+def test_what_is_no_prompt_and_no_vector_is_refused(
+    names: dict[str, Any], prompts: Any, vectors: Any, message: str
+) -> None:
+    from fvcore import inject_logits
+    from fvcore.model.spec import ModelError
+
+    with pytest.raises(ModelError, match=message):
+        inject_logits(names["lm"], prompts(names["prompt"]), vectors(names["vector"]), [1])
+
+
 def test_the_edit_layer_is_a_third_of_the_depth_unless_it_is_said(names: dict[str, Any]) -> None:
     from fvcore.pipeline import Settings
 

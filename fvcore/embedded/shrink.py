@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
@@ -56,9 +57,12 @@ def shrink(model: str, out: Path, answers_of: Path, n_layers: int | None = None,
     draw(hf, answers_in(answers_of, tokenizer), seed)
     lm = LanguageModel.wrap(hf, tokenizer, out.name, out)
     make_folder(out.absolute().parent)
-    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name[:50]}.") as scratch, writing(out):
+    with writing(out), tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name[:50]}.") as scratch:
         made = Path(scratch) / "made"
-        hf.save_pretrained(made)
+        try:
+            hf.save_pretrained(made)
+        except SafetensorError as error:  # so it calls what the system says, too
+            raise OSError(str(error)) from error
         tokenizer.save_pretrained(made)
         if tokenizer_digest(load_tokenizer(str(made))) != lm.tokenizer_sha:
             raise ModelError(

@@ -109,8 +109,11 @@ def _with_slices(path: Path, key: str, held: Artifact, pieces: Mapping[str, Slic
     return {leaf: whole.get(leaf, value) for leaf, value in held.items()}
 
 
-def require_comparable(golden: Profile, candidate: Profile) -> None:
-    """Refuse, naming the fields, when the two are not the same experiment; StaleGolden when they were once."""
+def require_comparable(golden: Profile, candidate: Profile, **paths: str) -> None:
+    """Refuse, naming the fields, when the two are not the same experiment; StaleGolden when they were once.
+
+    paths: where this run's `model` and `trials` lie, for the command that records them
+    """
     if not (different := golden.diff_identity(candidate)):
         return
     shown = {name: [_shown(name, value) for value in pair] for name, pair in different.items()}
@@ -118,11 +121,11 @@ def require_comparable(golden: Profile, candidate: Profile) -> None:
     if changed := _changed_content(golden, candidate, set(different)):
         raise StaleGolden(
             f"stale golden, nothing was compared. {' and '.join(changed)} changed since it was recorded. {fields}. "
-            f"Restore what changed, or record again: {command(golden)}"
+            f"Restore what changed, or record again: {command(golden, **paths)}"
         )
     raise Refused(
         f"profile mismatch, nothing was compared. {fields}. Use the golden's settings, or record a golden of these: "
-        f"`{command(candidate)}`, PATH a checkout of the reference"
+        f"`{command(candidate, **paths)}`, PATH a checkout of the reference"
     )
 
 
@@ -228,10 +231,12 @@ def write(recording: Recording, path: Path, how: str = "", complete: Collection[
     manifests.write(manifest, path)
 
 
-def command(profile: Profile) -> str:
-    """How to record this golden again; paths are left to the reader."""
+def command(profile: Profile, **paths: str) -> str:
+    """How to record this golden again; paths that are not given are left to the reader."""
     attention = escapes.shell([f"--fv-attn={profile.conditions.attn_implementation}"])
-    return f"pytest -m parity --fv-regen-golden --fv-src=PATH {manifests.settings(profile, '--fv-')} {attention}"
+    return (
+        f"pytest -m parity --fv-regen-golden --fv-src=PATH {manifests.settings(profile, '--fv-', **paths)} {attention}"
+    )
 
 
 # Runs the reference; told whether to measure its noise too.

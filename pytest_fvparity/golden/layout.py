@@ -53,7 +53,7 @@ def export(path: Path, results: Path, names: Collection[str] | None = None) -> l
     files = {folder / name: data for name, data in exported.items() if names is None or name in names}
     for file, data in files.items():
         if file.exists() and read_bytes(file) != data:
-            raise LayoutError(f"{file}: holds something else already; export to another folder")
+            raise LayoutError(f"{file}: holds something else already; remove it, or export to another folder")
     for file, data in files.items():
         write_bytes(file, data)
     return list(files)

@@ -133,8 +133,11 @@ def digests(folder: Path) -> dict[str, str]:
     return {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
 
 
-def settings(profile: Profile, prefix: str) -> str:
-    """What a golden was recorded with, as options: `--fv-` of pytest, `--` of `fvparity golden import`."""
+def settings(profile: Profile, prefix: str, **paths: str) -> str:
+    """What a golden was recorded with, as options: `--fv-` of pytest, `--` of `fvparity golden import`.
+
+    paths: where model and trials lie, if that is known; a profile knows their names alone
+    """
     identity = profile.identity
     named = {
         "model": profile.conditions.model,
@@ -145,7 +148,7 @@ def settings(profile: Profile, prefix: str) -> str:
         "reference-profile": identity.reference_profile,
         "dtype": identity.dtype,
     }
-    return escapes.shell(f"{prefix}{name}={value}" for name, value in named.items())
+    return escapes.shell(f"{prefix}{name}={value}" for name, value in (named | paths).items())
 
 
 def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _rehearse(config: pytest.Config, options: ParityOptions, place: Path, root: 
     from pytest_fvparity.golden import golden
 
     keys = golden.rehearse(record, root / place)
-    written = options.report_dir / place.parent / "golden_diff.json"
+    written = options.report_dir / place / "golden_diff.json"
     rows = {key: diff.model_dump(mode="json") for key, diff in keys.items()}
     write_json(written, {"golden": place.as_posix(), "keys": rows})
     changes = any(diff.state != "unchanged" for diff in keys.values())

@@ -26,6 +26,10 @@ def run(setup: Setup) -> MilestoneOutcome:
     lm = models.load(setup.model, setup.device, setup.dtype, spec=setup.spec, quant=setup.quant)
     if lm.weights_sha != setup.compared_weights():
         raise Failed(f"{setup.model} has other weights than the model that M2 compared: run M2 again")
+    if setup.topk > (n_heads := lm.n_layers * lm.n_heads):
+        raise Failed(
+            f"M4's vector has {setup.topk} heads, {setup.model} has {n_heads}: choose 1 to {n_heads} with --topk"
+        )
     settings = StepSettings(seed=setup.lock.locked.seed, top_heads=setup.topk, n_eval=setup.n_eval)
     locked = setup.lock.locked
     sampled = DatasetSource(setup.raw_dataset(), locked.n_trials, locked.n_shots, locked.seed)

@@ -9,12 +9,14 @@ from fvcore.profile import NOT_RECORDED, Profile
 from pytest_fvparity.golden.golden import require_comparable
 
 
-def conditions(golden: Profile, here: Profile, lm: LanguageModel, named: Sequence[str]) -> dict[str, list[str]]:
+def conditions(
+    golden: Profile, here: Profile, lm: LanguageModel, named: Sequence[str], **paths: str
+) -> dict[str, list[str]]:
     """What differs, and what of the model a reader must know. Raises Refused where they are two experiments.
 
-    named: the words by which a command finds this model
+    named: the words by which a command finds this model     paths: where its `trials` lie, if in a file
     """
-    require_comparable(golden, here)
+    require_comparable(golden, here, model=named[0], **paths)
     pairs = golden.diff_conditions(here).items()
     different = {name: [NOT_RECORDED if side is None else side for side in pair] for name, pair in pairs}
     return different | _untested(lm, named) | _doubtful(lm) | _of_spec(lm) | _of_generation(lm)

@@ -91,7 +91,8 @@ def fv_parity_run(request: pytest.FixtureRequest) -> ParityRun:
     context["reference"] = golden.manifest.reference.model_dump(include={"commit", "repository"})
     profile: Profile = request.getfixturevalue("fv_profile")
     context["profile"] = profile.model_dump()
-    context["conditions"] = conditions(golden.profile, profile, lm, options.model_words)
+    paths = {"trials": options.shown(trials.path)} if trials.path else {}
+    context["conditions"] = conditions(golden.profile, profile, lm, options.model_words, **paths)
     candidate = required(request.getfixturevalue("fv_candidate"), "fixture fv_candidate")
     context["candidate"] = name_of(candidate, options.shown)
     context["whereabouts"] = whereabouts(candidate, options.rootdir, options.shown)

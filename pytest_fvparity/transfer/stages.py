@@ -55,9 +55,12 @@ def _require_same_model(run: Transfer) -> None:
     here = {"weights_sha": run.lm.weights_sha, "tokenizer_sha": run.lm.tokenizer_sha, "dtype": run.lm.dtype}
     there = {name: run.status.settings.get(name) for name in here}
     if different := [
-        f"{name}: run {there[name]}, here {value}" for name, value in here.items() if there[name] != value
+        f"{name}: run {there[name]!s:.12}, here {value:.12}" for name, value in here.items() if there[name] != value
     ]:
-        raise Refused(f"the run is of another model than {run.lm.name}, nothing was compared. {'; '.join(different)}")
+        raise Refused(
+            f"the run is of another model than {run.lm.name}, nothing was compared. {'; '.join(different)}. Give the run's own: "
+            "--fv-model=PATH, --fv-dtype"
+        )
 
 
 def sampled_trials(run: Transfer) -> Verdict:

@@ -10,12 +10,13 @@ from typer.testing import CliRunner
 
 from fvcore.cli import app
 from fvcore.embedded.random_models import AWKWARD_PAIRS, EVERY_FAMILY, random_lm, trials_for
-from fvcore.formats import sha256_file, write_json
+from fvcore.formats import FormatError, sha256_file, write_json
 from tests.late import RUNNING
 from tests.slow import slow_but
 
 if RUNNING:
-    from transformers import AutoConfig
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, PreTrainedModel
 
     from fvcore.embedded.random_models import of_config
     from fvcore.embedded.shrink import draw
@@ -150,6 +151,18 @@ def test_what_is_there_is_not_written_over(large: Path, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="is there already; expected a folder to be made"):
         raise shrink(large / "model", "--out", tmp_path, "--trials", large / "trials.json").exception
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_full_disk_is_said_in_a_sentence_that_names_the_folder(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(FormatError, match=r"small: cannot be written \(I/O error: No space left"):
+        raise shrink(large / "model", "--out", tmp_path / "small", "--trials", large / "trials.json").exception
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,9 @@ def test_another_tokenizer_is_refused_and_the_field_is_named(pytester: pytest.Py
     result = _run(pytester, World(copy, world.trials, world.golden))
 
     result.stdout.fnmatch_lines(["*stale golden, nothing was compared. the tokenizer of * changed*tokenizer_sha*"])
+    result.stdout.fnmatch_lines(
+        [f"*record again: *--fv-model={copy.relative_to(pytester.path)} --fv-trials={world.trials[0]} *"]
+    )
     (report,) = reports(pytester)
     assert statuses(report)["prompt_boundary"] == "STALE_GOLDEN"
 

@@ -443,6 +443,17 @@ def test_another_identity_is_refused_and_exactly_what_differs_is_named(name: str
     assert f"or record a golden of these: `{golden.command(other)}`" in str(caught.value)
 
 
+def test_the_command_of_a_refusal_names_model_and_trials_by_their_paths(world: World) -> None:
+    profile = world.recording.profile
+
+    with pytest.raises(Refused, match=r"--fv-model=a/small --fv-trials=made/shared\.json --fv-edit-layer=") as caught:
+        golden.require_comparable(
+            profile, changed_identity(profile, "n_top_heads"), model="a/small", trials="made/shared.json"
+        )
+
+    assert str(caught.value).count("--fv-model=") == str(caught.value).count("--fv-trials=") == 1
+
+
 def test_every_identity_field_that_differs_is_named(world: World) -> None:
     other = changed_identity(changed_identity(world.recording.profile, "seed"), "alpha")
 

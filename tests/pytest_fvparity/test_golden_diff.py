@@ -81,7 +81,7 @@ def changed(recording: Recording, key: str, leaf: str, value: Any) -> Recording:
 
 
 def written(pytester: pytest.Pytester) -> dict[str, Any]:
-    (file,) = pytester.path.glob("reports/*/*/golden_diff.json")
+    (file,) = pytester.path.glob("reports/*/*/src/golden_diff.json")
     found: dict[str, Any] = read_json(file)
     return found
 

@@ -93,7 +93,7 @@ def test_an_export_is_the_same_bytes_again_and_overwrites_nothing_else(recorded:
 
     export(recorded, results.parents[1])
     (results / HEADS).write_text("[]")
-    with pytest.raises(LayoutError, match=rf"{HEADS}: holds something else already; export to another folder"):
+    with pytest.raises(LayoutError, match=rf"{HEADS}: holds something else already; remove it, or export"):
         export(recorded, results.parents[1])
 
     assert (results / HEADS).read_text() == "[]"

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fvcore import shipped
 from fvcore.gates import CAUSED, Finding, Stage, Status, Verdict, error_line, run_stage, said
+from pytest_fvparity.selection import _of_copy
 from tests.late import RUNNING
 from tests.pytest_fvparity.made_reports import assemble, failed, row_of, rows_of
 from tests.pytest_fvparity.worlds import World, plant, reports
@@ -150,6 +152,13 @@ def test_trials_below_another_projects_conftest_are_refused_with_the_command_tha
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     command = f"cp {elsewhere} . && pytest -m parity --fv-model={world.model} --fv-trials={elsewhere.name}"
     assert command in result.stderr.str() + result.stdout.str()
+
+
+def test_trials_that_ship_are_copied_by_their_name_too(tmp_path: Path) -> None:
+    ships = shipped.file("tiny-llama").resolve()
+
+    assert _of_copy("--fv-trials=tiny-llama", ships, tmp_path) == f"--fv-trials={ships.name}"
+    assert _of_copy("--fv-model=tiny-llama", ships, tmp_path) == "--fv-model=tiny-llama"
 
 
 def test_a_finding_without_values_says_nothing_of_values(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ if RUNNING:
 
     from fvcore.model import model as models
     from pytest_fvparity.golden.golden import Golden
-    from pytest_fvparity.milestones import m0_trials, m3_reference
+    from pytest_fvparity.milestones import m0_trials, m3_reference, m4_runtime
     from pytest_fvparity.milestones.run import NotReady, ended_in, run, run_all
     from tests.pytest_fvparity.worlds import FAULTY, World
 
@@ -150,6 +150,15 @@ def test_the_runtime_is_refused_another_model_than_the_suite_saw(
 
     assert not outcome.passed
     assert "has other weights than the model that M2 compared" in outcome.message
+
+
+def test_more_heads_than_there_are_name_the_option_that_asks_for_fewer(
+    walked: tuple[Setup, dict[str, MilestoneOutcome]], setup: Setup
+) -> None:
+    shutil.copytree(walked[0].layout.runs, setup.layout.runs)
+
+    with pytest.raises(Failed, match=r"M4's vector has 99 heads, .*: choose 1 to 8 with --topk"):
+        m4_runtime.run(replace(setup, topk=99))
 
 
 def test_the_dump_says_of_every_trial_what_the_golden_says(world: World) -> None:

@@ -127,6 +127,7 @@ def test_a_run_of_other_weights_is_refused(q1: Folder, lm: LanguageModel) -> Non
     results = judged(lm, q1)
     assert first_red(results) == ("qid_status", Status.REFUSED)
     assert "weights_sha: run 000000" in results["qid_status"].message
+    assert "Give the run's own: --fv-model=PATH" in results["qid_status"].message
 
 
 def test_a_q_id_with_too_few_rows_is_rightly_skipped(transfer_world: TransferWorld, lm: LanguageModel) -> None:
