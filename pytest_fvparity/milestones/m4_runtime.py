@@ -18,6 +18,8 @@ from pytest_fvparity.milestones.setup import Failed, MilestoneOutcome, Setup
 
 MEANS = (layout.MEANS, layout.MEANS_META, layout.TOP_HEADS)
 VECTORS = (layout.FV_BY_LAYER, layout.FV, layout.FV_META, layout.ALL_LAYERS)
+TOPK = 20
+"""The plan's heads of a vector."""
 PER_LAYER = ("step6_results_*.json", "eval_summary.json", "eval_trials.jsonl", "eval_meta.json")
 
 
@@ -26,11 +28,11 @@ def run(setup: Setup) -> MilestoneOutcome:
     lm = models.load(setup.model, setup.device, setup.dtype, spec=setup.spec, quant=setup.quant)
     if lm.weights_sha != setup.compared_weights():
         raise Failed(f"{setup.model} has other weights than the model that M2 compared: run M2 again")
-    if setup.topk > (n_heads := lm.n_layers * lm.n_heads):
-        raise Failed(
-            f"M4's vector has {setup.topk} heads, {setup.model} has {n_heads}: choose 1 to {n_heads} with --topk"
-        )
-    settings = StepSettings(seed=setup.lock.locked.seed, top_heads=setup.topk, n_eval=setup.n_eval)
+    n_heads = lm.n_layers * lm.n_heads
+    topk = min(TOPK, n_heads) if setup.topk is None else setup.topk
+    if topk > n_heads:
+        raise Failed(f"M4's vector has {topk} heads, {setup.model} has {n_heads}: choose 1 to {n_heads} with --topk")
+    settings = StepSettings(seed=setup.lock.locked.seed, top_heads=topk, n_eval=setup.n_eval)
     locked = setup.lock.locked
     sampled = DatasetSource(setup.raw_dataset(), locked.n_trials, locked.n_shots, locked.seed)
     sources: dict[str, Source] = {"fixed_trials": FixedSource(setup.trials_file), "dataset_sampled": sampled}

@@ -96,7 +96,9 @@ class Setup:
     spec: Annotated[str | None, typer.Option(help="Registered spec, alias or YAML file (default: found).")] = None
     quant: Annotated[str, typer.Option(help="none, 8bit or 4bit.")] = "none"
     n_eval: Annotated[int, typer.Option(min=1, help="Queries that M4 evaluates.")] = 50
-    topk: Annotated[int, typer.Option(min=1, help="Heads in M4's vector.")] = 20
+    topk: Annotated[
+        int | None, typer.Option(min=1, help="Heads in M4's vector (default: 20, or all of a smaller model).")
+    ] = None
     relation_root: Annotated[
         Path | None, typer.Option(help="M7: the folder of a relation run, one folder a q_id.", resolve_path=True)
     ] = None
