@@ -23,7 +23,7 @@ from fvcore.fast import sweep
 from fvcore.fast.chunks import Advance, chunk_size, even, in_chunks, silent
 from fvcore.fast.shared_prompt import SharedPrompt
 from fvcore.model.anatomy import stated
-from fvcore.model.hooks import add_to_residual
+from fvcore.model.hooks import add_to_residual, as_it_stands
 from fvcore.model.memory import is_out_of_memory
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
@@ -156,7 +156,7 @@ def _by_trial(
 
 
 def why_not_fast(lm: LanguageModel) -> str:
-    """Why engine `fast` does not hold for this model, or nothing. Asked of the model once for each attention."""
+    """Why engine `fast` does not hold for this model, or nothing. Asked of the model once, and anew where it is not as it was."""
 
     def find() -> str:
         try:
@@ -164,7 +164,7 @@ def why_not_fast(lm: LanguageModel) -> str:
         except Exception as error:  # whatever a model's code says to rows it did not expect
             return f"{type(error).__name__}: {in_one_line(error):.300}"
 
-    return lm.once(f"fast engine, {lm.attn_implementation}", find)
+    return lm.once(f"fast engine, {lm.attn_implementation}, {as_it_stands(lm.hf)}", find)
 
 
 class Apart(NamedTuple):

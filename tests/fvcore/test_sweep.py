@@ -244,6 +244,8 @@ def rows_through(lm: LanguageModel, names: Sequence[str], run: Callable[[], obje
         for name in names:
             hook = lm.hf.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: count(name, args[0]))
             hooks.callback(hook.remove)
+        why_not_fast(lm)  # asked anew of a model with other hooks
+        seen = dict.fromkeys(names, 0)
         run()
     return seen
 
@@ -291,6 +293,8 @@ def test_every_weight_is_read_once_where_variants_run_along() -> None:
         for name in names:
             hook = lm.hf.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
             hooks.callback(hook.remove)
+        why_not_fast(lm)  # asked anew of a model with other hooks
+        calls.clear()
         engines.causal_indirect_effects(lm, cases, means)
 
     assert calls == names
@@ -547,6 +551,17 @@ def test_layers_that_see_keys_of_others_are_found_wherever_they_stand() -> None:
         hidden_size_per_layer_input=8, vocab_size_per_layer_input=61,
     )  # fmt: skip
     assert "must match the size" in why_not_fast(lm)
+
+
+def test_a_model_that_others_have_changed_since_is_asked_anew() -> None:
+    lm = random_lm("llama")
+    assert why_not_fast(lm) == ""
+    hook = lm.blocks[0].register_forward_hook(lambda _, given, left: torch.cat([left[:, :-1], left[:, -1:] + 1], dim=1))
+    assert "logits differ by" in why_not_fast(lm)  # the last row is the last variant's alone
+    hook.remove()
+    assert why_not_fast(lm) == ""
+    lm.blocks[0].mlp = torch.nn.Sequential(lm.blocks[0].mlp, torch.nn.Softmax(dim=1))
+    assert "logits differ by" in why_not_fast(lm)
 
 
 @pytest.mark.parametrize(
