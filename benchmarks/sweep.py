@@ -37,7 +37,7 @@ N_PRODUCTS = 20
 """How often the bare matrix products are timed, over all rounds."""
 
 app = typer.Typer(add_completion=False)
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 err = Console(stderr=True, highlight=False)
 
 

@@ -6,9 +6,8 @@ A square takes about 200 bytes of a page, and a model of a hundred layers has te
 from __future__ import annotations
 
 import base64
+import io
 import math
-import struct
-import zlib
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias
 
@@ -19,6 +18,8 @@ MOST = 1100
 
 NAMED = 32
 """Squares that say what they are where there are more."""
+
+WHITE = (255, 255, 255)
 
 Cell: TypeAlias = tuple[float | str, float | str, str]
 """Its value, a word where it is no finite number; what is coloured; what is said of it."""
@@ -57,23 +58,15 @@ def _size(cell: Cell) -> float:
 
 def picture(rows: Rows, scale: float) -> str:
     """All squares of a map as the address of a picture, a dot each; what is no finite number is grey."""
+    import numpy as np
+    from matplotlib.image import imsave
+
     width = max((len(row) for _, row in rows), default=0)
-    lines = [[_dot(shown, scale) for _, shown, _ in row] + [b"\xff" * 3] * (width - len(row)) for _, row in rows]
-    return (
-        "data:image/png;base64," + base64.b64encode(_png(width, [b"".join(line) for line in reversed(lines)])).decode()
-    )
+    lines = [[_dot(shown, scale) for _, shown, _ in row] + [WHITE] * (width - len(row)) for _, row in rows]
+    buffer = io.BytesIO()
+    imsave(buffer, np.array(lines[::-1], np.uint8), format="png", metadata={"Software": "fvparity"})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _dot(value: float | str, scale: float) -> bytes:
-    return bytes(palette.channels(palette.RANDOM if isinstance(value, str) else palette.colour(value, scale)))
-
-
-def _png(width: int, lines: Sequence[bytes]) -> bytes:
-    """A picture of three bytes a dot, the highest line first."""
-    header = struct.pack(">IIBBBBB", width, len(lines), 8, 2, 0, 0, 0)
-    data = zlib.compress(b"".join(b"\0" + line for line in lines), 9)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def _dot(value: float | str, scale: float) -> tuple[int, int, int]:
+    return palette.channels(palette.RANDOM if isinstance(value, str) else palette.colour(value, scale))

@@ -166,17 +166,22 @@ def place_for(root: Path, relative: Path, weights_sha: str) -> Path:
     if (root / own / MANIFEST).is_file():
         return own
     restore(root / relative)
+    return own if _is_of_another(root / relative, weights_sha) else relative
+
+
+def _is_of_another(path: Path, weights_sha: str) -> bool:
+    """Whether a golden was recorded from other weights; not so where these are not known, and where none is there or none that
+    anybody could compare with."""
     try:
-        held = manifests.read(root / relative).profile.identity.weights_sha
-    except (StageError, FormatError):  # none there, or none that anybody could compare with
-        return relative
-    return relative if held == weights_sha else own
+        return weights_sha not in ("", manifests.read(path).profile.identity.weights_sha)
+    except (StageError, FormatError):
+        return False
 
 
 def locate(roots: Iterable[Path], relative: Path, weights_sha: str = "", named: Iterable[str] = ()) -> Path:
     """The golden's directory in the first root that has it; raises NoGolden with the places tried and the command.
 
-    weights_sha: of the model, whose own golden comes before one that lies at the usual place
+    weights_sha: of the model, whose own golden, wherever it lies, comes before another's
     named: the options of this run that say which model and which trials
     """
     relatives = [own_place(relative, weights_sha), relative] if weights_sha else [relative]
@@ -184,14 +189,22 @@ def locate(roots: Iterable[Path], relative: Path, weights_sha: str = "", named: 
     tried = [path for path in found if path.name == relative.name]
     for path in found:
         restore(path)
-        if (path / MANIFEST).is_file():
-            return path
+    if held := [path for path in found if (path / MANIFEST).is_file()]:
+        return next((path for path in held if not _is_of_another(path, weights_sha)), held[0])
     places = " or ".join(str(path) for path in tried)
     words = escapes.shell(["pytest", "-m", "parity", "--fv-regen-golden", "--fv-src=PATH", *named])
     raise NoGolden(
         f"no golden at {places}. Record one with `{words}`, PATH a checkout of the reference, or compare with a run of it "
         "made now: --fv-live in place of --fv-regen-golden"
     )
+
+
+def has_own(roots: Iterable[Path], relative: Path, weights_sha: str) -> bool:
+    """Whether a model has a golden there, or one that nobody could compare with: a run says what is wrong with it."""
+    try:
+        return not _is_of_another(locate(roots, relative, weights_sha), weights_sha)
+    except NoGolden:
+        return False
 
 
 def write(recording: Recording, path: Path, how: str = "", complete: Collection[str] = CHECK_KEYS) -> None:

@@ -27,7 +27,7 @@ def run(setup: Setup) -> MilestoneOutcome:
     compared = setup.compared_weights()
     for q_id in (q_id for q_id in q_ids if q_id.state == "completed"):
         # What stays at zero must be what was brought there.
-        if read_json(q_id.status_file).get("settings", {}).get("weights_sha") != compared:
+        if q_id.weights_sha != compared:
             raise Failed(
                 f"{q_id.name} was computed with other weights than those that M2 compared: run M2 on that model"
             )

@@ -81,12 +81,24 @@ def _require(setup: Setup, milestone: str, needed: str, settings: Mapping[str, A
         raise NotReady(f"{milestone} builds on {needed}, and {changed[0]} is not what it wrote: run {needed} again")
 
 
+def _require_own_folder(setup: Setup, settings: Mapping[str, Any]) -> None:
+    """Raises NotReady where another model's milestones lie: they would be written over."""
+    for ended in ended_in(setup.layout.state).values():
+        there = {**settings, **ended.settings}
+        if there["model"] != setup.model and there["weights_sha"] != settings["weights_sha"]:
+            raise NotReady(
+                f"{setup.layout.runs} holds the milestones of {there['model']}, another model: "
+                f"give those of {setup.model} a root of their own (--out FOLDER)"
+            )
+
+
 def run(milestone: str, setup: Setup) -> MilestoneOutcome:
     """Run one and write down how it ended. Raises NotReady where what it needs did not pass."""
     setup.fixed  # noqa: B018  (the lock comes before anything is written)
     settings: dict[str, Any] = {}
     try:
         settings = setup.settings
+        _require_own_folder(setup, settings)
         if needed := NEEDS.get(milestone):
             _require(setup, milestone, needed, settings)
         outcome = RUNS[milestone](setup)

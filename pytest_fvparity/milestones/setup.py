@@ -19,7 +19,7 @@ from fvcore.trials.fixed import read as read_trials
 from pytest_fvparity.children import following
 from pytest_fvparity.milestones.lock import Lock
 from pytest_fvparity.parity.implementation import CHECK_KEYS
-from pytest_fvparity.parity.place import under_of
+from pytest_fvparity.parity.place import particular, under_of
 from pytest_fvparity.report.render import REPORT, read_report
 from pytest_fvparity.report.report import Report
 
@@ -138,7 +138,8 @@ class Setup:
     @cached_property
     def layout(self) -> Layout:
         plan, place = self.layout_kind == "plan", Path(self.fixed.dataset, self.fixed.id)
-        ours, results = (self.root / (name if plan else "milestones") for name in ("results_fv", "results"))
+        own = Path("milestones", particular(self.trials_file, self.reference_profile, self.model))
+        ours, results = (self.root / (name if plan else own) for name in ("results_fv", "results"))
         runs, diff = ours / place, ours / self.fixed.dataset if plan else ours / place / "diff"
         return Layout(runs, results, results / place, diff, self.root / "golden", runs / "milestones.json")
 

@@ -28,17 +28,18 @@ class QId:
     def trials_file(self) -> Path:
         return self.folder / SAMPLED
 
+    @property
+    def weights_sha(self) -> str:
+        """Of the model that it was computed with; empty where its status does not say."""
+        return str(read_json(self.status_file).get("settings", {}).get("weights_sha", ""))
+
     def has_golden(self, roots: Sequence[Path], reference_profile: str) -> bool:
-        """Whether the reference was recorded on its frozen trials."""
-        from pytest_fvparity.golden.golden import NoGolden, locate, relative_path
+        """Whether the reference was recorded on its frozen trials, with the model that it was computed with."""
+        from pytest_fvparity.golden.golden import has_own, relative_path
         from pytest_fvparity.parity.place import place_of
 
         dataset, id = place_of(self.trials_file)
-        try:
-            locate(roots, relative_path(dataset or "", id, reference_profile))
-        except NoGolden:
-            return False
-        return True
+        return has_own(roots, relative_path(dataset or "", id, reference_profile), self.weights_sha)
 
 
 Q_IDS_KEY = pytest.StashKey[list[QId]]()

@@ -17,7 +17,7 @@ from fvcore.experiments.steps import layout
 from fvcore.formats import read_json, read_pt, sha256_file, write_json, write_pt
 from pytest_fvparity.cli import app
 from pytest_fvparity.milestones.setup import Setup
-from pytest_fvparity.transfer.runs import QId
+from pytest_fvparity.transfer.runs import QId, q_ids_of
 from tests.late import RUNNING
 
 if RUNNING:
@@ -121,6 +121,16 @@ def test_without_a_golden_the_way_to_one_is_named(setup: Setup, tmp_path: Path) 
     outcome = run("M7", replace(setup, golden=tmp_path / "golden"))
     assert not outcome.passed
     assert "pytest -m transfer --fv-regen-golden" in outcome.message
+
+
+def test_a_golden_counts_for_the_model_that_a_q_id_was_computed_with(setup: Setup) -> None:
+    assert setup.relation_root is not None
+    q_ids = q_ids_of(setup.relation_root)
+    (q_id,) = (q_id for q_id in q_ids if q_id.state == "completed" and q_id.has_golden([setup.golden], "src"))  # type: ignore[list-item]
+    value = read_json(q_id.status_file)
+    value["settings"]["weights_sha"] = "0" * 64
+    write_json(q_id.status_file, value)
+    assert not q_id.has_golden([setup.golden], "src")  # type: ignore[list-item]
 
 
 def test_m7_builds_on_m2(setup: Setup, tmp_path: Path) -> None:

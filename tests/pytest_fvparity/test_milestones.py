@@ -138,7 +138,7 @@ def test_the_runtime_is_refused_another_model_than_the_suite_saw(
         next(lm.hf.parameters()).mul_(1.001)
     lm.hf.save_pretrained(other)
     changed = replace(setup, model=str(other))
-    known = json.loads(setup.layout.state.read_text())
+    known = {"M2": json.loads(setup.layout.state.read_text())["M2"]}
     known["M2"]["settings"]["model"] = str(other)
     setup.layout.state.write_text(json.dumps(known))
     with pytest.raises(NotReady, match=r"other settings \(weights_sha: "):
@@ -251,6 +251,28 @@ def test_a_milestone_knows_what_it_builds_on(setup: Setup, walked: tuple[Setup, 
     (setup.layout.runs / "parity_suite.log").write_text("edited")
     with pytest.raises(NotReady, match=r"parity_suite.log is not what it wrote: run M2 again"):
         run("M3", setup)
+
+
+def test_another_models_milestones_are_not_written_over(
+    setup: Setup, walked: tuple[Setup, dict[str, MilestoneOutcome]], tmp_path: Path
+) -> None:
+    shutil.copytree(walked[0].layout.runs, setup.layout.runs)
+    random_lm("llama", seed=1, directory=tmp_path / "tuned")
+    other = replace(setup, model=str(tmp_path / "tuned"))
+    before = bytes_under(setup.layout.runs)
+    with pytest.raises(NotReady, match=r"holds the milestones of .*, another model: .*--out FOLDER"):
+        run("M0", other)
+    assert bytes_under(setup.layout.runs) == before
+
+    # Under the project's own names each has a folder.
+    own, others = (replace(one, layout_kind="own").layout for one in (setup, other))
+    assert own.runs == setup.root / "milestones" / setup.fixed.dataset / setup.fixed.id
+    assert others.runs == setup.root / "milestones" / "tuned" / setup.fixed.dataset / setup.fixed.id
+    assert not others.reference.is_relative_to(own.runs)
+
+
+def bytes_under(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # ---------------------------------------------------------------- words

@@ -29,6 +29,7 @@ if RUNNING:
     from fvcore.model import audit
     from fvcore.model.spec import MODEL_SPECS
     from pytest_fvparity.golden import golden
+    from pytest_fvparity.golden import manifest as manifests
     from tests.pytest_fvparity.worlds import World
 
 if TYPE_CHECKING:
@@ -152,6 +153,18 @@ def test_a_golden_is_found_by_its_models_weights(tmp_path: Path, world: World) -
     finally:
         (beside / "manifest.json").unlink()
         beside.rmdir()
+
+    # Of roots one after the other, that counts first which has this model's.
+    copy = tmp_path / usual
+    copy.mkdir(parents=True)
+    value = read_json(manifest)
+    value["profile"]["identity"]["weights_sha"] = other
+    write_json(copy / manifest.name, manifests.sealed(value))
+    assert golden.locate([tmp_path, world.golden], usual, own) == world.golden / usual
+    assert golden.locate([tmp_path, world.golden], usual, other) == copy
+    assert golden.locate([tmp_path, world.golden], usual, "1" * 64) == copy  # and is refused by name
+    (copy / manifest.name).write_text("{}")
+    assert golden.locate([tmp_path, world.golden], usual, own) == copy  # what is damaged is not passed over in silence
 
 
 def test_a_run_beside_the_reference_as_it_runs_does_not_speak_of_a_golden() -> None:

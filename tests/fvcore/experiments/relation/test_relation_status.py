@@ -29,7 +29,7 @@ from fvcore.experiments.relation.data import RelationError
 from fvcore.experiments.relation.gates import QIdStatus
 from fvcore.experiments.status import Outcome
 from fvcore.experiments.steps import layout
-from fvcore.experiments.workers import Actor, Local
+from fvcore.experiments.workers import Actor, Local, RayWorkers
 from fvcore.formats import FormatError, read_json, write_json, write_text
 from fvcore.prompts import BosError, BoundaryError
 from fvcore.provenance import now
@@ -414,6 +414,37 @@ def test_an_actor_without_its_device_makes_room_for_another(
     actor = Actor(lambda: llama, str(unit.folder.parent), 1)
     with pytest.raises(DeviceLost, match="Q2: this process lost its device"):
         actor.run(lost)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("death", "cause", "how"),
+    [
+        (DeviceLost("gone"), "device", "lost its device 3 times: gone"),
+        (RuntimeError("the node was running low on memory"), "memory", "ended 3 times without a word"),
+        (RuntimeError("killed"), "code", "ended 3 times without a word: killed"),
+    ],
+)
+def test_a_unit_whose_actors_die_is_given_up_with_what_they_died_of(
+    unit: Unit, monkeypatch: pytest.MonkeyPatch, death: Exception, cause: str, how: str
+) -> None:
+    made = list[Any]()
+
+    class Dying(RayWorkers[Any]):
+        n_actors = 1
+
+        def _new_actor(self) -> Any:
+            made.append(SimpleNamespace(run=SimpleNamespace(remote=lambda unit: unit.name)))
+            return made[-1]
+
+        def _next(self, running: Any) -> Any:
+            return *running.popitem()[1], death
+
+    monkeypatch.setattr("fvcore.experiments.workers._kill", lambda actor: None)
+    (outcome,) = Dying(lambda: None).map([unit])
+
+    assert (outcome.status, outcome.cause) == ("failed", cause)
+    assert how in outcome.reason
+    assert len(made) == 1 + 3  # each death has one take its place
 
 
 def test_an_error_that_was_said_better_keeps_its_cause() -> None:
