@@ -560,7 +560,7 @@ def test_a_model_that_others_have_changed_since_is_asked_anew() -> None:
     assert "logits differ by" in why_not_fast(lm)  # the last row is the last variant's alone
     hook.remove()
     assert why_not_fast(lm) == ""
-    lm.blocks[0].mlp = torch.nn.Sequential(lm.blocks[0].mlp, torch.nn.Softmax(dim=1))
+    lm.blocks[0].mlp = torch.nn.Sequential(lm.blocks[0].get_submodule("mlp"), torch.nn.Softmax(dim=1))
     assert "logits differ by" in why_not_fast(lm)
 
 
