@@ -9,6 +9,7 @@ and alone (without a mask: other kernels).
 The functions here take an engine by its name and give a station's numbers by the one that is chosen.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -22,7 +23,7 @@ from fvcore.fast import sweep
 from fvcore.fast.chunks import Advance, chunk_size, even, in_chunks, silent
 from fvcore.fast.shared_prompt import SharedPrompt
 from fvcore.model.anatomy import stated
-from fvcore.model.hooks import add_to_residual
+from fvcore.model.hooks import add_to_residual, as_it_stands
 from fvcore.model.memory import is_out_of_memory
 from fvcore.model.model import LanguageModel
 from fvcore.model.spec import ModelError
@@ -33,7 +34,10 @@ Trial = TypeVar("Trial", bound=tuple[Any, ...])
 ENGINES = ("exact", "fast", "screened")
 
 LENGTHS = (48, 31)
-"""Tokens of the two prompts; longer where a sliding window is."""
+"""Tokens of the two prompts; longer where a window is."""
+
+LONGEST_WINDOW = 4096
+"""From here on a prompt of shots never sees a window's edge."""
 
 ROUNDING = {torch.float32: 1e-5}
 HALF = 5e-2
@@ -152,7 +156,7 @@ def _by_trial(
 
 
 def why_not_fast(lm: LanguageModel) -> str:
-    """Why engine `fast` does not hold for this model, or nothing. Asked of the model once for each attention."""
+    """Why engine `fast` does not hold for this model, or nothing. Asked of the model once, and anew where it is not as it was."""
 
     def find() -> str:
         try:
@@ -160,7 +164,7 @@ def why_not_fast(lm: LanguageModel) -> str:
         except Exception as error:  # whatever a model's code says to rows it did not expect
             return f"{type(error).__name__}: {in_one_line(error):.300}"
 
-    return lm.once(f"fast engine, {lm.attn_implementation}", find)
+    return lm.once(f"fast engine, {lm.attn_implementation}, {as_it_stands(lm.hf)}", find)
 
 
 class Apart(NamedTuple):
@@ -182,9 +186,8 @@ class Apart(NamedTuple):
 def apart(lm: LanguageModel) -> Iterator[Apart]:
     """Both engines beside one another, row by row of the probe. Raises what the model's code raises."""
     draw = torch.Generator().manual_seed(0)
-    window = stated(lm.config, "sliding_window") or 0
-    longer = 2 * window if window < 4096 else 0  # beyond, a prompt of shots never sees the window's edge
-    lengths = [min(n + longer, (lm.max_tokens or n + longer) - at) for at, n in enumerate(LENGTHS)]
+    window = _window(lm)
+    lengths = [min(n + 2 * window, (lm.max_tokens or n + 2 * window) - at) for at, n in enumerate(LENGTHS)]
     prompts = [torch.randint(lm.vocab_size, (n,), generator=draw).tolist() for n in lengths]
     # Large ones: an effect that is within rounding would show nothing.
     means = 3 * torch.randn(lm.n_layers, lm.n_heads, 1, lm.d_head, generator=draw)
@@ -192,7 +195,7 @@ def apart(lm: LanguageModel) -> Iterator[Apart]:
     # Two at once from the first layer on: every block sees rows of more than one variant.
     first, *_, last = (layers := lm.head_layers) * 2
     heads = sorted({(first, 0), (first, lm.n_heads - 1), (layers[len(layers) // 2], lm.n_heads // 2), (last, 0)})
-    probe = _Probe(lm, heads, means, sorted({0, lm.n_layers - 1}), vector)
+    probe = _Probe(lm, heads, means, sorted({0, lm.n_layers - 1}), vector, window)
     exact = [probe.exact(prompt) for prompt in prompts]
     for together in (prompts, prompts[:1]):
         for fast, rows in zip(probe.fast(together), exact, strict=False):
@@ -201,26 +204,42 @@ def apart(lm: LanguageModel) -> Iterator[Apart]:
                 yield Apart(what, float((row - wanted).abs().max()), allowed)
 
 
+def _window(lm: LanguageModel) -> int:
+    """The widest window of tokens that a config speaks of, under whatever name, and that prompts of shots are longer than."""
+    names = {name for name in vars(lm.config) if "window" in name and "layers" not in name} | {"sliding_window"}
+    widths = [width for name in names if type(width := stated(lm.config, name)) is int and width < LONGEST_WINDOW]
+    return max(widths, default=0)
+
+
 @dataclass(frozen=True)
 class _Probe:
-    """What is computed both ways: a prompt as it is, with heads replaced, with a vector behind layers."""
+    """What is computed both ways: a prompt as it is, with heads replaced, with a vector behind layers.
+
+    `fast` has variants start at every layer, for one may see keys of another's; and so many that those compared stand as far
+    from the prompt as a window is wide, for some code counts rows in place of positions.
+    """
 
     lm: LanguageModel
     heads: Sequence[sweep.Head]
     means: Tensor
     layers: Sequence[int]
     vector: Tensor
+    window: int
 
     def fast(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """(prompt, row, vocab)"""
         prompt = SharedPrompt.run(self.lm, prompts)
         last = torch.ones(len(prompts), 1, dtype=torch.bool, device=self.lm.device)
         replacement = sweep.Replacement(self.means.to(self.lm.device), torch.zeros_like(last, dtype=torch.long), last)
-        n_variants = max(len(self.heads), len(self.layers))
+        every = [(layer, 0) for layer in self.lm.head_layers]
+        started, layers = sorted([*{*self.heads, *every}, *every[:1] * min(self.window, sweep.ALIKE)]), self.lm.n_layers
+        heads = [bisect_right(started, head) - 1 - len(started) for head in self.heads]
+        added = [layer - layers for layer in self.layers]
         rows = [prompt.entered[-1][:, -1:]]
-        for suffix in (prompt.suffix(1), SharedPrompt.along(self.lm, prompts, n_variants)):
-            rows.append(sweep.rows_with_heads_replaced(suffix, self.heads, replacement))
-            rows.append(sweep.rows_with_vectors_added(suffix, self.layers, [self.vector])[0])
+        for suffix in (prompt.suffix(1), SharedPrompt.along(self.lm, prompts, max(len(started), layers))):
+            alone = [0] * bool(suffix.n_along)
+            rows.append(sweep.rows_with_heads_replaced(suffix, started, replacement)[:, alone + heads])
+            rows.append(sweep.rows_with_vectors_added(suffix, range(layers), [self.vector])[0][:, alone + added])
         return prompt.logits(torch.cat(rows, dim=1))
 
     def exact(self, prompt: Sequence[int]) -> list[tuple[str, Tensor]]:

@@ -129,6 +129,7 @@ class Trials:
         return read_targets(logits, self.targets[:, None].expand(-1, logits.shape[1])).float().cpu()
 
 
+@torch.inference_mode(False)  # whoever asks: a gradient is asked of the model
 def screened_top_heads(
     lm: LanguageModel,
     cases: Sequence[Case],

@@ -73,6 +73,13 @@ def test_screened_heads_are_the_top_heads_and_their_effects_are_computed(
     assert f"{found.n_skipped} of {len(lm.heads)} heads were not computed" in str(found)
 
 
+def test_gradients_may_be_off_where_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fvcore.fast.screening.SAMPLE", 2)
+    lm, cases, means = world("llama")
+    with torch.inference_mode():
+        assert screened_top_heads(lm, cases, means, 1).estimates.any()
+
+
 def test_all_is_computed_where_few_heads_are_or_trials_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, cases, means = world("llama")
     monkeypatch.setattr(Trials, "first_order", None)

@@ -31,7 +31,7 @@ if RUNNING:
         target_probability,
         tokens_of_class,
     )
-    from fvcore.injection import N_GENERATED, generated_ids, inject, inject_generate, inject_nll
+    from fvcore.injection import N_GENERATED, answer_nlls, generated_ids, inject, inject_generate, inject_nll
     from fvcore.model.generation import set_aside
     from fvcore.model.hooks import HookNeverFired, add_to_residual, read_heads
     from fvcore.model.model import LanguageModel, ModelError
@@ -467,6 +467,16 @@ def test_the_likelihood_of_one_token_is_its_log_probability(bench: Bench) -> Non
     nll = inject_nll(bench.lm, bench.ids, [bench.target], bench.vector, 1)
     next_token = inject(bench.lm, bench.ids, bench.target, bench.vector, 1)
     assert [-nll.base_nll, -nll.with_nll] == pytest.approx([next_token.base_logprob, next_token.with_logprob], abs=1e-5)
+
+
+def test_what_a_models_own_loss_has_beside_a_likelihood_is_left_out() -> None:
+    """How evenly a mixture's experts are used, where its config asks for it."""
+    lm = random_lm("mixtral")
+    (plain,) = answer_nlls(lm, [Prompt("", (5, 6, 7), (8,))], engine="exact")
+    lm.hf.config.output_router_logits = True
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert abs(float(lm.hf(input_ids=ids, labels=ids.where(ids == 8, -100)).loss) - plain) > 1e-3
+    assert answer_nlls(lm, [Prompt("", (5, 6, 7), (8,))], engine="exact") == pytest.approx([plain], abs=1e-5)
 
 
 def test_the_likelihood_of_no_tokens_is_refused(llama: Bench) -> None:

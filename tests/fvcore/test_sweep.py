@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fvcore.embedded.random_models import AWKWARD_PAIRS, FAMILIES, random_lm, toy_tokenizer, trials_for
+from fvcore.embedded.random_models import AWKWARD_PAIRS, FAMILIES, of_config, random_lm, toy_tokenizer, trials_for
 from fvcore.slots import SlotMap
 from tests.late import RUNNING
 
@@ -244,6 +244,8 @@ def rows_through(lm: LanguageModel, names: Sequence[str], run: Callable[[], obje
         for name in names:
             hook = lm.hf.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: count(name, args[0]))
             hooks.callback(hook.remove)
+        why_not_fast(lm)  # asked anew of a model with other hooks
+        seen = dict.fromkeys(names, 0)
         run()
     return seen
 
@@ -291,6 +293,8 @@ def test_every_weight_is_read_once_where_variants_run_along() -> None:
         for name in names:
             hook = lm.hf.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
             hooks.callback(hook.remove)
+        why_not_fast(lm)  # asked anew of a model with other hooks
+        calls.clear()
         engines.causal_indirect_effects(lm, cases, means)
 
     assert calls == names
@@ -522,6 +526,42 @@ def unmasked(lm: LanguageModel) -> LanguageModel:
 
     hf.model.forward = forward
     return LanguageModel.wrap(hf, lm.tokenizer, "unmasked")
+
+
+def of(family: str, **sizes: Any) -> LanguageModel:
+    given = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 64, "initializer_range": 0.3, "bos_token_id": 1}
+    config = AutoConfig.for_model(family, **given | {"eos_token_id": 2, "max_position_embeddings": 256} | sizes)
+    return LanguageModel.wrap(of_config(config), name=family)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_code_that_counts_rows_from_a_window_on_is_found_whatever_the_window_is_called(dtype: str) -> None:
+    """Its local layers look at a row's number: no row of the probe but for the window would be far enough from the prompt."""
+    kinds = [[["global", "local"], 1]]
+    lm = of("gpt_neo", num_heads=4, num_layers=2, window_size=64, attention_types=kinds)
+    lm.hf.to(getattr(torch, dtype))
+    assert "replaced: logits differ by" in why_not_fast(lm)
+
+
+def test_layers_that_see_keys_of_others_are_found_wherever_they_stand() -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    lm = of(
+        "gemma4_text", num_hidden_layers=8, num_kv_shared_layers=2, layer_types=4 * kinds, head_dim=8, global_head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=16, pad_token_id=0,
+        hidden_size_per_layer_input=8, vocab_size_per_layer_input=61,
+    )  # fmt: skip
+    assert "must match the size" in why_not_fast(lm)
+
+
+def test_a_model_that_others_have_changed_since_is_asked_anew() -> None:
+    lm = random_lm("llama")
+    assert why_not_fast(lm) == ""
+    hook = lm.blocks[0].register_forward_hook(lambda _, given, left: torch.cat([left[:, :-1], left[:, -1:] + 1], dim=1))
+    assert "logits differ by" in why_not_fast(lm)  # the last row is the last variant's alone
+    hook.remove()
+    assert why_not_fast(lm) == ""
+    lm.blocks[0].mlp = torch.nn.Sequential(lm.blocks[0].get_submodule("mlp"), torch.nn.Softmax(dim=1))
+    assert "logits differ by" in why_not_fast(lm)
 
 
 @pytest.mark.parametrize(
