@@ -21,7 +21,7 @@ from fvcore.effects import read_targets
 from fvcore.fast.chunks import Advance, chunk_size, even, in_chunks, silent
 from fvcore.fast.engines import chosen
 from fvcore.fast.shared_prompt import Batch, SharedPrompt
-from fvcore.fast.sweep import ROWS, pass_bytes, rows_with_vectors_added, trial_bytes, variant_bytes
+from fvcore.fast.sweep import ALIKE, ROWS, pass_bytes, rows_with_vectors_added, trial_bytes, variant_bytes
 from fvcore.model.generation import end_ids, greedily
 from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
@@ -217,8 +217,9 @@ def read_injected(
         raise ValueError(f"layers {list(layers)} do not rise; each is computed once, from the first to the last")
     fast, added = chosen(lm, engine) != "exact", [alpha * vector for vector in vectors]
     n_variants, longest = len(added) * len(layers), max(map(len, prompts))
-    each = pass_bytes(lm, longest + n_variants) + (1 + n_variants) * variant_bytes(lm, 1)
-    at_most = even(len(prompts), max(1, ROWS // (longest + n_variants)))
+    n_rows = longest + min(n_variants, max(ALIKE, len(layers)))
+    each = pass_bytes(lm, n_rows) + (1 + n_variants) * variant_bytes(lm, 1)
+    at_most = even(len(prompts), max(1, ROWS // n_rows))
     size = chunk_size(each, lm.device, at_most, max_memory) if fast else 1
 
     def run(rows: Sequence[int]) -> tuple[Read, Tensor]:
@@ -239,7 +240,18 @@ def _fast(
     lm: LanguageModel, prompts: Sequence[Sequence[int]], added: Sequence[Tensor], layers: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Logits (prompt, arm, vocab), and whether each addition changed the residual stream: logits of rows that ran beside
-    others differ by rounding alone."""
+    others differ by rounding alone. As many vectors at a time as their rows may look at one another."""
+    size = max(1, ALIKE // max(1, len(layers)))
+    groups = [added[at : at + size] for at in range(0, max(1, len(added)), size)]
+    (logits, moved), *more = (_together(lm, prompts, group, layers) for group in groups)
+    if not more:
+        return logits, moved
+    return torch.cat([logits, *(rows[:, 1:] for rows, _ in more)], dim=1), torch.cat([moved, *(one for _, one in more)])
+
+
+def _together(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], added: Sequence[Tensor], layers: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     suffix = SharedPrompt.along(lm, prompts, len(added) * len(layers))
     rows, moved = rows_with_vectors_added(suffix, layers, added)
     order = torch.arange(len(layers) * len(added)).view(len(layers), len(added)).T.flatten()  # by vector, then by layer

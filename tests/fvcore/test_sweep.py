@@ -169,13 +169,23 @@ def test_logits_of_padded_batches_are_those_of_single_prompts(family: str, max_m
         torch.testing.assert_close(row, lm.logits(lm.ids(ids))[0, -1], rtol=0, atol=2e-5)
 
 
-def test_each_vector_at_each_layer_is_as_it_is_alone() -> None:
+@pytest.mark.parametrize("n_together", [1, 4, 1024])
+def test_each_vector_at_each_layer_is_as_it_is_alone(n_together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lm, cases, _ = world("llama")
-    one, two = torch.ones(lm.d_model), torch.linspace(-1, 1, lm.d_model)
-    together = inject_logits(lm, [cases[0][0]], [one, two], [0, 1])[0]
-    alone = [inject_logits(lm, [cases[0][0]], [v], [layer])[0, 1] for v in (one, two) for layer in (0, 1)]
+    vectors = [torch.ones(lm.d_model), torch.linspace(-1, 1, lm.d_model), -torch.ones(lm.d_model)]
+    passes, along = [], SharedPrompt.along
+    monkeypatch.setattr(SharedPrompt, "along", lambda *asked: passes.append(asked[2]) or along(*asked))
+    monkeypatch.setattr("fvcore.injection.ALIKE", n_together)
+    together = inject_logits(lm, [cases[0][0]], vectors, [0, 1])[0]
+    assert passes == {1: [2, 2, 2], 4: [4, 2], 1024: [6]}[n_together]
+    alone = [inject_logits(lm, [cases[0][0]], [v], [layer])[0, 1] for v in vectors for layer in (0, 1)]
     torch.testing.assert_close(together[1:], torch.stack(alone), rtol=0, atol=2e-5)
-    assert len({float(row[0]) for row in together}) == 5
+    assert len({float(row[0]) for row in together}) == 7
+
+
+def test_layers_rise() -> None:
+    lm, cases, _ = world("llama")
+    one = torch.ones(lm.d_model)
     with pytest.raises(ValueError, match=r"layers \[1, 0, 1\] do not rise"):
         inject_logits(lm, [cases[0][0]], [one], [1, 0, 1])
 
