@@ -21,7 +21,7 @@ from fvcore.effects import read_targets
 from fvcore.fast.chunks import Advance, chunk_size, even, in_chunks, silent
 from fvcore.fast.engines import chosen
 from fvcore.fast.shared_prompt import Batch, SharedPrompt
-from fvcore.fast.sweep import ALIKE, ROWS, pass_bytes, rows_with_vectors_added, trial_bytes, variant_bytes
+from fvcore.fast.sweep import ROWS, alike, pass_bytes, rows_with_vectors_added, trial_bytes, variant_bytes
 from fvcore.model.generation import end_ids, greedily
 from fvcore.model.hooks import add_to_residual
 from fvcore.model.model import LanguageModel
@@ -217,7 +217,7 @@ def read_injected(
         raise ValueError(f"layers {list(layers)} do not rise; each is computed once, from the first to the last")
     fast, added = chosen(lm, engine) != "exact", [alpha * vector for vector in vectors]
     n_variants, longest = len(added) * len(layers), max(map(len, prompts))
-    n_rows = longest + min(n_variants, max(ALIKE, len(layers)))
+    n_rows = longest + min(n_variants, max(alike(lm), len(layers)))
     each = pass_bytes(lm, n_rows) + (1 + n_variants) * variant_bytes(lm, 1)
     at_most = even(len(prompts), max(1, ROWS // n_rows))
     size = chunk_size(each, lm.device, at_most, max_memory) if fast else 1
@@ -241,7 +241,7 @@ def _fast(
 ) -> tuple[Tensor, Tensor]:
     """Logits (prompt, arm, vocab), and whether each addition changed the residual stream: logits of rows that ran beside
     others differ by rounding alone. As many vectors at a time as their rows may look at one another."""
-    size = max(1, ALIKE // max(1, len(layers)))
+    size = max(1, alike(lm) // max(1, len(layers)))
     groups = [added[at : at + size] for at in range(0, max(1, len(added)), size)]
     (logits, moved), *more = (_together(lm, prompts, group, layers) for group in groups)
     if not more:

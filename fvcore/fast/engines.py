@@ -232,7 +232,10 @@ class _Probe:
         last = torch.ones(len(prompts), 1, dtype=torch.bool, device=self.lm.device)
         replacement = sweep.Replacement(self.means.to(self.lm.device), torch.zeros_like(last, dtype=torch.long), last)
         every = [(layer, 0) for layer in self.lm.head_layers]
-        started, layers = sorted([*{*self.heads, *every}, *every[:1] * min(self.window, sweep.ALIKE)]), self.lm.n_layers
+        started, layers = (
+            sorted([*{*self.heads, *every}, *every[:1] * min(self.window, sweep.alike(self.lm))]),
+            self.lm.n_layers,
+        )
         heads = [bisect_right(started, head) - 1 - len(started) for head in self.heads]
         added = [layer - layers for layer in self.layers]
         rows = [prompt.entered[-1][:, -1:]]

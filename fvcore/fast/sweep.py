@@ -31,9 +31,9 @@ ROWS = 4096
 """Rows that run together at most, of all trials: products of more are hardly faster (`docs/performance.md` has the curve). A
 number that a clock chose would change the last bits of a result from one run to the next."""
 
-ALIKE = 1024
+ALIKE, MANY_HEADS = 1024, 64
 """Rows of one trial's variants that run together at most: each one's attention looks at all of them, if only to see that
-they are masked."""
+they are masked. Fewer where a layer has more heads than that, for in each of them it does."""
 
 LOGITS = 31 * 2**20
 """Bytes of logits that are there at once: more than the C library keeps (`memory.py`) would be cleared anew each time."""
@@ -111,10 +111,15 @@ def rows_with_vectors_added(
     return suffix.through(enter), [moved.get(layer, []) for layer in layers]
 
 
+def alike(lm: LanguageModel) -> int:
+    """How many rows of one trial's variants run together at most."""
+    return max(1, ALIKE * MANY_HEADS // max(MANY_HEADS, lm.n_heads))
+
+
 def trials_along(lm: LanguageModel, n_tokens: int, n_variants: int, max_memory: int | None = None) -> int:
     """How many prompts of so many tokens run in one pass with all their variants; 0 where not even one does."""
     n_rows = n_tokens + n_variants
-    if n_variants > ALIKE:
+    if n_variants > alike(lm):
         return 0
     return fitting(pass_bytes(lm, n_rows), lm.device, ROWS // n_rows, max_memory)
 
@@ -169,7 +174,7 @@ def variants_together(
     lm: LanguageModel, n_trials: int, n_tokens: int, n_variants: int, max_memory: int | None = None
 ) -> int:
     """How many variants of each trial run together behind prompts that ran first: chunks of one size."""
-    most = even(n_variants, max(1, min(ALIKE, ROWS // n_trials) // n_tokens))
+    most = even(n_variants, max(1, min(alike(lm), ROWS // n_trials) // n_tokens))
     return chunk_size(n_trials * variant_bytes(lm, n_tokens), lm.device, most, max_memory)
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -175,7 +176,7 @@ def test_each_vector_at_each_layer_is_as_it_is_alone(n_together: int, monkeypatc
     vectors = [torch.ones(lm.d_model), torch.linspace(-1, 1, lm.d_model), -torch.ones(lm.d_model)]
     passes, along = [], SharedPrompt.along
     monkeypatch.setattr(SharedPrompt, "along", lambda *asked: passes.append(asked[2]) or along(*asked))
-    monkeypatch.setattr("fvcore.injection.ALIKE", n_together)
+    monkeypatch.setattr("fvcore.fast.sweep.ALIKE", n_together)
     together = inject_logits(lm, [cases[0][0]], vectors, [0, 1])[0]
     assert passes == {1: [2, 2, 2], 4: [4, 2], 1024: [6]}[n_together]
     alone = [inject_logits(lm, [cases[0][0]], [v], [layer])[0, 1] for v in vectors for layer in (0, 1)]
@@ -312,7 +313,9 @@ def test_every_weight_is_read_once_where_variants_run_along() -> None:
 
 def test_variants_run_along_where_they_and_their_prompt_are_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, cases, means = world("llama")
-    most, alike = sweep.ROWS, sweep.ALIKE
+    most, alike = sweep.ROWS, sweep.alike(lm)
+    of_heads: list[Any] = [SimpleNamespace(n_heads=n) for n in (1, sweep.MANY_HEADS, 2 * sweep.MANY_HEADS)]
+    assert [sweep.alike(one) for one in of_heads] == [alike, alike, alike // 2]
     assert sweep.trials_along(lm, 100, 28, 10**9) == most // 128
     assert sweep.trials_along(lm, most - 28, 28, 10**10) == 1
     assert sweep.trials_along(lm, most - 27, 28, 10**10) == 0
