@@ -11,6 +11,7 @@ apart is part of the figures, and nothing is asserted of time. `sweep_page.py` m
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ N_PRODUCTS = 20
 """How often the bare matrix products are timed, over all rounds."""
 
 app = typer.Typer(add_completion=False)
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 180)
 err = Console(stderr=True, highlight=False)
 
 
